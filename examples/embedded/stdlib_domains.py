@@ -1,0 +1,309 @@
+"""Real text in four domains from what every Python installation has: no download, nothing but the standard library.
+
+    code         the library's source files without their documentation strings
+    docstrings   those documentation strings, as text
+    manual       the language reference that ``help()`` shows (``pydoc_data.topics``), by section
+    tables       characters and their names and properties (``unicodedata``), by script
+
+Every document names its ``group``. The split into a training and a held-out part looks at nothing else
+(`hf_shear.data.split_domains` hashes the name), so that a module's code and its docstrings lie on the same side, and so
+does everything that is nearly the same text (`decimal` and `_pydecimal`, a section that two topics quote).
+
+    python examples/embedded/stdlib_domains.py        # the sizes of the domains on both sides
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import logging
+import re
+import sys
+import sysconfig
+import unicodedata
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from near_duplicates import merged_groups, near_duplicates  # noqa: E402  (a neighbour of this file)
+
+logger = logging.getLogger(__name__)
+
+EXCLUDED_FOLDERS = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib-dynload", "pydoc_data", "encodings"}
+)
+"""Folders that are not read: other people's packages, tests, and generated tables."""
+
+EXCLUDED_PREFIXES = ("_sysconfigdata", "_sysconfig_vars", "config-", "_vars_config")
+"""Generated files and folders, which hold the paths of one machine."""
+
+MAX_DOCUMENT_CHARACTERS = 16_000
+"""A longer file is split at top-level statements into several documents of one group."""
+
+MIN_DOCUMENT_CHARACTERS = 80
+"""Shorter documents are left out."""
+
+FAMILIES = {
+    "abc": ("_py_abc",),
+    "aifc": ("chunk", "sunau", "wave"),
+    "collections": ("_collections_abc",),
+    "ctypes": ("distutils", "shutil", "sysconfig"),
+    "datetime": ("_pydatetime", "_strptime"),
+    "decimal": ("_pydecimal",),
+    "email": ("imghdr", "sndhdr", "wsgiref"),
+    "importlib": ("imp",),
+    "io": ("_pyio",),
+    "re": ("sre_compile", "sre_constants", "sre_parse"),
+    "threading": ("_threading_local", "asyncio", "queue"),
+    "tokenize": ("lib2to3", "token"),
+    "weakref": ("_weakrefset",),
+}
+"""Modules that share text in some Python versions, or whose text moved from one to another: one group in all versions, so
+that what was held out when a source model was trained is held out wherever the domains are built. Near-duplicates that
+are not listed are found in the text itself."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text, the domain it belongs to, the source (file, section, script) it is from, and its group."""
+
+    domain: str
+    source: str
+    group: str
+    text: str
+
+
+def stdlib_domains(library: str | Path | None = None) -> DatasetDict:
+    """The domains of the running Python, each a `Dataset` with the columns ``text`` and ``group``.
+
+    The same installation gives the same rows in the same order. A part that is missing is skipped with a warning.
+
+    Args:
+        library: folder of the standard library; default: the running Python's own.
+
+    Raises:
+        ValueError: fewer than two domains are left.
+    """
+    folder = Path(library or sysconfig.get_paths()["stdlib"])
+    documents = [*_source_documents(folder), *_manual_documents(), *_table_documents()]
+    domains: dict[str, list[Document]] = {name: [] for name in ("code", "docstrings", "manual", "tables")}
+    for document in _with_final_groups(documents):
+        domains[document.domain].append(document)
+    for name in [name for name, members in domains.items() if len({one.group for one in members}) < 2]:
+        warnings.warn(
+            f"This Python installation ({folder}) has no text for the domain {name!r}; it is skipped.", stacklevel=2
+        )
+        del domains[name]
+    if len(domains) < 2:
+        raise ValueError(
+            f"The standard library at `library` ({folder}) gives {len(domains)} text domain(s), {sorted(domains)}, but at "
+            "least 2 are needed. Use a Python installation that has its library as source files, or pass a folder of "
+            "your own text with --data_dir."
+        )
+    return DatasetDict(
+        {
+            name: Dataset.from_dict({"text": [one.text for one in members], "group": [one.group for one in members]})
+            for name, members in domains.items()
+        }
+    )
+
+
+def _with_final_groups(documents: list[Document]) -> list[Document]:
+    """Near-duplicates get one group; after that, long documents are split into several of the same group."""
+    links = [
+        (documents[i].group, documents[j].group)
+        for i, j, _ in near_duplicates([document.text for document in documents])
+    ]
+    groups = merged_groups(sorted({document.group for document in documents}), links)
+    return [
+        replace(document, group=groups[document.group], text=text)
+        for document in documents
+        for text in _parts(document)
+        if len(text) >= MIN_DOCUMENT_CHARACTERS
+    ]
+
+
+# Source files --------------------------------------------------------------------------------------------------------
+
+
+def _source_documents(folder: Path) -> Iterator[Document]:
+    """A `code` and a `docstrings` document per readable source file, in the order of the paths."""
+    families = {member: name for name, members in FAMILIES.items() for member in members}
+    for path in _source_files(folder):
+        relative = path.relative_to(folder)
+        module = relative.parts[0].removesuffix(".py")
+        group = families.get(module, module)
+        try:
+            source = path.read_text(encoding="utf-8")
+            tree = _parsed(source)
+        except (SyntaxError, UnicodeDecodeError, OSError) as error:
+            logger.info("%s is skipped: %s", relative, error)
+            continue
+        name = relative.as_posix()
+        yield Document("code", name, group, _without_docstrings(source, tree))
+        yield Document("docstrings", name, group, "\n\n".join(_docstrings(tree)))
+
+
+def _source_files(folder: Path) -> list[Path]:
+    def is_wanted(path: Path) -> bool:
+        parts = path.relative_to(folder).parts
+        return not EXCLUDED_FOLDERS.intersection(parts) and not any(part.startswith(EXCLUDED_PREFIXES) for part in parts)
+
+    return sorted((path for path in folder.rglob("*.py") if is_wanted(path)), key=lambda path: path.as_posix())
+
+
+def _parsed(source: str) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # old escapes in the library's own strings are not this reader's business
+        return ast.parse(source)
+
+
+def _docstring_nodes(tree: ast.Module) -> Iterator[tuple[list[ast.stmt], list[ast.Expr]]]:
+    """(body, its leading string statements) of every module, class and function that starts with one."""
+    open_nodes: list[ast.AST] = [tree]
+    while open_nodes:
+        node = open_nodes.pop()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            leading = list(takewhile(_is_string, node.body))
+            if leading:
+                yield node.body, leading
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):  # statements only: much faster than ast.walk
+            children = getattr(node, name, ())
+            if isinstance(children, list):
+                open_nodes.extend(children)
+
+
+def _is_string(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
+
+
+def _docstrings(tree: ast.Module) -> list[str]:
+    """The file's documentation strings in the order of the source, without their indentation."""
+    found = [strings[0].value for _, strings in _docstring_nodes(tree)]
+    found.sort(key=lambda constant: (constant.lineno, constant.col_offset))
+    return [text for constant in found if (text := inspect.cleandoc(constant.value).strip())]
+
+
+def _without_docstrings(source: str, tree: ast.Module) -> str:
+    """The source with every documentation string cut out; a body that was nothing else becomes ``pass``."""
+    lines = [line.encode() for line in source.split("\n")]  # ast counts columns in bytes
+    edits = []
+    for body, strings in _docstring_nodes(tree):
+        for position, node in enumerate(strings):
+            needs_statement = len(strings) == len(body) and position == 0 and body is not tree.body
+            edits.append((node, b"pass" if needs_statement else b""))
+    for node, replacement in sorted(edits, key=lambda edit: (edit[0].lineno, edit[0].col_offset), reverse=True):
+        first, last = node.lineno - 1, node.end_lineno - 1
+        before, after = lines[first][: node.col_offset], lines[last][node.end_col_offset :]
+        if not replacement:
+            after = re.sub(rb"^\s*;\s*", b"", after)
+        left = before + replacement + after
+        lines[first : last + 1] = [left.rstrip()] if left.strip() else []
+    return re.sub(r"(?m)(?:^#.*\n)+", _without_licence, b"\n".join(lines).decode()).strip() + "\n"
+
+
+def _without_licence(comment: re.Match[str]) -> str:
+    """Nothing for a comment about licence or copyright, which many files share; any other comment as it is."""
+    return "" if re.search(r"copyright|licen[cs]e", comment[0], re.IGNORECASE) else comment[0]
+
+
+def _parts(document: Document) -> list[str]:
+    """The document's text in parts of about MAX_DOCUMENT_CHARACTERS; code is cut between top-level statements only."""
+    if len(document.text) <= MAX_DOCUMENT_CHARACTERS:
+        return [document.text]
+    lines = document.text.splitlines(keepends=True)
+    if document.domain == "code":
+        cuts = [min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))]) - 1
+                for node in _parsed(document.text).body]  # fmt: skip
+    else:
+        cuts = [number + 1 for number, line in enumerate(lines) if not line.strip()] or range(len(lines))
+    parts, start, length, previous = [], 0, 0, 0
+    for cut in [*cuts, len(lines)]:
+        step = sum(map(len, lines[previous:cut]))
+        if length and length + step > MAX_DOCUMENT_CHARACTERS:
+            parts.append("".join(lines[start:previous]))
+            start, length = previous, 0
+        length, previous = length + step, cut
+    return [*parts, "".join(lines[start:])]
+
+
+# The manual and the tables -------------------------------------------------------------------------------------------
+
+
+def _manual_documents() -> Iterator[Document]:
+    """The sections of the language reference; the group is the section's title, which several topics may quote."""
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except (ImportError, AttributeError) as error:
+        logger.info("The language reference is missing: %s", error)
+        return
+    for topic, text in sorted(topics.items()):
+        for title, section in _sections(topic, text):
+            yield Document("manual", topic, f"manual:{title}", section)
+
+
+def _sections(topic: str, text: str) -> Iterator[tuple[str, str]]:
+    """(title in lower case, text) of each section: a title is a line underlined with ``*``, ``=``, ``-`` or ``~``."""
+    starts = [(match.start(), match[1]) for match in re.finditer(r"^(\S.*)\n([*=\-~])\2{2,}\n", text, re.MULTILINE)]
+    if not starts or text[: starts[0][0]].strip():
+        starts.insert(0, (0, topic))
+    for (start, title), (end, _) in zip(starts, [*starts[1:], (len(text), "")], strict=True):
+        yield " ".join(re.findall(r"[a-z0-9]+", title.lower())), text[start:end].strip() + "\n"
+
+
+def _table_documents() -> Iterator[Document]:
+    """A table per script (the first word of the names): code point, name, category, direction, decomposition, numeric value.
+
+    Names that are only the code point again (ideographs) are left out.
+    """
+    rows: dict[str, list[str]] = defaultdict(list)
+    for code in range(sys.maxunicode + 1):
+        character = chr(code)
+        name = unicodedata.name(character, "")
+        if not name or name.endswith(f"{code:04X}") or name.startswith("HANGUL SYLLABLE"):
+            continue
+        fields = [f"{code:04X}", name, unicodedata.category(character), unicodedata.bidirectional(character)]
+        fields += [unicodedata.decomposition(character), str(unicodedata.numeric(character, ""))]
+        rows[re.split(r"[ -]", name)[0].lower()].append(";".join(fields))
+    for script, lines in sorted(rows.items()):
+        yield Document("tables", script, f"unicode:{script}", "\n".join(lines) + "\n")
+
+
+def domain_sizes(train: DatasetDict, held_out: DatasetDict) -> dict[str, dict[str, int]]:
+    """Domain -> documents, groups and characters on each side."""
+    return {
+        name: {
+            f"{side}_{unit}": value
+            for side, domains in (("train", train), ("held_out", held_out))
+            for unit, value in (
+                ("documents", len(domains[name])),
+                ("groups", len(set(domains[name]["group" if "group" in domains[name].column_names else "text"]))),
+                ("characters", sum(map(len, domains[name]["text"]))),
+            )
+        }
+        for name in train
+    }
+
+
+def main() -> None:
+    from hf_shear.data import split_domains
+
+    train, held_out = split_domains(stdlib_domains())
+    for name, sizes in domain_sizes(train, held_out).items():
+        print(f"{name:12}", "  ".join(f"{key}: {value:,}" for key, value in sizes.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Documents to fixed-length samples of token ids.
+
+Shapes: S = `max_length`, the tokens of one sample.
+
+Each document is encoded without special tokens and ended by one EOS token: no BOS is put before documents,
+none is doubled, and the text that a sample starts in the middle of needs none. The documents of a domain are
+concatenated in order and cut every S tokens; the last, incomplete piece is dropped. As in the paper (arXiv
+2310.06694, section 3.1) attention crosses document borders by default; `block_diagonal=True` confines it to
+the document.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetDict, Features, Sequence, Value
+from datasets.fingerprint import Hasher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+TOKENIZE_BATCH = 64  # documents encoded at once: bounds memory with long documents
+PACK_BATCH = 256  # documents concatenated at once
+PACKING_VERSION = 1  # part of the cache's key: raise it when the same documents give other samples
+
+
+def pack_domains(
+    domains: Mapping[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    block_diagonal: bool = False,
+    num_proc: int | None = None,
+) -> DatasetDict:
+    """Tokenise every domain's documents and pack them into samples of exactly `max_length` tokens.
+
+    Both steps are cached by `datasets`: the same documents, tokenizer and arguments are read back, not
+    redone.
+
+    Args:
+        domains: name -> data set with the column `text`, one document per row.
+        tokenizer: needs an `eos_token_id`.
+        max_length: S.
+        block_diagonal: also give `position_ids`, which restart at 0 at every document. transformers (eager,
+            sdpa, flex and flash attention) reads restarted positions as separate sequences, and lets no token
+            attend across them, as long as the model gets no `attention_mask` and no cache (`use_cache=False`,
+            as in the Trainer). A document that is cut by a sample's end starts afresh, at position 0, in the
+            next one.
+        num_proc: processes for tokenising.
+
+    Returns:
+        name -> `Dataset` with `input_ids` [S] int32 (so ids above 65,535 survive) and, if `block_diagonal`,
+        `position_ids` [S] int32.
+
+    Raises:
+        ValueError: for a tokenizer without EOS, `max_length` below 2, or a domain with fewer than S tokens.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "`tokenizer` must have an `eos_token_id`, which ends every document, but it is None. "
+            "Set `tokenizer.eos_token` to a token of its vocabulary."
+        )
+    if max_length < 2:
+        raise ValueError(
+            f"`max_length` must be at least 2 (one token to read, one to predict), but it is {max_length}."
+        )
+    return DatasetDict(
+        {
+            name: _pack_domain(name, dataset, tokenizer, max_length, block_diagonal, num_proc)
+            for name, dataset in domains.items()
+        }
+    )
+
+
+def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Check that every id of the tokenizer is in a model's vocabulary.
+
+    Raises:
+        ValueError: if the largest id is `vocab_size` or more.
+    """
+    token, largest_id = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if largest_id >= vocab_size:
+        raise ValueError(
+            f"`tokenizer` must only give ids below the model's `vocab_size` ({vocab_size}), but its token "
+            f"{token!r} has id {largest_id}. Use the tokenizer that belongs to the model."
+        )
+
+
+def check_max_length(max_length: int, max_position_embeddings: int) -> None:
+    """Check that a sample of `max_length` tokens fits a model's positions.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if max_length > max_position_embeddings:
+        raise ValueError(
+            "`max_length` must be at most the model's `max_position_embeddings` "
+            f"({max_position_embeddings}), but it is {max_length}. Lower it to {max_position_embeddings} or "
+            "less."
+        )
+
+
+def _pack_domain(
+    name: str,
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    block_diagonal: bool,
+    num_proc: int | None,
+) -> Dataset:
+    """One domain: tokenise with `map`, then cut with a generator, as samples cross batches."""
+    if "text" not in dataset.column_names:
+        raise ValueError(
+            f"Every domain must have a column 'text', but domain {name!r} has {dataset.column_names}. Rename "
+            "it."
+        )
+    tokenized = dataset.with_format(None).map(
+        _encode_documents,
+        batched=True,
+        batch_size=TOKENIZE_BATCH,
+        remove_columns=dataset.column_names,
+        features=Features({"input_ids": Sequence(Value("int32"))}),
+        fn_kwargs={"tokenizer": tokenizer},
+        num_proc=None if num_proc is None else max(1, min(num_proc, len(dataset))),
+        desc=f"Tokenising {name}",
+    )
+    num_tokens = sum(int(pc.sum(_lengths(ids)).as_py() or 0) for ids in _batches(tokenized))
+    if num_tokens < max_length:
+        raise ValueError(
+            f"Every domain must hold at least `max_length` ({max_length}) tokens, but domain {name!r} holds "
+            f"{num_tokens}. Add text to it, lower `max_length`, or remove the domain."
+        )
+    num_samples, num_dropped = divmod(num_tokens, max_length)
+    logger.info(
+        f"Domain {name!r}: {num_samples} samples of {max_length} tokens, {num_dropped} tokens dropped."
+    )
+    columns = ["input_ids", "position_ids"] if block_diagonal else ["input_ids"]
+    arguments = {"tokenized": tokenized, "max_length": max_length, "block_diagonal": block_diagonal}
+    return Dataset.from_generator(
+        _samples,
+        features=Features({column: Sequence(Value("int32"), length=max_length) for column in columns}),
+        gen_kwargs=arguments,
+        fingerprint=Hasher.hash([PACKING_VERSION, tokenized._fingerprint, max_length, block_diagonal]),
+    )
+
+
+def _encode_documents(
+    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[list[int]]]:
+    """The ids of each document, without special tokens, and one EOS."""
+    encoded = tokenizer(
+        batch["text"], add_special_tokens=False, return_attention_mask=False, truncation=False, verbose=False
+    )
+    return {"input_ids": [[*ids, tokenizer.eos_token_id] for ids in encoded["input_ids"]]}
+
+
+def _batches(tokenized: Dataset) -> Iterator[pa.ListArray]:
+    """The column `input_ids`, some documents at a time."""
+    for table in tokenized.with_format("arrow").iter(batch_size=PACK_BATCH):
+        yield from table.column("input_ids").chunks
+
+
+def _lengths(ids: pa.ListArray) -> pa.Array:
+    return pc.list_value_length(ids)
+
+
+def _samples(tokenized: Dataset, max_length: int, block_diagonal: bool) -> Iterator[dict[str, np.ndarray]]:
+    """Cut the concatenated documents every `max_length` tokens."""
+    rest_ids, rest_positions = np.zeros(0, np.int32), np.zeros(0, np.int32)
+    for chunk in _batches(tokenized):
+        ids = np.concatenate([rest_ids, chunk.flatten().to_numpy(zero_copy_only=False)])
+        positions = np.concatenate([rest_positions, _document_positions(_lengths(chunk).to_numpy())])
+        end = len(ids) // max_length * max_length
+        for start in range(0, end, max_length):
+            sample = {"input_ids": ids[start : start + max_length]}
+            if block_diagonal:
+                sample["position_ids"] = _restart(positions[start : start + max_length])
+            yield sample
+        rest_ids, rest_positions = ids[end:], positions[end:]
+
+
+def _document_positions(lengths: np.ndarray) -> np.ndarray:
+    """[sum of lengths] int32: 0, 1, ... within every document."""
+    ends = np.cumsum(lengths)
+    return (np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)).astype(np.int32)
+
+
+def _restart(positions: np.ndarray) -> np.ndarray:
+    """Let the first document of a sample, which may have begun in the sample before, start at 0."""
+    borders = np.flatnonzero(positions[1:] == 0) + 1
+    first = borders[0] if len(borders) else len(positions)
+    return np.concatenate([positions[:first] - positions[0], positions[first:]])

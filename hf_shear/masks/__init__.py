@@ -1,0 +1,33 @@
+"""What is kept: gates, their constraint and their schedule."""
+
+from .hard_concrete import closed_probability, sample_gates, soft_gates
+from .lagrangian import ascend, lagrangian_penalty
+from .relaxed_topk import hard_topk, relaxed_topk
+from .schedule import MaskPhase, MaskSchedule
+from .settings import MASK_DRAWS, MASK_METHODS, MaskSettings
+from .shearing_masks import ShearingMasks
+from .unit_kinds import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, UNIT_KINDS, UnitKind, unit_kinds
+
+__all__ = [
+    "HIDDEN",
+    "INTERMEDIATE",
+    "KEY_VALUE_HEAD",
+    "LAYER",
+    "MASK_DRAWS",
+    "MASK_METHODS",
+    "QUERY_HEAD",
+    "UNIT_KINDS",
+    "MaskPhase",
+    "MaskSchedule",
+    "MaskSettings",
+    "ShearingMasks",
+    "UnitKind",
+    "ascend",
+    "closed_probability",
+    "hard_topk",
+    "lagrangian_penalty",
+    "relaxed_topk",
+    "sample_gates",
+    "soft_gates",
+    "unit_kinds",
+]

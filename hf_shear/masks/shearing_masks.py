@@ -1,0 +1,290 @@
+"""All masks of one model: parameters, draws, deterministic values, expected sizes and the Lagrangian.
+
+Legend: d hidden size, L layers, KV key/value heads, g query heads per KV head, ff MLP width.
+A *gate* is a value in [0, 1]; a dict of gates is keyed by the kind of unit (``unit_kinds``); frozen kinds are absent.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..shapes import ModelShape
+from .hard_concrete import closed_probability, expected_num_closed, sample_gates, soft_gates
+from .lagrangian import ascend, lagrangian_penalty
+from .relaxed_topk import hard_topk, relaxed_topk
+from .schedule import MaskPhase
+from .settings import MaskSettings
+from .unit_kinds import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, UnitKind, unit_kinds
+
+_UNIFORM_EPS = 1e-6
+
+
+class ShearingMasks(nn.Module):
+    """Learned masks that take a ``source`` shape to a ``target`` shape.
+
+    Parameters are float32 on every device and stay so when the model is cast:
+        log_alpha[kind]: [*rows, units], one score per unit; higher = keep.
+        multiplier_linear, multiplier_quadratic: [constrained kinds], lambda_1 and lambda_2 (hard_concrete only).
+    """
+
+    def __init__(self, source: ModelShape, target: ModelShape, settings: MaskSettings):
+        super().__init__()
+        self.source, self.target, self.settings = source, target, settings
+        self.kinds = unit_kinds(source, target)
+        self.phase = MaskPhase()
+        self.rank = 0
+        self.log_alpha = nn.ParameterDict(
+            {kind.name: nn.Parameter(torch.empty(kind.mask_shape, dtype=torch.float32)) for kind in self.constrained}
+        )
+        if self.has_multipliers:
+            self.multiplier_linear = nn.Parameter(torch.empty(len(self.constrained), dtype=torch.float32))
+            self.multiplier_quadratic = nn.Parameter(torch.empty(len(self.constrained), dtype=torch.float32))
+
+    # ---- parameters -------------------------------------------------------------------------------------------
+
+    @property
+    def constrained(self) -> list[UnitKind]:
+        """The kinds that lose units, in the order of ``UNIT_KINDS``."""
+        return [kind for kind in self.kinds.values() if not kind.frozen]
+
+    @property
+    def has_multipliers(self) -> bool:
+        """Whether a Lagrangian is needed to meet the target."""
+        return self.settings.method == "hard_concrete" and bool(self.constrained)
+
+    def multipliers(self) -> list[nn.Parameter]:
+        """lambda_1 and lambda_2, or nothing."""
+        return [self.multiplier_linear, self.multiplier_quadratic] if self.has_multipliers else []
+
+    @torch.no_grad()
+    def start_parameters(self) -> dict[str, Tensor]:
+        """Seeded start values of every parameter, keyed as in ``named_parameters``; made on the CPU."""
+        generator = torch.Generator().manual_seed(_mix_seed(self.settings.seed, "start"))
+        start = {}
+        for kind in self.constrained:
+            jitter = torch.randn(kind.mask_shape, generator=generator) * self.settings.log_alpha_jitter
+            start[f"log_alpha.{kind.name}"] = self._bounded(self.settings.start_value + jitter)
+        for name, _ in self.named_parameters():
+            start.setdefault(name, torch.zeros(len(self.constrained)))
+        return start
+
+    @torch.no_grad()
+    def start_from_importance(self, importance: dict[str, Tensor], spread: float) -> None:
+        """Start log_alpha from importance scores: ranks within each row, mapped to start_value + [-spread, spread].
+
+        Ranks, not values, since scores of different rows and criteria have different scales. A row of one unit
+        starts at ``start_value``.
+        """
+        for kind in self.constrained:
+            if kind.name not in importance:
+                raise ValueError(f"`importance` has no scores for {kind.name!r}; it has {sorted(importance)}.")
+            scores = importance[kind.name].to(self.log_alpha[kind.name].device)
+            if scores.shape != kind.mask_shape:
+                raise ValueError(f"`importance[{kind.name!r}]` must be {kind.mask_shape}, but is {tuple(scores.shape)}.")
+            ranks = scores.argsort(dim=-1, stable=True).argsort(dim=-1, stable=True).float()
+            centred = 2 * ranks / max(kind.num_units - 1, 1) - 1
+            self.log_alpha[kind.name].copy_(self._bounded(self.settings.start_value + spread * centred))
+
+    @torch.no_grad()
+    def clamp_log_alpha(self) -> None:
+        """Apply ``settings.log_alpha_bound``; called after every optimizer step."""
+        for log_alpha in self.log_alpha.values():
+            log_alpha.copy_(self._bounded(log_alpha))
+
+    def _bounded(self, log_alpha: Tensor) -> Tensor:
+        bound = self.settings.log_alpha_bound
+        return log_alpha if bound is None else log_alpha.clamp(-bound, bound)
+
+    def _apply(self, fn, recurse=True):
+        # Casting the model (model.to(torch.bfloat16), .half()) must not touch masks: they move, but stay float32.
+        def move_only(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(device=moved.device)
+
+        return super()._apply(move_only, recurse)
+
+    # ---- gates ------------------------------------------------------------------------------------------------
+
+    def forward(self) -> dict[str, Tensor]:
+        """Gates for one forward: drawn in training mode, deterministic in evaluation mode."""
+        return self.sample() if self.training else self.deterministic()
+
+    def sample(self) -> dict[str, Tensor]:
+        """Draw gates of the current phase; the same seed, phase (and rank, if asked for) give the same gates."""
+        phase, gates = self.phase, {}
+        noise = self._uniform_noise()
+        for kind in self.constrained:
+            log_alpha, uniform = self.log_alpha[kind.name], noise[kind.name]
+            if self.settings.method == "hard_concrete":
+                values = sample_gates(log_alpha, uniform)
+            else:
+                scores = log_alpha
+                if phase.noise_scale > 0 and phase.hardening == 0:
+                    scores = scores + phase.noise_scale * torch.logit(uniform)
+                values = relaxed_topk(scores, kind.budget(phase.budget_progress), phase.temperature)
+            gates[kind.name] = self._hardened(kind, values)
+        return gates
+
+    @torch.no_grad()
+    def deterministic(self, current_size: bool = False) -> dict[str, Tensor]:
+        """Noise-free gates for evaluation and export: exactly the target's number of units is open in every row.
+
+        Kept units have their soft value (hard_concrete), moved towards 1 as hardening proceeds, or 1 (relaxed_topk).
+
+        Args:
+            current_size: close as many units as the masks expect now, round(sum P(z = 0)), in place of the target's
+                number (hard_concrete only; "current" in the reference code).
+        """
+        gates = {}
+        for kind in self.constrained:
+            log_alpha = self.log_alpha[kind.name]
+            if self.settings.method != "hard_concrete":
+                gates[kind.name] = hard_topk(log_alpha, kind.num_kept)
+                continue
+            soft = soft_gates(log_alpha)
+            if current_size:
+                gates[kind.name] = _close_smallest_per_row(soft, expected_num_closed(log_alpha))
+            else:
+                gates[kind.name] = self._hardened(kind, soft * hard_topk(log_alpha, kind.num_kept))
+        return gates
+
+    def kept_units(self) -> dict[str, Tensor]:
+        """Boolean masks of the units an export now would keep, for every kind, frozen ones included."""
+        kept = {}
+        for kind in self.kinds.values():
+            if kind.frozen:
+                kept[kind.name] = torch.ones(kind.mask_shape, dtype=torch.bool)
+            else:
+                kept[kind.name] = hard_topk(self.log_alpha[kind.name].detach(), kind.num_kept).bool().cpu()
+        return kept
+
+    def hidden_count(self, gates: dict[str, Tensor]) -> Tensor | None:
+        """Number of hidden dimensions that a norm averages over: a scalar on the device, or None if none is masked.
+
+        Open gates are counted (the paper). While a relaxed top-k is soft none is closed, so its exact sum stands in,
+        which is the same number once the gates are 0 and 1.
+        """
+        if HIDDEN not in gates:
+            return None
+        hidden = gates[HIDDEN].detach()
+        if self.training and self.settings.method == "relaxed_topk":
+            return hidden.sum()
+        return (hidden != 0).sum().to(hidden.dtype)
+
+    def _hardened(self, kind: UnitKind, gates: Tensor) -> Tensor:
+        hardening = self.phase.hardening
+        if hardening == 0:
+            return gates
+        binary = hard_topk(self.log_alpha[kind.name].detach(), kind.num_kept)
+        return binary if hardening == 1 else torch.lerp(gates, binary, hardening)
+
+    def _uniform_noise(self) -> dict[str, Tensor]:
+        """Uniform numbers per kind. Seeding a device's generator needs no wait for the device."""
+        if not self.constrained:
+            return {}
+        device = self.log_alpha[self.constrained[0].name].device
+        key = [self.phase.optimizer_step]
+        if self.settings.draw == "per_micro_batch":
+            key += [self.phase.micro_batch, self.rank]
+        generator = torch.Generator(device=device).manual_seed(_mix_seed(self.settings.seed, "draw", *key))
+        return {
+            kind.name: torch.empty(kind.mask_shape, device=device).uniform_(
+                _UNIFORM_EPS, 1 - _UNIFORM_EPS, generator=generator
+            )
+            for kind in self.constrained
+        }
+
+    # ---- sizes and constraint ---------------------------------------------------------------------------------
+
+    def expected_open(self, kind: UnitKind) -> Tensor:
+        """Expected open share of each unit, [*rows, units]: 1 - P(z = 0), or the noise-free relaxed gate."""
+        if kind.frozen:
+            return torch.ones(kind.mask_shape)
+        log_alpha = self.log_alpha[kind.name]
+        if self.settings.method == "hard_concrete":
+            return 1.0 - closed_probability(log_alpha)
+        return relaxed_topk(log_alpha, kind.budget(self.phase.budget_progress), self.phase.temperature)
+
+    def expected_sparsity(self, kind: UnitKind) -> Tensor:
+        """Expected share of closed units in each row, [rows] (at least one row)."""
+        return 1.0 - self.expected_open(kind).mean(dim=-1).reshape(-1)
+
+    def lagrangian(self) -> Tensor | None:
+        """Sum of the penalties of all constrained kinds at the current phase, or None if nothing is constrained so."""
+        if not self.has_multipliers:
+            return None
+        linear, quadratic = ascend(self.multiplier_linear), ascend(self.multiplier_quadratic)
+        penalties = [
+            lagrangian_penalty(
+                self.expected_sparsity(kind), self.target_sparsity(kind), linear[index], quadratic[index]
+            )
+            for index, kind in enumerate(self.constrained)
+        ]
+        return torch.stack(penalties).sum()
+
+    def target_sparsity(self, kind: UnitKind) -> float:
+        """Share of units to close at the current phase, rising linearly to 1 - target / source."""
+        return 1.0 - kind.budget(self.phase.budget_progress) / kind.num_units
+
+    @torch.no_grad()
+    def expected_shape(self) -> dict[str, float]:
+        """Expected size per shape name, the mean over layers where layers differ."""
+        groups = self.expected_open(self.kinds[KEY_VALUE_HEAD]).cpu()
+        queries = self.expected_open(self.kinds[QUERY_HEAD]).cpu()
+        return {
+            "hidden_size": self.expected_open(self.kinds[HIDDEN]).sum().item(),
+            "num_hidden_layers": self.expected_open(self.kinds[LAYER]).sum().item(),
+            "num_attention_heads": (groups * queries.sum(dim=-1)).sum(dim=-1).mean().item(),
+            "num_key_value_heads": groups.sum(dim=-1).mean().item(),
+            "intermediate_size": self.expected_open(self.kinds[INTERMEDIATE]).sum(dim=-1).mean().item(),
+        }
+
+    def target_shape_now(self) -> dict[str, float]:
+        """Target size per shape name at the current phase of the warm-up."""
+        budgets = {name: kind.budget(self.phase.budget_progress) for name, kind in self.kinds.items()}
+        return {
+            "hidden_size": budgets[HIDDEN],
+            "num_hidden_layers": budgets[LAYER],
+            "num_attention_heads": budgets[KEY_VALUE_HEAD] * budgets[QUERY_HEAD],
+            "num_key_value_heads": budgets[KEY_VALUE_HEAD],
+            "intermediate_size": budgets[INTERMEDIATE],
+        }
+
+    @torch.no_grad()
+    def kept_below_half(self) -> dict[str, int]:
+        """Units that an export now would keep although their noise-free value is below one half, per shape name.
+
+        A query head's value is the product of its own gate and its group's. Counted over all layers.
+        """
+        kept, values = self.kept_units(), {}
+        for kind in self.kinds.values():
+            if kind.frozen:
+                values[kind.name] = torch.ones(kind.mask_shape)
+            elif self.settings.method == "hard_concrete":
+                values[kind.name] = soft_gates(self.log_alpha[kind.name]).cpu()
+            else:
+                values[kind.name] = self.expected_open(kind).cpu()
+        groups, queries = values[KEY_VALUE_HEAD], values[QUERY_HEAD]
+        low = {name: (kept[name] & (values[name] < 0.5)).sum().item() for name in kept}
+        heads_kept = kept[KEY_VALUE_HEAD].unsqueeze(-1) & kept[QUERY_HEAD]
+        return {
+            "hidden_size": low[HIDDEN],
+            "num_hidden_layers": low[LAYER],
+            "num_attention_heads": (heads_kept & (groups.unsqueeze(-1) * queries < 0.5)).sum().item(),
+            "num_key_value_heads": low[KEY_VALUE_HEAD],
+            "intermediate_size": low[INTERMEDIATE],
+        }
+
+
+def _close_smallest_per_row(gates: Tensor, num_closed: Tensor) -> Tensor:
+    """Zero the smallest ``num_closed`` [rows] gates of each row."""
+    ranks = gates.argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
+    return torch.where(ranks < num_closed.unsqueeze(-1), torch.zeros_like(gates), gates)
+
+
+def _mix_seed(seed: int, purpose: str, *key: int) -> int:
+    """A 63-bit seed that differs for every (seed, purpose, key)."""
+    words = [int(seed), *purpose.encode(), *(int(part) for part in key)]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,125 @@
+"""Llama with learned masks."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PretrainedConfig
+
+from ..masks import MaskSettings
+from ..shapes import SHAPE_NAMES, TargetShape
+from .configuration import ShearingLlamaConfig
+from .mixin import ShearingMixin
+
+SUPPORTED_MODEL_TYPES = ("llama",)
+
+
+class ShearingLlamaForCausalLM(ShearingMixin, LlamaForCausalLM):
+    """A Llama whose hidden dimensions, layers, heads and MLP neurons carry masks (arXiv 2310.06694, section 2.1).
+
+    Example:
+        >>> model = ShearingLlamaForCausalLM.from_pretrained("path/to/llama", target_shape={"intermediate_size": 5504})
+    """
+
+    config_class = ShearingLlamaConfig
+
+    def __init__(self, config: ShearingLlamaConfig):
+        super().__init__(config)
+        self._add_masks()
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *model_args,
+        target_shape: TargetShape | dict[str, int] | None = None,
+        mask_settings: MaskSettings | None = None,
+        config: PretrainedConfig | None = None,
+        **kwargs,
+    ) -> ShearingLlamaForCausalLM:
+        """Load a plain Llama checkpoint and add masks towards ``target_shape``, or load a masked checkpoint.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a Hub name.
+            target_shape: the shape to reach; any subset of the five names. Required for a plain checkpoint; for a
+                masked one it may be left out, and must agree if given.
+            mask_settings: how masks are parameterised and drawn.
+            config, kwargs: as for any ``from_pretrained``.
+
+        Raises:
+            ValueError: the source is not a Llama; the target does not fit the source; the checkpoint lacks weights or
+                holds weights of another shape (nothing is ever left at random values).
+        """
+        loading_info_wanted = kwargs.pop("output_loading_info", False)
+        if config is None:
+            hub_options = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder",
+                           "local_files_only", "force_download", "proxies") if name in kwargs}  # fmt: skip
+            config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_options)
+        masked = isinstance(config, ShearingLlamaConfig)
+        config = _masked_config(config, target_shape, mask_settings, kwargs.get("revision"))
+        kwargs.setdefault("dtype", "auto")
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+        )
+        _refuse_incomplete_load(pretrained_model_name_or_path, info, model, masked)
+        return (model, info) if loading_info_wanted else model
+
+
+def check_supported_source(config: PretrainedConfig) -> None:
+    """Refuse a source of a family that masks are not known to be exact for."""
+    if type(config) is not LlamaConfig and config.model_type not in SUPPORTED_MODEL_TYPES:
+        raise ValueError(
+            f"The source has model_type {config.model_type!r}, which can not be sheared. Supported model types:"
+            f" {', '.join(SUPPORTED_MODEL_TYPES)}."
+        )
+
+
+def _masked_config(
+    config: PretrainedConfig, target_shape, mask_settings: MaskSettings | None, revision: str | None
+) -> ShearingLlamaConfig:
+    """The masked config for a plain or masked checkpoint's config."""
+    if isinstance(config, ShearingLlamaConfig):
+        saved = config.resolved_target()
+        if target_shape is not None and _as_target(config, target_shape).to_dict() != saved.to_dict():
+            raise ValueError(
+                f"`target_shape` {target_shape} differs from the one this masked checkpoint was made for,"
+                f" {saved.to_dict()}. Leave `target_shape` out, or start again from the plain source."
+            )
+        if mask_settings is not None and mask_settings != config.resolved_settings():
+            raise ValueError(
+                f"`mask_settings` {mask_settings} differ from those of this masked checkpoint,"
+                f" {config.resolved_settings()}. Leave `mask_settings` out, or start again from the plain source."
+            )
+        return config
+    check_supported_source(config)
+    if target_shape is None:
+        raise ValueError(
+            "`target_shape` is needed to add masks to a plain checkpoint. Give any of"
+            f" {', '.join(SHAPE_NAMES)}, for example target_shape={{'intermediate_size': ...}}."
+        )
+    target = _as_target(config, target_shape)
+    return ShearingLlamaConfig.from_source(config, target, mask_settings or MaskSettings(), revision)
+
+
+def _as_target(config: PretrainedConfig, target_shape) -> TargetShape:
+    if isinstance(target_shape, TargetShape):
+        target_shape = target_shape.to_dict()
+    return TargetShape.from_dict(config, dict(target_shape))
+
+
+def _refuse_incomplete_load(path, info: dict, model: torch.nn.Module, masked: bool) -> None:
+    """Raise if any weight of the model did not come from the checkpoint (masks of a plain source excepted)."""
+    expected_missing = set() if masked else {f"masks.{name}" for name, _ in model.masks.named_parameters()}
+    missing = sorted(set(info["missing_keys"]) - expected_missing)
+    mismatched = sorted(str(key) for key in info["mismatched_keys"])
+    if missing or mismatched:
+        raise ValueError(
+            f"The checkpoint {str(path)!r} does not fit its own config: missing weights {missing[:5]}"
+            f"{' ...' if len(missing) > 5 else ''}, weights of another shape {mismatched[:5]}. Training them from random"
+            " values is never what was meant; check the path and the checkpoint."
+        )
+
+
+AutoModelForCausalLM.register(ShearingLlamaConfig, ShearingLlamaForCausalLM)

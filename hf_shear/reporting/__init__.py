@@ -1,0 +1,30 @@
+"""What a run leaves for its reader: the results file, the table with its verdict, and the pictures.
+
+Everything here takes plain dicts and lists, so that it can be used on a results file alone.
+"""
+
+from hf_shear.reporting.plots import plot_domains, plot_kept_units, plot_sizes
+from hf_shear.reporting.results import (
+    SHAPE_NAMES,
+    check_results,
+    collect_versions,
+    model_record,
+    read_results,
+    write_results,
+)
+from hf_shear.reporting.table import comparison_table, markdown_table, spread_table
+
+__all__ = [
+    "SHAPE_NAMES",
+    "check_results",
+    "collect_versions",
+    "comparison_table",
+    "markdown_table",
+    "model_record",
+    "plot_domains",
+    "plot_kept_units",
+    "plot_sizes",
+    "read_results",
+    "spread_table",
+    "write_results",
+]

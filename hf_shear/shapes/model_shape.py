@@ -1,0 +1,106 @@
+"""The sizes of a Llama: five names that shearing can reduce, and `head_dim`, which it never changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+from transformers import LlamaConfig, PretrainedConfig
+
+SHAPE_NAMES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+)
+"""The sizes that a target shape may reduce, in the order in which they are always written."""
+
+SUPPORTED_CONFIG_CLASSES = (LlamaConfig,)
+"""Config classes whose weights are laid out as this package counts and cuts them (subclasses included)."""
+
+
+def check_size(name: str, value: Any) -> int:
+    """`value` as a plain int. Raises ValueError unless it is an integer (not a bool, not a float) of 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"`{name}` must be an integer, but it is {value!r} ({type(value).__name__}).")
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, but it is {value}. A model cannot be empty.")
+    return int(value)
+
+
+def check_supported(config: PretrainedConfig) -> None:
+    """Raises ValueError if `config` is of a family that is not supported, or gives its layers different shapes."""
+    if not isinstance(config, SUPPORTED_CONFIG_CLASSES):
+        supported = ", ".join(cls.model_type for cls in SUPPORTED_CONFIG_CLASSES)
+        raise ValueError(
+            f"The config must be of a supported family (model_type: {supported}), but it is a "
+            f"{type(config).__name__} (model_type {getattr(config, 'model_type', None)!r})."
+        )
+    if getattr(config, "is_heterogeneous", False):
+        raise ValueError(
+            "The config must give all layers one shape, but its `per_layer_config` gives them different ones."
+        )
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of one model. All are counts of 1 or more; heads are a multiple of key/value heads.
+
+    Raises ValueError on construction when a size is not a positive integer or heads do not divide.
+    """
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    head_dim: int
+
+    def __post_init__(self):
+        for name in (*SHAPE_NAMES, "head_dim"):
+            object.__setattr__(self, name, check_size(name, getattr(self, name)))
+        if self.num_attention_heads % self.num_key_value_heads != 0:
+            raise ValueError(
+                f"`num_attention_heads` ({self.num_attention_heads}) must be a multiple of "
+                f"`num_key_value_heads` ({self.num_key_value_heads})."
+            )
+
+    @classmethod
+    def from_config(cls, config: PretrainedConfig) -> ModelShape:
+        """The shape that `config` describes.
+
+        `num_key_value_heads` and `head_dim` left at None mean what they mean to transformers: as many
+        key/value heads as heads, and hidden_size // num_attention_heads.
+
+        Raises:
+            ValueError: the family is not supported, or the config's sizes are malformed.
+        """
+        check_supported(config)
+        sizes = {name: getattr(config, name, None) for name in (*SHAPE_NAMES, "head_dim")}
+        if sizes["num_key_value_heads"] is None:
+            sizes["num_key_value_heads"] = sizes["num_attention_heads"]
+        try:
+            if sizes["head_dim"] is None:
+                num_heads = check_size("num_attention_heads", sizes["num_attention_heads"])
+                sizes["head_dim"] = check_size("hidden_size", sizes["hidden_size"]) // num_heads
+            return ModelShape(**sizes)
+        except ValueError as error:
+            raise ValueError(f"The {type(config).__name__} is malformed: {error}") from error
+
+    @property
+    def queries_per_group(self) -> int:
+        """g: query heads that share one key/value head (1 in multi-head attention)."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+    def sizes(self) -> dict[str, int]:
+        """The five sizes by name, without head_dim."""
+        return {name: getattr(self, name) for name in SHAPE_NAMES}
+
+    def to_dict(self) -> dict[str, int]:
+        """The five sizes and head_dim, ready for JSON."""
+        return {**self.sizes(), "head_dim": self.head_dim}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.to_dict().items())

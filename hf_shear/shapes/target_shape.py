@@ -1,0 +1,177 @@
+"""The shape that a source model is sheared to, checked against the source before any weight is loaded.
+
+g = query heads per key/value head. Key/value heads are removed, never merged, so that a target with g' queries
+in each of KV' groups must have KV' <= KV and g' <= g: then it can be cut out of the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from .model_shape import SHAPE_NAMES, ModelShape, check_size
+from .nearest_shape import nearest_shape
+from .shape_config import ShapeAcceptance
+
+SMALLER_RULE = "A target shape can only be smaller than the source model, and not empty."
+REMOVED_RULE = "Key/value heads are removed, not merged."
+
+
+@dataclass(frozen=True)
+class TargetShape(ModelShape):
+    """A shape that can be cut out of `source`. Build it with `from_source`, which also asks the config class."""
+
+    source: ModelShape
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.head_dim != self.source.head_dim:
+            raise ValueError(
+                f"`head_dim` must stay at the source's {self.source.head_dim}, but it is {self.head_dim}."
+            )
+        problem = _broken_rule(self.sizes(), SHAPE_NAMES, self.source)
+        if problem is not None:
+            raise ValueError(problem)
+
+    @classmethod
+    def from_source(
+        cls,
+        source_config: PretrainedConfig,
+        *,
+        hidden_size: int | None = None,
+        num_hidden_layers: int | None = None,
+        num_attention_heads: int | None = None,
+        num_key_value_heads: int | None = None,
+        intermediate_size: int | None = None,
+    ) -> TargetShape:
+        """The shape with the given sizes and the source's for the rest; head_dim and vocabulary never change.
+
+        Where heads are given without key/value heads, multi-head attention stays multi-head, and
+        grouped-query attention keeps the source's key/value heads.
+
+        Raises:
+            ValueError: the source is malformed or of an unsupported family, or the target is not allowed. The
+                text names the argument, its value, the rule and the nearest shape that would do.
+        """
+        source = ModelShape.from_config(source_config)
+        acceptance = ShapeAcceptance(source_config)
+        _check_source_accepted(source, acceptance)
+        given = {
+            "hidden_size": hidden_size,
+            "num_hidden_layers": num_hidden_layers,
+            "num_attention_heads": num_attention_heads,
+            "num_key_value_heads": num_key_value_heads,
+            "intermediate_size": intermediate_size,
+        }
+        named = {name: value for name, value in given.items() if value is not None}
+        requested = _complete(named, source)
+        problem = _broken_rule(requested, named, source) or _refused_by_class(requested, acceptance)
+        if problem is not None:
+            raise ValueError(f"{problem} {_advice(requested, named, source, acceptance)}")
+        return cls(**requested, head_dim=source.head_dim, source=source)
+
+    @classmethod
+    def from_dict(cls, source_config: PretrainedConfig, sizes: Mapping[str, Any]) -> TargetShape:
+        """The shape that `to_dict` wrote, or any subset of its entries, checked as in `from_source`.
+
+        Raises:
+            ValueError: a key is not one of the five names or head_dim, head_dim is not the source's, or the
+                target is not allowed.
+        """
+        unknown = sorted(str(key) for key in sizes if key not in (*SHAPE_NAMES, "head_dim"))
+        if unknown:
+            raise ValueError(
+                f"A target shape has no size named {', '.join(map(repr, unknown))}. "
+                f"Its names are {', '.join(SHAPE_NAMES)} (and head_dim, which must be the source's)."
+            )
+        source = ModelShape.from_config(source_config)
+        head_dim = sizes.get("head_dim")
+        if head_dim is not None and check_size("head_dim", head_dim) != source.head_dim:
+            raise ValueError(f"`head_dim` must stay at the source's {source.head_dim}, but it is {head_dim}.")
+        return cls.from_source(source_config, **{name: sizes[name] for name in SHAPE_NAMES if name in sizes})
+
+    @property
+    def removes_nothing(self) -> bool:
+        """True if the target is the source itself: every mask would be frozen open."""
+        return self.sizes() == self.source.sizes()
+
+    def __str__(self) -> str:
+        changes = [
+            f"{name} {was} -> {size}" if size != was else f"{name} {size}"
+            for (name, size), was in zip(self.sizes().items(), self.source.sizes().values(), strict=True)
+        ]
+        return ", ".join([*changes, f"head_dim {self.head_dim}"])
+
+
+def _complete(named: Mapping[str, Any], source: ModelShape) -> dict[str, Any]:
+    """The five sizes: those named, and the source's for the rest, except that MHA stays MHA."""
+    sizes = {**source.sizes(), **named}
+    heads_alone = "num_attention_heads" in named and "num_key_value_heads" not in named
+    if heads_alone and source.queries_per_group == 1:
+        sizes["num_key_value_heads"] = named["num_attention_heads"]
+    return sizes
+
+
+def _broken_rule(requested: Mapping[str, Any], named: Collection[str], source: ModelShape) -> str | None:
+    """The first rule that the sizes break, in words; None if they can be cut out of the source."""
+    for name in SHAPE_NAMES:
+        try:
+            size = check_size(name, requested[name])
+        except ValueError as error:
+            return str(error)
+        largest = getattr(source, name)
+        if size > largest:
+            return f"`{name}` must be between 1 and the source's {largest}, but it is {size}. {SMALLER_RULE}"
+    heads, kv_heads = requested["num_attention_heads"], requested["num_key_value_heads"]
+    both = " and ".join(
+        f"`{name}` {requested[name]}" + ("" if name in named else " (the source's)")
+        for name in ("num_attention_heads", "num_key_value_heads")
+    )
+    if heads % kv_heads != 0:
+        return f"Heads must be a multiple of key/value heads, but {both} are not."
+    if heads // kv_heads > source.queries_per_group:
+        return (
+            f"A key/value head must serve at most {source.queries_per_group} query heads as at the source, but "
+            f"{both} make it {heads // kv_heads}. {REMOVED_RULE}"
+        )
+    return None
+
+
+def _refused_by_class(requested: Mapping[str, int], acceptance: ShapeAcceptance) -> str | None:
+    names = ("hidden_size", "num_attention_heads", "num_key_value_heads")
+    reason = acceptance.refusal(*(requested[name] for name in names))
+    if reason is None:
+        return None
+    sizes = ", ".join(f"`{name}` {requested[name]}" for name in names)
+    return f"{acceptance.class_name} refuses {sizes}: {reason.rstrip('.')}."
+
+
+def _check_source_accepted(source: ModelShape, acceptance: ShapeAcceptance) -> None:
+    reason = acceptance.refusal(source.hidden_size, source.num_attention_heads, source.num_key_value_heads)
+    if reason is not None:
+        raise ValueError(
+            f"The source config is malformed: {acceptance.class_name} itself refuses it ({source}): {reason}"
+        )
+
+
+def _advice(
+    requested: Mapping[str, Any], named: Collection[str], source: ModelShape, acceptance: ShapeAcceptance
+) -> str:
+    """Names the nearest shape that would do and, where it changes a named size that could stay, one that does not."""
+    nearest = nearest_shape(requested, named, source, acceptance)
+    assert nearest is not None, f"the source itself must be an allowed shape: {source}"
+    advice = f"The nearest shape that would do: {_written(nearest)}."
+    for name in ("hidden_size", "num_attention_heads"):
+        if name in named and nearest[name] != requested[name]:
+            other = nearest_shape(requested, named, source, acceptance, keep=(name,))
+            if other is not None and other[name] == requested[name]:
+                changes = {key: size for key, size in other.items() if size != requested[key]}
+                advice += f" To keep {name}={requested[name]}: {_written(changes)}."
+    return advice
+
+
+def _written(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}={size}" for name, size in sizes.items())

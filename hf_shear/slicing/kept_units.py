@@ -1,0 +1,73 @@
+"""Which units of the source a sliced model keeps, by index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, UnitKind
+from ..shapes import ModelShape
+
+
+@dataclass(frozen=True)
+class KeptUnits:
+    """Indices into the source, ascending. Per-layer entries are keyed by the source's layer index.
+
+    Attributes:
+        layers: kept layers.
+        hidden: kept hidden dimensions.
+        key_value_heads: kept KV heads of each kept layer.
+        heads: kept query heads of each kept layer, group by group.
+        intermediate: kept MLP neurons of each kept layer.
+    """
+
+    layers: list[int]
+    hidden: list[int]
+    key_value_heads: dict[int, list[int]]
+    heads: dict[int, list[int]]
+    intermediate: dict[int, list[int]]
+
+    def to_dict(self) -> dict:
+        """JSON-ready, layer indices as strings."""
+        return {
+            "layers": self.layers,
+            "hidden": self.hidden,
+            **{
+                name: {str(layer): indices for layer, indices in getattr(self, name).items()}
+                for name in ("key_value_heads", "heads", "intermediate")
+            },
+        }
+
+
+def kept_units_from_masks(kept: dict[str, Tensor], kinds: dict[str, UnitKind], source: ModelShape) -> KeptUnits:
+    """Turn boolean masks (every kind, shapes as in ``unit_kinds``) into indices.
+
+    Raises:
+        ValueError: a row keeps another number of units than the target has. Rows of removed layers and groups are not
+            looked at.
+    """
+    group_size = kinds[QUERY_HEAD].num_units
+    layers = _indices(kept[LAYER], kinds[LAYER], "the model")
+    hidden = _indices(kept[HIDDEN], kinds[HIDDEN], "the model")
+    groups, heads, neurons = {}, {}, {}
+    for layer in layers:
+        where = f"layer {layer}"
+        groups[layer] = _indices(kept[KEY_VALUE_HEAD][layer], kinds[KEY_VALUE_HEAD], where)
+        neurons[layer] = _indices(kept[INTERMEDIATE][layer], kinds[INTERMEDIATE], where)
+        heads[layer] = [
+            group * group_size + query
+            for group in groups[layer]
+            for query in _indices(kept[QUERY_HEAD][layer, group], kinds[QUERY_HEAD], f"{where}, KV head {group}")
+        ]
+    return KeptUnits(layers, hidden, groups, heads, neurons)
+
+
+def _indices(row: Tensor, kind: UnitKind, where: str) -> list[int]:
+    indices = row.nonzero().flatten().tolist()
+    if len(indices) != kind.num_kept:
+        raise ValueError(
+            f"The {kind.name} mask of {where} keeps {len(indices)} of {kind.num_units} units, but the target keeps"
+            f" {kind.num_kept}. A sliced model has the target's shape in every layer: keep exactly that many."
+        )
+    return indices

@@ -1,0 +1,295 @@
+"""Reading folders of text, and splitting them without a leak."""
+
+import gzip
+import json
+import os
+import warnings
+from pathlib import Path
+
+import datasets
+import pytest
+from datasets import Dataset, DatasetDict
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hf_shear.data.domains import load_domains, split_domains
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def write_jsonl(path: Path, rows: list) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_reads_every_kind_of_file_in_order(tmp_path):
+    write_jsonl(tmp_path / "code" / "b.jsonl", [{"text": "b1", "other": 1}, {"text": "b2"}])
+    write_jsonl(tmp_path / "code" / "a.json", [{"text": "a"}])
+    (tmp_path / "code" / "c.txt").write_text(
+        "one\ntwo\n<|endoftext|>\nthree <|endoftext|>\n<|endoftext|>\n\n"
+    )
+    (tmp_path / "code" / "deep").mkdir()
+    Dataset.from_dict({"x": [1, 2], "text": ["p1", "p2"]}).to_parquet(
+        tmp_path / "code" / "deep" / "d.parquet"
+    )
+    (tmp_path / "books").mkdir()
+    with gzip.open(tmp_path / "books" / "e.jsonl.gz", "wt", encoding="utf-8") as stream:
+        stream.write('{"text": "zipped \\u00e9"}\n\n')
+    (tmp_path / "README.md").write_text("not data")
+
+    domains = load_domains(tmp_path)
+
+    assert isinstance(domains, DatasetDict)
+    assert list(domains) == ["books", "code"]
+    assert domains["books"]["text"][:] == ["zipped é"]
+    assert domains["code"]["text"][:] == ["a", "b1", "b2", "one\ntwo", "three <|endoftext|>", "p1", "p2"]
+    assert domains["code"].column_names == ["text"]
+
+
+def test_each_file_of_a_flat_folder_is_a_domain(tmp_path):
+    (tmp_path / "tales.v2.txt").write_text("once upon a time")
+    write_jsonl(tmp_path / "Facts.jsonl", [{"content": "two and two"}])
+    (tmp_path / ".hidden.txt").write_text("no")
+    with pytest.raises(ValueError, match="`text_field`"):
+        load_domains(tmp_path)
+    domains = load_domains(tmp_path, text_field="content")
+    assert {name: dataset["text"][:] for name, dataset in domains.items()} == {
+        "Facts": ["two and two"],
+        "tales.v2": ["once upon a time"],
+    }
+
+
+def test_drops_blank_documents_and_hidden_files(tmp_path):
+    write_jsonl(tmp_path / "a" / "x.jsonl", [{"text": " \n\t"}, {"text": "kept"}, {"text": ""}])
+    write_jsonl(tmp_path / "a" / ".hidden" / "y.jsonl", [{"text": "hidden folder"}])
+    write_jsonl(tmp_path / "a" / ".z.jsonl", [{"text": "hidden file"}])
+    assert load_domains(tmp_path)["a"]["text"][:] == ["kept"]
+
+
+def test_group_field_is_kept(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "t1", "module": "m1"}, {"text": "t2", "module": "m1"}])
+    (tmp_path / "b.txt").write_text("u1\n<|endoftext|>\nu2")
+    domains = load_domains(tmp_path, group_field="module")
+    assert domains["a"]["group"][:] == ["m1", "m1"]
+    assert domains["b"]["group"][:] == ["b.txt:0", "b.txt:1"]
+
+
+def test_a_changed_file_is_read_again_and_the_folder_stays_clean(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+    os.utime(file, ns=(1, 1))
+    assert load_domains(tmp_path)["a"]["text"][:] == ["old"]
+    first = load_domains(tmp_path)["a"]
+    assert load_domains(tmp_path)["a"]._fingerprint == first._fingerprint
+    file.write_text("new")
+    os.utime(file, ns=(2, 2))
+    assert load_domains(tmp_path)["a"]["text"][:] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "a"}\n{"text": ', r"line 2 of '.*x\.jsonl' is malformed.*Repair or remove the line"),
+        ('["a"]\n', r"line 1 of '.*x\.jsonl' holds a list"),
+        ('{"body": "a", "id": 3}\n', r"`text_field`.*'text' is not in line 1 of .*\['body', 'id'\]"),
+        ('{"text": 3}\n', r"`text_field` \('text'\) must hold strings, but line 1 of .* has a int"),
+        ('{"text": null}\n', r"has a NoneType"),
+        ('{"text": "\\ud800"}\n', r"must be valid Unicode, but line 1 of"),
+        ('{"text": "  "}\n', r"domain 'd' has none \(text files: \['x\.jsonl'\]\)"),
+        ("", r"domain 'd' has none"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, content, message):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "x.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_domains(tmp_path)
+
+
+def test_bad_parquet_and_bytes_are_named(tmp_path):
+    Dataset.from_dict({"x": [1]}).to_parquet(tmp_path / "p.parquet")
+    with pytest.raises(ValueError, match=r"'text' is not in row 1 of '.*p\.parquet', which has \['x'\]"):
+        load_domains(tmp_path)
+    (tmp_path / "p.parquet").unlink()
+    (tmp_path / "p.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"must be UTF-8, but '.*p\.txt' is not"):
+        load_domains(tmp_path)
+
+
+def test_bad_folders_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"`data_dir` must be an existing folder, but it is '.*missing'"):
+        load_domains(tmp_path / "missing")
+    with pytest.raises(ValueError, match=r"`data_dir` must hold text"):
+        load_domains(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"`data_dir` must hold text"):
+        load_domains(tmp_path)
+    write_jsonl(tmp_path / "full" / "x.jsonl", [{"text": "a"}])
+    with pytest.raises(ValueError, match=r"domain 'empty' has none \(text files: \[\]\)"):
+        load_domains(tmp_path)
+    (tmp_path / "top.txt").write_text("a")
+    with pytest.raises(ValueError, match=r"holds both: the file 'top\.txt' and the sub-folder 'empty'"):
+        load_domains(tmp_path)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
+    with pytest.raises(ValueError, match=r"'a\.jsonl' and 'a\.txt' in .* are both 'a'"):
+        load_domains(tmp_path)
+
+
+def texts(domains: DatasetDict) -> dict[str, list[str]]:
+    return {name: dataset["text"][:] for name, dataset in domains.items()}
+
+
+def test_split_is_stable_and_close_to_the_fraction():
+    documents = [f"document {i}" for i in range(4000)]
+    train, held_out = split_domains({"a": Dataset.from_dict({"text": documents})}, 0.2, seed=3)
+    # 4000 draws of probability .2: the standard error of the share is sqrt(.2*.8/4000) = .0063
+    assert abs(len(held_out["a"]) / 4000 - 0.2) < 4 * 0.0063
+    assert sorted(train["a"]["text"][:] + held_out["a"]["text"][:]) == sorted(documents)
+    # the side of a document does not depend on the others, nor on the process
+    half_train, half_held_out = split_domains({"a": Dataset.from_dict({"text": documents[::2]})}, 0.2, seed=3)
+    assert half_held_out["a"]["text"][:] == [
+        text for text in held_out["a"]["text"][:] if int(text[9:]) % 2 == 0
+    ]
+    assert [int(text[9:]) for text in held_out["a"]["text"][:5]] == [0, 4, 7, 12, 16]
+    assert texts(split_domains({"a": Dataset.from_dict({"text": documents})}, 0.2, seed=4)[1]) != texts(
+        held_out
+    )
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.dictionaries(
+        st.sampled_from("abc"),
+        st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), min_size=1, max_size=12),
+        min_size=1,
+    ),
+    st.sampled_from([0.02, 0.1, 0.5, 0.97]),
+    st.integers(0, 3),
+)
+def test_no_group_is_on_both_sides(rows, fraction, seed):
+    domains = {
+        name: Dataset.from_dict(
+            {"text": [f"text {group} {i}" for group, i in pairs], "group": [str(group) for group, _ in pairs]}
+        )
+        for name, pairs in rows.items()
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            train, held_out = split_domains(domains, fraction, seed)
+        except ValueError as error:
+            assert "without a leak" in str(error)
+            return
+    blocks = {name for name, dataset in domains.items() if len(set(dataset["group"])) == 1}
+    sides = [
+        {group for name in domains if name not in blocks for group in part[name]["group"]}
+        for part in (train, held_out)
+    ]
+    assert not sides[0] & sides[1]
+    for name, dataset in domains.items():
+        assert len(train[name]) and len(held_out[name])
+        assert train[name].features == held_out[name].features == dataset.features
+        if name not in blocks:
+            assert sorted(train[name]["text"][:] + held_out[name]["text"][:]) == sorted(dataset["text"][:])
+
+
+def test_identical_documents_stay_together():
+    dataset = Dataset.from_dict({"text": [f"text {i % 20}" for i in range(60)]})
+    other = Dataset.from_dict({"text": [f"text {i}" for i in range(20)]})
+    train, held_out = split_domains({"a": dataset, "b": other}, 0.3)
+    assert not {*train["a"]["text"], *train["b"]["text"]} & {*held_out["a"]["text"], *held_out["b"]["text"]}
+
+
+def test_one_group_moves_when_a_side_is_empty():
+    dataset = Dataset.from_dict({"text": ["a", "b", "c"]})
+    train, held_out = split_domains({"d": dataset}, 1e-9)
+    assert (len(train["d"]), len(held_out["d"])) == (2, 1)
+    moved = held_out["d"]["text"][0]
+    train, held_out = split_domains({"d": dataset}, 1 - 1e-9)
+    assert (len(train["d"]), len(held_out["d"])) == (1, 2)
+    assert moved in held_out["d"]["text"]  # the smallest hash is the first to be held out, the last to leave
+
+
+def test_a_moved_group_moves_in_every_domain():
+    shared = ["s1", "s2"]
+    domains = {
+        "few": Dataset.from_dict({"text": shared}),
+        "many": Dataset.from_dict({"text": shared + [f"t{i}" for i in range(50)]}),
+    }
+    train, held_out = split_domains(domains, 1e-9)
+    assert len(held_out["few"]) == 1
+    assert held_out["few"]["text"][0] in held_out["many"]["text"]
+    assert held_out["few"]["text"][0] not in train["many"]["text"]
+
+
+def test_an_impossible_split_is_refused():
+    # three domains of two groups each, in a ring: two groups of one domain must always share a side
+    ring = {
+        name: Dataset.from_dict({"text": list(pair)})
+        for name, pair in (("a", "xy"), ("b", "yz"), ("c", "zx"))
+    }
+    with pytest.raises(ValueError, match="cannot be split without a leak: the 2 groups of domain"):
+        split_domains(ring, 0.5)
+
+
+def test_one_document_is_cut_into_blocks_with_a_warning():
+    text = " ".join(f"word{i}" for i in range(100))
+    domains = {
+        "book": Dataset.from_dict({"text": [text]}),
+        "rest": Dataset.from_dict({"text": list("abcdefgh")}),
+    }
+    with pytest.warns(UserWarning, match="Domain 'book' has a single document") as caught:
+        train, held_out = split_domains(domains, 0.25)
+    assert len(caught) == 1
+    (first,), (last,) = train["book"]["text"][:], held_out["book"]["text"][:]
+    assert first + last == text
+    assert last.startswith(" word")
+    assert abs(len(last) / len(text) - 0.25) < 0.02
+
+
+def test_one_group_of_several_documents_is_cut_into_blocks():
+    documents = ["alpha beta", "alpha beta", "gamma delta", "epsilon zeta"]
+    dataset = Dataset.from_dict({"text": documents, "group": ["g"] * 4})
+    with pytest.warns(UserWarning, match="single group"):
+        train, held_out = split_domains({"a": dataset}, 0.5)
+    assert train["a"]["text"][:] == ["alpha beta", "gamma"]  # the repeated document is there once
+    assert held_out["a"]["text"][:] == [" delta", "epsilon zeta"]
+    assert held_out["a"]["group"][:] == ["g", "g"]
+
+
+def test_a_text_without_white_space_is_still_cut():
+    with pytest.warns(UserWarning):
+        train, held_out = split_domains({"a": Dataset.from_dict({"text": ["abcdefghij"]})}, 0.2)
+    assert (train["a"]["text"][:], held_out["a"]["text"][:]) == (["abcdefgh"], ["ij"])
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="only 1 characters"):
+        split_domains({"a": Dataset.from_dict({"text": ["x"]})}, 0.2)
+
+
+def test_a_block_that_is_in_another_domain_is_refused():
+    domains = {
+        "a": Dataset.from_dict({"text": ["same text"]}),
+        "b": Dataset.from_dict({"text": ["same text", "x"]}),
+    }
+    with pytest.raises(ValueError, match="domain 'a' has a single document .* also in domain 'b'"):
+        split_domains(domains)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
+def test_bad_fractions(fraction):
+    with pytest.raises(ValueError, match="`held_out_fraction` must lie between 0 and 1"):
+        split_domains({"a": Dataset.from_dict({"text": ["a", "b"]})}, fraction)
+
+
+def test_bad_domains_to_split():
+    with pytest.raises(ValueError, match="domain 'a' has none"):
+        split_domains({"a": Dataset.from_dict({"text": []})})
+    with pytest.raises(ValueError, match=r"column 'text', but domain 'a' has \['body'\]"):
+        split_domains({"a": Dataset.from_dict({"body": ["x"]})})
