@@ -1,8 +1,8 @@
 """Which texts share too much to lie on different sides of a train/held-out split.
 
-A text is seen as its set of shingles, runs of :data:`SHINGLE_WORDS` words. Two texts are near-duplicates when a good part
-of the smaller one's shingles also occurs in the other (containment, which finds a copy inside a much larger text, where
-Jaccard similarity would be small). Groups of near-duplicates are the connected components.
+A text is seen as its set of shingles, runs of `SHINGLE_WORDS` words. Two texts are near-duplicates when a good
+part of the smaller one's shingles also occurs in the other (containment, which finds a copy inside a much larger
+text, where Jaccard similarity would be small). Groups of near-duplicates are the connected components.
 """
 
 from __future__ import annotations
@@ -53,12 +53,14 @@ def shingles(text: str, cache: dict[str, int] | None = None) -> np.ndarray:
 
 
 def shared_shingles(sets: Sequence[np.ndarray]) -> Counter[tuple[int, int]]:
-    """(i, j) with i < j -> number of shingles in both, without shingles of more than MAX_TEXTS_PER_SHINGLE texts."""
-    hashes = np.concatenate([*sets, np.empty(0, dtype=np.uint64)])
+    """(i, j) with i < j -> number of shingles in both; those in more than MAX_TEXTS_PER_SHINGLE do not count."""
+    if not sets:
+        return Counter()
+    hashes = np.concatenate(sets)
     owners = np.repeat(np.arange(len(sets)), [len(one) for one in sets])
     order = np.argsort(hashes, kind="stable")
     hashes, owners = hashes[order], owners[order]
-    starts = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]])) if len(hashes) else np.empty(0, int)
+    starts = np.flatnonzero(np.concatenate([[len(hashes) > 0], hashes[1:] != hashes[:-1]]))
     lengths = np.diff(np.append(starts, len(hashes)))
     counts: Counter[tuple[int, int]] = Counter()
     linking = (lengths > 1) & (lengths <= MAX_TEXTS_PER_SHINGLE)

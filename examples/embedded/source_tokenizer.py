@@ -1,8 +1,8 @@
-"""A SentencePiece tokenizer that gives every text back exactly, and the same tokenizer in Hugging Face's format.
+"""A SentencePiece tokenizer that gives every text back exactly, and the same one in Hugging Face's format.
 
-Byte-pair pieces with byte fallback, as Llama's, but without anything that changes the text: no normalisation, no space put
-in front, no run of spaces shortened. Digits are pieces of their own. ``tokenizer.model`` is for other engines (llama.cpp),
-``tokenizer.json`` for transformers; both give the same ids.
+Byte-pair pieces with byte fallback, as Llama's, but without anything that changes the text: no normalisation, no
+space put in front, no run of spaces shortened. Digits are pieces of their own. ``tokenizer.model`` is for other
+engines (llama.cpp), ``tokenizer.json`` for transformers; both give the same ids.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerFast
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """What SentencePiece writes for a space."""
 
-SPECIAL_PIECES = ("<unk>", "<s>", "</s>")
-"""The pieces with the ids 0, 1 and 2."""
+UNKNOWN, START, END = "<unk>", "<s>", "</s>"
+"""The pieces with the ids 0, 1 and 2. A document is followed by END and preceded by nothing, so that END is also what
+a model has seen before one: the Hugging Face tokenizer names it as both BOS and EOS. START is never used."""
 
 MAX_TRAINING_CHARACTERS = 2_000_000
 """Characters per domain from which the pieces are learned, spread over its documents."""
@@ -33,7 +34,7 @@ def train_pieces(train: DatasetDict, vocab_size: int, character_coverage: float 
     Args:
         train: domains with a column ``text``; only the training side.
         vocab_size: number of pieces, with 3 special ones and 256 bytes.
-        character_coverage: share of the characters that get a piece of their own; the others fall back to bytes.
+        character_coverage: share of the characters that get a piece; the others fall back to bytes.
 
     Raises:
         ValueError: `vocab_size` is too small for the bytes and the characters of the text.
@@ -60,14 +61,14 @@ def train_pieces(train: DatasetDict, vocab_size: int, character_coverage: float 
         )
     except RuntimeError as error:
         raise ValueError(
-            f"`vocab_size` ({vocab_size}) does not do for a SentencePiece model of this text: it must exceed 3 special "
-            f"pieces, 256 bytes and one piece per character that is kept. SentencePiece says: {error}"
+            f"`vocab_size` ({vocab_size}) does not do for this text: it must exceed 3 special pieces, 256 bytes "
+            f"and one piece per character that is kept. SentencePiece says: {error}"
         ) from error
     return buffer.getvalue()
 
 
 def _sentences(train: DatasetDict) -> Iterator[str]:
-    """Stretches of whole lines, about 1,000 characters each, every n-th of a domain that is larger than needed."""
+    """Stretches of whole lines, about 1,000 characters each; of a large domain every n-th."""
     for texts in train.values():
         total = sum(map(len, texts["text"]))
         every = max(1, round(total / MAX_TRAINING_CHARACTERS))
@@ -90,8 +91,8 @@ def _stretches(text: str) -> Iterator[str]:
 def to_hugging_face(model: bytes, model_max_length: int) -> PreTrainedTokenizerFast:
     """The transformers tokenizer with the ids of the SentencePiece model.
 
-    A piece's merges are all its splits into two pieces, in the order of the piece's score: SentencePiece joins the pair
-    whose piece has the best score, `tokenizers` the pair whose merge stands first.
+    A piece's merges are all its splits into two pieces, in the order of the piece's score: SentencePiece joins
+    the pair whose piece has the best score, `tokenizers` the pair whose merge stands first.
     """
     import sentencepiece
 
@@ -107,22 +108,20 @@ def to_hugging_face(model: bytes, model_max_length: int) -> PreTrainedTokenizerF
         models.BPE(
             vocab=vocabulary,
             merges=list(_merges((processor.id_to_piece(index) for index in learned), vocabulary)),
-            unk_token=SPECIAL_PIECES[0],
+            unk_token=UNKNOWN,
             fuse_unk=True,
             byte_fallback=True,
         )
     )
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
-    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in SPECIAL_PIECES])
-    unk, bos, eos = SPECIAL_PIECES
+    decoding = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(decoding)
+    tokenizer.add_special_tokens([AddedToken(piece, special=True) for piece in (UNKNOWN, START, END)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        unk_token=unk,
-        bos_token=bos,
-        eos_token=eos,
-        add_bos_token=False,
-        add_eos_token=False,
+        unk_token=UNKNOWN,
+        bos_token=END,
+        eos_token=END,
         add_prefix_space=False,
         clean_up_tokenization_spaces=False,
         model_max_length=model_max_length,

@@ -1,4 +1,4 @@
-"""Real text in four domains from what every Python installation has: no download, nothing but the standard library.
+"""Real text in four domains from what every Python installation has: no download, only the standard library.
 
     code         the library's source files without their documentation strings
     docstrings   those documentation strings, as text
@@ -6,8 +6,8 @@
     tables       characters and their names and properties (``unicodedata``), by script
 
 Every document names its ``group``. The split into a training and a held-out part looks at nothing else
-(`hf_shear.data.split_domains` hashes the name), so that a module's code and its docstrings lie on the same side, and so
-does everything that is nearly the same text (`decimal` and `_pydecimal`, a section that two topics quote).
+(`hf_shear.data.split_domains` hashes the name), so that a module's code and its docstrings lie on the same side,
+and so does everything that is nearly the same text (`decimal` and `_pydecimal`, a section that two topics quote).
 
     python examples/embedded/stdlib_domains.py        # the sizes of the domains on both sides
 """
@@ -15,9 +15,11 @@ does everything that is nearly the same text (`decimal` and `_pydecimal`, a sect
 from __future__ import annotations
 
 import ast
+import gc
 import importlib
 import inspect
 import logging
+import os
 import re
 import sys
 import sysconfig
@@ -25,6 +27,7 @@ import unicodedata
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -37,10 +40,11 @@ from near_duplicates import merged_groups, near_duplicates  # noqa: E402  (a nei
 
 logger = logging.getLogger(__name__)
 
-EXCLUDED_FOLDERS = frozenset(
-    {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib-dynload", "pydoc_data", "encodings"}
-)
-"""Folders that are not read: other people's packages, tests, and generated tables."""
+OTHER_PEOPLES = {"site-packages", "dist-packages"}
+TESTS = {"test", "tests", "idle_test"}
+GENERATED = {"encodings", "lib-dynload", "pydoc_data", "__pycache__"}
+EXCLUDED_FOLDERS = OTHER_PEOPLES | TESTS | GENERATED
+"""Folders that are not read."""
 
 EXCLUDED_PREFIXES = ("_sysconfigdata", "_sysconfig_vars", "config-", "_vars_config")
 """Generated files and folders, which hold the paths of one machine."""
@@ -66,9 +70,12 @@ FAMILIES = {
     "tokenize": ("lib2to3", "token"),
     "weakref": ("_weakrefset",),
 }
-"""Modules that share text in some Python versions, or whose text moved from one to another: one group in all versions, so
-that what was held out when a source model was trained is held out wherever the domains are built. Near-duplicates that
-are not listed are found in the text itself."""
+"""Group -> other modules in it, which share text with it in some Python version, or whose text moved from one to the
+other. They are one group in all versions, so that what was held out when a source model was trained is held out
+wherever the domains are built. Near-duplicates that are not listed are found in the text itself."""
+
+
+DOMAIN_NAMES = ("code", "docstrings", "manual", "tables")
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ class Document:
 def stdlib_domains(library: str | Path | None = None) -> DatasetDict:
     """The domains of the running Python, each a `Dataset` with the columns ``text`` and ``group``.
 
-    The same installation gives the same rows in the same order. A part that is missing is skipped with a warning.
+    The same installation gives the same rows in the same order. A missing part is skipped with a warning.
 
     Args:
         library: folder of the standard library; default: the running Python's own.
@@ -93,31 +100,37 @@ def stdlib_domains(library: str | Path | None = None) -> DatasetDict:
         ValueError: fewer than two domains are left.
     """
     folder = Path(library or sysconfig.get_paths()["stdlib"])
-    documents = [*_source_documents(folder), *_manual_documents(), *_table_documents()]
-    domains: dict[str, list[Document]] = {name: [] for name in ("code", "docstrings", "manual", "tables")}
-    for document in _with_final_groups(documents):
+    domains: dict[str, list[Document]] = {name: [] for name in DOMAIN_NAMES}
+    for document in stdlib_documents(folder):
         domains[document.domain].append(document)
-    for name in [name for name, members in domains.items() if len({one.group for one in members}) < 2]:
-        warnings.warn(
-            f"This Python installation ({folder}) has no text for the domain {name!r}; it is skipped.", stacklevel=2
-        )
-        del domains[name]
+    for name in DOMAIN_NAMES:
+        if len({document.group for document in domains[name]}) < 2:
+            warnings.warn(
+                f"This Python installation ({folder}) has no text for the domain {name!r}; it is skipped.",
+                stacklevel=2,
+            )
+            del domains[name]
     if len(domains) < 2:
         raise ValueError(
-            f"The standard library at `library` ({folder}) gives {len(domains)} text domain(s), {sorted(domains)}, but at "
-            "least 2 are needed. Use a Python installation that has its library as source files, or pass a folder of "
-            "your own text with --data_dir."
+            f"The standard library at `library` ({folder}) gives {len(domains)} text domain(s), {sorted(domains)}, "
+            "but at least 2 are needed. Use a Python installation that has its library as source files, or pass a "
+            "folder of your own text with --data_dir."
         )
-    return DatasetDict(
-        {
-            name: Dataset.from_dict({"text": [one.text for one in members], "group": [one.group for one in members]})
-            for name, members in domains.items()
-        }
-    )
+    return DatasetDict({name: _as_dataset(members) for name, members in domains.items()})
 
 
-def _with_final_groups(documents: list[Document]) -> list[Document]:
-    """Near-duplicates get one group; after that, long documents are split into several of the same group."""
+def _as_dataset(documents: list[Document]) -> Dataset:
+    columns = {"text": [one.text for one in documents], "group": [one.group for one in documents]}
+    return Dataset.from_dict(columns)
+
+
+def stdlib_documents(folder: Path) -> list[Document]:
+    """All documents with their final groups, in a fixed order.
+
+    Near-duplicates get one group; after that, long documents are split into several of the same group.
+    """
+    with _no_garbage_collection():
+        documents = [*_source_documents(folder), *_manual_documents(), *_table_documents()]
     links = [
         (documents[i].group, documents[j].group)
         for i, j, _ in near_duplicates([document.text for document in documents])
@@ -131,7 +144,19 @@ def _with_final_groups(documents: list[Document]) -> list[Document]:
     ]
 
 
-# Source files --------------------------------------------------------------------------------------------------------
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Syntax trees are many small objects that die by themselves: the collector would double the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+# Source files -----------------------------------------------------------------------------------------------
 
 
 def _source_documents(folder: Path) -> Iterator[Document]:
@@ -147,35 +172,43 @@ def _source_documents(folder: Path) -> Iterator[Document]:
         except (SyntaxError, UnicodeDecodeError, OSError) as error:
             logger.info("%s is skipped: %s", relative, error)
             continue
-        name = relative.as_posix()
-        yield Document("code", name, group, _without_docstrings(source, tree))
-        yield Document("docstrings", name, group, "\n\n".join(_docstrings(tree)))
+        name, nodes = relative.as_posix(), list(_docstring_nodes(tree))
+        yield Document("code", name, group, _without_docstrings(source, nodes))
+        yield Document("docstrings", name, group, "\n\n".join(_docstrings(nodes)))
 
 
 def _source_files(folder: Path) -> list[Path]:
-    def is_wanted(path: Path) -> bool:
-        parts = path.relative_to(folder).parts
-        return not EXCLUDED_FOLDERS.intersection(parts) and not any(part.startswith(EXCLUDED_PREFIXES) for part in parts)
+    files: list[Path] = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in EXCLUDED_FOLDERS and _is_written_by_hand(name)]
+        files += [Path(parent, name) for name in names if name.endswith(".py") and _is_written_by_hand(name)]
+    return sorted(files, key=lambda path: path.as_posix())
 
-    return sorted((path for path in folder.rglob("*.py") if is_wanted(path)), key=lambda path: path.as_posix())
+
+def _is_written_by_hand(name: str) -> bool:
+    return not name.startswith(EXCLUDED_PREFIXES)
 
 
 def _parsed(source: str) -> ast.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # old escapes in the library's own strings are not this reader's business
+        warnings.simplefilter("ignore")  # of old escapes in the library's own strings
         return ast.parse(source)
 
 
-def _docstring_nodes(tree: ast.Module) -> Iterator[tuple[list[ast.stmt], list[ast.Expr]]]:
-    """(body, its leading string statements) of every module, class and function that starts with one."""
+DocstringNode = tuple[ast.AST, list[ast.Expr]]
+"""A module, class or function, and the string statements that its body starts with."""
+
+
+def _docstring_nodes(tree: ast.Module) -> Iterator[DocstringNode]:
+    """Every module, class and function that starts with a string."""
     open_nodes: list[ast.AST] = [tree]
     while open_nodes:
         node = open_nodes.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             leading = list(takewhile(_is_string, node.body))
             if leading:
-                yield node.body, leading
-        for name in ("body", "orelse", "finalbody", "handlers", "cases"):  # statements only: much faster than ast.walk
+                yield node, leading
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):  # no expressions: faster than ast.walk
             children = getattr(node, name, ())
             if isinstance(children, list):
                 open_nodes.extend(children)
@@ -189,22 +222,24 @@ def _is_string(statement: ast.stmt) -> bool:
     )
 
 
-def _docstrings(tree: ast.Module) -> list[str]:
+def _docstrings(nodes: list[DocstringNode]) -> list[str]:
     """The file's documentation strings in the order of the source, without their indentation."""
-    found = [strings[0].value for _, strings in _docstring_nodes(tree)]
+    found = [strings[0].value for _, strings in nodes]
     found.sort(key=lambda constant: (constant.lineno, constant.col_offset))
     return [text for constant in found if (text := inspect.cleandoc(constant.value).strip())]
 
 
-def _without_docstrings(source: str, tree: ast.Module) -> str:
+def _without_docstrings(source: str, nodes: list[DocstringNode]) -> str:
     """The source with every documentation string cut out; a body that was nothing else becomes ``pass``."""
     lines = [line.encode() for line in source.split("\n")]  # ast counts columns in bytes
     edits = []
-    for body, strings in _docstring_nodes(tree):
+    for owner, strings in nodes:
+        is_whole_body = len(strings) == len(owner.body) and not isinstance(owner, ast.Module)
         for position, node in enumerate(strings):
-            needs_statement = len(strings) == len(body) and position == 0 and body is not tree.body
+            needs_statement = is_whole_body and position == 0
             edits.append((node, b"pass" if needs_statement else b""))
-    for node, replacement in sorted(edits, key=lambda edit: (edit[0].lineno, edit[0].col_offset), reverse=True):
+    edits.sort(key=lambda edit: (edit[0].lineno, edit[0].col_offset))
+    for node, replacement in reversed(edits):
         first, last = node.lineno - 1, node.end_lineno - 1
         before, after = lines[first][: node.col_offset], lines[last][node.end_col_offset :]
         if not replacement:
@@ -223,10 +258,9 @@ def _parts(document: Document) -> list[str]:
     """The document's text in parts of about MAX_DOCUMENT_CHARACTERS; code is cut between top-level statements only."""
     if len(document.text) <= MAX_DOCUMENT_CHARACTERS:
         return [document.text]
-    lines = document.text.splitlines(keepends=True)
+    lines = re.findall(r"[^\n]*\n|[^\n]+", document.text)  # not splitlines: a form feed ends no line of code
     if document.domain == "code":
-        cuts = [min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))]) - 1
-                for node in _parsed(document.text).body]  # fmt: skip
+        cuts = [_first_line(node) - 1 for node in _parsed(document.text).body]
     else:
         cuts = [number + 1 for number, line in enumerate(lines) if not line.strip()] or range(len(lines))
     parts, start, length, previous = [], 0, 0, 0
@@ -239,7 +273,12 @@ def _parts(document: Document) -> list[str]:
     return [*parts, "".join(lines[start:])]
 
 
-# The manual and the tables -------------------------------------------------------------------------------------------
+def _first_line(statement: ast.stmt) -> int:
+    decorators = getattr(statement, "decorator_list", [])
+    return min([statement.lineno, *(decorator.lineno for decorator in decorators)])
+
+
+# The manual and the tables ----------------------------------------------------------------------------------
 
 
 def _manual_documents() -> Iterator[Document]:
@@ -255,8 +294,9 @@ def _manual_documents() -> Iterator[Document]:
 
 
 def _sections(topic: str, text: str) -> Iterator[tuple[str, str]]:
-    """(title in lower case, text) of each section: a title is a line underlined with ``*``, ``=``, ``-`` or ``~``."""
-    starts = [(match.start(), match[1]) for match in re.finditer(r"^(\S.*)\n([*=\-~])\2{2,}\n", text, re.MULTILINE)]
+    """(title in lower case, text) of each section; a title is a line with ``*``, ``=``, ``-`` or ``~`` under it."""
+    titles = re.finditer(r"^(\S.*)\n([*=\-~])\2{2,}\n", text, re.MULTILINE)
+    starts = [(match.start(), match[1]) for match in titles]
     if not starts or text[: starts[0][0]].strip():
         starts.insert(0, (0, topic))
     for (start, title), (end, _) in zip(starts, [*starts[1:], (len(text), "")], strict=True):
@@ -264,9 +304,10 @@ def _sections(topic: str, text: str) -> Iterator[tuple[str, str]]:
 
 
 def _table_documents() -> Iterator[Document]:
-    """A table per script (the first word of the names): code point, name, category, direction, decomposition, numeric value.
+    """A table per script, the first word of the characters' names.
 
-    Names that are only the code point again (ideographs) are left out.
+    A row is code point, name, category, direction, decomposition and numeric value, as in UnicodeData.txt. Names that
+    are only the code point again (ideographs) are left out.
     """
     rows: dict[str, list[str]] = defaultdict(list)
     for code in range(sys.maxunicode + 1):
@@ -283,18 +324,16 @@ def _table_documents() -> Iterator[Document]:
 
 def domain_sizes(train: DatasetDict, held_out: DatasetDict) -> dict[str, dict[str, int]]:
     """Domain -> documents, groups and characters on each side."""
-    return {
-        name: {
-            f"{side}_{unit}": value
-            for side, domains in (("train", train), ("held_out", held_out))
-            for unit, value in (
-                ("documents", len(domains[name])),
-                ("groups", len(set(domains[name]["group" if "group" in domains[name].column_names else "text"]))),
-                ("characters", sum(map(len, domains[name]["text"]))),
-            )
-        }
-        for name in train
-    }
+    sizes: dict[str, dict[str, int]] = {name: {} for name in train}
+    for side, domains in (("train", train), ("held_out", held_out)):
+        for name, dataset in domains.items():
+            groups = dataset["group" if "group" in dataset.column_names else "text"]
+            sizes[name] |= {
+                f"{side}_documents": len(dataset),
+                f"{side}_groups": len(set(groups)),
+                f"{side}_characters": sum(map(len, dataset["text"])),
+            }
+    return sizes
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 """Train a small Llama and its tokenizer from scratch on text domains, and measure it: a source model to shear.
 
-    python examples/embedded/train_source.py --output_dir my_source                       # the standard library's text
-    python examples/embedded/train_source.py --output_dir my_source --data_dir my_folder  # one sub-folder per domain
+    python examples/embedded/train_source.py --output_dir source                       # the standard library's text
+    python examples/embedded/train_source.py --output_dir source --data_dir my_folder  # a sub-folder per domain
 
-Only the training side of `hf_shear.data.split_domains` is read, by the tokenizer as well. The folder is a plain Hugging Face
-checkpoint with tokenizer and generation config, and ``source.json``: the held-out loss of every domain (nats per token)
-beside that of a unigram model, which knows how often each token occurs in that domain and nothing else.
+Only the training side of `hf_shear.data.split_domains` is read, by the tokenizer as well. The result is a plain
+Hugging Face checkpoint with tokenizer and generation config, and ``source.json``: the held-out loss of every domain
+(nats per token) beside that of a unigram model, which knows how often each token occurs in that domain and nothing
+else.
 
 A run that was broken off goes on where it was last saved when the same command is given again.
 """
@@ -29,20 +30,32 @@ import torch
 from datasets import DatasetDict
 from source_tokenizer import save_tokenizer, train_pieces
 from stdlib_domains import domain_sizes, stdlib_domains
-from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from hf_shear.data import load_domains, pack_domains, split_domains
 
 logger = logging.getLogger("train_source")
 
-SHAPE_NAMES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+SHAPE_NAMES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+)
 
 LOG_SECONDS, SAVE_SECONDS = 20.0, 150.0
 WARMUP_FRACTION = 0.02  # of the steps, linear
 FINAL_LEARNING_RATE = 0.02  # of the peak, at the end of the cosine
 EVALUATION_BATCH_SIZE = 16  # samples
 NUM_PROBE_SAMPLES = 4
-"""Held-out samples per domain whose loss is recorded on its own, so that the numbers can be checked in a second."""
+"""Held-out samples per domain whose loss is recorded on its own, so that the numbers are quickly checked."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +66,18 @@ class SourceArguments:
     data_dir: str | None = None
     vocab_size: int = 1536
     hidden_size: int = 128
-    num_hidden_layers: int = 6
+    num_hidden_layers: int = 5
     num_attention_heads: int = 8
     num_key_value_heads: int = 4
     intermediate_size: int = 336
     max_position_embeddings: int = 512
     max_length: int = 256
-    num_tokens: int = 10_000_000
+    num_tokens: int = 8_000_000
     batch_size: int = 8
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     max_gradient_norm: float = 1.0
-    size_exponent: float = 0.0
+    size_exponent: float = 0.5
     held_out_fraction: float = 0.1
     seed: int = 0
     num_threads: int = 1
@@ -93,13 +106,13 @@ def parse_arguments(arguments: list[str] | None = None) -> SourceArguments:
     for name, field in SourceArguments.__dataclass_fields__.items():
         kind = {"str": str, "str | None": str, "int": int, "float": float}[field.type]
         required = name == "output_dir"
-        shown = HELP.get(name, name.replace("_", " "))
         default = None if required else field.default
-        parser.add_argument(f"--{name}", type=kind, required=required, default=default, help=f"{shown} (%(default)s)")
+        text = f"{HELP.get(name, name.replace('_', ' '))} (%(default)s)"
+        parser.add_argument(f"--{name}", type=kind, required=required, default=default, help=text)
     return SourceArguments(**vars(parser.parse_args(arguments)))
 
 
-# Model, data ---------------------------------------------------------------------------------------------------------
+# Model, data ------------------------------------------------------------------------------------------------
 
 
 def build_model(arguments: SourceArguments, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -116,13 +129,15 @@ def build_model(arguments: SourceArguments, tokenizer: PreTrainedTokenizerFast) 
     torch.manual_seed(arguments.seed)
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
     )
     return model
 
 
 class SampleStream:
-    """Batches of samples: the domain of each is drawn, its samples come in shuffled passes without repetition.
+    """Batches of samples: the domain of each is drawn, its samples come in shuffled passes.
 
     What is drawn depends on the seed and the number of batches drawn before, and on nothing else.
     """
@@ -156,10 +171,11 @@ class SampleStream:
 
 def as_tensors(packed: DatasetDict) -> dict[str, torch.Tensor]:
     """Domain -> token ids [samples, max_length] int64."""
-    return {name: torch.from_numpy(np.stack(rows.with_format("numpy")["input_ids"][:])).long() for name, rows in packed.items()}
+    arrays = {name: np.stack(rows.with_format("numpy")["input_ids"][:]) for name, rows in packed.items()}
+    return {name: torch.from_numpy(array).long() for name, array in arrays.items()}
 
 
-# Training ------------------------------------------------------------------------------------------------------------
+# Training ---------------------------------------------------------------------------------------------------
 
 
 def learning_rate_factor(step: int, num_steps: int) -> float:
@@ -182,7 +198,7 @@ def build_optimizer(model: LlamaForCausalLM, arguments: SourceArguments) -> torc
 
 
 def train(model: LlamaForCausalLM, stream: SampleStream, arguments: SourceArguments, checkpoint: Path) -> float:
-    """All steps, from the checkpoint on if there is one; returns the seconds spent, over all parts of the run.
+    """All steps, from the checkpoint on if there is one; returns the seconds of all parts of the run.
 
     Raises:
         ValueError: the checkpoint is of a run with other arguments, or the loss is not finite.
@@ -210,8 +226,8 @@ def train(model: LlamaForCausalLM, stream: SampleStream, arguments: SourceArgume
             _log_progress(step + 1, first_step, now - start, losses, arguments)
             last_log, losses = now, []
         if now - last_save > SAVE_SECONDS:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            _save(state | {"arguments": asdict(arguments), "seconds": seconds_before + now - start}, checkpoint)
+            progress = {"step": step + 1, "seconds": seconds_before + now - start}
+            _save(model, optimizer, arguments, progress, checkpoint)
             last_save = now
     return seconds_before + time.monotonic() - start
 
@@ -223,14 +239,25 @@ def _log_progress(
     tokens_per_second = (step - first_step) * arguments.batch_size * arguments.max_length / seconds
     left = (arguments.num_steps - step) * arguments.batch_size * arguments.max_length / tokens_per_second
     logger.info(
-        f"step {step:,} of {arguments.num_steps:,}: training loss {mean:.4f}, {tokens_per_second:,.0f} tokens/s, "
-        f"{left / 60:.1f} minutes left"
+        f"step {step:,} of {arguments.num_steps:,}: training loss {mean:.4f}, "
+        f"{tokens_per_second:,.0f} tokens/s, {left / 60:.1f} minutes left"
     )
     if not math.isfinite(mean):
-        raise ValueError(f"The training loss is {mean} at step {step}. Lower --learning_rate ({arguments.learning_rate}).")
+        raise ValueError(
+            f"The training loss is {mean} at step {step}. Lower `learning_rate` ({arguments.learning_rate})."
+        )
 
 
-def _save(state: dict, checkpoint: Path) -> None:
+def _save(
+    model: LlamaForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    arguments: SourceArguments,
+    progress: dict[str, float],
+    checkpoint: Path,
+) -> None:
+    """Written beside the old checkpoint, then put in its place: a broken run never leaves half a file."""
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "arguments": asdict(arguments)}
+    state |= progress
     unfinished = checkpoint.with_suffix(".unfinished")
     torch.save(state, unfinished)
     unfinished.replace(checkpoint)
@@ -245,8 +272,8 @@ def _resume(
     state = torch.load(checkpoint, weights_only=True)
     if state["arguments"] != asdict(arguments):
         raise ValueError(
-            f"`output_dir` ({arguments.output_dir}) holds the unfinished run of other arguments: {state['arguments']}. "
-            f"Give those again, or remove {checkpoint}."
+            f"`output_dir` ({arguments.output_dir}) holds the unfinished run of other arguments: "
+            f"{state['arguments']}. Give those again, or remove {checkpoint}."
         )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
@@ -254,7 +281,7 @@ def _resume(
     return state["step"], state["seconds"]
 
 
-# Measuring -----------------------------------------------------------------------------------------------------------
+# Measuring --------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -268,7 +295,10 @@ def mean_loss(model: LlamaForCausalLM, samples: torch.Tensor) -> float:
 
 
 def unigram_loss(train: torch.Tensor, held_out: torch.Tensor, vocab_size: int) -> float:
-    """Nats per token of the held-out samples' predicted tokens under the training side's frequencies, one added to each."""
+    """Nats per predicted token of the held-out samples under the training side's frequencies.
+
+    One is added to every count, so that a token that does not occur in training has a probability.
+    """
     counts = torch.bincount(train.flatten(), minlength=vocab_size).double() + 1.0
     return -(counts / counts.sum()).log()[held_out[:, 1:]].mean().item()
 
@@ -298,7 +328,7 @@ def measure(
     }
 
 
-# The run -------------------------------------------------------------------------------------------------------------
+# The run ----------------------------------------------------------------------------------------------------
 
 
 def prepare_tokenizer(train: DatasetDict, arguments: SourceArguments) -> PreTrainedTokenizerFast:
@@ -308,6 +338,22 @@ def prepare_tokenizer(train: DatasetDict, arguments: SourceArguments) -> PreTrai
         logger.info("The tokenizer is being trained.")
         save_tokenizer(train_pieces(train, arguments.vocab_size), folder, arguments.max_position_embeddings)
     return AutoTokenizer.from_pretrained(folder)
+
+
+def describe(model: LlamaForCausalLM, arguments: SourceArguments) -> dict:
+    """What was trained and with what, for `source.json`."""
+    packages = ("torch", "transformers", "tokenizers", "sentencepiece", "datasets")
+    recipe = {key: value for key, value in asdict(arguments).items() if key not in ("output_dir", "data_dir")}
+    return {
+        "shape": {name: getattr(model.config, name) for name in (*SHAPE_NAMES, "head_dim")},
+        "num_parameters": model.num_parameters(),
+        "vocab_size": model.config.vocab_size,
+        "domains": "folder" if arguments.data_dir else "standard library",
+        "tokens": arguments.num_steps * arguments.batch_size * arguments.max_length,
+        "arguments": recipe,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "seed": arguments.seed,
+    }
 
 
 def main(command_line: list[str] | None = None) -> dict:
@@ -325,7 +371,8 @@ def main(command_line: list[str] | None = None) -> dict:
     train_samples = as_tensors(pack_domains(train_text, tokenizer, arguments.max_length))
     held_out_samples = as_tensors(pack_domains(held_out_text, tokenizer, arguments.max_length))
     for name, samples in train_samples.items():
-        logger.info(f"{name}: {samples.numel():,} training and {held_out_samples[name].numel():,} held-out tokens")
+        num_held_out = held_out_samples[name].numel()
+        logger.info(f"{name}: {samples.numel():,} training and {num_held_out:,} held-out tokens")
 
     model = build_model(arguments, tokenizer)
     logger.info(f"{model.num_parameters():,} parameters, {arguments.num_steps:,} steps")
@@ -335,25 +382,18 @@ def main(command_line: list[str] | None = None) -> dict:
     model.save_pretrained(folder)
 
     numbers = {
-        "shape": {name: getattr(model.config, name) for name in (*SHAPE_NAMES, "head_dim")},
-        "num_parameters": model.num_parameters(),
-        "vocab_size": model.config.vocab_size,
+        **describe(model, arguments),
         **measure(model, train_samples, held_out_samples),
-        "tokens": arguments.num_steps * arguments.batch_size * arguments.max_length,
         "passes": stream.passes(),
         "domain_weights": stream.weights,
-        "characters": domain_sizes(train_text, held_out_text),
+        "text": domain_sizes(train_text, held_out_text),
         "seconds": seconds,
-        "arguments": {k: v for k, v in asdict(arguments).items() if k not in ("output_dir", "data_dir")},
-        "domains": "folder" if arguments.data_dir else "standard library",
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "transformers", "tokenizers", "sentencepiece", "datasets")},
-        "seed": arguments.seed,
     }
     (folder / "source.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     checkpoint.unlink(missing_ok=True)
     for name, loss in numbers["loss"].items():
-        logger.info(f"{name:14} held-out loss {loss:.4f}, unigram model {numbers['unigram_loss'][name]:.4f} nats per token")
+        unigram = numbers["unigram_loss"][name]
+        logger.info(f"{name:14} held-out loss {loss:.4f}, unigram model {unigram:.4f} nats per token")
     return numbers
 
 

@@ -3,8 +3,11 @@
 z_i = sigmoid((a_i - tau) / T), with tau solved per row so that sum_i z_i = k. As the temperature T falls to 0 the
 gates become the indicator of the k largest scores. There is no multiplier: the constraint holds by construction.
 
-tau depends on the scores; its derivative comes from the implicit function theorem, obtained here by one Newton step
-at the solution with a detached denominator, so that gradients of z always sum to zero over a row.
+tau depends on the scores; the implicit function theorem gives its derivative. With s_i = z_i (1 - z_i):
+
+    dz_i / da_j = s_i / T * (delta_ij - s_j / sum_k s_k),
+
+so gradients of the gates of a row sum to zero: a score can rise only at the expense of others.
 """
 
 from __future__ import annotations
@@ -36,14 +39,28 @@ def relaxed_topk(scores: Tensor, budget: float, temperature: float) -> Tensor:
         raise ValueError(f"`temperature` must be positive, but it is {temperature}.")
     if budget == num_units:
         return torch.ones_like(scores)
-    with torch.no_grad():
+    return _RelaxedTopk.apply(scores, budget, temperature)
+
+
+class _RelaxedTopk(torch.autograd.Function):
+    """Gates by bisection, gradients in closed form."""
+
+    @staticmethod
+    def forward(ctx, scores: Tensor, budget: float, temperature: float) -> Tensor:
         threshold = _solve_threshold(scores, budget, temperature)
         gates = torch.sigmoid((scores - threshold) / temperature)
-        slope = (gates * (1.0 - gates)).sum(dim=-1, keepdim=True) / temperature
-        # A row of saturated gates has no slope left: its threshold no longer moves.
-        slope = slope.clamp(min=torch.finfo(scores.dtype).tiny * 1e8)
-    excess = torch.sigmoid((scores - threshold) / temperature).sum(dim=-1, keepdim=True) - budget
-    return torch.sigmoid((scores - (threshold + excess / slope)) / temperature)
+        ctx.save_for_backward(gates)
+        ctx.temperature = temperature
+        return gates
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (gates,) = ctx.saved_tensors
+        slope = gates * (1.0 - gates)
+        # Rows of saturated gates have no slope left, and no gradient: the clamp only keeps 0 / 0 away.
+        total = slope.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(slope.dtype).tiny)
+        mean_grad = (grad * slope).sum(dim=-1, keepdim=True) / total
+        return slope * (grad - mean_grad) / ctx.temperature, None, None
 
 
 def _solve_threshold(scores: Tensor, budget: float, temperature: float) -> Tensor:

@@ -25,7 +25,7 @@ class ShearingMasks(nn.Module):
     """Learned masks that take a ``source`` shape to a ``target`` shape.
 
     Parameters are float32 on every device and stay so when the model is cast:
-        log_alpha[kind]: [*rows, units], one score per unit; higher = keep.
+        log_alpha_<kind>: [*rows, units], one score per unit; higher = keep.
         multiplier_linear, multiplier_quadratic: [constrained kinds], lambda_1 and lambda_2 (hard_concrete only).
     """
 
@@ -35,9 +35,10 @@ class ShearingMasks(nn.Module):
         self.kinds = unit_kinds(source, target)
         self.phase = MaskPhase()
         self.rank = 0
-        self.log_alpha = nn.ParameterDict(
-            {kind.name: nn.Parameter(torch.empty(kind.mask_shape, dtype=torch.float32)) for kind in self.constrained}
-        )
+        # Direct parameters, not a ParameterDict: from_pretrained initialises missing parameters module by module, and
+        # takes a module without parameters of its own for initialised.
+        for kind in self.constrained:
+            self.register_parameter(_name(kind), nn.Parameter(torch.empty(kind.mask_shape, dtype=torch.float32)))
         if self.has_multipliers:
             self.multiplier_linear = nn.Parameter(torch.empty(len(self.constrained), dtype=torch.float32))
             self.multiplier_quadratic = nn.Parameter(torch.empty(len(self.constrained), dtype=torch.float32))
@@ -54,6 +55,11 @@ class ShearingMasks(nn.Module):
         """Whether a Lagrangian is needed to meet the target."""
         return self.settings.method == "hard_concrete" and bool(self.constrained)
 
+    @property
+    def log_alpha(self) -> dict[str, nn.Parameter]:
+        """Scores per constrained kind."""
+        return {kind.name: getattr(self, _name(kind)) for kind in self.constrained}
+
     def multipliers(self) -> list[nn.Parameter]:
         """lambda_1 and lambda_2, or nothing."""
         return [self.multiplier_linear, self.multiplier_quadratic] if self.has_multipliers else []
@@ -65,7 +71,7 @@ class ShearingMasks(nn.Module):
         start = {}
         for kind in self.constrained:
             jitter = torch.randn(kind.mask_shape, generator=generator) * self.settings.log_alpha_jitter
-            start[f"log_alpha.{kind.name}"] = self._bounded(self.settings.start_value + jitter)
+            start[_name(kind)] = self._bounded(self.settings.start_value + jitter)
         for name, _ in self.named_parameters():
             start.setdefault(name, torch.zeros(len(self.constrained)))
         return start
@@ -276,6 +282,10 @@ class ShearingMasks(nn.Module):
             "num_key_value_heads": low[KEY_VALUE_HEAD],
             "intermediate_size": low[INTERMEDIATE],
         }
+
+
+def _name(kind: UnitKind) -> str:
+    return f"log_alpha_{kind.name}"
 
 
 def _close_smallest_per_row(gates: Tensor, num_closed: Tensor) -> Tensor:

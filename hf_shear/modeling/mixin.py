@@ -68,7 +68,7 @@ class ShearingMixin:
             start = module.start_parameters()
             for name, parameter in module.named_parameters():
                 init.copy_(parameter, start[name])
-        elif not isinstance(module, nn.ParameterDict):
+        else:
             super()._init_weights(module)
 
     # ---- masks ------------------------------------------------------------------------------------------------

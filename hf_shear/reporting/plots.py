@@ -30,11 +30,21 @@ MAX_STRIPES = 384  # hidden dimensions drawn one by one; more would be thinner t
 NUM_BINS = 128  # so they are drawn as this many averages of neighbours
 # Paul Tol's "muted" qualitative scheme, safe for colour-blind readers, in an order of high contrast between
 # neighbours, then black, grey and orange for more than nine domains. Markers repeat the distinction.
-COLOURS = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#999933", "#AA4499", "#44AA99", "#DDCC77")
+COLOURS: tuple[str, ...] = (
+    "#332288",
+    "#CC6677",
+    "#117733",
+    "#88CCEE",
+    "#882255",
+    "#999933",
+    "#AA4499",
+    "#44AA99",
+    "#DDCC77",
+)
 COLOURS += ("#000000", "#888888", "#EE7733")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 KEPT, CUT, GROUP_CUT, LINE = "#332288", "#88CCEE", "#E4E4E4", "#999999"
-REMOVED = {"facecolor": "#F5F5F5", "edgecolor": LINE, "hatch": "////"}
+REMOVED: dict[str, Any] = {"facecolor": "#F5F5F5", "edgecolor": LINE, "hatch": "////"}
 MASK_LEARNING, RECOVERY = "mask_learning", "recovery"
 
 
@@ -52,8 +62,6 @@ def plot_kept_units(
     Raises:
         ValueError: an index outside the source's shape, or a kept layer without entries.
     """
-    from matplotlib.patches import Patch
-
     units = _kept_per_layer(kept, source_shape)
     num_layers = source_shape["num_hidden_layers"]
     height = min(7.0, max(0.9, 0.22 * num_layers))  # inches, of the layer panels
@@ -69,12 +77,8 @@ def plot_kept_units(
             axes.axhspan(layer - 0.5, layer + 0.5, **REMOVED, linewidth=0)
         axes.set_ylim(num_layers - 0.5, -0.5)
         axes.set_yticks(_integer_ticks(num_layers))
-    handles = [Patch(facecolor=KEPT, label="kept"), Patch(facecolor=CUT, label="head cut, its KV group kept")]
-    handles += [Patch(facecolor=GROUP_CUT, label="cut")]
-    handles += [Patch(**REMOVED, label="layer removed")] if removed else []
-    if source_shape["num_attention_heads"] == source_shape["num_key_value_heads"]:
-        del handles[1]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=FONT_SIZE)
+    has_groups = source_shape["num_key_value_heads"] < source_shape["num_attention_heads"]
+    _kept_legend(figure, has_groups, bool(removed))
     return _save(figure, path)
 
 
@@ -102,7 +106,7 @@ def plot_domains(history: Sequence[Mapping[str, Any]], path: str | os.PathLike |
     figure = _new_figure(6.0)
     weights, losses = figure.subplots(2, 1, sharex=True)
     for index, domain in enumerate(domains):
-        style = {"color": COLOURS[index], "marker": MARKERS[index], "label": _label(domain)}
+        style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "label": _label(domain)}
         _draw_series(weights, history, "mixture_weights", domain, scale, style, drawstyle="steps-post")
         _draw_series(losses, history, "loss", domain, scale, style)
         style = {"color": COLOURS[index], "linestyle": (0, (4, 2)), "linewidth": 0.9, "label": "_reference"}
@@ -146,7 +150,7 @@ def plot_sizes(
     num_rows = math.ceil(len(names) / num_columns)
     figure = _new_figure(0.8 + 2.1 * num_rows)
     panels = figure.subplots(num_rows, num_columns, sharey=True, squeeze=False)
-    legend = {}
+    legend: dict[str, Any] = {}
     for axes, name in zip(panels.flat, names, strict=False):
         source = 1 if source_shape is None else source_shape[name]
         _draw_size(axes, history, name, target.get(name), source, scale)
@@ -158,7 +162,7 @@ def plot_sizes(
         axes.set_ylabel("share of the source's")
     for axes in panels.flat[max(0, len(names) - num_columns) : len(names)]:
         axes.set_xlabel(f"training tokens{unit}")
-    style = {"ncols": 3, "frameon": False, "fontsize": FONT_SIZE}
+    style: dict[str, Any] = {"ncols": 3, "frameon": False, "fontsize": FONT_SIZE}
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", **style)
     return _save(figure, path)
 
@@ -185,6 +189,14 @@ def _kept_per_layer(kept: Mapping[str, Any], shape: Mapping[str, int]) -> dict[s
                 f"but it has {sorted(by_layer)}."
             )
         units[name] = {i: _checked(indices, limit, f"{name}.{i}") for i, indices in by_layer.items()}
+    per_group = limits["heads"] // limits["key_value_heads"]
+    for layer, heads in units["heads"].items():
+        orphans = [head for head in heads if head // per_group not in units["key_value_heads"][layer]]
+        if orphans:
+            raise ValueError(
+                f"`kept` must keep the KV group of each kept head, but in layer {layer} it does not for "
+                f"heads {orphans}. Number heads as in the source model."
+            )
     return units
 
 
@@ -285,6 +297,16 @@ def _draw_hidden(axes: Axes, indices: Sequence[int], size: int) -> None:
     _title(axes, f"Hidden: {len(indices):,} of {size:,}")
 
 
+def _kept_legend(figure: Figure, has_groups: bool, has_removed: bool) -> None:
+    from matplotlib.patches import Patch
+
+    handles = [Patch(facecolor=KEPT, label="kept")]
+    handles += [Patch(facecolor=CUT, label="head cut, its KV group kept")] if has_groups else []
+    handles += [Patch(facecolor=GROUP_CUT, label="cut")]
+    handles += [Patch(**REMOVED, label="layer removed")] if has_removed else []
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=FONT_SIZE)
+
+
 def _range(by_layer: Mapping[int, Sequence[int]]) -> str:
     """How many units a layer keeps: '86', or '80 to 92' where layers differ."""
     counts = [len(indices) for indices in by_layer.values()] or [0]
@@ -348,7 +370,7 @@ def _use_log_where_wide(axes: Axes) -> None:
     """After a cut, losses can start several times above where they end; a log axis shows both."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    values = [value for line in axes.get_lines() for value in line.get_ydata()]
+    values = [float(value) for line in axes.get_lines() for value in np.asarray(line.get_ydata())]
     if not values or min(values) <= 0 or max(values) < 3 * min(values):
         return
     axes.set_yscale("log")
@@ -367,7 +389,11 @@ def _mark_cut(panels: Sequence[Axes], history: Sequence[Mapping[str, Any]], scal
         cut = max(row["num_tokens"] for row in history if row["stage"] == MASK_LEARNING) / scale
         for axes in panels:
             axes.axvline(cut, color="black", linewidth=1, label="_cut")
-        style = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "fontsize": FONT_SIZE}
+        style: dict[str, Any] = {
+            "xycoords": ("data", "axes fraction"),
+            "textcoords": "offset points",
+            "fontsize": FONT_SIZE,
+        }
         panels[0].annotate("mask learning ", (cut, 1), (-3, 4), ha="right", annotation_clip=False, **style)
         panels[0].annotate("recovery", (cut, 1), (3, 4), ha="left", annotation_clip=False, **style)
     else:
@@ -377,13 +403,13 @@ def _mark_cut(panels: Sequence[Axes], history: Sequence[Mapping[str, Any]], scal
 def _domain_legend(figure: Figure, weights: Axes, losses: Axes) -> None:
     from matplotlib.lines import Line2D
 
-    found = {}
+    found: dict[str, Any] = {}
     for axes in (weights, losses):
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     if any(line.get_label() == "_reference" for line in losses.get_lines()):
         found["reference loss"] = Line2D([], [], color=LINE, linestyle=(0, (4, 2)), linewidth=0.9)
-    style = {"frameon": False, "fontsize": FONT_SIZE, "handlelength": 2.5}
+    style: dict[str, Any] = {"frameon": False, "fontsize": FONT_SIZE, "handlelength": 2.5}
     figure.legend(found.values(), found.keys(), loc="outside right upper", **style)
 
 
@@ -422,8 +448,8 @@ def _save(figure: Figure, path: str | os.PathLike | None) -> Figure:
     """Write the picture, and leave the figure's sizes of letters the same for every panel."""
     for axes in figure.axes:
         axes.tick_params(labelsize=FONT_SIZE - 1)
-        axes.xaxis.label.set_size(FONT_SIZE)
-        axes.yaxis.label.set_size(FONT_SIZE)
+        axes.xaxis.label.set_fontsize(FONT_SIZE)
+        axes.yaxis.label.set_fontsize(FONT_SIZE)
     if path is not None:
         figure.savefig(path)
     return figure

@@ -267,9 +267,9 @@ def _spread_verdict(runs: Sequence[Mapping[str, Any]]) -> str:
     if all(aheads[name] > spreads[name] for name in baselines):
         which = f"all {len(baselines)} baselines" if len(baselines) > 1 else "the only baseline"
         return (
-            f"{who} beats {which} by more than the spread of {_seeds(len(runs))}: the closest, "
-            f"{short_name(closest)}, is {aheads[closest]:.3f} nats per token behind, against a spread of "
-            f"{spreads[closest]:.3f}, {conditions}."
+            f"{who} beats {which} by more than the spread: {short_name(closest)}, the closest, is "
+            f"{aheads[closest]:.3f} nats per token behind, against a spread of {spreads[closest]:.3f}, "
+            f"{conditions}."
         )
     ordered = sorted(baselines, key=lambda name: aheads[name])
     phrases = [_relation(short_name(name), aheads[name], spreads[name]) for name in ordered]
@@ -286,7 +286,7 @@ def _relation(name: str, ahead: float, spread: float) -> str:
 
 def _common_conditions(runs: Sequence[Mapping[str, Any]]) -> str:
     """The condition that holds for every baseline of every seed, else the first that breaks it."""
-    texts = {}
+    texts: dict[str, str] = {}
     for run in runs:
         recovered, *baselines = [arm for arm in _arms(run) if arm.is_rival]
         for arm in baselines:

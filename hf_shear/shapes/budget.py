@@ -1,9 +1,10 @@
 """Pick a target shape for a budget: a number of parameters, or the fraction of the source's to keep.
 
-The shape shrinks in balance, as the paper's own targets do (arXiv 2310.06694: Llama-2-7B to 1.3B halves width,
-heads and MLP and keeps three quarters of the layers): width w for hidden size, heads, key/value heads and
-intermediate size, depth w ** DEPTH_EXPONENT. The ideal has fractions in it; of the shapes in hardware-friendly
-multiples that fill the budget, the one nearest to the ideal is picked.
+The shape shrinks in balance, as the paper's own 1.3B target does (arXiv 2310.06694: half of Llama-2-7B's
+hidden size, heads and intermediate size, three quarters of its layers): a share w of hidden size, heads,
+key/value heads and intermediate size, a share w ** DEPTH_EXPONENT of the layers. The w that meets the budget
+gives an ideal shape with fractions in it; of the shapes in hardware-friendly multiples that fill the budget,
+the one nearest to the ideal is picked, by the sum of squared differences of the logarithms of the five sizes.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ SMALLEST_MULTIPLE = 8
 """Below 8 no hardware gains anything from a rounder size."""
 
 MIN_STEPS = 16
-"""A source size is divided into at least so many steps, or a small model would have no shapes to choose from."""
+"""Multiples are so small that a source size has at least so many of them, down to SMALLEST_MULTIPLE."""
 
 
 MIN_HEADS_FOR_EVEN = 8
-"""From so many heads on, counts are kept even where possible: tensor parallelism splits heads between devices."""
+"""From so many heads on the count stays even where possible: tensor parallelism splits heads evenly."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class BudgetChoice:
         num_embedding_parameters: input embeddings and output head, a part of `num_parameters`.
         num_source_parameters: the source's count.
         budget: the largest count allowed.
-        multiples: by name, of what number each size is a multiple, unless it is the source's (layers left out).
+        multiples: by name, of what number each size is a multiple unless it is the source's own. Layers are
+            chosen freely.
     """
 
     shape: TargetShape
@@ -87,8 +89,8 @@ class BudgetChoice:
             f"Parameters: {self.num_parameters:,} of a budget of {self.budget:,} "
             f"({self.num_parameters / self.budget:.1%} of it; {self.fraction_kept:.1%} of the source)\n"
             f"Multiples: {multiples}\n"
-            f"Embeddings: {self.num_embedding_parameters:,} parameters, {self.embedding_share:.1%} of the model "
-            "(their width shrinks with hidden_size, the vocabulary stays)"
+            f"Embeddings: {self.num_embedding_parameters:,} parameters, {self.embedding_share:.1%} of the "
+            "target (they shrink with hidden_size only, the vocabulary stays)"
         )
 
 
@@ -97,8 +99,8 @@ def shape_for_budget(
 ) -> BudgetChoice:
     """The best balanced target shape that has at most `num_parameters`, or `fraction_kept` of the source's.
 
-    The budget is never exceeded. The shape stays within `TOLERANCE` below it wherever the multiples allow,
-    which they do for every large model; sources of less than a million parameters or so may stay further below.
+    The budget is never exceeded. The shape fills it but for `TOLERANCE` wherever some multiples allow, as
+    they do for models of a billion parameters; a tiny source has few shapes and may leave more unused.
 
     Args:
         num_parameters: all parameters of the target, embeddings included, tied weights counted once.
@@ -135,19 +137,19 @@ def _budget(num_source: int, num_parameters: int | None, fraction_kept: float | 
         is_number = isinstance(fraction_kept, Real) and not isinstance(fraction_kept, bool)
         if not is_number or not 0 < fraction_kept <= 1:
             raise ValueError(
-                f"`fraction_kept` must be above 0 and at most 1, but it is {fraction_kept!r}. It is the target's "
-                f"share of the source's {num_source:,} parameters."
+                f"`fraction_kept` must be above 0 and at most 1, but it is {fraction_kept!r}. "
+                f"It is the share of the source's {num_source:,} parameters that the target may have."
             )
         return math.floor(fraction_kept * num_source)
     if isinstance(num_parameters, bool) or not isinstance(num_parameters, Integral):
         raise ValueError(
-            f"`num_parameters` must be an integer, but it is {num_parameters!r} ({type(num_parameters).__name__}). "
-            "To keep a share of the source, give `fraction_kept`."
+            f"`num_parameters` must be an integer, but it is {num_parameters!r} "
+            f"({type(num_parameters).__name__}). To keep a share of the source, give `fraction_kept`."
         )
     if not 1 <= num_parameters <= num_source:
         raise ValueError(
-            f"`num_parameters` must be between 1 and the source's {num_source:,}, but it is {num_parameters:,}. "
-            "Shearing only removes parameters."
+            f"`num_parameters` must be between 1 and the source's {num_source:,}, but it is "
+            f"{num_parameters:,}. Shearing only removes parameters."
         )
     return int(num_parameters)
 
@@ -175,7 +177,8 @@ def _multiples_to_try(source: ModelShape) -> list[dict[str, int]]:
     }
     num_steps = max(len(steps) for steps in multiples.values())
     return [
-        {name: steps[min(step, len(steps) - 1)] for name, steps in multiples.items()} for step in range(num_steps)
+        {name: steps[min(step, len(steps) - 1)] for name, steps in multiples.items()}
+        for step in range(num_steps)
     ]
 
 
@@ -194,14 +197,14 @@ def _too_small(config: PretrainedConfig, smallest: TargetShape, budget: int) -> 
     count = count_parameters(config, smallest)
     share = count_embedding_parameters(config, smallest) / count
     return (
-        f"The budget is {budget:,} parameters, but the smallest shape of this source has {count:,} ({smallest}), "
-        f"of which {share:.1%} are embeddings: the vocabulary stays at {config.vocab_size:,}. "
+        f"The budget is {budget:,} parameters, but the smallest shape of this source has {count:,} "
+        f"({smallest}), {share:.1%} of them embeddings: the vocabulary stays at {config.vocab_size:,}. "
         f"Give a budget of at least {count:,}."
     )
 
 
 def _ideal_sizes(config: PretrainedConfig, source: ModelShape, budget: int) -> dict[str, float]:
-    """The sizes, with fractions, of the balanced shape that has exactly `budget` parameters (by bisection)."""
+    """The sizes, with fractions, of the balanced shape of exactly `budget` parameters, by bisection."""
 
     def at_width(width: float) -> dict[str, float]:
         sizes = {name: width * size for name, size in source.sizes().items()}
@@ -217,10 +220,12 @@ def _ideal_sizes(config: PretrainedConfig, source: ModelShape, budget: int) -> d
     return at_width(high)
 
 
-def _search(config: PretrainedConfig, source: ModelShape, budget: int) -> tuple[dict[str, int], dict[str, int]]:
-    """The sizes nearest to the ideal within `TOLERANCE` below the budget, with the coarsest multiples that do.
+def _search(
+    config: PretrainedConfig, source: ModelShape, budget: int
+) -> tuple[dict[str, int], dict[str, int]]:
+    """The sizes nearest to the ideal that fill the budget but for `TOLERANCE`, and their multiples.
 
-    Where no multiples do, the sizes that fill most of the budget.
+    The coarsest multiples that reach so far are taken; where none do, the sizes that fill most of the budget.
     """
     ideal = _ideal_sizes(config, source, budget)
     fullest, fullest_count = None, -1
@@ -245,7 +250,8 @@ def _candidates(
     largest = source.intermediate_size
     multiple = multiples["intermediate_size"]
     for hidden_size in _values(source.hidden_size, multiples["hidden_size"]):
-        outside_layers = count_for_sizes(config, {**source.sizes(), **_no_layers(hidden_size)}, source.head_dim)
+        no_layers = {**source.sizes(), "hidden_size": hidden_size, "num_hidden_layers": 0}
+        outside_layers = count_for_sizes(config, no_layers, source.head_dim)
         for heads, kv_heads in _head_counts(hidden_size, source, multiples):
             query_size, key_size = heads * source.head_dim, kv_heads * source.head_dim
             without_mlp = count_layer_parameters(config, hidden_size, query_size, key_size, 0)
@@ -265,11 +271,9 @@ def _candidates(
                 yield sizes, outside_layers + num_layers * (without_mlp + per_unit * intermediate_size)
 
 
-def _no_layers(hidden_size: int) -> dict[str, int]:
-    return {"hidden_size": hidden_size, "num_hidden_layers": 0}
-
-
-def _head_counts(hidden_size: int, source: ModelShape, multiples: dict[str, int]) -> Iterator[tuple[int, int]]:
+def _head_counts(
+    hidden_size: int, source: ModelShape, multiples: dict[str, int]
+) -> Iterator[tuple[int, int]]:
     """The (heads, key/value heads) that go with a hidden size: they divide it, and no group grows."""
     heads_allowed = set(_values(source.num_attention_heads, multiples["num_attention_heads"]))
     for kv_heads in _values(source.num_key_value_heads, multiples["num_key_value_heads"]):

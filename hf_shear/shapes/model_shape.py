@@ -22,7 +22,7 @@ SUPPORTED_CONFIG_CLASSES = (LlamaConfig,)
 
 
 def check_size(name: str, value: Any) -> int:
-    """`value` as a plain int. Raises ValueError unless it is an integer (not a bool, not a float) of 1 or more."""
+    """`value` as a plain int. Raises ValueError unless it is an integer (no bool, no float) of 1 or more."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ValueError(f"`{name}` must be an integer, but it is {value!r} ({type(value).__name__}).")
     if value < 1:
@@ -31,7 +31,7 @@ def check_size(name: str, value: Any) -> int:
 
 
 def check_supported(config: PretrainedConfig) -> None:
-    """Raises ValueError if `config` is of a family that is not supported, or gives its layers different shapes."""
+    """Raises ValueError if the family of `config` is not supported, or its layers differ in shape."""
     if not isinstance(config, SUPPORTED_CONFIG_CLASSES):
         supported = ", ".join(cls.model_type for cls in SUPPORTED_CONFIG_CLASSES)
         raise ValueError(

@@ -1,8 +1,8 @@
 """Exact parameter counts of a Llama of any shape, without building it.
 
 Shapes: d hidden_size, H heads, K key/value heads, D head_dim, ff intermediate_size, V vocab_size, L layers.
-Per layer: q [H*D, d], k and v [K*D, d], o [d, H*D], gate and up [ff, d], down [d, ff], two norms [d]; then the
-embeddings [V, d], the output head [V, d] unless tied, and the final norm [d]. Biases as the config says.
+Per layer: q [H*D, d], k and v [K*D, d], o [d, H*D], gate and up [ff, d], down [d, ff], two norms [d]; then
+the embeddings [V, d], the output head [V, d] unless tied, and the final norm [d]. Biases as the config says.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 from .model_shape import SHAPE_NAMES, ModelShape
 
 _COMMON_FIELDS = {field.name for field in fields(PretrainedConfig)}
+_WRITTEN_BY_CLASS = {"model_type", "transformers_version"}
 
 
 def config_for_shape(
@@ -85,17 +86,20 @@ class ShapeAcceptance:
 
 def _check_kept_layers(kept_layers: Sequence[int] | None, num_kept: int, num_layers: int) -> list[int]:
     if num_kept > num_layers:
-        raise ValueError(f"`num_hidden_layers` must be at most the source's {num_layers}, but it is {num_kept}.")
+        raise ValueError(
+            f"`num_hidden_layers` must be at most the source's {num_layers}, but it is {num_kept}."
+        )
     if kept_layers is None:
         return list(range(num_kept))
     layers = list(kept_layers)
-    all_indices = all(
-        isinstance(layer, Integral) and not isinstance(layer, bool) and 0 <= layer < num_layers for layer in layers
+    are_indices = all(
+        isinstance(layer, Integral) and not isinstance(layer, bool) and 0 <= layer < num_layers
+        for layer in layers
     )
-    if not all_indices or len(layers) != num_kept or layers != sorted(set(layers)):
+    if not are_indices or len(layers) != num_kept or layers != sorted(set(layers)):
         raise ValueError(
-            f"`kept_layers` must name {num_kept} of the source's layers 0 to {num_layers - 1} in rising order, "
-            f"each once, but it is {layers}."
+            f"`kept_layers` must name {num_kept} of the source's layers 0 to {num_layers - 1} in rising "
+            f"order, each once, but it is {layers}."
         )
     return [int(layer) for layer in layers]
 
@@ -115,11 +119,13 @@ def _may_be_per_layer(name: str) -> bool:
     return not name.startswith("_") and name not in _COMMON_FIELDS and "token" not in name
 
 
-def _fields_for_class(source_config: PretrainedConfig, config_class: type[PretrainedConfig]) -> dict[str, Any]:
+def _fields_for_class(
+    source_config: PretrainedConfig, config_class: type[PretrainedConfig]
+) -> dict[str, Any]:
     """Keyword arguments that carry everything but the shape of `source_config` into `config_class`."""
     own_fields = {field.name for field in fields(config_class)}
     foreign_fields = {field.name for field in fields(type(source_config))} - own_fields
-    dropped = {*SHAPE_NAMES, "head_dim", "model_type", "transformers_version", "architectures", *foreign_fields}
+    dropped = foreign_fields | {*SHAPE_NAMES, "head_dim", "architectures"} | _WRITTEN_BY_CLASS
     values = {name: value for name, value in source_config.to_dict().items() if name not in dropped}
     values["name_or_path"] = values.pop("_name_or_path", "")
     values["attn_implementation"] = source_config._attn_implementation

@@ -1,13 +1,14 @@
 """The shape that a source model is sheared to, checked against the source before any weight is loaded.
 
-g = query heads per key/value head. Key/value heads are removed, never merged, so that a target with g' queries
-in each of KV' groups must have KV' <= KV and g' <= g: then it can be cut out of the source.
+g = query heads per key/value head. Key/value heads are removed, never merged, so that a target with g'
+queries in each of KV' groups must have KV' <= KV and g' <= g: then it can be cut out of the source.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -22,7 +23,7 @@ REMOVED_RULE = "Key/value heads are removed, not merged."
 
 @dataclass(frozen=True)
 class TargetShape(ModelShape):
-    """A shape that can be cut out of `source`. Build it with `from_source`, which also asks the config class."""
+    """A shape that can be cut out of `source`. Build it with `from_source`: it asks the config class too."""
 
     source: ModelShape
 
@@ -66,7 +67,7 @@ class TargetShape(ModelShape):
             "num_key_value_heads": num_key_value_heads,
             "intermediate_size": intermediate_size,
         }
-        named = {name: value for name, value in given.items() if value is not None}
+        named = {name: _plain(value) for name, value in given.items() if value is not None}
         requested = _complete(named, source)
         problem = _broken_rule(requested, named, source) or _refused_by_class(requested, acceptance)
         if problem is not None:
@@ -106,6 +107,11 @@ class TargetShape(ModelShape):
         return ", ".join([*changes, f"head_dim {self.head_dim}"])
 
 
+def _plain(value: Any) -> Any:
+    """A plain int for any kind of integer (numpy's, say), which config classes would refuse; else `value`."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+
+
 def _complete(named: Mapping[str, Any], source: ModelShape) -> dict[str, Any]:
     """The five sizes: those named, and the source's for the rest, except that MHA stays MHA."""
     sizes = {**source.sizes(), **named}
@@ -131,11 +137,11 @@ def _broken_rule(requested: Mapping[str, Any], named: Collection[str], source: M
         for name in ("num_attention_heads", "num_key_value_heads")
     )
     if heads % kv_heads != 0:
-        return f"Heads must be a multiple of key/value heads, but {both} are not."
+        return f"The heads must be a multiple of the key/value heads, but {both} are not."
     if heads // kv_heads > source.queries_per_group:
         return (
-            f"A key/value head must serve at most {source.queries_per_group} query heads as at the source, but "
-            f"{both} make it {heads // kv_heads}. {REMOVED_RULE}"
+            f"A key/value head must not serve more query heads than the source's {source.queries_per_group}, "
+            f"but {both} make it {heads // kv_heads}. {REMOVED_RULE}"
         )
     return None
 
@@ -160,7 +166,7 @@ def _check_source_accepted(source: ModelShape, acceptance: ShapeAcceptance) -> N
 def _advice(
     requested: Mapping[str, Any], named: Collection[str], source: ModelShape, acceptance: ShapeAcceptance
 ) -> str:
-    """Names the nearest shape that would do and, where it changes a named size that could stay, one that does not."""
+    """Names the nearest shape that would do, and another where that changes a named size that could stay."""
     nearest = nearest_shape(requested, named, source, acceptance)
     assert nearest is not None, f"the source itself must be an allowed shape: {source}"
     advice = f"The nearest shape that would do: {_written(nearest)}."

@@ -1,0 +1,165 @@
+"""Domain weights: checking them, and the rule of dynamic batch loading that updates them.
+
+Paper: arXiv 2310.06694, section 2.2 and algorithm 1. Losses are nats per token, on held-out text. All
+arithmetic is float64. Everything is a dict keyed by domain, in the order of the weights given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+SMOOTHING = 1e-4
+"""Share of the uniform mixture in every update, so that none dies out (the reference code's c)."""
+
+
+def check_mixture_weights(
+    weights: Mapping[str, float] | None, domain_names: Iterable[str]
+) -> dict[str, float]:
+    """Weights that sum to one, in the order of `domain_names`.
+
+    Args:
+        weights: domain -> weight, not negative, of any positive sum; `None` is uniform.
+        domain_names: the domains there are.
+
+    Raises:
+        ValueError: for unknown or missing domains, weights that are negative or not finite, or all zero.
+    """
+    names = list(domain_names)
+    if not names:
+        raise ValueError("`domain_names` must name at least one domain, but it is empty. Give some data.")
+    if weights is None:
+        return dict.fromkeys(names, 1.0 / len(names))
+    unknown = [name for name in weights if name not in names]
+    if unknown:
+        raise ValueError(
+            f"`mixture_weights` must name domains of the data, but {unknown} are unknown. The domains are "
+            f"{names}."
+        )
+    missing = [name for name in names if name not in weights]
+    if missing:
+        raise ValueError(
+            f"`mixture_weights` must name every domain, but {missing} are missing. Give them a weight; 0 "
+            "leaves a domain out."
+        )
+    for name in names:
+        if not (math.isfinite(weights[name]) and weights[name] >= 0):
+            raise ValueError(
+                f"`mixture_weights` must be finite and at least 0, but that of {name!r} is {weights[name]}. "
+                "Give shares such as 0.25."
+            )
+    total = math.fsum(weights[name] for name in names)
+    if total <= 0:
+        raise ValueError(
+            "`mixture_weights` must have a positive sum, but all are 0. Give one domain a weight."
+        )
+    return {name: float(weights[name]) / total for name in names}
+
+
+def update_mixture_weights(
+    weights: Mapping[str, float],
+    losses: Mapping[str, float],
+    reference_losses: Mapping[str, float],
+    *,
+    clamp_excess: bool = True,
+    smoothing: float = SMOOTHING,
+    floor: float = 0.0,
+    ceiling: float = 1.0,
+) -> dict[str, float]:
+    """Give more weight to the domains that are farther above their reference loss.
+
+    `w' = softmax(log w + excess)`, `w'' = (1 - smoothing) w' + smoothing / k`, normalised, then moved between
+    `floor` and `ceiling`; k is the number of domains. A domain of weight 0 only gets the smoothing's share.
+
+    Args:
+        weights: domain -> present weight.
+        losses: domain -> held-out loss, nats per token.
+        reference_losses: domain -> loss to be reached, nats per token. Domains without a weight are ignored,
+            here and in `losses`.
+        clamp_excess: the paper's rule, `excess = max(loss - reference, 0)`. `False` is the reference code's,
+            `excess = loss - reference`, which takes weight from domains that are below their reference.
+        smoothing: share of the uniform mixture.
+        floor: least weight of a domain.
+        ceiling: greatest weight of a domain: stops one that never reaches its reference from taking all.
+
+    Returns:
+        The new weights. The arguments are not changed.
+
+    Raises:
+        ValueError: if a loss is missing or not finite, or no weights lie between `floor` and `ceiling`.
+    """
+    old = check_mixture_weights(weights, weights)
+    names = list(old)
+    _check_bounds(floor, ceiling, len(names))
+    if not 0.0 <= smoothing <= 1.0:
+        raise ValueError(
+            f"`smoothing` must lie between 0 and 1, but it is {smoothing}. The paper's is {SMOOTHING}."
+        )
+    excess = _ordered("losses", losses, names) - _ordered("reference_losses", reference_losses, names)
+    if clamp_excess:
+        excess = np.maximum(excess, 0.0)
+    with np.errstate(divide="ignore"):  # the logarithm of a weight of 0 is minus infinity, as it should be
+        logits = np.log(np.array([old[name] for name in names], dtype=np.float64)) + excess
+    new = np.exp(logits - logits.max())
+    new /= new.sum()
+    new = (1.0 - smoothing) * new + smoothing / len(names)
+    new = _between(new / new.sum(), floor, ceiling)
+    return dict(zip(names, new.tolist(), strict=True))
+
+
+def _check_bounds(floor: float, ceiling: float, num_domains: int) -> None:
+    """Weights between the bounds that sum to one must exist."""
+    if not (0.0 <= floor and floor * num_domains <= 1.0):
+        raise ValueError(
+            f"`floor` must lie between 0 and 1 / {num_domains} (the number of domains), but it is {floor}. "
+            f"Lower it to {1.0 / num_domains:.4g} or less."
+        )
+    if not (ceiling <= 1.0 and ceiling * num_domains >= 1.0):
+        raise ValueError(
+            f"`ceiling` must lie between 1 / {num_domains} (the number of domains) and 1, but it is "
+            f"{ceiling}. Raise it to {1.0 / num_domains:.4g} or more."
+        )
+
+
+def _ordered(argument: str, losses: Mapping[str, float], names: list[str]) -> np.ndarray:
+    """[domains] float64: the losses in the order of the names, all there and finite."""
+    for name in names:
+        if name not in losses:
+            raise ValueError(
+                f"`{argument}` must have a loss for every domain, but {name!r} is missing from "
+                f"{list(losses)}. Add it."
+            )
+        if not math.isfinite(losses[name]):
+            raise ValueError(
+                f"`{argument}` must be finite, but that of {name!r} is {losses[name]}. Does the domain have "
+                "held-out tokens, and did training diverge? The weights were not changed."
+            )
+    return np.array([losses[name] for name in names], dtype=np.float64)
+
+
+def _between(weights: np.ndarray, floor: float, ceiling: float) -> np.ndarray:
+    """Weights with sum one between the bounds, in which those at no bound keep their ratios.
+
+    A weight beyond a bound is set to it and the others are rescaled, which may carry more of them beyond. In
+    each round only the side that is violated more is fixed, which makes the result exact, not merely
+    feasible.
+    """
+    if weights.min() >= floor and weights.max() <= ceiling:
+        return weights
+    result = weights.copy()
+    is_free = np.ones(len(weights), dtype=bool)
+    while is_free.any():
+        rest = 1.0 - result[~is_free].sum()
+        total = weights[is_free].sum()
+        share = weights[is_free] / total if total > 0 else np.full(is_free.sum(), 1.0 / is_free.sum())
+        result[is_free] = rest * share
+        above, below = np.maximum(result - ceiling, 0.0), np.maximum(floor - result, 0.0)
+        above[~is_free] = below[~is_free] = 0.0
+        if not above.any() and not below.any():
+            break
+        is_violated, bound = (above > 0, ceiling) if above.sum() >= below.sum() else (below > 0, floor)
+        result[is_violated] = bound
+        is_free &= ~is_violated
+    return result

@@ -1,0 +1,9 @@
+"""Mask learning and recovery in the Hugging Face training loop."""
+
+from .arguments import ShearTrainingArguments
+from .domain_evaluation import evaluate_domains
+from .errors import TrainingDivergedError
+from .history import EvaluationLog
+from .trainer import ShearTrainer
+
+__all__ = ["EvaluationLog", "ShearTrainer", "ShearTrainingArguments", "TrainingDivergedError", "evaluate_domains"]

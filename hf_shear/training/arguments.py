@@ -1,0 +1,149 @@
+"""Arguments of :class:`~hf_shear.training.ShearTrainer`: those of transformers, and ours."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from ..masks import MaskSchedule
+
+
+@dataclass
+class ShearTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the arguments of mask learning and of dynamic batches.
+
+    Changed defaults: ``adam_beta2=0.95`` (the paper), ``weight_decay=0``, ``remove_unused_columns=False`` (domains are
+    already columns of tensors), ``logging_nan_inf_filter=False`` (the filter waits for the device at every step and
+    hides NaN; ours looks when logging and before every checkpoint), ``ignore_data_skip=True`` (the sampler restores
+    its own state, nothing is replayed).
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "mixture_weights", "reference_losses"]
+
+    num_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Training tokens of this stage; sets max_steps = ceil(num_tokens / tokens per step)."},
+    )
+
+    # Masks
+    mask_learning_rate: float = field(
+        default=0.05, metadata={"help": "Peak learning rate of log_alpha. The paper uses 1.0 with hard_concrete."}
+    )
+    multiplier_learning_rate: float = field(
+        default=1.0, metadata={"help": "Peak learning rate of the Lagrange multipliers (hard_concrete only)."}
+    )
+    mask_scheduler: str = field(
+        default="constant",
+        metadata={
+            "help": "Learning rate of masks and multipliers over the steps: 'constant' until hardening starts (then"
+            " 0, so that the choice of units stands), or 'weights' (as the weights', the paper)."
+        },
+    )
+    budget_warmup_ratio: float = field(
+        default=0.0,
+        metadata={"help": "Share of the steps over which the size falls from the source's to the target's."},
+    )
+    hardening_ratio: float = field(
+        default=0.2,
+        metadata={"help": "Share of the steps, the last ones, over which masks move to exactly 0 or 1. 0: never."},
+    )
+    start_temperature: float = field(default=1.0, metadata={"help": "Temperature of the relaxed top-k at the start."})
+    end_temperature: float = field(default=0.05, metadata={"help": "Temperature of the relaxed top-k at the end."})
+    start_noise: float = field(
+        default=0.3, metadata={"help": "Logistic noise on the scores of the relaxed top-k at the start, falls to 0."}
+    )
+    clip_masks: bool = field(
+        default=False,
+        metadata={
+            "help": "Clip weights, masks and multipliers by one common norm (the paper). Default: weights alone."
+        },
+    )
+    shape_gap_tolerance: float = field(
+        default=0.01,
+        metadata={"help": "Warn if the expected shape is further than this share from the target when masks harden."},
+    )
+
+    # Data
+    dynamic_batches: bool = field(
+        default=True,
+        metadata={"help": "Update the domain weights at every evaluation. False: constant proportions."},
+    )
+    mixture_weights: dict | str | None = field(
+        default=None, metadata={"help": "Start weights per domain (JSON); uniform if not given."}
+    )
+    reference_losses: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Reference loss per domain in nats per token (JSON). Default: the losses of the model itself"
+            " before training, which for a masked model are the source's."
+        },
+    )
+    clamp_excess: bool = field(
+        default=True,
+        metadata={"help": "Clamp excess losses at zero in the weight update (the paper); the reference code does not."},
+    )
+    mixture_floor: float = field(default=0.0, metadata={"help": "Lowest weight of a domain."})
+    mixture_ceiling: float = field(default=1.0, metadata={"help": "Highest weight of a domain."})
+    eval_token_share: float = field(
+        default=0.05,
+        metadata={"help": "Evaluations during training spend at most this share of the training tokens."},
+    )
+
+    # Changed defaults of TrainingArguments
+    adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Remove columns the model does not use."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and inf losses when logging."})
+    ignore_data_skip: bool = field(default=True, metadata={"help": "Do not replay data on resume."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_share("budget_warmup_ratio", self.budget_warmup_ratio)
+        _check_share("hardening_ratio", self.hardening_ratio)
+        _check_share("eval_token_share", self.eval_token_share)
+        if self.budget_warmup_ratio + self.hardening_ratio > 1:
+            raise ValueError(
+                f"`budget_warmup_ratio` ({self.budget_warmup_ratio}) and `hardening_ratio` ({self.hardening_ratio})"
+                " must not exceed 1 together: masks have to reach the target before they harden. Lower one of them."
+            )
+        if self.mask_scheduler not in ("constant", "weights"):
+            raise ValueError(
+                f"`mask_scheduler` must be 'constant' or 'weights', but it is {self.mask_scheduler!r}."
+            )
+        if self.num_tokens is not None and self.num_tokens < 1:
+            raise ValueError(f"`num_tokens` must be at least 1, but it is {self.num_tokens}.")
+        if not self.ignore_data_skip:
+            raise ValueError(
+                "`ignore_data_skip=False` would replay batches on resume, but the sampler restores its own state."
+                " Leave it at True."
+            )
+        if self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"`train_sampling_strategy={self.train_sampling_strategy!r}` has no effect: DynamicBatchSampler"
+                " draws the batches. Leave it at its default."
+            )
+
+    def mask_schedule(self, total_steps: int) -> MaskSchedule:
+        """The masks' schedule over ``total_steps`` optimizer steps."""
+        return MaskSchedule(
+            total_steps=total_steps,
+            budget_warmup_steps=round(self.budget_warmup_ratio * total_steps),
+            hardening_steps=round(self.hardening_ratio * total_steps),
+            start_temperature=self.start_temperature,
+            end_temperature=self.end_temperature,
+            start_noise=self.start_noise,
+        )
+
+    def samples_per_step(self) -> int:
+        """Samples of one optimizer step over all processes and micro-batches."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    def steps_for_tokens(self, num_tokens: int, sample_length: int) -> int:
+        """Optimizer steps that see at least ``num_tokens`` tokens in samples of ``sample_length``."""
+        return math.ceil(num_tokens / (self.samples_per_step() * sample_length))
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"`{name}` must be between 0 and 1, but it is {value}.")

@@ -1,0 +1,82 @@
+"""What is checked before training starts: that model, arguments and data fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from transformers import PreTrainedModel
+
+from ..data import check_mixture_weights
+from .arguments import ShearTrainingArguments
+
+
+def check_datasets(
+    model: PreTrainedModel, args: ShearTrainingArguments, train_dataset: Mapping | None, eval_dataset: Mapping | None
+) -> None:
+    """Raise ValueError for whatever would fail, or silently go wrong, hours later."""
+    if not isinstance(args, ShearTrainingArguments):
+        raise ValueError(f"`args` must be ShearTrainingArguments, but it is {type(args).__name__}.")
+    for name, datasets in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+        if datasets is None:
+            continue
+        if not isinstance(datasets, Mapping) or not datasets:
+            raise ValueError(
+                f"`{name}` must be a non-empty dict (or DatasetDict) of packed samples per domain, but it is"
+                f" {type(datasets).__name__}. Make it with hf_shear.data.pack_domains."
+            )
+        empty = [domain for domain in datasets if len(datasets[domain]) == 0]
+        if empty:
+            raise ValueError(f"`{name}` has domains without samples: {', '.join(empty)}. Give them text or leave them out.")
+        _check_samples(name, datasets, model)
+    if train_dataset is not None and eval_dataset is not None and set(train_dataset) != set(eval_dataset):
+        raise ValueError(
+            f"`train_dataset` and `eval_dataset` must have the same domains, but they have {sorted(train_dataset)} and"
+            f" {sorted(eval_dataset)}."
+        )
+    if train_dataset is not None:
+        check_mixture_weights(args.mixture_weights, list(train_dataset))
+        _check_references(args, train_dataset)
+    if args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise ValueError(
+            "`gradient_checkpointing_kwargs={'use_reentrant': True}` does not work with masks: re-entrant checkpointing"
+            " computes no gradient for tensors that reach a layer other than through its arguments. Set it to False."
+        )
+    if getattr(args, "n_gpu", 0) > 1:
+        raise ValueError(
+            f"One process sees {args.n_gpu} GPUs and would use torch.nn.DataParallel, which copies modules without their"
+            " masks. Start one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
+        )
+
+
+def _check_samples(name: str, datasets: Mapping, model: PreTrainedModel) -> None:
+    lengths = set()
+    for domain, dataset in datasets.items():
+        sample = dataset[0]
+        if "input_ids" not in sample:
+            raise ValueError(
+                f"`{name}[{domain!r}]` has columns {sorted(sample)}, but no 'input_ids'. Pack texts with"
+                " hf_shear.data.pack_domains."
+            )
+        ids = torch.as_tensor(sample["input_ids"])
+        lengths.add(len(ids))
+        if int(ids.max()) >= model.config.vocab_size:
+            raise ValueError(
+                f"`{name}[{domain!r}]` holds token id {int(ids.max())}, but the model's vocabulary has"
+                f" {model.config.vocab_size} entries. Tokenise with the model's own tokenizer."
+            )
+    if len(lengths) > 1:
+        raise ValueError(f"`{name}` has samples of different lengths {sorted(lengths)}; pack all with one `max_length`.")
+    if max(lengths) > model.config.max_position_embeddings:
+        raise ValueError(
+            f"`{name}` has samples of {max(lengths)} tokens, but the model has {model.config.max_position_embeddings}"
+            " positions. Pack with a smaller `max_length`."
+        )
+
+
+def _check_references(args: ShearTrainingArguments, train_dataset: Mapping) -> None:
+    if args.reference_losses and set(args.reference_losses) != set(train_dataset):
+        raise ValueError(
+            f"`reference_losses` must name the domains {sorted(train_dataset)}, but it names"
+            f" {sorted(args.reference_losses)}."
+        )

@@ -1,0 +1,7 @@
+"""Errors that training itself can end in."""
+
+from __future__ import annotations
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss or a gradient became NaN or infinite; no checkpoint was written after that."""

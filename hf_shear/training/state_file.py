@@ -1,0 +1,43 @@
+"""What our trainer keeps in a checkpoint beside transformers' own files: one small JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+
+STATE_NAME = "shear_state.json"
+
+
+def write_json_atomically(path: str | os.PathLike, content: dict) -> None:
+    """Write ``content`` so that ``path`` holds either the old or the new text, never half of it.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    temporary = f"{path}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_state(checkpoint: str, state: dict) -> None:
+    """Write our part of a checkpoint."""
+    write_json_atomically(os.path.join(checkpoint, STATE_NAME), state)
+
+
+def read_state(checkpoint: str) -> dict:
+    """Read our part of a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint was not written by ShearTrainer.
+    """
+    path = os.path.join(checkpoint, STATE_NAME)
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"`resume_from_checkpoint` {checkpoint!r} has no {STATE_NAME}: it was not written by ShearTrainer, or is"
+            " incomplete. Resume from another checkpoint, or start anew."
+        )
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)

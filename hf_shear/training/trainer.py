@@ -1,0 +1,370 @@
+"""ShearTrainer: a transformers Trainer that learns masks, mixes domains and trains a pruned model back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from ..data import (
+    DynamicBatchSampler,
+    DynamicDataLoader,
+    check_mixture_weights,
+    collate_domain_samples,
+    update_mixture_weights,
+)
+from ..modeling import ShearingMixin
+from .arguments import ShearTrainingArguments
+from .checks import check_datasets
+from .cost import CostCallback, evaluation_samples_per_domain
+from .domain_evaluation import evaluate_domains
+from .errors import TrainingDivergedError
+from .history import EvaluationLog
+from .mask_optimization import MASKS, MULTIPLIERS, WEIGHTS, parameter_groups, set_group_schedule
+from .mask_report import mask_report, warn_if_off_target
+from .progress import EpochCallback, ShearProgressCallback
+from .state_file import read_state, write_state
+
+logger = logging.get_logger(__name__)
+
+
+class ShearTrainer(Trainer):
+    """Learns the masks of a masked model, or continues pre-training of a plain one, with dynamic batches.
+
+    Args:
+        model: a masked model (``ShearingLlamaForCausalLM``) for mask learning, or any plain causal language model for
+            recovery (the paper: continued pre-training).
+        args: :class:`ShearTrainingArguments`, with ``num_tokens`` or ``max_steps``.
+        train_dataset, eval_dataset: packed samples per domain (``hf_shear.data.pack_domains``), with the same names.
+        processing_class: the tokenizer, saved with every checkpoint.
+        callbacks, optimizers: as for ``Trainer``.
+
+    Raises:
+        ValueError: data, model and arguments do not fit each other; each message says what to change.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: ShearTrainingArguments,
+        train_dataset: Mapping | None = None,
+        eval_dataset: Mapping | None = None,
+        processing_class=None,
+        callbacks: list | None = None,
+        **kwargs,
+    ):
+        check_datasets(model, args, train_dataset, eval_dataset)
+        self.sample_length = len(next(iter(train_dataset.values()))[0]["input_ids"]) if train_dataset else 0
+        if args.num_tokens is not None and train_dataset:
+            args.max_steps = args.steps_for_tokens(args.num_tokens, self.sample_length)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=kwargs.pop("data_collator", collate_domain_samples),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=[EpochCallback(), CostCallback(self), *(callbacks or [])],
+            **kwargs,
+        )
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(ShearProgressCallback())
+        self.pop_callback(PrinterCallback)
+        self.learns_masks = isinstance(model, ShearingMixin)
+        if self.learns_masks:
+            model.masks.rank = args.process_index
+        self.schedule = args.mask_schedule(args.max_steps) if self.learns_masks and args.max_steps > 0 else None
+        self.sampler: DynamicBatchSampler | None = None
+        self.reference_losses = dict(args.reference_losses) if args.reference_losses else None
+        self.mask_report: dict | None = None
+        self.not_finite: Tensor | None = None
+        self.lagrangian_total: Tensor | None = None
+        self.micro_batch = 0
+
+    # ---- data -------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DynamicDataLoader:
+        """Overridden: batches follow the domain weights, and a weight change reaches the very next batch."""
+        if self.train_dataset is None:
+            raise ValueError("ShearTrainer needs `train_dataset`, a dict of packed samples per domain, to train.")
+        args = self.args
+        self.sampler = DynamicBatchSampler(
+            {name: len(dataset) for name, dataset in self.train_dataset.items()},
+            args.train_batch_size,
+            mixture_weights=check_mixture_weights(args.mixture_weights, list(self.train_dataset)),
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            rank=args.process_index,
+            world_size=args.world_size,
+        )
+        return DynamicDataLoader(
+            self.train_dataset,
+            self.sampler,
+            self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Overridden: a global batch counts as consumed once it is handed to training."""
+        if self.state.global_step >= self.state.max_steps:
+            # Resumed at the last step: transformers would train one step more.
+            logger.info("The checkpoint is of the last step; there is nothing left to train.")
+            self.control.should_epoch_stop = self.control.should_training_stop = True
+            return [], None
+        batch_samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.sampler.commit()
+        self.micro_batch = 0
+        return batch_samples, num_items
+
+    # ---- optimisation -----------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model=None):
+        """Overridden: masks and multipliers get groups of their own (learning rate, no weight decay)."""
+        if self.optimizer is None:
+            source = self.model if model is None else model
+            args = self.args
+            groups = parameter_groups(
+                source,
+                set(self.get_decay_parameter_names(source)),
+                args.weight_decay,
+                args.mask_learning_rate,
+                args.multiplier_learning_rate,
+            )
+            optimizer_class, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(args, source)
+            self.optimizer = optimizer_class(groups, **optimizer_kwargs)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """Overridden: masks and multipliers learn at a constant rate until they harden, unless told otherwise."""
+        created = self.lr_scheduler is None
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if created and self.learns_masks and self.args.mask_scheduler == "constant":
+            start = self.schedule.hardening_start
+            set_group_schedule(scheduler, (MASKS, MULTIPLIERS), lambda step: 1.0 if step < start else 0.0)
+        return scheduler
+
+    def _clip_grad_norm(self, model):
+        """Overridden: weights are clipped alone, so that masks do not set their step (``clip_masks`` joins them)."""
+        if self.learns_masks and not self.args.clip_masks:
+            groups = self.optimizer.param_groups
+            weights = [p for group in groups if group.get("role", WEIGHTS) == WEIGHTS for p in group["params"]]
+            norm = self.accelerator.clip_grad_norm_(weights, self.args.max_grad_norm)
+        else:
+            norm = super()._clip_grad_norm(model)
+        self._note_not_finite(norm)
+        return norm
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Overridden: sets the masks' phase, and keeps the reported loss free of the Lagrangian."""
+        self._set_phase(self.state.global_step, self.micro_batch)
+        self.micro_batch += 1
+        lagrangian_before = self.lagrangian_total.clone() if self.lagrangian_total is not None else None
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._note_not_finite(loss)
+        return loss if lagrangian_before is None else loss - (self.lagrangian_total - lagrangian_before)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Overridden: adds the Lagrangian, once per optimizer step whatever the accumulation."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        penalty = getattr(outputs, "lagrangian_loss", None)
+        if penalty is not None and model.training:
+            # transformers sums micro-batch losses that are already divided by the step's token count.
+            share = penalty / self.current_gradient_accumulation_steps
+            loss = loss + share
+            if self.lagrangian_total is not None:
+                self.lagrangian_total += share.detach()
+        return (loss, outputs) if return_outputs else loss
+
+    def _set_phase(self, step: int, micro_batch: int = 0) -> None:
+        if self.schedule is not None:
+            self.masked_model.set_mask_phase(self.schedule.at(step, micro_batch))
+
+    @property
+    def masked_model(self) -> ShearingMixin:
+        """The masked model without what a backend wraps around it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    # ---- the loop ---------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """As ``Trainer.train``. A checkpoint of the last step is returned to, not trained beyond."""
+        if self.train_dataset is None:
+            raise ValueError("ShearTrainer needs `train_dataset`, a dict of packed samples per domain, to train.")
+        if self.args.max_steps <= 0:
+            raise ValueError(
+                "ShearTrainer draws batches without end, so it needs `num_tokens` (or `max_steps`) to know when to stop."
+            )
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"No checkpoint to resume from in `output_dir` {self.args.output_dir!r}.")
+        if resume_from_checkpoint:
+            read_state(resume_from_checkpoint)
+        use_cache = self.model.config.use_cache
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        self.model.config.use_cache = use_cache
+        self._set_phase(self.state.global_step)
+        self._read_not_finite()
+        return output
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        """Overridden: device-side counters, and the reference losses of the model as it comes."""
+        self.not_finite = torch.zeros((), dtype=torch.bool, device=self.args.device)
+        self.lagrangian_total = torch.zeros((), device=self.args.device)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.reference_losses is None and self.args.dynamic_batches and self.eval_dataset:
+            self.reference_losses, _ = self._source_losses()
+        return prepared
+
+    def _source_losses(self) -> tuple[dict[str, float], int]:
+        """Held-out losses of the model before any training, with all masks open."""
+        if not self.learns_masks:
+            return self._domain_losses(self._training_eval_dataset())
+        with self.masked_model.use_gates({}):
+            return self._domain_losses(self._training_eval_dataset())
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        """Overridden: NaN is looked for here, before anything is logged or saved, and not in every step."""
+        if self.learns_masks and self.mask_report is None and self.state.global_step >= self.schedule.hardening_start:
+            self._report_masks()
+        control = self.control
+        if control.should_log or control.should_save or control.should_evaluate:
+            self._read_not_finite()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _report_masks(self) -> None:
+        """Compare expected and target size just before masks harden (or at the end, if they never do)."""
+        self._set_phase(self.schedule.hardening_start - (1 if self.schedule.hardening_steps else 0))
+        self.mask_report = mask_report(self.masked_model.masks)
+        warn_if_off_target(self.mask_report, self.args.shape_gap_tolerance)
+
+    def _note_not_finite(self, value) -> None:
+        if self.not_finite is not None:
+            self.not_finite |= ~torch.isfinite(torch.as_tensor(value, device=self.not_finite.device))
+
+    def _read_not_finite(self) -> None:
+        if self.not_finite is None or not self.not_finite.item():
+            return
+        stage = "mask learning" if self.learns_masks else "recovery"
+        rates = f"`learning_rate` ({self.args.learning_rate})"
+        if self.learns_masks:
+            rates += f" or `mask_learning_rate` ({self.args.mask_learning_rate})"
+        last = get_last_checkpoint(self.args.output_dir)
+        rescue = f"The last good checkpoint is {last}." if last else "No checkpoint was written before that."
+        raise TrainingDivergedError(
+            f"The loss or a gradient became NaN or infinite during {stage}, by step {self.state.global_step}. {rescue}"
+            f" Lower {rates}, lower `max_grad_norm` ({self.args.max_grad_norm}), or train in float32 or bfloat16, and"
+            " resume from that checkpoint."
+        )
+
+    # ---- evaluation -------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """Overridden: all domains in one pass, the Lagrangian left out; then the domain weights are updated.
+
+        Returns:
+            ``eval_loss`` (unweighted mean over domains), ``eval_<domain>_loss`` in nats per token, ``eval_tokens``.
+        """
+        in_training = self.is_in_train and eval_dataset is None
+        datasets = eval_dataset
+        if datasets is None:
+            datasets = self._training_eval_dataset() if in_training else self.eval_dataset
+        if not isinstance(datasets, Mapping):
+            raise ValueError("`eval_dataset` must be a dict of packed samples per domain.")
+        self._set_phase(self.state.global_step)
+        start = time.perf_counter()
+        losses, num_tokens = self._domain_losses(datasets)
+        metrics = {f"{metric_key_prefix}_loss": sum(losses.values()) / len(losses)}
+        metrics |= {f"{metric_key_prefix}_{name}_loss": loss for name, loss in losses.items()}
+        metrics |= {
+            f"{metric_key_prefix}_tokens": num_tokens,
+            f"{metric_key_prefix}_runtime": round(time.perf_counter() - start, 4),
+        }
+        if in_training:
+            self._update_mixture(losses)
+            metrics |= EvaluationLog.extra(self)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _domain_losses(self, datasets: Mapping) -> tuple[dict[str, float], int]:
+        reduce = partial(self.accelerator.reduce, reduction="sum") if self.args.world_size > 1 else None
+        return evaluate_domains(
+            self.model_wrapped if self.is_deepspeed_enabled else self.model,
+            datasets,
+            self.args.eval_batch_size,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+            reduce=reduce,
+            context=self.accelerator.autocast,
+        )
+
+    def _training_eval_dataset(self) -> dict:
+        """The first samples of each held-out domain, as many as ``eval_token_share`` pays for."""
+        limit = evaluation_samples_per_domain(self)
+        return {name: dataset.select(range(min(limit, len(dataset)))) for name, dataset in self.eval_dataset.items()}
+
+    def _update_mixture(self, losses: dict[str, float]) -> None:
+        """Dynamic batch loading (arXiv 2310.06694, section 2.2)."""
+        if not self.args.dynamic_batches:
+            return
+        self.sampler.set_mixture_weights(
+            update_mixture_weights(
+                self.sampler.mixture_weights,
+                losses,
+                self.reference_losses,
+                clamp_excess=self.args.clamp_excess,
+                floor=self.args.mixture_floor,
+                ceiling=self.args.mixture_ceiling,
+            )
+        )
+
+    def log(self, logs, start_time=None):
+        """Overridden: adds the Lagrangian where there is one."""
+        if "loss" in logs and self.learns_masks and self.masked_model.masks.has_multipliers:
+            steps = max(self.state.global_step - getattr(self, "_lagrangian_logged_at", 0), 1)
+            logs["lagrangian_loss"] = self.lagrangian_total.item() / steps
+            self.lagrangian_total.zero_()
+            self._lagrangian_logged_at = self.state.global_step
+        super().log(logs, start_time)
+
+    def tokens_seen(self) -> int:
+        """Training tokens of this stage so far, over all processes."""
+        return self.state.global_step * self.args.samples_per_step() * self.sample_length
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        """Overridden: our small state (sampler, reference losses) is part of every checkpoint."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            write_state(
+                output_dir,
+                {
+                    "sampler": self.sampler.state_dict(),
+                    "reference_losses": self.reference_losses,
+                    "mask_report": self.mask_report,
+                    "lagrangian_total": self.lagrangian_total.item(),
+                    "lagrangian_logged_at": getattr(self, "_lagrangian_logged_at", 0),
+                },
+            )
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        """Overridden: restores our small state."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            state = read_state(checkpoint)
+            self.sampler.load_state_dict(state["sampler"])
+            self.reference_losses = state["reference_losses"]
+            self.mask_report = state["mask_report"]
+            self.lagrangian_total.fill_(state["lagrangian_total"])
+            self._lagrangian_logged_at = state["lagrangian_logged_at"]

@@ -1,0 +1,196 @@
+"""The update of domain weights: the paper's numbers, the reference code's numbers, bounds and bad input."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_shear.data.mixture import check_mixture_weights, update_mixture_weights
+
+START = {
+    "cc": 0.67,
+    "github": 0.045,
+    "book": 0.045,
+    "stackexchange": 0.02,
+    "wiki": 0.045,
+    "arxiv": 0.025,
+    "c4-rp": 0.15,
+}
+EXCESS = dict(zip(START, [0.5, 0.1, 0.4, 0.2, 0.6, 0.2, 0.5], strict=True))
+ZERO = dict.fromkeys(START, 0.0)
+
+
+def test_numbers_of_the_guide():
+    new = update_mixture_weights(START, EXCESS, ZERO)
+    assert list(new) == list(START)
+    expected = [0.68786, 0.03098, 0.04182, 0.01523, 0.05107, 0.01903, 0.15401]
+    assert list(new.values()) == pytest.approx(expected, abs=6e-6)
+    assert math.fsum(new.values()) == pytest.approx(1, abs=1e-15)
+
+
+def test_reference_sequence():
+    folder = os.environ.get("HF_SHEAR_TEST_DATA")
+    if not folder:
+        pytest.skip("HF_SHEAR_TEST_DATA is not set")
+    (record,) = json.loads((Path(folder) / "reference" / "dynamic_loading_1.3b.json").read_text())
+    names = record["names"]
+    weights = dict(zip(names, record["start_proportion"], strict=True))
+    reference = dict(zip(names, record["target_loss"], strict=True))
+    assert len(record["sequence"]) == 6
+    for step in record["sequence"]:
+        losses = dict(zip(names, step["losses"], strict=True))
+        weights = update_mixture_weights(weights, losses, reference, clamp_excess=False)
+        assert list(weights.values()) == pytest.approx(step["new_proportion"], rel=1e-6, abs=1e-9)
+
+
+def test_clamping_only_matters_below_the_reference():
+    weights = {"a": 0.5, "b": 0.5}
+    reference = {"a": 2.0, "b": 2.0}
+    below = {"a": 1.0, "b": 2.5}
+    clamped = update_mixture_weights(weights, below, reference, smoothing=0)
+    free = update_mixture_weights(weights, below, reference, smoothing=0, clamp_excess=False)
+    assert clamped["b"] / clamped["a"] == pytest.approx(math.exp(0.5))
+    assert free["b"] / free["a"] == pytest.approx(math.exp(1.5))
+    above = {"a": 2.1, "b": 2.5}
+    assert update_mixture_weights(weights, above, reference) == update_mixture_weights(
+        weights, above, reference, clamp_excess=False
+    )
+
+
+def test_nothing_moves_when_all_references_are_reached():
+    new = update_mixture_weights(START, ZERO, dict.fromkeys(START, 1.0), smoothing=0)
+    assert new == pytest.approx(START, abs=1e-15)
+    smoothed = update_mixture_weights(START, ZERO, dict.fromkeys(START, 1.0), smoothing=0.5)
+    assert smoothed["stackexchange"] == pytest.approx(0.5 * 0.02 + 0.5 / 7)
+
+
+def test_huge_excess_does_not_overflow_and_smoothing_keeps_every_domain():
+    new = update_mixture_weights({"a": 0.5, "b": 0.5}, {"a": 5000.0, "b": 0.0}, {"a": 0.0, "b": 0.0})
+    assert new == pytest.approx({"a": 1 - 5e-5, "b": 5e-5})
+
+
+def test_a_domain_of_weight_zero_only_gets_the_smoothing():
+    new = update_mixture_weights(
+        {"a": 1.0, "b": 0.0}, {"a": 1.0, "b": 9.0}, {"a": 1.0, "b": 1.0}, smoothing=0
+    )
+    assert new == {"a": 1.0, "b": 0.0}
+
+
+def test_bounds_hold_a_runaway_domain():
+    new = update_mixture_weights(
+        {"a": 0.6, "b": 0.3, "c": 0.1}, {"a": 4.0, "b": 1.0, "c": 1.0}, dict.fromkeys("abc", 1.0), ceiling=0.7
+    )
+    assert new["a"] == pytest.approx(0.7)
+    assert new["b"] / new["c"] == pytest.approx(3.0, rel=2e-2)  # their ratio, but for the smoothing
+    floored = update_mixture_weights(
+        {"a": 0.98, "b": 0.01, "c": 0.01}, dict.fromkeys("abc", 1.0), dict.fromkeys("abc", 1.0), floor=0.05
+    )
+    assert floored == pytest.approx({"a": 0.9, "b": 0.05, "c": 0.05})
+    # a weight of zero has no ratio to keep: what the ceiling takes away is shared equally
+    assert update_mixture_weights(
+        {"a": 1.0, "b": 0.0, "c": 0.0},
+        dict.fromkeys("abc", 1.0),
+        dict.fromkeys("abc", 1.0),
+        smoothing=0,
+        ceiling=0.6,
+    ) == pytest.approx({"a": 0.6, "b": 0.2, "c": 0.2})
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 12)), min_size=2, max_size=8).filter(
+        lambda rows: sum(weight for weight, _ in rows) > 1e-3
+    ),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_any_update_is_a_mixture_between_the_bounds(rows, low, high):
+    names = [f"d{i}" for i in range(len(rows))]
+    floor = low / len(names)
+    ceiling = 1 / len(names) + high * (1 - 1 / len(names))
+    weights = {name: weight for name, (weight, _) in zip(names, rows, strict=True)}
+    losses = {name: loss for name, (_, loss) in zip(names, rows, strict=True)}
+    reference = dict.fromkeys(names, 1.0)
+    free = update_mixture_weights(weights, losses, reference)
+    new = update_mixture_weights(weights, losses, reference, floor=floor, ceiling=min(ceiling, 1.0))
+    assert math.fsum(new.values()) == pytest.approx(1, abs=1e-12)
+    assert all(floor - 1e-12 <= weight <= ceiling + 1e-12 for weight in new.values())
+    # those at no bound keep their ratios
+    scales = [new[name] / free[name] for name in names if floor + 1e-9 < new[name] < ceiling - 1e-9]
+    assert all(scale == pytest.approx(scales[0], rel=1e-6) for scale in scales)
+    for first in names:  # and the order
+        for second in names:
+            assert new[first] <= new[second] + 1e-12 or free[first] > free[second] - 1e-12
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"losses": {"a": float("nan"), "b": 1.0}}, "`losses` must be finite, but that of 'a' is nan"),
+        ({"losses": {"a": 1.0, "b": float("inf")}}, "`losses` must be finite, but that of 'b' is inf"),
+        (
+            {"losses": {"a": 1.0}},
+            r"`losses` must have a loss for every domain, but 'b' is missing from \['a'\]",
+        ),
+        (
+            {"reference_losses": {"b": 1.0}},
+            "`reference_losses` must have a loss for every domain, but 'a' is missing",
+        ),
+        (
+            {"reference_losses": {"a": float("nan"), "b": 1.0}},
+            "`reference_losses` must be finite, but that of 'a'",
+        ),
+        ({"smoothing": 1.1}, "`smoothing` must lie between 0 and 1, but it is 1.1"),
+        (
+            {"floor": 0.51},
+            r"`floor` must lie between 0 and 1 / 2 .* but it is 0.51\. Lower it to 0.5 or less",
+        ),
+        ({"floor": -0.1}, "`floor` must lie between"),
+        ({"floor": float("nan")}, "`floor` must lie between"),
+        ({"ceiling": 0.4}, r"`ceiling` must lie between 1 / 2 .* but it is 0.4\. Raise it to 0.5 or more"),
+        ({"ceiling": 1.1}, "`ceiling` must lie between"),
+        (
+            {"weights": {"a": -1.0, "b": 2.0}},
+            "`mixture_weights` must be finite and at least 0, but that of 'a' is -1",
+        ),
+    ],
+)
+def test_bad_updates(changes, message):
+    arguments = {
+        "weights": {"a": 0.5, "b": 0.5},
+        "losses": {"a": 1.0, "b": 1.0},
+        "reference_losses": {"a": 1.0, "b": 1.0},
+    }
+    with pytest.raises(ValueError, match=message):
+        update_mixture_weights(**(arguments | changes))
+    assert arguments["weights"] == {"a": 0.5, "b": 0.5}
+
+
+def test_start_weights():
+    assert check_mixture_weights(None, ["a", "b"]) == {"a": 0.5, "b": 0.5}
+    assert list(check_mixture_weights({"b": 3, "a": 1}, ["a", "b"]).items()) == [("a", 0.25), ("b", 0.75)]
+    assert check_mixture_weights({"a": 0.0, "b": 2.0}, ["a", "b"]) == {"a": 0.0, "b": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"a": 1, "b": 1, "x": 1}, r"\['x'\] are unknown\. The domains are \['a', 'b'\]"),
+        ({"a": 1}, r"\['b'\] are missing"),
+        ({"a": 1, "b": -0.5}, "that of 'b' is -0.5"),
+        ({"a": float("nan"), "b": 1}, "that of 'a' is nan"),
+        ({"a": float("inf"), "b": 1}, "that of 'a' is inf"),
+        ({"a": 0, "b": 0}, "all are 0"),
+    ],
+)
+def test_bad_start_weights(weights, message):
+    with pytest.raises(ValueError, match=message):
+        check_mixture_weights(weights, ["a", "b"])
+
+
+def test_no_domains():
+    with pytest.raises(ValueError, match="at least one domain"):
+        check_mixture_weights(None, [])
