@@ -1,15 +1,18 @@
 """The dynamic batch sampler: composition, passes, agreement of ranks, and a state that restores exactly."""
 
+import ast
 import json
 import logging
 import tracemalloc
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_shear.data import sampler as sampler_module
 from hf_shear.data.sampler import DynamicBatchSampler, permute
 
 SIZES = {"a": 50, "b": 7, "c": 400}
@@ -94,7 +97,7 @@ def test_counts_are_unbiased_and_off_by_less_than_one():
     expected = 16 * np.array(list(weights.values()))
     assert (counts.sum(axis=1) == 16).all()
     assert (np.abs(counts - expected) < 1).all()
-    # each count is one of two neighbours: its standard deviation is at most .5, the mean's .5/sqrt(2000) = .0112
+    # a count is one of two neighbours: its standard deviation is at most .5, the mean's .5/sqrt(2000) = .0112
     assert (np.abs(counts.mean(axis=0) - expected) < 4 * 0.0112).all()
 
 
@@ -354,3 +357,19 @@ def test_the_state_of_another_run_is_refused(changes, message):
 def test_bad_arguments(changes, message):
     with pytest.raises(ValueError, match=message):
         DynamicBatchSampler(**({"domain_sizes": SIZES, "batch_size": 4} | changes))
+
+
+def test_optional_packages_are_imported_where_they_are_used():
+    # a machine that only measures the sampler's speed may lack them
+    files = sorted(Path(sampler_module.__file__).parent.glob("*.py"))
+    assert len(files) >= 7
+    for file in files:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:  # not inside functions or TYPE_CHECKING
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {
+                "datasets",
+                "pyarrow",
+                "scipy",
+                "transformers",
+            }

@@ -71,6 +71,7 @@ def both(): "short"; return 1
 async def later():
     r"""First line.
 
+    Margin.
         Indented.
     """
 
@@ -114,7 +115,7 @@ def test_documentation_strings_are_cut_out_and_nothing_else() -> None:
         "About the module.",
         "Nothing else.",
         "short",
-        "First line.\n\n    Indented.",
+        "First line.\n\nMargin.\n    Indented.",
         "é, twice: é",
     ]
 

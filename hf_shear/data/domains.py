@@ -14,11 +14,12 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Features, Value
-from datasets.exceptions import DatasetGenerationError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ def load_domains(
         ValueError: if the folder is missing or without text, if a domain has no document, or if a file cannot
             be read: malformed json, a missing field, or a text that is not a string.
     """
+    from datasets import DatasetDict
+
     domains = DatasetDict()
     for name, files in _find_domains(Path(data_dir)).items():
         domains[name] = _read_domain(name, files, text_field, group_field)
@@ -113,6 +116,9 @@ def _is_text_file(path: Path, folder: Path) -> bool:
 
 def _read_domain(name: str, files: list[Path], text_field: str, group_field: str | None) -> Dataset:
     """One domain's documents, read through the cache, whose key holds the size and time of every file."""
+    from datasets import Dataset, Features, Value
+    from datasets.exceptions import DatasetGenerationError
+
     columns = ["text"] if group_field is None else ["text", "group"]
     stats = [path.stat() for path in files]
     if not files:
@@ -271,6 +277,8 @@ def split_domains(
         ValueError: for a fraction outside (0, 1), or where a domain has too little text to split without a
             leak.
     """
+    from datasets import DatasetDict
+
     if not 0.0 < held_out_fraction < 1.0:
         raise ValueError(
             f"`held_out_fraction` must lie between 0 and 1, both excluded, but it is {held_out_fraction}. "
@@ -354,6 +362,8 @@ def _choose_held_out_groups(hashes: Mapping[str, np.ndarray], held_out_fraction:
 
 def _split_into_blocks(name: str, dataset: Dataset, held_out_fraction: float) -> tuple[Dataset, Dataset]:
     """Cut the only group of a domain: the first part for training, the last part held out."""
+    from datasets import Dataset
+
     warnings.warn(
         f"Domain {name!r} has a single document (or a single group), so it is split into contiguous blocks: "
         f"the last {held_out_fraction:.0%} of its characters is held out. Its held-out loss is that of a "

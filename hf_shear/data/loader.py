@@ -7,14 +7,16 @@ Shapes: b = samples of a micro-batch, S = tokens of a sample.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Dataset, concatenate_datasets
 from torch.utils.data import DataLoader
 
 from hf_shear.data.sampler import DynamicBatchSampler
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def collate_domain_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -67,6 +69,8 @@ class DynamicDataLoader:
         prefetch_factor: int | None = None,
         persistent_workers: bool | None = None,
     ) -> None:
+        from datasets import concatenate_datasets
+
         sizes = [(name, len(dataset)) for name, dataset in datasets.items()]
         if sizes != list(sampler.domain_sizes.items()):
             raise ValueError(

@@ -16,12 +16,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, Features, Sequence, Value
-from datasets.fingerprint import Hasher
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset, DatasetDict
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -62,6 +60,8 @@ def pack_domains(
     Raises:
         ValueError: for a tokenizer without EOS, `max_length` below 2, or a domain with fewer than S tokens.
     """
+    from datasets import DatasetDict
+
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "`tokenizer` must have an `eos_token_id`, which ends every document, but it is None. "
@@ -116,6 +116,9 @@ def _pack_domain(
     num_proc: int | None,
 ) -> Dataset:
     """One domain: tokenise with `map`, then cut with a generator, as samples cross batches."""
+    from datasets import Dataset, Features, Sequence, Value
+    from datasets.fingerprint import Hasher
+
     if "text" not in dataset.column_names:
         raise ValueError(
             f"Every domain must have a column 'text', but domain {name!r} has {dataset.column_names}. Rename "
@@ -131,7 +134,7 @@ def _pack_domain(
         num_proc=None if num_proc is None else max(1, min(num_proc, len(dataset))),
         desc=f"Tokenising {name}",
     )
-    num_tokens = sum(int(pc.sum(_lengths(ids)).as_py() or 0) for ids in _batches(tokenized))
+    num_tokens = sum(int(_lengths(ids).sum()) for ids in _batches(tokenized))
     if num_tokens < max_length:
         raise ValueError(
             f"Every domain must hold at least `max_length` ({max_length}) tokens, but domain {name!r} holds "
@@ -167,8 +170,9 @@ def _batches(tokenized: Dataset) -> Iterator[pa.ListArray]:
         yield from table.column("input_ids").chunks
 
 
-def _lengths(ids: pa.ListArray) -> pa.Array:
-    return pc.list_value_length(ids)
+def _lengths(ids: pa.ListArray) -> np.ndarray:
+    """[documents] int: the tokens of each."""
+    return np.diff(ids.offsets.to_numpy())
 
 
 def _samples(tokenized: Dataset, max_length: int, block_diagonal: bool) -> Iterator[dict[str, np.ndarray]]:
@@ -176,7 +180,7 @@ def _samples(tokenized: Dataset, max_length: int, block_diagonal: bool) -> Itera
     rest_ids, rest_positions = np.zeros(0, np.int32), np.zeros(0, np.int32)
     for chunk in _batches(tokenized):
         ids = np.concatenate([rest_ids, chunk.flatten().to_numpy(zero_copy_only=False)])
-        positions = np.concatenate([rest_positions, _document_positions(_lengths(chunk).to_numpy())])
+        positions = np.concatenate([rest_positions, _document_positions(_lengths(chunk))])
         end = len(ids) // max_length * max_length
         for start in range(0, end, max_length):
             sample = {"input_ids": ids[start : start + max_length]}

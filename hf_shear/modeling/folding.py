@@ -10,7 +10,7 @@ names. Masks are set on them before each forward, outside any checkpointed code.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class MaskedRMSNorm:
         return weight.to(self.weight.dtype) * (values * torch.rsqrt(variance)).to(hidden_states.dtype)
 
 
-@lru_cache(maxsize=None)
+@cache
 def masked_class(mixin: type, base: type) -> type:
     """The subclass of ``base`` with ``mixin``'s forward."""
     return type(f"{mixin.__name__}[{base.__name__}]", (mixin, base), {})

@@ -1,6 +1,14 @@
 """How it is cut: from masks to a plain checkpoint."""
 
+from .export import PROVENANCE_NAME, provenance_record, save_checkpoint
 from .kept_units import KeptUnits, kept_units_from_masks
 from .slice_model import slice_model
 
-__all__ = ["KeptUnits", "kept_units_from_masks", "slice_model"]
+__all__ = [
+    "PROVENANCE_NAME",
+    "KeptUnits",
+    "kept_units_from_masks",
+    "provenance_record",
+    "save_checkpoint",
+    "slice_model",
+]

@@ -4,6 +4,7 @@ from .arguments import ShearTrainingArguments
 from .domain_evaluation import evaluate_domains
 from .errors import TrainingDivergedError
 from .history import EvaluationLog
+from .paper_recipe import PAPER_MASK_LEARNING
 from .trainer import ShearTrainer
 
-__all__ = ["EvaluationLog", "ShearTrainer", "ShearTrainingArguments", "TrainingDivergedError", "evaluate_domains"]
+__all__ = ["PAPER_MASK_LEARNING", "EvaluationLog", "ShearTrainer", "ShearTrainingArguments", "TrainingDivergedError", "evaluate_domains"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 from tqdm.auto import tqdm
@@ -15,8 +16,10 @@ def num_evaluations(args) -> int:
     """Evaluations that happen during training."""
     if args.eval_strategy == IntervalStrategy.NO:
         return 0
-    every = args.eval_steps if args.eval_strategy == IntervalStrategy.STEPS else args.max_steps
-    return max(args.max_steps // max(int(every), 1), 1)
+    if args.eval_strategy != IntervalStrategy.STEPS:
+        return 1
+    every = args.eval_steps if args.eval_steps >= 1 else math.ceil(args.eval_steps * args.max_steps)
+    return max(args.max_steps // int(every), 1)
 
 
 def evaluation_samples_per_domain(trainer) -> int:

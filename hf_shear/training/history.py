@@ -28,14 +28,13 @@ class EvaluationLog:
         return entries
 
     @staticmethod
-    def read(log_history: list[dict], stage: str, domains: list[str], tokens_before: int = 0) -> list[dict]:
+    def read(log_history: list[dict], stage: str, domains: list[str]) -> list[dict]:
         """One row per evaluation of ``trainer.state.log_history``.
 
         Args:
             log_history: as transformers keeps it.
             stage: written into each row ("mask_learning" or "recovery").
             domains: names of the domains.
-            tokens_before: tokens trained on in earlier stages, added to each row's ``num_tokens``.
 
         Returns:
             Rows with ``num_tokens``, ``stage``, ``loss``, ``mixture_weights``, ``reference_loss``, and for mask
@@ -46,10 +45,11 @@ class EvaluationLog:
             if "num_tokens" not in entry or "eval_loss" not in entry:
                 continue
             row = {
-                "num_tokens": entry["num_tokens"] + tokens_before,
+                "num_tokens": entry["num_tokens"],
                 "stage": stage,
                 "loss": {name: entry[f"eval_{name}_loss"] for name in domains},
                 "eval_tokens": entry["eval_tokens"],
+                "eval_seconds": entry["eval_runtime"],
                 "mixture_weights": {name: entry[_MIXTURE + name] for name in domains},
             }
             if _REFERENCE + domains[0] in entry:

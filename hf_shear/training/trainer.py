@@ -341,6 +341,17 @@ class ShearTrainer(Trainer):
         """Training tokens of this stage so far, over all processes."""
         return self.state.global_step * self.args.samples_per_step() * self.sample_length
 
+    def stage_record(self, stage: str) -> dict:
+        """JSON-ready facts of a finished stage: tokens, history, passes per domain, weights, references."""
+        return {
+            "tokens": self.tokens_seen(),
+            "history": EvaluationLog.read(self.state.log_history, stage, list(self.train_dataset)),
+            "passes": self.sampler.passes,
+            "mixture_weights": self.sampler.mixture_weights,
+            "reference_losses": self.reference_losses,
+            "eval_samples": evaluation_samples_per_domain(self) if self.eval_dataset else 0,
+        }
+
     # ---- checkpoints ------------------------------------------------------------------------------------------
 
     def _save_optimizer_and_scheduler(self, output_dir):

@@ -1,0 +1,20 @@
+"""Runs: arguments, folders, data, baselines, reports; what the examples are made of."""
+
+from .baselines import BASELINES, baseline_model
+from .config_file import parse_arguments
+from .domain_data import DomainData, prepare_domain_data
+from .report import RESULTS_NAME, judge, run_results, write_report
+from .run_folder import RunFolder
+
+__all__ = [
+    "BASELINES",
+    "RESULTS_NAME",
+    "DomainData",
+    "RunFolder",
+    "baseline_model",
+    "judge",
+    "parse_arguments",
+    "prepare_domain_data",
+    "run_results",
+    "write_report",
+]

@@ -1,0 +1,74 @@
+"""Arguments from flags and from a YAML file, checked alike."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+
+def parse_arguments(
+    dataclass_types,
+    arguments: Sequence[str] | None = None,
+    *,
+    default_config: str | Path | None = None,
+    unless: str | None = None,
+) -> tuple:
+    """Parse flags, and ``--config FILE.yaml`` whose entries flags override, into dataclass instances.
+
+    The file's entries are turned into flags and parsed by the same parser, so that 1e-4 is a number, a wrong type is
+    an error, and an unknown name is refused in both places.
+
+    Args:
+        dataclass_types: one dataclass or several, as for ``HfArgumentParser``.
+        arguments: flags; default ``sys.argv[1:]``.
+        default_config: file to read where no ``--config`` is given.
+        unless: a flag's name; where it is given, ``default_config`` is not read.
+
+    Raises:
+        ValueError: the file does not exist, or is not a YAML mapping of names to values.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = HfArgumentParser(dataclass_types, allow_abbrev=False)
+    parser.add_argument("--config", help="A YAML file with any of these arguments; flags override it.")
+    path, flags = _take_config(arguments)
+    if path is None and not any(flag.split("=")[0] == f"--{unless}" for flag in flags):
+        path = default_config
+    *instances, _ = parser.parse_args_into_dataclasses(_flags_from_file(path) + flags, look_for_args_file=False)
+    return tuple(instances)
+
+
+def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Split ``--config PATH`` (or ``--config=PATH``) from the other flags."""
+    for index, argument in enumerate(arguments):
+        if argument == "--config":
+            if index + 1 == len(arguments):
+                raise ValueError("`--config` needs the path of a YAML file.")
+            return arguments[index + 1], arguments[:index] + arguments[index + 2 :]
+        if argument.startswith("--config="):
+            return argument.split("=", 1)[1], arguments[:index] + arguments[index + 1 :]
+    return None, arguments
+
+
+def _flags_from_file(path: str | Path | None) -> list[str]:
+    if path is None:
+        return []
+    if not Path(path).is_file():
+        raise ValueError(f"`--config` {path!r} is not a file.")
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    if not isinstance(content, dict):
+        raise ValueError(f"`--config` {path!r} must hold names and values, but it holds a {type(content).__name__}.")
+    flags = []
+    for name, value in content.items():
+        if value is None:
+            continue
+        flags.append(f"--{name}")
+        if isinstance(value, (list, tuple)):
+            flags += [str(item) for item in value]
+        else:
+            flags.append(json.dumps(value) if isinstance(value, dict) else str(value))
+    return flags

@@ -1,0 +1,100 @@
+"""From text by domain to packed samples: to train on, to hold out, to judge by."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+from datasets import DatasetDict, concatenate_datasets
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from ..data import (
+    DynamicBatchSampler,
+    check_max_length,
+    check_tokenizer_fits,
+    collate_domain_samples,
+    pack_domains,
+    split_domains,
+)
+
+SPLIT_SEED = 0  # one split for every run and seed, so that their held-out losses compare
+_CALIBRATION_SEED = 1_000_003  # keeps calibration batches apart from the training batches of the same seed
+
+
+@dataclass(frozen=True)
+class DomainData:
+    """Packed samples per domain.
+
+    Attributes:
+        train, held_out: the two sides of the split.
+        judged: the first samples of each held-out domain; every model of a run is evaluated on these.
+    """
+
+    train: DatasetDict
+    held_out: DatasetDict
+    judged: dict
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the domains."""
+        return list(self.train)
+
+    def first_held_out(self, num_samples: int) -> dict:
+        """The first samples of each held-out domain."""
+        return {name: dataset.select(range(min(num_samples, len(dataset)))) for name, dataset in self.held_out.items()}
+
+    def calibration(self, batch_size: int, num_batches: int, seed: int) -> Iterator[dict]:
+        """Seeded batches of training samples, all domains alike."""
+        samples = concatenate_datasets(list(self.train.values()))
+        sampler = DynamicBatchSampler(
+            {name: len(dataset) for name, dataset in self.train.items()}, batch_size, seed=seed + _CALIBRATION_SEED
+        )
+        for indices in islice(iter(sampler), num_batches):
+            yield collate_domain_samples([samples[index] for index in indices])
+
+
+def prepare_domain_data(
+    domains: Mapping,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    *,
+    max_length: int,
+    held_out_fraction: float,
+    eval_tokens: int,
+    block_diagonal: bool = False,
+    num_proc: int | None = None,
+) -> DomainData:
+    """Split by document, tokenise, pack.
+
+    Args:
+        domains: text per domain (``load_domains``).
+        tokenizer, config: of the source; checked against each other.
+        max_length: tokens per sample; at most the model's positions.
+        held_out_fraction: share of each domain's documents that no training sees.
+        eval_tokens: held-out tokens per domain to judge by; a domain with fewer gives all it has, with a warning.
+        block_diagonal: no attention across documents.
+        num_proc: processes that tokenise.
+    """
+    check_tokenizer_fits(tokenizer, config.vocab_size)
+    check_max_length(max_length, config.max_position_embeddings)
+    if eval_tokens < max_length:
+        raise ValueError(
+            f"`eval_tokens` ({eval_tokens}) must be at least one sample of `max_length` ({max_length}) tokens."
+        )
+    options = {"block_diagonal": block_diagonal, "num_proc": num_proc}
+    train_text, held_out_text = split_domains(domains, held_out_fraction, seed=SPLIT_SEED)
+    train = pack_domains(train_text, tokenizer, max_length, **options)
+    held_out = pack_domains(held_out_text, tokenizer, max_length, **options)
+    wanted = eval_tokens // max_length
+    short = {name: len(dataset) * max_length for name, dataset in held_out.items() if len(dataset) < wanted}
+    if short:
+        warnings.warn(
+            f"These domains have fewer held-out tokens than `eval_tokens` ({eval_tokens:,}) and are judged by what they"
+            f" have: {short}. Their losses are less certain. Lower `eval_tokens` to silence this.",
+            UserWarning,
+            stacklevel=2,
+        )
+    judged = {name: dataset.select(range(min(wanted, len(dataset)))) for name, dataset in held_out.items()}
+    return DomainData(train, held_out, judged)

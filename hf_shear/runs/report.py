@@ -1,0 +1,98 @@
+"""What a run leaves for people to look at."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from ..reporting import (
+    check_results,
+    collect_versions,
+    comparison_table,
+    model_record,
+    plot_domains,
+    plot_kept_units,
+    plot_sizes,
+    write_results,
+)
+from ..shapes import SHAPE_NAMES, ModelShape, count_parameters
+from ..training import ShearTrainingArguments, evaluate_domains
+
+RESULTS_NAME = "results.json"
+
+
+def judge(model: PreTrainedModel, datasets: dict, args: ShearTrainingArguments) -> dict:
+    """A model's record for the results: shape, parameters, held-out losses, and the seconds that took."""
+    start = time.perf_counter()
+    model.to(args.device)
+    losses, num_tokens = evaluate_domains(model, datasets, args.eval_batch_size)
+    shape = ModelShape.from_config(model.config)
+    record = model_record(shape.to_dict(), count_parameters(model.config), losses, num_tokens)
+    return record | {"seconds": time.perf_counter() - start}
+
+
+def run_results(
+    source: dict, learned: dict, recovered: dict, baselines: dict[str, dict], target: ModelShape, seed: int
+) -> dict:
+    """The results of a run from the records of its stages (``seconds.total`` is left to the caller)."""
+    trained = [learned, recovered, *baselines.values()]
+    judged = [source, *(stage["model"] for stage in trained)]
+    in_training = [row for stage in trained for row in stage["history"]]
+    evaluation_seconds = sum(row["eval_seconds"] for row in in_training) + sum(record["seconds"] for record in judged)
+    return {
+        "source": source,
+        "pruned": learned["model"],
+        "recovered": recovered["model"] | {"learning_rate": recovered["learning_rate"]},
+        "target_shape": target.sizes(),
+        "masks": learned["masks"],
+        "tokens": {
+            "mask_learning": learned["tokens"],
+            "recovery": recovered["tokens"],
+            "evaluation": sum(row["eval_tokens"] for row in in_training) + sum(record["eval_tokens"] for record in judged),
+            "calibration": learned["calibration_tokens"],
+        },
+        "seconds": {
+            "mask_learning": learned["seconds"],
+            "export": learned["export_seconds"],
+            "recovery": recovered["seconds"],
+            "evaluation": evaluation_seconds,
+            "baselines": sum(stage["seconds"] for stage in baselines.values()),
+        },
+        "baselines": {
+            name: stage["model"] | {"tokens": stage["tokens"], "learning_rate": stage["learning_rate"]}
+            for name, stage in baselines.items()
+        },
+        "versions": collect_versions(),
+        "seed": seed,
+        "kept": learned["kept"],
+        "passes": {"mask_learning": learned["passes"], "recovery": recovered["passes"]},
+        "history": learned["history"] + _shifted(recovered["history"], learned["tokens"]),
+    }
+
+
+def _shifted(history: list[dict], tokens_before: int) -> list[dict]:
+    return [row | {"num_tokens": row["num_tokens"] + tokens_before} for row in history]
+
+
+def write_report(folder: Path, results: dict) -> str:
+    """Check and write ``results.json``, draw the pictures, and return the table to print.
+
+    ``results`` holds, beside the contract's keys, ``kept`` (``KeptUnits.to_dict()``) and ``history`` (rows of
+    ``EvaluationLog.read`` over both stages).
+    """
+    check_results(results)
+    write_results(folder / RESULTS_NAME, results)
+    source = results["source"]["shape"]
+    plot_kept_units(results["kept"], source, folder / "kept_units.png")
+    history = results["history"]
+    if history:
+        plot_domains(history, folder / "domains.png")
+    learning = [row for row in history if "expected_shape" in row]
+    if learning:
+        sizes = {name: results["target_shape"][name] for name in SHAPE_NAMES}
+        plot_sizes(learning, sizes, folder / "sizes.png", source_shape=source)
+    table = comparison_table(results)
+    (folder / "table.txt").write_text(table + "\n", encoding="utf-8")
+    return table

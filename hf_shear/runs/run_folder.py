@@ -1,0 +1,136 @@
+"""One run's folder: never overwritten by accident, and resumable stage by stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..training.state_file import STATE_NAME, write_json_atomically
+
+_STAGES_NAME = "stages.json"
+
+
+class RunFolder:
+    """Holds ``results.json``, the checkpoints, and the records of finished stages.
+
+    Args:
+        path: the folder; ``None`` makes the next free ``runs/NNN``.
+        resume: continue what is there.
+        overwrite: delete what is there.
+        settings: JSON-ready facts that a resumed run must share with the run it continues.
+
+    Raises:
+        ValueError: the folder holds a run and neither ``resume`` nor ``overwrite`` was asked for; it holds no run but
+            ``resume`` was; it holds files that no run wrote; or a resumed run has other settings.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike | None, resume: bool = False, overwrite: bool = False, settings: dict | None = None
+    ):
+        if resume and overwrite:
+            raise ValueError("`--resume` and `--overwrite` contradict each other; give one of them.")
+        if path is None and resume:
+            raise ValueError("`--resume` needs `--output_dir`: the folder of the run to continue.")
+        self.path = Path(path) if path is not None else _next_numbered(Path("runs"))
+        stages = self.path / _STAGES_NAME
+        if resume and not stages.is_file():
+            raise ValueError(f"`--resume`: `--output_dir` {str(self.path)!r} holds no run. Leave `--resume` out.")
+        if self.path.is_dir() and any(self.path.iterdir()) and not resume:
+            if not stages.is_file():
+                raise ValueError(
+                    f"`--output_dir` {str(self.path)!r} is not empty, and what it holds was not written by a run."
+                    " Choose another folder."
+                )
+            if not overwrite:
+                raise ValueError(
+                    f"`--output_dir` {str(self.path)!r} already holds a run. Choose another folder, continue it with"
+                    " `--resume`, or delete it with `--overwrite`."
+                )
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._stage_seconds = 0.0
+        self._stages = json.loads(stages.read_text(encoding="utf-8")) if resume else {}
+        self._check_settings(settings or {})
+
+    @classmethod
+    def open(cls, *args, **kwargs) -> RunFolder:
+        """As the constructor, on every process of a launch: the main one looks and writes, the others are told."""
+        state, told = PartialState(), [None]
+        if state.is_main_process:
+            try:
+                folder = cls(*args, **kwargs)
+                told = [(str(folder.path), folder._stages, None)]
+            except ValueError as error:
+                told = [(None, None, str(error))]
+        if state.num_processes > 1:
+            broadcast_object_list(told)
+        path, stages, error = told[0]
+        if error is not None:
+            raise ValueError(error)
+        folder = cls.__new__(cls)
+        folder.path, folder._stages, folder._stage_seconds = Path(path), stages, 0.0
+        return folder
+
+    def _check_settings(self, settings: dict) -> None:
+        settings = json.loads(json.dumps(settings))
+        before = self._stages.get("settings", settings)
+        changed = [name for name in settings if before.get(name) != settings[name]]
+        if changed:
+            listed = ", ".join(f"{name} was {before.get(name)!r} and is now {settings[name]!r}" for name in changed)
+            raise ValueError(
+                f"`--resume` would continue {str(self.path)!r} with other arguments: {listed}. Give the same ones, or"
+                " start a run in another folder."
+            )
+        self.record("settings", settings)
+
+    def record(self, stage: str, content: dict) -> dict:
+        """Note a stage as finished, with what later stages need of it."""
+        self._stages[stage] = content
+        if PartialState().is_main_process:
+            write_json_atomically(self.path / _STAGES_NAME, self._stages)
+        return content
+
+    def stage(self, name: str, run: Callable[[], dict]) -> dict:
+        """Run a stage and record what it returns, or return what it recorded when it ran before."""
+        if name in self._stages:
+            return self._stages[name]
+        start = time.perf_counter()
+        record = run()
+        self._stage_seconds += (seconds := time.perf_counter() - start)
+        return self.record(name, record | {"stage_seconds": seconds})
+
+    def total_seconds(self, process_started: float) -> float:
+        """Seconds of all stages, over all processes of this run, and of this process outside of them.
+
+        Args:
+            process_started: ``time.perf_counter()`` when this process began.
+        """
+        stages = sum(record.get("stage_seconds", 0.0) for record in self._stages.values())
+        return stages + time.perf_counter() - process_started - self._stage_seconds
+
+    def finished(self, stage: str) -> dict | None:
+        """What a finished stage recorded, or None."""
+        return self._stages.get(stage)
+
+    def last_checkpoint(self, stage: str) -> str | None:
+        """The last whole training checkpoint of a stage, or None."""
+        folder = self.path / stage
+        if not folder.is_dir():
+            return None
+        for unfinished in folder.glob("checkpoint-*"):
+            if not (unfinished / STATE_NAME).is_file() or not (unfinished / "trainer_state.json").is_file():
+                shutil.rmtree(unfinished)  # killed while it was written
+        return get_last_checkpoint(str(folder))
+
+
+def _next_numbered(root: Path) -> Path:
+    numbers = [int(folder.name) for folder in root.glob("[0-9]*") if folder.name.isdigit()] if root.is_dir() else []
+    return root / f"{max(numbers, default=0) + 1:03d}"
