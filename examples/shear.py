@@ -170,7 +170,8 @@ def main() -> None:
     )
     config = AutoConfig.from_pretrained(pipeline.model_name_or_path)
     target = choose_target(pipeline, config)
-    folder = RunFolder.open(args.output_dir, pipeline.resume, pipeline.overwrite, run_settings(pipeline, args, target))
+    output_dir = None if args.output_dir == "trainer_output" else args.output_dir  # transformers' name for none given
+    folder = RunFolder.open(output_dir, pipeline.resume, pipeline.overwrite, run_settings(pipeline, args, target))
     print(f"Target: {target}\nRun folder: {folder.path}")
     tokenizer = AutoTokenizer.from_pretrained(pipeline.model_name_or_path)
     data = prepare_domain_data(

@@ -236,6 +236,23 @@ def test_shared_shingles_equal_their_definition(texts: list[str], repeat: int) -
     assert near_duplicates.shared_shingles([near_duplicates.shingles(text) for text in texts]) == expected
 
 
+@pytest.mark.parametrize(("copies", "links"), [(12, True), (13, False)])
+def test_text_that_many_share_links_nothing(copies: int, links: bool) -> None:
+    licence = " ".join(f"licence{number}" for number in range(40))
+    assert bool(near_duplicates.near_duplicates([licence] * copies)) == links
+
+
+@pytest.mark.parametrize(
+    ("shared", "own", "is_near"),
+    [(40, 100, True), (40, 400, False), (31, 0, True), (30, 0, False)],
+    ids=["much", "a small share", "just long enough", "too short"],
+)
+def test_near_duplicates_share_a_good_part_and_more_than_a_few_words(shared: int, own: int, is_near: bool) -> None:
+    common = [f"shared{number}" for number in range(shared)]  # shared - 7 shingles of 8 words
+    texts = [" ".join(common + [f"{name}{number}" for number in range(own)]) for name in ("left", "right")]
+    assert bool(near_duplicates.near_duplicates(texts)) == is_near
+
+
 def test_groups_are_named_by_their_smallest_member() -> None:
     links = [("e", "d"), ("b", "c"), ("c", "e")]
     expected = {"a": "a", "b": "b", "c": "b", "d": "b", "e": "b"}
@@ -328,6 +345,7 @@ def test_stream_repeats_no_sample_within_a_pass_and_follows_the_weights() -> Non
         own = [row for row in drawn if row in rows]
         passes = [sorted(own[start : start + len(rows)]) for start in range(0, len(own), len(rows))]
         assert all(one == rows.flatten().tolist() for one in passes[:-1])
+        assert own[: len(rows)] != own[len(rows) : 2 * len(rows)], "each pass has an order of its own"
         assert stream.passes()[name] == len(own) / len(rows)
     expected, deviation = 1200 / 3, math.sqrt(1200 * (1 / 3) * (2 / 3))
     assert abs(sum(row >= 100 for row in drawn) - expected) < 4 * deviation

@@ -24,8 +24,9 @@ MAX_TEXTS_PER_SHINGLE = 12
 MIN_SHARED_SHINGLES = 24
 """Texts that share fewer shingles than this (about two sentences) are never near-duplicates."""
 
-MIN_CONTAINMENT = 0.15
-"""Share of the smaller text's shingles from which on two texts are near-duplicates."""
+MIN_CONTAINMENT = 0.2
+"""Share of the smaller text's shingles from which on two texts are near-duplicates. Lower, a single copied function
+would join large packages in one Python version and not in the next, and move all their text to another side."""
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 

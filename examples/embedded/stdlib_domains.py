@@ -71,9 +71,9 @@ FAMILIES = {
     "weakref": ("_weakrefset",),
 }
 """Group -> other modules in it, which share text with it in some Python version, or whose text moved from one to the
-other. They are one group in all versions, so that what was held out when a source model was trained is held out
-wherever the domains are built. Near-duplicates that are not listed are found in the text itself."""
-
+other. They are one group in all versions, because the hash of a group's name decides its side: what was held out when
+a source model was trained should be held out under another Python, too. Near-duplicates that are not listed are found
+in the text itself, and may differ between versions."""
 
 DOMAIN_NAMES = ("code", "docstrings", "manual", "tables")
 

@@ -1,0 +1,94 @@
+"""Fixtures that several test modules share: shared data, tiny Llamas with weights that matter, their masked models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hf_shear.masks import MaskSettings
+from hf_shear.modeling import ShearingLlamaConfig, ShearingLlamaForCausalLM
+from hf_shear.shapes import TargetShape
+
+# Sizes that a wrong index, divisor or default does not survive: no two alike, and head_dim 4 where transformers would
+# compute 18 / 9 = 2. A target of hidden 12 and 4 heads would be computed as 3.
+TINY_SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 18,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 22,
+    "head_dim": 4,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def pytest_configure(config):
+    transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with the reference values and models that are not part of the repository."""
+    folder = os.environ.get("HF_SHEAR_TEST_DATA")
+    if not folder:
+        pytest.skip("HF_SHEAR_TEST_DATA is not set: it names the folder with reference values and models")
+    if not Path(folder).is_dir():
+        pytest.skip(f"HF_SHEAR_TEST_DATA names {folder!r}, which is not a folder")
+    return Path(folder)
+
+
+def _build_llama(seed: int = 0, **changes) -> LlamaForCausalLM:
+    config = LlamaConfig(**{**TINY_SIZES, **changes})
+    model = LlamaForCausalLM(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("norm.weight"):
+                parameter.copy_(1.0 + 0.3 * noise)
+            elif parameter.dim() == 1:
+                parameter.copy_(0.3 * noise)
+            elif "embed_tokens" in name:
+                parameter.copy_(0.7 * noise)
+            else:
+                parameter.copy_(1.2 * noise / parameter.shape[1] ** 0.5)
+    return model
+
+
+def _add_masks(source: LlamaForCausalLM, target_shape: dict, settings=None) -> ShearingLlamaForCausalLM:
+    target = TargetShape.from_source(source.config, **target_shape)
+    config = ShearingLlamaConfig.from_source(source.config, target, settings or MaskSettings())
+    model = ShearingLlamaForCausalLM(config)
+    masks = {f"masks.{name}": tensor for name, tensor in model.masks.state_dict().items()}
+    model.load_state_dict({**source.state_dict(), **masks})
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def build_llama():
+    """``build_llama(seed=0, **config_changes)``: a tiny Llama whose every weight, norm and bias is far from trivial.
+
+    Stock initialisation (std 0.02, biases 0, norms 1) would hide most mistakes below any tolerance.
+    """
+    return _build_llama
+
+
+@pytest.fixture(scope="session")
+def add_masks():
+    """``add_masks(source, target_shape, settings=None)``: the masked model of a plain one, in memory."""
+    return _add_masks
+
+
+@pytest.fixture(scope="session")
+def token_ids() -> torch.Tensor:
+    """[2, 11] token ids below 40, none of them special."""
+    return torch.randint(3, 40, (2, 11), generator=torch.Generator().manual_seed(7))

@@ -1,0 +1,19 @@
+"""Names that users import are frozen: a change here is a change of the interface."""
+
+import hf_shear
+
+PUBLIC = {
+    "DynamicBatchSampler",
+    "MaskSettings",
+    "ShearTrainer",
+    "ShearTrainingArguments",
+    "ShearingLlamaConfig",
+    "ShearingLlamaForCausalLM",
+    "TargetShape",
+    "slice_model",
+}
+
+
+def test_public_names():
+    assert set(hf_shear.__all__) == PUBLIC
+    assert all(hasattr(hf_shear, name) for name in PUBLIC)
