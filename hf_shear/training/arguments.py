@@ -9,6 +9,10 @@ from transformers import TrainingArguments
 
 from ..masks import MaskSchedule
 
+# By mask method. relaxed_topk: measured (examples/docs/recipe.md); hard_concrete: the paper, section 3.1.
+DEFAULT_MASK_RATES = {"relaxed_topk": 0.05, "hard_concrete": 1.0}
+DEFAULT_BUDGET_WARMUPS = {"relaxed_topk": 0.0, "hard_concrete": 0.2}
+
 
 @dataclass
 class ShearTrainingArguments(TrainingArguments):
@@ -28,8 +32,9 @@ class ShearTrainingArguments(TrainingArguments):
     )
 
     # Masks
-    mask_learning_rate: float = field(
-        default=0.05, metadata={"help": "Peak learning rate of log_alpha. The paper uses 1.0 with hard_concrete."}
+    mask_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of log_alpha. Default: 0.05 for relaxed_topk, 1.0 (paper) for hard_concrete."},
     )
     multiplier_learning_rate: float = field(
         default=1.0, metadata={"help": "Peak learning rate of the Lagrange multipliers (hard_concrete only)."}
@@ -41,9 +46,12 @@ class ShearTrainingArguments(TrainingArguments):
             " 0, so that the choice of units stands), or 'weights' (as the weights', the paper)."
         },
     )
-    budget_warmup_ratio: float = field(
-        default=0.0,
-        metadata={"help": "Share of the steps over which the size falls from the source's to the target's."},
+    budget_warmup_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the steps over which the size falls from the source's to the target's. Default: 0 for"
+            " relaxed_topk, 0.2 (paper) for hard_concrete."
+        },
     )
     hardening_ratio: float = field(
         default=0.2,
@@ -99,12 +107,13 @@ class ShearTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_share("budget_warmup_ratio", self.budget_warmup_ratio)
+        budget_warmup_ratio = self.budget_warmup_ratio or 0.0
+        _check_share("budget_warmup_ratio", budget_warmup_ratio)
         _check_share("hardening_ratio", self.hardening_ratio)
         _check_share("eval_token_share", self.eval_token_share)
-        if self.budget_warmup_ratio + self.hardening_ratio > 1:
+        if budget_warmup_ratio + self.hardening_ratio > 1:
             raise ValueError(
-                f"`budget_warmup_ratio` ({self.budget_warmup_ratio}) and `hardening_ratio` ({self.hardening_ratio})"
+                f"`budget_warmup_ratio` ({budget_warmup_ratio}) and `hardening_ratio` ({self.hardening_ratio})"
                 " must not exceed 1 together: masks have to reach the target before they harden. Lower one of them."
             )
         if self.mask_scheduler not in ("constant", "weights"):
@@ -124,11 +133,18 @@ class ShearTrainingArguments(TrainingArguments):
                 " draws the batches. Leave it at its default."
             )
 
-    def mask_schedule(self, total_steps: int) -> MaskSchedule:
-        """The masks' schedule over ``total_steps`` optimizer steps."""
+    def mask_rate(self, method: str) -> float:
+        """Learning rate of log_alpha for a mask method."""
+        return DEFAULT_MASK_RATES[method] if self.mask_learning_rate is None else self.mask_learning_rate
+
+    def mask_schedule(self, total_steps: int, method: str) -> MaskSchedule:
+        """The schedule of a mask method over ``total_steps`` optimizer steps."""
+        warmup_ratio = self.budget_warmup_ratio
+        if warmup_ratio is None:
+            warmup_ratio = DEFAULT_BUDGET_WARMUPS[method]
         return MaskSchedule(
             total_steps=total_steps,
-            budget_warmup_steps=round(self.budget_warmup_ratio * total_steps),
+            budget_warmup_steps=round(warmup_ratio * total_steps),
             hardening_steps=round(self.hardening_ratio * total_steps),
             start_temperature=self.start_temperature,
             end_temperature=self.end_temperature,

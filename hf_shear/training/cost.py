@@ -19,7 +19,7 @@ def num_evaluations(args) -> int:
     if args.eval_strategy != IntervalStrategy.STEPS:
         return 1
     every = args.eval_steps if args.eval_steps >= 1 else math.ceil(args.eval_steps * args.max_steps)
-    return max(args.max_steps // int(every), 1)
+    return math.ceil(args.max_steps / int(every))  # transformers evaluates after the last step, too
 
 
 def evaluation_samples_per_domain(trainer) -> int:

@@ -80,13 +80,17 @@ class ShearTrainer(Trainer):
         self.learns_masks = isinstance(model, ShearingMixin)
         if self.learns_masks:
             model.masks.rank = args.process_index
-        self.schedule = args.mask_schedule(args.max_steps) if self.learns_masks and args.max_steps > 0 else None
+        self.schedule = None
+        if self.learns_masks and args.max_steps > 0:
+            self.schedule = args.mask_schedule(args.max_steps, model.masks.settings.method)
         self.sampler: DynamicBatchSampler | None = None
         self.reference_losses = dict(args.reference_losses) if args.reference_losses else None
         self.mask_report: dict | None = None
         self.not_finite: Tensor | None = None
         self.lagrangian_total: Tensor | None = None
         self.micro_batch = 0
+        self._lagrangian_logged_at = 0
+        self._unlogged_loss: tuple[float, int] | None = None
 
     # ---- data -------------------------------------------------------------------------------------------------
 
@@ -120,6 +124,11 @@ class ShearTrainer(Trainer):
             logger.info("The checkpoint is of the last step; there is nothing left to train.")
             self.control.should_epoch_stop = self.control.should_training_stop = True
             return [], None
+        if self._unlogged_loss is not None:
+            total, self._globalstep_last_logged = self._unlogged_loss
+            self._tr_loss.fill_(total)
+            self._total_loss_scalar -= total  # the mean over this call of train() is of its own steps
+            self._unlogged_loss = None
         batch_samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.sampler.commit()
         self.micro_batch = 0
@@ -136,12 +145,16 @@ class ShearTrainer(Trainer):
                 source,
                 set(self.get_decay_parameter_names(source)),
                 args.weight_decay,
-                args.mask_learning_rate,
+                self._mask_rate,
                 args.multiplier_learning_rate,
             )
             optimizer_class, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(args, source)
             self.optimizer = optimizer_class(groups, **optimizer_kwargs)
         return self.optimizer
+
+    @property
+    def _mask_rate(self) -> float:
+        return self.args.mask_rate(self.masked_model.masks.settings.method) if self.learns_masks else 0.0
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """Overridden: masks and multipliers learn at a constant rate until they harden, unless told otherwise."""
@@ -160,7 +173,16 @@ class ShearTrainer(Trainer):
             norm = self.accelerator.clip_grad_norm_(weights, self.args.max_grad_norm)
         else:
             norm = super()._clip_grad_norm(model)
+        return norm
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Overridden: every gradient is looked at before it is used, also those that are not clipped."""
+        norm = super()._get_grad_norm(model, grad_norm)
         self._note_not_finite(norm)
+        if self.learns_masks:
+            for parameter in self.masked_model.masks.parameters():
+                if parameter.grad is not None:
+                    self._note_not_finite(parameter.grad.sum())
         return norm
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -220,6 +242,7 @@ class ShearTrainer(Trainer):
         """Overridden: device-side counters, and the reference losses of the model as it comes."""
         self.not_finite = torch.zeros((), dtype=torch.bool, device=self.args.device)
         self.lagrangian_total = torch.zeros((), device=self.args.device)
+        self.mask_report, self._lagrangian_logged_at = None, 0
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if self.reference_losses is None and self.args.dynamic_batches and self.eval_dataset:
             self.reference_losses, _ = self._source_losses()
@@ -234,6 +257,8 @@ class ShearTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
         """Overridden: NaN is looked for here, before anything is logged or saved, and not in every step."""
+        if self.learns_masks:
+            self.masked_model.masks.clamp_log_alpha()
         if self.learns_masks and self.mask_report is None and self.state.global_step >= self.schedule.hardening_start:
             self._report_masks()
         control = self.control
@@ -257,7 +282,7 @@ class ShearTrainer(Trainer):
         stage = "mask learning" if self.learns_masks else "recovery"
         rates = f"`learning_rate` ({self.args.learning_rate})"
         if self.learns_masks:
-            rates += f" or `mask_learning_rate` ({self.args.mask_learning_rate})"
+            rates += f" or `mask_learning_rate` ({self._mask_rate})"
         last = get_last_checkpoint(self.args.output_dir)
         rescue = f"The last good checkpoint is {last}." if last else "No checkpoint was written before that."
         raise TrainingDivergedError(
@@ -331,7 +356,7 @@ class ShearTrainer(Trainer):
     def log(self, logs, start_time=None):
         """Overridden: adds the Lagrangian where there is one."""
         if "loss" in logs and self.learns_masks and self.masked_model.masks.has_multipliers:
-            steps = max(self.state.global_step - getattr(self, "_lagrangian_logged_at", 0), 1)
+            steps = max(self.state.global_step - self._lagrangian_logged_at, 1)
             logs["lagrangian_loss"] = self.lagrangian_total.item() / steps
             self.lagrangian_total.zero_()
             self._lagrangian_logged_at = self.state.global_step
@@ -357,6 +382,7 @@ class ShearTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir):
         """Overridden: our small state (sampler, reference losses) is part of every checkpoint."""
         super()._save_optimizer_and_scheduler(output_dir)
+        loss_total = self.accelerator.gather(self._tr_loss).mean().item()
         if self.args.should_save:
             write_state(
                 output_dir,
@@ -365,7 +391,9 @@ class ShearTrainer(Trainer):
                     "reference_losses": self.reference_losses,
                     "mask_report": self.mask_report,
                     "lagrangian_total": self.lagrangian_total.item(),
-                    "lagrangian_logged_at": getattr(self, "_lagrangian_logged_at", 0),
+                    "lagrangian_logged_at": self._lagrangian_logged_at,
+                    "loss_total": loss_total,
+                    "loss_logged_at": self._globalstep_last_logged,
                 },
             )
 
@@ -379,3 +407,4 @@ class ShearTrainer(Trainer):
             self.mask_report = state["mask_report"]
             self.lagrangian_total.fill_(state["lagrangian_total"])
             self._lagrangian_logged_at = state["lagrangian_logged_at"]
+            self._unlogged_loss = (state["loss_total"], state["loss_logged_at"])

@@ -1,0 +1,220 @@
+"""What a run says about itself: its cost before it starts, its masks before they harden, a line per log."""
+
+from __future__ import annotations
+
+import pytest
+from training_helpers import (
+    LENGTH,
+    TARGET,
+    held_out_domains,
+    make_args,
+    make_trainer,
+    masked_model,
+    plain_model,
+)
+
+from hf_shear.training import EvaluationLog
+from hf_shear.training.cost import (
+    CostCallback,
+    cost_report,
+    evaluation_samples_per_domain,
+    memory_estimate,
+    num_evaluations,
+)
+from hf_shear.training.mask_report import mask_report, warn_if_off_target
+from hf_shear.training.progress import EpochCallback, ShearProgressCallback, log_line
+
+# ---- cost -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, 0),
+        ({"eval_strategy": "epoch"}, 1),
+        ({"eval_strategy": "steps", "eval_steps": 2}, 4),
+        ({"eval_strategy": "steps", "eval_steps": 3}, 3),  # after 3, 6, and the last step
+        ({"eval_strategy": "steps", "eval_steps": 0.3}, 3),
+        ({"eval_strategy": "steps", "eval_steps": 50}, 1),
+    ],
+)
+def test_evaluations_are_counted_as_they_happen(tmp_path, fields, expected):
+    args = make_args(tmp_path, **fields)
+    assert num_evaluations(args) == expected
+    trainer = make_trainer(plain_model(), args)
+    trainer.train()
+    assert sum("eval_loss" in row for row in trainer.state.log_history) == expected
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.9, 3), (0.5, 1), (0.05, 1), (1.0, 4)])
+def test_evaluation_spends_no_more_than_its_share(tmp_path, share, expected):
+    """8 steps x 4 samples, 2 evaluations and the one for reference losses, 3 domains."""
+    args = make_args(tmp_path, eval_strategy="steps", eval_steps=4, eval_token_share=share)
+    trainer = make_trainer(plain_model(), args, held_out=held_out_domains(9))
+    assert evaluation_samples_per_domain(trainer) == expected == max(int(share * 8 * 4 / 3 / 3), 1)
+    if expected > 1:
+        trainer.train()
+        rows = [row for row in trainer.state.log_history if "eval_tokens" in row]
+        assert {row["eval_tokens"] for row in rows} == {3 * expected * (LENGTH - 1)}
+        assert 3 * 3 * expected <= share * 8 * 4
+
+
+def test_an_evaluation_that_must_cost_more_says_so(tmp_path):
+    args = make_args(tmp_path, eval_strategy="steps", eval_steps=1, eval_token_share=0.05)
+    trainer = make_trainer(plain_model(), args)
+    text = r"Even one held-out sample per domain spends 84.4% of the training tokens.*`eval_token_share` \(5.0%\).*`eval_"
+    with pytest.warns(UserWarning, match=text):  # 3 domains x 9 evaluations / 32 samples
+        CostCallback(trainer).on_train_begin(args, trainer.state, None)
+
+
+def test_memory_is_four_copies_of_the_weights_and_the_activations(tmp_path):
+    model = plain_model()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    estimate = memory_estimate(make_trainer(model, make_args(tmp_path)))
+    assert estimate["weights"] == estimate["gradients"] == 4 * parameters
+    assert estimate["optimizer"] == 8 * parameters
+    tokens = 4 * LENGTH
+    per_layer = 6 * 18 + 3 * 6 * 4 + 4 * 3 * 4 + 4 * 24
+    assert estimate["activations"] == tokens * per_layer * 3 * 4 + tokens * 61 * 4 * 2
+    less = memory_estimate(make_trainer(model, make_args(tmp_path, activation_checkpointing=True)))
+    assert less["activations"] == tokens * 18 * 3 * 4 + tokens * 61 * 4 * 2
+    assert less["weights"] == estimate["weights"]
+
+
+def test_the_cost_report(tmp_path):
+    args = make_args(tmp_path, max_steps=2000, gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=500,
+                     eval_token_share=0.05, hardening_ratio=0.25)  # fmt: skip
+    lines = cost_report(make_trainer(masked_model(), args, held_out=held_out_domains(6))).splitlines()
+    assert lines[0] == (
+        "Mask learning: 256,000 tokens in 2,000 steps of 8 x 16 tokens (1 process(es) x 4 samples x 2 accumulated)"
+    )
+    units = 18 + 3 + 3 * 3 + 3 * 3 * 2 + 3 * 24
+    assert lines[1].startswith(f"  masks: relaxed_topk, {units:,} units towards ")
+    assert lines[1].endswith("; hardened over the last 500 steps")
+    assert str(TARGET["intermediate_size"]) in lines[1]
+    assert lines[2] == "  evaluation: 4 x 288 held-out tokens, 0.6% of the training tokens"
+    assert lines[3].startswith("  memory per device, unsharded, about ")
+    assert [part.split()[0] for part in lines[3].split(": ")[1].split(", ")] == [
+        "weights", "gradients", "optimizer", "activations"]  # fmt: skip
+    assert len(lines) == 4
+
+
+def test_the_cost_report_of_recovery_is_short(tmp_path):
+    lines = cost_report(make_trainer(plain_model(), make_args(tmp_path))).splitlines()
+    assert lines[0] == "Training: 512 tokens in 8 steps of 4 x 16 tokens (1 process(es) x 4 samples x 1 accumulated)"
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_run_prints_its_cost_and_a_line_per_log(tmp_path, capsys, quiet):
+    args = make_args(tmp_path, max_steps=2, disable_tqdm=quiet, logging_steps=1)
+    trainer = make_trainer(plain_model(), args)
+    trainer.train()
+    shown = "".join(capsys.readouterr())
+    assert ("Training: 128 tokens in 2 steps" in shown) is not quiet
+    assert ("step 1/2  loss " in shown) is not quiet
+    assert "{'loss'" not in shown
+    kinds = {type(callback) for callback in trainer.callback_handler.callbacks}
+    assert {CostCallback, EpochCallback} < kinds
+    assert (ShearProgressCallback in kinds) is not quiet
+
+
+# ---- progress -------------------------------------------------------------------------------------------------
+
+
+def test_a_line_for_a_training_log():
+    logs = {"loss": 2.34567, "learning_rate": 3e-4, "grad_norm": 1.234, "lagrangian_loss": -0.5}
+    assert log_line(7, 1000, logs) == "step    7/1000  loss 2.3457  lr 3.00e-04  grad norm 1.23  lagrangian -0.5000"
+    assert log_line(7, 9, {"loss": 2.0, "learning_rate": 0.1}) == "step 7/9  loss 2.0000  lr 1.00e-01"
+
+
+def test_a_line_for_an_evaluation():
+    logs = {
+        "eval_loss": 3.0,
+        "eval_a_loss": 2.5,
+        "eval_b_loss": 3.5,
+        "mixture/a": 0.25,
+        "mixture/b": 0.75,
+        "num_tokens": 100,
+    }
+    head = "step 10/20  held-out 3.0000 = a 2.500 (25%), b 3.500 (75%)"
+    assert log_line(10, 20, logs) == head
+    sizes = {"hidden_size": 48.04, "num_key_value_heads": 2.0}
+    logs |= {f"expected/{name}": size for name, size in sizes.items()}
+    logs |= {f"target/{name}": 48.0 for name in sizes}
+    assert log_line(10, 20, logs) == head + "\n  expected/target hidden 48.0/48.0, KV heads 2.0/48.0"
+
+
+def test_other_logs_have_no_line():
+    assert log_line(1, 2, {}) == ""
+    assert log_line(1, 2, {"train_runtime": 3.0, "train_loss": 2.0}) == ""
+    assert log_line(1, 2, {"eval_loss": 2.0}) == ""
+
+
+# ---- history --------------------------------------------------------------------------------------------------
+
+
+def test_the_history_is_read_back_from_the_log(tmp_path):
+    changes = {"eval_strategy": "steps", "eval_steps": 4, "hardening_ratio": 0.0}
+    trainer = make_trainer(masked_model("hard_concrete"), make_args(tmp_path, **changes))
+    trainer.train()
+    rows = EvaluationLog.read(trainer.state.log_history, "mask_learning", ["books", "code", "wiki"])
+    logs = [row for row in trainer.state.log_history if "eval_loss" in row]
+    assert [row["num_tokens"] for row in rows] == [4 * 4 * LENGTH, 8 * 4 * LENGTH]
+    for row, log in zip(rows, logs, strict=True):
+        assert row["stage"] == "mask_learning"
+        assert row["loss"] == {name: log[f"eval_{name}_loss"] for name in ("books", "code", "wiki")}
+        assert log["eval_loss"] == pytest.approx(sum(row["loss"].values()) / 3)
+        assert sum(row["mixture_weights"].values()) == pytest.approx(1.0)
+        assert row["reference_loss"] == trainer.reference_losses
+        assert row["target_shape"] == pytest.approx(TARGET)
+        assert row["eval_tokens"] == log["eval_tokens"]
+        assert row["eval_seconds"] == log["eval_runtime"] >= 0
+    masks = trainer.model.masks
+    assert rows[-1]["expected_shape"] == pytest.approx(masks.expected_shape(), abs=1e-4)
+    for index, kind in enumerate(masks.constrained):
+        assert logs[-1][f"multiplier_linear/{kind.name}"] == masks.multiplier_linear[index].item() < 0
+        assert logs[-1][f"multiplier_quadratic/{kind.name}"] == masks.multiplier_quadratic[index].item() > 0
+    assert EvaluationLog.read([{"eval_loss": 1.0}, {"loss": 2.0}], "recovery", ["books"]) == []
+
+
+# ---- masks ----------------------------------------------------------------------------------------------------
+
+
+def test_the_mask_report_compares_sizes_with_the_target(tmp_path):
+    masks = masked_model("hard_concrete").masks  # log_alpha starts at 5: nearly everything is expected to stay
+    report = mask_report(masks)
+    assert report["expected_shape"]["hidden_size"] == pytest.approx(18, abs=0.05)
+    assert report["gap"]["hidden_size"] == pytest.approx((18 - 12) / 12, abs=0.01)
+    assert report["gap"]["num_hidden_layers"] == pytest.approx(0.5, abs=0.01)
+    assert report["kept_below_half"] == dict.fromkeys(TARGET, 0)
+    assert max(mask_report(masked_model("relaxed_topk").masks)["gap"].values()) < 1e-5
+
+
+def test_a_gap_beyond_the_tolerance_is_warned_of(recwarn):
+    expected = dict.fromkeys(TARGET, 10.0)
+    report = {"expected_shape": expected, "gap": dict.fromkeys(TARGET, 0.01) | {"hidden_size": 0.25}}
+    text = (r"not met the target: expected hidden_size 10.0 \(25.0% off\)\. What is cut differs from what was trained\."
+            " Learn masks for more steps.*`shape_gap_tolerance`")  # fmt: skip
+    with pytest.warns(UserWarning, match=text):
+        warn_if_off_target(report, 0.01)
+    warn_if_off_target(report, 0.25)
+    assert len(recwarn) == 0
+
+
+def test_masks_are_reported_once_just_before_they_harden(tmp_path):
+    model = masked_model("hard_concrete")
+    args = make_args(tmp_path, hardening_ratio=0.5, shape_gap_tolerance=0.01, mask_learning_rate=0.0)
+    trainer = make_trainer(model, args)
+    with pytest.warns(UserWarning, match="The learned masks have not met the target") as caught:
+        trainer.train()
+    assert len(caught) == 1
+    trainer._set_phase(3)  # masks did not learn here; 3 is the last step before hardening
+    assert trainer.mask_report == mask_report(model.masks)
+
+
+def test_masks_that_never_harden_are_reported_at_the_end(tmp_path):
+    model = masked_model("relaxed_topk")
+    trainer = make_trainer(model, make_args(tmp_path, hardening_ratio=0.0, shape_gap_tolerance=0.01))
+    trainer.train()
+    assert trainer.mask_report == mask_report(model.masks)

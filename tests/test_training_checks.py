@@ -1,0 +1,127 @@
+"""What does not fit is refused before training, with the name, the value and the way out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from datasets import Dataset
+from training_helpers import (
+    LENGTH,
+    VOCAB_SIZE,
+    held_out_domains,
+    make_args,
+    make_domains,
+    masked_model,
+    plain_model,
+    train_domains,
+)
+from transformers import TrainingArguments
+
+from hf_shear import ShearTrainer
+
+
+@pytest.fixture(scope="module")
+def model():
+    return plain_model()
+
+
+def samples(rows: list[list[int]]) -> dict[str, Dataset]:
+    return {"books": Dataset.from_dict({"input_ids": rows})}
+
+
+def check(model, tmp_path, train=None, held_out=None, **fields) -> None:
+    train = train_domains() if train is None else train
+    ShearTrainer(model, make_args(tmp_path, **fields), train, held_out)
+
+
+def test_what_fits_is_accepted(model, tmp_path):
+    check(model, tmp_path, held_out=held_out_domains())
+    check(model, tmp_path, held_out={name: held_out_domains()[name] for name in reversed(train_domains())})
+    check(model, tmp_path, samples([[VOCAB_SIZE - 1] * 32]))
+
+
+def test_other_arguments_are_refused(model, tmp_path):
+    with pytest.raises(ValueError, match="`args` must be ShearTrainingArguments, but it is TrainingArguments"):
+        ShearTrainer(model, TrainingArguments(output_dir=str(tmp_path), use_cpu=True), train_domains())
+
+
+@pytest.mark.parametrize(
+    ("train", "text"),
+    [
+        ([1, 2], r"`train_dataset` must be a non-empty dict .* but it is list. Make it with hf_shear.data.pack_domains"),
+        ({}, "`train_dataset` must be a non-empty dict .* but it is dict"),
+        (
+            samples([[1] * LENGTH]) | {"code": Dataset.from_dict({"input_ids": []})},
+            "`train_dataset` has domains without samples: code. Give them text or leave them out",
+        ),
+        (
+            {"books": Dataset.from_dict({"text": ["once"]})},
+            r"`train_dataset\['books'\]` has columns \['text'\], but no 'input_ids'. Pack texts with",
+        ),
+        (
+            samples([[3, VOCAB_SIZE]]),
+            r"`train_dataset\['books'\]` holds token id 61, but the model's vocabulary has 61 entries. Tokenise with",
+        ),
+        (
+            samples([[1] * 8]) | {"code": Dataset.from_dict({"input_ids": [[1] * 9]})},
+            r"`train_dataset` has samples of different lengths \[8, 9\]; pack all with one `max_length`",
+        ),
+        (
+            samples([[1] * 33]),
+            "`train_dataset` has samples of 33 tokens, but the model has 32 positions. Pack with a smaller `max_length`",
+        ),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(model, tmp_path, train, text):
+    with pytest.raises(ValueError, match=text):
+        check(model, tmp_path, train)
+
+
+def test_held_out_data_are_checked_too(model, tmp_path):
+    with pytest.raises(ValueError, match=r"`eval_dataset\['books'\]` holds token id 99"):
+        check(model, tmp_path, held_out=samples([[99] * LENGTH]))
+    with pytest.raises(ValueError, match=r"same domains, but they have \['books', 'code', 'wiki'\] and \['books'\]"):
+        check(model, tmp_path, held_out=samples([[1] * LENGTH]))
+
+
+def test_weights_and_references_must_name_the_domains(model, tmp_path):
+    with pytest.raises(ValueError, match=r"`mixture_weights` must name domains of the data, but \['cc'\] are unknown"):
+        check(model, tmp_path, mixture_weights={"books": 1, "code": 1, "wiki": 1, "cc": 1})
+    with pytest.raises(ValueError, match=r"`reference_losses` must name the domains \['books', 'code', 'wiki'\], but it"
+                       r" names \['books'\]"):  # fmt: skip
+        check(model, tmp_path, reference_losses={"books": 2.0})
+
+
+def test_reentrant_checkpointing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'use_reentrant': True}` does not work with masks.* Set it to False"):
+        check(masked_model(), tmp_path, activation_checkpointing=True,
+              activation_checkpointing_kwargs={"use_reentrant": True})  # fmt: skip
+
+
+def test_several_gpus_in_one_process_are_refused(model, tmp_path):
+    args = make_args(tmp_path)
+    args._n_gpu = 2
+    with pytest.raises(ValueError, match="One process sees 2 GPUs .* `accelerate launch`, or set CUDA_VISIBLE_DEVICES"):
+        ShearTrainer(model, args, train_domains())
+
+
+def test_later_samples_are_looked_at(model, tmp_path):
+    with pytest.raises(ValueError, match=r"samples of different lengths \[8, 9\]"):
+        check(model, tmp_path, samples([[1] * 8, [1] * 9]))
+    with pytest.raises(ValueError, match=r"holds token id 99, but the model's vocabulary has 61 entries"):
+        check(model, tmp_path, samples([[1] * 8, [99] * 8]))
+
+
+def test_tensors_are_samples_too(model, tmp_path):
+    dataset = Dataset.from_dict({"input_ids": [[1] * 8] * 4}).with_format("torch")
+    assert isinstance(dataset[0]["input_ids"], torch.Tensor)
+    check(model, tmp_path, {"books": dataset})
+
+
+def test_domains_may_have_names_with_blanks_and_slashes(model, tmp_path):
+    sizes = {"a b": 8, "c/d": 8}
+    trainer = ShearTrainer(model, make_args(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1),
+                           make_domains(sizes), make_domains(sizes, seed=1))  # fmt: skip
+    with pytest.warns(UserWarning, match="Even one held-out sample per domain spends 100"):
+        trainer.train()
+    assert set(trainer.stage_record("recovery")["history"][0]["loss"]) == set(sizes)
