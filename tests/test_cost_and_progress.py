@@ -46,7 +46,7 @@ def test_evaluations_are_counted_as_they_happen(tmp_path, fields, expected):
     assert sum("eval_loss" in row for row in trainer.state.log_history) == expected
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.9, 3), (0.5, 1), (0.05, 1), (1.0, 4)])
+@pytest.mark.parametrize(("share", "expected"), [(0.9, 3), (0.5, 1), (0.05, 1), (0.6, 2)])
 def test_evaluation_spends_no_more_than_its_share(tmp_path, share, expected):
     """8 steps x 4 samples, 2 evaluations and the one for reference losses, 3 domains."""
     args = make_args(tmp_path, eval_strategy="steps", eval_steps=4, eval_token_share=share)

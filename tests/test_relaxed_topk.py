@@ -59,10 +59,9 @@ def test_equal_scores_share_the_budget():
     torch.testing.assert_close(relaxed_topk(torch.zeros(8), 3.0, 0.05), torch.full((8,), 3 / 8))
 
 
-@given(seed=st.integers(0, 2**31), budget=st.floats(0.3, 6.7), temperature=st.floats(0.1, 2.0))
-@settings(max_examples=8, deadline=None)
-def test_gradcheck(seed, budget, temperature):
-    scores = random_scores(seed, (2, 7), 1.0, torch.float64).requires_grad_()
+@pytest.mark.parametrize("budget, temperature", [(0.3, 1.0), (2.0, 0.1), (3.5, 0.5), (4.0, 2.0), (6.7, 0.2)])
+def test_gradcheck(budget, temperature):
+    scores = random_scores(6, (2, 7), 1.0, torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda value: relaxed_topk(value, budget, temperature), scores, atol=1e-4)
 
 

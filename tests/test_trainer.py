@@ -228,6 +228,16 @@ def test_masks_stand_still_while_they_harden_and_end_binary(tmp_path, method):
     assert all(bool(((gate == 0) | (gate == 1)).all()) for gate in gates.values())
 
 
+@pytest.mark.parametrize("draw", ["per_step", "per_micro_batch"])
+def test_micro_batches_share_a_draw_or_have_their_own(tmp_path, draw):
+    model = masked_model(MaskSettings(method="hard_concrete", log_alpha_start=0.0, draw=draw))
+    trainer = trained(tmp_path, model, max_steps=2, gradient_accumulation_steps=2, hardening_ratio=0.0)
+    assert [record["phase"].micro_batch for record in trainer.records] == [0, 1, 0, 1]
+    gates = [record["hidden_gates"].tolist() for record in trainer.records]
+    assert (gates[0] == gates[1], gates[2] == gates[3]) == ((draw == "per_step"),) * 2
+    assert gates[0] != gates[2]
+
+
 def test_the_masks_rate_is_constant_or_the_weights(tmp_path):
     trainer = make_trainer(masked_model(), make_args(tmp_path, hardening_ratio=0.25, warmup_steps=2))
     trainer.create_optimizer_and_scheduler(8)
@@ -349,7 +359,7 @@ def _poison(trainer, name: str, step: int, value: float = math.nan) -> None:
     [
         ("model.layers.1.mlp.up_proj.weight", {}),
         ("model.layers.1.mlp.up_proj.weight", {"max_grad_norm": 0.0}),
-        ("masks.log_alpha_hidden", {}),
+        ("masks.log_alpha_hidden", {"logging_strategy": "no"}),
         ("masks.multiplier_quadratic", {"gradient_accumulation_steps": 2}),
     ],
 )

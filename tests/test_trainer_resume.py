@@ -147,7 +147,8 @@ def test_what_cannot_be_resumed_is_refused(whole_run, tmp_path):
     (checkpoint / STATE_NAME).unlink()
     with pytest.raises(ValueError, match=r"`resume_from_checkpoint` '.*checkpoint-1' has no shear_state.json: it was"):
         trainer.train(resume_from_checkpoint=str(checkpoint))
-    other = make_trainer(CASES[case][0](), arguments(tmp_path, case), train=make_domains({"books": 9, "code": 4, "wiki": 6}))
+    train = make_domains({"books": 9, "code": 4, "wiki": 6})
+    other = make_trainer(CASES[case][0](), arguments(tmp_path, case), train)
     with pytest.raises(ValueError, match="`domain_sizes` is .*'books', 40.* this sampler's is .*'books', 9"):
         other.train(resume_from_checkpoint=str(folder / "checkpoint-1"))
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import random
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_shear import MaskSettings, ShearingLlamaConfig, ShearingLlamaForCausalLM, ShearTrainer, ShearTrainingArguments
 from hf_shear.shapes import TargetShape
@@ -48,6 +50,24 @@ def tiny_config(**changes) -> LlamaConfig:
         "pad_token_id": None,
     }
     return LlamaConfig(**(fields | changes))
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def letter_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per letter and one for a blank; ids below 30."""
+    special = {"<unk>": 0, "<s>": 1, "</s>": 2, " ": 3}
+    vocabulary = special | {letter: len(special) + number for number, letter in enumerate(LETTERS)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def random_documents(seed: int, num_documents: int, length: int = 30) -> list[str]:
+    """Seeded texts of letters, each with letters of its own more often than others."""
+    generator = random.Random(seed)
+    return ["".join(generator.choices(LETTERS[: 5 + number % 20] + " ", k=length)) for number in range(num_documents)]
 
 
 def plain_model(seed: int = 0, **changes) -> LlamaForCausalLM:

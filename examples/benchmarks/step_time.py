@@ -29,11 +29,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_shear import DynamicBatchSampler, MaskSettings, ShearingLlamaConfig, ShearingLlamaForCausalLM, TargetShape
 from hf_shear.masks import MASK_METHODS, MaskSchedule
+from hf_shear.shapes import SHAPE_NAMES
 from hf_shear.training.mask_optimization import WEIGHTS, parameter_groups
 
-MODEL_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
-               "vocab_size")  # fmt: skip
-PRESETS = {
+MODEL_SIZES = (*SHAPE_NAMES, "vocab_size")
+PRESETS = {  # few vocabulary entries where the model is small, as embeddings carry no folded masks
     "5m": (256, 6, 8, 4, 704, 4096),
     "14m": (384, 8, 8, 4, 1024, 4096),
     "160m": (768, 12, 12, 6, 3072, 32000),
@@ -117,6 +117,11 @@ class Arm:
         return outputs.loss.detach()
 
 
+def arm_names(args: argparse.Namespace) -> list[str]:
+    """The plain step and the masked ones that are compared with it."""
+    return [PLAIN, *(MASK_METHODS if args.method == "both" else (args.method,))]
+
+
 def mask_schedule(method: str, total_steps: int) -> MaskSchedule:
     """All of mask learning within the timed steps: annealing, noise and hardening, or the Lagrangian's warm-up."""
     if method == "hard_concrete":
@@ -140,7 +145,7 @@ def build_model(args: argparse.Namespace, name: str) -> LlamaForCausalLM:
             masked_config = ShearingLlamaConfig.from_source(config, half_of_every_size(config), settings)
             model = ShearingLlamaForCausalLM(masked_config)
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable()
     return model.to(torch.bfloat16 if args.dtype == "bfloat16" else torch.float32).train()
 
 
@@ -180,7 +185,7 @@ def measure_steps(args: argparse.Namespace) -> dict:
 
     Rounds start with another kind each, so that none always runs in the other's cache or just after its garbage.
     """
-    names = [PLAIN, *(MASK_METHODS if args.method == "both" else (args.method,))]
+    names = arm_names(args)
     arms = [Arm(args, name, args.warmup_steps + args.pairs) for name in names]
     batches = random_batches(args)
     seconds, cpu_seconds = ({name: [] for name in names} for _ in range(2))
@@ -232,7 +237,7 @@ def quartiles(values: list[float]) -> dict[str, float]:
 
 def measure_memory(args: argparse.Namespace, arguments: list[str]) -> dict:
     """Bytes at the peak of a few steps, every kind of step in a process of its own."""
-    names = [PLAIN, *(MASK_METHODS if args.method == "both" else (args.method,))]
+    names = arm_names(args)
     peaks = {}
     for name in names:
         command = [sys.executable, os.fspath(Path(__file__).resolve()), *arguments, "--memory_arm", name]
@@ -394,7 +399,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.memory_arm:
         print(json.dumps(memory_of_arm(args)))
         return
-    result = {"benchmark": "step_time", "environment": environment(args), "arguments": vars(args)}
+    given = {name: value for name, value in vars(args).items() if name != "memory_arm"}
+    result = {"benchmark": "step_time", "environment": environment(args), "arguments": given}
     if "memory" in args.parts:  # first: on a GPU no other model is there yet
         result["memory"] = measure_memory(args, arguments)
     if "steps" in args.parts:

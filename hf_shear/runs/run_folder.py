@@ -49,7 +49,7 @@ class RunFolder:
                     f"`--output_dir` {str(self.path)!r} is not empty, and what it holds was not written by a run."
                     " Choose another folder."
                 )
-            if not overwrite:
+            if not overwrite and not _is_unused(self.path):
                 raise ValueError(
                     f"`--output_dir` {str(self.path)!r} already holds a run. Choose another folder, continue it with"
                     " `--resume`, or delete it with `--overwrite`."
@@ -129,6 +129,12 @@ class RunFolder:
             if not (unfinished / STATE_NAME).is_file() or not (unfinished / "trainer_state.json").is_file():
                 shutil.rmtree(unfinished)  # killed while it was written
         return get_last_checkpoint(str(folder))
+
+
+def _is_unused(folder: Path) -> bool:
+    """Whether a run was refused, or stopped, before it left anything but its settings."""
+    content = list(folder.iterdir())
+    return content == [folder / _STAGES_NAME] and set(json.loads(content[0].read_text(encoding="utf-8"))) <= {"settings"}
 
 
 def _next_numbered(root: Path) -> Path:

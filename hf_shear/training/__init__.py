@@ -7,4 +7,11 @@ from .history import EvaluationLog
 from .paper_recipe import PAPER_MASK_LEARNING
 from .trainer import ShearTrainer
 
-__all__ = ["PAPER_MASK_LEARNING", "EvaluationLog", "ShearTrainer", "ShearTrainingArguments", "TrainingDivergedError", "evaluate_domains"]
+__all__ = [
+    "PAPER_MASK_LEARNING",
+    "EvaluationLog",
+    "ShearTrainer",
+    "ShearTrainingArguments",
+    "TrainingDivergedError",
+    "evaluate_domains",
+]

@@ -54,7 +54,7 @@ class ShearTrainingArguments(TrainingArguments):
         },
     )
     hardening_ratio: float = field(
-        default=0.2,
+        default=0.4,
         metadata={"help": "Share of the steps, the last ones, over which masks move to exactly 0 or 1. 0: never."},
     )
     start_temperature: float = field(default=1.0, metadata={"help": "Temperature of the relaxed top-k at the start."})

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 from ..data import check_mixture_weights
 from .arguments import ShearTrainingArguments
 
-
 SAMPLES_LOOKED_AT = 16  # of each domain, evenly spaced: a data set of billions of tokens is not read to be checked
 
 

@@ -1,0 +1,116 @@
+"""Flags and a YAML file are parsed alike: the same types, the same errors, and flags win."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from hf_shear import ShearTrainingArguments
+from hf_shear.runs import parse_arguments
+
+
+@dataclass
+class Arguments:
+    rate: float = 0.5
+    steps: int = 10
+    name: str | None = None
+    flag: bool = True
+    sizes: list[int] = field(default_factory=lambda: [1, 2])
+
+
+@dataclass
+class Others:
+    other: str = "a"
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def test_the_file_gives_numbers_lists_and_switches(config):
+    path = config("rate: 1e-4\nsteps: 3\nname: héllo wörld\nflag: false\nsizes: [4, 5, 6]\nother: b\n")
+    first, second = parse_arguments((Arguments, Others), ["--config", path])
+    assert first == Arguments(1e-4, 3, "héllo wörld", False, [4, 5, 6])
+    assert isinstance(first.rate, float)
+    assert second == Others("b")
+
+
+@pytest.mark.parametrize("form", ["--config {}", "--config={}"])
+def test_flags_override_the_file_wherever_they_stand(config, form):
+    path = config("rate: 0.1\nsteps: 3\n")
+    flag = form.format(path).split()
+    for arguments in ([*flag, "--rate", "2e-3"], ["--rate=2e-3", *flag]):
+        (found,) = parse_arguments(Arguments, arguments)
+        assert (found.rate, found.steps) == (2e-3, 3)
+
+
+def test_no_value_leaves_the_default(config):
+    (found,) = parse_arguments(Arguments, ["--config", config("rate:\nname: null\n")])
+    assert found == Arguments()
+    (found,) = parse_arguments(Arguments, ["--config", config("")])
+    assert found == Arguments()
+
+
+def test_a_mapping_becomes_json(config, tmp_path):
+    path = config(f"output_dir: {tmp_path}\nuse_cpu: true\nmixture_weights:\n  a b: 0.25\n  c: 3\n")
+    (found,) = parse_arguments(ShearTrainingArguments, ["--config", path])
+    assert found.mixture_weights == {"a b": 0.25, "c": 3}
+    assert found.use_cpu is True
+
+
+def test_the_arguments_of_the_command_line_are_the_default(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["shear.py", "--steps", "7"])
+    assert parse_arguments(Arguments)[0].steps == 7
+
+
+def test_a_default_file_unless_a_flag_says_otherwise(config):
+    path = config("steps: 3\n")
+    options = {"default_config": path, "unless": "name"}
+    assert parse_arguments(Arguments, [], **options)[0].steps == 3
+    assert parse_arguments(Arguments, ["--rate", "1"], **options)[0] == Arguments(rate=1.0, steps=3)
+    assert parse_arguments(Arguments, ["--name", "x"], **options)[0] == Arguments(name="x")
+    assert parse_arguments(Arguments, ["--name=x"], **options)[0] == Arguments(name="x")
+
+
+def test_a_named_file_takes_the_place_of_the_default_one(config, tmp_path):
+    default = tmp_path / "default.yaml"
+    default.write_text("steps: 3\nrate: 9\n")
+    found = parse_arguments(Arguments, ["--config", config("steps: 4\n")], default_config=default)[0]
+    assert (found.steps, found.rate) == (4, 0.5)
+
+
+@pytest.mark.parametrize("text", ["stepz: 3\n", "step: 3\n"])
+def test_an_unknown_name_is_refused_in_the_file(config, text):
+    name = text.split(":")[0]
+    with pytest.raises(ValueError, match=f"--{name}"):
+        parse_arguments(Arguments, ["--config", config(text)])
+
+
+def test_an_unknown_flag_is_refused_and_none_is_abbreviated():
+    with pytest.raises(ValueError, match="--step"):
+        parse_arguments(Arguments, ["--step", "3"])
+
+
+@pytest.mark.parametrize("text", ["steps: many\n", "steps: 1.5\n", "flag: perhaps\n", "rate: [1, 2]\n"])
+def test_a_wrong_type_is_refused(config, text, capsys):
+    name = text.split(":")[0]
+    with pytest.raises((SystemExit, ValueError)) as caught:
+        parse_arguments(Arguments, ["--config", config(text)])
+    assert name in capsys.readouterr().err or "2" in str(caught.value)
+
+
+def test_bad_files_are_refused(config, tmp_path):
+    missing = str(tmp_path / "missing.yaml")
+    with pytest.raises(ValueError, match=r"`--config` '.*missing.yaml' is not a file"):
+        parse_arguments(Arguments, ["--config", missing])
+    with pytest.raises(ValueError, match="`--config` needs the path of a YAML file"):
+        parse_arguments(Arguments, ["--config"])
+    with pytest.raises(ValueError, match="`--config` '.*config.yaml' must hold names and values, but it holds a list"):
+        parse_arguments(Arguments, ["--config", config("- steps\n- 3\n")])

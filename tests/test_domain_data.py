@@ -1,0 +1,112 @@
+"""From text to packed samples: what is trained on, what is held out, what models are judged by."""
+
+from __future__ import annotations
+
+import pytest
+from datasets import Dataset, DatasetDict
+from training_helpers import VOCAB_SIZE, letter_tokenizer, random_documents, tiny_config
+
+from hf_shear.runs import prepare_domain_data
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return letter_tokenizer()
+
+
+def text_of(seed: int, num_documents: int) -> Dataset:
+    return Dataset.from_dict({"text": random_documents(seed, num_documents)})
+
+
+@pytest.fixture(scope="module")
+def domains() -> DatasetDict:
+    return DatasetDict({"code": text_of(0, 40), "prose": text_of(3, 60)})
+
+
+OPTIONS = {"max_length": 16, "held_out_fraction": 0.3, "eval_tokens": 64}
+
+
+def prepare(domains, tokenizer, config=None, **changes):
+    return prepare_domain_data(domains, tokenizer, config or tiny_config(), **(OPTIONS | changes))
+
+
+@pytest.fixture(scope="module")
+def data(domains, tokenizer):
+    return prepare(domains, tokenizer)
+
+
+def test_samples_are_packed_on_both_sides(data):
+    assert data.domains == ["code", "prose"] == list(data.held_out) == list(data.judged)
+    for side in (data.train, data.held_out):
+        for dataset in side.values():
+            assert len(dataset) > 4
+            assert {len(ids) for ids in dataset["input_ids"]} == {16}
+            assert max(max(ids) for ids in dataset["input_ids"]) < VOCAB_SIZE
+
+
+def test_models_are_judged_by_the_first_held_out_samples(data):
+    for name, dataset in data.judged.items():
+        assert len(dataset) == 4
+        assert dataset["input_ids"][:] == data.held_out[name]["input_ids"][:4]
+    few = data.first_held_out(2)
+    assert [len(dataset) for dataset in few.values()] == [2, 2]
+    everything = data.first_held_out(10_000)
+    assert [len(dataset) for dataset in everything.values()] == [len(dataset) for dataset in data.held_out.values()]
+
+
+def test_the_split_does_not_change_with_what_is_trained(domains, tokenizer, data):
+    """Another length or number of judged tokens leaves each document on its side."""
+    other = prepare(domains, tokenizer, max_length=8, eval_tokens=8)
+    for name in domains:
+        whole = sum(data.held_out[name]["input_ids"], [])
+        parts = sum(other.held_out[name]["input_ids"], [])
+        shorter = min(len(whole), len(parts))
+        assert whole[:shorter] == parts[:shorter]
+
+
+def test_calibration_is_seeded_and_takes_training_samples(data):
+    def batches(seed: int) -> list:
+        return [batch["input_ids"].tolist() for batch in data.calibration(3, 4, seed)]
+
+    assert batches(0) == batches(0) != batches(1)
+    assert [len(batch) for batch in batches(0)] == [3] * 4
+    train = {tuple(ids) for dataset in data.train.values() for ids in dataset["input_ids"]}
+    assert {tuple(ids) for batch in batches(0) for ids in batch} <= train
+    batch = next(iter(data.calibration(3, 1, 0)))
+    assert set(batch) == {"input_ids", "labels"}
+
+
+def test_block_diagonal_gives_positions(domains, tokenizer):
+    data = prepare(domains, tokenizer, block_diagonal=True)
+    assert "position_ids" in data.train["code"].column_names
+    assert "position_ids" in next(iter(data.calibration(2, 1, 0)))
+
+
+def test_a_domain_with_few_held_out_tokens_is_warned_of(domains, tokenizer, data):
+    most = max(len(dataset) for dataset in data.held_out.values()) * 16
+    with pytest.warns(UserWarning, match=r"fewer held-out tokens than `eval_tokens` .* Lower `eval_tokens`") as caught:
+        short = prepare(domains, tokenizer, eval_tokens=most + 16)
+    assert f"`eval_tokens` ({most + 16:,})" in str(caught[0].message)
+    assert {name: len(dataset) for name, dataset in short.judged.items()} == {
+        name: len(dataset) for name, dataset in data.held_out.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "config", "text"),
+    [
+        ({"max_length": 64, "eval_tokens": 64}, {}, r"`max_length` must be at most .*\(32\), but it is 64. Lower it to 32"),
+        ({"eval_tokens": 15}, {}, r"`eval_tokens` \(15\) must be at least one sample of `max_length` \(16\) tokens"),
+        ({}, {"vocab_size": 20}, r"`tokenizer` must only give ids below the model's `vocab_size` \(20\).* id 29"),
+        ({"held_out_fraction": 0.0}, {}, "`held_out_fraction` must lie between 0 and 1, both excluded, but it is 0.0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(domains, tokenizer, changes, config, text):
+    with pytest.raises(ValueError, match=text):
+        prepare(domains, tokenizer, tiny_config(**config), **changes)
+
+
+def test_a_domain_without_a_whole_sample_is_refused(tokenizer, domains):
+    tiny = DatasetDict({"code": domains["code"], "note": Dataset.from_dict({"text": ["abc", "def"]})})
+    with pytest.raises(ValueError, match=r"at least `max_length` \(16\) tokens, but domain 'note' holds 4"):
+        prepare(tiny, tokenizer)

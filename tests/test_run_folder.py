@@ -1,0 +1,184 @@
+"""A run's folder: nothing is overwritten by accident, finished stages are not run again, half a checkpoint is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hf_shear.runs import RunFolder
+from hf_shear.training.state_file import STATE_NAME
+
+SETTINGS = {"seed": 1, "target_shape": {"hidden_size": 12}, "data_dir": None}
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_without_a_name_folders_are_numbered():
+    assert [RunFolder(None).path for _ in range(2)] == [Path("runs/001"), Path("runs/002")]
+    Path("runs/041").mkdir()
+    Path("runs/9_notes").mkdir()
+    Path("runs/best").mkdir()
+    assert RunFolder(None).path == Path("runs/042")
+
+
+def test_a_new_folder_and_an_empty_one_are_taken():
+    assert RunFolder("new/deep", settings=SETTINGS).path == Path("new/deep")
+    Path("empty").mkdir()
+    assert tree(RunFolder("empty").path) == ["stages.json"]
+
+
+def test_a_folder_with_a_run_is_refused_and_left_alone():
+    folder = RunFolder("run", settings=SETTINGS)
+    folder.stage("source", lambda: {"loss": 1.0})
+    (folder.path / "results.json").write_text("{}")
+    before = {name: (folder.path / name).read_text() for name in tree(folder.path)}
+    with pytest.raises(ValueError, match="`--output_dir` 'run' already holds a run. Choose another folder, continue it "
+                       "with `--resume`, or delete it with `--overwrite`"):  # fmt: skip
+        RunFolder("run", settings=SETTINGS)
+    assert {name: (folder.path / name).read_text() for name in tree(folder.path)} == before
+
+
+def test_a_run_that_did_not_begin_does_not_block_its_folder():
+    RunFolder("run", settings=SETTINGS)
+    other = RunFolder("run", settings=SETTINGS | {"seed": 2})
+    assert json.loads(Path("run/stages.json").read_text())["settings"]["seed"] == 2
+    (other.path / "mask_learning").mkdir()  # training had begun
+    with pytest.raises(ValueError, match="already holds a run"):
+        RunFolder("run", settings=SETTINGS)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_no_run_wrote_is_never_touched(overwrite):
+    Path("photos").mkdir()
+    Path("photos/holiday.png").write_text("x")
+    with pytest.raises(ValueError, match="'photos' is not empty, and what it holds was not written by a run. Choose"):
+        RunFolder("photos", overwrite=overwrite)
+    assert tree(Path("photos")) == ["holiday.png"]
+
+
+def test_overwriting_deletes_the_run():
+    folder = RunFolder("run", settings=SETTINGS)
+    folder.stage("source", lambda: {"loss": 1.0})
+    (folder.path / "pruned").mkdir()
+    again = RunFolder("run", overwrite=True, settings=SETTINGS | {"seed": 2})
+    assert tree(again.path) == ["stages.json"]
+    assert again.finished("source") is None
+    assert RunFolder("fresh", overwrite=True).path.is_dir()
+
+
+def test_requests_that_contradict_each_other():
+    with pytest.raises(ValueError, match="`--resume` and `--overwrite` contradict each other; give one of them"):
+        RunFolder("run", resume=True, overwrite=True)
+    with pytest.raises(ValueError, match="`--resume` needs `--output_dir`: the folder of the run to continue"):
+        RunFolder(None, resume=True)
+    with pytest.raises(ValueError, match="`--resume`: `--output_dir` 'run' holds no run. Leave `--resume` out"):
+        RunFolder("run", resume=True)
+    assert tree(Path()) == []
+
+
+def test_a_stage_runs_once_over_all_processes_of_a_run():
+    calls = []
+
+    def run() -> dict:
+        calls.append(1)
+        return {"loss": 0.1 + 0.2, "names": ["a"]}
+
+    folder = RunFolder("run", settings=SETTINGS)
+    first = folder.stage("source", run)
+    assert folder.stage("source", run) == first
+    resumed = RunFolder("run", resume=True, settings=SETTINGS)
+    assert resumed.stage("source", run) == first == resumed.finished("source")
+    assert calls == [1]
+    assert first["loss"] == 0.1 + 0.2
+    assert first["stage_seconds"] >= 0
+    assert resumed.finished("recovery") is None
+
+
+def test_a_failed_stage_is_not_finished():
+    folder = RunFolder("run", settings=SETTINGS)
+    with pytest.raises(KeyError):
+        folder.stage("source", lambda: {}["nothing"])
+    assert folder.finished("source") is None
+    assert RunFolder("run", resume=True, settings=SETTINGS).stage("source", lambda: {"a": 1})["a"] == 1
+
+
+def test_a_record_that_is_not_a_number_loses_nothing():
+    folder = RunFolder("run", settings=SETTINGS)
+    folder.stage("source", lambda: {"loss": 1.0})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        folder.stage("recovery", lambda: {"loss": float("nan")})
+    stages = json.loads((folder.path / "stages.json").read_text())
+    assert list(stages) == ["settings", "source"]
+
+
+def test_resuming_with_other_settings_is_refused():
+    RunFolder("run", settings=SETTINGS)
+    other = SETTINGS | {"seed": 2, "target_shape": {"hidden_size": 8}}
+    with pytest.raises(ValueError) as caught:
+        RunFolder("run", resume=True, settings=other)
+    text = str(caught.value)
+    assert text.startswith("`--resume` would continue 'run' with other arguments: ")
+    assert "seed was 1 and is now 2" in text
+    assert "target_shape was {'hidden_size': 12} and is now {'hidden_size': 8}" in text
+    assert "data_dir" not in text
+    assert "Give the same ones" in text
+    assert json.loads(Path("run/stages.json").read_text())["settings"] == SETTINGS
+    assert RunFolder("run", resume=True, settings=SETTINGS | {"data_dir": None})
+
+
+def test_the_last_whole_checkpoint_and_no_half_one():
+    folder = RunFolder("run")
+    assert folder.last_checkpoint("mask_learning") is None
+    stage = folder.path / "mask_learning"
+    for step, files in {5: (STATE_NAME, "trainer_state.json"), 40: (STATE_NAME,), 100: ("trainer_state.json",)}.items():
+        (stage / f"checkpoint-{step}").mkdir(parents=True)
+        for name in files:
+            (stage / f"checkpoint-{step}" / name).write_text("{}")
+    (stage / "runs").mkdir()
+    assert folder.last_checkpoint("mask_learning") == str(stage / "checkpoint-5")
+    assert sorted(path.name for path in stage.iterdir()) == ["checkpoint-5", "runs"]
+    (stage / "checkpoint-30").mkdir()
+    for name in (STATE_NAME, "trainer_state.json"):
+        (stage / "checkpoint-30" / name).write_text("{}")
+    assert folder.last_checkpoint("mask_learning") == str(stage / "checkpoint-30")
+
+
+def test_seconds_are_those_of_all_processes(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("hf_shear.runs.run_folder.time.perf_counter", lambda: clock[0])
+
+    def take(seconds: float):
+        def run() -> dict:
+            clock[0] += seconds
+            return {}
+
+        return run
+
+    folder = RunFolder("run")
+    folder.stage("source", take(5.0))
+    assert folder.finished("source")["stage_seconds"] == 5.0
+    clock[0] += 2.0  # outside of stages
+    assert folder.total_seconds(process_started=100.0) == pytest.approx(7.0)
+    clock[0] = 1000.0  # another process, later
+    resumed = RunFolder("run", resume=True)
+    resumed.stage("source", take(50.0))
+    resumed.stage("recovery", take(10.0))
+    assert resumed.total_seconds(process_started=999.0) == pytest.approx(5.0 + 10.0 + 1.0)
+
+
+def test_open_is_the_constructor_in_one_process():
+    folder = RunFolder.open("run", False, False, SETTINGS)
+    assert folder.path == Path("run")
+    folder.stage("source", lambda: {"loss": 1.0})
+    assert RunFolder.open("run", True, False, SETTINGS).finished("source")["loss"] == 1.0
+    with pytest.raises(ValueError, match="already holds a run"):
+        RunFolder.open("run", False, False, SETTINGS)

@@ -1,0 +1,332 @@
+"""examples/shear.py, run as a user runs it: a whole run, a stopped one that goes on, and what it refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import yaml
+from training_helpers import TARGET, letter_tokenizer, plain_model, random_documents
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaForCausalLM, TrainerCallback
+
+from hf_shear import ShearTrainer
+from hf_shear.reporting import check_results
+from hf_shear.training import evaluate_domains
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+SEPARATOR = "\n<|endoftext|>\n"
+STEP_TOKENS = 4 * 16
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> dict:
+    """Settings of a small run: a tiny random Llama, and three domains in three kinds of files."""
+    folder = tmp_path_factory.mktemp("inputs")
+    model = plain_model(attention_dropout=0.0)
+    model.save_pretrained(folder / "model")
+    letter_tokenizer().save_pretrained(folder / "model")
+    (folder / "text" / "notes").mkdir(parents=True)
+    for number, name in enumerate(("books", "code")):
+        (folder / "text" / name).mkdir()
+        documents = random_documents(number, 60)
+        (folder / "text" / name / "a.txt").write_text(SEPARATOR.join(documents[:40]))
+        rows = [json.dumps({"text": document}) for document in documents[40:]]
+        (folder / "text" / name / "b.jsonl").write_text("\n".join(rows))
+    (folder / "text" / "notes" / "all.txt").write_text(SEPARATOR.join(random_documents(7, 60)))
+    return {
+        "model_name_or_path": str(folder / "model"),
+        "data_dir": str(folder / "text"),
+        **TARGET,
+        "mask_tokens": 6 * STEP_TOKENS,
+        "recovery_tokens": 6 * STEP_TOKENS - 5,
+        "max_length": 16,
+        "eval_tokens": 64,
+        "held_out_fraction": 0.3,
+        "calibration_batches": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "eval_token_share": 0.5,
+        "logging_steps": 3,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "baseline_learning_rates": {"scratch": 0.02},
+    }
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """The example's own folder on the path, one thread, and a cache of data sets of its own."""
+    threads = torch.get_num_threads()
+    cache = str(tmp_path_factory.mktemp("cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+        torch.set_num_threads(1)
+        yield {"HF_DATASETS_CACHE": cache, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def shear(environment):
+    """The example as a module."""
+    specification = importlib.util.spec_from_file_location("shear_example", EXAMPLES / "shear.py")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["shear_example"] = module  # dataclasses look their module up
+    specification.loader.exec_module(module)
+    yield module
+    del sys.modules["shear_example"]
+
+
+@pytest.fixture
+def run(shear, inputs, tmp_path, monkeypatch):
+    """``run(output_dir, *flags, **changes)``: the example in this process."""
+
+    def call(output_dir, *flags: str, **changes) -> None:
+        config = tmp_path / "config.yaml"
+        config.write_text(yaml.safe_dump(inputs | changes))
+        output = [] if output_dir is None else ["--output_dir", str(output_dir)]
+        monkeypatch.setattr("sys.argv", ["shear.py", "--config", str(config), *output, *flags])
+        shear.main()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def whole(inputs, environment, tmp_path_factory):
+    """(folder, standard output) of a whole run as a command."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(inputs | {"output_dir": str(folder / "run")}))
+    command = [sys.executable, str(EXAMPLES / "shear.py"), "--config", str(config)]
+    done = subprocess.run(command, env=os.environ | environment, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder / "run", done.stdout
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def outcome(folder: Path) -> dict:
+    """All of a run's results that no clock measured."""
+    results = results_of(folder)
+    models = {name: results[name]["loss"] for name in ("source", "pruned", "recovered")}
+    models |= {name: record["loss"] for name, record in results["baselines"].items()}
+    rows = [(row["num_tokens"], row["loss"], row["mixture_weights"]) for row in results["history"]]
+    return {"models": models, "masks": results["masks"], "kept": results["kept"], "rows": rows,
+            "tokens": results["tokens"], "passes": results["passes"]}  # fmt: skip
+
+
+# ---- a whole run ----------------------------------------------------------------------------------------------
+
+
+def test_both_checkpoints_are_plain(whole):
+    folder, _ = whole
+    for name in ("pruned", "recovered"):
+        model = AutoModelForCausalLM.from_pretrained(folder / name)
+        assert type(model) is LlamaForCausalLM
+        assert {key: getattr(model.config, key) for key in TARGET} == TARGET
+        assert model.config.head_dim == 4
+        assert model.config.use_cache is True
+        assert AutoTokenizer.from_pretrained(folder / name)("ab").input_ids == [4, 5]
+        assert (folder / name / "shear_provenance.json").is_file()
+
+
+def test_the_results_keep_the_contract(whole, inputs):
+    folder, _ = whole
+    results = results_of(folder)
+    check_results(results)
+    assert set(results["source"]["loss"]) == {"books", "code", "notes"}
+    assert results["target_shape"] == TARGET
+    tokens = results["tokens"]
+    assert (tokens["mask_learning"], tokens["recovery"]) == (6 * STEP_TOKENS, 6 * STEP_TOKENS)
+    assert tokens["calibration"] == 2 * STEP_TOKENS
+    assert set(results["baselines"]) == {"random", "taylor", "scratch"}
+    for name, record in results["baselines"].items():
+        assert record["tokens"] == 12 * STEP_TOKENS
+        assert record["learning_rate"] == (0.02 if name == "scratch" else 0.01)
+        assert record["num_parameters"] == results["pruned"]["num_parameters"] < results["source"]["num_parameters"]
+    assert all(record["eval_tokens"] == 3 * 4 * 15 for record in (results["source"], results["recovered"]))
+    assert results["seconds"]["total"] > results["seconds"]["mask_learning"] > 0
+    assert results["seed"] == 42
+    assert [row["stage"] for row in results["history"]] == ["mask_learning"] * 2 + ["recovery"] * 2
+
+
+def test_the_losses_are_those_of_the_checkpoints(whole, shear, inputs):
+    folder, _ = whole
+    results = results_of(folder)
+    tokenizer = AutoTokenizer.from_pretrained(inputs["model_name_or_path"])
+    config = AutoConfig.from_pretrained(inputs["model_name_or_path"])
+    data = shear.prepare_domain_data(shear.load_domains(inputs["data_dir"]), tokenizer, config, max_length=16,
+                                     held_out_fraction=0.3, eval_tokens=64)  # fmt: skip
+    paths = {"source": inputs["model_name_or_path"], "pruned": folder / "pruned", "recovered": folder / "recovered"}
+    for name, path in paths.items():
+        losses, _ = evaluate_domains(AutoModelForCausalLM.from_pretrained(path), data.judged, 3)
+        assert results[name]["loss"] == pytest.approx(losses, abs=1e-5)
+    first = results["history"][0]
+    source_on_few, _ = evaluate_domains(
+        AutoModelForCausalLM.from_pretrained(paths["source"]),
+        data.first_held_out(first["eval_tokens"] // (3 * 15)), 3,
+    )  # fmt: skip
+    assert first["reference_loss"] == pytest.approx(source_on_few, abs=1e-5)
+
+
+def test_it_prints_the_target_the_folder_and_a_table(whole):
+    folder, shown = whole
+    assert f"Run folder: {folder}" in shown
+    assert (folder / "table.txt").read_text(encoding="utf-8").strip() in shown
+    for name in ("source", "pruned", "recovered", "scratch", "taylor", "random"):
+        assert name in shown.lower()
+    assert {"kept_units.png", "domains.png", "sizes.png"} <= {path.name for path in folder.iterdir()}
+
+
+# ---- stopped runs ---------------------------------------------------------------------------------------------
+
+
+def assert_same_outcome(folder: Path, whole_folder: Path) -> None:
+    found, expected = outcome(folder), outcome(whole_folder)
+    assert found["models"].keys() == expected["models"].keys()
+    for name, losses in expected["models"].items():
+        assert found["models"][name] == pytest.approx(losses, abs=1e-6), name
+    assert found["kept"] == expected["kept"]
+    assert found["masks"]["kept_below_half"] == expected["masks"]["kept_below_half"]
+    assert (found["tokens"], found["passes"]) == (expected["tokens"], expected["passes"])
+    for row, wanted in zip(found["rows"], expected["rows"], strict=True):
+        assert row[0] == wanted[0]
+        assert row[1] == pytest.approx(wanted[1], abs=1e-6)
+        assert row[2] == pytest.approx(wanted[2], abs=1e-6)
+
+
+def test_stages_run_alone_and_give_the_same_results(whole, run, tmp_path):
+    folder = tmp_path / "run"
+    run(folder, "--stop_after", "mask_learning")
+    assert (folder / "pruned").is_dir() and not (folder / "recovered").exists()
+    assert not (folder / "results.json").exists()
+    run(folder, "--resume", "--stop_after", "recovery")
+    assert (folder / "recovered").is_dir() and not (folder / "results.json").exists()
+    run(folder, "--resume")
+    assert_same_outcome(folder, whole[0])
+
+
+class KilledAfter(TrainerCallback):
+    """Ends the process, as it were, after a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stage", ["mask_learning", "recovery"])
+def test_a_killed_run_goes_on_from_its_checkpoint(whole, run, shear, tmp_path, monkeypatch, stage):
+    folder, made = tmp_path / "run", []
+
+    class KilledTrainer(ShearTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self)
+            if self.learns_masks == (stage == "mask_learning"):
+                self.add_callback(KilledAfter(5))
+
+    monkeypatch.setattr(shear, "ShearTrainer", KilledTrainer)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, baselines=False)
+    assert made[-1].state.global_step == 5
+    (folder / stage / "checkpoint-5").mkdir()  # one that was being written
+    monkeypatch.setattr(shear, "ShearTrainer", ShearTrainer)
+    run(folder, "--resume", baselines=False)
+    results, expected = results_of(folder), results_of(whole[0])
+    for name in ("source", "pruned", "recovered"):
+        assert results[name]["loss"] == pytest.approx(expected[name]["loss"], abs=1e-6)
+    assert results["kept"] == expected["kept"]
+    assert results["baselines"] == {}
+
+
+def test_a_finished_run_is_neither_overwritten_nor_run_again(whole, run, tmp_path):
+    folder = whole[0]
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="already holds a run. Choose another folder, continue it with `--resume`"):
+        run(folder)
+    with pytest.raises(ValueError, match="with other arguments: seed was 42 and is now 1"):
+        run(folder, "--resume", "--seed", "1")
+    with pytest.raises(ValueError, match="`--resume`: .* holds no run"):
+        run(tmp_path / "nothing", "--resume")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+# ---- other ways to ask ----------------------------------------------------------------------------------------
+
+
+def test_the_papers_masks_and_a_numbered_folder(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(None, "--paper", "--stop_after", "mask_learning", shape_gap_tolerance=1e9, mask_tokens=10 * STEP_TOKENS)
+    folder = tmp_path / "runs" / "001"
+    provenance = json.loads((folder / "pruned" / "shear_provenance.json").read_text())
+    assert provenance["mask_settings"]["method"] == "hard_concrete"
+    assert provenance["mask_settings"]["log_alpha_bound"] == pytest.approx(4.60517, abs=1e-5)
+    assert provenance["masks"]["kept_below_half"].keys() == TARGET.keys()
+    record = json.loads((folder / "stages.json").read_text())["mask_learning"]
+    assert record["calibration_tokens"] == 0
+
+
+def test_targets_from_names_a_budget_and_a_preset(shear, inputs, capsys):
+    config = AutoConfig.from_pretrained(inputs["model_name_or_path"])
+    arguments = shear.PipelineArguments
+    named = shear.choose_target(arguments(hidden_size=12, intermediate_size=16), config)
+    assert (named.hidden_size, named.intermediate_size, named.num_hidden_layers) == (12, 16, 3)
+    budget = shear.choose_target(arguments(target_num_parameters=6000), config)
+    assert budget.num_hidden_layers <= 3
+    assert capsys.readouterr().out.strip()
+    for wrong in ({}, {"hidden_size": 12, "preset": "sheared-llama-1.3b"}, {"hidden_size": 12, "target_num_parameters": 9}):
+        with pytest.raises(ValueError, match="Name a target one way: any of hidden_size, .*`--target_num_parameters`"):
+            shear.choose_target(arguments(**wrong), config)
+    with pytest.raises(ValueError, match="model_type 'gpt2', which can not be sheared. Supported model types: llama"):
+        shear.choose_target(arguments(hidden_size=12), GPT2Config())
+    with pytest.raises(ValueError, match="hidden_size"):
+        shear.choose_target(arguments(hidden_size=64), config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"max_length": 64, "eval_tokens": 64}, "`max_length` must be at most"),
+        ({"data_dir": "nowhere"}, "`data_dir` must be an existing folder, but it is 'nowhere'"),
+        ({"mixture_weights": {"books": 1, "cc": 1}}, r"`mixture_weights` must name domains of the data, but \['cc'\]"),
+    ],
+)
+def test_bad_input_is_refused(run, tmp_path, changes, text):
+    with pytest.raises(ValueError, match=text):
+        run(tmp_path / "run", **changes)
+    assert not (tmp_path / "run" / "pruned").exists()
+
+
+def test_a_refused_run_does_not_block_its_folder(run, tmp_path):
+    """The same command with the mistake mended must not be told that the folder holds a run."""
+    with pytest.raises(ValueError, match="`data_dir` must be an existing folder"):
+        run(tmp_path / "run", data_dir="nowhere")
+    run(tmp_path / "run", "--stop_after", "mask_learning")
+
+
+def test_help(shear, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["shear.py", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        shear.main()
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    names = ("model_name_or_path", "data_dir", "output_dir", *TARGET, "target_num_parameters", "mask_tokens",
+             "recovery_tokens", "max_length", "seed", "resume", "overwrite", "baselines", "config")  # fmt: skip
+    assert all(f"--{name}" in shown for name in names)
