@@ -14,7 +14,7 @@ from hf_shear.runs import parse_arguments
 from hf_shear.shapes import count_parameters
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-CONFIGS = sorted(EXAMPLES.glob("configs/*.yaml"))
+CONFIGS = sorted(EXAMPLES.glob("configs/sheared_llama_*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,13 @@ def test_paper_config(path, shear, tmp_path):
 
 def test_there_are_four_paper_configs():
     assert len(CONFIGS) == 4
+
+
+@pytest.mark.parametrize("name", ["stories260k", "redpajama_sample"])
+def test_config_of_a_measured_run(name, shear, tmp_path):
+    flags = ["--config", str(EXAMPLES / "configs" / f"{name}.yaml"), "--output_dir", str(tmp_path)]
+    pipeline, args = parse_arguments((shear.PipelineArguments, ShearTrainingArguments), flags)
+    assert pipeline.baselines and not pipeline.paper and args.learning_rate > 0
 
 
 def test_embedded_default(shear):

@@ -1,0 +1,93 @@
+"""Build model_cards/shearing.md, and the table in the README, from the results that runs wrote.
+
+    python examples/results_page.py             # rebuild from model_cards/results
+    python examples/results_page.py --add stories260k seeds/seed-0/results.json seeds/seed-1/results.json ...
+
+Every number on the page comes from those files; a test rebuilds the page and compares.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from hf_shear.reporting import read_results, spread_table
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "model_cards" / "results"
+PAGE = ROOT / "model_cards" / "shearing.md"
+README = ROOT / "README.md"
+START, END = "<!-- results: start -->", "<!-- results: end -->"
+LEFT_OUT = ("history", "kept", "passes")  # long, and not on the page
+
+
+def settings() -> dict[str, list[dict]]:
+    """Results by setting, in order of the seeds."""
+    folders = sorted(folder for folder in RESULTS.iterdir() if folder.is_dir())
+    runs = {folder.name: [read_results(path) for path in folder.glob("*.json")] for folder in folders}
+    return {name: sorted(results, key=lambda run: run["seed"]) for name, results in runs.items()}
+
+
+def add(name: str, paths: list[Path]) -> None:
+    """Keep the results of one setting."""
+    (RESULTS / name).mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        results = {key: value for key, value in read_results(path).items() if key not in LEFT_OUT}
+        text = json.dumps(results, indent=1)
+        (RESULTS / name / f"seed-{results['seed']}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def page() -> str:
+    """The page's text."""
+    parts = [(RESULTS / "introduction.md").read_text(encoding="utf-8").rstrip()]
+    for name, runs in settings().items():
+        note = RESULTS / f"{name}.md"
+        first = runs[0]
+        shapes = [", ".join(f"{key} {value}" for key, value in first[which]["shape"].items())
+                  for which in ("source", "recovered")]  # fmt: skip
+        seconds = ", ".join(f"{run['seconds']['total']:.0f}" for run in runs)
+        parts.append(f"## {name}")
+        if note.is_file():
+            parts.append(note.read_text(encoding="utf-8").strip())
+        parts.append(f"Source: {shapes[0]}.\n\nTarget, reached exactly: {shapes[1]}.")
+        parts.append(f"```text\n{spread_table(runs, width=100)}\n```")
+        parts.append(f"Seconds of each whole run, baselines included: {seconds}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def readme_table() -> str:
+    """One row per setting: mean held-out loss of each arm over the seeds."""
+    arms = ["source", "recovered", "taylor", "random", "scratch"]
+    lines = ["| run | seeds | kept | " + " | ".join(arms) + " |", "|---" * (len(arms) + 3) + "|"]
+    for name, runs in settings().items():
+        if not set(runs[0]["baselines"]) >= set(arms[2:]):
+            continue
+        cells = []
+        for arm in arms:
+            means = [(run[arm] if arm in run else run["baselines"][arm])["mean"] for run in runs]
+            mean = sum(means) / len(means)
+            spread = (sum((value - mean) ** 2 for value in means) / max(len(means) - 1, 1)) ** 0.5
+            cells.append(f"{mean:.3f}" if arm == "source" else f"{mean:.3f} ± {spread:.3f}")
+        kept = runs[0]["recovered"]["num_parameters"] / runs[0]["source"]["num_parameters"]
+        lines.append(f"| {name} | {len(runs)} | {kept:.0%} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def readme() -> str:
+    """The README with today's table between its markers."""
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(START)
+    return f"{before}{START}\n\n{readme_table()}\n\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--add", nargs="+", metavar=("NAME", "RESULTS"), help="keep the results of a setting first")
+    arguments = parser.parse_args()
+    if arguments.add:
+        add(arguments.add[0], [Path(path) for path in arguments.add[1:]])
+    PAGE.write_text(page(), encoding="utf-8")
+    README.write_text(readme(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

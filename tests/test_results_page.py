@@ -1,0 +1,35 @@
+"""Every number in model_cards/shearing.md and in the README's table is rebuilt from the results files."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def builder():
+    spec = importlib.util.spec_from_file_location("results_page", ROOT / "examples" / "results_page.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_page_is_what_the_results_say(builder):
+    assert (ROOT / "model_cards" / "shearing.md").read_text(encoding="utf-8") == builder.page()
+
+
+def test_readme_table_is_what_the_results_say(builder):
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == builder.readme()
+
+
+def test_settings_have_three_seeds_and_equal_tokens(builder):
+    for name, runs in builder.settings().items():
+        assert len({run["seed"] for run in runs}) == len(runs) >= 3, name
+        for run in runs:
+            tokens = run["tokens"]["mask_learning"] + run["tokens"]["recovery"]
+            assert all(record["tokens"] == tokens for record in run["baselines"].values()), name
+            assert run["recovered"]["shape"] | run["target_shape"] == run["recovered"]["shape"], name
