@@ -39,10 +39,12 @@ class ShearingMixin:
     """
 
     _keep_in_fp32_modules_strict = ["masks"]
-    _keys_to_ignore_on_load_missing = [r"^masks\."]
 
     def _add_masks(self) -> None:
         config = self.config
+        if config.mask_phase is None:
+            # Only a plain source may lack masks; a masked checkpoint records its phase when it is saved.
+            self._keys_to_ignore_on_load_missing = [r"^masks\."]
         self.masks = ShearingMasks(
             ModelShape.from_config(config), config.resolved_target(), config.resolved_settings()
         )
