@@ -110,7 +110,7 @@ def whole(inputs, environment, tmp_path_factory):
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(inputs | {"output_dir": str(folder / "run")}))
     command = [sys.executable, str(EXAMPLES / "shear.py"), "--config", str(config)]
-    done = subprocess.run(command, env=os.environ | environment, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=os.environ | environment, cwd=folder, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder / "run", done.stdout
 

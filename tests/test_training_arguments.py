@@ -21,7 +21,7 @@ def test_changed_defaults():
     assert args.logging_nan_inf_filter is False
     assert args.ignore_data_skip is True
     assert (args.dynamic_batches, args.clamp_excess, args.clip_masks) == (True, True, False)
-    assert args.hardening_ratio == 0.2
+    assert args.hardening_ratio == 0.4
 
 
 def test_the_default_rate_and_warm_up_depend_on_the_masks():

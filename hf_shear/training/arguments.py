@@ -142,10 +142,11 @@ class ShearTrainingArguments(TrainingArguments):
         warmup_ratio = self.budget_warmup_ratio
         if warmup_ratio is None:
             warmup_ratio = DEFAULT_BUDGET_WARMUPS[method]
+        warmup_steps = round(warmup_ratio * total_steps)
         return MaskSchedule(
             total_steps=total_steps,
-            budget_warmup_steps=round(warmup_ratio * total_steps),
-            hardening_steps=round(self.hardening_ratio * total_steps),
+            budget_warmup_steps=warmup_steps,
+            hardening_steps=min(round(self.hardening_ratio * total_steps), total_steps - warmup_steps),
             start_temperature=self.start_temperature,
             end_temperature=self.end_temperature,
             start_noise=self.start_noise,
