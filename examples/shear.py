@@ -9,7 +9,7 @@ these arguments and those of transformers.TrainingArguments; `--config FILE.yaml
 
 import json
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from embedded.stdlib_domains import stdlib_domains
@@ -60,7 +60,7 @@ class PipelineArguments:
     mask_method: str = field(default="relaxed_topk", metadata={"help": "relaxed_topk, or hard_concrete (the paper)."})
     mask_draw: str = field(default="per_step", metadata={"help": "per_step, or per_micro_batch (reference code)."})
     mask_start: str = field(default="taylor", metadata={"help": "taylor, or uniform (the paper)."})
-    mask_start_spread: float = field(default=0.5, metadata={"help": "Taylor start: log_alpha lies within +- this."})
+    mask_start_spread: float = field(default=4.0, metadata={"help": "Taylor start: log_alpha lies within +- this."})
     calibration_batches: int = field(default=16, metadata={"help": "Batches behind Taylor scores."})
     paper: bool = field(default=False, metadata={"help": "The paper's mask learning, whatever else is set."})
     baselines: bool = field(default=True, metadata={"help": "Train random, Taylor and scratch at equal tokens."})
@@ -72,8 +72,10 @@ class PipelineArguments:
 
 def run_settings(pipeline, args, target) -> dict:
     """What a resumed run must share with the run it continues."""
-    names = ("model_name_or_path", "data_dir", "mask_tokens", "recovery_tokens", "max_length", "mask_method", "paper")
-    return {"target_shape": target.to_dict(), "seed": args.seed} | {name: getattr(pipeline, name) for name in names}
+    free = {"num_proc", "baselines", "baseline_learning_rates", "stop_after", "resume", "overwrite", *SHAPE_NAMES}
+    return {"target_shape": target.to_dict(), "seed": args.seed} | {
+        name: value for name, value in asdict(pipeline).items() if name not in free
+    }
 
 
 def choose_target(pipeline: PipelineArguments, config) -> TargetShape:
@@ -166,8 +168,9 @@ def train_baseline(name, pipeline, args, target, data, tokenizer, folder, learne
 def main() -> None:
     started = time.perf_counter()
     pipeline, args = parse_arguments(
-        (PipelineArguments, ShearTrainingArguments), default_config=EMBEDDED / "shear.yaml", unless="model_name_or_path"
-    )
+        (PipelineArguments, ShearTrainingArguments), default_config=EMBEDDED / "shear.yaml",
+        unless=["model_name_or_path"], instead={"preset": SHAPE_NAMES, "target_num_parameters": SHAPE_NAMES},
+    )  # fmt: skip
     config = AutoConfig.from_pretrained(pipeline.model_name_or_path)
     target = choose_target(pipeline, config)
     output_dir = None if args.output_dir == "trainer_output" else args.output_dir  # transformers' name for none given

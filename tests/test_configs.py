@@ -69,7 +69,7 @@ def test_embedded_default(shear):
         (shear.PipelineArguments, ShearTrainingArguments),
         [],
         default_config=shear.EMBEDDED / "shear.yaml",
-        unless="model_name_or_path",
+        unless=["model_name_or_path"],
     )
     assert pipeline.model_name_or_path == str(shear.EMBEDDED / "model")
     assert pipeline.baselines and args.output_dir == "trainer_output"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import HfArgumentParser
 
@@ -92,6 +92,7 @@ def test_shares_that_just_fit_are_accepted():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 60), st.integers(0, 20))
+@example(7, 10)
 def test_shares_that_fit_together_fit_after_rounding(steps, twentieths):
     """Two halves of an odd number of steps both round up; the schedule must still fit."""
     warmup = twentieths / 20

@@ -90,6 +90,10 @@ class DynamicDataLoader:
             generator=torch.Generator().manual_seed(sampler.seed),
         )
 
+    def close(self) -> None:
+        """Stop the workers. Iterating again starts new ones."""
+        self._loader._iterator = None
+
     def __iter__(self) -> Iterator[Any]:
         version, batches = None, iter(())
         while True:

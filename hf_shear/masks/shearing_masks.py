@@ -20,6 +20,10 @@ from .unit_kinds import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD,
 
 _UNIFORM_EPS = 1e-6
 
+# How far scores of importance set the start of log_alpha apart (measured: model_cards/shearing.md).
+START_SPREAD = 4.0
+LAYER_START_SPREAD = 0.25
+
 
 class ShearingMasks(nn.Module):
     """Learned masks that take a ``source`` shape to a ``target`` shape.
@@ -77,11 +81,13 @@ class ShearingMasks(nn.Module):
         return start
 
     @torch.no_grad()
-    def start_from_importance(self, importance: dict[str, Tensor], spread: float) -> None:
+    def start_from_importance(
+        self, importance: dict[str, Tensor], spread: float = START_SPREAD, layer_spread: float = LAYER_START_SPREAD
+    ) -> None:
         """Start log_alpha from importance scores: ranks within each row, mapped to start_value + [-spread, spread].
 
-        Ranks, not values, since scores of different rows and criteria have different scales. A row of one unit
-        starts at ``start_value``.
+        Ranks, not values, since scores of different rows and criteria have different scales. Layers have a smaller
+        spread of their own: to close a whole layer is far from a small change, so first-order scores say little.
         """
         for kind in self.constrained:
             if kind.name not in importance:
@@ -90,8 +96,9 @@ class ShearingMasks(nn.Module):
             if scores.shape != kind.mask_shape:
                 raise ValueError(f"`importance[{kind.name!r}]` must be {kind.mask_shape}, but is {tuple(scores.shape)}.")
             ranks = scores.argsort(dim=-1, stable=True).argsort(dim=-1, stable=True).float()
+            width = layer_spread if kind.name == LAYER else spread
             centred = 2 * ranks / max(kind.num_units - 1, 1) - 1
-            self.log_alpha[kind.name].copy_(self._bounded(self.settings.start_value + spread * centred))
+            self.log_alpha[kind.name].copy_(self._bounded(self.settings.start_value + width * centred))
 
     @torch.no_grad()
     def clamp_log_alpha(self) -> None:

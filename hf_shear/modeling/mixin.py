@@ -131,7 +131,7 @@ class ShearingMixin:
             raise ValueError(
                 "`use_reentrant=True` does not work with masks: re-entrant checkpointing computes no gradient for"
                 " tensors, like masks, that reach a layer other than through its arguments. Use"
-                " `gradient_checkpointing_kwargs={'use_reentrant': False}`, which is the default."
+                " `activation_checkpointing_kwargs={'use_reentrant': False}`, which is the default."
             )
         super().activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
 

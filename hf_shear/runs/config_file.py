@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -16,7 +16,8 @@ def parse_arguments(
     arguments: Sequence[str] | None = None,
     *,
     default_config: str | Path | None = None,
-    unless: str | None = None,
+    unless: Sequence[str] = (),
+    instead: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple:
     """Parse flags, and ``--config FILE.yaml`` whose entries flags override, into dataclass instances.
 
@@ -27,7 +28,9 @@ def parse_arguments(
         dataclass_types: one dataclass or several, as for ``HfArgumentParser``.
         arguments: flags; default ``sys.argv[1:]``.
         default_config: file to read where no ``--config`` is given.
-        unless: a flag's name; where it is given, ``default_config`` is not read.
+        unless: names of flags; where one is given, ``default_config`` is not read.
+        instead: name of a flag -> names that a file's entries lose where the flag is given, because it says the same
+            in another way.
 
     Raises:
         ValueError: the file does not exist, or is not a YAML mapping of names to values.
@@ -36,9 +39,12 @@ def parse_arguments(
     parser = HfArgumentParser(dataclass_types, allow_abbrev=False)
     parser.add_argument("--config", help="A YAML file with any of these arguments; flags override it.")
     path, flags = _take_config(arguments)
-    if path is None and not any(flag.split("=")[0] == f"--{unless}" for flag in flags):
+    given = {flag.split("=")[0].removeprefix("--") for flag in flags if flag.startswith("--")}
+    if path is None and not given & set(unless):
         path = default_config
-    *instances, _ = parser.parse_args_into_dataclasses(_flags_from_file(path) + flags, look_for_args_file=False)
+    left_out = {name for flag, names in (instead or {}).items() if flag in given for name in names}
+    from_file = _flags_from_file(path, left_out)
+    *instances, _ = parser.parse_args_into_dataclasses(from_file + flags, look_for_args_file=False)
     return tuple(instances)
 
 
@@ -54,7 +60,7 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     return None, arguments
 
 
-def _flags_from_file(path: str | Path | None) -> list[str]:
+def _flags_from_file(path: str | Path | None, left_out: Collection[str] = ()) -> list[str]:
     if path is None:
         return []
     if not Path(path).is_file():
@@ -64,7 +70,7 @@ def _flags_from_file(path: str | Path | None) -> list[str]:
         raise ValueError(f"`--config` {path!r} must hold names and values, but it holds a {type(content).__name__}.")
     flags = []
     for name, value in content.items():
-        if value is None:
+        if value is None or name in left_out:
             continue
         flags.append(f"--{name}")
         if isinstance(value, (list, tuple)):

@@ -37,9 +37,12 @@ def save_checkpoint(
         processing_class.save_pretrained(unfinished)
     if provenance is not None:
         (unfinished / PROVENANCE_NAME).write_text(json.dumps(provenance, indent=1), encoding="utf-8")
+    replaced = output_dir.with_name(output_dir.name + ".replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
     if output_dir.exists():
-        shutil.rmtree(output_dir)
+        os.replace(output_dir, replaced)
     os.replace(unfinished, output_dir)
+    shutil.rmtree(replaced, ignore_errors=True)
     return output_dir
 
 

@@ -18,10 +18,11 @@ DEFAULT_BUDGET_WARMUPS = {"relaxed_topk": 0.0, "hard_concrete": 0.2}
 class ShearTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the arguments of mask learning and of dynamic batches.
 
-    Changed defaults: ``adam_beta2=0.95`` (the paper), ``weight_decay=0``, ``remove_unused_columns=False`` (domains are
-    already columns of tensors), ``logging_nan_inf_filter=False`` (the filter waits for the device at every step and
-    hides NaN; ours looks when logging and before every checkpoint), ``ignore_data_skip=True`` (the sampler restores
-    its own state, nothing is replayed).
+    Changed defaults: ``eval_strategy="steps"`` with ``eval_steps=0.1`` (domain weights change at evaluations),
+    ``adam_beta2=0.95`` (the paper), ``remove_unused_columns=False`` (domains are already columns of tensors),
+    ``logging_nan_inf_filter=False`` (the filter waits for the device at every step and hides NaN; ours looks when
+    logging and before every checkpoint), ``ignore_data_skip=True`` (the sampler restores its own state, nothing is
+    replayed).
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "mixture_weights", "reference_losses"]
@@ -100,6 +101,8 @@ class ShearTrainingArguments(TrainingArguments):
     )
 
     # Changed defaults of TrainingArguments
+    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate; domain weights change then."})
+    eval_steps: float = field(default=0.1, metadata={"help": "Steps between evaluations; below 1, a share of all."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Remove columns the model does not use."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and inf losses when logging."})

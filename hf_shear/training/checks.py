@@ -41,7 +41,7 @@ def check_datasets(
         _check_references(args, train_dataset)
     if args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
         raise ValueError(
-            "`gradient_checkpointing_kwargs={'use_reentrant': True}` does not work with masks: re-entrant checkpointing"
+            "`activation_checkpointing_kwargs={'use_reentrant': True}` does not work with masks: re-entrant checkpointing"
             " computes no gradient for tensors that reach a layer other than through its arguments. Set it to False."
         )
     if getattr(args, "n_gpu", 0) > 1:

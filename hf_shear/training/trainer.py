@@ -64,6 +64,7 @@ class ShearTrainer(Trainer):
         self.sample_length = len(next(iter(train_dataset.values()))[0]["input_ids"]) if train_dataset else 0
         if args.num_tokens is not None and train_dataset:
             args.max_steps = args.steps_for_tokens(args.num_tokens, self.sample_length)
+        self._use_cache = model.config.use_cache  # transformers switches it off for training
         super().__init__(
             model=model,
             args=args,
@@ -84,6 +85,7 @@ class ShearTrainer(Trainer):
         if self.learns_masks and args.max_steps > 0:
             self.schedule = args.mask_schedule(args.max_steps, model.masks.settings.method)
         self.sampler: DynamicBatchSampler | None = None
+        self.train_loader: DynamicDataLoader | None = None
         self.reference_losses = dict(args.reference_losses) if args.reference_losses else None
         self.mask_report: dict | None = None
         self.not_finite: Tensor | None = None
@@ -108,7 +110,7 @@ class ShearTrainer(Trainer):
             rank=args.process_index,
             world_size=args.world_size,
         )
-        return DynamicDataLoader(
+        self.train_loader = DynamicDataLoader(
             self.train_dataset,
             self.sampler,
             self.data_collator,
@@ -116,6 +118,7 @@ class ShearTrainer(Trainer):
             pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
             prefetch_factor=args.dataloader_prefetch_factor,
         )
+        return self.train_loader
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Overridden: a global batch counts as consumed once it is handed to training."""
@@ -231,9 +234,13 @@ class ShearTrainer(Trainer):
                 raise ValueError(f"No checkpoint to resume from in `output_dir` {self.args.output_dir!r}.")
         if resume_from_checkpoint:
             read_state(resume_from_checkpoint)
-        use_cache = self.model.config.use_cache
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
-        self.model.config.use_cache = use_cache
+        self.model.config.use_cache = self.args.use_cache
+        try:
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        finally:
+            self.model.config.use_cache = self._use_cache
+            if self.train_loader is not None:
+                self.train_loader.close()
         self._set_phase(self.state.global_step)
         self._read_not_finite()
         return output
