@@ -72,11 +72,17 @@ def test_the_arguments_of_the_command_line_are_the_default(monkeypatch):
 
 def test_a_default_file_unless_a_flag_says_otherwise(config):
     path = config("steps: 3\n")
-    options = {"default_config": path, "unless": "name"}
+    options = {"default_config": path, "unless": ["name"]}
     assert parse_arguments(Arguments, [], **options)[0].steps == 3
     assert parse_arguments(Arguments, ["--rate", "1"], **options)[0] == Arguments(rate=1.0, steps=3)
     assert parse_arguments(Arguments, ["--name", "x"], **options)[0] == Arguments(name="x")
     assert parse_arguments(Arguments, ["--name=x"], **options)[0] == Arguments(name="x")
+
+
+def test_a_flag_takes_the_place_of_entries_that_say_the_same(config):
+    options = {"default_config": config("steps: 3\nrate: 9\n"), "instead": {"name": ["steps"]}}
+    assert parse_arguments(Arguments, [], **options)[0] == Arguments(steps=3, rate=9.0)
+    assert parse_arguments(Arguments, ["--name", "x"], **options)[0] == Arguments(name="x", rate=9.0)
 
 
 def test_a_named_file_takes_the_place_of_the_default_one(config, tmp_path):

@@ -98,3 +98,8 @@ def test_shares_that_fit_together_fit_after_rounding(steps, twentieths):
     warmup = twentieths / 20
     schedule = make(budget_warmup_ratio=warmup, hardening_ratio=1.0 - warmup).mask_schedule(steps, "relaxed_topk")
     assert schedule.budget_warmup_steps + schedule.hardening_steps <= steps
+
+
+def test_dynamic_batches_have_evaluations_by_default():
+    args = make()
+    assert args.dynamic_batches and args.eval_strategy == "steps" and args.eval_steps == 0.1

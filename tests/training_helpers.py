@@ -118,6 +118,7 @@ def make_args(output_dir: str | Path, **changes) -> ShearTrainingArguments:
         "learning_rate": 1e-2,
         "logging_steps": 1,
         "save_strategy": "no",
+        "eval_strategy": "no",
         "mask_learning_rate": 0.05,
         "budget_warmup_ratio": 0.0,
         "eval_token_share": 0.9,
