@@ -20,9 +20,9 @@ START, END = "<!-- results: start -->", "<!-- results: end -->"
 LEFT_OUT = ("history", "kept", "passes")  # long, and not on the page
 
 
-def settings() -> dict[str, list[dict]]:
-    """Results by setting, in order of the seeds."""
-    folders = sorted(folder for folder in RESULTS.iterdir() if folder.is_dir())
+def settings(recipes: bool = False) -> dict[str, list[dict]]:
+    """Results by setting, in order of the seeds; with ``recipes`` those that compare recipes, without baselines."""
+    folders = sorted(path for path in RESULTS.iterdir() if path.is_dir() and path.name.startswith("recipe-") == recipes)
     runs = {folder.name: [read_results(path) for path in folder.glob("*.json")] for folder in folders}
     return {name: sorted(results, key=lambda run: run["seed"]) for name, results in runs.items()}
 
@@ -51,7 +51,26 @@ def page() -> str:
         parts.append(f"Source: {shapes[0]}.\n\nTarget, reached exactly: {shapes[1]}.")
         parts.append(f"```text\n{spread_table(runs, width=100)}\n```")
         parts.append(f"Seconds of each whole run, baselines included: {seconds}.")
+    if settings(recipes=True):
+        note = (RESULTS / "recipes.md").read_text(encoding="utf-8").strip()
+        parts += ["## Recipes of mask learning", note, recipes_table()]
     return "\n\n".join(parts) + "\n"
+
+
+def recipes_table() -> str:
+    """One row per recipe: mean held-out loss after the cut and at the end, over the seeds."""
+    lines = ["| recipe | seeds | after the cut | recovered |", "|---|---|---|---|"]
+    for name, runs in settings(recipes=True).items():
+        cut, end = (mean_and_spread([run[arm]["mean"] for run in runs]) for arm in ("pruned", "recovered"))
+        lines.append(f"| {name.removeprefix('recipe-')} | {len(runs)} | {cut} | {end} |")
+    return "\n".join(lines)
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """Mean and sample standard deviation."""
+    mean = sum(values) / len(values)
+    deviation = (sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)) ** 0.5
+    return f"{mean:.3f} ± {deviation:.3f}"
 
 
 def readme_table() -> str:
@@ -64,9 +83,7 @@ def readme_table() -> str:
         cells = []
         for arm in arms:
             means = [(run[arm] if arm in run else run["baselines"][arm])["mean"] for run in runs]
-            mean = sum(means) / len(means)
-            spread = (sum((value - mean) ** 2 for value in means) / max(len(means) - 1, 1)) ** 0.5
-            cells.append(f"{mean:.3f}" if arm == "source" else f"{mean:.3f} ± {spread:.3f}")
+            cells.append(f"{means[0]:.3f}" if arm == "source" else mean_and_spread(means))
         kept = runs[0]["recovered"]["num_parameters"] / runs[0]["source"]["num_parameters"]
         lines.append(f"| {name} | {len(runs)} | {kept:.0%} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -27,7 +27,7 @@ def test_readme_table_is_what_the_results_say(builder):
 
 
 def test_settings_have_three_seeds_and_equal_tokens(builder):
-    for name, runs in builder.settings().items():
+    for name, runs in {**builder.settings(), **builder.settings(recipes=True)}.items():
         assert len({run["seed"] for run in runs}) == len(runs) >= 3, name
         for run in runs:
             tokens = run["tokens"]["mask_learning"] + run["tokens"]["recovery"]
