@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from dataclasses import asdict
 
 import numpy as np
@@ -694,3 +695,34 @@ def test_reference_masked_logits(shared_data, masks):
     torch.testing.assert_close(dense, torch.from_numpy(reference["dense_logits"]), rtol=0, atol=1e-4)
     assert torch.equal(dense, plain)
     assert (expected - dense).abs().max() > 1
+
+
+def test_two_forwards_before_one_backward_keep_their_own_masks(source_folder):
+    """A recompute must see the masks of its own forward, not those of a later one."""
+
+    def gradients(checkpointing: bool) -> dict:
+        model = ShearingLlamaForCausalLM.from_pretrained(source_folder, target_shape=TARGET).train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        losses = []
+        for step in (0, 1):
+            model.set_mask_phase(MaskPhase(optimizer_step=step, temperature=0.5, noise_scale=1.0))
+            torch.manual_seed(step)
+            ids = torch.randint(0, model.config.vocab_size, (2, 8))
+            losses.append(model(input_ids=ids, labels=ids, use_cache=False).loss)
+        sum(losses).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    plain, checkpointed = gradients(False), gradients(True)
+    assert plain.keys() == checkpointed.keys() and len(plain) > 10
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=0, atol=1e-6, msg=name)
+
+
+def test_weights_that_the_config_does_not_name_are_refused(source_folder, tmp_path):
+    shutil.copytree(source_folder, tmp_path / "source")
+    weights = load_file(tmp_path / "source" / "model.safetensors")
+    weights["model.layers.0.self_attn.extra.weight"] = torch.ones(3)
+    save_file(weights, tmp_path / "source" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"weights that the config does not name \['model\.layers\.0.*extra\.weight'\]"):
+        ShearingLlamaForCausalLM.from_pretrained(tmp_path / "source", target_shape=TARGET)

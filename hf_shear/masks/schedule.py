@@ -50,6 +50,12 @@ class MaskSchedule:
     start_noise: float = 0.0
 
     def __post_init__(self):
+        for name in ("budget_warmup_steps", "hardening_steps", "start_noise"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, but it is {getattr(self, name)}.")
+        for name in ("total_steps", "start_temperature", "end_temperature"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` must be positive, but it is {getattr(self, name)}.")
         if self.budget_warmup_steps + self.hardening_steps > self.total_steps:
             raise ValueError(
                 f"`budget_warmup_steps` ({self.budget_warmup_steps}) and `hardening_steps` ({self.hardening_steps})"

@@ -42,6 +42,11 @@ class MaskSettings:
         if self.draw not in MASK_DRAWS:
             raise ValueError(f"`draw` must be one of {MASK_DRAWS}, but it is {self.draw!r}.")
 
+        if self.seed < 0:
+            raise ValueError(f"`seed` must not be negative, but it is {self.seed}.")
+        if self.log_alpha_bound is not None and self.log_alpha_bound <= 0:
+            raise ValueError(f"`log_alpha_bound` must be positive or None, but it is {self.log_alpha_bound}.")
+
     @property
     def start_value(self) -> float:
         """Start value of log_alpha before jitter and bound."""

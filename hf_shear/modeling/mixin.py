@@ -31,6 +31,44 @@ class ShearingCausalLMOutput(CausalLMOutputWithPast):
     lagrangian_loss: torch.FloatTensor | None = None
 
 
+@dataclass(frozen=True)
+class LayerGates:
+    """The masks of one layer; None = open.
+
+    Attributes:
+        hidden, hidden_count: [d] and a scalar, for the norms.
+        heads: [H * head_dim], on the inputs of o_proj.
+        neurons: [ff], on the inputs of down_proj.
+        writes: [d] or [1], on the outputs of o_proj and down_proj.
+    """
+
+    hidden: Tensor | None
+    hidden_count: Tensor | None
+    heads: Tensor | None
+    neurons: Tensor | None
+    writes: Tensor | None
+
+
+_LAYER_GATES = "shearing_layer_gates"
+
+
+class MaskedDecoderLayer:
+    """Mixed into a decoder layer: hands its modules the masks that travel as an argument of the layer.
+
+    This happens inside the layer's forward, so a checkpointed layer gets the masks of its own forward again when it is
+    recomputed, even if another forward, with other masks, ran in between.
+    """
+
+    def forward(self, *args, **kwargs):
+        gates: LayerGates = kwargs.pop(_LAYER_GATES)[self.self_attn.layer_idx]
+        for norm in (self.input_layernorm, self.post_attention_layernorm):
+            norm.output_mask, norm.kept_count = gates.hidden, gates.hidden_count
+        attention, mlp = self.self_attn.o_proj, self.mlp.down_proj
+        attention.input_mask, attention.output_mask = gates.heads, gates.writes
+        mlp.input_mask, mlp.output_mask = gates.neurons, gates.writes
+        return super().forward(*args, **kwargs)
+
+
 class ShearingMixin:
     """Gives masks to a stock causal language model: ``class ShearingX(ShearingMixin, X)``.
 
@@ -56,6 +94,7 @@ class ShearingMixin:
         for layer in self.model.layers:
             make_masked(layer.self_attn.o_proj, MaskedLinear)
             make_masked(layer.mlp.down_proj, MaskedLinear)
+            make_masked(layer, MaskedDecoderLayer)
 
     def _norms(self) -> Iterator[nn.Module]:
         for layer in self.model.layers:
@@ -95,29 +134,39 @@ class ShearingMixin:
             yield self
         finally:
             self._gates_override = None
-            self._install({})
+            self._release_gates()
 
-    def _install(self, gates: dict[str, Tensor]) -> None:
-        """Hand the gates to the modules that fold them in."""
-        hidden = gates.get(HIDDEN)
-        count = self.masks.hidden_count(gates)
-        self.model.embed_tokens.output_mask = hidden
-        for norm in self._norms():
-            norm.output_mask, norm.kept_count = hidden, count
+    def _release_gates(self) -> None:
+        """Let go of the gates of the last forward and their graph."""
+        for module in self.modules():
+            for name in ("input_mask", "output_mask", "kept_count"):
+                if name in vars(module):
+                    delattr(module, name)
+
+    def _gates_for_layers(self, gates: dict[str, Tensor]) -> list[LayerGates]:
         writes = residual_write_masks(gates, len(self.model.layers))
         heads = head_channel_masks(gates, self.masks.source)
-        for index, layer in enumerate(self.model.layers):
-            layer.self_attn.o_proj.input_mask = None if heads is None else heads[index]
-            layer.self_attn.o_proj.output_mask = writes[index]
-            layer.mlp.down_proj.input_mask = gates[INTERMEDIATE][index] if INTERMEDIATE in gates else None
-            layer.mlp.down_proj.output_mask = writes[index]
+        count = self.masks.hidden_count(gates)
+        return [
+            LayerGates(
+                hidden=gates.get(HIDDEN),
+                hidden_count=count,
+                heads=None if heads is None else heads[index],
+                neurons=gates[INTERMEDIATE][index] if INTERMEDIATE in gates else None,
+                writes=writes[index],
+            )
+            for index in range(len(self.model.layers))
+        ]
 
     def forward(self, *args, **kwargs) -> ShearingCausalLMOutput:
         """As the stock model's, through the masks: drawn in training mode, deterministic in evaluation mode."""
         gates = self.masks() if self._gates_override is None else self._gates_override
-        self._install(gates)
-        kwargs["return_dict"] = True
-        outputs = super().forward(*args, **kwargs)
+        self.model.embed_tokens.output_mask = gates.get(HIDDEN)
+        self.model.norm.output_mask = gates.get(HIDDEN)
+        self.model.norm.kept_count = self.masks.hidden_count(gates)
+        outputs = super().forward(
+            *args, **(kwargs | {"return_dict": True, _LAYER_GATES: self._gates_for_layers(gates)})
+        )
         return ShearingCausalLMOutput(
             lagrangian_loss=self.masks.lagrangian() if self.training else None,
             **{name: getattr(outputs, name) for name in outputs.keys()},

@@ -114,11 +114,19 @@ def _refuse_incomplete_load(path, info: dict, model: torch.nn.Module, masked: bo
     expected_missing = set() if masked else {f"masks.{name}" for name, _ in model.masks.named_parameters()}
     missing = sorted(set(info["missing_keys"]) - expected_missing)
     mismatched = sorted(str(key) for key in info["mismatched_keys"])
-    if missing or mismatched:
+    unexpected = sorted(info["unexpected_keys"])
+    problems = {
+        "missing weights": missing,
+        "weights of another shape": mismatched,
+        "weights that the config does not name": unexpected,
+    }
+    if any(problems.values()):
+        listed = "; ".join(
+            f"{kind} {keys[:5]}{' ...' if len(keys) > 5 else ''}" for kind, keys in problems.items() if keys
+        )
         raise ValueError(
-            f"The checkpoint {str(path)!r} does not fit its own config: missing weights {missing[:5]}"
-            f"{' ...' if len(missing) > 5 else ''}, weights of another shape {mismatched[:5]}. Training them from random"
-            " values is never what was meant; check the path and the checkpoint."
+            f"The checkpoint {str(path)!r} does not fit its own config: {listed}. The model would compute another"
+            " function than the checkpoint's; check the path and the checkpoint."
         )
 
 
