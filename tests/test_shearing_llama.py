@@ -666,7 +666,7 @@ def test_generation_with_a_cache_equals_generation_without(source, add_masks, to
 
 @pytest.mark.parametrize("masks", ["binary", "soft_nohidden"])
 def test_reference_masked_logits(shared_data, masks):
-    """Measured: at most 2e-5 apart, on logits of up to 23."""
+    """On logits of up to 23."""
     reference = np.load(shared_data / "reference" / "stories260K_mha_masks.npz")
     target = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 6, "intermediate_size": 128}
     model = ShearingLlamaForCausalLM.from_pretrained(shared_data / "models" / "stories260K-mha", target_shape=target)
@@ -726,3 +726,28 @@ def test_weights_that_the_config_does_not_name_are_refused(source_folder, tmp_pa
     save_file(weights, tmp_path / "source" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"weights that the config does not name \['model\.layers\.0.*extra\.weight'\]"):
         ShearingLlamaForCausalLM.from_pretrained(tmp_path / "source", target_shape=TARGET)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"hidden_size": 18},
+        {"num_hidden_layers": 3},
+        {"num_attention_heads": 2, "num_key_value_heads": 1},
+        {"num_attention_heads": 3},
+        {"intermediate_size": 20},
+    ],
+    ids=lambda target: "-".join(target),
+)
+def test_each_kind_of_mask_learns_alone(source_folder, target):
+    """Whatever else is frozen: a training step reaches every score, and masked equals sliced afterwards."""
+    model = ShearingLlamaForCausalLM.from_pretrained(source_folder, target_shape=target).train()
+    model.set_mask_phase(MaskPhase(temperature=0.5))
+    ids = torch.arange(16).view(2, 8)
+    model(input_ids=ids, labels=ids).loss.backward()
+    for kind, log_alpha in model.masks.log_alpha.items():
+        assert log_alpha.grad.shape == log_alpha.shape and log_alpha.grad.abs().sum() > 0, kind
+        log_alpha.data -= log_alpha.grad
+    with torch.no_grad():
+        sliced, _ = slice_model(model.eval())
+        torch.testing.assert_close(sliced(ids).logits, model(ids).logits, rtol=0, atol=1e-5)

@@ -31,7 +31,7 @@ class _ScaleRowsColumns(torch.autograd.Function):
         grad_weight = _scale(grad, rows, columns) if ctx.needs_input_grad[0] else None
         grad_rows = grad_columns = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            product = (grad * weight).float()
+            product = grad.float() * weight
             if ctx.needs_input_grad[1]:
                 grad_rows = product @ columns.float() if columns is not None else product.sum(dim=1)
                 grad_rows = grad_rows.to(rows.dtype)
@@ -47,9 +47,11 @@ def _scale(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tenso
 
 
 def scale_weight(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    """Scale a weight [out, in] by ``rows`` [out] and ``columns`` [in]; None = 1. Used by the forward and by slicing."""
+    """Scale a weight [out, in] by ``rows`` [out] or [1] and ``columns`` [in]; None = 1. The forward and slicing use it."""
     if rows is None and columns is None:
         return weight
+    if rows is not None:
+        rows = rows.expand(len(weight))  # where layers are masked and hidden dimensions are not, it is one number
     return _ScaleRowsColumns.apply(weight, rows, columns)
 
 

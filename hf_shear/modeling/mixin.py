@@ -145,17 +145,11 @@ class ShearingMixin:
 
     def _gates_for_layers(self, gates: dict[str, Tensor]) -> list[LayerGates]:
         writes = residual_write_masks(gates, len(self.model.layers))
-        heads = head_channel_masks(gates, self.masks.source)
-        count = self.masks.hidden_count(gates)
+        heads = _per_layer(head_channel_masks(gates, self.masks.source), len(writes))
+        neurons = _per_layer(gates.get(INTERMEDIATE), len(writes))
+        hidden, count = gates.get(HIDDEN), self.masks.hidden_count(gates)
         return [
-            LayerGates(
-                hidden=gates.get(HIDDEN),
-                hidden_count=count,
-                heads=None if heads is None else heads[index],
-                neurons=gates[INTERMEDIATE][index] if INTERMEDIATE in gates else None,
-                writes=writes[index],
-            )
-            for index in range(len(self.model.layers))
+            LayerGates(hidden, count, heads[index], neurons[index], writes[index]) for index in range(len(writes))
         ]
 
     def forward(self, *args, **kwargs) -> ShearingCausalLMOutput:
@@ -188,6 +182,11 @@ class ShearingMixin:
         """Save the masked model; its config records how far mask learning has come."""
         self.config.mask_phase = asdict(self.masks.phase)
         return super().save_pretrained(*args, **kwargs)
+
+
+def _per_layer(masks: Tensor | None, num_layers: int) -> list[Tensor | None]:
+    """Masks [L, n] as L masks [n]. Unbound, since the gradient of an index is a tensor of all layers for each layer."""
+    return [None] * num_layers if masks is None else list(masks.unbind(0))
 
 
 def residual_write_masks(gates: dict[str, Tensor], num_layers: int) -> list[Tensor | None]:
