@@ -31,12 +31,13 @@ class _ScaleRowsColumns(torch.autograd.Function):
         grad_weight = _scale(grad, rows, columns) if ctx.needs_input_grad[0] else None
         grad_rows = grad_columns = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            product = grad.float() * weight
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            product = grad.to(wide) * weight
             if ctx.needs_input_grad[1]:
-                grad_rows = product @ columns.float() if columns is not None else product.sum(dim=1)
+                grad_rows = product @ columns.to(wide) if columns is not None else product.sum(dim=1)
                 grad_rows = grad_rows.to(rows.dtype)
             if ctx.needs_input_grad[2]:
-                grad_columns = rows.float() @ product if rows is not None else product.sum(dim=0)
+                grad_columns = rows.to(wide) @ product if rows is not None else product.sum(dim=0)
                 grad_columns = grad_columns.to(columns.dtype)
         return grad_weight, grad_rows, grad_columns
 
