@@ -35,6 +35,7 @@ from hf_shear.slicing import PROVENANCE_NAME, provenance_record, save_checkpoint
 from hf_shear.training import PAPER_MASK_LEARNING
 
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
+load_plain = AutoModelForCausalLM.from_pretrained  # in the dtype of the checkpoint
 
 
 @dataclass
@@ -84,8 +85,7 @@ def choose_target(pipeline: PipelineArguments, config) -> TargetShape:
     named = {name: getattr(pipeline, name) for name in SHAPE_NAMES if getattr(pipeline, name) is not None}
     ways = [bool(named), pipeline.preset is not None, pipeline.target_num_parameters is not None]
     if sum(ways) != 1:
-        raise ValueError(f"Name a target one way: any of {', '.join(SHAPE_NAMES)}, `--preset`, or"
-                         " `--target_num_parameters`.")  # fmt: skip
+        raise ValueError(f"Name a target one way: {', '.join(SHAPE_NAMES)}, `--preset` or `--target_num_parameters`.")
     if pipeline.preset is not None:
         return preset_shape(pipeline.preset, config)
     if pipeline.target_num_parameters is not None:
@@ -93,10 +93,6 @@ def choose_target(pipeline: PipelineArguments, config) -> TargetShape:
         print(choice.describe())
         return choice.shape
     return TargetShape.from_source(config, **named)
-
-
-def load_plain(path):
-    return AutoModelForCausalLM.from_pretrained(path, dtype="auto")
 
 
 def masked_source(pipeline, args, target) -> ShearingLlamaForCausalLM:

@@ -120,3 +120,9 @@ def test_bad_files_are_refused(config, tmp_path):
         parse_arguments(Arguments, ["--config"])
     with pytest.raises(ValueError, match="`--config` '.*config.yaml' must hold names and values, but it holds a list"):
         parse_arguments(Arguments, ["--config", config("- steps\n- 3\n")])
+
+
+def test_two_files_are_refused(config):
+    path = config("steps: 3\n")
+    with pytest.raises(ValueError, match="`--config` is given more than once"):
+        parse_arguments(Arguments, ["--config", path, f"--config={path}"])

@@ -3,13 +3,14 @@
 import json
 import math
 import os
+import warnings
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_shear.data.mixture import check_mixture_weights, update_mixture_weights
+from hf_shear.data.mixture import check_mixture_weights, update_mixture_weights, warn_of_runaway
 
 START = {
     "cc": 0.67,
@@ -194,3 +195,14 @@ def test_bad_start_weights(weights, message):
 def test_no_domains():
     with pytest.raises(ValueError, match="at least one domain"):
         check_mixture_weights(None, [])
+
+
+def test_a_domain_that_takes_almost_every_batch_is_warned_of_once():
+    before, after = {"a": 0.7, "b": 0.3}, {"a": 0.85, "b": 0.15}
+    with pytest.warns(UserWarning, match=r"Domain 'a' now gets 85% .* `mixture_ceiling` \(1\) to 0\.8 or less"):
+        warn_of_runaway(before, after, 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_runaway(after, {"a": 0.9, "b": 0.1}, 1.0)
+        warn_of_runaway({"a": 1.0}, {"a": 1.0}, 1.0)
+        warn_of_runaway(before, {"a": 0.8, "b": 0.2}, 0.8)

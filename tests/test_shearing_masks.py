@@ -151,6 +151,14 @@ def test_start_from_importance_takes_ranks_within_each_row():
         assert torch.equal(kept, hard_topk(scores, masks.kinds[name].num_kept).bool())
 
 
+def test_equal_scores_start_where_a_one_shot_choice_would_keep_them():
+    masks = make_masks()
+    importance = {name: torch.zeros(parameter.shape) for name, parameter in masks.log_alpha.items()}
+    masks.start_from_importance(importance)
+    for name, scores in importance.items():
+        assert torch.equal(masks.kept_units()[name], hard_topk(scores, masks.kinds[name].num_kept).bool())
+
+
 def test_start_from_importance_trusts_layers_less():
     masks = make_masks(log_alpha_start=0.0)
     masks.start_from_importance({name: torch.rand(p.shape) for name, p in masks.log_alpha.items()})

@@ -7,12 +7,16 @@ arithmetic is float64. Everything is a dict keyed by domain, in the order of the
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 SMOOTHING = 1e-4
 """Share of the uniform mixture in every update, so that none dies out (the reference code's c)."""
+
+RUNAWAY_WEIGHT = 0.8
+"""A domain that comes to take more of every batch than this is warned of. The paper's largest weight is .49."""
 
 
 def check_mixture_weights(
@@ -107,6 +111,19 @@ def update_mixture_weights(
     new = (1.0 - smoothing) * new + smoothing / len(names)
     new = _between(new / new.sum(), floor, ceiling)
     return dict(zip(names, new.tolist(), strict=True))
+
+
+def warn_of_runaway(before: Mapping[str, float], after: Mapping[str, float], ceiling: float) -> None:
+    """Warn where an update lets one domain take almost every batch, as one does that cannot reach its reference."""
+    for name, weight in after.items():
+        if before[name] <= RUNAWAY_WEIGHT < weight:
+            warnings.warn(
+                f"Domain {name!r} now gets {weight:.0%} of every batch, the others hardly train. Lower"
+                f" `mixture_ceiling` ({ceiling:g}) to {RUNAWAY_WEIGHT:g} or less, raise `mixture_floor`, or give a"
+                " reference loss that the domain can reach. A ceiling of that kind also silences this.",
+                UserWarning,
+                stacklevel=2,
+            )
 
 
 def _check_bounds(floor: float, ceiling: float, num_domains: int) -> None:

@@ -95,9 +95,10 @@ class ShearingMasks(nn.Module):
             scores = importance[kind.name].to(self.log_alpha[kind.name].device)
             if scores.shape != kind.mask_shape:
                 raise ValueError(f"`importance[{kind.name!r}]` must be {kind.mask_shape}, but is {tuple(scores.shape)}.")
-            ranks = scores.argsort(dim=-1, stable=True).argsort(dim=-1, stable=True).float()
+            # From the best, ties as `hard_topk` breaks them: equal scores keep the same units here and there.
+            places = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1).float()
             width = layer_spread if kind.name == LAYER else spread
-            centred = 2 * ranks / max(kind.num_units - 1, 1) - 1
+            centred = 1 - 2 * places / max(kind.num_units - 1, 1)
             self.log_alpha[kind.name].copy_(self._bounded(self.settings.start_value + width * centred))
 
     @torch.no_grad()

@@ -50,6 +50,8 @@ def parse_arguments(
 
 def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     """Split ``--config PATH`` (or ``--config=PATH``) from the other flags."""
+    if sum(argument.split("=")[0] == "--config" for argument in arguments) > 1:
+        raise ValueError("`--config` is given more than once. Put all entries into one file, or give them as flags.")
     for index, argument in enumerate(arguments):
         if argument == "--config":
             if index + 1 == len(arguments):

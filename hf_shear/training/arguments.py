@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from ..masks import MaskSchedule
 
-# By mask method. relaxed_topk: measured (examples/docs/recipe.md); hard_concrete: the paper, section 3.1.
+# By mask method. relaxed_topk: measured (model_cards/shearing.md); hard_concrete: the paper, section 3.1.
 DEFAULT_MASK_RATES = {"relaxed_topk": 0.05, "hard_concrete": 1.0}
 DEFAULT_BUDGET_WARMUPS = {"relaxed_topk": 0.0, "hard_concrete": 0.2}
 

@@ -19,6 +19,7 @@ from ..data import (
     check_mixture_weights,
     collate_domain_samples,
     update_mixture_weights,
+    warn_of_runaway,
 )
 from ..modeling import ShearingMixin
 from .arguments import ShearTrainingArguments
@@ -349,16 +350,16 @@ class ShearTrainer(Trainer):
         """Dynamic batch loading (arXiv 2310.06694, section 2.2)."""
         if not self.args.dynamic_batches:
             return
-        self.sampler.set_mixture_weights(
-            update_mixture_weights(
-                self.sampler.mixture_weights,
-                losses,
-                self.reference_losses,
-                clamp_excess=self.args.clamp_excess,
-                floor=self.args.mixture_floor,
-                ceiling=self.args.mixture_ceiling,
-            )
+        weights = update_mixture_weights(
+            self.sampler.mixture_weights,
+            losses,
+            self.reference_losses,
+            clamp_excess=self.args.clamp_excess,
+            floor=self.args.mixture_floor,
+            ceiling=self.args.mixture_ceiling,
         )
+        warn_of_runaway(self.sampler.mixture_weights, weights, self.args.mixture_ceiling)
+        self.sampler.set_mixture_weights(weights)
 
     def log(self, logs, start_time=None):
         """Overridden: adds the Lagrangian where there is one."""
