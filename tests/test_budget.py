@@ -177,8 +177,6 @@ def test_number_out_of_range_is_refused(count):
 
 
 def test_budget_below_the_smallest_shape_names_it_and_its_embeddings():
-    with pytest.raises(
-        ValueError, match="smallest shape of this source has 4,568 .*89.7% of them embeddings"
-    ):
+    with pytest.raises(ValueError, match="smallest shape of this source has 4,568 .*89.7% of them embeddings"):
         shape_for_budget(STORIES_260K, num_parameters=4567)
     assert shape_for_budget(STORIES_260K, num_parameters=4568).num_parameters == 4568

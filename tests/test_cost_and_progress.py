@@ -62,7 +62,9 @@ def test_evaluation_spends_no_more_than_its_share(tmp_path, share, expected):
 def test_an_evaluation_that_must_cost_more_says_so(tmp_path):
     args = make_args(tmp_path, eval_strategy="steps", eval_steps=1, eval_token_share=0.05)
     trainer = make_trainer(plain_model(), args)
-    text = r"Even one held-out sample per domain spends 84.4% of the training tokens.*`eval_token_share` \(5.0%\).*`eval_"
+    text = (
+        r"Even one held-out sample per domain spends 84.4% of the training tokens.*`eval_token_share` \(5.0%\).*`eval_"
+    )
     with pytest.warns(UserWarning, match=text):  # 3 domains x 9 evaluations / 32 samples
         CostCallback(trainer).on_train_begin(args, trainer.state, None)
 

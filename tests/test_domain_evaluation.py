@@ -66,7 +66,9 @@ def test_processes_share_the_batches(model, domains, world_size):
 
 def test_no_domain_may_be_empty(model, domains):
     empty = {"books": domains["books"], "void": Dataset.from_dict({"input_ids": []})}
-    with pytest.raises(ValueError, match=r"`eval_dataset\['void'\]` is empty: a domain without held-out samples has no"):
+    with pytest.raises(
+        ValueError, match=r"`eval_dataset\['void'\]` is empty: a domain without held-out samples has no"
+    ):
         evaluate_domains(model, empty, 2)
 
 

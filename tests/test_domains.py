@@ -28,13 +28,9 @@ def write_jsonl(path: Path, rows: list) -> None:
 def test_reads_every_kind_of_file_in_order(tmp_path):
     write_jsonl(tmp_path / "code" / "b.jsonl", [{"text": "b1", "other": 1}, {"text": "b2"}])
     write_jsonl(tmp_path / "code" / "a.json", [{"text": "a"}])
-    (tmp_path / "code" / "c.txt").write_text(
-        "one\ntwo\n<|endoftext|>\nthree <|endoftext|>\n<|endoftext|>\n\n"
-    )
+    (tmp_path / "code" / "c.txt").write_text("one\ntwo\n<|endoftext|>\nthree <|endoftext|>\n<|endoftext|>\n\n")
     (tmp_path / "code" / "deep").mkdir()
-    Dataset.from_dict({"x": [1, 2], "text": ["p1", "p2"]}).to_parquet(
-        tmp_path / "code" / "deep" / "d.parquet"
-    )
+    Dataset.from_dict({"x": [1, 2], "text": ["p1", "p2"]}).to_parquet(tmp_path / "code" / "deep" / "d.parquet")
     (tmp_path / "books").mkdir()
     with gzip.open(tmp_path / "books" / "e.jsonl.gz", "wt", encoding="utf-8") as stream:
         stream.write('{"text": "zipped \\u00e9"}\n\n')
@@ -155,13 +151,9 @@ def test_split_is_stable_and_close_to_the_fraction():
     assert sorted(train["a"]["text"][:] + held_out["a"]["text"][:]) == sorted(documents)
     # the side of a document does not depend on the others, nor on the process
     half_train, half_held_out = split_domains({"a": Dataset.from_dict({"text": documents[::2]})}, 0.2, seed=3)
-    assert half_held_out["a"]["text"][:] == [
-        text for text in held_out["a"]["text"][:] if int(text[9:]) % 2 == 0
-    ]
+    assert half_held_out["a"]["text"][:] == [text for text in held_out["a"]["text"][:] if int(text[9:]) % 2 == 0]
     assert [int(text[9:]) for text in held_out["a"]["text"][:5]] == [0, 4, 7, 12, 16]
-    assert texts(split_domains({"a": Dataset.from_dict({"text": documents})}, 0.2, seed=4)[1]) != texts(
-        held_out
-    )
+    assert texts(split_domains({"a": Dataset.from_dict({"text": documents})}, 0.2, seed=4)[1]) != texts(held_out)
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -190,8 +182,7 @@ def test_no_group_is_on_both_sides(rows, fraction, seed):
             return
     blocks = {name for name, dataset in domains.items() if len(set(dataset["group"])) == 1}
     sides = [
-        {group for name in domains if name not in blocks for group in part[name]["group"]}
-        for part in (train, held_out)
+        {group for name in domains if name not in blocks for group in part[name]["group"]} for part in (train, held_out)
     ]
     assert not sides[0] & sides[1]
     for name, dataset in domains.items():
@@ -232,10 +223,7 @@ def test_a_moved_group_moves_in_every_domain():
 
 def test_an_impossible_split_is_refused():
     # three domains of two groups each, in a ring: two groups of one domain must always share a side
-    ring = {
-        name: Dataset.from_dict({"text": list(pair)})
-        for name, pair in (("a", "xy"), ("b", "yz"), ("c", "zx"))
-    }
+    ring = {name: Dataset.from_dict({"text": list(pair)}) for name, pair in (("a", "xy"), ("b", "yz"), ("c", "zx"))}
     with pytest.raises(ValueError, match="cannot be split without a leak: the 2 groups of domain"):
         split_domains(ring, 0.5)
 

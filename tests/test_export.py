@@ -31,7 +31,9 @@ def test_the_checkpoint_is_plain_and_complete(tmp_path):
     path = save_checkpoint(model, tmp_path / "out", letter_tokenizer(), {"seed": 1, "kept": [1, 2]})
     assert path == tmp_path / "out"
     assert names(tmp_path) == {"out"}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json", PROVENANCE_NAME} <= names(path)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json", PROVENANCE_NAME} <= names(
+        path
+    )
     loaded = AutoModelForCausalLM.from_pretrained(path)
     assert type(loaded) is LlamaForCausalLM
     assert_equal_weights(loaded, weights_of(model))

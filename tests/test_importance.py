@@ -191,7 +191,9 @@ def test_one_shot_keeps_the_highest_scores(model, token_ids):
         groups = sorted(importance[KEY_VALUE_HEAD][layer].topk(2).indices.tolist())
         assert kept.key_value_heads[layer] == groups
         queries = [sorted(importance[QUERY_HEAD][layer, group].topk(2).indices.tolist()) for group in groups]
-        assert kept.heads[layer] == [3 * group + query for group, row in zip(groups, queries, strict=True) for query in row]
+        assert kept.heads[layer] == [
+            3 * group + query for group, row in zip(groups, queries, strict=True) for query in row
+        ]
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     # All gates at 1: weights are selections of the source's, whatever the masks' own values are.
     norm = model.model.norm.weight[kept.hidden]

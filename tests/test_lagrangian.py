@@ -95,9 +95,7 @@ def reference(shared_data):
 
 @pytest.fixture
 def reference_masks(reference):
-    masks = ShearingMasks(
-        shape(64, 5, 8, 8, 172), shape(48, 4, 6, 6, 128), MaskSettings(method="hard_concrete")
-    )
+    masks = ShearingMasks(shape(64, 5, 8, 8, 172), shape(48, 4, 6, 6, 128), MaskSettings(method="hard_concrete"))
     with torch.no_grad():
         for phase, name in enumerate(REFERENCE_NAMES):
             log_alpha = masks.log_alpha[REFERENCE_NAMES[name]]

@@ -103,9 +103,7 @@ def test_a_new_iterator_starts_at_the_committed_state():
     loader = make_loader(sampler)
     next_global_batch(iter(loader))
     sampler.commit()
-    assert (
-        next_global_batch(iter(loader)) == sampler.peek_global_batch() != make_sampler().peek_global_batch()
-    )
+    assert next_global_batch(iter(loader)) == sampler.peek_global_batch() != make_sampler().peek_global_batch()
 
 
 def test_starting_leaves_the_global_generators_alone():

@@ -75,9 +75,7 @@ def test_huge_excess_does_not_overflow_and_smoothing_keeps_every_domain():
 
 
 def test_a_domain_of_weight_zero_only_gets_the_smoothing():
-    new = update_mixture_weights(
-        {"a": 1.0, "b": 0.0}, {"a": 1.0, "b": 9.0}, {"a": 1.0, "b": 1.0}, smoothing=0
-    )
+    new = update_mixture_weights({"a": 1.0, "b": 0.0}, {"a": 1.0, "b": 9.0}, {"a": 1.0, "b": 1.0}, smoothing=0)
     assert new == {"a": 1.0, "b": 0.0}
 
 

@@ -65,9 +65,7 @@ def test_samples_are_the_stream_and_positions_restart(tokenizer, ids, max_length
     packed = pack_domains({"a": documents(*ids)}, tokenizer, max_length, block_diagonal=True)["a"]
     num_samples = len(stream) // max_length
     assert len(packed) == num_samples
-    assert np.array(packed["input_ids"][:]).ravel().tolist() == [
-        t for t, _ in stream[: num_samples * max_length]
-    ]
+    assert np.array(packed["input_ids"][:]).ravel().tolist() == [t for t, _ in stream[: num_samples * max_length]]
     for number, positions in enumerate(packed["position_ids"]):
         expected, position = [], -1
         for _, i in stream[number * max_length : (number + 1) * max_length]:
@@ -147,11 +145,7 @@ def test_real_tokenizers(name):
     texts = ["Once upon a time there was a cat.", "The cat sat.\n\nIt slept. "]
     packed = pack_domains({"a": Dataset.from_dict({"text": texts})}, tokenizer, 8)["a"]
     ids = np.array(packed["input_ids"][:]).ravel()
-    stream = [
-        i
-        for text in texts
-        for i in [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
-    ]
+    stream = [i for text in texts for i in [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]]
     assert ids.tolist() == stream[: len(stream) // 8 * 8]
     assert tokenizer.bos_token_id not in ids
     assert tokenizer.decode(stream[: stream.index(tokenizer.eos_token_id)]).strip() == texts[0]
@@ -183,7 +177,5 @@ def test_checks_against_the_model(tokenizer):
     with pytest.raises(ValueError, match=r"`vocab_size` \(199\), but its token 'w199' has id 199"):
         check_tokenizer_fits(tokenizer, 199)
     check_max_length(512, 512)
-    with pytest.raises(
-        ValueError, match=r"`max_position_embeddings` \(512\), but it is 513\. Lower it to 512"
-    ):
+    with pytest.raises(ValueError, match=r"`max_position_embeddings` \(512\), but it is 513\. Lower it to 512"):
         check_max_length(513, 512)

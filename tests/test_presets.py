@@ -84,7 +84,5 @@ def test_unknown_preset_lists_the_names():
 
 def test_preset_that_does_not_fit_names_itself_and_the_size():
     small = LlamaConfig(hidden_size=1024, num_attention_heads=8, num_hidden_layers=24, intermediate_size=2816)
-    with pytest.raises(
-        ValueError, match="'sheared-llama-1.3b', made for Llama-2-7B.*`hidden_size`.*1024.*2048"
-    ):
+    with pytest.raises(ValueError, match="'sheared-llama-1.3b', made for Llama-2-7B.*`hidden_size`.*1024.*2048"):
         preset_shape("sheared-llama-1.3b", small)

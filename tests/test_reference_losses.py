@@ -24,9 +24,7 @@ def test_published_370m_values():
         pytest.skip("HF_SHEAR_TEST_DATA is not set")
     record = json.loads((Path(folder) / "reference" / "reference_losses_370m.json").read_text())
     with pytest.warns(UserWarning, match=r"exactly.*filterwarnings\(\"ignore\"") as caught:
-        found = reference_losses_by_size(
-            record["model_sizes"], record["source_losses"], record["target_sizes"]["370m"]
-        )
+        found = reference_losses_by_size(record["model_sizes"], record["source_losses"], record["target_sizes"]["370m"])
     assert len(caught) == 1
     published = dict(zip(record["domain_order"], record["published_target_losses"]["370m"], strict=True))
     assert found.keys() == published.keys()
@@ -47,21 +45,15 @@ def test_a_law_is_recovered(b, spread, c):
 def test_order_of_sizes_does_not_matter_and_domains_are_apart():
     losses = {"x": law(300.0, 0.3, 1.0), "y": law(50.0, 0.2, 0.5)}
     forward = reference_losses_by_size(SIZES, losses, 3e7)
-    backward = reference_losses_by_size(
-        SIZES[::-1], {name: values[::-1] for name, values in losses.items()}, 3e7
-    )
+    backward = reference_losses_by_size(SIZES[::-1], {name: values[::-1] for name, values in losses.items()}, 3e7)
     assert backward == pytest.approx(forward, rel=1e-6)
     assert forward["x"] == pytest.approx(300.0 / 3e7**0.3 + 1.0)
     assert forward["y"] == pytest.approx(50.0 / 3e7**0.2 + 0.5)
 
 
 def test_noise_is_averaged_where_there_are_more_sizes():
-    noisy = [
-        loss + error for loss, error in zip(law(300.0, 0.3, 1.0), [0.003, -0.003, 0.003, -0.003], strict=True)
-    ]
-    assert reference_losses_by_size(SIZES, {"x": noisy}, 3e8)["x"] == pytest.approx(
-        300.0 / 3e8**0.3 + 1.0, abs=0.01
-    )
+    noisy = [loss + error for loss, error in zip(law(300.0, 0.3, 1.0), [0.003, -0.003, 0.003, -0.003], strict=True)]
+    assert reference_losses_by_size(SIZES, {"x": noisy}, 3e8)["x"] == pytest.approx(300.0 / 3e8**0.3 + 1.0, abs=0.01)
 
 
 GOOD = law(300.0, 0.3, 1.0)

@@ -36,7 +36,11 @@ def stages(tmp_path_factory):
         "seconds": 5.0,
         "export_seconds": 1.0,
         "calibration_tokens": 64,
-        "masks": {"expected_shape": sizes, "kept_below_half": dict.fromkeys(TARGET, 0), "gap": dict.fromkeys(TARGET, 0.0)},
+        "masks": {
+            "expected_shape": sizes,
+            "kept_below_half": dict.fromkeys(TARGET, 0),
+            "gap": dict.fromkeys(TARGET, 0.0),
+        },
         "kept": kept.to_dict(),
         "passes": dict.fromkeys(DOMAINS, 0.5),
         "history": [row("mask_learning", 500) | shapes, row("mask_learning", 1000) | shapes],

@@ -41,9 +41,7 @@ def complete_results():
             "kept_below_half": dict.fromkeys(SHAPE_NAMES, 0),
         },
         "tokens": {"mask_learning": 1000, "recovery": 3000, "evaluation": 8192},
-        "seconds": dict.fromkeys(
-            ("mask_learning", "recovery", "evaluation", "export", "baselines", "total"), 1.5
-        ),
+        "seconds": dict.fromkeys(("mask_learning", "recovery", "evaluation", "export", "baselines", "total"), 1.5),
         "baselines": {"taylor": {**record(TARGET, 400, 2.0, 3.0), "tokens": 4000, "learning_rate": 1e-3}},
         "versions": {"python": "3.11.7"},
         "seed": 0,

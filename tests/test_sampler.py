@@ -184,9 +184,7 @@ def test_passes_are_in_different_orders():
 
 def test_domains_of_one_size_are_in_different_orders():
     indices = [batch for batch in consume(DynamicBatchSampler({"a": 30, "b": 30}, 2), 30)]
-    a, b = (
-        [i - 30 * (i >= 30) for pair in indices for i in pair if (i >= 30) == second] for second in (0, 1)
-    )
+    a, b = ([i - 30 * (i >= 30) for pair in indices for i in pair if (i >= 30) == second] for second in (0, 1))
     assert a != b
 
 
@@ -210,9 +208,7 @@ def test_a_new_pass_is_logged_once_by_the_first_rank(caplog):
 # Splits of the same global batch
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "steps", "world_size"), [(1, 8, 1), (8, 1, 1), (4, 1, 2), (1, 4, 2), (1, 1, 8)]
-)
+@pytest.mark.parametrize(("batch_size", "steps", "world_size"), [(1, 8, 1), (8, 1, 1), (4, 1, 2), (1, 4, 2), (1, 1, 8)])
 def test_every_split_consumes_the_same_global_batches(batch_size, steps, world_size):
     whole = consume(DynamicBatchSampler(SIZES, 8, seed=3), 5)
     ranks = [
@@ -233,10 +229,7 @@ def test_every_split_consumes_the_same_global_batches(batch_size, steps, world_s
     ]
     for number, batch in enumerate(whole):
         order = [
-            index
-            for step in range(steps)
-            for rank in range(world_size)
-            for index in ranks[rank][number * steps + step]
+            index for step in range(steps) for rank in range(world_size) for index in ranks[rank][number * steps + step]
         ]
         assert order == batch
 
@@ -284,9 +277,7 @@ def test_new_weights_hold_from_the_next_uncommitted_batch():
     assert sampler.samples_consumed == consumed
     assert {domain_of(index, SIZES) for index in sampler.peek_global_batch()} == {"b"}
     assert {domain_of(index, SIZES) for index in next(iter(sampler))} == {"b"}
-    assert (
-        len({domain_of(index, SIZES) for index in next(old)}) == 3
-    )  # stale: drawn with the weights it began with
+    assert len({domain_of(index, SIZES) for index in next(old)}) == 3  # stale: drawn with the weights it began with
 
 
 def test_bad_weights_change_nothing():
@@ -315,9 +306,7 @@ def test_a_restored_sampler_goes_on_exactly(num_batches, weights):
     other.load_state_dict(json.loads(text))
     assert other.version > version
     assert other.state_dict() == sampler.state_dict()
-    assert [i for batch in islice(other, 80) for i in batch] == [
-        i for batch in islice(sampler, 10) for i in batch
-    ]
+    assert [i for batch in islice(other, 80) for i in batch] == [i for batch in islice(sampler, 10) for i in batch]
 
 
 @pytest.mark.parametrize(

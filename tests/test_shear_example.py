@@ -110,7 +110,9 @@ def whole(inputs, environment, tmp_path_factory):
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(inputs | {"output_dir": str(folder / "run")}))
     command = [sys.executable, str(EXAMPLES / "shear.py"), "--config", str(config)]
-    done = subprocess.run(command, env=os.environ | environment, cwd=folder, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        command, env=os.environ | environment, cwd=folder, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return folder / "run", done.stdout
 
@@ -291,7 +293,11 @@ def test_targets_from_names_a_budget_and_a_preset(shear, inputs, capsys):
     budget = shear.choose_target(arguments(target_num_parameters=6000), config)
     assert budget.num_hidden_layers <= 3
     assert capsys.readouterr().out.strip()
-    for wrong in ({}, {"hidden_size": 12, "preset": "sheared-llama-1.3b"}, {"hidden_size": 12, "target_num_parameters": 9}):
+    for wrong in (
+        {},
+        {"hidden_size": 12, "preset": "sheared-llama-1.3b"},
+        {"hidden_size": 12, "target_num_parameters": 9},
+    ):
         with pytest.raises(ValueError, match="Name a target one way: any of hidden_size, .*`--target_num_parameters`"):
             shear.choose_target(arguments(**wrong), config)
     with pytest.raises(ValueError, match="model_type 'gpt2', which can not be sheared. Supported model types: llama"):

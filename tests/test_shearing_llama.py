@@ -105,9 +105,7 @@ def gradients(model, token_ids, lagrangian_share=1.0):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_plain_checkpoint_starts_its_masks_exactly_and_takes_its_weights(
-    monkeypatch, source, source_folder, method
-):
+def test_plain_checkpoint_starts_its_masks_exactly_and_takes_its_weights(monkeypatch, source, source_folder, method):
     """Missing parameters are made uninitialised: hand out NaN, so that no leftover memory passes for a start."""
 
     def poisoned(function):
@@ -191,9 +189,7 @@ def test_casting_the_model_leaves_masks_alone(source, add_masks, token_ids, cast
 
 
 def test_loading_info_is_given_when_asked_for(source_folder):
-    model, info = ShearingLlamaForCausalLM.from_pretrained(
-        source_folder, target_shape=TARGET, output_loading_info=True
-    )
+    model, info = ShearingLlamaForCausalLM.from_pretrained(source_folder, target_shape=TARGET, output_loading_info=True)
     assert isinstance(model, ShearingLlamaForCausalLM) and not info["mismatched_keys"]
 
 
@@ -223,7 +219,9 @@ def test_another_family_is_refused_and_the_supported_one_is_named(tmp_path):
         eos_token_id=2,
     )
     MistralForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model_type 'mistral', which can not be sheared. Supported model types: llama"):
+    with pytest.raises(
+        ValueError, match="model_type 'mistral', which can not be sheared. Supported model types: llama"
+    ):
         ShearingLlamaForCausalLM.from_pretrained(tmp_path, target_shape={"intermediate_size": 4})
 
 
@@ -500,9 +498,7 @@ def test_checkpointing_gives_the_same_gradients(source, add_masks, token_ids, me
     assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
-def test_masks_are_drawn_once_per_forward_even_when_layers_are_recomputed(
-    monkeypatch, source, add_masks, token_ids
-):
+def test_masks_are_drawn_once_per_forward_even_when_layers_are_recomputed(monkeypatch, source, add_masks, token_ids):
     model = fresh(source, add_masks).train()
     model.activation_checkpointing_enable()
     draws, norms = [], []
@@ -724,7 +720,9 @@ def test_weights_that_the_config_does_not_name_are_refused(source_folder, tmp_pa
     weights = load_file(tmp_path / "source" / "model.safetensors")
     weights["model.layers.0.self_attn.extra.weight"] = torch.ones(3)
     save_file(weights, tmp_path / "source" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"weights that the config does not name \['model\.layers\.0.*extra\.weight'\]"):
+    with pytest.raises(
+        ValueError, match=r"weights that the config does not name \['model\.layers\.0.*extra\.weight'\]"
+    ):
         ShearingLlamaForCausalLM.from_pretrained(tmp_path / "source", target_shape=TARGET)
 
 

@@ -35,7 +35,12 @@ ATTENTION = {
     "gqa": ({"num_attention_heads": 9, "num_key_value_heads": 3}, {"num_attention_heads": 4, "num_key_value_heads": 2}),
     "mqa": ({"num_attention_heads": 6, "num_key_value_heads": 1}, {"num_attention_heads": 4, "num_key_value_heads": 1}),
 }
-KEPT_LAYERS = {"ends removed": [1, 2], "middle removed": [0, 3], "first removed": [1, 2, 3], "none removed": [0, 1, 2, 3]}
+KEPT_LAYERS = {
+    "ends removed": [1, 2],
+    "middle removed": [0, 3],
+    "first removed": [1, 2, 3],
+    "none removed": [0, 1, 2, 3],
+}
 
 
 def random_gates(model, kept_layers, seed=0, binary=False):
@@ -62,9 +67,7 @@ def random_gates(model, kept_layers, seed=0, binary=False):
 
 def make_model(build_llama, add_masks, attention="gqa", tied=False, bias=False, num_layers=2, seed=0, **config):
     heads, kept_heads = ATTENTION[attention]
-    source = build_llama(
-        seed=seed, **heads, tie_word_embeddings=tied, attention_bias=bias, mlp_bias=bias, **config
-    )
+    source = build_llama(seed=seed, **heads, tie_word_embeddings=tied, attention_bias=bias, mlp_bias=bias, **config)
     target = {"hidden_size": 12, "num_hidden_layers": num_layers, "intermediate_size": 13, **kept_heads}
     return add_masks(source, target)
 

@@ -22,9 +22,7 @@ SEVEN = ("cc", "c4-rp", "arxiv", "book", "github", "stackexchange", "wiki")
 def record(mean, shape=TARGET, parameters=131_072, domains=("code", "docs", "tables")):
     """A model whose domains lie around `mean` at distances that sum to zero."""
     middle = (len(domains) - 1) / 2
-    return model_record(
-        shape, parameters, {d: mean + (i - middle) / 100 for i, d in enumerate(domains)}, 50_000
-    )
+    return model_record(shape, parameters, {d: mean + (i - middle) / 100 for i, d in enumerate(domains)}, 50_000)
 
 
 def run(recovered=2.175, baselines=None, seed=0, tokens=1_024_000, source=1.7, pruned=3.0, **options):
@@ -201,8 +199,7 @@ def test_the_verb_follows_the_numbers(recovered, difference):
         ),
         (
             {"source": 1.7, "pruned": 3.0, "recovered": 3.2},
-            "Pruning raised the mean loss from 1.700 to 3.000 (by 1.300), and recovery made it worse by "
-            "another 0.200.",
+            "Pruning raised the mean loss from 1.700 to 3.000 (by 1.300), and recovery made it worse by another 0.200.",
         ),
         (
             {"source": 1.7, "pruned": 3.0, "recovered": 1.6},
@@ -319,9 +316,7 @@ def test_spread_does_not_claim_equal_tokens_for_all_if_one_differs():
     runs = seeds([2.1, 2.1, 2.1], taylor=[2.3, 2.3, 2.3])
     runs[1]["baselines"]["taylor"]["tokens"] = 2_048_000
     text = spread_verdict(runs)
-    assert (
-        "not always on equal terms (taylor, seed 1: at unequal tokens (1,024,000 against 2,048,000)" in text
-    )
+    assert "not always on equal terms (taylor, seed 1: at unequal tokens (1,024,000 against 2,048,000)" in text
     assert "at equal tokens" not in text
 
 

@@ -205,9 +205,7 @@ def test_every_shape_that_can_be_cut_is_accepted_and_survives_json(config_and_si
 def test_any_request_is_either_cuttable_or_answered_with_a_shape_that_is(config, data):
     source = ModelShape.from_config(config)
     named = data.draw(st.sets(st.sampled_from(SHAPE_NAMES), min_size=1))
-    sizes = {
-        name: data.draw(st.integers(-1, getattr(source, name) + 2), label=name) for name in sorted(named)
-    }
+    sizes = {name: data.draw(st.integers(-1, getattr(source, name) + 2), label=name) for name in sorted(named)}
     try:
         shape = TargetShape.from_source(config, **sizes)
     except ValueError as error:
@@ -307,9 +305,7 @@ def test_nearest_hidden_size_is_sought_on_both_sides(hidden_size, nearest):
 
 def test_direct_construction_is_checked_too():
     source = ModelShape.from_config(llama_config())
-    with pytest.raises(
-        ValueError, match="`hidden_size` must be between 1 and the source's 64, but it is 128"
-    ):
+    with pytest.raises(ValueError, match="`hidden_size` must be between 1 and the source's 64, but it is 128"):
         TargetShape(128, 5, 8, 4, 172, 8, source=source)
     with pytest.raises(ValueError, match="`head_dim` must stay at the source's 8, but it is 16"):
         TargetShape(64, 5, 8, 4, 172, 16, source=source)
@@ -391,9 +387,7 @@ def test_per_layer_lists_are_cut_to_the_kept_layers_and_others_are_not():
     assert len(config.layer_types) == 5
 
 
-@pytest.mark.parametrize(
-    "kept", [[0, 1], [0, 1, 2, 3], [1, 0, 2], [0, 1, 1], [0, 1, 5], [-1, 0, 1], [0, 1, 2.0]]
-)
+@pytest.mark.parametrize("kept", [[0, 1], [0, 1, 2, 3], [1, 0, 2], [0, 1, 1], [0, 1, 5], [-1, 0, 1], [0, 1, 2.0]])
 def test_kept_layers_that_do_not_fit_are_refused(kept):
     shape = TargetShape.from_source(llama_config(), num_hidden_layers=3)
     with pytest.raises(ValueError, match="`kept_layers` must name 3 of the source's layers 0 to 4"):
@@ -406,9 +400,7 @@ def test_config_of_another_class_drops_what_that_class_does_not_know():
         mask_settings: dict | None = None
 
     values = llama_config(attention_bias=True, layer_types=["full_attention"] * 5).to_dict()
-    values = {
-        name: value for name, value in values.items() if name not in ("model_type", "transformers_version")
-    }
+    values = {name: value for name, value in values.items() if name not in ("model_type", "transformers_version")}
     source = MaskedLlamaConfig(**values, mask_settings={"a": 1}, attn_implementation="eager")
     source.architectures = ["MaskedLlamaForCausalLM"]
     shape = TargetShape.from_source(source, num_hidden_layers=2, hidden_size=32)

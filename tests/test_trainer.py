@@ -364,7 +364,9 @@ def _poison(trainer, name: str, step: int, value: float = math.nan) -> None:
     ],
 )
 def test_a_nan_stops_the_run_before_another_checkpoint(tmp_path, name, changes):
-    trainer = make_trainer(masked_model(OPEN_MASKS), make_args(tmp_path, save_strategy="steps", save_steps=1, **changes))
+    trainer = make_trainer(
+        masked_model(OPEN_MASKS), make_args(tmp_path, save_strategy="steps", save_steps=1, **changes)
+    )
     _poison(trainer, name, step=3)
     with pytest.raises(TrainingDivergedError) as caught:
         trainer.train()

@@ -35,7 +35,9 @@ def test_the_default_rate_and_warm_up_depend_on_the_masks():
 
 
 def test_the_schedule_is_in_shares_of_the_steps():
-    args = make(budget_warmup_ratio=0.3, hardening_ratio=0.1, start_temperature=2.0, end_temperature=0.5, start_noise=0.7)
+    args = make(
+        budget_warmup_ratio=0.3, hardening_ratio=0.1, start_temperature=2.0, end_temperature=0.5, start_noise=0.7
+    )
     schedule = args.mask_schedule(20, "relaxed_topk")
     assert (schedule.total_steps, schedule.budget_warmup_steps, schedule.hardening_steps) == (20, 6, 2)
     assert (schedule.start_temperature, schedule.end_temperature, schedule.start_noise) == (2.0, 0.5, 0.7)

@@ -48,7 +48,10 @@ def test_other_arguments_are_refused(model, tmp_path):
 @pytest.mark.parametrize(
     ("train", "text"),
     [
-        ([1, 2], r"`train_dataset` must be a non-empty dict .* but it is list. Make it with hf_shear.data.pack_domains"),
+        (
+            [1, 2],
+            r"`train_dataset` must be a non-empty dict .* but it is list. Make it with hf_shear.data.pack_domains",
+        ),
         ({}, "`train_dataset` must be a non-empty dict .* but it is dict"),
         (
             samples([[1] * LENGTH]) | {"code": Dataset.from_dict({"input_ids": []})},

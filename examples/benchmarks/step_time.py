@@ -206,7 +206,9 @@ def measure_steps(args: argparse.Namespace) -> dict:
         "ratio": {name: quartiles(ratios(seconds[name], seconds[PLAIN])) for name in names[1:]},
     }
     if args.device == "cpu":  # time of this process alone: programs that share the machine count for less
-        result["cpu_time_ratio"] = {name: quartiles(ratios(cpu_seconds[name], cpu_seconds[PLAIN])) for name in names[1:]}
+        result["cpu_time_ratio"] = {
+            name: quartiles(ratios(cpu_seconds[name], cpu_seconds[PLAIN])) for name in names[1:]
+        }
     return result
 
 

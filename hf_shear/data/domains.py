@@ -31,9 +31,7 @@ READ_BATCH = 256  # rows read or hashed at once: bounds memory, does not change 
 READER_VERSION = 1  # part of the cache's key: raise it when a reader yields other documents for the same file
 
 
-def load_domains(
-    data_dir: str | Path, text_field: str = "text", *, group_field: str | None = None
-) -> DatasetDict:
+def load_domains(data_dir: str | Path, text_field: str = "text", *, group_field: str | None = None) -> DatasetDict:
     """Read a folder of text into one data set per domain.
 
     A folder that holds text files makes each file a domain, named by the file without its suffix. A folder
@@ -172,9 +170,7 @@ def _documents(
                     is_empty = False
                     yield {"text": text} if group_field is None else {"text": text, "group": group}
         except UnicodeDecodeError as error:
-            raise ValueError(
-                f"Text files must be UTF-8, but {file!r} is not ({error}). Convert the file."
-            ) from error
+            raise ValueError(f"Text files must be UTF-8, but {file!r} is not ({error}). Convert the file.") from error
     if is_empty:
         raise _no_documents(name, files)
 
@@ -251,8 +247,7 @@ def _field(row: Mapping[str, Any], argument: str, field: str, where: str) -> str
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"`{argument}` ({field!r}) must be valid Unicode, but {where} is not ({error}). Repair the "
-            "document."
+            f"`{argument}` ({field!r}) must be valid Unicode, but {where} is not ({error}). Repair the document."
         ) from error
     return value
 
@@ -304,14 +299,11 @@ def split_domains(
 def _group_hashes(name: str, dataset: Dataset, seed: int) -> np.ndarray:
     """[documents] uint64: the first 8 bytes of the SHA-256 of seed and group (or text)."""
     if len(dataset) == 0:
-        raise ValueError(
-            f"Every domain must hold at least one document, but domain {name!r} has none. Remove it."
-        )
+        raise ValueError(f"Every domain must hold at least one document, but domain {name!r} has none. Remove it.")
     column = "group" if "group" in dataset.column_names else "text"
     if column not in dataset.column_names:
         raise ValueError(
-            f"Every domain must have a column 'text', but domain {name!r} has {dataset.column_names}. Rename "
-            "it."
+            f"Every domain must have a column 'text', but domain {name!r} has {dataset.column_names}. Rename it."
         )
     digests = []
     for batch in dataset.select_columns(column).with_format(None).iter(batch_size=READ_BATCH):

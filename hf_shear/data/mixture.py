@@ -19,9 +19,7 @@ RUNAWAY_WEIGHT = 0.8
 """A domain that comes to take more of every batch than this is warned of. The paper's largest weight is .49."""
 
 
-def check_mixture_weights(
-    weights: Mapping[str, float] | None, domain_names: Iterable[str]
-) -> dict[str, float]:
+def check_mixture_weights(weights: Mapping[str, float] | None, domain_names: Iterable[str]) -> dict[str, float]:
     """Weights that sum to one, in the order of `domain_names`.
 
     Args:
@@ -39,8 +37,7 @@ def check_mixture_weights(
     unknown = [name for name in weights if name not in names]
     if unknown:
         raise ValueError(
-            f"`mixture_weights` must name domains of the data, but {unknown} are unknown. The domains are "
-            f"{names}."
+            f"`mixture_weights` must name domains of the data, but {unknown} are unknown. The domains are {names}."
         )
     missing = [name for name in names if name not in weights]
     if missing:
@@ -56,9 +53,7 @@ def check_mixture_weights(
             )
     total = math.fsum(weights[name] for name in names)
     if total <= 0:
-        raise ValueError(
-            "`mixture_weights` must have a positive sum, but all are 0. Give one domain a weight."
-        )
+        raise ValueError("`mixture_weights` must have a positive sum, but all are 0. Give one domain a weight.")
     return {name: float(weights[name]) / total for name in names}
 
 
@@ -98,9 +93,7 @@ def update_mixture_weights(
     names = list(old)
     _check_bounds(floor, ceiling, len(names))
     if not 0.0 <= smoothing <= 1.0:
-        raise ValueError(
-            f"`smoothing` must lie between 0 and 1, but it is {smoothing}. The paper's is {SMOOTHING}."
-        )
+        raise ValueError(f"`smoothing` must lie between 0 and 1, but it is {smoothing}. The paper's is {SMOOTHING}.")
     excess = _ordered("losses", losses, names) - _ordered("reference_losses", reference_losses, names)
     if clamp_excess:
         excess = np.maximum(excess, 0.0)
@@ -145,8 +138,7 @@ def _ordered(argument: str, losses: Mapping[str, float], names: list[str]) -> np
     for name in names:
         if name not in losses:
             raise ValueError(
-                f"`{argument}` must have a loss for every domain, but {name!r} is missing from "
-                f"{list(losses)}. Add it."
+                f"`{argument}` must have a loss for every domain, but {name!r} is missing from {list(losses)}. Add it."
             )
         if not math.isfinite(losses[name]):
             raise ValueError(

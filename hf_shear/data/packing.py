@@ -121,8 +121,7 @@ def _pack_domain(
 
     if "text" not in dataset.column_names:
         raise ValueError(
-            f"Every domain must have a column 'text', but domain {name!r} has {dataset.column_names}. Rename "
-            "it."
+            f"Every domain must have a column 'text', but domain {name!r} has {dataset.column_names}. Rename it."
         )
     tokenized = dataset.with_format(None).map(
         _encode_documents,
@@ -141,9 +140,7 @@ def _pack_domain(
             f"{num_tokens}. Add text to it, lower `max_length`, or remove the domain."
         )
     num_samples, num_dropped = divmod(num_tokens, max_length)
-    logger.info(
-        f"Domain {name!r}: {num_samples} samples of {max_length} tokens, {num_dropped} tokens dropped."
-    )
+    logger.info(f"Domain {name!r}: {num_samples} samples of {max_length} tokens, {num_dropped} tokens dropped.")
     columns = ["input_ids", "position_ids"] if block_diagonal else ["input_ids"]
     arguments = {"tokenized": tokenized, "max_length": max_length, "block_diagonal": block_diagonal}
     return Dataset.from_generator(
@@ -154,9 +151,7 @@ def _pack_domain(
     )
 
 
-def _encode_documents(
-    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, list[list[int]]]:
+def _encode_documents(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
     """The ids of each document, without special tokens, and one EOS."""
     encoded = tokenizer(
         batch["text"], add_special_tokens=False, return_attention_mask=False, truncation=False, verbose=False

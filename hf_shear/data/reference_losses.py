@@ -18,9 +18,7 @@ FIT_START = (406.4, 0.336, 0.69)
 values come from this start."""
 MAX_EVALUATIONS = 200_000
 NUM_CONSTANTS = 3
-EXACT_FIT_TOLERANCE = (
-    1e-6  # nats per token: with as many points as constants, a fit that misses one has failed
-)
+EXACT_FIT_TOLERANCE = 1e-6  # nats per token: with as many points as constants, a fit that misses one has failed
 
 
 def reference_losses_by_size(
@@ -44,9 +42,7 @@ def reference_losses_by_size(
         UserWarning: with three sizes: three constants fit three points exactly, so nothing checks the law.
     """
     num_parameters = np.array([_positive("sizes", size) for size in sizes], dtype=np.float64)
-    if len(set(num_parameters.tolist())) < NUM_CONSTANTS or len(set(num_parameters.tolist())) < len(
-        num_parameters
-    ):
+    if len(set(num_parameters.tolist())) < NUM_CONSTANTS or len(set(num_parameters.tolist())) < len(num_parameters):
         raise ValueError(
             f"`sizes` must hold at least {NUM_CONSTANTS} different sizes, each once, but it is "
             f"{list(sizes)}. Where a family has fewer, use the source model's own losses as references."
@@ -68,9 +64,7 @@ def reference_losses_by_size(
             UserWarning,
             stacklevel=2,
         )
-    return {
-        name: _fit_and_evaluate(name, num_parameters, values, target_size) for name, values in losses.items()
-    }
+    return {name: _fit_and_evaluate(name, num_parameters, values, target_size) for name, values in losses.items()}
 
 
 def _positive(argument: str, value: float) -> float:

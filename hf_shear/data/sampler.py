@@ -103,15 +103,11 @@ class DynamicBatchSampler(Sampler[list[int]]):
         for name, size in domain_sizes.items():
             _check_at_least(f"domain_sizes[{name!r}]", size, 1, "Remove the empty domain, or add text to it.")
         _check_at_least("batch_size", batch_size, 1, "Give at least one sample.")
-        _check_at_least(
-            "gradient_accumulation_steps", gradient_accumulation_steps, 1, "Use 1 for no accumulation."
-        )
+        _check_at_least("gradient_accumulation_steps", gradient_accumulation_steps, 1, "Use 1 for no accumulation.")
         _check_at_least("world_size", world_size, 1, "Use 1 for a single process.")
         _check_at_least("seed", seed, 0, "Give a number that is not negative.")
         if not 0 <= rank < world_size:
-            raise ValueError(
-                f"`rank` must lie in range(`world_size`), {world_size}, but it is {rank}. Correct it."
-            )
+            raise ValueError(f"`rank` must lie in range(`world_size`), {world_size}, but it is {rank}. Correct it.")
         self.domain_sizes = {name: int(size) for name, size in domain_sizes.items()}
         self.batch_size = batch_size
         self.seed = seed
@@ -199,16 +195,12 @@ class DynamicBatchSampler(Sampler[list[int]]):
         edges = np.cumsum(weights[is_drawn]) * self.global_batch_size
         edges[-1] = self.global_batch_size
         # the points offset, offset + 1, ... are B in number; a domain gets those between its edges
-        points_below = np.clip(np.ceil(edges - generator.random()), 0, self.global_batch_size).astype(
-            np.int64
-        )
+        points_below = np.clip(np.ceil(edges - generator.random()), 0, self.global_batch_size).astype(np.int64)
         counts = np.zeros(len(weights), dtype=np.int64)
         counts[is_drawn] = np.diff(points_below, prepend=0)
         return counts, generator
 
-    def _global_batch(
-        self, index: int, consumed: np.ndarray, weights: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _global_batch(self, index: int, consumed: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The samples of a global batch [B], and how many of each domain [domains]."""
         counts, generator = self._counts(index, weights)
         parts = []
@@ -245,9 +237,7 @@ class DynamicBatchSampler(Sampler[list[int]]):
                     "new run."
                 )
         self.global_batch_index = int(state["global_batch_index"])
-        self._consumed = np.array(
-            [state["samples_consumed"][name] for name in self.domain_sizes], dtype=np.int64
-        )
+        self._consumed = np.array([state["samples_consumed"][name] for name in self.domain_sizes], dtype=np.int64)
         self._weights = {name: float(state["mixture_weights"][name]) for name in self.domain_sizes}
         self.version += 1
 

@@ -20,7 +20,6 @@ def prune_one_shot(
         importance: scores [*rows, units] per kind of unit; higher = keep.
     """
     gates = {
-        kind.name: hard_topk(importance[kind.name].to(model.device), kind.num_kept)
-        for kind in model.masks.constrained
+        kind.name: hard_topk(importance[kind.name].to(model.device), kind.num_kept) for kind in model.masks.constrained
     }
     return slice_model(model, gates)

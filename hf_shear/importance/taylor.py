@@ -59,6 +59,4 @@ def taylor_importance(model: ShearingMixin, batches: Iterable[dict[str, Tensor]]
 def random_importance(model: ShearingMixin, seed: int) -> dict[str, Tensor]:
     """Seeded uniform scores: the choice of units that knows nothing, as a baseline."""
     generator = torch.Generator().manual_seed(seed)
-    return {
-        kind.name: torch.rand(kind.mask_shape, generator=generator) for kind in model.masks.kinds.values()
-    }
+    return {kind.name: torch.rand(kind.mask_shape, generator=generator) for kind in model.masks.kinds.values()}

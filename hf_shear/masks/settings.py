@@ -57,6 +57,4 @@ class MaskSettings:
     @classmethod
     def paper(cls, seed: int = 42) -> MaskSettings:
         """The paper's masks, as its reference code has them."""
-        return cls(
-            method="hard_concrete", seed=seed, draw="per_micro_batch", log_alpha_bound=PAPER_LOG_ALPHA_BOUND
-        )
+        return cls(method="hard_concrete", seed=seed, draw="per_micro_batch", log_alpha_bound=PAPER_LOG_ALPHA_BOUND)

@@ -94,7 +94,9 @@ class ShearingMasks(nn.Module):
                 raise ValueError(f"`importance` has no scores for {kind.name!r}; it has {sorted(importance)}.")
             scores = importance[kind.name].to(self.log_alpha[kind.name].device)
             if scores.shape != kind.mask_shape:
-                raise ValueError(f"`importance[{kind.name!r}]` must be {kind.mask_shape}, but is {tuple(scores.shape)}.")
+                raise ValueError(
+                    f"`importance[{kind.name!r}]` must be {kind.mask_shape}, but is {tuple(scores.shape)}."
+                )
             # From the best, ties as `hard_topk` breaks them: equal scores keep the same units here and there.
             places = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1).float()
             width = layer_spread if kind.name == LAYER else spread

@@ -83,9 +83,7 @@ class ShearingMixin:
         if config.mask_phase is None:
             # Only a plain source may lack masks; a masked checkpoint records its phase when it is saved.
             self._keys_to_ignore_on_load_missing = [r"^masks\."]
-        self.masks = ShearingMasks(
-            ModelShape.from_config(config), config.resolved_target(), config.resolved_settings()
-        )
+        self.masks = ShearingMasks(ModelShape.from_config(config), config.resolved_target(), config.resolved_settings())
         self.masks.phase = config.resolved_phase()
         self._gates_override: dict[str, Tensor] | None = None
         make_masked(self.model.embed_tokens, MaskedEmbedding)
@@ -148,9 +146,7 @@ class ShearingMixin:
         heads = _per_layer(head_channel_masks(gates, self.masks.source), len(writes))
         neurons = _per_layer(gates.get(INTERMEDIATE), len(writes))
         hidden, count = gates.get(HIDDEN), self.masks.hidden_count(gates)
-        return [
-            LayerGates(hidden, count, heads[index], neurons[index], writes[index]) for index in range(len(writes))
-        ]
+        return [LayerGates(hidden, count, heads[index], neurons[index], writes[index]) for index in range(len(writes))]
 
     def forward(self, *args, **kwargs) -> ShearingCausalLMOutput:
         """As the stock model's, through the masks: drawn in training mode, deterministic in evaluation mode."""

@@ -190,9 +190,7 @@ def _check_baseline(record: Any, path: str) -> None:
 def _check_same_shape(shape: Mapping[str, int], target: Mapping[str, int], path: str) -> None:
     for name in SHAPE_NAMES:
         if shape[name] != target[name]:
-            raise ValueError(
-                f"`{path}.shape.{name}` must be the target's ({target[name]}), but it is {shape[name]}."
-            )
+            raise ValueError(f"`{path}.shape.{name}` must be the target's ({target[name]}), but it is {shape[name]}.")
 
 
 def _check_domains(results: Mapping[str, Any], baselines: Mapping[str, Any]) -> None:

@@ -96,9 +96,7 @@ def _arms(results: Mapping[str, Any]) -> list[_Arm]:
     mask_learning, recovery = tokens.get("mask_learning"), tokens.get("recovery")
     total = None if mask_learning is None or recovery is None else mask_learning + recovery
     spent = {"source": None, "pruned": mask_learning, "recovered": total}
-    arms = [
-        _Arm(name, results[name], spent[name], name == "recovered") for name in MODEL_NAMES if name in results
-    ]
+    arms = [_Arm(name, results[name], spent[name], name == "recovered") for name in MODEL_NAMES if name in results]
     baselines = results.get("baselines", {})
     return arms + [_Arm(name, record, record.get("tokens"), True) for name, record in baselines.items()]
 

@@ -50,7 +50,8 @@ def run_results(
         "tokens": {
             "mask_learning": learned["tokens"],
             "recovery": recovered["tokens"],
-            "evaluation": sum(row["eval_tokens"] for row in in_training) + sum(record["eval_tokens"] for record in judged),
+            "evaluation": sum(row["eval_tokens"] for row in in_training)
+            + sum(record["eval_tokens"] for record in judged),
             "calibration": learned["calibration_tokens"],
         },
         "seconds": {

@@ -33,7 +33,11 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: str | os.PathLike | None, resume: bool = False, overwrite: bool = False, settings: dict | None = None
+        self,
+        path: str | os.PathLike | None,
+        resume: bool = False,
+        overwrite: bool = False,
+        settings: dict | None = None,
     ):
         if resume and overwrite:
             raise ValueError("`--resume` and `--overwrite` contradict each other; give one of them.")
@@ -134,7 +138,9 @@ class RunFolder:
 def _is_unused(folder: Path) -> bool:
     """Whether a run was refused, or stopped, before it left anything but its settings."""
     content = list(folder.iterdir())
-    return content == [folder / _STAGES_NAME] and set(json.loads(content[0].read_text(encoding="utf-8"))) <= {"settings"}
+    return content == [folder / _STAGES_NAME] and set(json.loads(content[0].read_text(encoding="utf-8"))) <= {
+        "settings"
+    }
 
 
 def _next_numbered(root: Path) -> Path:

@@ -176,10 +176,7 @@ def _multiples_to_try(source: ModelShape) -> list[dict[str, int]]:
         "intermediate_size": for_width(source.intermediate_size),
     }
     num_steps = max(len(steps) for steps in multiples.values())
-    return [
-        {name: steps[min(step, len(steps) - 1)] for name, steps in multiples.items()}
-        for step in range(num_steps)
-    ]
+    return [{name: steps[min(step, len(steps) - 1)] for name, steps in multiples.items()} for step in range(num_steps)]
 
 
 def _values(source_size: int, multiple: int) -> list[int]:
@@ -220,9 +217,7 @@ def _ideal_sizes(config: PretrainedConfig, source: ModelShape, budget: int) -> d
     return at_width(high)
 
 
-def _search(
-    config: PretrainedConfig, source: ModelShape, budget: int
-) -> tuple[dict[str, int], dict[str, int]]:
+def _search(config: PretrainedConfig, source: ModelShape, budget: int) -> tuple[dict[str, int], dict[str, int]]:
     """The sizes nearest to the ideal that fill the budget but for `TOLERANCE`, and their multiples.
 
     The coarsest multiples that reach so far are taken; where none do, the sizes that fill most of the budget.
@@ -271,9 +266,7 @@ def _candidates(
                 yield sizes, outside_layers + num_layers * (without_mlp + per_unit * intermediate_size)
 
 
-def _head_counts(
-    hidden_size: int, source: ModelShape, multiples: dict[str, int]
-) -> Iterator[tuple[int, int]]:
+def _head_counts(hidden_size: int, source: ModelShape, multiples: dict[str, int]) -> Iterator[tuple[int, int]]:
     """The (heads, key/value heads) that go with a hidden size: they divide it, and no group grows."""
     heads_allowed = set(_values(source.num_attention_heads, multiples["num_attention_heads"]))
     for kv_heads in _values(source.num_key_value_heads, multiples["num_key_value_heads"]):

@@ -42,6 +42,4 @@ def preset_shape(name: str, source_config: PretrainedConfig) -> TargetShape:
     try:
         return TargetShape.from_source(source_config, **PRESETS[name])
     except ValueError as error:
-        raise ValueError(
-            f"The preset {name!r}, made for Llama-2-7B, does not fit this source: {error}"
-        ) from error
+        raise ValueError(f"The preset {name!r}, made for Llama-2-7B, does not fit this source: {error}") from error

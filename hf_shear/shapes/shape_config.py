@@ -42,9 +42,7 @@ def config_for_shape(
     """
     source = ModelShape.from_config(source_config)
     if shape.head_dim != source.head_dim:
-        raise ValueError(
-            f"`head_dim` must stay at the source's {source.head_dim}, but the shape has {shape.head_dim}."
-        )
+        raise ValueError(f"`head_dim` must stay at the source's {source.head_dim}, but the shape has {shape.head_dim}.")
     layers = _check_kept_layers(kept_layers, shape.num_hidden_layers, source.num_hidden_layers)
     changes: dict[str, Any] = {**shape.to_dict(), **_cut_layer_lists(source_config, layers)}
     config_class = type(source_config) if config_class is None else config_class
@@ -86,15 +84,12 @@ class ShapeAcceptance:
 
 def _check_kept_layers(kept_layers: Sequence[int] | None, num_kept: int, num_layers: int) -> list[int]:
     if num_kept > num_layers:
-        raise ValueError(
-            f"`num_hidden_layers` must be at most the source's {num_layers}, but it is {num_kept}."
-        )
+        raise ValueError(f"`num_hidden_layers` must be at most the source's {num_layers}, but it is {num_kept}.")
     if kept_layers is None:
         return list(range(num_kept))
     layers = list(kept_layers)
     are_indices = all(
-        isinstance(layer, Integral) and not isinstance(layer, bool) and 0 <= layer < num_layers
-        for layer in layers
+        isinstance(layer, Integral) and not isinstance(layer, bool) and 0 <= layer < num_layers for layer in layers
     )
     if not are_indices or len(layers) != num_kept or layers != sorted(set(layers)):
         raise ValueError(
@@ -119,9 +114,7 @@ def _may_be_per_layer(name: str) -> bool:
     return not name.startswith("_") and name not in _COMMON_FIELDS and "token" not in name
 
 
-def _fields_for_class(
-    source_config: PretrainedConfig, config_class: type[PretrainedConfig]
-) -> dict[str, Any]:
+def _fields_for_class(source_config: PretrainedConfig, config_class: type[PretrainedConfig]) -> dict[str, Any]:
     """Keyword arguments that carry everything but the shape of `source_config` into `config_class`."""
     own_fields = {field.name for field in fields(config_class)}
     foreign_fields = {field.name for field in fields(type(source_config))} - own_fields

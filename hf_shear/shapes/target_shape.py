@@ -30,9 +30,7 @@ class TargetShape(ModelShape):
     def __post_init__(self):
         super().__post_init__()
         if self.head_dim != self.source.head_dim:
-            raise ValueError(
-                f"`head_dim` must stay at the source's {self.source.head_dim}, but it is {self.head_dim}."
-            )
+            raise ValueError(f"`head_dim` must stay at the source's {self.source.head_dim}, but it is {self.head_dim}.")
         problem = _broken_rule(self.sizes(), SHAPE_NAMES, self.source)
         if problem is not None:
             raise ValueError(problem)

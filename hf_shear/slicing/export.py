@@ -46,9 +46,7 @@ def save_checkpoint(
     return output_dir
 
 
-def provenance_record(
-    model: PreTrainedModel, kept: dict | None, versions: dict[str, str], **facts: object
-) -> dict:
+def provenance_record(model: PreTrainedModel, kept: dict | None, versions: dict[str, str], **facts: object) -> dict:
     """What a sliced checkpoint is made of.
 
     Args:

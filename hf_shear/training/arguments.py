@@ -120,9 +120,7 @@ class ShearTrainingArguments(TrainingArguments):
                 " must not exceed 1 together: masks have to reach the target before they harden. Lower one of them."
             )
         if self.mask_scheduler not in ("constant", "weights"):
-            raise ValueError(
-                f"`mask_scheduler` must be 'constant' or 'weights', but it is {self.mask_scheduler!r}."
-            )
+            raise ValueError(f"`mask_scheduler` must be 'constant' or 'weights', but it is {self.mask_scheduler!r}.")
         if self.num_tokens is not None and self.num_tokens < 1:
             raise ValueError(f"`num_tokens` must be at least 1, but it is {self.num_tokens}.")
         if not self.ignore_data_skip:

@@ -29,7 +29,9 @@ def check_datasets(
             )
         empty = [domain for domain in datasets if len(datasets[domain]) == 0]
         if empty:
-            raise ValueError(f"`{name}` has domains without samples: {', '.join(empty)}. Give them text or leave them out.")
+            raise ValueError(
+                f"`{name}` has domains without samples: {', '.join(empty)}. Give them text or leave them out."
+            )
         _check_samples(name, datasets, model)
     if train_dataset is not None and eval_dataset is not None and set(train_dataset) != set(eval_dataset):
         raise ValueError(
@@ -69,7 +71,9 @@ def _check_samples(name: str, datasets: Mapping, model: PreTrainedModel) -> None
                 f" {model.config.vocab_size} entries. Tokenise with the model's own tokenizer."
             )
     if len(lengths) > 1:
-        raise ValueError(f"`{name}` has samples of different lengths {sorted(lengths)}; pack all with one `max_length`.")
+        raise ValueError(
+            f"`{name}` has samples of different lengths {sorted(lengths)}; pack all with one `max_length`."
+        )
     if max(lengths) > model.config.max_position_embeddings:
         raise ValueError(
             f"`{name}` has samples of {max(lengths)} tokens, but the model has {model.config.max_position_embeddings}"
