@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_shear import MaskSettings, ShearingLlamaForCausalLM, ShearTrainer, ShearTrainingArguments, slice_model
 from hf_shear.data import load_domains
-from hf_shear.importance import taylor_importance
+from hf_shear.importance import mask_start_importance
 from hf_shear.modeling import check_supported_source
 from hf_shear.reporting import collect_versions
 from hf_shear.runs import (
@@ -108,7 +108,7 @@ def learn_masks(pipeline, args, target, data, tokenizer, folder) -> dict:
     calibrated = pipeline.mask_start == "taylor" and not pipeline.paper
     if calibrated and checkpoint is None:
         batches = data.calibration(args.train_batch_size, pipeline.calibration_batches, args.seed)
-        model.masks.start_from_importance(taylor_importance(model, batches), pipeline.mask_start_spread)
+        model.masks.start_from_importance(mask_start_importance(model, batches), pipeline.mask_start_spread)
     stage = {"lr_scheduler_type": "constant_with_warmup"} if not pipeline.paper else PAPER_MASK_LEARNING
     args = replace(args, output_dir=str(folder.path / "mask_learning"), num_tokens=pipeline.mask_tokens, **stage)
     start = time.perf_counter()

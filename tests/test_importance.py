@@ -5,7 +5,13 @@ import copy
 import pytest
 import torch
 
-from hf_shear.importance import prune_one_shot, random_importance, taylor_importance
+from hf_shear.importance import (
+    layer_loss_rise,
+    mask_start_importance,
+    prune_one_shot,
+    random_importance,
+    taylor_importance,
+)
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, UNIT_KINDS, MaskPhase, MaskSettings
 from hf_shear.slicing import slice_model
 
@@ -167,6 +173,70 @@ def test_mode_and_gates_are_restored_after_an_error(model, batches, token_ids):
         taylor_importance(model, [batches[0], bad])
     assert model.training and model._gates_override is None
     assert all(norm.output_mask is None for norm in model._norms())
+
+
+def test_layer_loss_rise_is_the_loss_of_the_model_without_the_layer(build_llama, add_masks, batches):
+    """Against stock models from which one decoder layer was taken out by hand."""
+    source = build_llama(attention_bias=True, mlp_bias=True)
+    model = add_masks(source, TARGET)
+    rise = layer_loss_rise(model, iter(batches))
+    assert rise.shape == (4,) and rise.dtype == torch.float32
+
+    def mean_loss(plain):
+        with torch.no_grad():
+            return sum(plain(**batch, use_cache=False).loss.item() for batch in batches) / len(batches)
+
+    full = mean_loss(source)
+    for index in range(4):
+        without = copy.deepcopy(source)
+        del without.model.layers[index]
+        without.config.num_hidden_layers = 3
+        assert rise[index].item() == pytest.approx(mean_loss(without) - full, abs=2e-6)
+    assert rise.abs().max() > 1e-3
+
+
+def test_a_layer_that_does_nothing_has_no_rise(build_llama, add_masks, batches):
+    source = build_llama(num_hidden_layers=2)
+    with torch.no_grad():
+        source.model.layers[0].self_attn.o_proj.weight.zero_()
+        source.model.layers[0].mlp.down_proj.weight.zero_()
+        source.model.layers[1].mlp.down_proj.weight.mul_(30)
+    rise = layer_loss_rise(add_masks(source, {"num_hidden_layers": 1}), batches)
+    assert rise[0] == 0 and rise[1] != 0
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_layer_loss_rise_leaves_the_model_as_it_is(model, batches, token_ids, training):
+    model.train(training)
+    state = copy.deepcopy(model.state_dict())
+    layer_loss_rise(model, batches)
+    assert model.training == training and model.masks.training == training and model._gates_override is None
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_layer_loss_rise_names_what_is_wrong(model, batches):
+    with pytest.raises(ValueError, match="`batches` is empty.* at least one calibration batch"):
+        layer_loss_rise(model.train(), iter([]))
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight[3, 4] = float("inf")
+    with pytest.raises(ValueError, match="is not finite on the calibration text"):
+        layer_loss_rise(model, batches)
+    assert model.training
+
+
+def test_masks_start_from_taylor_scores_and_the_loss_rise_of_layers(model, batches):
+    importance, taylor = mask_start_importance(model, iter(batches * 2)), taylor_importance(model, batches * 2)
+    assert tuple(importance) == tuple(taylor)
+    assert torch.equal(importance[LAYER], layer_loss_rise(model, (batches * 2)[:4]))
+    assert not torch.equal(importance[LAYER], layer_loss_rise(model, batches))
+    assert all(torch.equal(importance[name], taylor[name]) for name in taylor if name != LAYER)
+
+
+def test_layers_that_all_stay_cost_no_forward_pass(build_llama, add_masks, batches):
+    model = add_masks(build_llama(), {"intermediate_size": 13})
+    importance, taylor = mask_start_importance(model, batches), taylor_importance(model, batches)
+    assert torch.equal(importance[LAYER], taylor[LAYER])
 
 
 def test_random_scores_are_seeded_uniform_and_complete(model):

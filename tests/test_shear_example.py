@@ -298,7 +298,7 @@ def test_targets_from_names_a_budget_and_a_preset(shear, inputs, capsys):
         {"hidden_size": 12, "preset": "sheared-llama-1.3b"},
         {"hidden_size": 12, "target_num_parameters": 9},
     ):
-        with pytest.raises(ValueError, match="Name a target one way: any of hidden_size, .*`--target_num_parameters`"):
+        with pytest.raises(ValueError, match="Name a target one way: hidden_size, .* or `--target_num_parameters`"):
             shear.choose_target(arguments(**wrong), config)
     with pytest.raises(ValueError, match="model_type 'gpt2', which can not be sheared. Supported model types: llama"):
         shear.choose_target(arguments(hidden_size=12), GPT2Config())

@@ -141,7 +141,7 @@ def test_start_from_importance_takes_ranks_within_each_row():
     importance = {name: torch.rand(parameter.shape) for name, parameter in masks.log_alpha.items()}
     importance[LAYER] = torch.tensor([0.3, 1e9, -5.0, 0.31])
     importance[KEY_VALUE_HEAD][2] = torch.tensor([3.0, 1.0, 2.0])
-    masks.start_from_importance(importance, spread=0.5, layer_spread=0.5)
+    masks.start_from_importance(importance, spread=0.5)
     # Ranks 0 to 3 become 1 - .5, 1 - .5 / 3, 1 + .5 / 3 and 1 + .5, whatever the scores' scale.
     expected = torch.tensor([1 - 0.5 / 3, 1.5, 0.5, 1 + 0.5 / 3])
     torch.testing.assert_close(masks.log_alpha[LAYER].detach(), expected)
@@ -157,13 +157,6 @@ def test_equal_scores_start_where_a_one_shot_choice_would_keep_them():
     masks.start_from_importance(importance)
     for name, scores in importance.items():
         assert torch.equal(masks.kept_units()[name], hard_topk(scores, masks.kinds[name].num_kept).bool())
-
-
-def test_start_from_importance_trusts_layers_less():
-    masks = make_masks(log_alpha_start=0.0)
-    masks.start_from_importance({name: torch.rand(p.shape) for name, p in masks.log_alpha.items()})
-    assert masks.log_alpha[LAYER].abs().max() == 0.25
-    assert masks.log_alpha[HIDDEN].abs().max() == 4.0
 
 
 def test_start_from_importance_respects_the_bound():

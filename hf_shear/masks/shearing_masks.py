@@ -22,7 +22,6 @@ _UNIFORM_EPS = 1e-6
 
 # How far scores of importance set the start of log_alpha apart (measured: model_cards/shearing.md).
 START_SPREAD = 4.0
-LAYER_START_SPREAD = 0.25
 
 
 class ShearingMasks(nn.Module):
@@ -81,13 +80,10 @@ class ShearingMasks(nn.Module):
         return start
 
     @torch.no_grad()
-    def start_from_importance(
-        self, importance: dict[str, Tensor], spread: float = START_SPREAD, layer_spread: float = LAYER_START_SPREAD
-    ) -> None:
+    def start_from_importance(self, importance: dict[str, Tensor], spread: float = START_SPREAD) -> None:
         """Start log_alpha from importance scores: ranks within each row, mapped to start_value + [-spread, spread].
 
-        Ranks, not values, since scores of different rows and criteria have different scales. Layers have a smaller
-        spread of their own: to close a whole layer is far from a small change, so first-order scores say little.
+        Ranks, not values, since scores of different rows and criteria have different scales.
         """
         for kind in self.constrained:
             if kind.name not in importance:
@@ -99,9 +95,8 @@ class ShearingMasks(nn.Module):
                 )
             # From the best, ties as `hard_topk` breaks them: equal scores keep the same units here and there.
             places = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1).float()
-            width = layer_spread if kind.name == LAYER else spread
             centred = 1 - 2 * places / max(kind.num_units - 1, 1)
-            self.log_alpha[kind.name].copy_(self._bounded(self.settings.start_value + width * centred))
+            self.log_alpha[kind.name].copy_(self._bounded(self.settings.start_value + spread * centred))
 
     @torch.no_grad()
     def clamp_log_alpha(self) -> None:

@@ -1,0 +1,31 @@
+"""The scores that learned masks start from: Taylor for units within layers, the loss rise for whole layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from ..masks import LAYER
+from ..modeling import ShearingMixin
+from .layer_loss_rise import layer_loss_rise
+from .taylor import taylor_importance
+
+LAYER_BATCHES = 4  # of the calibration batches: a forward pass per layer for each
+
+
+def mask_start_importance(model: ShearingMixin, batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Scores for ``model.masks.start_from_importance``.
+
+    Args:
+        model: a masked model; its weights, masks, gradients and mode are left as they are.
+        batches: calibration batches as for ``taylor_importance``; layers are judged on the first ``LAYER_BATCHES``.
+
+    Returns:
+        float32 scores [*rows, units] per kind of unit; higher = keep.
+    """
+    batches = list(batches)
+    importance = taylor_importance(model, batches)
+    if not model.masks.kinds[LAYER].frozen:
+        importance[LAYER] = layer_loss_rise(model, batches[:LAYER_BATCHES])
+    return importance
