@@ -22,6 +22,7 @@ from hf_shear.slicing import slice_model
 
 # The module, which the function of the same name hides.
 slice_module = importlib.import_module("hf_shear.slicing.slice_model")
+select_module = importlib.import_module("hf_shear.slicing.select_kept")
 
 FLOAT32_BOUND = 1e-5
 # bfloat16 keeps 8 bits: one rounding is 2^-9 relative. In standard deviations of the logits, two seeds of the six models
@@ -423,14 +424,16 @@ def leave_bias_unmasked_in_the_forward(monkeypatch):
 
 def leave_bias_unmasked_in_the_slice(name):
     def patch(monkeypatch):
-        original = slice_module._sliced_layer
+        original = slice_module._sliced_state_dict
 
-        def wrong(layer, index, kept, source, hidden, *masks):
-            state = original(layer, index, kept, source, hidden, *masks)
-            state[f"{name}.bias"] = layer.get_submodule(name).bias[hidden]
+        def wrong(model, gates, kept):
+            state = original(model, gates, kept)
+            for place, index in enumerate(kept.layers):
+                bias = model.model.layers[index].get_submodule(name).bias
+                state[f"model.layers.{place}.{name}.bias"] = bias[kept.hidden]
             return state
 
-        monkeypatch.setattr(slice_module, "_sliced_layer", wrong)
+        monkeypatch.setattr(slice_module, "_sliced_state_dict", wrong)
 
     return patch
 
@@ -457,6 +460,10 @@ def replace_in_slice(name, make_wrong):
     return lambda monkeypatch: monkeypatch.setattr(slice_module, name, make_wrong(getattr(slice_module, name)))
 
 
+def replace_in_selection(name, make_wrong):
+    return lambda monkeypatch: monkeypatch.setattr(select_module, name, make_wrong(getattr(select_module, name)))
+
+
 def without(kind):
     return lambda original: lambda gates, *rest: original({k: v for k, v in gates.items() if k != kind}, *rest)
 
@@ -481,7 +488,7 @@ MISTAKES = {  # what is done, and the complaint
     "layer gate not folded": (replace_in_slice("residual_write_masks", without(LAYER)), APART),
     "query gate not folded": (replace_in_slice("head_channel_masks", without(QUERY_HEAD)), APART),
     "group gate not folded": (replace_in_slice("head_channel_masks", without(KEY_VALUE_HEAD)), APART),
-    "first heads in place of kept ones": (replace_in_slice("_channels", renumber_heads), APART),
+    "first heads in place of kept ones": (replace_in_selection("head_channels", renumber_heads), APART),
 }
 # A tied pair is one tensor, which a second fold would meet twice; an untied pair has a norm and a head to fold into.
 ONLY_FOR = {"tied head scaled twice": True, "untied head scaled too": False}

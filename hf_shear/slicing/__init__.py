@@ -2,6 +2,7 @@
 
 from .export import PROVENANCE_NAME, provenance_record, save_checkpoint
 from .kept_units import KeptUnits, kept_units_from_masks
+from .select_kept import select_kept
 from .slice_model import slice_model
 
 __all__ = [
@@ -10,5 +11,6 @@ __all__ = [
     "kept_units_from_masks",
     "provenance_record",
     "save_checkpoint",
+    "select_kept",
     "slice_model",
 ]

@@ -15,8 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..masks import HIDDEN, INTERMEDIATE
 from ..modeling import ShearingLlamaForCausalLM, head_channel_masks, residual_write_masks, scale_weight
-from ..shapes import ModelShape, config_for_shape
+from ..shapes import config_for_shape
 from .kept_units import KeptUnits, kept_units_from_masks
+from .select_kept import head_channels, select_kept
 
 
 @torch.no_grad()
@@ -64,83 +65,42 @@ def slice_model(
 
 
 def _sliced_state_dict(model: ShearingLlamaForCausalLM, gates: dict[str, Tensor], kept: KeptUnits) -> dict[str, Tensor]:
-    device, tied = model.device, model.config.tie_word_embeddings
-    hidden = torch.tensor(kept.hidden, device=device)
-    mask = gates[HIDDEN][hidden] if HIDDEN in gates else None
-    embedding = model.model.embed_tokens.weight[:, hidden]
-    embedding = embedding if mask is None else embedding * mask.to(embedding.dtype)
-    state = {
-        "model.embed_tokens.weight": embedding,
-        "model.norm.weight": _sliced_norm(model.model.norm.weight, hidden, None if tied else mask),
-        "lm_head.weight": embedding if tied else model.lm_head.weight[:, hidden].clone(),
-    }
-    writes = residual_write_masks(gates, len(model.model.layers))
-    heads = head_channel_masks(gates, model.masks.source)
-    for new_index, index in enumerate(kept.layers):
-        neuron_mask = gates[INTERMEDIATE][index] if INTERMEDIATE in gates else None
-        layer_state = _sliced_layer(
-            model.model.layers[index],
-            index,
-            kept,
-            model.masks.source,
-            hidden,
-            mask,
-            writes[index],
-            None if heads is None else heads[index],
-            neuron_mask,
-        )
-        state.update({f"model.layers.{new_index}.{name}": tensor for name, tensor in layer_state.items()})
+    """The kept rows and columns, with the masks folded into embeddings, norms, o_proj and down_proj."""
+    source = model.masks.source
+    weights = {name: weight for name, weight in model.named_parameters() if not name.startswith("masks.")}
+    state = select_kept(weights, kept, source.head_dim)
+    tied = model.config.tie_word_embeddings
+    if HIDDEN in gates:
+        _fold_hidden(state, gates[HIDDEN][kept.hidden], tied)
+    if tied:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    writes, heads = residual_write_masks(gates, len(model.model.layers)), head_channel_masks(gates, source)
+    for place, index in enumerate(kept.layers):
+        write = writes[index]
+        if write is not None and write.numel() > 1:
+            write = write[kept.hidden]
+        elif write is not None:
+            write = write.expand(len(kept.hidden))
+        channels = head_channels(kept.heads[index], source.head_dim, model.device)
+        head_mask = None if heads is None else heads[index][channels]
+        neuron_mask = gates[INTERMEDIATE][index][kept.intermediate[index]] if INTERMEDIATE in gates else None
+        _fold_write(state, f"model.layers.{place}.self_attn.o_proj", write, head_mask)
+        _fold_write(state, f"model.layers.{place}.mlp.down_proj", write, neuron_mask)
     return state
 
 
-def _sliced_layer(
-    layer: torch.nn.Module,
-    index: int,
-    kept: KeptUnits,
-    source: ModelShape,
-    hidden: Tensor,
-    hidden_mask: Tensor | None,
-    write_mask: Tensor | None,
-    head_mask: Tensor | None,
-    neuron_mask: Tensor | None,
-) -> dict[str, Tensor]:
-    """State dict of one layer: rows and columns selected, masks folded into norms, o_proj and down_proj."""
-    device = hidden.device
-    queries = _channels(kept.heads[index], source.head_dim, device)
-    groups = _channels(kept.key_value_heads[index], source.head_dim, device)
-    neurons = torch.tensor(kept.intermediate[index], device=device)
-    if write_mask is not None and write_mask.numel() == 1:
-        write_mask = write_mask.expand(source.hidden_size)
-    attention, mlp = layer.self_attn, layer.mlp
-    state = {
-        "input_layernorm.weight": _sliced_norm(layer.input_layernorm.weight, hidden, hidden_mask),
-        "post_attention_layernorm.weight": _sliced_norm(layer.post_attention_layernorm.weight, hidden, hidden_mask),
-    }
-    for name, projection, rows, columns, row_mask, column_mask in (
-        ("self_attn.q_proj", attention.q_proj, queries, hidden, None, None),
-        ("self_attn.k_proj", attention.k_proj, groups, hidden, None, None),
-        ("self_attn.v_proj", attention.v_proj, groups, hidden, None, None),
-        ("self_attn.o_proj", attention.o_proj, hidden, queries, write_mask, head_mask),
-        ("mlp.gate_proj", mlp.gate_proj, neurons, hidden, None, None),
-        ("mlp.up_proj", mlp.up_proj, neurons, hidden, None, None),
-        ("mlp.down_proj", mlp.down_proj, hidden, neurons, write_mask, neuron_mask),
-    ):
-        row_mask = None if row_mask is None else row_mask[rows]
-        column_mask = None if column_mask is None else column_mask[columns]
-        weight = projection.weight.index_select(0, rows).index_select(1, columns)
-        state[f"{name}.weight"] = scale_weight(weight, row_mask, column_mask)
-        if projection.bias is not None:
-            bias = projection.bias[rows]
-            state[f"{name}.bias"] = bias if row_mask is None else bias * row_mask.to(bias.dtype)
-    return state
+def _fold_hidden(state: dict[str, Tensor], mask: Tensor, tied: bool) -> None:
+    """Masks of hidden dimensions into embeddings and norms."""
+    for name, weight in state.items():
+        if name == "model.embed_tokens.weight":
+            state[name] = weight * mask.to(weight.dtype)
+        elif name.endswith("norm.weight") and not (tied and name == "model.norm.weight"):
+            state[name] = (weight.float() * mask).to(weight.dtype)
 
 
-def _sliced_norm(weight: Tensor, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    kept = weight[hidden]
-    return kept if mask is None else (kept.float() * mask).to(weight.dtype)
-
-
-def _channels(heads: list[int], head_dim: int, device: torch.device) -> Tensor:
-    """Channels of the given heads, in order."""
-    starts = torch.tensor(heads, device=device).unsqueeze(1) * head_dim
-    return (starts + torch.arange(head_dim, device=device)).flatten()
+def _fold_write(state: dict[str, Tensor], module: str, write: Tensor | None, columns: Tensor | None) -> None:
+    """Masks of a write into the residual stream (rows, bias) and of what it reads (columns)."""
+    state[f"{module}.weight"] = scale_weight(state[f"{module}.weight"], write, columns)
+    if write is not None and f"{module}.bias" in state:
+        bias = state[f"{module}.bias"]
+        state[f"{module}.bias"] = bias * write.to(bias.dtype)

@@ -61,7 +61,7 @@ class ShearTrainingArguments(TrainingArguments):
     start_temperature: float = field(default=1.0, metadata={"help": "Temperature of the relaxed top-k at the start."})
     end_temperature: float = field(default=0.05, metadata={"help": "Temperature of the relaxed top-k at the end."})
     start_noise: float = field(
-        default=0.3, metadata={"help": "Logistic noise on the scores of the relaxed top-k at the start, falls to 0."}
+        default=0.0, metadata={"help": "Logistic noise on the scores of the relaxed top-k at the start, falls to 0."}
     )
     clip_masks: bool = field(
         default=False,
@@ -98,6 +98,10 @@ class ShearTrainingArguments(TrainingArguments):
     eval_token_share: float = field(
         default=0.05,
         metadata={"help": "Evaluations during training spend at most this share of the training tokens."},
+    )
+    start_moments: str | None = field(
+        default=None,
+        metadata={"help": "File of AdamW moments to start from, as `ShearTrainer.save_moments` writes it at the cut."},
     )
 
     # Changed defaults of TrainingArguments
