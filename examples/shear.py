@@ -35,7 +35,6 @@ from hf_shear.slicing import PROVENANCE_NAME, provenance_record, save_checkpoint
 from hf_shear.training import PAPER_MASK_LEARNING
 
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
-MOMENTS = "mask_learning/moments.safetensors"
 load_plain = AutoModelForCausalLM.from_pretrained  # in the dtype of the checkpoint
 
 
@@ -64,7 +63,6 @@ class PipelineArguments:
     mask_start: str = field(default="taylor", metadata={"help": "taylor, or uniform (the paper)."})
     mask_start_spread: float = field(default=4.0, metadata={"help": "Taylor start: log_alpha lies within +- this."})
     calibration_batches: int = field(default=16, metadata={"help": "Batches behind Taylor scores."})
-    carry_moments: bool = field(default=True, metadata={"help": "Recovery goes on with mask learning's AdamW moments."})
     paper: bool = field(default=False, metadata={"help": "The paper's mask learning, whatever else is set."})
     baselines: bool = field(default=True, metadata={"help": "Train random, Taylor and scratch at equal tokens."})
     baseline_learning_rates: str | None = field(default=None, metadata={"help": "JSON: rate by baseline."})
@@ -122,12 +120,10 @@ def learn_masks(pipeline, args, target, data, tokenizer, folder) -> dict:
     if trainer.is_world_process_zero():
         record = provenance_record(model, versions=collect_versions(), seed=args.seed, **facts)
         save_checkpoint(sliced, folder.path / "pruned", tokenizer, record)
-    carry = pipeline.carry_moments and not pipeline.paper
-    carried = carry and trainer.save_moments(folder.path / MOMENTS, kept)
     exported = time.perf_counter()
     return facts | trainer.stage_record("mask_learning") | {
         "calibration_tokens": pipeline.calibration_batches * args.train_batch_size * pipeline.max_length * calibrated,
-        "model": judge(sliced, data.judged, args), "carried": carried,
+        "model": judge(sliced, data.judged, args),
         "seconds": learned - start, "export_seconds": exported - learned,
     }  # fmt: skip
 
@@ -147,10 +143,9 @@ def train_plain(name, model, args, num_tokens, data, tokenizer, folder, learned,
 
 def recover(pipeline, args, data, tokenizer, folder, learned) -> dict:
     """Train the pruned model back to strength, to <output_dir>/recovered."""
-    model, changes = load_plain(folder.path / "pruned"), {"mixture_weights": learned["mixture_weights"]}
-    if learned["carried"]:  # no second warm-up
-        changes |= {"start_moments": str(folder.path / MOMENTS), "warmup_steps": 0}
-    record = train_plain("recovery", model, args, pipeline.recovery_tokens, data, tokenizer, folder, learned, **changes)
+    model, weights = load_plain(folder.path / "pruned"), learned["mixture_weights"]
+    record = train_plain("recovery", model, args, pipeline.recovery_tokens, data, tokenizer, folder, learned,
+                         mixture_weights=weights)  # fmt: skip
     if args.process_index == 0:
         provenance = json.loads((folder.path / "pruned" / PROVENANCE_NAME).read_text(encoding="utf-8"))
         save_checkpoint(model, folder.path / "recovered", tokenizer, provenance | {"recovery": record["tokens"]})

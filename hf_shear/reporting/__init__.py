@@ -3,7 +3,7 @@
 Everything here takes plain dicts and lists, so that it can be used on a results file alone.
 """
 
-from hf_shear.reporting.plots import plot_domains, plot_kept_units, plot_sizes
+from hf_shear.reporting.plots import plot_domains, plot_kept_units, plot_sizes, require_matplotlib
 from hf_shear.reporting.results import (
     SHAPE_NAMES,
     check_results,
@@ -25,6 +25,7 @@ __all__ = [
     "plot_kept_units",
     "plot_sizes",
     "read_results",
+    "require_matplotlib",
     "spread_table",
     "write_results",
 ]

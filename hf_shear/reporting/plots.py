@@ -432,12 +432,19 @@ def _check_history(history: Sequence[Mapping[str, Any]], stages: bool = True) ->
 # --- figures -----------------------------------------------------------------------------------------------
 
 
-def _new_figure(height: float) -> Figure:
+def require_matplotlib() -> None:
+    """Raise ImportError where pictures can not be drawn: a run asks before it starts, not when it ends."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise ImportError("Pictures need matplotlib: pip install 'hf-shear[plots]'.") from error
+
+
+def _new_figure(height: float) -> Figure:
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     size = (FIGURE_WIDTH, height)
     figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)

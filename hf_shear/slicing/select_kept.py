@@ -1,4 +1,4 @@
-"""Select kept rows and columns of tensors shaped like a Llama's weights: weights, or the moments of an optimizer."""
+"""Select the kept rows and columns of a Llama's weights."""
 
 from __future__ import annotations
 

@@ -99,10 +99,6 @@ class ShearTrainingArguments(TrainingArguments):
         default=0.05,
         metadata={"help": "Evaluations during training spend at most this share of the training tokens."},
     )
-    start_moments: str | None = field(
-        default=None,
-        metadata={"help": "File of AdamW moments to start from, as `ShearTrainer.save_moments` writes it at the cut."},
-    )
 
     # Changed defaults of TrainingArguments
     eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate; domain weights change then."})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -46,12 +45,6 @@ def check_datasets(
         raise ValueError(
             "`activation_checkpointing_kwargs={'use_reentrant': True}` does not work with masks: re-entrant checkpointing"
             " computes no gradient for tensors that reach a layer other than through its arguments. Set it to False."
-        )
-    if args.start_moments is not None and not Path(args.start_moments).is_file():
-        raise ValueError(f"`start_moments={args.start_moments!r}` is not a file. Leave it out to start afresh.")
-    if args.start_moments is not None and (args.deepspeed or args.fsdp):
-        raise ValueError(
-            "`start_moments` does not reach an optimizer of DeepSpeed or FSDP. Leave it out to start afresh."
         )
     if getattr(args, "n_gpu", 0) > 1:
         raise ValueError(

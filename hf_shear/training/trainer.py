@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,7 +22,6 @@ from ..data import (
     warn_of_runaway,
 )
 from ..modeling import ShearingMixin
-from ..slicing import KeptUnits
 from .arguments import ShearTrainingArguments
 from .checks import check_datasets
 from .cost import CostCallback, evaluation_samples_per_domain
@@ -32,7 +30,6 @@ from .errors import TrainingDivergedError
 from .history import EvaluationLog
 from .mask_optimization import MASKS, MULTIPLIERS, WEIGHTS, parameter_groups, set_group_schedule
 from .mask_report import mask_report, warn_if_off_target
-from .moments import has_moments, load_moments, save_kept_moments
 from .progress import EpochCallback, ShearProgressCallback
 from .state_file import read_state, write_state
 
@@ -157,8 +154,6 @@ class ShearTrainer(Trainer):
             )
             optimizer_class, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(args, source)
             self.optimizer = optimizer_class(groups, **optimizer_kwargs)
-            if args.start_moments is not None:
-                load_moments(args.start_moments, self.optimizer, source)
         return self.optimizer
 
     @property
@@ -389,23 +384,6 @@ class ShearTrainer(Trainer):
             "reference_losses": self.reference_losses,
             "eval_samples": evaluation_samples_per_domain(self) if self.eval_dataset else 0,
         }
-
-    def save_moments(self, path: str | Path, kept: KeptUnits) -> bool:
-        """Write AdamW's moments of the kept weights, for ``start_moments`` of the recovery of the sliced model.
-
-        Returns:
-            False, after a warning, where there are none to write: another ``optim``, or a state spread by DeepSpeed or
-            FSDP.
-        """
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled or not has_moments(self.optimizer):
-            logger.warning_once(
-                "Recovery will start with a fresh optimizer: moments are carried over the cut from AdamW without DeepSpeed"
-                " or FSDP alone. `--carry_moments false` silences this."
-            )
-            return False
-        if self.args.should_save:
-            save_kept_moments(path, self.optimizer, self.masked_model, kept, self.masked_model.masks.source.head_dim)
-        return True
 
     # ---- checkpoints ------------------------------------------------------------------------------------------
 
