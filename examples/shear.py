@@ -7,35 +7,42 @@ Without arguments it shears the tiny model in examples/embedded/model on text fr
 these arguments and those of transformers.TrainingArguments; `--config FILE.yaml` sets any of them.
 """
 
-import json
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
+import torch
+from accelerate import PartialState
 from embedded.stdlib_domains import stdlib_domains
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_shear import MaskSettings, ShearingLlamaForCausalLM, ShearTrainer, ShearTrainingArguments, slice_model
 from hf_shear.data import load_domains
 from hf_shear.importance import mask_start_importance
-from hf_shear.modeling import check_supported_source
-from hf_shear.reporting import collect_versions
+from hf_shear.masks import MASK_DRAWS, MASK_METHODS, START_SPREAD
+from hf_shear.reporting import require_matplotlib
 from hf_shear.runs import (
     BASELINES,
     RunFolder,
+    baseline_learning_rates,
     baseline_model,
+    choose_target,
     judge,
     parse_arguments,
     prepare_domain_data,
     run_results,
+    run_settings,
     write_report,
 )
-from hf_shear.shapes import SHAPE_NAMES, TargetShape, preset_shape, shape_for_budget
-from hf_shear.slicing import PROVENANCE_NAME, provenance_record, save_checkpoint
-from hf_shear.training import PAPER_MASK_LEARNING
+from hf_shear.shapes import SHAPE_NAMES
+from hf_shear.slicing import provenance_record, read_provenance, save_checkpoint
+from hf_shear.training import PAPER_MASK_LEARNING, check_domain_arguments
 
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
-load_plain = AutoModelForCausalLM.from_pretrained  # in the dtype of the checkpoint
+TRAINED_DTYPE = torch.float32  # AdamW loses small steps in half precision; --bf16 still computes in bfloat16
+load_plain = AutoModelForCausalLM.from_pretrained  # in the dtype of the checkpoint, if none is named
 
 
 @dataclass
@@ -58,57 +65,44 @@ class PipelineArguments:
     held_out_fraction: float = field(default=0.1, metadata={"help": "Share of the documents kept from training."})
     block_diagonal: bool = field(default=False, metadata={"help": "No attention across packed documents."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
-    mask_method: str = field(default="relaxed_topk", metadata={"help": "relaxed_topk, or hard_concrete (the paper)."})
-    mask_draw: str = field(default="per_step", metadata={"help": "per_step, or per_micro_batch (reference code)."})
-    mask_start: str = field(default="taylor", metadata={"help": "taylor, or uniform (the paper)."})
-    mask_start_spread: float = field(default=4.0, metadata={"help": "Taylor start: log_alpha lies within +- this."})
-    calibration_batches: int = field(default=16, metadata={"help": "Batches behind Taylor scores."})
+    mask_method: Literal[MASK_METHODS] = field(default="relaxed_topk", metadata={"help": "hard_concrete: the paper."})
+    mask_draw: Literal[MASK_DRAWS] = field(default="per_step", metadata={"help": "per_micro_batch: reference code."})
+    mask_start: Literal["taylor", "uniform"] = field(default="taylor", metadata={"help": "uniform: the paper."})
+    mask_start_spread: float = field(default=START_SPREAD, metadata={"help": "log_alpha starts within +- this."})
+    calibration_batches: int = field(default=16, metadata={"help": "Batches of a step's size, for Taylor scores."})
     paper: bool = field(default=False, metadata={"help": "The paper's mask learning, whatever else is set."})
     baselines: bool = field(default=True, metadata={"help": "Train random, Taylor and scratch at equal tokens."})
     baseline_learning_rates: str | None = field(default=None, metadata={"help": "JSON: rate by baseline."})
-    stop_after: str | None = field(default=None, metadata={"help": "mask_learning or recovery; --resume goes on."})
+    stop_after: Literal["mask_learning", "recovery"] | None = field(default=None, metadata={"help": "--resume goes on."})
     resume: bool = field(default=False, metadata={"help": "Continue the run in --output_dir."})
-    overwrite: bool = field(default=False, metadata={"help": "Delete the run in --output_dir first."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace the run in --output_dir."})
 
-
-def run_settings(pipeline, args, target) -> dict:
-    """What a resumed run must share with the run it continues."""
-    free = {"num_proc", "baselines", "baseline_learning_rates", "stop_after", "resume", "overwrite", *SHAPE_NAMES}
-    return {"target_shape": target.to_dict(), "seed": args.seed} | {
-        name: value for name, value in asdict(pipeline).items() if name not in free
-    }
-
-
-def choose_target(pipeline: PipelineArguments, config) -> TargetShape:
-    """The target from names, a preset or a budget; checked before any weight is loaded."""
-    check_supported_source(config)
-    named = {name: getattr(pipeline, name) for name in SHAPE_NAMES if getattr(pipeline, name) is not None}
-    ways = [bool(named), pipeline.preset is not None, pipeline.target_num_parameters is not None]
-    if sum(ways) != 1:
-        raise ValueError(f"Name a target one way: {', '.join(SHAPE_NAMES)}, `--preset` or `--target_num_parameters`.")
-    if pipeline.preset is not None:
-        return preset_shape(pipeline.preset, config)
-    if pipeline.target_num_parameters is not None:
-        choice = shape_for_budget(config, num_parameters=pipeline.target_num_parameters)
-        print(choice.describe())
-        return choice.shape
-    return TargetShape.from_source(config, **named)
+    def __post_init__(self):
+        for name in ("mask_tokens", "recovery_tokens", "calibration_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
+        baseline_learning_rates(self.baseline_learning_rates)  # refused now, not after recovery
 
 
 def masked_source(pipeline, args, target) -> ShearingLlamaForCausalLM:
     settings = MaskSettings(method=pipeline.mask_method, draw=pipeline.mask_draw, seed=args.seed)
     settings = MaskSettings.paper(args.seed) if pipeline.paper else settings
     path = pipeline.model_name_or_path
-    return ShearingLlamaForCausalLM.from_pretrained(path, target_shape=target, mask_settings=settings)
+    return ShearingLlamaForCausalLM.from_pretrained(path, dtype=TRAINED_DTYPE, target_shape=target, mask_settings=settings)
+
+
+def calibration(pipeline, args, data) -> list[dict]:
+    """Batches of one optimizer step's size, whatever its micro-batches."""
+    return list(data.calibration(args.samples_per_step(), pipeline.calibration_batches, args.seed))
 
 
 def learn_masks(pipeline, args, target, data, tokenizer, folder) -> dict:
     """Learn the masks, slice, and export to <output_dir>/pruned."""
     model, checkpoint = masked_source(pipeline, args, target), folder.last_checkpoint("mask_learning")
-    calibrated = pipeline.mask_start == "taylor" and not pipeline.paper
-    if calibrated and checkpoint is None:
-        batches = data.calibration(args.train_batch_size, pipeline.calibration_batches, args.seed)
-        model.masks.start_from_importance(mask_start_importance(model, batches), pipeline.mask_start_spread)
+    batches = calibration(pipeline, args, data) if pipeline.mask_start == "taylor" and not pipeline.paper else []
+    if batches and checkpoint is None:
+        importance = mask_start_importance(model.to(args.device), batches, args.train_batch_size)
+        model.masks.start_from_importance(importance, pipeline.mask_start_spread)
     stage = {"lr_scheduler_type": "constant_with_warmup"} if not pipeline.paper else PAPER_MASK_LEARNING
     args = replace(args, output_dir=str(folder.path / "mask_learning"), num_tokens=pipeline.mask_tokens, **stage)
     start = time.perf_counter()
@@ -116,16 +110,21 @@ def learn_masks(pipeline, args, target, data, tokenizer, folder) -> dict:
     trainer.train(resume_from_checkpoint=checkpoint)
     learned = time.perf_counter()
     sliced, kept = slice_model(trainer.masked_model)
+    sliced.to(source_dtype(folder))
     facts = {"masks": trainer.mask_report, "kept": kept.to_dict()}
-    if trainer.is_world_process_zero():
-        record = provenance_record(model, versions=collect_versions(), seed=args.seed, **facts)
+    if args.process_index == 0:
+        record = provenance_record(model, seed=args.seed, **facts)
         save_checkpoint(sliced, folder.path / "pruned", tokenizer, record)
     exported = time.perf_counter()
     return facts | trainer.stage_record("mask_learning") | {
-        "calibration_tokens": pipeline.calibration_batches * args.train_batch_size * pipeline.max_length * calibrated,
+        "calibration_tokens": sum(batch["input_ids"].numel() for batch in batches),
         "model": judge(sliced, data.judged, args),
         "seconds": learned - start, "export_seconds": exported - learned,
     }  # fmt: skip
+
+
+def source_dtype(folder) -> torch.dtype:
+    return getattr(torch, folder.finished("source")["dtype"])
 
 
 def train_plain(name, model, args, num_tokens, data, tokenizer, folder, learned, **changes) -> dict:
@@ -135,28 +134,29 @@ def train_plain(name, model, args, num_tokens, data, tokenizer, folder, learned,
     start = time.perf_counter()
     trainer = ShearTrainer(model, args, data.train, data.first_held_out(learned["eval_samples"]), tokenizer)
     trainer.train(resume_from_checkpoint=folder.last_checkpoint(name))
+    model.to(source_dtype(folder))
     return trainer.stage_record(name) | {
         "seconds": time.perf_counter() - start, "learning_rate": args.learning_rate,
         "model": judge(model, data.judged, args),
     }  # fmt: skip
 
 
-def recover(pipeline, args, data, tokenizer, folder, learned) -> dict:
+def recover(pipeline, args, target, data, tokenizer, folder, learned) -> dict:
     """Train the pruned model back to strength, to <output_dir>/recovered."""
-    model, weights = load_plain(folder.path / "pruned"), learned["mixture_weights"]
+    model = load_plain(folder.path / "pruned", dtype=TRAINED_DTYPE)
     record = train_plain("recovery", model, args, pipeline.recovery_tokens, data, tokenizer, folder, learned,
-                         mixture_weights=weights)  # fmt: skip
+                         mixture_weights=learned["mixture_weights"])  # fmt: skip
     if args.process_index == 0:
-        provenance = json.loads((folder.path / "pruned" / PROVENANCE_NAME).read_text(encoding="utf-8"))
-        save_checkpoint(model, folder.path / "recovered", tokenizer, provenance | {"recovery": record["tokens"]})
+        provenance = read_provenance(folder.path / "pruned") | {"recovery": record["tokens"]}
+        save_checkpoint(model, folder.path / "recovered", tokenizer, provenance)
     return record
 
 
 def train_baseline(name, pipeline, args, target, data, tokenizer, folder, learned) -> dict:
     """A baseline at the tokens of mask learning plus recovery."""
-    batches = data.calibration(args.train_batch_size, pipeline.calibration_batches, args.seed)
-    model = baseline_model(name, masked_source(pipeline, args, target), batches, args.seed)
-    rate = json.loads(pipeline.baseline_learning_rates or "{}").get(name, args.learning_rate)
+    source = masked_source(pipeline, args, target).to(args.device)
+    model = baseline_model(name, source, calibration(pipeline, args, data), args.seed, args.train_batch_size)
+    rate = baseline_learning_rates(pipeline.baseline_learning_rates).get(name, args.learning_rate)
     num_tokens = learned["tokens"] + folder.finished("recovery")["tokens"]
     return train_plain(name, model, args, num_tokens, data, tokenizer, folder, learned, learning_rate=rate)
 
@@ -167,32 +167,39 @@ def main() -> None:
         (PipelineArguments, ShearTrainingArguments), default_config=EMBEDDED / "shear.yaml",
         unless=["model_name_or_path"], instead={"preset": SHAPE_NAMES, "target_num_parameters": SHAPE_NAMES},
     )  # fmt: skip
+    require_matplotlib()
     config = AutoConfig.from_pretrained(pipeline.model_name_or_path)
-    target = choose_target(pipeline, config)
-    output_dir = None if args.output_dir == "trainer_output" else args.output_dir  # transformers' name for none given
-    folder = RunFolder.open(output_dir, pipeline.resume, pipeline.overwrite, run_settings(pipeline, args, target))
-    print(f"Target: {target}\nRun folder: {folder.path}")
+    target, reasons = choose_target(pipeline, config)
     tokenizer = AutoTokenizer.from_pretrained(pipeline.model_name_or_path)
+    domains = load_domains(pipeline.data_dir) if pipeline.data_dir else stdlib_domains()
+    check_domain_arguments(args, list(domains))
+    output_dir = None if args.output_dir == "trainer_output" else args.output_dir  # transformers' name for none given
+    folder = RunFolder.open(output_dir, pipeline.resume, pipeline.overwrite, run_settings(pipeline, target, args.seed))
+    tell = PartialState().print
+    tell("\n".join(filter(None, (reasons, f"Target: {target}", f"Run folder: {folder.path}"))))
     data = prepare_domain_data(
-        load_domains(pipeline.data_dir) if pipeline.data_dir else stdlib_domains(), tokenizer, config,
-        max_length=pipeline.max_length, held_out_fraction=pipeline.held_out_fraction,
+        domains, tokenizer, config, max_length=pipeline.max_length, held_out_fraction=pipeline.held_out_fraction,
         eval_tokens=pipeline.eval_tokens, block_diagonal=pipeline.block_diagonal, num_proc=pipeline.num_proc,
     )  # fmt: skip
     common = (pipeline, args, target, data, tokenizer, folder)
-    source = folder.stage("source", lambda: judge(load_plain(pipeline.model_name_or_path), data.judged, args))
-    learned = folder.stage("mask_learning", lambda: learn_masks(*common))
+
+    def stage(name, run, *arguments) -> dict:
+        tell(f"\n== {name}" + (" (finished before)" if folder.finished(name) else ""))
+        return folder.stage(name, lambda: run(*arguments))
+
+    stage("source", lambda: judge(load_plain(pipeline.model_name_or_path), data.judged, args))
+    learned = stage("mask_learning", learn_masks, *common)
     if pipeline.stop_after == "mask_learning":
         return
-    recovered = folder.stage("recovery", lambda: recover(pipeline, args, data, tokenizer, folder, learned))
+    recovered = stage("recovery", recover, *common, learned)
     if pipeline.stop_after == "recovery":
         return
-    baselines = {
-        name: folder.stage(name, lambda name=name: train_baseline(name, *common, learned))
-        for name in (BASELINES if pipeline.baselines else ())
-    }
-    results = run_results(source, learned, recovered, baselines, target, args.seed)
+    names = BASELINES if pipeline.baselines else ()
+    baselines = {name: stage(name, partial(train_baseline, name), *common, learned) for name in names}
+    results = run_results(folder.finished("source"), learned, recovered, baselines, target, args.seed)
     results["seconds"]["total"] = folder.total_seconds(started)
-    print(write_report(folder.path, results))
+    if args.process_index == 0:
+        print(write_report(folder.path, results))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from hf_shear.training.cost import (
     num_evaluations,
 )
 from hf_shear.training.mask_report import mask_report, warn_if_off_target
-from hf_shear.training.progress import EpochCallback, ShearProgressCallback, log_line
+from hf_shear.training.progress import EpochCallback, LinePrinterCallback, ShearProgressCallback, log_line
 
 # ---- cost -----------------------------------------------------------------------------------------------------
 
@@ -113,12 +113,13 @@ def test_a_run_prints_its_cost_and_a_line_per_log(tmp_path, capsys, quiet):
     trainer = make_trainer(plain_model(), args)
     trainer.train()
     shown = "".join(capsys.readouterr())
-    assert ("Training: 128 tokens in 2 steps" in shown) is not quiet
-    assert ("step 1/2  loss " in shown) is not quiet
+    assert shown.count("Training: 128 tokens in 2 steps") == 1
+    assert shown.count("step 1/2  loss ") == 1
     assert "{'loss'" not in shown
     kinds = {type(callback) for callback in trainer.callback_handler.callbacks}
     assert {CostCallback, EpochCallback} < kinds
     assert (ShearProgressCallback in kinds) is not quiet
+    assert (LinePrinterCallback in kinds) is quiet
 
 
 # ---- progress -------------------------------------------------------------------------------------------------

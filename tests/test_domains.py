@@ -116,6 +116,64 @@ def test_bad_parquet_and_bytes_are_named(tmp_path):
         load_domains(tmp_path)
 
 
+def gzipped(text: str) -> bytes:
+    return gzip.compress(text.encode())
+
+
+def parquet_bytes(folder: Path) -> bytes:
+    Dataset.from_dict({"text": ["a" * 100]}).to_parquet(folder / "whole")
+    return (folder / "whole").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("x.jsonl.gz", lambda _: b'{"text": "never compressed"}', r"BadGzipFile: Not a gzipped file"),
+        ("x.jsonl.gz", lambda _: gzipped('{"text": "cut off"}')[:-12], r"EOFError: Compressed file ended"),
+        ("x.jsonl.gz", lambda _: gzipped('{"text": "a"}')[:10] + b"\xff" * 20, r"error: Error -3 while decompressing"),
+        ("x.parquet", lambda _: b"", "ArrowInvalid: .*size is 0 bytes"),
+        ("x.parquet", lambda folder: parquet_bytes(folder)[:-20], "ArrowInvalid: .*magic bytes not found"),
+    ],
+)
+def test_broken_files_are_named(tmp_path_factory, tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content(tmp_path_factory.mktemp("whole")))
+    with pytest.raises(ValueError, match=rf"whole and readable, but '.*{name}' is not \({reason}.*Write or download"):
+        load_domains(tmp_path)
+
+
+UNREAD = ["b.txt.gz", "b.json.gz", "b.jsonl.zst", "b.csv", "b.TSV", "b.arrow", "b.zip", "b.tar.xz", "deep/b.parquet.gz"]
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_file_that_looks_like_text_but_is_not_read_is_warned_of(tmp_path, name):
+    write_jsonl(tmp_path / "a" / "a.jsonl", [{"text": "a"}])
+    (tmp_path / "a" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "a" / name).write_bytes(b"?")
+    with pytest.warns(UserWarning, match=rf"not read: 1 \('a/{name}'\)\. The kinds that are read are \.jsonl, "):
+        assert load_domains(tmp_path)["a"]["text"][:] == ["a"]
+
+
+def test_files_that_are_not_read_are_warned_of_once_and_can_be_silenced(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    for name in UNREAD[:5]:
+        (tmp_path / name).write_bytes(b"?")
+    with pytest.warns(UserWarning, match=r"not read: 5 \('b\.TSV', 'b\.csv', 'b\.json\.gz', \.\.\.\)\.") as caught:
+        load_domains(tmp_path)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        exec(str(caught[0].message).split("as does ")[1].rstrip("."), {"warnings": warnings})  # as it tells users
+        assert list(load_domains(tmp_path)) == ["a"]
+
+
+def test_notes_and_hidden_files_are_not_warned_of(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    for name in ("README.md", "LICENSE", "source.py", "dataset_infos.json.lock", ".b.csv", ".cache/b.csv", ".gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("not data")
+    assert list(load_domains(tmp_path)) == ["a"]  # and warnings are errors
+
+
 def test_bad_folders_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"`data_dir` must be an existing folder, but it is '.*missing'"):
         load_domains(tmp_path / "missing")
@@ -241,6 +299,24 @@ def test_one_document_is_cut_into_blocks_with_a_warning():
     assert first + last == text
     assert last.startswith(" word")
     assert abs(len(last) / len(text) - 0.25) < 0.02
+
+
+def test_blocks_of_the_same_text_have_the_same_fingerprint(tmp_path):
+    (tmp_path / "a.txt").write_text("one two three four")
+
+    def fingerprints(fraction, domains=None):
+        with pytest.warns(UserWarning, match="single"):
+            parts = split_domains(domains or load_domains(tmp_path), fraction)
+        return [part["a"]._fingerprint for part in parts]
+
+    first = fingerprints(0.5)
+    assert first[0] != first[1]
+    assert fingerprints(0.5) == first
+    in_memory = Dataset.from_dict({"text": ["one two three four"]}, features=load_domains(tmp_path)["a"].features)
+    assert fingerprints(0.5, {"a": in_memory}) == first
+    assert not set(fingerprints(0.3)) & set(first)
+    with_group = in_memory.add_column("group", ["g"])
+    assert not set(fingerprints(0.5, {"a": with_group})) & set(first)
 
 
 def test_one_group_of_several_documents_is_cut_into_blocks():

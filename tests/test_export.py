@@ -17,7 +17,8 @@ from training_helpers import (
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
 from hf_shear import ShearingLlamaForCausalLM, slice_model
-from hf_shear.slicing import PROVENANCE_NAME, provenance_record, save_checkpoint
+from hf_shear.reporting import collect_versions
+from hf_shear.slicing import PROVENANCE_NAME, provenance_record, read_provenance, save_checkpoint
 
 
 def names(folder) -> set[str]:
@@ -105,19 +106,20 @@ def test_provenance_says_what_was_kept_of_which_source(tmp_path):
     plain_model().save_pretrained(source)
     model = ShearingLlamaForCausalLM.from_pretrained(source, target_shape=TARGET)
     sliced, kept = slice_model(model)
-    record = provenance_record(model, kept.to_dict(), {"torch": "2"}, seed=3, masks={"a": 1})
+    record = provenance_record(model, kept, seed=3, masks={"a": 1})
     assert record["source"]["name_or_path"] == str(source)
     assert record["source"]["revision"] is None
     sizes = {"hidden_size": 18, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3}
     assert sizes | {"intermediate_size": 24, "head_dim": 4} == record["source"]["shape"]
     assert TARGET.items() <= record["target_shape"].items()
     assert record["mask_settings"]["method"] == "relaxed_topk"
-    assert (record["versions"], record["seed"], record["masks"]) == ({"torch": "2"}, 3, {"a": 1})
+    assert (record["versions"], record["seed"], record["masks"]) == (collect_versions(), 3, {"a": 1})
+    assert record["kept"] == kept.to_dict()
     kept_layers = record["kept"]["layers"]
     assert len(kept_layers) == 2 and len(record["kept"]["hidden"]) == 12
     assert set(record["kept"]["heads"]) == {str(layer) for layer in kept_layers}
     path = save_checkpoint(sliced, tmp_path / "out", provenance=record)
-    assert json.loads((path / PROVENANCE_NAME).read_text()) == record
+    assert read_provenance(path) == json.loads((path / PROVENANCE_NAME).read_text()) == record
     # The indices are those of the source: its rows are the sliced model's, up to the masks folded in.
     layer = kept_layers[1]
     rows = record["kept"]["intermediate"][str(layer)]
@@ -126,7 +128,7 @@ def test_provenance_says_what_was_kept_of_which_source(tmp_path):
 
 
 def test_provenance_of_a_model_in_memory(tmp_path):
-    record = provenance_record(masked_model("hard_concrete"), None, {})
+    record = provenance_record(masked_model("hard_concrete"), {"layers": [0]})
     assert record["source"]["name_or_path"] is None
-    assert record["kept"] is None
+    assert record["kept"] == {"layers": [0]}
     json.dumps(record)

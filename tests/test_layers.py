@@ -14,10 +14,10 @@ ALLOWED = {
     "shapes": set(),
     "masks": {"shapes"},
     "modeling": {"shapes", "masks"},
-    "slicing": {"shapes", "masks", "modeling"},
+    "reporting": set(),
+    "slicing": {"shapes", "masks", "modeling", "reporting"},
     "importance": {"shapes", "masks", "modeling", "slicing"},
     "data": set(),
-    "reporting": set(),
     "training": {"shapes", "masks", "modeling", "slicing", "importance", "data"},
     "runs": {"shapes", "masks", "modeling", "slicing", "importance", "data", "training", "reporting"},
 }

@@ -10,7 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_shear.data.mixture import check_mixture_weights, update_mixture_weights, warn_of_runaway
+from hf_shear.data.mixture import (
+    check_mixture_bounds,
+    check_mixture_weights,
+    update_mixture_weights,
+    warn_of_runaway,
+)
 
 START = {
     "cc": 0.67,
@@ -147,10 +152,11 @@ def test_any_update_is_a_mixture_between_the_bounds(rows, low, high):
             {"floor": 0.51},
             r"`floor` must lie between 0 and 1 / 2 .* but it is 0.51\. Lower it to 0.5 or less",
         ),
-        ({"floor": -0.1}, "`floor` must lie between"),
+        ({"floor": -0.1}, r"`floor` must lie between .* but it is -0.1\. Use 0 for no floor"),
         ({"floor": float("nan")}, "`floor` must lie between"),
         ({"ceiling": 0.4}, r"`ceiling` must lie between 1 / 2 .* but it is 0.4\. Raise it to 0.5 or more"),
-        ({"ceiling": 1.1}, "`ceiling` must lie between"),
+        ({"ceiling": 1.1}, r"`ceiling` must lie between .* but it is 1.1\. Use 1 for no ceiling"),
+        ({"ceiling": float("nan")}, "`ceiling` must lie between"),
         (
             {"weights": {"a": -1.0, "b": 2.0}},
             "`mixture_weights` must be finite and at least 0, but that of 'a' is -1",
@@ -166,6 +172,37 @@ def test_bad_updates(changes, message):
     with pytest.raises(ValueError, match=message):
         update_mixture_weights(**(arguments | changes))
     assert arguments["weights"] == {"a": 0.5, "b": 0.5}
+
+
+def test_bounds_are_called_what_the_user_calls_them():
+    check_mixture_bounds(0.25, 0.25, 4)
+    with pytest.raises(ValueError, match=r"`mixture_floor` must lie between 0 and 1 / 4 .* but it is 0\.3\. Lower"):
+        check_mixture_bounds(0.3, 1.0, 4)
+    with pytest.raises(ValueError, match=r"`mixture_ceiling` must lie between 1 / 4 .* but it is 0\.2\. Raise"):
+        check_mixture_bounds(0.0, 0.2, 4)
+    with pytest.raises(ValueError, match="`least` must lie"):
+        check_mixture_bounds(0.3, 1.0, 4, floor_name="least")
+    with pytest.raises(ValueError, match="`most` must lie"):
+        check_mixture_bounds(0.0, 0.2, 4, ceiling_name="most")
+
+
+@pytest.mark.parametrize("num_domains", [1, 2, 3, 6, 7, 11, 13])
+def test_bounds_that_the_errors_advise_are_accepted(num_domains):
+    with pytest.raises(ValueError) as caught:
+        check_mixture_bounds(1.01, 1.0, num_domains)
+    check_mixture_bounds(float(str(caught.value).split("Lower it to ")[1].split()[0]), 1.0, num_domains)
+    with pytest.raises(ValueError) as caught:
+        check_mixture_bounds(0.0, 0.0, num_domains)
+    check_mixture_bounds(0.0, float(str(caught.value).split("Raise it to ")[1].split()[0]), num_domains)
+
+
+def test_a_ceiling_does_not_bind_a_domain_that_is_alone():
+    check_mixture_bounds(0.2, 0.5, 1)
+    assert update_mixture_weights({"a": 0.3}, {"a": 2.0}, {"a": 1.0}, floor=0.2, ceiling=0.5) == {"a": 1.0}
+    with pytest.raises(ValueError, match="`mixture_floor` must lie between 0 and 1 / 1"):
+        check_mixture_bounds(1.5, 0.5, 1)
+    with pytest.raises(ValueError, match="`losses` must be finite"):
+        update_mixture_weights({"a": 1.0}, {"a": math.nan}, {"a": 1.0})
 
 
 def test_start_weights():

@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hf_shear.data.domains import load_domains
+from hf_shear.data.domains import load_domains, split_domains
 from hf_shear.data.packing import PACK_BATCH, check_max_length, check_tokenizer_fits, pack_domains
 
 EOS = 1
@@ -104,6 +104,35 @@ def test_packing_is_cached(tokenizer, tmp_path, monkeypatch):
         pack_domains(load_domains(tmp_path), tokenizer, 3)
 
 
+def test_a_part_that_is_too_short_is_not_called_the_whole_domain(tokenizer):
+    with pytest.warns(UserWarning, match="single document"):
+        train, held_out = split_domains({"book": documents([5] * 40)}, 0.1)
+    assert len(pack_domains(train, tokenizer, 16)["book"]) == 2
+    with pytest.raises(ValueError) as caught:
+        pack_domains(held_out, tokenizer, 16)
+    assert "the text of domain 'book' given here (the whole of it, or its train or held-out part) holds 5" in str(
+        caught.value
+    )
+    for fix in ("Lower `max_length`", "add text", "`held_out_fraction` (larger for a longer held-out part, smaller"):
+        assert fix in str(caught.value)
+
+
+def test_a_single_document_is_tokenised_once(tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "book.txt").write_text(" ".join(f"w{i}" for i in range(2, 42)))
+
+    def pack_both_parts():
+        with pytest.warns(UserWarning, match="single document"):
+            parts = split_domains(load_domains(tmp_path), 0.25)
+        return [pack_domains(part, tokenizer, 4)["book"] for part in parts]
+
+    first = pack_both_parts()
+    monkeypatch.setattr("hf_shear.data.packing._samples", packed_again)
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", packed_again)
+    again = pack_both_parts()
+    assert [part._fingerprint for part in again] == [part._fingerprint for part in first]
+    assert [part["input_ids"][:] for part in again] == [part["input_ids"][:] for part in first]
+
+
 def test_ids_above_65535_survive():
     large = word_tokenizer({f"w{i}": i for i in (2, 65_535, 65_536, 70_001, 151_935)})
     packed = pack_domains({"a": documents([65_535, 65_536, 70_001, 151_935])}, large, 5)
@@ -162,7 +191,7 @@ def test_long_documents_do_not_warn(tokenizer, caplog):
 
 def test_bad_arguments(tokenizer):
     domains = {"few": documents([5, 6])}
-    with pytest.raises(ValueError, match=r"`max_length` \(4\) tokens, but domain 'few' holds 3\. Add text"):
+    with pytest.raises(ValueError, match=r"`max_length` \(4\) tokens, but .* domain 'few' .* holds 3\. Lower"):
         pack_domains(domains, tokenizer, 4)
     with pytest.raises(ValueError, match="`max_length` must be at least 2 .* but it is 1"):
         pack_domains(domains, tokenizer, 1)

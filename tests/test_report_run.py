@@ -36,6 +36,7 @@ def stages(tmp_path_factory):
         "seconds": 5.0,
         "export_seconds": 1.0,
         "calibration_tokens": 64,
+        "reference_tokens": 90,
         "masks": {
             "expected_shape": sizes,
             "kept_below_half": dict.fromkeys(TARGET, 0),
@@ -79,7 +80,7 @@ def test_results_keep_the_contract_and_add_up(stages, results):
     assert results["tokens"] == {
         "mask_learning": 1000,
         "recovery": 4000,
-        "evaluation": 4 * 30 + 4 * 3 * 4 * (LENGTH - 1),  # 4 evaluations in training, 4 models judged
+        "evaluation": 4 * 30 + 4 * 3 * 4 * (LENGTH - 1) + 90,  # 4 in training, 4 models judged, references
         "calibration": 64,
     }
     seconds = results["seconds"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from hf_shear.runs import RunFolder
+from hf_shear.runs import RunFolder, run_settings
+from hf_shear.shapes import ModelShape
 from hf_shear.training.state_file import STATE_NAME
 
 SETTINGS = {"seed": 1, "target_shape": {"hidden_size": 12}, "data_dir": None}
@@ -38,7 +40,7 @@ def test_a_new_folder_and_an_empty_one_are_taken():
 
 def test_a_folder_with_a_run_is_refused_and_left_alone():
     folder = RunFolder("run", settings=SETTINGS)
-    folder.stage("source", lambda: {"loss": 1.0})
+    folder.stage("mask_learning", lambda: {"loss": 1.0})
     (folder.path / "results.json").write_text("{}")
     before = {name: (folder.path / name).read_text() for name in tree(folder.path)}
     with pytest.raises(ValueError, match="`--output_dir` 'run' already holds a run. Choose another folder, continue it "
@@ -51,6 +53,9 @@ def test_a_run_that_did_not_begin_does_not_block_its_folder():
     RunFolder("run", settings=SETTINGS)
     other = RunFolder("run", settings=SETTINGS | {"seed": 2})
     assert json.loads(Path("run/stages.json").read_text())["settings"]["seed"] == 2
+    other.stage("source", lambda: {"loss": 1.0})  # judged, and refused only then
+    third = RunFolder("run", settings=SETTINGS)
+    assert list(json.loads(Path("run/stages.json").read_text())) == ["settings"] and third.finished("source") is None
     (other.path / "mask_learning").mkdir()  # training had begun
     with pytest.raises(ValueError, match="already holds a run"):
         RunFolder("run", settings=SETTINGS)
@@ -65,14 +70,41 @@ def test_a_folder_that_no_run_wrote_is_never_touched(overwrite):
     assert tree(Path("photos")) == ["holiday.png"]
 
 
-def test_overwriting_deletes_the_run():
+def test_overwriting_deletes_the_run_when_the_first_stage_of_the_new_one_is_done():
     folder = RunFolder("run", settings=SETTINGS)
     folder.stage("source", lambda: {"loss": 1.0})
     (folder.path / "pruned").mkdir()
-    again = RunFolder("run", overwrite=True, settings=SETTINGS | {"seed": 2})
-    assert tree(again.path) == ["stages.json"]
+    before = json.loads(Path("run/stages.json").read_text())
+    again = RunFolder.open("run", False, True, SETTINGS | {"seed": 2})
     assert again.finished("source") is None
+    with pytest.raises(KeyError):  # such as data that can not be read
+        again.stage("source", lambda: {}["nothing"])
+    assert tree(again.path) == ["pruned", "stages.json"]
+    assert json.loads(Path("run/stages.json").read_text()) == before
+    again.stage("source", lambda: {"loss": 2.0})
+    assert tree(again.path) == ["stages.json"]
+    assert RunFolder("run", resume=True, settings=SETTINGS | {"seed": 2}).finished("source")["loss"] == 2.0
     assert RunFolder("fresh", overwrite=True).path.is_dir()
+
+
+def test_a_file_is_no_folder():
+    Path("notes.txt").write_text("x")
+    with pytest.raises(ValueError, match="`--output_dir` 'notes.txt' is a file. Choose another name"):
+        RunFolder("notes.txt", overwrite=True)
+    assert Path("notes.txt").read_text() == "x"
+
+
+@dataclass
+class Arguments:
+    mask_tokens: int = 5
+    hidden_size: int | None = 12
+    resume: bool = False
+
+
+def test_settings_are_what_decides_the_run():
+    target = ModelShape(12, 2, 2, 2, 16, head_dim=4)
+    settings = run_settings(Arguments(resume=True), target, seed=3)
+    assert settings == {"target_shape": target.to_dict(), "seed": 3, "mask_tokens": 5}
 
 
 def test_requests_that_contradict_each_other():
@@ -180,5 +212,6 @@ def test_open_is_the_constructor_in_one_process():
     assert folder.path == Path("run")
     folder.stage("source", lambda: {"loss": 1.0})
     assert RunFolder.open("run", True, False, SETTINGS).finished("source")["loss"] == 1.0
+    folder.stage("mask_learning", lambda: {"loss": 1.0})
     with pytest.raises(ValueError, match="already holds a run"):
         RunFolder.open("run", False, False, SETTINGS)

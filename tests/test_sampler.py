@@ -205,6 +205,18 @@ def test_a_new_pass_is_logged_once_by_the_first_rank(caplog):
     assert caplog.messages == []
 
 
+def test_a_new_pass_is_told_to_the_caller_instead(caplog):
+    caplog.set_level(logging.INFO, logger="hf_shear.data.sampler")
+    lines: list[str] = []
+    for rank in (0, 1):
+        sampler = DynamicBatchSampler({"a": 4, "b": 100}, 2, rank=rank, world_size=2, on_new_pass=lines.append)
+        for _ in range(4):
+            sampler.commit()
+    assert len(lines) == 1  # of rank 0
+    assert lines[0].startswith("Domain 'a' (4 samples) is exhausted: pass 2 over it")
+    assert caplog.messages == []
+
+
 # Splits of the same global batch
 
 

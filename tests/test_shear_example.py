@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +15,11 @@ import datasets
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from training_helpers import TARGET, letter_tokenizer, plain_model, random_documents
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaForCausalLM, TrainerCallback
 
-from hf_shear import ShearTrainer
+from hf_shear import ShearTrainer, ShearTrainingArguments
 from hf_shear.reporting import check_results
 from hf_shear.training import evaluate_domains
 
@@ -285,14 +288,15 @@ def test_the_papers_masks_and_a_numbered_folder(run, tmp_path, monkeypatch):
     assert record["calibration_tokens"] == 0
 
 
-def test_targets_from_names_a_budget_and_a_preset(shear, inputs, capsys):
+def test_targets_from_names_a_budget_and_a_preset(shear, inputs):
     config = AutoConfig.from_pretrained(inputs["model_name_or_path"])
     arguments = shear.PipelineArguments
-    named = shear.choose_target(arguments(hidden_size=12, intermediate_size=16), config)
+    named, reasons = shear.choose_target(arguments(hidden_size=12, intermediate_size=16), config)
+    assert reasons is None
     assert (named.hidden_size, named.intermediate_size, named.num_hidden_layers) == (12, 16, 3)
-    budget = shear.choose_target(arguments(target_num_parameters=6000), config)
+    budget, reasons = shear.choose_target(arguments(target_num_parameters=6000), config)
     assert budget.num_hidden_layers <= 3
-    assert capsys.readouterr().out.strip()
+    assert "Embeddings: " in reasons
     for wrong in (
         {},
         {"hidden_size": 12, "preset": "sheared-llama-1.3b"},
@@ -312,12 +316,62 @@ def test_targets_from_names_a_budget_and_a_preset(shear, inputs, capsys):
         ({"max_length": 64, "eval_tokens": 64}, "`max_length` must be at most"),
         ({"data_dir": "nowhere"}, "`data_dir` must be an existing folder, but it is 'nowhere'"),
         ({"mixture_weights": {"books": 1, "cc": 1}}, r"`mixture_weights` must name domains of the data, but \['cc'\]"),
+        ({"mixture_floor": 0.5}, "`mixture_floor` must lie between 0 and 1 / 3"),
+        ({"reference_losses": {"books": 1}}, "`reference_losses` must name the domains"),
+        ({"baseline_learning_rates": "{random: 1e-3}"}, "`baseline_learning_rates` must be JSON .* '{random: 1e-3}'"),
+        ({"baseline_learning_rates": {"tailor": 1e-3}}, "`baseline_learning_rates` must be JSON that gives some of random"),
+        ({"mask_tokens": 0}, "`mask_tokens` must be at least 1, but it is 0"),
+        ({"recovery_tokens": -5}, "`recovery_tokens` must be at least 1, but it is -5"),
     ],
 )
-def test_bad_input_is_refused(run, tmp_path, changes, text):
+def test_bad_input_is_refused_before_anything_runs(run, tmp_path, monkeypatch, changes, text):
+    monkeypatch.setattr("shear_example.judge", lambda *args: pytest.fail("it began"))
     with pytest.raises(ValueError, match=text):
         run(tmp_path / "run", **changes)
-    assert not (tmp_path / "run" / "pruned").exists()
+    assert not (tmp_path / "run").exists() or [path.name for path in (tmp_path / "run").iterdir()] == ["stages.json"]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"stop_after": "pruning"}, {"mask_start": "talyor"}, {"mask_method": "topk"}, {"mask_draw": "never"}]
+)
+def test_a_misspelt_choice_is_refused_with_the_choices(run, tmp_path, capsys, changes):
+    with pytest.raises(SystemExit):
+        run(tmp_path / "run", **changes)
+    (name, value) = next(iter(changes.items()))
+    assert re.search(f"argument --{name}.*: invalid choice: '{value}' \\(choose from", capsys.readouterr().err)
+
+
+def test_overwriting_with_a_mistake_loses_nothing(whole, run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    with pytest.raises(ValueError, match="`eval_tokens`"):
+        run(folder, "--overwrite", eval_tokens=3)
+    assert outcome(folder) == outcome(whole[0])
+    assert (folder / "recovered" / "model.safetensors").is_file()
+
+
+def test_a_half_precision_source_is_trained_in_float32_and_comes_back_as_it_was(run, inputs, tmp_path):
+    source = tmp_path / "model"
+    model = AutoModelForCausalLM.from_pretrained(inputs["model_name_or_path"]).to(torch.bfloat16)
+    model.save_pretrained(source)
+    letter_tokenizer().save_pretrained(source)
+    run(tmp_path / "run", "--baselines", "false", model_name_or_path=str(source))
+    results = results_of(tmp_path / "run")
+    for name in ("pruned", "recovered"):
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / name).dtype == torch.bfloat16
+        assert results[name]["dtype"] == "bfloat16"
+    checkpoint = next((tmp_path / "run" / "recovery").glob("checkpoint-*")) / "model.safetensors"
+    assert {tensor.dtype for tensor in load_file(checkpoint).values()} == {torch.float32}
+
+
+def test_accumulation_does_not_change_what_is_kept(run, whole, tmp_path):
+    changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    run(tmp_path / "run", "--stop_after", "mask_learning", **changes)
+    learned = json.loads((tmp_path / "run" / "stages.json").read_text())["mask_learning"]
+    wanted = json.loads((whole[0] / "stages.json").read_text())["mask_learning"]
+    assert learned["kept"] == wanted["kept"]
+    assert learned["calibration_tokens"] == wanted["calibration_tokens"]
+    assert learned["model"]["mean"] == pytest.approx(wanted["model"]["mean"], abs=1e-4)
 
 
 def test_a_refused_run_does_not_block_its_folder(run, tmp_path):
@@ -327,12 +381,30 @@ def test_a_refused_run_does_not_block_its_folder(run, tmp_path):
     run(tmp_path / "run", "--stop_after", "mask_learning")
 
 
-def test_help(shear, monkeypatch, capsys):
+PIPELINE_OPTIONS = """baseline_learning_rates baselines block_diagonal calibration_batches data_dir eval_tokens
+    held_out_fraction hidden_size intermediate_size mask_draw mask_method mask_start mask_start_spread mask_tokens
+    max_length model_name_or_path num_attention_heads num_hidden_layers num_key_value_heads num_proc overwrite paper
+    preset recovery_tokens resume stop_after target_num_parameters""".split()
+TRAINING_OPTIONS = """activation_checkpointing activation_checkpointing_kwargs budget_warmup_ratio clamp_excess clip_masks
+    dynamic_batches end_temperature eval_token_share hardening_ratio mask_learning_rate mask_scheduler mixture_ceiling
+    mixture_floor mixture_weights multiplier_learning_rate num_tokens reference_losses shape_gap_tolerance start_noise
+    start_temperature""".split()
+
+
+def test_options_are_frozen_and_shown(shear, monkeypatch, capsys):
+    """A change here is a change of the interface."""
+    assert sorted(shear.PipelineArguments.__dataclass_fields__) == PIPELINE_OPTIONS
+    ours = set(ShearTrainingArguments.__annotations__) - CHANGED_DEFAULTS - {"_VALID_DICT_FIELDS"}
+    assert sorted(ours) == TRAINING_OPTIONS
     monkeypatch.setattr("sys.argv", ["shear.py", "--help"])
     with pytest.raises(SystemExit) as caught:
         shear.main()
     assert caught.value.code == 0
     shown = capsys.readouterr().out
-    names = ("model_name_or_path", "data_dir", "output_dir", *TARGET, "target_num_parameters", "mask_tokens",
-             "recovery_tokens", "max_length", "seed", "resume", "overwrite", "baselines", "config")  # fmt: skip
-    assert all(f"--{name}" in shown for name in names)
+    for name in (*PIPELINE_OPTIONS, *TRAINING_OPTIONS, "output_dir", "seed", "config"):
+        assert f"--{name}" in shown, name
+
+
+CHANGED_DEFAULTS = {
+    "eval_strategy", "eval_steps", "adam_beta2", "remove_unused_columns", "logging_nan_inf_filter", "ignore_data_skip"
+}  # fmt: skip

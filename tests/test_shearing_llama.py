@@ -1,8 +1,11 @@
 """The masked Llama: loading, saving, modes, gradients, checkpointing, generation, the reference's masked logits."""
 
+import copy
+import inspect
 import json
 import logging
 import shutil
+import warnings
 from dataclasses import asdict
 
 import numpy as np
@@ -91,6 +94,12 @@ def fresh(source, add_masks, method="relaxed_topk", target=TARGET, seed=0, **set
     return scatter_masks(model, seed)
 
 
+def enable_checkpointing(model, options=None, **kwargs):
+    """By the name that the installed transformers has for it: the older one is deprecated from 5.23 on."""
+    older = not hasattr(model, "activation_checkpointing_enable")
+    (model.gradient_checkpointing_enable if older else model.activation_checkpointing_enable)(options, **kwargs)
+
+
 def gradients(model, token_ids, lagrangian_share=1.0):
     model.zero_grad()
     output = model(token_ids, labels=token_ids)
@@ -175,6 +184,64 @@ def test_dtype_is_the_checkpoint_s_or_the_one_asked_for_and_masks_stay_float32(b
     start = model.masks.start_parameters()
     for name, parameter in model.masks.named_parameters():
         assert parameter.dtype == torch.float32 and torch.equal(parameter, start[name])
+
+
+def test_dtype_may_be_spelled_torch_dtype(source_folder):
+    model = ShearingLlamaForCausalLM.from_pretrained(source_folder, target_shape=TARGET, torch_dtype=torch.bfloat16)
+    assert model.dtype == model.config.dtype == torch.bfloat16
+    assert model.masks.log_alpha[HIDDEN].dtype == torch.float32
+    both = ShearingLlamaForCausalLM.from_pretrained(
+        source_folder, target_shape=TARGET, torch_dtype=torch.bfloat16, dtype=torch.float16
+    )
+    assert both.dtype == torch.float16
+
+
+@pytest.mark.parametrize("load", [ShearingLlamaForCausalLM.from_pretrained, AutoModelForCausalLM.from_pretrained])
+def test_config_can_be_changed_on_loading(source_folder, masked_folder, load):
+    options = {"use_cache": False, "attention_dropout": 0.1, "output_hidden_states": True, "dtype": torch.bfloat16}
+    models = [load(masked_folder, attn_implementation="eager", **options)]
+    if load == ShearingLlamaForCausalLM.from_pretrained:
+        models.append(load(source_folder, target_shape=TARGET, attn_implementation="eager", **options))
+    for model in models:
+        assert {name: getattr(model.config, name) for name in options} == options
+        assert model.config._attn_implementation == "eager" and model.dtype == torch.bfloat16
+        assert model.model.layers[0].self_attn.attention_dropout == 0.1
+        output = model(torch.arange(3, 9).view(1, 6))
+        assert len(output.hidden_states) == 5 and "cache" not in output and "past_key_values" not in output
+
+
+def test_arguments_that_no_config_knows_are_refused_as_by_stock_classes(source, source_folder):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'use_cash'"):
+        ShearingLlamaForCausalLM.from_pretrained(source_folder, target_shape=TARGET, use_cash=False)
+    # A config that is given is taken for final.
+    with pytest.raises(TypeError, match="unexpected keyword argument 'use_cache'"):
+        ShearingLlamaForCausalLM.from_pretrained(
+            source_folder, target_shape=TARGET, config=source.config, use_cache=False
+        )
+
+
+@pytest.mark.parametrize("revision", ["main", None])
+def test_the_commit_is_recorded_and_not_the_branch(source_folder, tmp_path, revision):
+    """From a cache as the Hub's client lays it out; nothing is downloaded."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--some--llama"
+    shutil.copytree(source_folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    options = {} if revision is None else {"revision": revision}
+    model = ShearingLlamaForCausalLM.from_pretrained(
+        "some/llama", target_shape=TARGET, cache_dir=tmp_path, local_files_only=True, **options
+    )
+    assert model.config.source_name_or_path == "some/llama"
+    assert model.config.source_revision == commit
+
+
+@pytest.mark.parametrize("commit, recorded", [("0" * 40, "0" * 40), (None, "main")])
+def test_the_config_s_commit_wins_over_the_branch(source, commit, recorded):
+    source_config = copy.deepcopy(source.config)
+    source_config._commit_hash = commit  # releases of transformers before 5.20 set it
+    target = TargetShape.from_source(source_config, **TARGET)
+    assert ShearingLlamaConfig.from_source(source_config, target, PAPER, "main").source_revision == recorded
 
 
 @pytest.mark.parametrize("cast", [lambda m: m.to(torch.bfloat16), lambda m: m.half()])
@@ -312,6 +379,18 @@ def test_masks_of_a_bfloat16_checkpoint_are_saved_in_float32(source, add_masks, 
 def test_the_same_target_and_settings_may_be_repeated(masked_folder):
     model = ShearingLlamaForCausalLM.from_pretrained(masked_folder, target_shape=TARGET, mask_settings=PAPER)
     assert model.masks.target.sizes() == TARGET
+
+
+@pytest.mark.parametrize("given", [{"hidden_size": 12}, {"intermediate_size": 13, "num_hidden_layers": None}, {}])
+def test_a_part_of_the_same_target_may_be_repeated(masked_folder, given):
+    model = ShearingLlamaForCausalLM.from_pretrained(masked_folder, target_shape=given)
+    assert model.masks.target.sizes() == TARGET
+
+
+@pytest.mark.parametrize("given", [{"hidden_size": 18}, {"num_hidden_layers": 3, "head_dim": 5}, {"hidden": 12}])
+def test_a_part_of_another_target_is_refused_on_reload(masked_folder, given):
+    with pytest.raises(ValueError, match=f"`target_shape` {given} differs from .*'hidden_size': 12"):
+        ShearingLlamaForCausalLM.from_pretrained(masked_folder, target_shape=given)
 
 
 def test_another_target_is_refused_on_reload(masked_folder):
@@ -472,6 +551,54 @@ def test_gates_multiply_their_module_s_activations(source, add_masks, token_ids)
             hook.remove()
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_copy_computes_the_same(source, add_masks, token_ids, checkpointed):
+    """Even with a graph pending, which the copy must not break."""
+    model = fresh(source, add_masks).train()
+    model.set_mask_phase(TRAINING_PHASE)
+    if checkpointed:
+        enable_checkpointing(model)
+    expected = gradients(model, token_ids)
+    model.zero_grad()
+    pending = model(token_ids, labels=token_ids)
+    clone = copy.deepcopy(model)
+    pending.loss.backward()
+    assert all(torch.equal(p.grad, expected[name]) for name, p in model.named_parameters())
+    found = gradients(clone, token_ids)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    with torch.no_grad():
+        assert torch.equal(clone(token_ids).logits, pending.logits)
+        clone.masks.log_alpha[HIDDEN].neg_()
+        clone.model.embed_tokens.weight.zero_()
+        assert torch.equal(model(token_ids).logits, pending.logits)
+
+
+def test_layers_without_masks_are_refused(source, add_masks, token_ids):
+    model = fresh(source, add_masks)
+    model(token_ids)
+    with pytest.raises(ValueError, match="ran without its masks.*call the masked model itself"):
+        model.model(token_ids)
+
+
+def test_raw_embeddings_are_refused(source, add_masks, token_ids):
+    model = fresh(source, add_masks)
+    embedded = source.model.embed_tokens(token_ids)
+    calls = (
+        lambda: model(inputs_embeds=embedded),
+        lambda: model(None, None, None, None, embedded),
+        lambda: model.generate(inputs_embeds=embedded, max_new_tokens=2),
+        lambda: model(attention_mask=torch.ones_like(token_ids)),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="`input_ids` must be given.*`inputs_embeds` .*: pass `input_ids`"):
+            call()
+    assert torch.equal(model(input_ids=token_ids, inputs_embeds=None).logits, model(token_ids).logits)
+
+
+def test_the_forward_has_the_stock_signature():
+    assert inspect.signature(ShearingLlamaForCausalLM.forward) == inspect.signature(LlamaForCausalLM.forward)
+
+
 # ---- gradients, checkpointing, attention, host synchronisation --------------------------------------------------
 
 
@@ -486,12 +613,12 @@ def test_gradients_reach_all_masks_multipliers_and_weights(source, add_masks, to
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("options", [None, {"use_reentrant": False}])
+@pytest.mark.parametrize("options", [None, {"use_reentrant": False}, {"preserve_rng_state": False}])
 def test_checkpointing_gives_the_same_gradients(source, add_masks, token_ids, method, options):
     model = fresh(source, add_masks, method).train()
     model.set_mask_phase(TRAINING_PHASE)
     expected = gradients(model, token_ids)
-    model.activation_checkpointing_enable(options)
+    enable_checkpointing(model, options)
     assert model.model.gradient_checkpointing
     found = gradients(model, token_ids)
     assert found.keys() == expected.keys()
@@ -500,7 +627,7 @@ def test_checkpointing_gives_the_same_gradients(source, add_masks, token_ids, me
 
 def test_masks_are_drawn_once_per_forward_even_when_layers_are_recomputed(monkeypatch, source, add_masks, token_ids):
     model = fresh(source, add_masks).train()
-    model.activation_checkpointing_enable()
+    enable_checkpointing(model)
     draws, norms = [], []
     sample = ShearingMasks.sample
     monkeypatch.setattr(ShearingMasks, "sample", lambda self: draws.append(1) or sample(self))
@@ -512,11 +639,22 @@ def test_masks_are_drawn_once_per_forward_even_when_layers_are_recomputed(monkey
 def test_reentrant_checkpointing_is_refused_with_the_reason(source, add_masks):
     model = fresh(source, add_masks)
     reason = "`use_reentrant=True` does not work with masks: re-entrant checkpointing computes no gradient"
-    with pytest.raises(ValueError, match=reason):
-        model.activation_checkpointing_enable({"use_reentrant": True})
+    for options in ({}, {"offload": True}):
+        with pytest.raises(ValueError, match=reason):
+            enable_checkpointing(model, {"use_reentrant": True}, **options)
     assert not model.model.gradient_checkpointing
-    with pytest.warns(FutureWarning), pytest.raises(ValueError, match=reason):
+    with warnings.catch_warnings(), pytest.raises(ValueError, match=reason):
+        warnings.simplefilter("ignore", FutureWarning)  # newer releases of transformers warn of this name
         model.gradient_checkpointing_enable({"use_reentrant": True})
+
+
+def test_checkpointing_can_be_switched_off_and_thinned_out(source, add_masks):
+    model = fresh(source, add_masks)
+    enable_checkpointing(model, every_n_layers=2)
+    assert [layer.gradient_checkpointing for layer in model.model.layers] == [True, False, True, False]
+    older = not hasattr(model, "activation_checkpointing_disable")
+    (model.gradient_checkpointing_disable if older else model.activation_checkpointing_disable)()
+    assert not model.model.gradient_checkpointing
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -601,7 +739,7 @@ def test_without_a_cache_nothing_is_read_beyond_the_stock_model_s_own_check(
     for model in (source, fresh(source, add_masks, method, log_alpha_bound=4.0)):
         model.train()
         if checkpointed:
-            model.activation_checkpointing_enable()
+            enable_checkpointing(model)
         with CountHostReads() as guard:
             training_step(model, token_ids, use_cache=False)
         reads.append(guard.count)
@@ -644,6 +782,17 @@ def test_generation_equals_that_of_the_sliced_model(source, add_masks, token_ids
     assert ours.shape == (2, 16)
     assert torch.equal(ours, theirs)
     assert not torch.equal(ours, dense)
+
+
+def test_generation_skips_padding_that_no_attention_mask_names(source, add_masks):
+    """As the stock model does: `generate` sees from the forward's signature that it takes an attention mask."""
+    model = fresh(source, add_masks)
+    prompt = torch.tensor([[0, 0, 0, 5, 7], [4, 5, 6, 7, 8]])
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    derived = model.generate(prompt, **options)
+    assert torch.equal(derived, model.generate(prompt, attention_mask=(prompt != 0).long(), **options))
+    assert torch.equal(derived, slice_model(model)[0].generate(prompt, **options))
+    assert not torch.equal(derived, model.generate(prompt, attention_mask=torch.ones_like(prompt), **options))
 
 
 def test_generation_with_a_cache_equals_generation_without(source, add_masks, token_ids):
@@ -699,7 +848,7 @@ def test_two_forwards_before_one_backward_keep_their_own_masks(source_folder):
     def gradients(checkpointing: bool) -> dict:
         model = ShearingLlamaForCausalLM.from_pretrained(source_folder, target_shape=TARGET).train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            enable_checkpointing(model)
         losses = []
         for step in (0, 1):
             model.set_mask_phase(MaskPhase(optimizer_step=step, temperature=0.5, noise_scale=1.0))

@@ -14,6 +14,7 @@ from hf_shear.masks import (
     KEY_VALUE_HEAD,
     LAYER,
     QUERY_HEAD,
+    START_SPREAD,
     UNIT_KINDS,
     MaskPhase,
     MaskSettings,
@@ -149,6 +150,15 @@ def test_start_from_importance_takes_ranks_within_each_row():
     for name, scores in importance.items():
         kept = masks.kept_units()[name]
         assert torch.equal(kept, hard_topk(scores, masks.kinds[name].num_kept).bool())
+
+
+def test_start_from_importance_spans_start_spread():
+    assert START_SPREAD == 4.0  # what the model cards measured
+    masks = make_masks(log_alpha_start=1.0)
+    masks.start_from_importance({name: torch.rand(p.shape) for name, p in masks.log_alpha.items()})
+    for name, log_alpha in masks.log_alpha.items():
+        assert (log_alpha.amin(dim=-1) == 1 - START_SPREAD).all(), name
+        assert (log_alpha.amax(dim=-1) == 1 + START_SPREAD).all(), name
 
 
 def test_equal_scores_start_where_a_one_shot_choice_would_keep_them():

@@ -303,18 +303,42 @@ def test_nearest_hidden_size_is_sought_on_both_sides(hidden_size, nearest):
     assert nearest_in(text)["hidden_size"] == nearest
 
 
+def test_an_unnamed_hidden_size_stays_good_for_hardware():
+    config = LlamaConfig(
+        hidden_size=4096, num_hidden_layers=2, num_attention_heads=32, num_key_value_heads=8, intermediate_size=64
+    )
+    text = error_text(config, num_attention_heads=20)
+    nearest = nearest_in(text)
+    assert (nearest["hidden_size"], nearest["num_attention_heads"], nearest["num_key_value_heads"]) == (4096, 16, 8)
+    assert "To keep num_attention_heads=20: hidden_size=3840, num_key_value_heads=5." in text
+    text = error_text(mha_config(), num_attention_heads=5)  # 60 would be nearer, and slow
+    assert (nearest_in(text)["hidden_size"], nearest_in(text)["num_attention_heads"]) == (64, 4)
+    assert "To keep num_attention_heads=5: hidden_size=60." in text  # 5 does not divide 64
+
+
+@pytest.mark.parametrize(("hidden_size", "multiple"), [(1152, 128), (960, 64), (72, 8), (81, 1)])
+@pytest.mark.parametrize("heads", range(1, 9))
+def test_the_multiple_is_the_largest_that_the_source_has(hidden_size, multiple, heads):
+    source_heads = next(number for number in (9, 8) if hidden_size % number == 0)
+    config = llama_config(hidden_size=hidden_size, num_attention_heads=source_heads, num_key_value_heads=source_heads)
+    try:
+        TargetShape.from_source(config, num_attention_heads=heads)
+    except ValueError as error:
+        assert nearest_in(str(error))["hidden_size"] % multiple == 0
+
+
 def test_direct_construction_is_checked_too():
     source = ModelShape.from_config(llama_config())
     with pytest.raises(ValueError, match="`hidden_size` must be between 1 and the source's 64, but it is 128"):
         TargetShape(128, 5, 8, 4, 172, 8, source=source)
-    with pytest.raises(ValueError, match="`head_dim` must stay at the source's 8, but it is 16"):
+    with pytest.raises(ValueError, match=r"`head_dim` must stay at the source's 8, but it is 16\. Give 8\."):
         TargetShape(64, 5, 8, 4, 172, 16, source=source)
 
 
 def test_dict_with_unknown_names_or_another_head_dim_is_refused():
     with pytest.raises(ValueError, match="no size named 'num_layers', 'vocab_size'.*num_hidden_layers"):
         TargetShape.from_dict(llama_config(), {"num_layers": 4, "vocab_size": 3, "hidden_size": 48})
-    with pytest.raises(ValueError, match="`head_dim` must stay at the source's 8, but it is 4"):
+    with pytest.raises(ValueError, match=r"`head_dim` must stay .*8, but it is 4\. Leave it out: it is 8\."):
         TargetShape.from_dict(llama_config(), {"head_dim": 4})
     assert TargetShape.from_dict(llama_config(), {"hidden_size": 48}).hidden_size == 48
 

@@ -28,6 +28,7 @@ from hf_shear import DynamicBatchSampler, MaskSettings, ShearingLlamaForCausalLM
 from hf_shear.data import update_mixture_weights
 from hf_shear.masks.hard_concrete import PAPER_LOG_ALPHA_BOUND
 from hf_shear.training import PAPER_MASK_LEARNING, TrainingDivergedError, evaluate_domains
+from hf_shear.training.mask_optimization import set_group_rates
 
 NO_DROPOUT = {"attention_dropout": 0.0}
 OPEN_MASKS = MaskSettings(method="hard_concrete", log_alpha_start=1.0)  # not saturated, so that gates have gradients
@@ -372,8 +373,9 @@ def test_a_nan_stops_the_run_before_another_checkpoint(tmp_path, name, changes):
         trainer.train()
     text = str(caught.value)
     assert text.startswith("The loss or a gradient became NaN or infinite during mask learning, by step 4.")
-    assert f"The last good checkpoint is {tmp_path / 'checkpoint-3'}." in text
-    assert "Lower `learning_rate` (0.01) or `mask_learning_rate` (0.05), lower `max_grad_norm` (" in text
+    assert f"The last good checkpoint is {tmp_path / 'checkpoint-3'}: resume from it with a lower `learning_rate`" in text
+    assert "`learning_rate` (0.01) or `mask_learning_rate` (0.05)" in text
+    assert ("`max_grad_norm` (1.0)" in text) is ("max_grad_norm" not in changes)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
     tensors = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
@@ -385,10 +387,50 @@ def test_a_nan_is_found_steps_later_where_nothing_is_logged_between(tmp_path):
     args = make_args(tmp_path, save_strategy="steps", save_steps=6, logging_steps=6)
     trainer = make_trainer(plain_model(), args)
     _poison(trainer, "lm_head.weight", step=2, value=math.inf)
-    with pytest.raises(TrainingDivergedError, match="during recovery, by step 6. No checkpoint was written before that. "
-                       r"Lower `learning_rate` \(0.01\), lower `max_grad_norm`"):  # fmt: skip
+    (tmp_path / "checkpoint-3").mkdir()  # of another run, which it must not name
+    text = (
+        "during training, by step 6. No checkpoint was written before that: start again"
+        r" with a lower `learning_rate` \(0.01\) or `max_grad_norm` \(1.0\)\.$"
+    )
+    with pytest.raises(TrainingDivergedError, match=text):
         trainer.train()
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
+def test_a_lower_rate_is_obeyed_on_resume(tmp_path, capsys):
+    """What a NaN's message asks for: resume with lower rates. All else of the checkpoint stays."""
+    changes = {"save_strategy": "steps", "save_steps": 4, "lr_scheduler_type": "linear", "warmup_steps": 0}
+    trained(tmp_path, masked_model(), **changes)
+    checkpoint = str(tmp_path / "checkpoint-4")
+    lower = make_trainer(
+        masked_model(), make_args(tmp_path, **changes, learning_rate=1e-3, mask_learning_rate=0.0), callbacks=None
+    )
+    capsys.readouterr()
+    before = ShearingLlamaForCausalLM.from_pretrained(checkpoint).masks.log_alpha_hidden
+    lower.train(resume_from_checkpoint=checkpoint)
+    shown = capsys.readouterr().out
+    assert "The checkpoint's learning rate of weights was 0.01; it goes on with 0.001." in shown
+    assert "The checkpoint's learning rate of masks was 0.05; it goes on with 0." in shown
+    rates = [row["learning_rate"] for row in lower.state.log_history if "learning_rate" in row and row["step"] > 4]
+    assert rates == pytest.approx([1e-3 * (8 - step) / 8 for step in range(4, 8)])  # the schedule goes on
+    assert torch.equal(lower.model.masks.log_alpha_hidden, before)
+
+
+def test_another_schedule_cannot_change_its_rate_on_resume():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    assert set_group_rates(scheduler, optimizer, {"weights": 0.1}) == {}
+    with pytest.raises(ValueError, match="weights at 0.1, now 0.2 is asked for, but a resumed ReduceLROnPlateau cannot"):
+        set_group_rates(scheduler, optimizer, {"weights": 0.2})
+
+
+def test_the_evaluation_for_references_is_counted(tmp_path):
+    trainer = trained(tmp_path, plain_model(), eval_strategy="steps", eval_steps=4)
+    record = trainer.stage_record("recovery")
+    assert record["reference_tokens"] == record["history"][0]["eval_tokens"] > 0
+    given = trained(tmp_path, plain_model(), eval_strategy="steps", eval_steps=4,
+                    reference_losses=trainer.reference_losses)  # fmt: skip
+    assert given.stage_record("recovery")["reference_tokens"] == 0
 
 
 def test_a_nan_in_the_last_step_is_found_where_nothing_is_logged(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from datasets import Dataset
@@ -18,6 +20,7 @@ from training_helpers import (
 from transformers import TrainingArguments
 
 from hf_shear import ShearTrainer
+from hf_shear.training import check_domain_arguments
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +96,40 @@ def test_weights_and_references_must_name_the_domains(model, tmp_path):
     with pytest.raises(ValueError, match=r"`reference_losses` must name the domains \['books', 'code', 'wiki'\], but it"
                        r" names \['books'\]"):  # fmt: skip
         check(model, tmp_path, reference_losses={"books": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"mixture_floor": 0.34}, r"`mixture_floor` must lie between 0 and 1 / 3 .* but it is 0.34. Lower it to 0.3333"),
+        ({"mixture_ceiling": 0.3}, r"`mixture_ceiling` must lie between 1 / 3 .* but it is 0.3. Raise it to 0.333"),
+        (
+            {"reference_losses": {"books": 2.0, "code": math.nan, "wiki": 2.0}},
+            r"`reference_losses` must be finite numbers \(nats per token\), but that of 'code' is nan",
+        ),
+        (
+            {"reference_losses": {"books": 2.0, "code": "low", "wiki": 2.0}},
+            "`reference_losses` must be finite numbers .* but that of 'code' is 'low'",
+        ),
+    ],
+)
+def test_what_the_domains_do_not_allow_is_refused_at_once(model, tmp_path, changes, text):
+    with pytest.raises(ValueError, match=text):
+        check(model, tmp_path, **changes)
+    with pytest.raises(ValueError, match=text):
+        check_domain_arguments(make_args(tmp_path, **changes), ["books", "code", "wiki"])
+
+
+def test_half_precision_weights(tmp_path):
+    with pytest.raises(ValueError, match="weights are float16, .* Load the model with `dtype=torch.float32`, and compute"):
+        check(masked_model().half(), tmp_path)
+    with pytest.warns(UserWarning, match="weights are bfloat16, .* few weights move at all. .*filter this warning"):
+        check(plain_model().to(torch.bfloat16), tmp_path)
+
+
+def test_metrics_that_would_never_be_computed_are_refused(model, tmp_path):
+    with pytest.raises(ValueError, match="`compute_metrics` has no effect"):
+        ShearTrainer(model, make_args(tmp_path), train_domains(), compute_metrics=lambda prediction: {})
 
 
 def test_reentrant_checkpointing_is_refused(tmp_path):

@@ -145,7 +145,11 @@ def build_model(args: argparse.Namespace, name: str) -> LlamaForCausalLM:
             masked_config = ShearingLlamaConfig.from_source(config, half_of_every_size(config), settings)
             model = ShearingLlamaForCausalLM(masked_config)
     if args.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        # The second name is all that transformers before 5.23 knows, and what later releases warn of.
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable()
+        else:
+            model.gradient_checkpointing_enable()
     return model.to(torch.bfloat16 if args.dtype == "bfloat16" else torch.float32).train()
 
 

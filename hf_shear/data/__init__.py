@@ -2,7 +2,7 @@
 
 from hf_shear.data.domains import load_domains, split_domains
 from hf_shear.data.loader import DynamicDataLoader, collate_domain_samples
-from hf_shear.data.mixture import check_mixture_weights, update_mixture_weights, warn_of_runaway
+from hf_shear.data.mixture import check_mixture_bounds, check_mixture_weights, update_mixture_weights, warn_of_runaway
 from hf_shear.data.packing import check_max_length, check_tokenizer_fits, pack_domains
 from hf_shear.data.reference_losses import reference_losses_by_size
 from hf_shear.data.sampler import DynamicBatchSampler
@@ -11,6 +11,7 @@ __all__ = [
     "DynamicBatchSampler",
     "DynamicDataLoader",
     "check_max_length",
+    "check_mixture_bounds",
     "check_mixture_weights",
     "check_tokenizer_fits",
     "collate_domain_samples",

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,17 @@ TEXT_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".txt", ".parquet")
 DOCUMENT_SEPARATOR = "<|endoftext|>"
 """A line of a .txt file that is exactly this ends a document."""
 
+UNREAD_SUFFIXES = (
+    *(".7z", ".bz2", ".gz", ".lz4", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"),
+    *(".arrow", ".avro", ".csv", ".feather", ".jsonlines", ".ndjson", ".orc", ".tsv", ".warc", ".xml"),
+)
+"""Files that end so probably hold text that the user means to be read, and are not; others pass for notes."""
+
+NAMES_SHOWN = 3  # files that the warning of unread files names
+
 READ_BATCH = 256  # rows read or hashed at once: bounds memory, does not change any result
 READER_VERSION = 1  # part of the cache's key: raise it when a reader yields other documents for the same file
+BLOCKS_VERSION = 1  # likewise, for the parts of a domain that is split into blocks
 
 
 def load_domains(data_dir: str | Path, text_field: str = "text", *, group_field: str | None = None) -> DatasetDict:
@@ -37,7 +47,8 @@ def load_domains(data_dir: str | Path, text_field: str = "text", *, group_field:
     A folder that holds text files makes each file a domain, named by the file without its suffix. A folder
     that holds sub-folders makes each sub-folder a domain, with all the text files below it. Text files beside
     sub-folders are refused, because it is not clear which was meant. Other files (README.md, LICENSE), and
-    hidden files and folders, are ignored. Kinds: .jsonl, .jsonl.gz and .json (one object per line), .parquet,
+    hidden files and folders, are ignored; a warning names those that look like text of another kind
+    (`UNREAD_SUFFIXES`). Kinds: .jsonl, .jsonl.gz and .json (one object per line), .parquet,
     and .txt, where a line `<|endoftext|>` separates documents and a file without one is a document. Documents
     of white space alone are dropped. The Arrow files go to the cache of `datasets`; nothing is written to
     `data_dir`.
@@ -53,12 +64,14 @@ def load_domains(data_dir: str | Path, text_field: str = "text", *, group_field:
 
     Raises:
         ValueError: if the folder is missing or without text, if a domain has no document, or if a file cannot
-            be read: malformed json, a missing field, or a text that is not a string.
+            be read: malformed json, a missing field, a text that is not a string, or a broken file.
     """
     from datasets import DatasetDict
 
     domains = DatasetDict()
-    for name, files in _find_domains(Path(data_dir)).items():
+    found = _find_domains(Path(data_dir))
+    _warn_of_unread_files(Path(data_dir))
+    for name, files in found.items():
         domains[name] = _read_domain(name, files, text_field, group_field)
     return domains
 
@@ -89,13 +102,34 @@ def _find_domains(data_dir: Path) -> dict[str, list[Path]]:
             )
         found[name] = [file]
     for folder in folders:
-        found[folder.name] = [path for path in sorted(folder.rglob("*")) if _is_text_file(path, folder)]
+        found[folder.name] = [
+            path for path in sorted(folder.rglob("*")) if _suffix(path) and _is_visible_file(path, folder)
+        ]
     if not any(found.values()):
         raise ValueError(
             f"`data_dir` must hold text, but no file below {str(data_dir)!r} ends in "
             f"{', '.join(TEXT_SUFFIXES)}. Give a folder with one sub-folder or one file per domain."
         )
     return dict(sorted(found.items()))
+
+
+def _warn_of_unread_files(data_dir: Path) -> None:
+    """One warning of all the files that look like text or data, and are of no kind that is read."""
+    unread = [
+        path.relative_to(data_dir).as_posix()
+        for path in sorted(data_dir.rglob("*"))
+        if path.name.lower().endswith(UNREAD_SUFFIXES) and not _suffix(path) and _is_visible_file(path, data_dir)
+    ]
+    if unread:
+        names = ", ".join(map(repr, unread[:NAMES_SHOWN])) + (", ..." if len(unread) > NAMES_SHOWN else "")
+        warnings.warn(
+            f"`data_dir` ({str(data_dir)!r}) holds files that look like text but are not read: {len(unread)} "
+            f"({names}). The kinds that are read are {', '.join(TEXT_SUFFIXES)}. Convert the files, or move them "
+            "out of the folder, which also silences this, as does"
+            " warnings.filterwarnings('ignore', message='`data_dir`').",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _suffix(path: Path) -> str:
@@ -106,10 +140,9 @@ def _suffix(path: Path) -> str:
     return ""
 
 
-def _is_text_file(path: Path, folder: Path) -> bool:
-    """Whether this is a text file without a hidden folder between it and `folder`."""
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return not hidden and path.is_file() and bool(_suffix(path))
+def _is_visible_file(path: Path, folder: Path) -> bool:
+    """Whether this is a file, not hidden and without a hidden folder between it and `folder`."""
+    return path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _read_domain(name: str, files: list[Path], text_field: str, group_field: str | None) -> Dataset:
@@ -154,6 +187,8 @@ def _documents(
     cache_key: tuple[Any, ...],
 ) -> Iterator[dict[str, str]]:
     """The documents of a domain's files, in order. `cache_key` tells one state of the files from another."""
+    import pyarrow as pa
+
     is_empty = True
     for file in files:
         path = Path(file)
@@ -171,6 +206,11 @@ def _documents(
                     yield {"text": text} if group_field is None else {"text": text, "group": group}
         except UnicodeDecodeError as error:
             raise ValueError(f"Text files must be UTF-8, but {file!r} is not ({error}). Convert the file.") from error
+        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:  # gzip raises any of the first three
+            raise ValueError(
+                f"Text files must be whole and readable, but {file!r} is not ({type(error).__name__}: {error}). "
+                "Write or download it again, or remove it."
+            ) from error
     if is_empty:
         raise _no_documents(name, files)
 
@@ -354,12 +394,9 @@ def _choose_held_out_groups(hashes: Mapping[str, np.ndarray], held_out_fraction:
 
 def _split_into_blocks(name: str, dataset: Dataset, held_out_fraction: float) -> tuple[Dataset, Dataset]:
     """Cut the only group of a domain: the first part for training, the last part held out."""
-    from datasets import Dataset
-
     warnings.warn(
         f"Domain {name!r} has a single document (or a single group), so it is split into contiguous blocks: "
-        f"the last {held_out_fraction:.0%} of its characters is held out. Its held-out loss is that of a "
-        "document "
+        f"the last {held_out_fraction:.0%} of its characters is held out. Its held-out loss is that of a document "
         "the model has read the beginning of; several documents would say more.",
         UserWarning,
         stacklevel=3,
@@ -374,12 +411,30 @@ def _split_into_blocks(name: str, dataset: Dataset, held_out_fraction: float) ->
             f"Domain {name!r} must have text for both a train and a held-out part, but it has only "
             f"{num_characters} characters. Add documents to it."
         )
-    parts = []
-    for part in (train_texts, held_out_texts):
-        first = rows[0]
-        columns = {column: [first[column]] * len(part) for column in dataset.column_names}
-        parts.append(Dataset.from_dict(columns | {"text": part}, features=dataset.features))
-    return parts[0], parts[1]
+    return _block(train_texts, rows[0], dataset), _block(held_out_texts, rows[0], dataset)
+
+
+def _block(texts: Sequence[str], first: Mapping[str, Any], dataset: Dataset) -> Dataset:
+    """The texts as documents, with the other columns of the group's first one.
+
+    It is a file of the cache, named by what it holds: `datasets` caches nothing that is made from a data set
+    in memory, so that a long book would be tokenised anew in each run.
+    """
+    from datasets import Dataset
+    from datasets.fingerprint import Hasher
+
+    columns = {column: first[column] for column in dataset.column_names if column != "text"}
+    return Dataset.from_generator(
+        _block_documents,
+        features=dataset.features,
+        gen_kwargs={"texts": tuple(texts), "columns": columns},  # `datasets` would take a list for shards
+        fingerprint=Hasher.hash([BLOCKS_VERSION, list(texts), sorted(columns.items()), repr(dataset.features)]),
+    )
+
+
+def _block_documents(texts: Sequence[str], columns: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for text in texts:
+        yield {**columns, "text": text}
 
 
 def _cut_texts(texts: Sequence[str], num_train_characters: int) -> tuple[list[str], list[str]]:

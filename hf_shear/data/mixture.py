@@ -57,6 +57,40 @@ def check_mixture_weights(weights: Mapping[str, float] | None, domain_names: Ite
     return {name: float(weights[name]) / total for name in names}
 
 
+def check_mixture_bounds(
+    floor: float,
+    ceiling: float,
+    num_domains: int,
+    *,
+    floor_name: str = "mixture_floor",
+    ceiling_name: str = "mixture_ceiling",
+) -> None:
+    """Check that some weights between the bounds sum to one.
+
+    Args:
+        floor: least weight of a domain.
+        ceiling: greatest weight of a domain. It binds no domain that is alone: any share will do then.
+        num_domains: the domains that share a batch, at least 1.
+        floor_name, ceiling_name: what the error calls them.
+
+    Raises:
+        ValueError: if there are no such weights.
+    """
+    if not (0.0 <= floor and floor * num_domains <= 1.0):
+        most = math.floor(1e4 / num_domains) / 1e4  # rounded to the side that passes this check
+        raise ValueError(
+            f"`{floor_name}` must lie between 0 and 1 / {num_domains} (the number of domains), but it is {floor}. "
+            + (f"Lower it to {most:g} or less." if floor > 0 else "Use 0 for no floor.")
+        )
+    is_too_low = ceiling * num_domains < 1.0 and (num_domains > 1 or ceiling <= 0.0)
+    if is_too_low or not ceiling <= 1.0:
+        least = math.ceil(1e4 / num_domains) / 1e4
+        raise ValueError(
+            f"`{ceiling_name}` must lie between 1 / {num_domains} (the number of domains) and 1, but it is "
+            f"{ceiling}. " + (f"Raise it to {least:g} or more." if is_too_low else "Use 1 for no ceiling.")
+        )
+
+
 def update_mixture_weights(
     weights: Mapping[str, float],
     losses: Mapping[str, float],
@@ -81,7 +115,8 @@ def update_mixture_weights(
             `excess = loss - reference`, which takes weight from domains that are below their reference.
         smoothing: share of the uniform mixture.
         floor: least weight of a domain.
-        ceiling: greatest weight of a domain: stops one that never reaches its reference from taking all.
+        ceiling: greatest weight of a domain: stops one that never reaches its reference from taking all. A
+            domain that is alone takes all of every batch, whatever it is.
 
     Returns:
         The new weights. The arguments are not changed.
@@ -91,10 +126,12 @@ def update_mixture_weights(
     """
     old = check_mixture_weights(weights, weights)
     names = list(old)
-    _check_bounds(floor, ceiling, len(names))
+    check_mixture_bounds(floor, ceiling, len(names), floor_name="floor", ceiling_name="ceiling")
     if not 0.0 <= smoothing <= 1.0:
         raise ValueError(f"`smoothing` must lie between 0 and 1, but it is {smoothing}. The paper's is {SMOOTHING}.")
     excess = _ordered("losses", losses, names) - _ordered("reference_losses", reference_losses, names)
+    if len(names) == 1:
+        return {names[0]: 1.0}
     if clamp_excess:
         excess = np.maximum(excess, 0.0)
     with np.errstate(divide="ignore"):  # the logarithm of a weight of 0 is minus infinity, as it should be
@@ -117,20 +154,6 @@ def warn_of_runaway(before: Mapping[str, float], after: Mapping[str, float], cei
                 UserWarning,
                 stacklevel=2,
             )
-
-
-def _check_bounds(floor: float, ceiling: float, num_domains: int) -> None:
-    """Weights between the bounds that sum to one must exist."""
-    if not (0.0 <= floor and floor * num_domains <= 1.0):
-        raise ValueError(
-            f"`floor` must lie between 0 and 1 / {num_domains} (the number of domains), but it is {floor}. "
-            f"Lower it to {1.0 / num_domains:.4g} or less."
-        )
-    if not (ceiling <= 1.0 and ceiling * num_domains >= 1.0):
-        raise ValueError(
-            f"`ceiling` must lie between 1 / {num_domains} (the number of domains) and 1, but it is "
-            f"{ceiling}. Raise it to {1.0 / num_domains:.4g} or more."
-        )
 
 
 def _ordered(argument: str, losses: Mapping[str, float], names: list[str]) -> np.ndarray:

@@ -136,8 +136,10 @@ def _pack_domain(
     num_tokens = sum(int(_lengths(ids).sum()) for ids in _batches(tokenized))
     if num_tokens < max_length:
         raise ValueError(
-            f"Every domain must hold at least `max_length` ({max_length}) tokens, but domain {name!r} holds "
-            f"{num_tokens}. Add text to it, lower `max_length`, or remove the domain."
+            f"Every domain must hold at least `max_length` ({max_length}) tokens, but the text of domain {name!r} "
+            f"given here (the whole of it, or its train or held-out part) holds {num_tokens}. Lower `max_length`, "
+            "add text to the domain, change `held_out_fraction` (larger for a longer held-out part, smaller for a "
+            "longer train part), or remove the domain."
         )
     num_samples, num_dropped = divmod(num_tokens, max_length)
     logger.info(f"Domain {name!r}: {num_samples} samples of {max_length} tokens, {num_dropped} tokens dropped.")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,8 @@ class DynamicBatchSampler(Sampler[list[int]]):
         seed: >= 0; another seed is another order and other batches.
         gradient_accumulation_steps: micro-batches per global batch and rank.
         rank, world_size: this process and the number of processes.
+        on_new_pass: called on rank 0 with a line of text when a domain is exhausted and a new pass over it
+            begins; `None` is this module's `logger.info`, which is not shown unless logging is set up.
 
     Raises:
         ValueError: for numbers outside their ranges, an empty domain, or bad weights.
@@ -99,6 +101,7 @@ class DynamicBatchSampler(Sampler[list[int]]):
         gradient_accumulation_steps: int = 1,
         rank: int = 0,
         world_size: int = 1,
+        on_new_pass: Callable[[str], None] | None = None,
     ) -> None:
         for name, size in domain_sizes.items():
             _check_at_least(f"domain_sizes[{name!r}]", size, 1, "Remove the empty domain, or add text to it.")
@@ -114,6 +117,7 @@ class DynamicBatchSampler(Sampler[list[int]]):
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self.rank = rank
         self.world_size = world_size
+        self.on_new_pass = logger.info if on_new_pass is None else on_new_pass
         self.version = 0
         """Raised whenever batches drawn ahead have become stale."""
         self.global_batch_index = 0
@@ -173,15 +177,15 @@ class DynamicBatchSampler(Sampler[list[int]]):
         before, self._consumed = self._consumed, self._consumed + counts
         self.global_batch_index += 1
         if self.rank == 0:
-            self._log_passes(before)
+            self._tell_passes(before)
 
-    def _log_passes(self, before: np.ndarray) -> None:
+    def _tell_passes(self, before: np.ndarray) -> None:
         """One line for every domain of which a later pass than before has begun."""
         for name, old, new in zip(self.domain_sizes, before.tolist(), self._consumed.tolist(), strict=True):
             size = self.domain_sizes[name]
             old_pass, new_pass = max(old - 1, 0) // size, max(new - 1, 0) // size
             if new_pass > old_pass:
-                logger.info(
+                self.on_new_pass(
                     f"Domain {name!r} ({size} samples) is exhausted: pass {new_pass + 1} over it, in a fresh "
                     f"order, begins in global batch {self.global_batch_index - 1}."
                 )

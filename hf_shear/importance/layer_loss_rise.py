@@ -13,10 +13,13 @@ from torch import Tensor
 
 from ..masks import LAYER
 from ..modeling import ShearingMixin
+from .micro_batches import micro_batches
 
 
 @torch.no_grad()
-def layer_loss_rise(model: ShearingMixin, batches: Iterable[dict[str, Tensor]]) -> Tensor:
+def layer_loss_rise(
+    model: ShearingMixin, batches: Iterable[dict[str, Tensor]], micro_batch_size: int | None = None
+) -> Tensor:
     """Mean loss without each layer, minus the mean loss with all of them; higher = keep.
 
     Costs ``num_hidden_layers + 1`` forward passes per batch and no memory beyond one.
@@ -25,6 +28,7 @@ def layer_loss_rise(model: ShearingMixin, batches: Iterable[dict[str, Tensor]]) 
         model: a masked model; its weights, masks, gradients and mode are left as they are.
         batches: inputs with ``input_ids`` and ``labels``, [batch, length]; of equal token counts, so that the mean over
             batches is the mean over tokens. Few are enough: layers differ by far more than batches do.
+        micro_batch_size: samples per forward. Default: a batch at once.
 
     Returns:
         float32 [layers], nats per token: scores for the kind ``"layer"``. Slightly negative where a layer hurts.
@@ -39,10 +43,11 @@ def layer_loss_rise(model: ShearingMixin, batches: Iterable[dict[str, Tensor]]) 
     model.eval()
     try:
         for batch in batches:
-            inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-            for index, row in enumerate(gates):
-                with model.use_gates({LAYER: row}):
-                    total[index] += model(**inputs, use_cache=False).loss.float()
+            for share, part in micro_batches(batch, micro_batch_size):
+                inputs = {name: tensor.to(device) for name, tensor in part.items()}
+                for index, row in enumerate(gates):
+                    with model.use_gates({LAYER: row}):
+                        total[index] += share * model(**inputs, use_cache=False).loss.float()
             num_batches += 1
     finally:
         model.train(was_training)

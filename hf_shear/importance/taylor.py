@@ -13,15 +13,20 @@ import torch
 from torch import Tensor
 
 from ..modeling import ShearingMixin
+from .micro_batches import micro_batches
 
 
-def taylor_importance(model: ShearingMixin, batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+def taylor_importance(
+    model: ShearingMixin, batches: Iterable[dict[str, Tensor]], micro_batch_size: int | None = None
+) -> dict[str, Tensor]:
     """Importance per unit; higher = keep.
 
     Args:
         model: a masked model; its weights, masks, gradients and mode are left as they are.
         batches: inputs with ``input_ids`` and ``labels``, [batch, length]. Each batch is one sample of the gradient,
             so batches of equal token counts are expected; more batches give steadier ranks.
+        micro_batch_size: samples per forward; a batch is split for memory, and its gradients are summed before their
+            magnitude is taken, so that the scores do not depend on it. Default: a batch at once.
 
     Returns:
         float32 scores [*rows, units] per kind of unit, frozen kinds included.
@@ -36,12 +41,16 @@ def taylor_importance(model: ShearingMixin, batches: Iterable[dict[str, Tensor]]
     model.eval()
     try:
         for batch in batches:
-            gates = {name: torch.ones_like(score, requires_grad=True) for name, score in scores.items()}
-            with model.use_gates(gates):
-                inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-                loss = model(**inputs, use_cache=False).loss
-            for name, gradient in zip(gates, torch.autograd.grad(loss, list(gates.values())), strict=True):
-                scores[name] += gradient.detach().float().abs()
+            gradients = {name: torch.zeros_like(score) for name, score in scores.items()}
+            for share, inputs in micro_batches(batch, micro_batch_size):
+                gates = {name: torch.ones_like(score, requires_grad=True) for name, score in scores.items()}
+                with model.use_gates(gates):
+                    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+                    loss = model(**inputs, use_cache=False).loss
+                for name, gradient in zip(gates, torch.autograd.grad(loss, list(gates.values())), strict=True):
+                    gradients[name] += share * gradient.detach().float()
+            for name, gradient in gradients.items():
+                scores[name] += gradient.abs()
             num_batches += 1
     finally:
         model.train(was_training)

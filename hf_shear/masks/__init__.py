@@ -5,7 +5,7 @@ from .lagrangian import ascend, lagrangian_penalty
 from .relaxed_topk import hard_topk, relaxed_topk
 from .schedule import MaskPhase, MaskSchedule
 from .settings import MASK_DRAWS, MASK_METHODS, MaskSettings
-from .shearing_masks import ShearingMasks
+from .shearing_masks import START_SPREAD, ShearingMasks
 from .unit_kinds import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, UNIT_KINDS, UnitKind, unit_kinds
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "MASK_DRAWS",
     "MASK_METHODS",
     "QUERY_HEAD",
+    "START_SPREAD",
     "UNIT_KINDS",
     "MaskPhase",
     "MaskSchedule",

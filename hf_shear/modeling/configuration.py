@@ -46,7 +46,13 @@ class ShearingLlamaConfig(LlamaConfig):
     def from_source(
         cls, source_config: LlamaConfig, target_shape: TargetShape, settings: MaskSettings, revision: str | None = None
     ) -> ShearingLlamaConfig:
-        """Config of ``source_config`` with masks towards ``target_shape``."""
+        """Config of ``source_config`` with masks towards ``target_shape``.
+
+        Args:
+            source_config, target_shape, settings: the source, what is to be cut out of it, and how masks are learned.
+            revision: what the source was loaded at, recorded where ``source_config`` does not know its commit: a branch
+                such as "main" moves on, and then no longer says which weights these were.
+        """
         fields = source_config.to_dict()
         for name in ("model_type", "architectures", "transformers_version"):
             fields.pop(name, None)
@@ -54,7 +60,7 @@ class ShearingLlamaConfig(LlamaConfig):
             target_shape=target_shape.to_dict(),
             mask_settings=asdict(settings),
             source_name_or_path=source_config._name_or_path or None,
-            source_revision=revision or getattr(source_config, "_commit_hash", None),
+            source_revision=getattr(source_config, "_commit_hash", None) or revision,
         )
         return cls(**fields)
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -60,6 +62,12 @@ class MaskedDecoderLayer:
     """
 
     def forward(self, *args, **kwargs):
+        if _LAYER_GATES not in kwargs:
+            raise ValueError(
+                "A layer of a masked model ran without its masks. They are drawn in the forward of the masked model, not"
+                " in that of its `model.model` or of a single layer: call the masked model itself, as"
+                " `model(input_ids, output_hidden_states=True)` if hidden states are wanted."
+            )
         gates: LayerGates = kwargs.pop(_LAYER_GATES)[self.self_attn.layer_idx]
         for norm in (self.input_layernorm, self.post_attention_layernorm):
             norm.output_mask, norm.kept_count = gates.hidden, gates.hidden_count
@@ -148,14 +156,24 @@ class ShearingMixin:
         hidden, count = gates.get(HIDDEN), self.masks.hidden_count(gates)
         return [LayerGates(hidden, count, heads[index], neurons[index], writes[index]) for index in range(len(writes))]
 
-    def forward(self, *args, **kwargs) -> ShearingCausalLMOutput:
-        """As the stock model's, through the masks: drawn in training mode, deterministic in evaluation mode."""
+    def forward(self, input_ids: Tensor | None = None, *args, **kwargs) -> ShearingCausalLMOutput:
+        """As the stock model's, through the masks: drawn in training mode, deterministic in evaluation mode.
+
+        Raises:
+            ValueError: ``inputs_embeds`` are given in place of ``input_ids``.
+        """
+        if input_ids is None:
+            raise ValueError(
+                "`input_ids` must be given to a masked model, but it is None. `inputs_embeds` in its place would keep"
+                " removed hidden dimensions open, since masks close them behind the model's own embedding: pass"
+                " `input_ids`."
+            )
         gates = self.masks() if self._gates_override is None else self._gates_override
         self.model.embed_tokens.output_mask = gates.get(HIDDEN)
         self.model.norm.output_mask = gates.get(HIDDEN)
         self.model.norm.kept_count = self.masks.hidden_count(gates)
         outputs = super().forward(
-            *args, **(kwargs | {"return_dict": True, _LAYER_GATES: self._gates_for_layers(gates)})
+            input_ids, *args, **(kwargs | {"return_dict": True, _LAYER_GATES: self._gates_for_layers(gates)})
         )
         return ShearingCausalLMOutput(
             lagrangian_loss=self.masks.lagrangian() if self.training else None,
@@ -164,15 +182,27 @@ class ShearingMixin:
 
     # ---- what transformers asks of a model --------------------------------------------------------------------
 
-    def activation_checkpointing_enable(self, activation_checkpointing_kwargs=None, **kwargs) -> None:
-        """As the stock method; re-entrant checkpointing is refused."""
-        if (activation_checkpointing_kwargs or {}).get("use_reentrant"):
+    def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint, **kwargs) -> None:
+        """As the stock method; re-entrant checkpointing is refused.
+
+        Every release of transformers comes through here, whether its public method is spelled
+        ``activation_checkpointing_enable`` or, before 5.23, ``gradient_checkpointing_enable``.
+        """
+        reentrant = getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant")  # of a partial
+        if enable and reentrant:
             raise ValueError(
                 "`use_reentrant=True` does not work with masks: re-entrant checkpointing computes no gradient for"
-                " tensors, like masks, that reach a layer other than through its arguments. Use"
-                " `activation_checkpointing_kwargs={'use_reentrant': False}`, which is the default."
+                " tensors, like masks, that reach a layer other than through its arguments. Set it to False, or leave"
+                " it out."
             )
-        super().activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+        if reentrant is None:  # torch's own default is re-entrant
+            gradient_checkpointing_func = partial(gradient_checkpointing_func, use_reentrant=False)
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
+
+    def __reduce_ex__(self, protocol):
+        # copy.deepcopy asks this first: gates of the last forward belong to its graph, which can not be copied.
+        self._release_gates()
+        return super().__reduce_ex__(protocol)
 
     def save_pretrained(self, *args, **kwargs):
         """Save the masked model; its config records how far mask learning has come."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from functools import wraps
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PretrainedConfig
+from transformers.utils import cached_file, extract_commit_hash
 
 from ..masks import MaskSettings
 from ..shapes import SHAPE_NAMES, TargetShape
@@ -13,6 +15,19 @@ from .configuration import ShearingLlamaConfig
 from .mixin import ShearingMixin
 
 SUPPORTED_MODEL_TYPES = ("llama",)
+
+HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
+
+# Arguments of the stock `from_pretrained` that a config may have an attribute for: they are passed on, not set on it.
+LOADING_OPTIONS = (
+    "dtype",
+    "torch_dtype",
+    "attn_implementation",
+    "experts_implementation",
+    "quantization_config",
+    "fusion_config",
+    "distributed_config",
+)
 
 
 class ShearingLlamaForCausalLM(ShearingMixin, LlamaForCausalLM):
@@ -28,6 +43,11 @@ class ShearingLlamaForCausalLM(ShearingMixin, LlamaForCausalLM):
         super().__init__(config)
         self._add_masks()
         self.post_init()
+
+    # With the stock signature: `generate` reads from it that it may derive an attention mask from padding.
+    @wraps(LlamaForCausalLM.forward)
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -46,7 +66,8 @@ class ShearingLlamaForCausalLM(ShearingMixin, LlamaForCausalLM):
             target_shape: the shape to reach; any subset of the five names. Required for a plain checkpoint; for a
                 masked one it may be left out, and must agree if given.
             mask_settings: how masks are parameterised and drawn.
-            config, kwargs: as for any ``from_pretrained``.
+            config, kwargs: as for any ``from_pretrained``; where ``config`` is not given, ``kwargs`` that are
+                attributes of the checkpoint's config (``use_cache=False``) are set on it.
 
         Raises:
             ValueError: the source is not a Llama; the target does not fit the source; the checkpoint lacks weights or
@@ -54,12 +75,13 @@ class ShearingLlamaForCausalLM(ShearingMixin, LlamaForCausalLM):
         """
         loading_info_wanted = kwargs.pop("output_loading_info", False)
         if config is None:
-            hub_options = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder",
-                           "local_files_only", "force_download", "proxies") if name in kwargs}  # fmt: skip
+            hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
             config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_options)
+            for name in [name for name in kwargs if name not in LOADING_OPTIONS and hasattr(config, name)]:
+                setattr(config, name, kwargs.pop(name))
         masked = isinstance(config, ShearingLlamaConfig)
-        config = _masked_config(config, target_shape, mask_settings, kwargs.get("revision"))
-        kwargs.setdefault("dtype", "auto")
+        revision = None if masked else _commit_hash(pretrained_model_name_or_path, kwargs) or kwargs.get("revision")
+        config = _masked_config(config, target_shape, mask_settings, revision)
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
         )
@@ -76,16 +98,30 @@ def check_supported_source(config: PretrainedConfig) -> None:
         )
 
 
+def _commit_hash(path: str | os.PathLike, options: dict) -> str | None:
+    """Commit of a Hub checkpoint whose config has been loaded; None for a folder. The config does not always know it."""
+    options = {name: options[name] for name in ("revision", "cache_dir", "subfolder") if name in options}
+    file = cached_file(
+        path,
+        "config.json",
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **options,
+    )
+    return extract_commit_hash(file, None)
+
+
 def _masked_config(
     config: PretrainedConfig, target_shape, mask_settings: MaskSettings | None, revision: str | None
 ) -> ShearingLlamaConfig:
     """The masked config for a plain or masked checkpoint's config."""
     if isinstance(config, ShearingLlamaConfig):
-        saved = config.resolved_target()
-        if target_shape is not None and _as_target(config, target_shape).to_dict() != saved.to_dict():
+        sizes = config.resolved_target().to_dict()
+        if target_shape is not None and sizes | _named_sizes(target_shape) != sizes:
             raise ValueError(
                 f"`target_shape` {target_shape} differs from the one this masked checkpoint was made for,"
-                f" {saved.to_dict()}. Leave `target_shape` out, or start again from the plain source."
+                f" {sizes}. Leave `target_shape` out, or start again from the plain source."
             )
         if mask_settings is not None and mask_settings != config.resolved_settings():
             raise ValueError(
@@ -99,14 +135,14 @@ def _masked_config(
             "`target_shape` is needed to add masks to a plain checkpoint. Give any of"
             f" {', '.join(SHAPE_NAMES)}, for example target_shape={{'intermediate_size': ...}}."
         )
-    target = _as_target(config, target_shape)
+    target = TargetShape.from_dict(config, _named_sizes(target_shape))
     return ShearingLlamaConfig.from_source(config, target, mask_settings or MaskSettings(), revision)
 
 
-def _as_target(config: PretrainedConfig, target_shape) -> TargetShape:
-    if isinstance(target_shape, TargetShape):
-        target_shape = target_shape.to_dict()
-    return TargetShape.from_dict(config, dict(target_shape))
+def _named_sizes(target_shape: TargetShape | dict[str, int | None]) -> dict[str, int]:
+    """The sizes that a target names; one that is None is left to the source, or to the saved target."""
+    sizes = target_shape.to_dict() if isinstance(target_shape, TargetShape) else target_shape
+    return {name: size for name, size in sizes.items() if size is not None}
 
 
 def _refuse_incomplete_load(path, info: dict, model: torch.nn.Module, masked: bool) -> None:

@@ -1,20 +1,24 @@
 """Runs: arguments, folders, data, baselines, reports; what the examples are made of."""
 
-from .baselines import BASELINES, baseline_model
+from .baselines import BASELINES, baseline_learning_rates, baseline_model
+from .choose_target import choose_target
 from .config_file import parse_arguments
 from .domain_data import DomainData, prepare_domain_data
 from .report import RESULTS_NAME, judge, run_results, write_report
-from .run_folder import RunFolder
+from .run_folder import RunFolder, run_settings
 
 __all__ = [
     "BASELINES",
     "RESULTS_NAME",
     "DomainData",
     "RunFolder",
+    "baseline_learning_rates",
     "baseline_model",
+    "choose_target",
     "judge",
     "parse_arguments",
     "prepare_domain_data",
     "run_results",
+    "run_settings",
     "write_report",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable
 
 import torch
@@ -13,8 +15,25 @@ from ..modeling import ShearingLlamaForCausalLM
 BASELINES = ("random", "taylor", "scratch")
 
 
+def baseline_learning_rates(text: str | None) -> dict[str, float]:
+    """Learning rate by baseline from JSON such as ``{"scratch": 0.002}``; a baseline not named takes the run's rate."""
+    try:
+        rates = json.loads(text or "{}")
+    except ValueError:
+        rates = None
+    if not isinstance(rates, dict) or not all(
+        name in BASELINES and isinstance(rate, (int, float)) and math.isfinite(rate) and rate > 0
+        for name, rate in rates.items()
+    ):
+        raise ValueError(
+            f"`baseline_learning_rates` must be JSON that gives some of {', '.join(BASELINES)} a positive rate, such as"
+            f" '{{\"scratch\": 0.002}}', but it is {text!r}."
+        )
+    return rates
+
+
 def baseline_model(
-    name: str, source: ShearingLlamaForCausalLM, calibration: Iterable[dict], seed: int
+    name: str, source: ShearingLlamaForCausalLM, calibration: Iterable[dict], seed: int, micro_batch_size: int
 ) -> LlamaForCausalLM:
     """A baseline before training.
 
@@ -24,12 +43,13 @@ def baseline_model(
         source: a masked model with the source's weights.
         calibration: batches for Taylor importance.
         seed: of the random choice and initialisation.
+        micro_batch_size: samples per forward of the calibration.
 
     Raises:
         ValueError: an unknown name.
     """
     if name == "taylor":
-        return prune_one_shot(source, taylor_importance(source, calibration))[0]
+        return prune_one_shot(source, taylor_importance(source, calibration, micro_batch_size))[0]
     if name not in BASELINES:
         raise ValueError(f"Unknown baseline {name!r}; there are {', '.join(BASELINES)}.")
     model, _ = prune_one_shot(source, random_importance(source, seed))

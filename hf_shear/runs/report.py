@@ -24,13 +24,14 @@ RESULTS_NAME = "results.json"
 
 
 def judge(model: PreTrainedModel, datasets: dict, args: ShearTrainingArguments) -> dict:
-    """A model's record for the results: shape, parameters, held-out losses, and the seconds that took."""
+    """A model's record for the results: shape, parameters, dtype, held-out losses, and the seconds that took."""
     start = time.perf_counter()
     model.to(args.device)
     losses, num_tokens = evaluate_domains(model, datasets, args.eval_batch_size)
     shape = ModelShape.from_config(model.config)
     record = model_record(shape.to_dict(), count_parameters(model.config), losses, num_tokens)
-    return record | {"seconds": time.perf_counter() - start}
+    dtype = str(model.dtype).removeprefix("torch.")
+    return record | {"dtype": dtype, "seconds": time.perf_counter() - start}
 
 
 def run_results(
@@ -51,7 +52,8 @@ def run_results(
             "mask_learning": learned["tokens"],
             "recovery": recovered["tokens"],
             "evaluation": sum(row["eval_tokens"] for row in in_training)
-            + sum(record["eval_tokens"] for record in judged),
+            + sum(record["eval_tokens"] for record in judged)
+            + learned["reference_tokens"],
             "calibration": learned["calibration_tokens"],
         },
         "seconds": {

@@ -7,15 +7,25 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..shapes import SHAPE_NAMES, ModelShape
 from ..training.state_file import STATE_NAME, write_json_atomically
 
 _STAGES_NAME = "stages.json"
+_UNUSED = {"settings", "source"}  # what a run has recorded that was refused, or stopped, before any training
+_FREE_SETTINGS = {"num_proc", "baselines", "baseline_learning_rates", "stop_after", "resume", "overwrite", *SHAPE_NAMES}
+
+
+def run_settings(pipeline, target: ModelShape, seed: int) -> dict:
+    """What a resumed run must share with the run it continues; ``pipeline`` is a dataclass of arguments."""
+    settings = {name: value for name, value in asdict(pipeline).items() if name not in _FREE_SETTINGS}
+    return {"target_shape": target.to_dict(), "seed": seed} | settings
 
 
 class RunFolder:
@@ -24,7 +34,8 @@ class RunFolder:
     Args:
         path: the folder; ``None`` makes the next free ``runs/NNN``.
         resume: continue what is there.
-        overwrite: delete what is there.
+        overwrite: replace what is there. It is deleted only when the first stage of this run is done, so that a run
+            refused before that has deleted nothing.
         settings: JSON-ready facts that a resumed run must share with the run it continues.
 
     Raises:
@@ -44,7 +55,10 @@ class RunFolder:
         if path is None and resume:
             raise ValueError("`--resume` needs `--output_dir`: the folder of the run to continue.")
         self.path = Path(path) if path is not None else _next_numbered(Path("runs"))
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"`--output_dir` {str(self.path)!r} is a file. Choose another name for the run's folder.")
         stages = self.path / _STAGES_NAME
+        self._replaces = False
         if resume and not stages.is_file():
             raise ValueError(f"`--resume`: `--output_dir` {str(self.path)!r} holds no run. Leave `--resume` out.")
         if self.path.is_dir() and any(self.path.iterdir()) and not resume:
@@ -53,12 +67,13 @@ class RunFolder:
                     f"`--output_dir` {str(self.path)!r} is not empty, and what it holds was not written by a run."
                     " Choose another folder."
                 )
-            if not overwrite and not _is_unused(self.path):
+            unused = _is_unused(self.path)
+            if not overwrite and not unused:
                 raise ValueError(
                     f"`--output_dir` {str(self.path)!r} already holds a run. Choose another folder, continue it with"
                     " `--resume`, or delete it with `--overwrite`."
                 )
-            shutil.rmtree(self.path)
+            self._replaces = not unused
         self.path.mkdir(parents=True, exist_ok=True)
         self._stage_seconds = 0.0
         self._stages = json.loads(stages.read_text(encoding="utf-8")) if resume else {}
@@ -71,16 +86,16 @@ class RunFolder:
         if state.is_main_process:
             try:
                 folder = cls(*args, **kwargs)
-                told = [(str(folder.path), folder._stages, None)]
+                told = [(str(folder.path), folder._stages, folder._replaces, None)]
             except ValueError as error:
-                told = [(None, None, str(error))]
+                told = [(None, None, None, str(error))]
         if state.num_processes > 1:
             broadcast_object_list(told)
-        path, stages, error = told[0]
+        path, stages, replaces, error = told[0]
         if error is not None:
             raise ValueError(error)
         folder = cls.__new__(cls)
-        folder.path, folder._stages, folder._stage_seconds = Path(path), stages, 0.0
+        folder.path, folder._stages, folder._replaces, folder._stage_seconds = Path(path), stages, replaces, 0.0
         return folder
 
     def _check_settings(self, settings: dict) -> None:
@@ -93,14 +108,24 @@ class RunFolder:
                 f"`--resume` would continue {str(self.path)!r} with other arguments: {listed}. Give the same ones, or"
                 " start a run in another folder."
             )
-        self.record("settings", settings)
+        self._stages["settings"] = settings
+        if not self._replaces:
+            self._write()
 
     def record(self, stage: str, content: dict) -> dict:
         """Note a stage as finished, with what later stages need of it."""
         self._stages[stage] = content
-        if PartialState().is_main_process:
-            write_json_atomically(self.path / _STAGES_NAME, self._stages)
+        self._write()
         return content
+
+    def _write(self) -> None:
+        if not PartialState().is_main_process:
+            return
+        if self._replaces:
+            shutil.rmtree(self.path)
+            self.path.mkdir()
+        self._replaces = False
+        write_json_atomically(self.path / _STAGES_NAME, self._stages)
 
     def stage(self, name: str, run: Callable[[], dict]) -> dict:
         """Run a stage and record what it returns, or return what it recorded when it ran before."""
@@ -136,11 +161,9 @@ class RunFolder:
 
 
 def _is_unused(folder: Path) -> bool:
-    """Whether a run was refused, or stopped, before it left anything but its settings."""
+    """Whether a run was refused, or stopped, before any training: it left the record of its settings at most."""
     content = list(folder.iterdir())
-    return content == [folder / _STAGES_NAME] and set(json.loads(content[0].read_text(encoding="utf-8"))) <= {
-        "settings"
-    }
+    return content == [folder / _STAGES_NAME] and set(json.loads(content[0].read_text(encoding="utf-8"))) <= _UNUSED
 
 
 def _next_numbered(root: Path) -> Path:

@@ -30,7 +30,7 @@ class TargetShape(ModelShape):
     def __post_init__(self):
         super().__post_init__()
         if self.head_dim != self.source.head_dim:
-            raise ValueError(f"`head_dim` must stay at the source's {self.source.head_dim}, but it is {self.head_dim}.")
+            raise ValueError(_other_head_dim(self.source.head_dim, self.head_dim, f"Give {self.source.head_dim}."))
         problem = _broken_rule(self.sizes(), SHAPE_NAMES, self.source)
         if problem is not None:
             raise ValueError(problem)
@@ -89,7 +89,7 @@ class TargetShape(ModelShape):
         source = ModelShape.from_config(source_config)
         head_dim = sizes.get("head_dim")
         if head_dim is not None and check_size("head_dim", head_dim) != source.head_dim:
-            raise ValueError(f"`head_dim` must stay at the source's {source.head_dim}, but it is {head_dim}.")
+            raise ValueError(_other_head_dim(source.head_dim, head_dim, f"Leave it out: it is {source.head_dim}."))
         return cls.from_source(source_config, **{name: sizes[name] for name in SHAPE_NAMES if name in sizes})
 
     @property
@@ -103,6 +103,10 @@ class TargetShape(ModelShape):
             for (name, size), was in zip(self.sizes().items(), self.source.sizes().values(), strict=True)
         ]
         return ", ".join([*changes, f"head_dim {self.head_dim}"])
+
+
+def _other_head_dim(source_head_dim: int, head_dim: int, fix: str) -> str:
+    return f"`head_dim` must stay at the source's {source_head_dim}, but it is {head_dim}. {fix}"
 
 
 def _plain(value: Any) -> Any:

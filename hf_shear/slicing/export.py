@@ -9,7 +9,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from ..reporting import collect_versions
 from ..shapes import ModelShape
+from .kept_units import KeptUnits
 
 PROVENANCE_NAME = "shear_provenance.json"
 
@@ -46,13 +48,17 @@ def save_checkpoint(
     return output_dir
 
 
-def provenance_record(model: PreTrainedModel, kept: dict | None, versions: dict[str, str], **facts: object) -> dict:
-    """What a sliced checkpoint is made of.
+def read_provenance(checkpoint: str | os.PathLike) -> dict:
+    """The provenance record beside a checkpoint that ``save_checkpoint`` wrote."""
+    return json.loads((Path(checkpoint) / PROVENANCE_NAME).read_text(encoding="utf-8"))
+
+
+def provenance_record(model: PreTrainedModel, kept: KeptUnits | dict, **facts: object) -> dict:
+    """What a sliced checkpoint is made of: source name and revision, target, kept units, versions.
 
     Args:
         model: the masked model that was sliced.
-        kept: ``KeptUnits.to_dict()``: indices of every mask into the source.
-        versions: versions of the packages used.
+        kept: the kept units, indices of every mask into the source.
         facts: anything more, JSON-ready.
     """
     config = model.config
@@ -64,7 +70,7 @@ def provenance_record(model: PreTrainedModel, kept: dict | None, versions: dict[
         },
         "target_shape": config.target_shape,
         "mask_settings": config.mask_settings,
-        "kept": kept,
-        "versions": versions,
+        "kept": kept.to_dict() if isinstance(kept, KeptUnits) else kept,
+        "versions": collect_versions(),
         **facts,
     }

@@ -1,6 +1,7 @@
 """Mask learning and recovery in the Hugging Face training loop."""
 
 from .arguments import ShearTrainingArguments
+from .checks import check_domain_arguments
 from .domain_evaluation import evaluate_domains
 from .errors import TrainingDivergedError
 from .history import EvaluationLog
@@ -13,5 +14,6 @@ __all__ = [
     "ShearTrainer",
     "ShearTrainingArguments",
     "TrainingDivergedError",
+    "check_domain_arguments",
     "evaluate_domains",
 ]

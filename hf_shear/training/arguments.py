@@ -13,6 +13,8 @@ from ..masks import MaskSchedule
 DEFAULT_MASK_RATES = {"relaxed_topk": 0.05, "hard_concrete": 1.0}
 DEFAULT_BUDGET_WARMUPS = {"relaxed_topk": 0.0, "hard_concrete": 0.2}
 
+_KNOWS_ACTIVATION_CHECKPOINTING = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+
 
 @dataclass
 class ShearTrainingArguments(TrainingArguments):
@@ -25,7 +27,9 @@ class ShearTrainingArguments(TrainingArguments):
     replayed).
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "mixture_weights", "reference_losses"]
+    _VALID_DICT_FIELDS = [
+        *TrainingArguments._VALID_DICT_FIELDS, "mixture_weights", "reference_losses", "activation_checkpointing_kwargs",
+    ]  # fmt: skip
 
     num_tokens: int | None = field(
         default=None,
@@ -108,12 +112,31 @@ class ShearTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and inf losses when logging."})
     ignore_data_skip: bool = field(default=True, metadata={"help": "Do not replay data on resume."})
 
+    # Named so since transformers 5.23, which knows these two; before it they are passed on under the old name.
+    activation_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Recompute activations in the backward pass: less memory, more time."}
+    )
+    activation_checkpointing_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Keyword arguments of activation checkpointing; re-entrant is refused."}
+    )
+
     def __post_init__(self):
+        if not _KNOWS_ACTIVATION_CHECKPOINTING:
+            self.gradient_checkpointing = bool(self.activation_checkpointing or self.gradient_checkpointing)
+            self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
         super().__post_init__()
+        if not _KNOWS_ACTIVATION_CHECKPOINTING:
+            self.activation_checkpointing = self.gradient_checkpointing
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
         budget_warmup_ratio = self.budget_warmup_ratio or 0.0
         _check_share("budget_warmup_ratio", budget_warmup_ratio)
         _check_share("hardening_ratio", self.hardening_ratio)
         _check_share("eval_token_share", self.eval_token_share)
+        if self.eval_token_share == 0:
+            raise ValueError(
+                "`eval_token_share` must be above 0, but it is 0: every evaluation needs a sample of each domain."
+                " `eval_strategy='no'` evaluates nothing."
+            )
         if budget_warmup_ratio + self.hardening_ratio > 1:
             raise ValueError(
                 f"`budget_warmup_ratio` ({budget_warmup_ratio}) and `hardening_ratio` ({self.hardening_ratio})"

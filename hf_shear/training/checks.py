@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Collection, Mapping
 
 import torch
 from transformers import PreTrainedModel
 
-from ..data import check_mixture_weights
+from ..data import check_mixture_bounds, check_mixture_weights
 from .arguments import ShearTrainingArguments
 
 SAMPLES_LOOKED_AT = 16  # of each domain, evenly spaced: a data set of billions of tokens is not read to be checked
@@ -39,17 +41,55 @@ def check_datasets(
             f" {sorted(eval_dataset)}."
         )
     if train_dataset is not None:
-        check_mixture_weights(args.mixture_weights, list(train_dataset))
-        _check_references(args, train_dataset)
+        check_domain_arguments(args, list(train_dataset))
+        _check_weights(args, model)
+    if getattr(args, "n_gpu", 0) > 1:
+        raise ValueError(
+            f"One process sees {args.n_gpu} GPUs and would use torch.nn.DataParallel, which copies modules without their"
+            " masks. Start one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
+        )
+
+
+def check_domain_arguments(args: ShearTrainingArguments, domain_names: Collection[str]) -> None:
+    """Raise ValueError for arguments that do not fit the domains, or masks; needs neither model nor data.
+
+    ``ShearTrainer`` calls it. Call it yourself before anything dear, such as tokenising.
+    """
+    check_mixture_weights(args.mixture_weights, domain_names)
+    check_mixture_bounds(args.mixture_floor, args.mixture_ceiling, len(domain_names))
+    references = args.reference_losses
+    if references and set(references) != set(domain_names):
+        raise ValueError(
+            f"`reference_losses` must name the domains {sorted(domain_names)}, but it names {sorted(references)}."
+        )
+    for name, loss in (references or {}).items():
+        if not (isinstance(loss, (int, float)) and math.isfinite(loss)):
+            raise ValueError(
+                f"`reference_losses` must be finite numbers (nats per token), but that of {name!r} is {loss!r}."
+            )
     if args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
         raise ValueError(
             "`activation_checkpointing_kwargs={'use_reentrant': True}` does not work with masks: re-entrant checkpointing"
             " computes no gradient for tensors that reach a layer other than through its arguments. Set it to False."
         )
-    if getattr(args, "n_gpu", 0) > 1:
+
+
+def _check_weights(args: ShearTrainingArguments, model: PreTrainedModel) -> None:
+    """Half-precision weights lose what AdamW adds to them; DeepSpeed keeps float32 copies of its own."""
+    if args.deepspeed:
+        return
+    fix = "Load the model with `dtype=torch.float32`, and compute in half precision with `bf16=True`"
+    if model.dtype == torch.float16:
         raise ValueError(
-            f"One process sees {args.n_gpu} GPUs and would use torch.nn.DataParallel, which copies modules without their"
-            " masks. Start one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
+            f"The model's weights are float16, in which AdamW's second moments underflow and steps explode. {fix}."
+        )
+    if model.dtype == torch.bfloat16:
+        warnings.warn(
+            "The model's weights are bfloat16, which rounds away AdamW's steps below about 1/256 of a weight: at small"
+            f" learning rates few weights move at all. {fix}; save in the source's dtype at the end. To go on so all the"
+            " same, filter this warning.",
+            UserWarning,
+            stacklevel=3,
         )
 
 
@@ -78,12 +118,4 @@ def _check_samples(name: str, datasets: Mapping, model: PreTrainedModel) -> None
         raise ValueError(
             f"`{name}` has samples of {max(lengths)} tokens, but the model has {model.config.max_position_embeddings}"
             " positions. Pack with a smaller `max_length`."
-        )
-
-
-def _check_references(args: ShearTrainingArguments, train_dataset: Mapping) -> None:
-    if args.reference_losses and set(args.reference_losses) != set(train_dataset):
-        raise ValueError(
-            f"`reference_losses` must name the domains {sorted(train_dataset)}, but it names"
-            f" {sorted(args.reference_losses)}."
         )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
+
+from .progress import tell
 
 ADAM_STATES = 2  # first and second moment, each as large as the parameter
 
@@ -93,14 +94,14 @@ def _gib(num_bytes: int) -> str:
 
 
 class CostCallback(TrainerCallback):
-    """Prints the cost report when training starts; quiet with ``disable_tqdm``."""
+    """Prints the cost report when training starts."""
 
     def __init__(self, trainer):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero and not args.disable_tqdm:
-            tqdm.write(cost_report(self.trainer))
+        if state.is_world_process_zero:
+            tell(args, cost_report(self.trainer))
         trainer = self.trainer
         if trainer.eval_dataset and num_evaluations(args) and evaluation_samples_per_domain(trainer) == 1:
             share = len(trainer.eval_dataset) * (num_evaluations(args) + 1) / (args.max_steps * args.samples_per_step())

@@ -45,3 +45,27 @@ def set_group_schedule(
             scheduler.lr_lambdas[index] = factor
             group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
             scheduler._last_lr[index] = group["lr"]
+
+
+def set_group_rates(scheduler, optimizer, rates: dict[str, float]) -> dict[str, tuple[float, float]]:
+    """Give the groups of each role a new peak learning rate, at the same place of the schedule.
+
+    Returns:
+        (old, new) peak rate of the roles that changed.
+    """
+    scheduler = getattr(scheduler, "scheduler", scheduler)  # accelerate's wrapper
+    changed = {}
+    for index, group in enumerate(optimizer.param_groups):
+        role = group.get("role", WEIGHTS)
+        before, now = group.get("initial_lr", group["lr"]), rates[role]
+        if before == now:
+            continue
+        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            raise ValueError(
+                f"The checkpoint learned {role} at {before:g}, now {now:g} is asked for, but a resumed"
+                f" {type(scheduler).__name__} cannot change its rate. Resume with the same rate, or start again."
+            )
+        group["initial_lr"] = scheduler.base_lrs[index] = now
+        group["lr"] = scheduler._last_lr[index] = now * scheduler.lr_lambdas[index](scheduler.last_epoch)
+        changed[role] = (before, now)
+    return changed

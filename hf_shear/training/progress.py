@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
@@ -14,6 +15,24 @@ class ShearProgressCallback(ProgressCallback):
             line = log_line(state.global_step, state.max_steps, logs or {})
             if line:
                 self.training_bar.write(line)
+
+
+class LinePrinterCallback(TrainerCallback):
+    """The same lines without a bar (``disable_tqdm``), where transformers would print dicts."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero:
+            tell(args, log_line(state.global_step, state.max_steps, logs or {}))
+
+
+def tell(args, text: str) -> None:
+    """Print, above the progress bar if there is one."""
+    if not text:
+        return
+    if args.disable_tqdm:
+        print(text, flush=True)
+    else:
+        tqdm.write(text)
 
 
 class EpochCallback(TrainerCallback):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from transformers.utils import logging
 
 from ..data import (
@@ -28,9 +28,9 @@ from .cost import CostCallback, evaluation_samples_per_domain
 from .domain_evaluation import evaluate_domains
 from .errors import TrainingDivergedError
 from .history import EvaluationLog
-from .mask_optimization import MASKS, MULTIPLIERS, WEIGHTS, parameter_groups, set_group_schedule
+from .mask_optimization import MASKS, MULTIPLIERS, WEIGHTS, parameter_groups, set_group_rates, set_group_schedule
 from .mask_report import mask_report, warn_if_off_target
-from .progress import EpochCallback, ShearProgressCallback
+from .progress import EpochCallback, LinePrinterCallback, ShearProgressCallback, tell
 from .state_file import read_state, write_state
 
 logger = logging.get_logger(__name__)
@@ -62,6 +62,16 @@ class ShearTrainer(Trainer):
         **kwargs,
     ):
         check_datasets(model, args, train_dataset, eval_dataset)
+        if kwargs.get("compute_metrics") is not None:
+            raise ValueError(
+                "`compute_metrics` has no effect: evaluation keeps token losses per domain, and no logits. Leave it out;"
+                " compute other metrics from the saved checkpoint."
+            )
+        if args.dynamic_batches and train_dataset and args.eval_strategy == IntervalStrategy.NO:
+            logger.warning_once(
+                "Domain weights stay as they are: they change at evaluations, and `eval_strategy` is 'no'."
+                " `dynamic_batches=False` says that this is meant, and silences this."
+            )
         self.sample_length = len(next(iter(train_dataset.values()))[0]["input_ids"]) if train_dataset else 0
         if args.num_tokens is not None and train_dataset:
             args.max_steps = args.steps_for_tokens(args.num_tokens, self.sample_length)
@@ -78,7 +88,8 @@ class ShearTrainer(Trainer):
         )
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ShearProgressCallback())
-        self.pop_callback(PrinterCallback)
+        if self.pop_callback(PrinterCallback) is not None:
+            self.add_callback(LinePrinterCallback())
         self.learns_masks = isinstance(model, ShearingMixin)
         if self.learns_masks:
             model.masks.rank = args.process_index
@@ -88,7 +99,9 @@ class ShearTrainer(Trainer):
         self.sampler: DynamicBatchSampler | None = None
         self.train_loader: DynamicDataLoader | None = None
         self.reference_losses = dict(args.reference_losses) if args.reference_losses else None
+        self.reference_tokens = 0
         self.mask_report: dict | None = None
+        self._good_checkpoint: str | None = None
         self.not_finite: Tensor | None = None
         self.lagrangian_total: Tensor | None = None
         self.micro_batch = 0
@@ -110,6 +123,7 @@ class ShearTrainer(Trainer):
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             rank=args.process_index,
             world_size=args.world_size,
+            on_new_pass=partial(tell, args),
         )
         self.train_loader = DynamicDataLoader(
             self.train_dataset,
@@ -253,7 +267,7 @@ class ShearTrainer(Trainer):
         self.mask_report, self._lagrangian_logged_at = None, 0
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if self.reference_losses is None and self.args.dynamic_batches and self.eval_dataset:
-            self.reference_losses, _ = self._source_losses()
+            self.reference_losses, self.reference_tokens = self._source_losses()
         return prepared
 
     def _source_losses(self) -> tuple[dict[str, float], int]:
@@ -287,16 +301,19 @@ class ShearTrainer(Trainer):
     def _read_not_finite(self) -> None:
         if self.not_finite is None or not self.not_finite.item():
             return
-        stage = "mask learning" if self.learns_masks else "recovery"
-        rates = f"`learning_rate` ({self.args.learning_rate})"
+        stage = "mask learning" if self.learns_masks else "training"
+        lower = [f"`learning_rate` ({self.args.learning_rate})"]
         if self.learns_masks:
-            rates += f" or `mask_learning_rate` ({self._mask_rate})"
-        last = get_last_checkpoint(self.args.output_dir)
-        rescue = f"The last good checkpoint is {last}." if last else "No checkpoint was written before that."
+            lower.append(f"`mask_learning_rate` ({self._mask_rate})")
+        if self.args.max_grad_norm:
+            lower.append(f"`max_grad_norm` ({self.args.max_grad_norm})")
+        rescue = "No checkpoint was written before that: start again"
+        if self._good_checkpoint is not None:
+            rescue = f"The last good checkpoint is {self._good_checkpoint}: resume from it"
         raise TrainingDivergedError(
             f"The loss or a gradient became NaN or infinite during {stage}, by step {self.state.global_step}. {rescue}"
-            f" Lower {rates}, lower `max_grad_norm` ({self.args.max_grad_norm}), or train in float32 or bfloat16, and"
-            " resume from that checkpoint."
+            f" with a lower {' or '.join(lower)}"
+            + (", or with `bf16` in place of `fp16`." if self.args.fp16 else ".")
         )
 
     # ---- evaluation -------------------------------------------------------------------------------------------
@@ -382,6 +399,7 @@ class ShearTrainer(Trainer):
             "passes": self.sampler.passes,
             "mixture_weights": self.sampler.mixture_weights,
             "reference_losses": self.reference_losses,
+            "reference_tokens": self.reference_tokens,
             "eval_samples": evaluation_samples_per_domain(self) if self.eval_dataset else 0,
         }
 
@@ -397,6 +415,7 @@ class ShearTrainer(Trainer):
                 {
                     "sampler": self.sampler.state_dict(),
                     "reference_losses": self.reference_losses,
+                    "reference_tokens": self.reference_tokens,
                     "mask_report": self.mask_report,
                     "lagrangian_total": self.lagrangian_total.item(),
                     "lagrangian_logged_at": self._lagrangian_logged_at,
@@ -404,6 +423,7 @@ class ShearTrainer(Trainer):
                     "loss_logged_at": self._globalstep_last_logged,
                 },
             )
+        self._good_checkpoint = output_dir
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         """Overridden: restores our small state."""
@@ -412,7 +432,20 @@ class ShearTrainer(Trainer):
             state = read_state(checkpoint)
             self.sampler.load_state_dict(state["sampler"])
             self.reference_losses = state["reference_losses"]
+            self.reference_tokens = state["reference_tokens"]
+            self._good_checkpoint = checkpoint
             self.mask_report = state["mask_report"]
             self.lagrangian_total.fill_(state["lagrangian_total"])
             self._lagrangian_logged_at = state["lagrangian_logged_at"]
             self._unlogged_loss = (state["loss_total"], state["loss_logged_at"])
+            self._apply_changed_rates()
+
+    def _apply_changed_rates(self) -> None:
+        """Learn at the rates of ``args`` where they differ from the checkpoint's: after a NaN, a lower one is asked for."""
+        if self.is_deepspeed_enabled:  # it restores an optimizer of its own
+            return
+        args = self.args
+        wanted = {WEIGHTS: args.learning_rate, MASKS: self._mask_rate, MULTIPLIERS: args.multiplier_learning_rate}
+        changed = set_group_rates(self.lr_scheduler, self.optimizer, wanted)
+        for role, (before, now) in changed.items():
+            tell(args, f"The checkpoint's learning rate of {role} was {before:g}; it goes on with {now:g}.")

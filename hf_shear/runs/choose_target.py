@@ -1,0 +1,35 @@
+"""The target of a run: named sizes, a shape of the paper, or a budget."""
+
+from __future__ import annotations
+
+from transformers import PretrainedConfig
+
+from ..modeling import check_supported_source
+from ..shapes import SHAPE_NAMES, TargetShape, preset_shape, shape_for_budget
+
+
+def choose_target(pipeline, config: PretrainedConfig) -> tuple[TargetShape, str | None]:
+    """The target, checked before any weight is loaded.
+
+    Args:
+        pipeline: arguments with the five shape names, ``preset`` and ``target_num_parameters``, each None if not given.
+        config: of the source.
+
+    Returns:
+        The target, and for a budget the reasons for its shape.
+
+    Raises:
+        ValueError: the source is of no supported family, the target is named in no or in several ways, or it does not
+            fit the source.
+    """
+    check_supported_source(config)
+    named = {name: getattr(pipeline, name) for name in SHAPE_NAMES if getattr(pipeline, name) is not None}
+    ways = [bool(named), pipeline.preset is not None, pipeline.target_num_parameters is not None]
+    if sum(ways) != 1:
+        raise ValueError(f"Name a target one way: {', '.join(SHAPE_NAMES)}, `--preset` or `--target_num_parameters`.")
+    if pipeline.preset is not None:
+        return preset_shape(pipeline.preset, config), None
+    if pipeline.target_num_parameters is not None:
+        choice = shape_for_budget(config, num_parameters=pipeline.target_num_parameters)
+        return choice.shape, choice.describe()
+    return TargetShape.from_source(config, **named), None
