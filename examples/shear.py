@@ -73,7 +73,9 @@ class PipelineArguments:
     paper: bool = field(default=False, metadata={"help": "The paper's mask learning, whatever else is set."})
     baselines: bool = field(default=True, metadata={"help": "Train random, Taylor and scratch at equal tokens."})
     baseline_learning_rates: str | None = field(default=None, metadata={"help": "JSON: rate by baseline."})
-    stop_after: Literal["mask_learning", "recovery"] | None = field(default=None, metadata={"help": "--resume goes on."})
+    stop_after: Literal["mask_learning", "recovery"] | None = field(
+        default=None, metadata={"help": "--resume goes on."}
+    )
     resume: bool = field(default=False, metadata={"help": "Continue the run in --output_dir."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the run in --output_dir."})
 
@@ -88,7 +90,9 @@ def masked_source(pipeline, args, target) -> ShearingLlamaForCausalLM:
     settings = MaskSettings(method=pipeline.mask_method, draw=pipeline.mask_draw, seed=args.seed)
     settings = MaskSettings.paper(args.seed) if pipeline.paper else settings
     path = pipeline.model_name_or_path
-    return ShearingLlamaForCausalLM.from_pretrained(path, dtype=TRAINED_DTYPE, target_shape=target, mask_settings=settings)
+    return ShearingLlamaForCausalLM.from_pretrained(
+        path, dtype=TRAINED_DTYPE, target_shape=target, mask_settings=settings
+    )
 
 
 def calibration(pipeline, args, data) -> list[dict]:

@@ -112,5 +112,7 @@ def test_what_does_not_fit_is_refused(domains, tokenizer, changes, config, text)
 
 def test_a_domain_without_a_whole_sample_is_refused(tokenizer, domains):
     tiny = DatasetDict({"code": domains["code"], "note": Dataset.from_dict({"text": ["abc", "def"]})})
-    with pytest.raises(ValueError, match=r"at least `max_length` \(16\) tokens, but the text of domain 'note' .* holds 4"):
+    with pytest.raises(
+        ValueError, match=r"at least `max_length` \(16\) tokens, but the text of domain 'note' .* holds 4"
+    ):
         prepare(tiny, tokenizer)

@@ -39,4 +39,6 @@ def test_scores_do_not_depend_on_it(score, size):
 
 def test_loss_rise_does_not_depend_on_it():
     model = masked_model(attention_dropout=0.0)
-    torch.testing.assert_close(layer_loss_rise(model, batches(), 4), layer_loss_rise(model, batches()), rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        layer_loss_rise(model, batches(), 4), layer_loss_rise(model, batches()), rtol=0, atol=2e-6
+    )

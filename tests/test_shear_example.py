@@ -319,7 +319,10 @@ def test_targets_from_names_a_budget_and_a_preset(shear, inputs):
         ({"mixture_floor": 0.5}, "`mixture_floor` must lie between 0 and 1 / 3"),
         ({"reference_losses": {"books": 1}}, "`reference_losses` must name the domains"),
         ({"baseline_learning_rates": "{random: 1e-3}"}, "`baseline_learning_rates` must be JSON .* '{random: 1e-3}'"),
-        ({"baseline_learning_rates": {"tailor": 1e-3}}, "`baseline_learning_rates` must be JSON that gives some of random"),
+        (
+            {"baseline_learning_rates": {"tailor": 1e-3}},
+            "`baseline_learning_rates` must be JSON that gives some of random",
+        ),
         ({"mask_tokens": 0}, "`mask_tokens` must be at least 1, but it is 0"),
         ({"recovery_tokens": -5}, "`recovery_tokens` must be at least 1, but it is -5"),
     ],

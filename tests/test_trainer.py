@@ -373,7 +373,9 @@ def test_a_nan_stops_the_run_before_another_checkpoint(tmp_path, name, changes):
         trainer.train()
     text = str(caught.value)
     assert text.startswith("The loss or a gradient became NaN or infinite during mask learning, by step 4.")
-    assert f"The last good checkpoint is {tmp_path / 'checkpoint-3'}: resume from it with a lower `learning_rate`" in text
+    assert (
+        f"The last good checkpoint is {tmp_path / 'checkpoint-3'}: resume from it with a lower `learning_rate`" in text
+    )
     assert "`learning_rate` (0.01) or `mask_learning_rate` (0.05)" in text
     assert ("`max_grad_norm` (1.0)" in text) is ("max_grad_norm" not in changes)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
@@ -420,7 +422,9 @@ def test_another_schedule_cannot_change_its_rate_on_resume():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
     assert set_group_rates(scheduler, optimizer, {"weights": 0.1}) == {}
-    with pytest.raises(ValueError, match="weights at 0.1, now 0.2 is asked for, but a resumed ReduceLROnPlateau cannot"):
+    with pytest.raises(
+        ValueError, match="weights at 0.1, now 0.2 is asked for, but a resumed ReduceLROnPlateau cannot"
+    ):
         set_group_rates(scheduler, optimizer, {"weights": 0.2})
 
 

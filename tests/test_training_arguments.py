@@ -69,7 +69,10 @@ def test_flags_and_json():
     [
         ({"budget_warmup_ratio": 1.5}, "`budget_warmup_ratio` must be between 0 and 1, but it is 1.5"),
         ({"hardening_ratio": -0.1}, "`hardening_ratio` must be between 0 and 1, but it is -0.1"),
-        ({"eval_token_share": 0.0}, "`eval_token_share` must be above 0, but it is 0: .*`eval_strategy='no'` evaluates"),
+        (
+            {"eval_token_share": 0.0},
+            "`eval_token_share` must be above 0, but it is 0: .*`eval_strategy='no'` evaluates",
+        ),
         ({"eval_token_share": 2.0}, "`eval_token_share` must be between 0 and 1, but it is 2.0"),
         (
             {"budget_warmup_ratio": 0.6, "hardening_ratio": 0.5},

@@ -101,7 +101,10 @@ def test_weights_and_references_must_name_the_domains(model, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"mixture_floor": 0.34}, r"`mixture_floor` must lie between 0 and 1 / 3 .* but it is 0.34. Lower it to 0.3333"),
+        (
+            {"mixture_floor": 0.34},
+            r"`mixture_floor` must lie between 0 and 1 / 3 .* but it is 0.34. Lower it to 0.3333",
+        ),
         ({"mixture_ceiling": 0.3}, r"`mixture_ceiling` must lie between 1 / 3 .* but it is 0.3. Raise it to 0.333"),
         (
             {"reference_losses": {"books": 2.0, "code": math.nan, "wiki": 2.0}},
@@ -121,7 +124,9 @@ def test_what_the_domains_do_not_allow_is_refused_at_once(model, tmp_path, chang
 
 
 def test_half_precision_weights(tmp_path):
-    with pytest.raises(ValueError, match="weights are float16, .* Load the model with `dtype=torch.float32`, and compute"):
+    with pytest.raises(
+        ValueError, match="weights are float16, .* Load the model with `dtype=torch.float32`, and compute"
+    ):
         check(masked_model().half(), tmp_path)
     with pytest.warns(UserWarning, match="weights are bfloat16, .* few weights move at all. .*filter this warning"):
         check(plain_model().to(torch.bfloat16), tmp_path)

@@ -123,7 +123,9 @@ class ShearTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if not _KNOWS_ACTIVATION_CHECKPOINTING:
             self.gradient_checkpointing = bool(self.activation_checkpointing or self.gradient_checkpointing)
-            self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
+            self.gradient_checkpointing_kwargs = (
+                self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
+            )
         super().__post_init__()
         if not _KNOWS_ACTIVATION_CHECKPOINTING:
             self.activation_checkpointing = self.gradient_checkpointing

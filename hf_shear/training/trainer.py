@@ -312,8 +312,7 @@ class ShearTrainer(Trainer):
             rescue = f"The last good checkpoint is {self._good_checkpoint}: resume from it"
         raise TrainingDivergedError(
             f"The loss or a gradient became NaN or infinite during {stage}, by step {self.state.global_step}. {rescue}"
-            f" with a lower {' or '.join(lower)}"
-            + (", or with `bf16` in place of `fp16`." if self.args.fp16 else ".")
+            f" with a lower {' or '.join(lower)}" + (", or with `bf16` in place of `fp16`." if self.args.fp16 else ".")
         )
 
     # ---- evaluation -------------------------------------------------------------------------------------------
