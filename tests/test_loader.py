@@ -45,8 +45,13 @@ def test_collate_makes_long_tensors():
     assert batch["input_ids"].tolist() == batch["labels"].tolist() == [[1, 70_000], [3, 4]]
     batch["labels"][0, 0] = -100
     assert batch["input_ids"][0, 0] == 1
-    positions = collate_domain_samples([{"input_ids": [1, 2], "position_ids": [0, 0]}])["position_ids"]
-    assert (positions.dtype, positions.tolist()) == (torch.int64, [[0, 0]])
+
+
+def test_the_first_token_of_a_separate_document_has_no_label():
+    batch = collate_domain_samples([{"input_ids": [5, 6, 7, 8], "position_ids": [0, 1, 0, 1]}])
+    assert (batch["position_ids"].dtype, batch["position_ids"].tolist()) == (torch.int64, [[0, 1, 0, 1]])
+    assert batch["labels"].tolist() == [[-100, 6, -100, 8]]
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8]]
 
 
 @pytest.mark.parametrize(("num_workers", "persistent_workers"), [(0, None), (2, None), (2, False)])

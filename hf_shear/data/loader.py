@@ -19,12 +19,17 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+IGNORED_LABEL = -100
+"""A label that counts in no loss (the convention of torch and transformers)."""
+
+
 def collate_domain_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
     """Stack samples to LongTensors [b, S]: `input_ids`, `labels` (equal to them) and, if there,
     `position_ids`.
 
     There is no `attention_mask`: samples are full, and without one transformers reads restarted positions as
-    separate documents. Causal models shift the labels themselves.
+    separate documents. Causal models shift the labels themselves. Where documents are separate, the first token
+    of each has no label (`IGNORED_LABEL`): what stands before it is another document.
     """
     batch = {
         key: torch.from_numpy(np.stack([np.asarray(sample[key], dtype=np.int64) for sample in samples]))
@@ -32,6 +37,8 @@ def collate_domain_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, to
         if key in samples[0]
     }
     batch["labels"] = batch["input_ids"].clone()
+    if "position_ids" in batch:
+        batch["labels"][batch["position_ids"] == 0] = IGNORED_LABEL
     return batch
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data import collate_domain_samples
+from ..data import IGNORED_LABEL, collate_domain_samples
 
 
 @torch.no_grad()
@@ -58,11 +59,12 @@ def evaluate_domains(
         for forward in range(num_forwards):
             position = forward * world_size + rank
             batch, counts = (batches[position], True) if position < len(batches) else (batches[0], False)
-            losses = _sample_losses(model, [datasets[names[domain]][sample] for domain, sample in batch], context)
+            samples = [datasets[names[domain]][sample] for domain, sample in batch]
+            losses, num_tokens = _sample_losses(model, samples, context)
             if counts:
                 domains = torch.tensor([domain for domain, _ in batch], device=device)
-                totals[0].index_add_(0, domains, losses.sum(dim=1).double())
-                totals[1].index_add_(0, domains, torch.full_like(losses[:, 0], losses.shape[1]).double())
+                totals[0].index_add_(0, domains, losses.double())
+                totals[1].index_add_(0, domains, num_tokens.double())
             if on_batch is not None:
                 on_batch(num_forwards)
     finally:
@@ -74,15 +76,15 @@ def evaluate_domains(
     return losses, round(sum(counts))
 
 
-def _sample_losses(model: torch.nn.Module, samples: list[dict], context) -> Tensor:
-    """Token cross-entropies [samples, length - 1] in float32."""
-    inputs = {name: tensor.to(next(model.parameters()).device) for name, tensor in
-              collate_domain_samples(samples).items() if name != "labels"}  # fmt: skip
-    if context is None:
-        logits = model(**inputs, use_cache=False).logits
-    else:
-        with context():
-            logits = model(**inputs, use_cache=False).logits
-    targets = inputs["input_ids"][:, 1:]
-    losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none")
-    return losses.view(targets.shape)
+def _sample_losses(model: torch.nn.Module, samples: list[dict], context) -> tuple[Tensor, Tensor]:
+    """Sum of the token cross-entropies (float32) and number of tokens predicted, [samples] each."""
+    batch = {
+        name: tensor.to(next(model.parameters()).device) for name, tensor in collate_domain_samples(samples).items()
+    }
+    targets = batch.pop("labels")[:, 1:]
+    with context() if context is not None else nullcontext():
+        logits = model(**batch, use_cache=False).logits
+    losses = F.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED_LABEL
+    )
+    return losses.view(targets.shape).sum(dim=1), (targets != IGNORED_LABEL).sum(dim=1)
