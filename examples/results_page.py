@@ -2,6 +2,7 @@
 
     python examples/results_page.py             # rebuild from model_cards/results
     python examples/results_page.py --add stories260k seeds/seed-0/results.json seeds/seed-1/results.json ...
+    python examples/results_page.py --add_sweep stories260k sweep/learning_rates.json
 
 Every number on the page comes from those files; a test rebuilds the page and compares.
 """
@@ -17,13 +18,14 @@ RESULTS = ROOT / "model_cards" / "results"
 PAGE = ROOT / "model_cards" / "shearing.md"
 README = ROOT / "README.md"
 START, END = "<!-- results: start -->", "<!-- results: end -->"
-LEFT_OUT = ("history", "kept", "passes")  # long, and not on the page
+LEFT_OUT = ("history", "kept")  # long, and not on the page
+SWEEP_NAME = "learning_rates.json"
 
 
 def settings(recipes: bool = False) -> dict[str, list[dict]]:
     """Results by setting, in order of the seeds; with ``recipes`` those that compare recipes, without baselines."""
     folders = sorted(path for path in RESULTS.iterdir() if path.is_dir() and path.name.startswith("recipe-") == recipes)
-    runs = {folder.name: [read_results(path) for path in folder.glob("*.json")] for folder in folders}
+    runs = {folder.name: [read_results(path) for path in folder.glob("seed-*.json")] for folder in folders}
     return {name: sorted(results, key=lambda run: run["seed"]) for name, results in runs.items()}
 
 
@@ -34,6 +36,25 @@ def add(name: str, paths: list[Path]) -> None:
         results = {key: value for key, value in read_results(path).items() if key not in LEFT_OUT}
         text = json.dumps(results, indent=1)
         (RESULTS / name / f"seed-{results['seed']}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def add_sweep(name: str, path: Path) -> None:
+    """Keep the losses of a sweep over learning rates (not its flags, which name folders of a machine)."""
+    sweep = json.loads(path.read_text(encoding="utf-8"))
+    kept = {key: sweep[key] for key in ("best", "losses", "versions")}
+    (RESULTS / name / SWEEP_NAME).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def sweep_table(sweep: dict) -> str:
+    """Mean held-out loss by arm and learning rate; the best of an arm is bold."""
+    rates = sorted({rate for losses in sweep["losses"].values() for rate in losses}, key=float)
+    lines = ["| arm | " + " | ".join(f"{float(rate):g}" for rate in rates) + " |", "|---" * (len(rates) + 1) + "|"]
+    for arm, losses in sweep["losses"].items():
+        best = min(losses, key=losses.get)
+        cells = [f"**{losses[rate]:.3f}**" if rate == best else f"{losses[rate]:.3f}" if rate in losses else ""
+                 for rate in rates]  # fmt: skip
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def page() -> str:
@@ -51,10 +72,20 @@ def page() -> str:
         parts.append(f"Source: {shapes[0]}.\n\nTarget, reached exactly: {shapes[1]}.")
         parts.append(f"```text\n{spread_table(runs, width=100)}\n```")
         parts.append(f"Seconds of each whole run, baselines included: {seconds}.")
+        parts.append(f"Passes over the training text in recovery, seed {first['seed']}: {passes(first)}.")
+        if (RESULTS / name / SWEEP_NAME).is_file():
+            sweep = json.loads((RESULTS / name / SWEEP_NAME).read_text(encoding="utf-8"))
+            parts.append("Sweep of learning rates (one run each, seed 42), by `examples/sweep_learning_rates.py`:")
+            parts.append(sweep_table(sweep))
     if settings(recipes=True):
         note = (RESULTS / "recipes.md").read_text(encoding="utf-8").strip()
         parts += ["## Recipes of mask learning", note, recipes_table()]
     return "\n\n".join(parts) + "\n"
+
+
+def passes(run: dict) -> str:
+    """Passes per domain of one run's recovery."""
+    return ", ".join(f"{name} {count:.2f}" for name, count in run["passes"]["recovery"].items())
 
 
 def recipes_table() -> str:
@@ -99,9 +130,12 @@ def readme() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--add", nargs="+", metavar=("NAME", "RESULTS"), help="keep the results of a setting first")
+    parser.add_argument("--add_sweep", nargs=2, metavar=("NAME", "LEARNING_RATES"), help="keep a setting's sweep first")
     arguments = parser.parse_args()
     if arguments.add:
         add(arguments.add[0], [Path(path) for path in arguments.add[1:]])
+    if arguments.add_sweep:
+        add_sweep(arguments.add_sweep[0], Path(arguments.add_sweep[1]))
     PAGE.write_text(page(), encoding="utf-8")
     README.write_text(readme(), encoding="utf-8")
 

@@ -18,29 +18,18 @@ from accelerate import PartialState
 from embedded.stdlib_domains import stdlib_domains
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from hf_shear import MaskSettings, ShearingLlamaForCausalLM, ShearTrainer, ShearTrainingArguments, slice_model
+from hf_shear import MaskSettings, ShearingLlamaForCausalLM, ShearTrainer, ShearTrainingArguments, runs, slice_model
 from hf_shear.data import load_domains
 from hf_shear.importance import mask_start_importance
 from hf_shear.masks import MASK_DRAWS, MASK_METHODS, START_SPREAD
 from hf_shear.reporting import require_matplotlib
-from hf_shear.runs import (
-    BASELINES,
-    RunFolder,
-    baseline_learning_rates,
-    baseline_model,
-    choose_target,
-    judge,
-    parse_arguments,
-    prepare_domain_data,
-    run_results,
-    run_settings,
-    write_report,
-)
 from hf_shear.shapes import SHAPE_NAMES
 from hf_shear.slicing import provenance_record, read_provenance, save_checkpoint
 from hf_shear.training import PAPER_MASK_LEARNING, check_domain_arguments
 
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
+TOKENS = "give --mask_tokens and --recovery_tokens"
+NOT_HERE = {"num_tokens": TOKENS, "max_steps": TOKENS, "num_train_epochs": TOKENS, "push_to_hub": "push OUT/recovered"}
 TRAINED_DTYPE = torch.float32  # AdamW loses small steps in half precision; --bf16 still computes in bfloat16
 load_plain = AutoModelForCausalLM.from_pretrained  # in the dtype of the checkpoint, if none is named
 
@@ -83,16 +72,14 @@ class PipelineArguments:
         for name in ("mask_tokens", "recovery_tokens", "calibration_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
-        baseline_learning_rates(self.baseline_learning_rates)  # refused now, not after recovery
+        runs.baseline_learning_rates(self.baseline_learning_rates)  # refused now, not after recovery
 
 
 def masked_source(pipeline, args, target) -> ShearingLlamaForCausalLM:
     settings = MaskSettings(method=pipeline.mask_method, draw=pipeline.mask_draw, seed=args.seed)
     settings = MaskSettings.paper(args.seed) if pipeline.paper else settings
-    path = pipeline.model_name_or_path
-    return ShearingLlamaForCausalLM.from_pretrained(
-        path, dtype=TRAINED_DTYPE, target_shape=target, mask_settings=settings
-    )
+    options = {"dtype": TRAINED_DTYPE, "target_shape": target, "mask_settings": settings}
+    return ShearingLlamaForCausalLM.from_pretrained(pipeline.model_name_or_path, **options)
 
 
 def calibration(pipeline, args, data) -> list[dict]:
@@ -122,7 +109,7 @@ def learn_masks(pipeline, args, target, data, tokenizer, folder) -> dict:
     exported = time.perf_counter()
     return facts | trainer.stage_record("mask_learning") | {
         "calibration_tokens": sum(batch["input_ids"].numel() for batch in batches),
-        "model": judge(sliced, data.judged, args),
+        "model": runs.judge(sliced, data.judged, args),
         "seconds": learned - start, "export_seconds": exported - learned,
     }  # fmt: skip
 
@@ -141,7 +128,7 @@ def train_plain(name, model, args, num_tokens, data, tokenizer, folder, learned,
     model.to(source_dtype(folder))
     return trainer.stage_record(name) | {
         "seconds": time.perf_counter() - start, "learning_rate": args.learning_rate,
-        "model": judge(model, data.judged, args),
+        "model": runs.judge(model, data.judged, args),
     }  # fmt: skip
 
 
@@ -159,29 +146,31 @@ def recover(pipeline, args, target, data, tokenizer, folder, learned) -> dict:
 def train_baseline(name, pipeline, args, target, data, tokenizer, folder, learned) -> dict:
     """A baseline at the tokens of mask learning plus recovery."""
     source = masked_source(pipeline, args, target).to(args.device)
-    model = baseline_model(name, source, calibration(pipeline, args, data), args.seed, args.train_batch_size)
-    rate = baseline_learning_rates(pipeline.baseline_learning_rates).get(name, args.learning_rate)
+    model = runs.baseline_model(name, source, calibration(pipeline, args, data), args.seed, args.train_batch_size)
+    rate = runs.baseline_learning_rates(pipeline.baseline_learning_rates).get(name, args.learning_rate)
     num_tokens = learned["tokens"] + folder.finished("recovery")["tokens"]
     return train_plain(name, model, args, num_tokens, data, tokenizer, folder, learned, learning_rate=rate)
 
 
 def main() -> None:
     started = time.perf_counter()
-    pipeline, args = parse_arguments(
+    pipeline, args = runs.parse_arguments(
         (PipelineArguments, ShearTrainingArguments), default_config=EMBEDDED / "shear.yaml",
         unless=["model_name_or_path"], instead={"preset": SHAPE_NAMES, "target_num_parameters": SHAPE_NAMES},
+        refused=NOT_HERE,
     )  # fmt: skip
     require_matplotlib()
     config = AutoConfig.from_pretrained(pipeline.model_name_or_path)
-    target, reasons = choose_target(pipeline, config)
+    target, reasons = runs.choose_target(pipeline, config)
     tokenizer = AutoTokenizer.from_pretrained(pipeline.model_name_or_path)
     domains = load_domains(pipeline.data_dir) if pipeline.data_dir else stdlib_domains()
     check_domain_arguments(args, list(domains))
     output_dir = None if args.output_dir == "trainer_output" else args.output_dir  # transformers' name for none given
-    folder = RunFolder.open(output_dir, pipeline.resume, pipeline.overwrite, run_settings(pipeline, target, args.seed))
+    settings = runs.run_settings(pipeline, target, args.seed)
+    folder = runs.RunFolder.open(output_dir, pipeline.resume, pipeline.overwrite, settings)
     tell = PartialState().print
     tell("\n".join(filter(None, (reasons, f"Target: {target}", f"Run folder: {folder.path}"))))
-    data = prepare_domain_data(
+    data = runs.prepare_domain_data(
         domains, tokenizer, config, max_length=pipeline.max_length, held_out_fraction=pipeline.held_out_fraction,
         eval_tokens=pipeline.eval_tokens, block_diagonal=pipeline.block_diagonal, num_proc=pipeline.num_proc,
     )  # fmt: skip
@@ -191,19 +180,19 @@ def main() -> None:
         tell(f"\n== {name}" + (" (finished before)" if folder.finished(name) else ""))
         return folder.stage(name, lambda: run(*arguments))
 
-    stage("source", lambda: judge(load_plain(pipeline.model_name_or_path), data.judged, args))
+    stage("source", lambda: runs.judge(load_plain(pipeline.model_name_or_path), data.judged, args))
     learned = stage("mask_learning", learn_masks, *common)
     if pipeline.stop_after == "mask_learning":
         return
     recovered = stage("recovery", recover, *common, learned)
     if pipeline.stop_after == "recovery":
         return
-    names = BASELINES if pipeline.baselines else ()
+    names = runs.BASELINES if pipeline.baselines else ()
     baselines = {name: stage(name, partial(train_baseline, name), *common, learned) for name in names}
-    results = run_results(folder.finished("source"), learned, recovered, baselines, target, args.seed)
+    results = runs.run_results(folder.finished("source"), learned, recovered, baselines, target, args.seed)
     results["seconds"]["total"] = folder.total_seconds(started)
     if args.process_index == 0:
-        print(write_report(folder.path, results))
+        print(runs.write_report(folder.path, results))
 
 
 if __name__ == "__main__":

@@ -126,3 +126,27 @@ def test_two_files_are_refused(config):
     path = config("steps: 3\n")
     with pytest.raises(ValueError, match="`--config` is given more than once"):
         parse_arguments(Arguments, ["--config", path, f"--config={path}"])
+
+
+@pytest.mark.parametrize("flag", ["--steps", "--steps=3"])
+def test_a_refused_flag_says_what_to_do(config, flag):
+    with pytest.raises(ValueError, match="`--steps` can not be given here: use --rate."):
+        parse_arguments(Arguments, [flag, "3"][: 2 - ("=" in flag)], refused={"steps": "use --rate"})
+    with pytest.raises(ValueError, match="`--steps` can not be given here: use --rate."):
+        parse_arguments(Arguments, ["--config", config("steps: 3")], refused={"steps": "use --rate"})
+
+
+def test_dashes_are_underscores(config):
+    """argparse takes both; what depends on a flag must too."""
+
+    @dataclass
+    class Sizes:
+        hidden_size: int | None = None
+        preset_name: str | None = None
+
+    path = config("hidden_size: 7")
+    (found,) = parse_arguments(Sizes, ["--preset-name", "a"], default_config=path, unless=["preset_name"])
+    assert found.hidden_size is None
+    options = {"default_config": path, "instead": {"preset_name": ["hidden_size"]}}
+    (found,) = parse_arguments(Sizes, ["--preset-name", "a"], **options)
+    assert found.hidden_size is None

@@ -10,7 +10,7 @@ import pytest
 from transformers import LlamaConfig
 
 from hf_shear import ShearTrainingArguments
-from hf_shear.runs import parse_arguments
+from hf_shear.runs import choose_target, parse_arguments
 from hf_shear.shapes import count_parameters
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -42,7 +42,7 @@ def test_paper_config(path, shear, tmp_path):
     flags = ["--config", str(path), "--output_dir", str(tmp_path), "--bf16", "false", "--use_cpu", "true"]
     pipeline, args = parse_arguments((shear.PipelineArguments, ShearTrainingArguments), flags)
     assert pipeline.paper and isinstance(args.learning_rate, float) and args.learning_rate == 1e-4
-    target, _ = shear.choose_target(pipeline, llama_2_7b())
+    target, _ = choose_target(pipeline, llama_2_7b())
     expected = {"1.3b": 1_345_423_360, "2.7b": 2_701_560_320}[path.stem.split("_")[2]]
     assert count_parameters(llama_2_7b(), target) == expected
     steps = {"pruning": (pipeline.mask_tokens, 3200), "recovery": (pipeline.recovery_tokens, 48_000)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from training_helpers import (
+    DOMAINS,
     LENGTH,
     TARGET,
     held_out_domains,
@@ -94,11 +95,23 @@ def test_the_cost_report(tmp_path):
     assert lines[1].startswith(f"  masks: relaxed_topk, {units:,} units towards ")
     assert lines[1].endswith("; hardened over the last 500 steps")
     assert str(TARGET["intermediate_size"]) in lines[1]
-    assert lines[2] == "  evaluation: 4 x 288 held-out tokens, 0.6% of the training tokens"
+    assert lines[2] == "  evaluation: 4 x 288 held-out tokens and 288 for reference losses, 0.6% of the training tokens"
     assert lines[3].startswith("  memory per device, unsharded, about ")
     assert [part.split()[0] for part in lines[3].split(": ")[1].split(", ")] == [
         "weights", "gradients", "optimizer", "activations"]  # fmt: skip
     assert len(lines) == 4
+
+
+def test_given_references_cost_no_evaluation(tmp_path):
+    references = dict.fromkeys(DOMAINS, 2.0)
+    args = make_args(tmp_path, max_steps=2000, eval_strategy="steps", eval_steps=500, reference_losses=references)
+    lines = cost_report(make_trainer(plain_model(), args, held_out=held_out_domains(6))).splitlines()
+    assert lines[1] == "  evaluation: 4 x 288 held-out tokens, 0.9% of the training tokens"
+
+
+def test_masks_that_never_harden_say_so(tmp_path):
+    lines = cost_report(make_trainer(masked_model(), make_args(tmp_path, hardening_ratio=0.0))).splitlines()
+    assert lines[1].endswith("; never hardened")
 
 
 def test_the_cost_report_of_recovery_is_short(tmp_path):
@@ -150,7 +163,9 @@ def test_a_line_for_an_evaluation():
 
 def test_other_logs_have_no_line():
     assert log_line(1, 2, {}) == ""
-    assert log_line(1, 2, {"train_runtime": 3.0, "train_loss": 2.0}) == ""
+    assert (
+        log_line(2, 2, {"train_runtime": 3.0, "train_loss": 2.0}) == "step 2/2  done in 3 s, mean training loss 2.0000"
+    )
     assert log_line(1, 2, {"eval_loss": 2.0}) == ""
 
 

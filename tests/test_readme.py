@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from hf_shear.runs import choose_target, parse_arguments
+from hf_shear.shapes import count_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,6 +35,21 @@ def test_python_block_runs(tmp_path, monkeypatch):
     pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
     assert type(pruned) is LlamaForCausalLM
     assert pruned.config.intermediate_size == 192
+
+
+def test_the_command_for_ones_own_model_parses(monkeypatch, tmp_path):
+    block = next(
+        block for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) if "path/to/llama" in block
+    )
+    words = shlex.split(block.replace("\\\n", " "))
+    assert words[:3] == ["accelerate", "launch", "examples/shear.py"]
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    shear = importlib.import_module("shear")
+    cpu = ["--bf16", "false", "--use_cpu", "true"]
+    pipeline, args = parse_arguments((shear.PipelineArguments, shear.ShearTrainingArguments), [*words[3:], *cpu])
+    assert pipeline.recovery_tokens == 5_000_000_000 and args.activation_checkpointing is True
+    llama_2_7b = LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, intermediate_size=11008)
+    assert count_parameters(llama_2_7b, choose_target(pipeline, llama_2_7b)[0]) == 1_345_423_360
 
 
 def test_commands_of_ci_are_there():

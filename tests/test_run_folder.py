@@ -171,7 +171,7 @@ def test_the_last_whole_checkpoint_and_no_half_one():
     folder = RunFolder("run")
     assert folder.last_checkpoint("mask_learning") is None
     stage = folder.path / "mask_learning"
-    for step, files in {5: (STATE_NAME, "trainer_state.json"), 40: (STATE_NAME,), 100: ("trainer_state.json",)}.items():
+    for step, files in {5: (STATE_NAME, "trainer_state.json"), 40: (STATE_NAME,), 100: ()}.items():
         (stage / f"checkpoint-{step}").mkdir(parents=True)
         for name in files:
             (stage / f"checkpoint-{step}" / name).write_text("{}")
@@ -182,6 +182,15 @@ def test_the_last_whole_checkpoint_and_no_half_one():
     for name in (STATE_NAME, "trainer_state.json"):
         (stage / "checkpoint-30" / name).write_text("{}")
     assert folder.last_checkpoint("mask_learning") == str(stage / "checkpoint-30")
+
+
+def test_a_checkpoint_without_our_state_is_neither_used_nor_deleted():
+    checkpoint = RunFolder("run").path / "recovery" / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    with pytest.raises(ValueError, match="checkpoint-3' was written with `save_only_model`, so training cannot go on"):
+        RunFolder("run", resume=True).last_checkpoint("recovery")
+    assert checkpoint.is_dir()
 
 
 def test_seconds_are_those_of_all_processes(monkeypatch):

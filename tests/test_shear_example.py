@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Co
 
 from hf_shear import ShearTrainer, ShearTrainingArguments
 from hf_shear.reporting import check_results
+from hf_shear.runs import choose_target
 from hf_shear.training import evaluate_domains
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -174,7 +175,7 @@ def test_the_losses_are_those_of_the_checkpoints(whole, shear, inputs):
     results = results_of(folder)
     tokenizer = AutoTokenizer.from_pretrained(inputs["model_name_or_path"])
     config = AutoConfig.from_pretrained(inputs["model_name_or_path"])
-    data = shear.prepare_domain_data(shear.load_domains(inputs["data_dir"]), tokenizer, config, max_length=16,
+    data = shear.runs.prepare_domain_data(shear.load_domains(inputs["data_dir"]), tokenizer, config, max_length=16,
                                      held_out_fraction=0.3, eval_tokens=64)  # fmt: skip
     paths = {"source": inputs["model_name_or_path"], "pruned": folder / "pruned", "recovered": folder / "recovered"}
     for name, path in paths.items():
@@ -291,10 +292,10 @@ def test_the_papers_masks_and_a_numbered_folder(run, tmp_path, monkeypatch):
 def test_targets_from_names_a_budget_and_a_preset(shear, inputs):
     config = AutoConfig.from_pretrained(inputs["model_name_or_path"])
     arguments = shear.PipelineArguments
-    named, reasons = shear.choose_target(arguments(hidden_size=12, intermediate_size=16), config)
+    named, reasons = choose_target(arguments(hidden_size=12, intermediate_size=16), config)
     assert reasons is None
     assert (named.hidden_size, named.intermediate_size, named.num_hidden_layers) == (12, 16, 3)
-    budget, reasons = shear.choose_target(arguments(target_num_parameters=6000), config)
+    budget, reasons = choose_target(arguments(target_num_parameters=6000), config)
     assert budget.num_hidden_layers <= 3
     assert "Embeddings: " in reasons
     for wrong in (
@@ -303,11 +304,11 @@ def test_targets_from_names_a_budget_and_a_preset(shear, inputs):
         {"hidden_size": 12, "target_num_parameters": 9},
     ):
         with pytest.raises(ValueError, match="Name a target one way: hidden_size, .* or `--target_num_parameters`"):
-            shear.choose_target(arguments(**wrong), config)
+            choose_target(arguments(**wrong), config)
     with pytest.raises(ValueError, match="model_type 'gpt2', which can not be sheared. Supported model types: llama"):
-        shear.choose_target(arguments(hidden_size=12), GPT2Config())
+        choose_target(arguments(hidden_size=12), GPT2Config())
     with pytest.raises(ValueError, match="hidden_size"):
-        shear.choose_target(arguments(hidden_size=64), config)
+        choose_target(arguments(hidden_size=64), config)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +329,7 @@ def test_targets_from_names_a_budget_and_a_preset(shear, inputs):
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(run, tmp_path, monkeypatch, changes, text):
-    monkeypatch.setattr("shear_example.judge", lambda *args: pytest.fail("it began"))
+    monkeypatch.setattr("hf_shear.runs.judge", lambda *args: pytest.fail("it began"))
     with pytest.raises(ValueError, match=text):
         run(tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists() or [path.name for path in (tmp_path / "run").iterdir()] == ["stages.json"]
@@ -342,6 +343,13 @@ def test_a_misspelt_choice_is_refused_with_the_choices(run, tmp_path, capsys, ch
         run(tmp_path / "run", **changes)
     (name, value) = next(iter(changes.items()))
     assert re.search(f"argument --{name}.*: invalid choice: '{value}' \\(choose from", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("flag", ["--num_tokens", "--max-steps", "--num_train_epochs"])
+def test_flags_that_the_stages_set_are_refused(run, tmp_path, flag):
+    name = flag.replace("-", "_").strip("_")
+    with pytest.raises(ValueError, match=f"`--{name}` can not be given here: give --mask_tokens and --recovery_tokens"):
+        run(tmp_path / "run", flag, "8")
 
 
 def test_overwriting_with_a_mistake_loses_nothing(whole, run, tmp_path):

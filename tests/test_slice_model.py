@@ -554,3 +554,8 @@ def test_reference_sliced_logits(monkeypatch, shared_data, tmp_path, masks):
     assert_invariant(model, gates, ids, tmp_path, bound=bound)
     assert len(kept.hidden) == (48 if masks == "binary" else 64)
     assert [len(heads) for heads in kept.heads.values()] == [6, 6, 6, 6]
+
+
+def test_a_plain_model_can_not_be_sliced(build_llama):
+    with pytest.raises(ValueError, match="`model` must be masked, but it is a LlamaForCausalLM. Load it with Shearing"):
+        slice_model(build_llama())

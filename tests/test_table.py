@@ -209,6 +209,10 @@ def test_the_verb_follows_the_numbers(recovered, difference):
             {"source": 1.7, "pruned": 1.69, "recovered": 1.65},
             "Pruning did no damage (source 1.700, pruned 1.690); after recovery the loss is 1.650.",
         ),
+        (
+            {"source": 1.7, "pruned": 1.6, "recovered": 1.75},
+            "Pruning did no damage (source 1.700, pruned 1.600), but recovery made it worse: 1.750.",
+        ),
     ],
 )
 def test_damage_and_recovery(models, text):

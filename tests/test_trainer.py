@@ -22,7 +22,7 @@ from training_helpers import (
     train_domains,
     weights_of,
 )
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, TrainerCallback
 
 from hf_shear import DynamicBatchSampler, MaskSettings, ShearingLlamaForCausalLM, ShearTrainer, slice_model
 from hf_shear.data import update_mixture_weights
@@ -455,6 +455,28 @@ def test_num_tokens_sets_the_steps(tmp_path):
     assert trainer.tokens_seen() == 4 * 8 * LENGTH
     assert trainer.state.epoch == 1.0
     assert trainer.stage_record("recovery")["tokens"] == 4 * 8 * LENGTH
+
+
+def test_tokens_and_steps_that_contradict_each_other(tmp_path):
+    with pytest.raises(ValueError, match="`num_tokens=100` is 2 steps, but `max_steps` is 7. Give one of the two"):
+        make_trainer(plain_model(), make_args(tmp_path, max_steps=7, num_tokens=100))
+    args = make_args(tmp_path, max_steps=-1, num_tokens=100)
+    assert make_trainer(plain_model(), args).args.max_steps == make_trainer(plain_model(), args).args.max_steps == 2
+
+
+def test_masks_that_were_not_settled_are_warned_of(tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 3
+
+    trainer = make_trainer(masked_model(), make_args(tmp_path), callbacks=[Stop()])
+    with pytest.warns(UserWarning, match="Mask learning stopped at step 3 of 8, before its masks were settled"):
+        trainer.train()
+
+
+def test_predictions_are_refused(tmp_path):
+    with pytest.raises(NotImplementedError, match="`evaluate` gives the loss of each domain"):
+        make_trainer(plain_model(), make_args(tmp_path)).predict(held_out_domains())
 
 
 def test_training_needs_data_and_an_end(tmp_path):

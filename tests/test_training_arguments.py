@@ -67,6 +67,11 @@ def test_flags_and_json():
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
+        ({"auto_find_batch_size": True}, "`auto_find_batch_size=True` would change the number of steps"),
+        (
+            {"lr_scheduler_type": "reduce_lr_on_plateau"},
+            "`lr_scheduler_type=.*reduce_lr_on_plateau.*` follows a metric",
+        ),
         ({"budget_warmup_ratio": 1.5}, "`budget_warmup_ratio` must be between 0 and 1, but it is 1.5"),
         ({"hardening_ratio": -0.1}, "`hardening_ratio` must be between 0 and 1, but it is -0.1"),
         (

@@ -239,6 +239,8 @@ def _damage_sentence(results: Mapping[str, Any]) -> str:
     damage, left = pruned - source, recovered - source
     if damage < TIE_TOLERANCE:
         start = f"Pruning did no damage (source {source:.3f}, pruned {pruned:.3f})"
+        if recovered > pruned:
+            return f"{start}, but recovery made it worse: {recovered:.3f}."
         return f"{start}; after recovery the loss is {recovered:.3f}."
     start = f"Pruning raised the mean loss from {source:.3f} to {pruned:.3f} (by {damage:.3f})"
     if recovered > pruned:

@@ -18,6 +18,7 @@ def parse_arguments(
     default_config: str | Path | None = None,
     unless: Sequence[str] = (),
     instead: Mapping[str, Sequence[str]] | None = None,
+    refused: Mapping[str, str] | None = None,
 ) -> tuple:
     """Parse flags, and ``--config FILE.yaml`` whose entries flags override, into dataclass instances.
 
@@ -31,21 +32,30 @@ def parse_arguments(
         unless: names of flags; where one is given, ``default_config`` is not read.
         instead: name of a flag -> names that a file's entries lose where the flag is given, because it says the same
             in another way.
+        refused: names of flags that must not be given, with what to do in place of each.
 
     Raises:
-        ValueError: the file does not exist, or is not a YAML mapping of names to values.
+        ValueError: the file does not exist, or is not a YAML mapping of names to values; or a refused flag was given.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = HfArgumentParser(dataclass_types, allow_abbrev=False)
     parser.add_argument("--config", help="A YAML file with any of these arguments; flags override it.")
     path, flags = _take_config(arguments)
-    given = {flag.split("=")[0].removeprefix("--") for flag in flags if flag.startswith("--")}
+    given = _names(flags)
     if path is None and not given & set(unless):
         path = default_config
     left_out = {name for flag, names in (instead or {}).items() if flag in given for name in names}
     from_file = _flags_from_file(path, left_out)
+    for name in given | _names(from_file):
+        if name in (refused or {}):
+            raise ValueError(f"`--{name}` can not be given here: {refused[name]}.")
     *instances, _ = parser.parse_args_into_dataclasses(from_file + flags, look_for_args_file=False)
     return tuple(instances)
+
+
+def _names(flags: Sequence[str]) -> set[str]:
+    """Names of the flags given; argparse takes dashes for underscores in them."""
+    return {flag.split("=")[0].removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")}
 
 
 def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:

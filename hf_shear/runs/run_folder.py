@@ -154,9 +154,14 @@ class RunFolder:
         folder = self.path / stage
         if not folder.is_dir():
             return None
-        for unfinished in folder.glob("checkpoint-*"):
-            if not (unfinished / STATE_NAME).is_file() or not (unfinished / "trainer_state.json").is_file():
-                shutil.rmtree(unfinished)  # killed while it was written
+        for checkpoint in folder.glob("checkpoint-*"):
+            if not (checkpoint / "trainer_state.json").is_file():
+                shutil.rmtree(checkpoint)  # killed while it was written: transformers writes this file last
+            elif not (checkpoint / STATE_NAME).is_file():
+                raise ValueError(
+                    f"`--resume`: {str(checkpoint)!r} was written with `save_only_model`, so training cannot go on from"
+                    " it. Delete it to train this stage again, or start a run in another folder."
+                )
         return get_last_checkpoint(str(folder))
 
 

@@ -36,8 +36,13 @@ def slice_model(
         units that were kept. Its logits equal the masked model's in evaluation mode.
 
     Raises:
-        ValueError: a row of ``gates`` keeps another number of units than the target.
+        ValueError: the model has no masks, or a row of ``gates`` keeps another number of units than the target.
     """
+    if not isinstance(model, ShearingLlamaForCausalLM):
+        raise ValueError(
+            f"`model` must be masked, but it is a {type(model).__name__}. Load it with"
+            " ShearingLlamaForCausalLM.from_pretrained(path, target_shape=...)."
+        )
     masks = model.masks
     if gates is None:
         gates, kept_masks = masks.deterministic(), masks.kept_units()

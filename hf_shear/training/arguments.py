@@ -114,7 +114,12 @@ class ShearTrainingArguments(TrainingArguments):
 
     # Named so since transformers 5.23, which knows these two; before it they are passed on under the old name.
     activation_checkpointing: bool | None = field(
-        default=None, metadata={"help": "Recompute activations in the backward pass: less memory, more time."}
+        default=None,
+        metadata={
+            "help": "Recompute activations in the backward pass: less memory, more time.",
+            "nargs": "?",
+            "const": True,
+        },  # fmt: skip
     )
     activation_checkpointing_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Keyword arguments of activation checkpointing; re-entrant is refused."}
@@ -148,6 +153,16 @@ class ShearTrainingArguments(TrainingArguments):
             raise ValueError(f"`mask_scheduler` must be 'constant' or 'weights', but it is {self.mask_scheduler!r}.")
         if self.num_tokens is not None and self.num_tokens < 1:
             raise ValueError(f"`num_tokens` must be at least 1, but it is {self.num_tokens}.")
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "`auto_find_batch_size=True` would change the number of steps and every batch in the middle of a run."
+                " Choose `per_device_train_batch_size` yourself; `gradient_accumulation_steps` keeps a step's size."
+            )
+        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+            raise ValueError(
+                f"`lr_scheduler_type={self.lr_scheduler_type.value!r}` follows a metric, but masks and weights need"
+                " schedules that follow the steps: use 'cosine', 'linear', 'constant_with_warmup' or another of those."
+            )
         if not self.ignore_data_skip:
             raise ValueError(
                 "`ignore_data_skip=False` would replay batches on resume, but the sampler restores its own state."

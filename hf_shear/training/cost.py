@@ -26,12 +26,21 @@ def num_evaluations(args) -> int:
 def evaluation_samples_per_domain(trainer) -> int:
     """Held-out samples per domain and evaluation that ``eval_token_share`` pays for; at least one.
 
-    The budget is eval_token_share x training tokens over all evaluations (the one for reference losses counted) and
-    over the domains, each of which gets the same number.
+    The budget is eval_token_share x training tokens over all evaluations (with the one for reference losses, where
+    they are to be measured) and over the domains, each of which gets the same number.
     """
     args = trainer.args
     samples = args.eval_token_share * args.max_steps * args.samples_per_step()
-    return max(int(samples / (num_evaluations(args) + 1) / len(trainer.eval_dataset)), 1)
+    return max(int(samples / _all_evaluations(args) / len(trainer.eval_dataset)), 1)
+
+
+def _all_evaluations(args) -> int:
+    return num_evaluations(args) + measures_references(args)
+
+
+def measures_references(args) -> bool:
+    """Whether training begins with an evaluation of the model as it comes."""
+    return args.dynamic_batches and not args.reference_losses
 
 
 def memory_estimate(trainer) -> dict[str, int]:
@@ -73,15 +82,21 @@ def cost_report(trainer) -> str:
         masks, schedule = trainer.masked_model.masks, trainer.schedule
         lines.append(
             f"  masks: {masks.settings.method}, {sum(p.numel() for p in masks.log_alpha.values()):,} units towards"
-            f" {masks.target}; hardened over the last {schedule.hardening_steps} steps"
+            f" {masks.target}; "
+            + (
+                f"hardened over the last {schedule.hardening_steps} steps"
+                if schedule.hardening_steps
+                else "never hardened"
+            )
         )
     if trainer.eval_dataset and num_evaluations(args):
         per_domain = evaluation_samples_per_domain(trainer)
         used = sum(min(per_domain, len(dataset)) for dataset in trainer.eval_dataset.values()) * trainer.sample_length
-        total = used * (num_evaluations(args) + 1)
+        total = used * _all_evaluations(args)
         lines.append(
-            f"  evaluation: {num_evaluations(args)} x {used:,} held-out tokens, {total / (args.max_steps * per_step):.1%}"
-            " of the training tokens"
+            f"  evaluation: {num_evaluations(args)} x {used:,} held-out tokens"
+            + (f" and {used:,} for reference losses" if measures_references(args) else "")
+            + f", {total / (args.max_steps * per_step):.1%} of the training tokens"
         )
     parts = memory_estimate(trainer)
     text = ", ".join(f"{name} {_gib(value)}" for name, value in parts.items())
@@ -104,7 +119,7 @@ class CostCallback(TrainerCallback):
             tell(args, cost_report(self.trainer))
         trainer = self.trainer
         if trainer.eval_dataset and num_evaluations(args) and evaluation_samples_per_domain(trainer) == 1:
-            share = len(trainer.eval_dataset) * (num_evaluations(args) + 1) / (args.max_steps * args.samples_per_step())
+            share = len(trainer.eval_dataset) * _all_evaluations(args) / (args.max_steps * args.samples_per_step())
             if share > args.eval_token_share * 1.001:
                 warnings.warn(
                     f"Even one held-out sample per domain spends {share:.1%} of the training tokens on evaluation, more"

@@ -43,7 +43,7 @@ class EpochCallback(TrainerCallback):
 
 
 def log_line(step: int, max_steps: int, logs: dict) -> str:
-    """One line for a training log or an evaluation; empty for anything else."""
+    """One line for a training log, an evaluation or the end; empty for anything else."""
     head = f"step {step:>{len(str(max_steps))}}/{max_steps}"
     if "loss" in logs:
         line = f"{head}  loss {logs['loss']:.4f}  lr {logs.get('learning_rate', 0.0):.2e}"
@@ -60,6 +60,8 @@ def log_line(step: int, max_steps: int, logs: dict) -> str:
             if "expected/" + name in logs
         ]
         return line + ("\n  expected/target " + ", ".join(sizes) if sizes else "")
+    if "train_runtime" in logs:
+        return f"{head}  done in {logs['train_runtime']:.0f} s, mean training loss {logs['train_loss']:.4f}"
     return ""
 
 

@@ -36,8 +36,8 @@ def read_state(checkpoint: str) -> dict:
     path = os.path.join(checkpoint, STATE_NAME)
     if not os.path.isfile(path):
         raise ValueError(
-            f"`resume_from_checkpoint` {checkpoint!r} has no {STATE_NAME}: it was not written by ShearTrainer, or is"
-            " incomplete. Resume from another checkpoint, or start anew."
+            f"`resume_from_checkpoint` {checkpoint!r} has no {STATE_NAME}: it was not written by ShearTrainer, is"
+            " incomplete, or was written with `save_only_model`. Resume from another checkpoint, or start anew."
         )
     with open(path, encoding="utf-8") as file:
         return json.load(file)

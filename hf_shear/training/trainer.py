@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
 from functools import partial
 
@@ -24,7 +25,7 @@ from ..data import (
 from ..modeling import ShearingMixin
 from .arguments import ShearTrainingArguments
 from .checks import check_datasets
-from .cost import CostCallback, evaluation_samples_per_domain
+from .cost import CostCallback, evaluation_samples_per_domain, measures_references
 from .domain_evaluation import evaluate_domains
 from .errors import TrainingDivergedError
 from .history import EvaluationLog
@@ -74,7 +75,13 @@ class ShearTrainer(Trainer):
             )
         self.sample_length = len(next(iter(train_dataset.values()))[0]["input_ids"]) if train_dataset else 0
         if args.num_tokens is not None and train_dataset:
-            args.max_steps = args.steps_for_tokens(args.num_tokens, self.sample_length)
+            steps = args.steps_for_tokens(args.num_tokens, self.sample_length)
+            if args.max_steps not in (-1, steps):
+                raise ValueError(
+                    f"`num_tokens={args.num_tokens}` is {steps} steps, but `max_steps` is {args.max_steps}. Give one of"
+                    " the two."
+                )
+            args.max_steps = steps
         self._use_cache = model.config.use_cache  # transformers switches it off for training
         super().__init__(
             model=model,
@@ -258,6 +265,13 @@ class ShearTrainer(Trainer):
                 self.train_loader.close()
         self._set_phase(self.state.global_step)
         self._read_not_finite()
+        if self.learns_masks and self.state.global_step < self.args.max_steps:
+            warnings.warn(
+                f"Mask learning stopped at step {self.state.global_step} of {self.args.max_steps}, before its masks were"
+                " settled: a slice now differs from what was trained. Resume from a checkpoint to finish.",
+                UserWarning,
+                stacklevel=2,
+            )
         return output
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
@@ -266,7 +280,7 @@ class ShearTrainer(Trainer):
         self.lagrangian_total = torch.zeros((), device=self.args.device)
         self.mask_report, self._lagrangian_logged_at = None, 0
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        if self.reference_losses is None and self.args.dynamic_batches and self.eval_dataset:
+        if self.reference_losses is None and measures_references(self.args) and self.eval_dataset:
             self.reference_losses, self.reference_tokens = self._source_losses()
         return prepared
 
@@ -344,6 +358,12 @@ class ShearTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def predict(self, *args, **kwargs):
+        """Not offered: logits of packed text are large, and of no use by themselves."""
+        raise NotImplementedError(
+            "ShearTrainer gives no predictions: `evaluate` gives the loss of each domain, the model's `generate` text."
+        )
 
     def _domain_losses(self, datasets: Mapping) -> tuple[dict[str, float], int]:
         reduce = partial(self.accelerator.reduce, reduction="sum") if self.args.world_size > 1 else None
