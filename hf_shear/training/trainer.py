@@ -466,5 +466,5 @@ class ShearTrainer(Trainer):
         args = self.args
         wanted = {WEIGHTS: args.learning_rate, MASKS: self._mask_rate, MULTIPLIERS: args.multiplier_learning_rate}
         changed = set_group_rates(self.lr_scheduler, self.optimizer, wanted)
-        for role, (before, now) in changed.items():
+        for role, (before, now) in changed.items() if self.is_world_process_zero() else ():
             tell(args, f"The checkpoint's learning rate of {role} was {before:g}; it goes on with {now:g}.")
