@@ -419,7 +419,8 @@ def test_a_lower_rate_is_obeyed_on_resume(tmp_path, capsys):
 
 
 def test_another_schedule_cannot_change_its_rate_on_resume():
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    group = {"params": [torch.nn.Parameter(torch.ones(1))], "role": "weights"}
+    optimizer = torch.optim.SGD([group], lr=0.1)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
     assert set_group_rates(scheduler, optimizer, {"weights": 0.1}) == {}
     with pytest.raises(

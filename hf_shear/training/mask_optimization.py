@@ -56,8 +56,9 @@ def set_group_rates(scheduler, optimizer, rates: dict[str, float]) -> dict[str, 
     scheduler = getattr(scheduler, "scheduler", scheduler)  # accelerate's wrapper
     changed = {}
     for index, group in enumerate(optimizer.param_groups):
-        role = group.get("role", WEIGHTS)
-        before, now = group.get("initial_lr", group["lr"]), rates[role]
+        role = group.get("role")  # a user's own optimizer has none, and keeps its rates
+        before = group.get("initial_lr", group["lr"])
+        now = rates.get(role, before)
         if before == now:
             continue
         if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
