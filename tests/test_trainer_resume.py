@@ -115,6 +115,7 @@ class StopAfter(TrainerCallback):
             control.should_training_stop = control.should_save = True
 
 
+@pytest.mark.filterwarnings("ignore:Mask learning stopped at step 3:UserWarning")
 def test_a_stopped_run_with_workers_that_read_ahead_goes_on(whole_run, tmp_path):
     case, whole, _ = whole_run
     changes = {"dataloader_num_workers": 2, "save_steps": 100}
