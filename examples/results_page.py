@@ -72,8 +72,7 @@ def page() -> str:
         parts.append(f"Source: {shapes[0]}.\n\nTarget, reached exactly: {shapes[1]}.")
         parts.append(f"```text\n{spread_table(runs, width=100)}\n```")
         parts.append(f"Seconds of each whole run, baselines included: {seconds}.")
-        if "passes" in first:
-            parts.append(f"Passes over the training text in recovery, seed {first['seed']}: {passes(first)}.")
+        parts.append(f"Passes over the training text in recovery, seed {first['seed']}: {passes(first)}.")
         if (RESULTS / name / SWEEP_NAME).is_file():
             sweep = json.loads((RESULTS / name / SWEEP_NAME).read_text(encoding="utf-8"))
             parts.append("Sweep of learning rates (one run each, seed 42), by `examples/sweep_learning_rates.py`:")

@@ -90,8 +90,9 @@ def calibration(pipeline, args, data) -> list[dict]:
 def learn_masks(pipeline, args, target, data, tokenizer, folder) -> dict:
     """Learn the masks, slice, and export to <output_dir>/pruned."""
     model, checkpoint = masked_source(pipeline, args, target), folder.last_checkpoint("mask_learning")
-    batches = calibration(pipeline, args, data) if pipeline.mask_start == "taylor" and not pipeline.paper else []
-    if batches and checkpoint is None:
+    calibrated = pipeline.mask_start == "taylor" and not pipeline.paper
+    if calibrated and checkpoint is None:
+        batches = calibration(pipeline, args, data)
         importance = mask_start_importance(model.to(args.device), batches, args.train_batch_size)
         model.masks.start_from_importance(importance, pipeline.mask_start_spread)
     stage = {"lr_scheduler_type": "constant_with_warmup"} if not pipeline.paper else PAPER_MASK_LEARNING
@@ -108,7 +109,7 @@ def learn_masks(pipeline, args, target, data, tokenizer, folder) -> dict:
         save_checkpoint(sliced, folder.path / "pruned", tokenizer, record)
     exported = time.perf_counter()
     return facts | trainer.stage_record("mask_learning") | {
-        "calibration_tokens": sum(batch["input_ids"].numel() for batch in batches),
+        "calibration_tokens": pipeline.calibration_batches * args.samples_per_step() * pipeline.max_length * calibrated,
         "model": runs.judge(sliced, data.judged, args),
         "seconds": learned - start, "export_seconds": exported - learned,
     }  # fmt: skip

@@ -151,7 +151,7 @@ def plot_sizes(
     figure = _new_figure(0.8 + 2.1 * num_rows)
     panels = figure.subplots(num_rows, num_columns, sharey=True, squeeze=False)
     legend: dict[str, Any] = {}
-    for axes, name in zip(panels.flat, names, strict=False):
+    for axes, name in zip(panels.flat[: len(names)], names, strict=True):
         source = 1 if source_shape is None else source_shape[name]
         _draw_size(axes, history, name, target.get(name), source, scale)
         handles, labels = axes.get_legend_handles_labels()
