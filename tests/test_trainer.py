@@ -28,15 +28,15 @@ from hf_shear import DynamicBatchSampler, MaskSettings, ShearingLlamaForCausalLM
 from hf_shear.data import update_mixture_weights
 from hf_shear.masks.hard_concrete import PAPER_LOG_ALPHA_BOUND
 from hf_shear.training import PAPER_MASK_LEARNING, TrainingDivergedError, evaluate_domains
-from hf_shear.training.mask_optimization import set_group_rates
+from hf_shear.training.schedules import set_peak_rate
 
 NO_DROPOUT = {"attention_dropout": 0.0}
 OPEN_MASKS = MaskSettings(method="hard_concrete", log_alpha_start=1.0)  # not saturated, so that gates have gradients
 
 
-def trained(tmp_path, model, **changes):
+def trained(tmp_path, model, callbacks=None, **changes):
     """A finished run."""
-    trainer = make_trainer(model, make_args(tmp_path, **changes))
+    trainer = make_trainer(model, make_args(tmp_path, **changes), callbacks=callbacks)
     trainer.train()
     return trainer
 
@@ -145,30 +145,40 @@ def test_the_evaluation_loss_has_no_lagrangian_in_it(tmp_path):
 # ---- optimisation ---------------------------------------------------------------------------------------------
 
 
+class MaskGradients(TrainerCallback):
+    """Remembers the gradients of masks and multipliers that an optimizer step uses."""
+
+    def __init__(self, masks):
+        self.masks, self.seen = masks, {}
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.seen = {name: parameter.grad.clone() for name, parameter in self.masks.named_parameters()}
+
+
 def test_multipliers_ascend_by_the_gap_unclipped(tmp_path):
-    """One step of plain gradient descent moves lambda_1 by +rate * gap and lambda_2 by +rate * gap^2."""
+    """The gradient that descends is -gap for lambda_1 and -gap^2 for lambda_2; AdamW's first step is the rate."""
     model = masked_model(OPEN_MASKS)
-    masks = model.masks
+    masks, gradients = model.masks, MaskGradients(model.masks)
     gaps = [masks.expected_sparsity(kind).detach() - masks.target_sparsity(kind) for kind in masks.constrained]
     assert len(gaps) == 5
-    trained(tmp_path, model, optim="sgd", max_steps=1, multiplier_learning_rate=2.0, max_grad_norm=1e-6,
+    trained(tmp_path, model, callbacks=[gradients], max_steps=1, multiplier_learning_rate=2.0, max_grad_norm=1e-6,
             hardening_ratio=0.0)  # fmt: skip
-    expected_linear = torch.stack([2.0 * gap.mean() for gap in gaps])
-    expected_quadratic = torch.stack([2.0 * gap.square().mean() for gap in gaps])
-    torch.testing.assert_close(masks.multiplier_linear.detach(), expected_linear)
-    torch.testing.assert_close(masks.multiplier_quadratic.detach(), expected_quadratic)
+    torch.testing.assert_close(gradients.seen["multiplier_linear"], -torch.stack([gap.mean() for gap in gaps]))
+    torch.testing.assert_close(
+        gradients.seen["multiplier_quadratic"], -torch.stack([gap.square().mean() for gap in gaps])
+    )
+    signs = torch.stack([gap.mean().sign() for gap in gaps])
+    torch.testing.assert_close(masks.multiplier_linear.detach(), 2.0 * signs)
 
 
 def _one_sgd_step(tmp_path, **changes) -> tuple[dict, dict]:
-    """(changes of weights, changes of masks and multipliers) by one step with every rate 1."""
+    """Changes of weights by one step with rate 1, and the gradients of masks and multipliers it used."""
     model = masked_model(OPEN_MASKS, **NO_DROPOUT)
-    start = weights_of(model)
-    rates = {"learning_rate": 1.0, "mask_learning_rate": 1.0, "multiplier_learning_rate": 1.0}
-    trained(tmp_path, model, optim="sgd", max_steps=1, hardening_ratio=0.0, lr_scheduler_type="constant",
-            **(rates | changes))  # fmt: skip
+    start, gradients = weights_of(model), MaskGradients(model.masks)
+    trained(tmp_path, model, callbacks=[gradients], optim="sgd", max_steps=1, hardening_ratio=0.0, learning_rate=1.0,
+            lr_scheduler_type="constant", **changes)  # fmt: skip
     steps = {name: value - start[name] for name, value in weights_of(model).items()}
-    masks = {name: step for name, step in steps.items() if name.startswith("masks.")}
-    return {name: step for name, step in steps.items() if name not in masks}, masks
+    return {name: step for name, step in steps.items() if not name.startswith("masks.")}, gradients.seen
 
 
 def _norm(*groups: dict) -> float:
@@ -180,8 +190,8 @@ def test_weights_are_clipped_without_masks(tmp_path):
     weights, masks = _one_sgd_step(tmp_path, max_grad_norm=0.01)
     assert _norm(free_weights) > 0.1
     assert _norm(weights) == pytest.approx(0.01, rel=1e-3)
-    for name, step in free_masks.items():
-        assert torch.equal(masks[name], step)
+    for name, gradient in free_masks.items():
+        assert torch.equal(masks[name], gradient)
     weights, masks = _one_sgd_step(tmp_path, max_grad_norm=0.01, clip_masks=True)
     assert _norm(weights, masks) == pytest.approx(0.01, rel=1e-3)
     shrunk = 0.01 / _norm(free_weights, free_masks)
@@ -196,15 +206,16 @@ def test_masks_and_multipliers_do_not_decay(tmp_path):
     same, other = weights_of(plain), weights_of(decayed)
     assert torch.equal(same["model.norm.weight"], other["model.norm.weight"])
     assert not torch.equal(same["lm_head.weight"], other["lm_head.weight"])
-    roles = [(group["role"], group["weight_decay"]) for group in trainer.optimizer.param_groups]
-    assert roles == [("weights", 10.0), ("weights", 0.0), ("masks", 0.0), ("multipliers", 0.0)]
-    every = [id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]]
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [10.0, 0.0]
+    groups = [*trainer.optimizer.param_groups, *trainer.mask_optimizer.optimizer.param_groups]
+    every = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(every) == sorted(id(parameter) for parameter in decayed.parameters())
+    assert [group["weight_decay"] for group in trainer.mask_optimizer.optimizer.param_groups] == [0.0, 0.0]
 
 
-def test_a_plain_model_has_no_mask_groups(tmp_path):
+def test_a_plain_model_has_no_mask_optimizer(tmp_path):
     trainer = trained(tmp_path, plain_model(), max_steps=1)
-    assert [group["role"] for group in trainer.optimizer.param_groups] == ["weights", "weights"]
+    assert trainer.mask_optimizer is None
     assert trainer.mask_report is None
     assert trainer.schedule is None
 
@@ -240,23 +251,14 @@ def test_micro_batches_share_a_draw_or_have_their_own(tmp_path, draw):
 
 
 def test_the_masks_rate_is_constant_or_the_weights(tmp_path):
-    trainer = make_trainer(masked_model(), make_args(tmp_path, hardening_ratio=0.25, warmup_steps=2))
-    trainer.create_optimizer_and_scheduler(8)
-    rates = []
-    for _ in range(8):
-        rates.append([group["lr"] for group in trainer.optimizer.param_groups])
-        trainer.optimizer.step()
-        trainer.lr_scheduler.step()
-    assert [rate[-1] for rate in rates] == [0.05] * 6 + [0.0] * 2
-    assert [rate[0] for rate in rates] == pytest.approx([0, 5e-3, 1e-2, *(1e-2 * k / 6 for k in (5, 4, 3, 2, 1))])
-    args = make_args(tmp_path, hardening_ratio=0.25, warmup_steps=2, mask_scheduler="weights")
-    trainer = make_trainer(masked_model(), args)
-    trainer.create_optimizer_and_scheduler(8)
-    for _ in range(8):
-        weights, *_, masks = (group["lr"] for group in trainer.optimizer.param_groups)
-        assert masks == pytest.approx(5 * weights)
-        trainer.optimizer.step()
-        trainer.lr_scheduler.step()
+    changes = {"hardening_ratio": 0.25, "warmup_steps": 2, "lr_scheduler_type": "linear"}
+    trainer = trained(tmp_path, masked_model(), **changes)
+    logged = [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
+    assert logged == pytest.approx([0, 5e-3, 1e-2, *(1e-2 * k / 6 for k in (5, 4, 3, 2, 1))])
+    assert trainer.mask_optimizer.rates["masks"] == 0.05
+    assert [trainer.mask_optimizer.factor(step) for step in range(8)] == [1.0] * 6 + [0.0] * 2
+    trainer = trained(tmp_path, masked_model(), **changes, mask_scheduler="weights")
+    assert [1e-2 * trainer.mask_optimizer.factor(step) for step in range(8)] == pytest.approx(logged)
 
 
 def test_the_papers_mask_learning(tmp_path):
@@ -419,14 +421,11 @@ def test_a_lower_rate_is_obeyed_on_resume(tmp_path, capsys):
 
 
 def test_another_schedule_cannot_change_its_rate_on_resume():
-    group = {"params": [torch.nn.Parameter(torch.ones(1))], "role": "weights"}
-    optimizer = torch.optim.SGD([group], lr=0.1)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
-    assert set_group_rates(scheduler, optimizer, {"weights": 0.1}) == {}
-    with pytest.raises(
-        ValueError, match="weights at 0.1, now 0.2 is asked for, but a resumed ReduceLROnPlateau cannot"
-    ):
-        set_group_rates(scheduler, optimizer, {"weights": 0.2})
+    set_peak_rate(scheduler, optimizer, 0.1)
+    with pytest.raises(ValueError, match="at 0.1, now 0.2 is asked for, but a resumed ReduceLROnPlateau cannot"):
+        set_peak_rate(scheduler, optimizer, 0.2)
 
 
 def test_the_evaluation_for_references_is_counted(tmp_path):

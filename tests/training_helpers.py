@@ -154,7 +154,8 @@ class RecordingTrainer(ShearTrainer):
 
 def masks_of(model) -> dict[str, list]:
     """log_alpha and multipliers by name, as lists."""
-    return {name: value.tolist() for name, value in model.state_dict().items() if name.startswith("masks.")}
+    masks = getattr(model, "masks", None)  # apart from the model's modules while it trains
+    return {name: value.tolist() for name, value in masks.state_dict().items()} if masks is not None else {}
 
 
 def make_trainer(model, args, train=None, held_out=None, **kwargs) -> RecordingTrainer:

@@ -102,8 +102,11 @@ class MaskedRMSNorm:
 
 @cache
 def masked_class(mixin: type, base: type) -> type:
-    """The subclass of ``base`` with ``mixin``'s forward."""
-    return type(f"{mixin.__name__}[{base.__name__}]", (mixin, base), {})
+    """The subclass of ``base`` with ``mixin``'s forward.
+
+    It keeps the name of ``base``: FSDP and ``device_map`` find the layers that stay whole by the name of their class.
+    """
+    return type(base.__name__, (mixin, base), {"__module__": mixin.__module__})
 
 
 def make_masked(module: nn.Module, mixin: type) -> None:

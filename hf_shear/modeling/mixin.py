@@ -120,6 +120,56 @@ class ShearingMixin:
 
     # ---- masks ------------------------------------------------------------------------------------------------
 
+    def take_masks_apart(self) -> None:
+        """Take the masks out of the model's modules; ``model.masks`` stays, and forwards draw from it as before.
+
+        What wraps, shards, casts, offloads or clips the model's parameters (DDP, DeepSpeed, FSDP) then leaves masks
+        and multipliers alone: replicated, float32, with gradients of their own. ``save_pretrained`` still saves them.
+        """
+        if "masks" in self._modules:
+            self.__dict__["masks"] = self._modules.pop("masks")
+
+    def put_masks_back(self) -> None:
+        """Undo ``take_masks_apart``."""
+        if "masks" in self.__dict__:
+            self.masks = self.__dict__.pop("masks")
+
+    def replicate_masks(self, saved: bool) -> None:
+        """Make masks that DeepSpeed partitioned while it built the model (ZeRO-3) whole again, in float32.
+
+        Args:
+            saved: whether they came from a masked checkpoint; else they get their start values.
+
+        Raises:
+            ValueError: saved masks were cast to half precision on the way.
+        """
+        partitioned = [parameter for parameter in self.masks.parameters() if hasattr(parameter, "ds_id")]
+        if not partitioned:
+            return
+        import deepspeed
+
+        old = self.masks
+        self.masks = ShearingMasks(old.source, old.target, old.settings).train(old.training)
+        self.masks.phase, self.masks.rank = old.phase, old.rank
+        if not saved:
+            self.masks.load_state_dict(self.masks.start_parameters())
+            return
+        if any(parameter.dtype != torch.float32 for parameter in partitioned):
+            raise ValueError(
+                f"The masks of this checkpoint were cast to {partitioned[0].dtype} while the model was built, because"
+                " the DeepSpeed config has `bf16` or `fp16` enabled. Use `torch_autocast` in its place, which keeps"
+                " weights in float32."
+            )
+        with deepspeed.zero.GatheredParameters(partitioned):
+            self.masks.load_state_dict({name: value.detach().clone() for name, value in old.named_parameters()})
+
+    def train(self, mode: bool = True) -> ShearingMixin:
+        """As the stock method; masks that were taken apart follow."""
+        super().train(mode)
+        if "masks" in self.__dict__:
+            self.__dict__["masks"].train(mode)
+        return self
+
     def set_mask_phase(self, phase: MaskPhase) -> None:
         """Set where mask learning stands; the next forward draws its masks accordingly."""
         self.masks.phase = phase
@@ -204,10 +254,13 @@ class ShearingMixin:
         self._release_gates()
         return super().__reduce_ex__(protocol)
 
-    def save_pretrained(self, *args, **kwargs):
+    def save_pretrained(self, save_directory, *args, state_dict: dict | None = None, **kwargs):
         """Save the masked model; its config records how far mask learning has come."""
         self.config.mask_phase = asdict(self.masks.phase)
-        return super().save_pretrained(*args, **kwargs)
+        if "masks" in self.__dict__:
+            masks = {f"masks.{name}": tensor for name, tensor in self.masks.state_dict().items()}
+            state_dict = (self.state_dict() if state_dict is None else state_dict) | masks
+        return super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
 
 
 def _per_layer(masks: Tensor | None, num_layers: int) -> list[Tensor | None]:

@@ -86,6 +86,7 @@ class ShearingLlamaForCausalLM(ShearingMixin, LlamaForCausalLM):
             pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
         )
         _refuse_incomplete_load(pretrained_model_name_or_path, info, model, masked)
+        model.replicate_masks(saved=masked)
         return (model, info) if loading_info_wanted else model
 
 

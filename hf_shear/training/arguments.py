@@ -21,7 +21,7 @@ class ShearTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the arguments of mask learning and of dynamic batches.
 
     Changed defaults: ``eval_strategy="steps"`` with ``eval_steps=0.1`` (domain weights change at evaluations),
-    ``adam_beta2=0.95`` (the paper), ``remove_unused_columns=False`` (domains are already columns of tensors),
+    ``adam_beta2=0.95`` (the paper), ``ddp_find_unused_parameters=False`` (every weight has a gradient), ``remove_unused_columns=False`` (domains are already columns of tensors),
     ``logging_nan_inf_filter=False`` (the filter waits for the device at every step and hides NaN; ours looks when
     logging and before every checkpoint), ``ignore_data_skip=True`` (the sampler restores its own state, nothing is
     replayed).
@@ -108,6 +108,10 @@ class ShearTrainingArguments(TrainingArguments):
     eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate; domain weights change then."})
     eval_steps: float = field(default=0.1, metadata={"help": "Steps between evaluations; below 1, a share of all."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={"help": "Look for parameters without gradient in every step of DDP; every weight has one here."},
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Remove columns the model does not use."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and inf losses when logging."})
     ignore_data_skip: bool = field(default=True, metadata={"help": "Do not replay data on resume."})

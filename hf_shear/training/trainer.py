@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Mapping
 from functools import partial
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 from transformers.utils import logging
 
 from ..data import (
@@ -24,14 +26,17 @@ from ..data import (
 )
 from ..modeling import ShearingMixin
 from .arguments import ShearTrainingArguments
+from .backends import backend_name, check_backend
+from .checkpoints import CheckpointError, check_resumable, last_whole_checkpoint
 from .checks import check_datasets
 from .cost import CostCallback, evaluation_samples_per_domain, measures_references
 from .domain_evaluation import evaluate_domains
 from .errors import TrainingDivergedError
 from .history import EvaluationLog
-from .mask_optimization import MASKS, MULTIPLIERS, WEIGHTS, parameter_groups, set_group_rates, set_group_schedule
+from .mask_optimizer import MASKS, MULTIPLIERS, MaskOptimizer
 from .mask_report import mask_report, warn_if_off_target
 from .progress import EpochCallback, LinePrinterCallback, ShearProgressCallback, tell
+from .schedules import peak_share, set_peak_rate
 from .state_file import read_state, write_state
 
 logger = logging.get_logger(__name__)
@@ -90,7 +95,7 @@ class ShearTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=[EpochCallback(), CostCallback(self), *(callbacks or [])],
+            callbacks=[EpochCallback(), CostCallback(self), MaskStepCallback(self), *(callbacks or [])],
             **kwargs,
         )
         if self.pop_callback(ProgressCallback) is not None:
@@ -107,6 +112,7 @@ class ShearTrainer(Trainer):
         self.train_loader: DynamicDataLoader | None = None
         self.reference_losses = dict(args.reference_losses) if args.reference_losses else None
         self.reference_tokens = 0
+        self.mask_optimizer: MaskOptimizer | None = None
         self.mask_report: dict | None = None
         self._good_checkpoint: str | None = None
         self.not_finite: Tensor | None = None
@@ -161,49 +167,41 @@ class ShearTrainer(Trainer):
 
     # ---- optimisation -----------------------------------------------------------------------------------------
 
-    def create_optimizer(self, model=None):
-        """Overridden: masks and multipliers get groups of their own (learning rate, no weight decay)."""
-        if self.optimizer is None:
-            source = self.model if model is None else model
-            args = self.args
-            groups = parameter_groups(
-                source,
-                set(self.get_decay_parameter_names(source)),
-                args.weight_decay,
-                self._mask_rate,
-                args.multiplier_learning_rate,
-            )
-            optimizer_class, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(args, source)
-            self.optimizer = optimizer_class(groups, **optimizer_kwargs)
-        return self.optimizer
-
     @property
     def _mask_rate(self) -> float:
         return self.args.mask_rate(self.masked_model.masks.settings.method) if self.learns_masks else 0.0
 
-    def create_scheduler(self, num_training_steps, optimizer=None):
-        """Overridden: masks and multipliers learn at a constant rate until they harden, unless told otherwise."""
-        created = self.lr_scheduler is None
-        scheduler = super().create_scheduler(num_training_steps, optimizer)
-        if created and self.learns_masks and self.args.mask_scheduler == "constant":
-            start = self.schedule.hardening_start
-            set_group_schedule(scheduler, (MASKS, MULTIPLIERS), lambda step: 1.0 if step < start else 0.0)
-        return scheduler
+    def _create_mask_optimizer(self) -> MaskOptimizer:
+        """The optimizer of masks and multipliers: a constant rate until they harden, unless told otherwise."""
+        args, start = self.args, self.schedule.hardening_start
+        factor = (lambda step: 1.0 if step < start else 0.0) if args.mask_scheduler == "constant" else peak_share(args)
+        return MaskOptimizer(
+            self.masked_model.masks.to(args.device),
+            {MASKS: self._mask_rate, MULTIPLIERS: args.multiplier_learning_rate},
+            factor,
+            betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
+        )
 
     def _clip_grad_norm(self, model):
-        """Overridden: weights are clipped alone, so that masks do not set their step (``clip_masks`` joins them)."""
-        if self.learns_masks and not self.args.clip_masks:
-            groups = self.optimizer.param_groups
-            weights = [p for group in groups if group.get("role", WEIGHTS) == WEIGHTS for p in group["params"]]
-            norm = self.accelerator.clip_grad_norm_(weights, self.args.max_grad_norm)
-        else:
-            norm = super()._clip_grad_norm(model)
+        """Overridden: ``clip_masks`` clips weights, masks and multipliers by one common norm (the paper)."""
+        if not (self.learns_masks and self.args.clip_masks):
+            return super()._clip_grad_norm(model)
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = torch.linalg.vector_norm(torch.stack([norm, self.mask_optimizer.gradient_norm()]))
+        scale = (self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
+        for gradient in gradients:
+            gradient.mul_(scale)
+        self.mask_optimizer.scale_gradients(scale)
         return norm
 
     def _get_grad_norm(self, model, grad_norm=None):
         """Overridden: every gradient is looked at before it is used, also those that are not clipped."""
         norm = super()._get_grad_norm(model, grad_norm)
-        self._note_not_finite(norm)
+        if norm is not None:  # DeepSpeed has none before its first step
+            self._note_not_finite(norm)
         if self.learns_masks:
             for parameter in self.masked_model.masks.parameters():
                 if parameter.grad is not None:
@@ -217,6 +215,8 @@ class ShearTrainer(Trainer):
         lagrangian_before = self.lagrangian_total.clone() if self.lagrangian_total is not None else None
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._note_not_finite(loss)
+        if self.learns_masks and self.accelerator.sync_gradients:
+            self.mask_optimizer.reduce_gradients()
         return loss if lagrangian_before is None else loss - (self.lagrangian_total - lagrangian_before)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -250,17 +250,20 @@ class ShearTrainer(Trainer):
             raise ValueError(
                 "ShearTrainer draws batches without end, so it needs `num_tokens` (or `max_steps`) to know when to stop."
             )
+        check_backend(self, self.learns_masks)
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir, self._tell)
             if resume_from_checkpoint is None:
                 raise ValueError(f"No checkpoint to resume from in `output_dir` {self.args.output_dir!r}.")
         if resume_from_checkpoint:
-            read_state(resume_from_checkpoint)
+            check_resumable(resume_from_checkpoint, backend_name(self), self.args.world_size)
         self.model.config.use_cache = self.args.use_cache
         try:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         finally:
             self.model.config.use_cache = self._use_cache
+            if self.learns_masks:
+                self.masked_model.put_masks_back()
             if self.train_loader is not None:
                 self.train_loader.close()
         self._set_phase(self.state.global_step)
@@ -279,7 +282,12 @@ class ShearTrainer(Trainer):
         self.not_finite = torch.zeros((), dtype=torch.bool, device=self.args.device)
         self.lagrangian_total = torch.zeros((), device=self.args.device)
         self.mask_report, self._lagrangian_logged_at = None, 0
+        if self.learns_masks:
+            self.masked_model.take_masks_apart()
+            self.mask_optimizer = self._create_mask_optimizer()
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.learns_masks:
+            self.mask_optimizer.share()
         if self.reference_losses is None and measures_references(self.args) and self.eval_dataset:
             self.reference_losses, self.reference_tokens = self._source_losses()
         return prepared
@@ -293,8 +301,6 @@ class ShearTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
         """Overridden: NaN is looked for here, before anything is logged or saved, and not in every step."""
-        if self.learns_masks:
-            self.masked_model.masks.clamp_log_alpha()
         if self.learns_masks and self.mask_report is None and self.state.global_step >= self.schedule.hardening_start:
             self._report_masks()
         control = self.control
@@ -313,7 +319,10 @@ class ShearTrainer(Trainer):
             self.not_finite |= ~torch.isfinite(torch.as_tensor(value, device=self.not_finite.device))
 
     def _read_not_finite(self) -> None:
-        if self.not_finite is None or not self.not_finite.item():
+        if self.not_finite is None:
+            return
+        # One process alone may have met it; all of them stop, or the others would wait for it.
+        if not self.accelerator.reduce(self.not_finite.float(), reduction="sum").item():
             return
         stage = "mask learning" if self.learns_masks else "training"
         lower = [f"`learning_rate` ({self.args.learning_rate})"]
@@ -424,6 +433,29 @@ class ShearTrainer(Trainer):
 
     # ---- checkpoints ------------------------------------------------------------------------------------------
 
+    def _save_checkpoint(self, model, trial):
+        """Overridden: masks are compared over processes first; a failure to write names the last good checkpoint."""
+        if self.learns_masks and self.mask_optimizer.drifted():
+            raise RuntimeError(
+                f"Masks differ between processes at step {self.state.global_step}; they are kept equal by construction,"
+                " so a device computes wrongly, or something else wrote to them. No checkpoint was written."
+            )
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            folder = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            good = f"The last good one is {self._good_checkpoint}" if self._good_checkpoint else "There is none before it"
+            raise CheckpointError(
+                f"The checkpoint {folder} could not be written: {error}. {good}; make room or repair the disk, then"
+                " resume (`resume_from_checkpoint=True`)."
+            ) from error
+        self._good_checkpoint = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+
+    def _save_rng_state(self, output_dir):
+        """Overridden: waits for all processes, so that what the main one writes next marks a whole checkpoint."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
     def _save_optimizer_and_scheduler(self, output_dir):
         """Overridden: our small state (sampler, reference losses) is part of every checkpoint."""
         super()._save_optimizer_and_scheduler(output_dir)
@@ -440,9 +472,13 @@ class ShearTrainer(Trainer):
                     "lagrangian_logged_at": self._lagrangian_logged_at,
                     "loss_total": loss_total,
                     "loss_logged_at": self._globalstep_last_logged,
+                    "rates": self._peak_rates(),
+                    "backend": backend_name(self),
+                    "num_processes": self.args.world_size,
                 },
             )
-        self._good_checkpoint = output_dir
+            if self.learns_masks:
+                self.mask_optimizer.save(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         """Overridden: restores our small state."""
@@ -457,14 +493,35 @@ class ShearTrainer(Trainer):
             self.lagrangian_total.fill_(state["lagrangian_total"])
             self._lagrangian_logged_at = state["lagrangian_logged_at"]
             self._unlogged_loss = (state["loss_total"], state["loss_logged_at"])
-            self._apply_changed_rates()
+            if self.learns_masks:
+                self.mask_optimizer.load(checkpoint)
+            self._apply_changed_rates(state["rates"])
 
-    def _apply_changed_rates(self) -> None:
-        """Learn at the rates of ``args`` where they differ from the checkpoint's: after a NaN, a lower one is asked for."""
-        if self.is_deepspeed_enabled:  # it restores an optimizer of its own
-            return
-        args = self.args
-        wanted = {WEIGHTS: args.learning_rate, MASKS: self._mask_rate, MULTIPLIERS: args.multiplier_learning_rate}
-        changed = set_group_rates(self.lr_scheduler, self.optimizer, wanted)
-        for role, (before, now) in changed.items() if self.is_world_process_zero() else ():
-            tell(args, f"The checkpoint's learning rate of {role} was {before:g}; it goes on with {now:g}.")
+    def _tell(self, text: str) -> None:
+        if self.is_world_process_zero():
+            tell(self.args, text)
+
+    def _peak_rates(self) -> dict[str, float]:
+        rates = {"weights": self.args.learning_rate}
+        return rates | (self.mask_optimizer.rates if self.learns_masks else {})
+
+    def _apply_changed_rates(self, before: dict[str, float]) -> None:
+        """Learn at the rates of ``args`` where they differ from the checkpoint's: after a NaN, a lower one is asked for.
+
+        Masks take their rates from ``args`` in any case.
+        """
+        set_peak_rate(self.lr_scheduler, self.optimizer, self.args.learning_rate)
+        for role, now in self._peak_rates().items():
+            if before[role] != now:
+                self._tell(f"The checkpoint's learning rate of {role} was {before[role]:g}; it goes on with {now:g}.")
+
+
+class MaskStepCallback(TrainerCallback):
+    """Takes the step of masks and multipliers with that of the weights."""
+
+    def __init__(self, trainer: ShearTrainer):
+        self.trainer = trainer
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        if self.trainer.mask_optimizer is not None:
+            self.trainer.mask_optimizer.step(state.global_step)

@@ -1,0 +1,109 @@
+"""What runs the processes of a launch, and what is refused because it would go wrong silently."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import yaml
+from transformers import Trainer
+
+_DEEPSPEED_SECTIONS = ("optimizer", "scheduler")
+
+
+def backend_name(trainer: Trainer) -> str:
+    """ "one process", "DDP", "DeepSpeed ZeRO-2", "FSDP2", ..."""
+    if trainer.is_deepspeed_enabled:
+        stage = trainer.accelerator.state.deepspeed_plugin.zero_stage
+        return f"DeepSpeed ZeRO-{stage}"
+    if trainer.is_fsdp_enabled:
+        return f"FSDP{getattr(trainer.accelerator.state.fsdp_plugin, 'fsdp_version', 1)}"
+    return "DDP" if trainer.args.world_size > 1 else "one process"
+
+
+def check_backend(trainer: Trainer, learns_masks: bool) -> None:
+    """Raise ValueError for launches that would not do what they say; call it before training.
+
+    Args:
+        trainer: constructed, not yet training.
+        learns_masks: whether its model has masks.
+    """
+    args, accelerator = trainer.args, trainer.accelerator
+    asked = launched_processes()
+    if asked is not None and asked > 1 and args.world_size == 1:
+        raise ValueError(
+            f"`accelerate launch` was asked for {asked} processes, but this is the only one: without GPUs, and with"
+            " `--cpu`, it starts one silently. On CPUs launch with `--multi_gpu --num_processes N` and give `--use_cpu`"
+            " to the script, or with `torchrun --nproc_per_node N`; or ask for one process."
+        )
+    wants_fsdp = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if wants_fsdp and accelerator.distributed_type.value != "FSDP":
+        raise ValueError(
+            f"FSDP was asked for, but accelerate runs {accelerator.distributed_type.value}: without GPUs it falls back"
+            " silently, and nothing is sharded. Launch FSDP on GPUs, or use DDP or DeepSpeed."
+        )
+    if trainer.is_fsdp_enabled and getattr(accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2:
+        raise ValueError(
+            "FSDP version 1 flattens parameters, which masks that scale single weights can not see through. Set"
+            " `fsdp_version: 2` (examples/accelerate/fsdp2.yaml)."
+        )
+    if trainer.is_deepspeed_enabled:
+        _check_deepspeed(accelerator.state.deepspeed_plugin.deepspeed_config, args, learns_masks)
+    if learns_masks and args.fp16:
+        raise ValueError(
+            "`fp16=True` scales the loss, and with it the gradients of masks, whose optimizer is not part of that."
+            " Learn masks with `bf16=True`, or in float32."
+        )
+
+
+def _check_deepspeed(config: dict, args, learns_masks: bool) -> None:
+    for section in _DEEPSPEED_SECTIONS:
+        if section in config:
+            raise ValueError(
+                f"The DeepSpeed config has a section {section!r}, which would replace what the training arguments say"
+                " (rates, betas, weight decay without norms and biases, resuming at a changed rate). Remove it from the"
+                " config, and set `learning_rate`, `weight_decay`, `lr_scheduler_type` and so on in the arguments."
+            )
+    if not learns_masks:
+        return
+    if args.clip_masks:
+        raise ValueError(
+            "`clip_masks=True` clips weights and masks by one common norm, but DeepSpeed clips the weights itself, before"
+            " masks take part. Leave it out, or use DDP or FSDP for the paper's exact clipping."
+        )
+    if config.get("fp16", {}).get("enabled") is True:
+        raise ValueError(
+            "The DeepSpeed config enables `fp16`, which scales the loss, and with it the gradients of masks, whose"
+            " optimizer is not part of that. Use `bf16` or `torch_autocast` in its place."
+        )
+
+
+def launched_processes() -> int | None:
+    """Processes that ``accelerate launch`` was asked for, if it is the parent of this process and says so; else None."""
+    import psutil  # comes with accelerate
+
+    parent = psutil.Process().parent()
+    command = parent.cmdline() if parent is not None else []
+    if not any(Path(word).name in ("accelerate", "accelerate-launch") for word in command[:3]):
+        return None
+    return _asked_for(command)
+
+
+def _asked_for(command: list[str]) -> int | None:
+    """The value of --num_processes in a command line of accelerate, or of the file that --config_file names."""
+    config_file = None
+    for index, word in enumerate(command):
+        name, _, value = word.partition("=")
+        value = value or (command[index + 1] if index + 1 < len(command) else "")
+        if name in ("--num_processes", "--num-processes"):
+            return int(value)
+        if name in ("--config_file", "--config-file"):
+            config_file = value
+        if word.endswith(".py"):
+            break  # what follows belongs to the script
+    if config_file is None or not Path(config_file).is_file():
+        return None
+    text = Path(config_file).read_text(encoding="utf-8")
+    content = json.loads(text) if config_file.endswith(".json") else yaml.safe_load(text)
+    return int(content["num_processes"]) if "num_processes" in content else None
