@@ -262,8 +262,8 @@ class ShearTrainer(Trainer):
             output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         finally:
             self.model.config.use_cache = self._use_cache
-            if self.learns_masks:
-                self.masked_model.put_masks_back()
+            if self.learns_masks and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+                self.masked_model.put_masks_back()  # those go on owning every parameter they find
             if self.train_loader is not None:
                 self.train_loader.close()
         self._set_phase(self.state.global_step)
