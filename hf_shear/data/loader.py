@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
 from hf_shear.data.sampler import DynamicBatchSampler
 
@@ -55,7 +55,8 @@ class DynamicDataLoader:
     generator is its own, so that starting it does not change the run's random numbers.
 
     Args:
-        datasets: domain -> data set of samples; names, order and sizes as in the sampler.
+        datasets: domain -> data set of samples, of 🤗 Datasets or map-style ones of torch; names, order and sizes as
+            in the sampler.
         sampler: see `DynamicBatchSampler`.
         collate_fn: list of samples -> batch.
         num_workers, pin_memory, prefetch_factor: as in `torch.utils.data.DataLoader`.
@@ -76,8 +77,6 @@ class DynamicDataLoader:
         prefetch_factor: int | None = None,
         persistent_workers: bool | None = None,
     ) -> None:
-        from datasets import concatenate_datasets
-
         sizes = [(name, len(dataset)) for name, dataset in datasets.items()]
         if sizes != list(sampler.domain_sizes.items()):
             raise ValueError(
@@ -85,7 +84,7 @@ class DynamicDataLoader:
                 f"({list(sampler.domain_sizes.items())}), but they are {sizes}. Build the sampler from them."
             )
         self.sampler = sampler
-        self.dataset = concatenate_datasets(list(datasets.values())).with_format("numpy")
+        self.dataset = _concatenate(list(datasets.values()))
         self._loader = DataLoader(
             self.dataset,
             batch_sampler=sampler,
@@ -107,3 +106,12 @@ class DynamicDataLoader:
             if version != self.sampler.version:
                 version, batches = self.sampler.version, iter(self._loader)
             yield next(batches)
+
+
+def _concatenate(datasets: list) -> Any:
+    """One data set after the other. The package of 🤗 Datasets is needed for its own only."""
+    if all(isinstance(dataset, torch.utils.data.Dataset) for dataset in datasets):
+        return ConcatDataset(datasets)
+    from datasets import concatenate_datasets
+
+    return concatenate_datasets(datasets).with_format("numpy")
