@@ -19,8 +19,10 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-# Tracing an autograd function, torch itself makes an instance of it, of which torch warns.
+# While it traces, torch itself does two things that it warns of: it makes an instance of an autograd function, and looks
+# for a gradient at the drawn masks.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("method", MASK_METHODS)
 def test_a_new_phase_compiles_nothing_anew(method, fresh_compiler):
     # Not the last step, whose masks are constants: that is another graph.
