@@ -138,12 +138,13 @@ def work(args: argparse.Namespace) -> dict:
     return measure_trainer(args, size) if args.worker == "trainer" else scaling_worker(args, size)
 
 
-def tables(args: argparse.Namespace, result: dict) -> list[str]:
-    """All lines to print."""
+def tables(result: dict) -> list[str]:
+    """All lines to print, out of the JSON alone."""
+    arguments = result["arguments"]
     where = result["environment"]["gpu"] or f"{result['environment']['cpu']}, not run on a GPU"
     lines = []
     for name, parts in result["models"].items():
-        lines += [f"{name} on {where}, {args.dtype}, {args.attention}", ""]
+        lines += [f"{name} on {where}, {arguments['dtype']}, {arguments['attention']}", ""]
         for part, table in TABLES.items():
             if part in parts:
                 fits = "did_not_fit" not in parts[part]
@@ -169,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
     result["models"] = {name: measure_model(args, arguments, name) for name in args.models}
     if "sampler" in args.parts:
         result["sampler"] = measure_sampler(args.sampler_sizes, args.sampler_batches)
-    lines = tables(args, result)
+    lines = tables(result)
     if args.report:
         write_report(args.report, result, arguments, lines)
     print("\n".join(lines))
