@@ -173,7 +173,8 @@ def test_torch_transformers_and_accelerate_are_enough():
 @pytest.mark.parametrize(
     ("name", "num_parameters"),
     [
-        ("1m", 1.0e6), ("5m", 5.5e6), ("14m", 14.6e6), ("160m", 162e6), ("1.3b", 1.345e9), ("2.7b", 2.70e9), ("7b", 6.738e9),
+        ("1m", 1.0e6), ("5m", 5.5e6), ("14m", 14.6e6),
+        ("160m", 162e6), ("1.3b", 1.345e9), ("2.7b", 2.70e9), ("7b", 6.738e9),
     ],
 )  # fmt: skip
 def test_every_size_is_what_it_is_called_and_masks_every_kind_of_unit(name, num_parameters):

@@ -18,6 +18,8 @@ def measure_steps(args: argparse.Namespace, size: Size) -> dict:
 
     Rounds start with another kind each, so that none always runs in the other's cache or just after its garbage.
     """
+    if args.compile:
+        torch.compiler.reset()  # the models before this one count towards the limit of compilations of the same code
     names = [PLAIN, *args.arms]
     arms = make_arms(args, size, names, args.warmup_steps + args.rounds)
     wall, cpu = time_rounds(args, arms, random_batches(args, size.vocab_size))
