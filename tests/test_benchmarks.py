@@ -41,6 +41,7 @@ SIZES = {
 TINY = [word for name, size in SIZES.items() for word in (f"--{name}", str(size))]
 TINY += ["--models", "1m", "--device", "cpu", "--batch_size", "2", "--max_length", "8"]
 TINY += ["--rounds", "4", "--warmup_steps", "1", "--domains", "2"]
+RATIOS = ("ratio", "cpu_time_ratio")
 ARMS = ("relaxed_topk", "hard_concrete", "activation_masks")
 
 
@@ -107,6 +108,7 @@ def test_the_command_prints_tables_and_json_and_writes_a_report(capsys, tmp_path
     assert json.loads((tmp_path / "new" / "r.json").read_text()) == result
     page = (tmp_path / "new" / "r.md").read_text()
     assert "- GPU: none: not run on a GPU" in page and f"torch {torch.__version__}" in page and "`r.json`" in page
+    assert str(tmp_path) not in page and "speed.py --hidden_size 16 " in page
 
 
 @pytest.mark.parametrize("path", sorted((FOLDER / "reports").glob("*.json")), ids=lambda path: path.stem)
@@ -118,6 +120,12 @@ def test_pages_of_kept_reports_are_made_of_their_numbers(path):
     environment = result["environment"]
     for fact in (environment["month"], environment["commit"], environment["versions"]["torch"], environment["cpu"]):
         assert fact in page
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert f"(reports/{path.stem}.md)" in readme
+    for name, parts in result["models"].items():
+        for arm, ratio in parts["steps"]["ratio"].items():  # a row of the README's table
+            row = [timing.as_text(values[arm], ".3f") for values in (parts["steps"][key] for key in RATIOS)]
+            assert f"| {name} | `{arm}` | {' | '.join(row)} |" in readme, (arm, ratio)
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def tables(result: dict) -> list[str]:
                 fits = "did_not_fit" not in parts[part]
                 lines += [*(table(parts[part]) if fits else [f"{part}: did not fit, {parts[part]['did_not_fit']}"]), ""]
         lines += [*targets_table(parts["targets"]), ""]
-    return lines + (sampler_table(result["sampler"]) if "sampler" in result else [])
+    return [*lines, *sampler_table(result["sampler"])] if "sampler" in result else lines[:-1]
 
 
 def main(arguments: list[str] | None = None) -> None:

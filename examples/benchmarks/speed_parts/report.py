@@ -125,7 +125,7 @@ def write_report(path: Path, result: dict, arguments: list[str], lines: list[str
         *(f"- {name}: {value}" for name, value in facts.items()),
         "",
         "```bash",
-        f"python examples/benchmarks/speed.py {shlex.join(arguments)}",
+        f"python examples/benchmarks/speed.py {shlex.join(without_report(arguments))}",
         "```",
         "",
         f"All numbers, of which this is the page, are in `{path.name}`.",
@@ -135,3 +135,12 @@ def write_report(path: Path, result: dict, arguments: list[str], lines: list[str
         "```",
     ]
     path.with_suffix(".md").write_text("\n".join(page) + "\n", encoding="utf-8")
+
+
+def without_report(arguments: list[str]) -> list[str]:
+    """The command line without where its report goes, which is a matter of the machine."""
+    kept = [word for word in arguments if not word.startswith("--report=")]
+    if "--report" in kept:
+        index = kept.index("--report")
+        del kept[index : index + 2]
+    return kept
