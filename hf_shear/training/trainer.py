@@ -200,8 +200,8 @@ class ShearTrainer(Trainer):
     def _get_grad_norm(self, model, grad_norm=None):
         """Overridden: every gradient is looked at before it is used, also those that are not clipped."""
         norm = super()._get_grad_norm(model, grad_norm)
-        if norm is not None:  # DeepSpeed has none before its first step
-            self._note_not_finite(norm)
+        if norm is not None:  # DeepSpeed has none before its first step, and says -1 where it is not finite
+            self._note_not_finite(norm if norm >= 0 else float("nan"))
         if self.learns_masks:
             for parameter in self.masked_model.masks.parameters():
                 if parameter.grad is not None:
@@ -444,7 +444,9 @@ class ShearTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
             folder = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-            good = f"The last good one is {self._good_checkpoint}" if self._good_checkpoint else "There is none before it"
+            good = (
+                f"The last good one is {self._good_checkpoint}" if self._good_checkpoint else "There is none before it"
+            )
             raise CheckpointError(
                 f"The checkpoint {folder} could not be written: {error}. {good}; make room or repair the disk, then"
                 " resume (`resume_from_checkpoint=True`)."
