@@ -114,9 +114,7 @@ def main() -> None:
         model = ShearingLlamaForCausalLM.from_pretrained(options.source, target_shape=TARGET, mask_settings=settings)
     notes = options.output_dir / f"records-{args.process_index}.jsonl"
     notes.parent.mkdir(parents=True, exist_ok=True)
-    trainer = NotingTrainer(
-        model, args, train_domains(), held_out_domains(), notes=notes, pace=options.pace, hang_at=options.hang_at
-    )
+    trainer = NotingTrainer(model, args, train_domains(), held_out_domains(), notes=notes, options=options)
     assert trainer.sample_length == LENGTH and model.config.vocab_size == VOCAB_SIZE
     trainer.train(resume_from_checkpoint=options.resume)
     trainer.save_model(str(options.output_dir / "end"))

@@ -200,8 +200,10 @@ class ShearTrainer(Trainer):
     def _get_grad_norm(self, model, grad_norm=None):
         """Overridden: every gradient is looked at before it is used, also those that are not clipped."""
         norm = super()._get_grad_norm(model, grad_norm)
-        if norm is not None:  # DeepSpeed has none before its first step, and says -1 where it is not finite
-            self._note_not_finite(norm if norm >= 0 else float("nan"))
+        if self.is_deepspeed_enabled and norm is not None:
+            norm = norm if norm >= 0 else float("nan")  # it says -1 where it is not finite; a number on the host already
+        if norm is not None:  # DeepSpeed has none before its first step
+            self._note_not_finite(norm)
         if self.learns_masks:
             for parameter in self.masked_model.masks.parameters():
                 if parameter.grad is not None:
