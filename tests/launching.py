@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import load_file
 
@@ -87,8 +88,13 @@ def finish(process: subprocess.Popen, timeout: float = TIMEOUT) -> int:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """SIGKILL to the launcher and all its processes."""
-    os.killpg(process.pid, signal.SIGKILL)
+    """SIGKILL to the launcher and all its processes; torchrun's workers are in sessions of their own."""
+    launcher = psutil.Process(process.pid)
+    family = [launcher, *launcher.children(recursive=True)]
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(family[1:], timeout=30)
     process.wait()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from ..masks import MaskSchedule
+from .backends import check_launch
 
 # By mask method. relaxed_topk: measured (model_cards/shearing.md); hard_concrete: the paper, section 3.1.
 DEFAULT_MASK_RATES = {"relaxed_topk": 0.05, "hard_concrete": 1.0}
@@ -140,6 +141,7 @@ class ShearTrainingArguments(TrainingArguments):
         if not _KNOWS_ACTIVATION_CHECKPOINTING:
             self.activation_checkpointing = self.gradient_checkpointing
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        check_launch(self.world_size)
         budget_warmup_ratio = self.budget_warmup_ratio or 0.0
         _check_share("budget_warmup_ratio", budget_warmup_ratio)
         _check_share("hardening_ratio", self.hardening_ratio)

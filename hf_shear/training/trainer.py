@@ -103,6 +103,7 @@ class ShearTrainer(Trainer):
         if self.pop_callback(PrinterCallback) is not None:
             self.add_callback(LinePrinterCallback())
         self.learns_masks = isinstance(model, ShearingMixin)
+        check_backend(self, self.learns_masks)
         if self.learns_masks:
             model.masks.rank = args.process_index
         self.schedule = None
@@ -201,7 +202,9 @@ class ShearTrainer(Trainer):
         """Overridden: every gradient is looked at before it is used, also those that are not clipped."""
         norm = super()._get_grad_norm(model, grad_norm)
         if self.is_deepspeed_enabled and norm is not None:
-            norm = norm if norm >= 0 else float("nan")  # it says -1 where it is not finite; a number on the host already
+            norm = (
+                norm if norm >= 0 else float("nan")
+            )  # it says -1 where it is not finite; a number on the host already
         if norm is not None:  # DeepSpeed has none before its first step
             self._note_not_finite(norm)
         if self.learns_masks:
@@ -252,7 +255,6 @@ class ShearTrainer(Trainer):
             raise ValueError(
                 "ShearTrainer draws batches without end, so it needs `num_tokens` (or `max_steps`) to know when to stop."
             )
-        check_backend(self, self.learns_masks)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir, self._tell)
             if resume_from_checkpoint is None:
