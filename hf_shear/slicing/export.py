@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import shutil
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -94,10 +95,10 @@ def _plain_copy(model: PreTrainedModel, dtype: torch.dtype | None) -> tuple[PreT
         plain = _stock_class(model)(config)
     plain.to(dtype or model.dtype)  # the config takes its dtype from it
     plain.generation_config = copy.deepcopy(model.generation_config)
-    state = {}
     persistent = model.state_dict().keys()
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}
-    for tensors in (*([buffers] if buffers else []), *full_parameters(model)):
+    buffers = [{name: buffer} for name, buffer in model.named_buffers() if name in persistent]
+    state = {}
+    for tensors in chain(buffers, full_parameters(model)):
         if is_main_process():
             state |= {name: _cpu_copy(tensor, dtype) for name, tensor in tensors.items()}
     return plain, state
