@@ -170,6 +170,12 @@ class ShearingMixin:
             self.__dict__["masks"].train(mode)
         return self
 
+    def _apply(self, fn, recurse=True):
+        # Masks that were taken apart move with the model.
+        if "masks" in self.__dict__:
+            self.__dict__["masks"]._apply(fn)
+        return super()._apply(fn, recurse)
+
     def set_mask_phase(self, phase: MaskPhase) -> None:
         """Set where mask learning stands; the next forward draws its masks accordingly."""
         self.masks.phase = phase

@@ -21,7 +21,8 @@ class ShearTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the arguments of mask learning and of dynamic batches.
 
     Changed defaults: ``eval_strategy="steps"`` with ``eval_steps=0.1`` (domain weights change at evaluations),
-    ``adam_beta2=0.95`` (the paper), ``ddp_find_unused_parameters=False`` (every weight has a gradient), ``remove_unused_columns=False`` (domains are already columns of tensors),
+    ``adam_beta2=0.95`` (the paper), ``ddp_find_unused_parameters=False`` (every weight has a gradient),
+    ``remove_unused_columns=False`` (domains are already columns of tensors),
     ``logging_nan_inf_filter=False`` (the filter waits for the device at every step and hides NaN; ours looks when
     logging and before every checkpoint), ``ignore_data_skip=True`` (the sampler restores its own state, nothing is
     replayed).

@@ -200,8 +200,8 @@ class ShearTrainer(Trainer):
     def _get_grad_norm(self, model, grad_norm=None):
         """Overridden: every gradient is looked at before it is used, also those that are not clipped."""
         norm = super()._get_grad_norm(model, grad_norm)
-        if norm is not None:  # DeepSpeed has none before its first step
-            self._note_not_finite(norm)
+        if norm is not None:  # DeepSpeed has none before its first step, and says -1 where it is not finite
+            self._note_not_finite(norm if norm >= 0 else float("nan"))
         if self.learns_masks:
             for parameter in self.masked_model.masks.parameters():
                 if parameter.grad is not None:
@@ -262,8 +262,8 @@ class ShearTrainer(Trainer):
             output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         finally:
             self.model.config.use_cache = self._use_cache
-            if self.learns_masks:
-                self.masked_model.put_masks_back()
+            if self.learns_masks and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+                self.masked_model.put_masks_back()  # those go on owning every parameter they find
             if self.train_loader is not None:
                 self.train_loader.close()
         self._set_phase(self.state.global_step)
@@ -444,7 +444,9 @@ class ShearTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
             folder = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-            good = f"The last good one is {self._good_checkpoint}" if self._good_checkpoint else "There is none before it"
+            good = (
+                f"The last good one is {self._good_checkpoint}" if self._good_checkpoint else "There is none before it"
+            )
             raise CheckpointError(
                 f"The checkpoint {folder} could not be written: {error}. {good}; make room or repair the disk, then"
                 " resume (`resume_from_checkpoint=True`)."
