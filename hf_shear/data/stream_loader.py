@@ -58,6 +58,7 @@ class StreamReader:
         self._held: deque[tuple[Any, dict]] = deque()  # read, not committed
         self._given = 0  # how many of these were given
         self._sources: list[ThreadReadAhead | ProcessReadAhead] = []
+        self._error: RuntimeError | None = None
 
     def start(self) -> None:
         """Begin to read ahead, if that is not under way."""
@@ -70,17 +71,21 @@ class StreamReader:
         """The next sample.
 
         Raises:
-            RuntimeError: what failed in the thread or process that reads, with the domain's name.
+            RuntimeError: what failed in the thread or process that reads, with the domain's name; again at every call,
+                until `close`.
         """
+        if self._error is not None:
+            raise self._error
         self.start()
         if self._given == len(self._held):
             source = self._sources[(self._turn + self._given) % self._num_shares]
             try:
                 self._held.append(next(source))
             except Exception as error:
-                raise RuntimeError(
+                self._error = RuntimeError(
                     f"The stream of domain {self.name!r} could not be read: {type(error).__name__}: {error}"
-                ) from error
+                )
+                raise self._error from error
         self._given += 1
         return self._held[self._given - 1][0]
 
@@ -101,7 +106,7 @@ class StreamReader:
         """Stop reading. Taking a sample again begins at the committed position."""
         for source in self._sources:
             source.close()
-        self._sources, self._given = [], 0
+        self._sources, self._given, self._error = [], 0, None
         self._held.clear()
 
     def state_dict(self) -> dict[str, Any]:
