@@ -147,15 +147,13 @@ def streamed_domains(num_shards: int = 4) -> dict[str, IterableDataset]:
 
 
 def stream_trainer(folder, train=None, **changes) -> StreamTrainer:
-    references = {"books": 3.0, "code": 3.9, "wiki": 3.5}
     fields = {
-        "reference_losses": references,
         "max_steps": 9,
         "eval_strategy": "steps",
         "eval_steps": 3,
         "gradient_accumulation_steps": 2,
-        **changes,
-    }
+        "reference_losses": {"books": 3.0, "code": 3.9, "wiki": 3.5},
+    } | changes
     train = streamed_domains() if train is None else train
     return StreamTrainer(plain_model(), make_args(folder, **fields), train, held_out_domains())
 
@@ -178,7 +176,9 @@ def test_a_run_on_streams_that_is_resumed_is_the_run_that_never_stopped(tmp_path
 
 def test_num_tokens_and_a_mixture_of_streams_and_data_sets(tmp_path):
     mixed = train_domains() | {"code": streamed_domains()["code"]}
-    trainer = stream_trainer(tmp_path, mixed, max_steps=-1, num_tokens=3 * 8 * LENGTH, eval_strategy="no")
+    trainer = stream_trainer(
+        tmp_path, mixed, max_steps=-1, num_tokens=3 * 8 * LENGTH, eval_steps=3, dynamic_batches=False
+    )
     assert trainer.sample_length == LENGTH and trainer.args.max_steps == 3
     trainer.train()
     assert len(trainer.records) == 6
