@@ -19,8 +19,11 @@ from transformers.utils import logging
 from ..data import (
     DynamicBatchSampler,
     DynamicDataLoader,
+    StreamDataLoader,
     check_mixture_weights,
     collate_domain_samples,
+    first_sample,
+    is_stream,
     update_mixture_weights,
     warn_of_runaway,
 )
@@ -78,7 +81,7 @@ class ShearTrainer(Trainer):
                 "Domain weights stay as they are: they change at evaluations, and `eval_strategy` is 'no'."
                 " `dynamic_batches=False` says that this is meant, and silences this."
             )
-        self.sample_length = len(next(iter(train_dataset.values()))[0]["input_ids"]) if train_dataset else 0
+        self.sample_length = len(first_sample(next(iter(train_dataset.values())))["input_ids"]) if train_dataset else 0
         if args.num_tokens is not None and train_dataset:
             steps = args.steps_for_tokens(args.num_tokens, self.sample_length)
             if args.max_steps not in (-1, steps):
@@ -110,7 +113,7 @@ class ShearTrainer(Trainer):
         if self.learns_masks and args.max_steps > 0:
             self.schedule = args.mask_schedule(args.max_steps, model.masks.settings.method)
         self.sampler: DynamicBatchSampler | None = None
-        self.train_loader: DynamicDataLoader | None = None
+        self.train_loader: DynamicDataLoader | StreamDataLoader | None = None
         self.reference_losses = dict(args.reference_losses) if args.reference_losses else None
         self.reference_tokens = 0
         self.mask_optimizer: MaskOptimizer | None = None
@@ -124,13 +127,14 @@ class ShearTrainer(Trainer):
 
     # ---- data -------------------------------------------------------------------------------------------------
 
-    def get_train_dataloader(self) -> DynamicDataLoader:
+    def get_train_dataloader(self) -> DynamicDataLoader | StreamDataLoader:
         """Overridden: batches follow the domain weights, and a weight change reaches the very next batch."""
         if self.train_dataset is None:
             raise ValueError("ShearTrainer needs `train_dataset`, a dict of packed samples per domain, to train.")
         args = self.args
+        streams = {name for name, dataset in self.train_dataset.items() if is_stream(dataset)}
         self.sampler = DynamicBatchSampler(
-            {name: len(dataset) for name, dataset in self.train_dataset.items()},
+            {name: None if name in streams else len(dataset) for name, dataset in self.train_dataset.items()},
             args.train_batch_size,
             mixture_weights=check_mixture_weights(args.mixture_weights, list(self.train_dataset)),
             seed=args.data_seed if args.data_seed is not None else args.seed,
@@ -139,7 +143,7 @@ class ShearTrainer(Trainer):
             world_size=args.world_size,
             on_new_pass=partial(tell, args),
         )
-        self.train_loader = DynamicDataLoader(
+        self.train_loader = (StreamDataLoader if streams else DynamicDataLoader)(
             self.train_dataset,
             self.sampler,
             self.data_collator,
