@@ -25,7 +25,6 @@ from training_helpers import (
 
 from hf_shear import DynamicBatchSampler, ShearTrainer
 from hf_shear.data import DomainSamples, DynamicDataLoader
-from hf_shear.training.state_file import write_json_atomically
 
 SEVEN = {f"domain_{number}": 10**9 // 2**number for number in range(7)}
 WEIGHTS = {name: 1 / (number + 1) for number, name in enumerate(SEVEN)}
@@ -129,24 +128,11 @@ def test_domains_of_different_columns_are_refused():
 # Streams through ShearTrainer
 
 
-class StreamTrainer(RecordingTrainer):
-    """Keeps the streams' positions in its checkpoints."""
-
-    def _save_optimizer_and_scheduler(self, output_dir):
-        super()._save_optimizer_and_scheduler(output_dir)
-        write_json_atomically(Path(output_dir, "streams.json"), self.train_loader.state_dict())
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self.train_loader.load_state_dict(json.loads(Path(checkpoint, "streams.json").read_text()))
-
-
 def streamed_domains(num_shards: int = 4) -> dict[str, IterableDataset]:
     return {name: data.to_iterable_dataset(num_shards=num_shards) for name, data in train_domains().items()}
 
 
-def stream_trainer(folder, train=None, **changes) -> StreamTrainer:
+def stream_trainer(folder, train=None, **changes) -> RecordingTrainer:
     fields = {
         "max_steps": 9,
         "eval_strategy": "steps",
@@ -155,7 +141,7 @@ def stream_trainer(folder, train=None, **changes) -> StreamTrainer:
         "reference_losses": {"books": 3.0, "code": 3.9, "wiki": 3.5},
     } | changes
     train = streamed_domains() if train is None else train
-    return StreamTrainer(plain_model(), make_args(folder, **fields), train, held_out_domains())
+    return RecordingTrainer(plain_model(), make_args(folder, **fields), train, held_out_domains())
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
