@@ -141,3 +141,24 @@ def test_data_that_are_not_the_samplers_are_refused():
         DynamicDataLoader(swapped, make_sampler())
     with pytest.raises(ValueError, match=r"but they are \[\('a', 40\), \('b', 5\)\]"):
         DynamicDataLoader({name: datasets[name] for name in "ab"}, make_sampler())
+
+
+class TorchDomain(torch.utils.data.Dataset):
+    """A map-style data set of torch with the samples of another one."""
+
+    def __init__(self, dataset):
+        self.samples = list(dataset)
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
+def test_data_sets_of_torch_give_the_same_batches():
+    torch_domains = {name: TorchDomain(dataset) for name, dataset in make_datasets().items()}
+    mine = iter(DynamicDataLoader(torch_domains, make_sampler()))
+    other = iter(make_loader(make_sampler()))
+    for _ in range(3 * STEPS):
+        assert torch.equal(next(mine)["input_ids"], next(other)["input_ids"])

@@ -21,6 +21,7 @@ from transformers import TrainingArguments
 
 from hf_shear import ShearTrainer
 from hf_shear.training import check_domain_arguments
+from hf_shear.training.checks import check_fused_kernels
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +171,11 @@ def test_domains_may_have_names_with_blanks_and_slashes(model, tmp_path):
     with pytest.warns(UserWarning, match="Even one held-out sample per domain spends 100"):
         trainer.train()
     assert set(trainer.stage_record("recovery")["history"][0]["loss"]) == set(sizes)
+
+
+def test_fused_kernels_that_bypass_masks_are_refused(model, tmp_path):
+    args = make_args(tmp_path, use_liger_kernel=True)
+    with pytest.raises(ValueError, match="`use_liger_kernel=True` has no effect on a masked model.* Leave it out"):
+        ShearTrainer(masked_model(), args, train_domains())
+    check_fused_kernels(args, model)  # recovery trains a plain Llama, which liger-kernel knows
+    check_fused_kernels(make_args(tmp_path), masked_model())

@@ -224,17 +224,25 @@ class ShearingMixin:
                 " removed hidden dimensions open, since masks close them behind the model's own embedding: pass"
                 " `input_ids`."
             )
+        layer_gates, lagrangian_loss = self._draw_gates()
+        outputs = super().forward(input_ids, *args, **(kwargs | {"return_dict": True, _LAYER_GATES: layer_gates}))
+        return ShearingCausalLMOutput(
+            lagrangian_loss=lagrangian_loss, **{name: getattr(outputs, name) for name in outputs.keys()}
+        )
+
+    @torch.compiler.disable
+    def _draw_gates(self) -> tuple[list[LayerGates], Tensor | None]:
+        """Gates of one forward, of which those around the layers are set already, and the Lagrangian.
+
+        Never compiled: the phase is made of numbers that change at every step, for which torch.compile would compile
+        the whole model anew each time, and the draw seeds a generator. What is drawn enters the compiled part as
+        tensors.
+        """
         gates = self.masks() if self._gates_override is None else self._gates_override
         self.model.embed_tokens.output_mask = gates.get(HIDDEN)
         self.model.norm.output_mask = gates.get(HIDDEN)
         self.model.norm.kept_count = self.masks.hidden_count(gates)
-        outputs = super().forward(
-            input_ids, *args, **(kwargs | {"return_dict": True, _LAYER_GATES: self._gates_for_layers(gates)})
-        )
-        return ShearingCausalLMOutput(
-            lagrangian_loss=self.masks.lagrangian() if self.training else None,
-            **{name: getattr(outputs, name) for name in outputs.keys()},
-        )
+        return self._gates_for_layers(gates), self.masks.lagrangian() if self.training else None
 
     # ---- what transformers asks of a model --------------------------------------------------------------------
 

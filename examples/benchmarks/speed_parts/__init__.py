@@ -1,0 +1,1 @@
+"""The parts of the speed benchmark; ``speed.py`` beside this folder is the command."""
