@@ -9,7 +9,6 @@ from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from .mask_optimization import is_mask_parameter
 from .memory import estimate_memory
 from .memory_setup import TrainingSetup
 from .progress import tell
@@ -52,7 +51,7 @@ def training_setup(trainer) -> TrainingSetup:
         ValueError: the model's weights have a dtype that memory is not calculated for.
     """
     args, model, state = trainer.args, trainer.model, trainer.accelerator.state
-    weights = (p for name, p in model.named_parameters() if p.is_floating_point() and not is_mask_parameter(name))
+    weights = (p for name, p in model.named_parameters() if p.is_floating_point() and not name.startswith("masks."))
     dtype = str(next(weights).dtype).removeprefix("torch.")
     backend, more = ("ddp" if args.world_size > 1 else "single"), {}
     if state.distributed_type == DistributedType.DEEPSPEED:
