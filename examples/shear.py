@@ -89,11 +89,15 @@ def calibration(pipeline, args, data) -> list[dict]:
 
 def learn_masks(pipeline, args, target, data, tokenizer, folder) -> dict:
     """Learn the masks, slice, and export to <output_dir>/pruned."""
-    model, checkpoint = masked_source(pipeline, args, target), folder.last_checkpoint("mask_learning")
+    checkpoint, importance = folder.last_checkpoint("mask_learning"), None
     calibrated = pipeline.mask_start == "taylor" and not pipeline.paper
     if calibrated and checkpoint is None:
-        batches = calibration(pipeline, args, data)
-        importance = mask_start_importance(model.to(args.device), batches, args.train_batch_size)
+        with runs.whole_models():
+            source, batches = masked_source(pipeline, args, target), calibration(pipeline, args, data)
+            importance = mask_start_importance(source.to(args.device), batches, args.train_batch_size)
+        del source
+    model = masked_source(pipeline, args, target)
+    if importance is not None:
         model.masks.start_from_importance(importance, pipeline.mask_start_spread)
     stage = {"lr_scheduler_type": "constant_with_warmup"} if not pipeline.paper else PAPER_MASK_LEARNING
     args = replace(args, output_dir=str(folder.path / "mask_learning"), num_tokens=pipeline.mask_tokens, **stage)
@@ -101,16 +105,13 @@ def learn_masks(pipeline, args, target, data, tokenizer, folder) -> dict:
     trainer = ShearTrainer(model, args, data.train, data.held_out, tokenizer)
     trainer.train(resume_from_checkpoint=checkpoint)
     learned = time.perf_counter()
-    sliced, kept = slice_model(trainer.masked_model)
-    sliced.to(source_dtype(folder))
+    sliced, kept = slice_model(trainer.masked_model, dtype=source_dtype(folder))
     facts = {"masks": trainer.mask_report, "kept": kept.to_dict()}
-    if args.process_index == 0:
-        record = provenance_record(model, seed=args.seed, **facts)
-        save_checkpoint(sliced, folder.path / "pruned", tokenizer, record)
+    save_checkpoint(sliced, folder.path / "pruned", tokenizer, provenance_record(model, seed=args.seed, **facts))
     exported = time.perf_counter()
     return facts | trainer.stage_record("mask_learning") | {
         "calibration_tokens": pipeline.calibration_batches * args.samples_per_step() * pipeline.max_length * calibrated,
-        "model": runs.judge(sliced, data.judged, args),
+        "model": runs.judge_checkpoint(folder.path / "pruned", data.judged, args),
         "seconds": learned - start, "export_seconds": exported - learned,
     }  # fmt: skip
 
@@ -119,38 +120,38 @@ def source_dtype(folder) -> torch.dtype:
     return getattr(torch, folder.finished("source")["dtype"])
 
 
-def train_plain(name, model, args, num_tokens, data, tokenizer, folder, learned, **changes) -> dict:
+def train_plain(name, model, args, num_tokens, data, tokenizer, folder, learned, saved_as, provenance=None, **changes):
     """Continue pre-training of a plain model with dynamic batches, checkpoints in <output_dir>/<name>."""
     args = replace(args, output_dir=str(folder.path / name), num_tokens=num_tokens,
                    reference_losses=learned["reference_losses"], **changes)  # fmt: skip
     start = time.perf_counter()
     trainer = ShearTrainer(model, args, data.train, data.first_held_out(learned["eval_samples"]), tokenizer)
     trainer.train(resume_from_checkpoint=folder.last_checkpoint(name))
-    model.to(source_dtype(folder))
-    return trainer.stage_record(name) | {
+    record = trainer.stage_record(name) | {
         "seconds": time.perf_counter() - start, "learning_rate": args.learning_rate,
-        "model": runs.judge(model, data.judged, args),
     }  # fmt: skip
+    provenance = None if provenance is None else provenance | {name: record["tokens"]}
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    save_checkpoint(trained, saved_as, tokenizer, provenance, dtype=source_dtype(folder))
+    return record | {"model": runs.judge_checkpoint(saved_as, data.judged, args)}
 
 
 def recover(pipeline, args, target, data, tokenizer, folder, learned) -> dict:
     """Train the pruned model back to strength, to <output_dir>/recovered."""
-    model = load_plain(folder.path / "pruned", dtype=TRAINED_DTYPE)
-    record = train_plain("recovery", model, args, pipeline.recovery_tokens, data, tokenizer, folder, learned,
-                         mixture_weights=learned["mixture_weights"])  # fmt: skip
-    if args.process_index == 0:
-        provenance = read_provenance(folder.path / "pruned") | {"recovery": record["tokens"]}
-        save_checkpoint(model, folder.path / "recovered", tokenizer, provenance)
-    return record
+    model, provenance = load_plain(folder.path / "pruned", dtype=TRAINED_DTYPE), read_provenance(folder.path / "pruned")
+    return train_plain("recovery", model, args, pipeline.recovery_tokens, data, tokenizer, folder, learned,
+                       folder.path / "recovered", provenance, mixture_weights=learned["mixture_weights"])  # fmt: skip
 
 
 def train_baseline(name, pipeline, args, target, data, tokenizer, folder, learned) -> dict:
-    """A baseline at the tokens of mask learning plus recovery."""
-    source = masked_source(pipeline, args, target).to(args.device)
-    model = runs.baseline_model(name, source, calibration(pipeline, args, data), args.seed, args.train_batch_size)
+    """A baseline at the tokens of mask learning plus recovery, to <output_dir>/<name>/trained."""
+    with runs.whole_models():
+        source, batches = masked_source(pipeline, args, target), calibration(pipeline, args, data)
+        model = runs.baseline_model(name, source.to(args.device), batches, args.seed, args.train_batch_size)
     rate = runs.baseline_learning_rates(pipeline.baseline_learning_rates).get(name, args.learning_rate)
     num_tokens = learned["tokens"] + folder.finished("recovery")["tokens"]
-    return train_plain(name, model, args, num_tokens, data, tokenizer, folder, learned, learning_rate=rate)
+    return train_plain(name, model, args, num_tokens, data, tokenizer, folder, learned, folder.path / name / "trained",
+                       learning_rate=rate)  # fmt: skip
 
 
 def main() -> None:
@@ -164,24 +165,27 @@ def main() -> None:
     config = AutoConfig.from_pretrained(pipeline.model_name_or_path)
     target, reasons = runs.choose_target(pipeline, config)
     tokenizer = AutoTokenizer.from_pretrained(pipeline.model_name_or_path)
-    domains = load_domains(pipeline.data_dir) if pipeline.data_dir else stdlib_domains()
+    first = PartialState().local_main_process_first  # reads and tokenises; the others find it cached
+    with first():
+        domains = load_domains(pipeline.data_dir) if pipeline.data_dir else stdlib_domains()
     check_domain_arguments(args, list(domains))
     output_dir = None if args.output_dir == "trainer_output" else args.output_dir  # transformers' name for none given
     settings = runs.run_settings(pipeline, target, args.seed)
     folder = runs.RunFolder.open(output_dir, pipeline.resume, pipeline.overwrite, settings)
     tell = PartialState().print
     tell("\n".join(filter(None, (reasons, f"Target: {target}", f"Run folder: {folder.path}"))))
-    data = runs.prepare_domain_data(
-        domains, tokenizer, config, max_length=pipeline.max_length, held_out_fraction=pipeline.held_out_fraction,
-        eval_tokens=pipeline.eval_tokens, block_diagonal=pipeline.block_diagonal, num_proc=pipeline.num_proc,
-    )  # fmt: skip
+    with first():
+        data = runs.prepare_domain_data(
+            domains, tokenizer, config, max_length=pipeline.max_length, held_out_fraction=pipeline.held_out_fraction,
+            eval_tokens=pipeline.eval_tokens, block_diagonal=pipeline.block_diagonal, num_proc=pipeline.num_proc,
+        )  # fmt: skip
     common = (pipeline, args, target, data, tokenizer, folder)
 
     def stage(name, run, *arguments) -> dict:
         tell(f"\n== {name}" + (" (finished before)" if folder.finished(name) else ""))
         return folder.stage(name, lambda: run(*arguments))
 
-    stage("source", lambda: runs.judge(load_plain(pipeline.model_name_or_path), data.judged, args))
+    stage("source", lambda: runs.judge_checkpoint(pipeline.model_name_or_path, data.judged, args))
     learned = stage("mask_learning", learn_masks, *common)
     if pipeline.stop_after == "mask_learning":
         return

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_shear.masks import MaskSettings
 from hf_shear.modeling import ShearingLlamaConfig, ShearingLlamaForCausalLM
 from hf_shear.shapes import TargetShape
+
+SHARDED_RUN_SECONDS = 300  # it takes 20 on an idle machine with two cores
 
 # Sizes that a wrong index, divisor or default does not survive: no two alike, and head_dim 4 where transformers would
 # compute 18 / 9 = 2. A target of hidden 12 and 4 heads would be computed as 3.
@@ -86,6 +92,32 @@ def build_llama():
 def add_masks():
     """``add_masks(source, target_shape, settings=None)``: the masked model of a plain one, in memory."""
     return _add_masks
+
+
+@pytest.fixture(scope="session")
+def sharded_run(tmp_path_factory) -> Path:
+    """What tests/sharded_run.py wrote in two processes, started once for all tests that look at it."""
+    folder = tmp_path_factory.mktemp("sharded")
+    parts = ["fsdp2", "training"] + ["zero3"] * (importlib.util.find_spec("deepspeed") is not None)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, str(Path(__file__).with_name("sharded_run.py")), "--output_dir", str(folder), "--parts"]
+    logs = [folder / f"log {rank}" for rank in range(2)]
+    processes = []
+    for rank, log in enumerate(logs):
+        environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        with log.open("w") as output:
+            processes.append(subprocess.Popen(command + parts, env=environment, stdout=output, stderr=output))
+    try:
+        failed = [process.wait(timeout=SHARDED_RUN_SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert failed == [0, 0], "\n".join(log.read_text()[-4000:] for log in logs)
+    return folder
 
 
 @pytest.fixture(scope="session")

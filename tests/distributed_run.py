@@ -11,10 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
+import signal
+import time
 from pathlib import Path
 
 import torch
-from training_helpers import LENGTH, VOCAB_SIZE, TARGET, held_out_domains, make_args, masks_of, train_domains
+from training_helpers import LENGTH, TARGET, VOCAB_SIZE, held_out_domains, make_args, masks_of, train_domains
 from transformers import LlamaForCausalLM
 
 from hf_shear import MaskSettings, ShearingLlamaForCausalLM, ShearTrainer
@@ -26,15 +29,17 @@ CASES = {
     "recovery": None,
 }
 SAMPLES_PER_STEP = 8
+SMALL_FILE = 28_000  # bytes: the limit that stands for a full disk; more than a log, less than the weights
+HANGING = 600.0  # seconds: until it is killed
 ACCUMULATION = 2
 
 
 class NotingTrainer(ShearTrainer):
     """Appends a line per micro-batch to a file, flushed, so that a kill loses at most the line in progress."""
 
-    def __init__(self, *args, notes: Path, **kwargs):
+    def __init__(self, *args, notes: Path, options: argparse.Namespace, **kwargs):
         super().__init__(*args, **kwargs)
-        self.notes = notes.open("a", encoding="utf-8")
+        self.notes, self.options = notes.open("a", encoding="utf-8"), options
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Overridden: notes what goes in and what comes out."""
@@ -48,7 +53,29 @@ class NotingTrainer(ShearTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.notes.write(json.dumps(record | {"loss": loss.item()}) + "\n")
         self.notes.flush()
+        time.sleep(HANGING if self.state.global_step == self.options.hang_at else self.options.pace)
         return loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Overridden: the fault that was asked for."""
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if model.training and self.state.global_step == self.options.fault_at:
+            fault, process = self.options.fault, self.args.process_index
+            if fault == "nan" and process == self.args.world_size - 1:
+                return found * float("nan")
+            if fault == "die" and process == self.args.world_size - 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    def _save_checkpoint(self, model, trial):
+        """Overridden: the disk that is full was asked for."""
+        full = self.options.fault == "full_disk" and self.state.global_step >= self.options.fault_at
+        if full:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL_FILE, resource.RLIM_INFINITY))
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def main() -> None:
@@ -58,6 +85,10 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, required=True)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--save_steps", type=int, default=0)
+    parser.add_argument("--pace", type=float, default=0.0, help="Seconds to sleep after each micro-batch.")
+    parser.add_argument("--hang_at", type=int, help="Step whose first micro-batch never ends.")
+    parser.add_argument("--fault", choices=("nan", "die", "full_disk"), help="nan, die: of the last process alone.")
+    parser.add_argument("--fault_at", type=int, help="Step of the fault.")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--arguments", type=json.loads, default={}, help="JSON: more training arguments.")
     options = parser.parse_args()
@@ -91,7 +122,7 @@ def main() -> None:
         model = ShearingLlamaForCausalLM.from_pretrained(options.source, target_shape=TARGET, mask_settings=settings)
     notes = options.output_dir / f"records-{args.process_index}.jsonl"
     notes.parent.mkdir(parents=True, exist_ok=True)
-    trainer = NotingTrainer(model, args, train_domains(), held_out_domains(), notes=notes)
+    trainer = NotingTrainer(model, args, train_domains(), held_out_domains(), notes=notes, options=options)
     assert trainer.sample_length == LENGTH and model.config.vocab_size == VOCAB_SIZE
     trainer.train(resume_from_checkpoint=options.resume)
     trainer.save_model(str(options.output_dir / "end"))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_shear.data import sampler as sampler_module
-from hf_shear.data.sampler import DynamicBatchSampler, permute
+from hf_shear.data.sampler import DynamicBatchSampler, permute, stream_slot
 
 SIZES = {"a": 50, "b": 7, "c": 400}
 
@@ -80,6 +80,22 @@ def test_huge_domains_cost_no_memory():
     tracemalloc.stop()
     assert peak < 1_000_000  # bytes; a pass over "a" would take 8e9
     assert max(map(max, indices)) > 10**11
+
+
+def test_streams_take_slots_without_a_size_and_leave_the_others_alone():
+    sizes = {"a": 50, "b": None, "c": 400}
+    sampler = DynamicBatchSampler(sizes, 12, {"a": 0.5, "b": 0.25, "c": 0.25}, seed=3)
+    stored = DynamicBatchSampler({"a": 50, "c": 400}, 9, seed=3)
+    batches = consume(sampler, 30)
+    assert all([index for index in batch if index < 0] == [stream_slot(1)] * 3 for batch in batches)
+    assert stream_slot(stream_slot(1)) == 1
+    drawn = [index for batch in batches for index in batch if index >= 0]
+    assert len(drawn) == 30 * 9 and max(drawn) < sum(stored.domain_sizes.values())
+    assert sampler.passes == {"a": 180 / 50, "c": 90 / 400}
+    assert sampler.samples_consumed == {"a": 180, "b": 90, "c": 90}
+    resumed = DynamicBatchSampler(sizes, 12, seed=3)
+    resumed.load_state_dict(json.loads(json.dumps(sampler.state_dict())))
+    assert consume(resumed, 3) == consume(sampler, 3)
 
 
 # Composition

@@ -1,21 +1,28 @@
 """Data by domain: reading, packing, dynamic batches and the rule that updates the domains' weights."""
 
 from hf_shear.data.domains import load_domains, split_domains
-from hf_shear.data.loader import IGNORED_LABEL, DynamicDataLoader, collate_domain_samples
+from hf_shear.data.loader import IGNORED_LABEL, DomainSamples, DynamicDataLoader, collate_domain_samples
 from hf_shear.data.mixture import check_mixture_bounds, check_mixture_weights, update_mixture_weights, warn_of_runaway
 from hf_shear.data.packing import check_max_length, check_tokenizer_fits, pack_domains
 from hf_shear.data.reference_losses import reference_losses_by_size
 from hf_shear.data.sampler import DynamicBatchSampler
+from hf_shear.data.stream_loader import StreamDataLoader
+from hf_shear.data.streams import PackedStream, first_sample, is_stream
 
 __all__ = [
     "IGNORED_LABEL",
+    "DomainSamples",
     "DynamicBatchSampler",
     "DynamicDataLoader",
+    "PackedStream",
+    "StreamDataLoader",
     "check_max_length",
     "check_mixture_bounds",
     "check_mixture_weights",
     "check_tokenizer_fits",
     "collate_domain_samples",
+    "first_sample",
+    "is_stream",
     "load_domains",
     "pack_domains",
     "reference_losses_by_size",

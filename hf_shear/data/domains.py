@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import json
 import logging
+import os
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,9 @@ READER_VERSION = 1  # part of the cache's key: raise it when a reader yields oth
 BLOCKS_VERSION = 1  # likewise, for the parts of a domain that is split into blocks
 
 
-def load_domains(data_dir: str | Path, text_field: str = "text", *, group_field: str | None = None) -> DatasetDict:
+def load_domains(
+    data_dir: str | Path, text_field: str = "text", *, group_field: str | None = None, streaming: bool = False
+) -> DatasetDict | IterableDatasetDict:
     """Read a folder of text into one data set per domain.
 
     A folder that holds text files makes each file a domain, named by the file without its suffix. A folder
@@ -58,33 +61,41 @@ def load_domains(data_dir: str | Path, text_field: str = "text", *, group_field:
         text_field: the field (json) or column (parquet) that holds the text.
         group_field: if given, a field that names the group of a document (see `split_domains`), kept as the
             column `group`. A .txt file has no fields: its documents form one group each.
+        streaming: read nothing now, and write no Arrow files. Each file is a shard of its domain's stream; what cannot be
+            read is told when its turn comes.
 
     Returns:
-        name -> `Dataset` with the column `text` (and `group`), sorted by name.
+        name -> `Dataset` (or `IterableDataset`) with the column `text` (and `group`), sorted by name.
 
     Raises:
         ValueError: if the folder is missing or without text, if a domain has no document, or if a file cannot
             be read: malformed json, a missing field, a text that is not a string, or a broken file.
     """
-    from datasets import DatasetDict
+    from datasets import DatasetDict, IterableDatasetDict
 
-    domains = DatasetDict()
-    found = _find_domains(Path(data_dir))
-    _warn_of_unread_files(Path(data_dir))
+    found, unread = _find_domains(Path(data_dir))
+    _warn_of_unread_files(Path(data_dir), unread)
     for name, files in found.items():
-        domains[name] = _read_domain(name, files, text_field, group_field)
-    return domains
+        if not files:
+            raise _no_documents(name, ())
+    read = _stream_domain if streaming else _read_domain
+    domains = {name: read(name, files, text_field, group_field) for name, files in found.items()}
+    return IterableDatasetDict(domains) if streaming else DatasetDict(domains)
 
 
-def _find_domains(data_dir: Path) -> dict[str, list[Path]]:
-    """The files of each domain, both sorted. See `load_domains` for the rules."""
+def _find_domains(data_dir: Path) -> tuple[dict[str, list[Path]], list[Path]]:
+    """The files of each domain, both sorted, and files that look like text and are not read; the folder is walked once.
+
+    See `load_domains` for the rules.
+    """
     if not data_dir.is_dir():
         raise ValueError(
             f"`data_dir` must be an existing folder, but it is {str(data_dir)!r}. "
             "Give a folder with one sub-folder or one file per domain."
         )
     entries = sorted(path for path in data_dir.iterdir() if not path.name.startswith("."))
-    files = [path for path in entries if path.is_file() and _suffix(path)]
+    top_files = [path for path in entries if path.is_file()]
+    files = [path for path in top_files if _suffix(path)]
     folders = [path for path in entries if path.is_dir()]
     if files and folders:
         raise ValueError(
@@ -101,27 +112,27 @@ def _find_domains(data_dir: Path) -> dict[str, list[Path]]:
                 f"{str(data_dir)!r} are both {name!r}. Rename one, or put both into a sub-folder {name!r}."
             )
         found[name] = [file]
-    for folder in folders:
-        found[folder.name] = [
-            path for path in sorted(folder.rglob("*")) if _suffix(path) and _is_visible_file(path, folder)
-        ]
+    below = {folder.name: _visible_files(folder) for folder in folders}
+    for name, paths in below.items():
+        found[name] = [path for path in paths if _suffix(path)]
     if not any(found.values()):
         raise ValueError(
             f"`data_dir` must hold text, but no file below {str(data_dir)!r} ends in "
             f"{', '.join(TEXT_SUFFIXES)}. Give a folder with one sub-folder or one file per domain."
         )
-    return dict(sorted(found.items()))
-
-
-def _warn_of_unread_files(data_dir: Path) -> None:
-    """One warning of all the files that look like text or data, and are of no kind that is read."""
     unread = [
-        path.relative_to(data_dir).as_posix()
-        for path in sorted(data_dir.rglob("*"))
-        if path.name.lower().endswith(UNREAD_SUFFIXES) and not _suffix(path) and _is_visible_file(path, data_dir)
+        path
+        for path in sorted([*top_files, *(path for paths in below.values() for path in paths)])
+        if path.name.lower().endswith(UNREAD_SUFFIXES) and not _suffix(path)
     ]
+    return dict(sorted(found.items())), unread
+
+
+def _warn_of_unread_files(data_dir: Path, unread: list[Path]) -> None:
+    """One warning of all the files that look like text or data, and are of no kind that is read."""
     if unread:
-        names = ", ".join(map(repr, unread[:NAMES_SHOWN])) + (", ..." if len(unread) > NAMES_SHOWN else "")
+        shown = [path.relative_to(data_dir).as_posix() for path in unread[:NAMES_SHOWN]]
+        names = ", ".join(map(repr, shown)) + (", ..." if len(unread) > NAMES_SHOWN else "")
         warnings.warn(
             f"`data_dir` ({str(data_dir)!r}) holds files that look like text but are not read: {len(unread)} "
             f"({names}). The kinds that are read are {', '.join(TEXT_SUFFIXES)}. Convert the files, or move them "
@@ -140,9 +151,13 @@ def _suffix(path: Path) -> str:
     return ""
 
 
-def _is_visible_file(path: Path, folder: Path) -> bool:
-    """Whether this is a file, not hidden and without a hidden folder between it and `folder`."""
-    return path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+def _visible_files(folder: Path) -> list[Path]:
+    """The files below a folder, sorted, without hidden ones and those in hidden folders."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [path for path in (Path(parent, name) for name in files if not name.startswith(".")) if path.is_file()]
+    return sorted(found)
 
 
 def _read_domain(name: str, files: list[Path], text_field: str, group_field: str | None) -> Dataset:
@@ -152,8 +167,6 @@ def _read_domain(name: str, files: list[Path], text_field: str, group_field: str
 
     columns = ["text"] if group_field is None else ["text", "group"]
     stats = [path.stat() for path in files]
-    if not files:
-        raise _no_documents(name, ())
     try:
         return Dataset.from_generator(
             _documents,
@@ -172,6 +185,22 @@ def _read_domain(name: str, files: list[Path], text_field: str, group_field: str
         raise
 
 
+def _stream_domain(name: str, files: list[Path], text_field: str, group_field: str | None) -> IterableDataset:
+    """One domain's documents as a stream, of which every file is a shard."""
+    from datasets import Features, IterableDataset, Value
+
+    columns = ["text"] if group_field is None else ["text", "group"]
+    return IterableDataset.from_generator(
+        _documents_of_files,
+        features=Features({column: Value("large_string") for column in columns}),
+        gen_kwargs={
+            "files": [str(path.absolute()) for path in files],  # datasets deals a list to shards
+            "text_field": text_field,
+            "group_field": group_field,
+        },
+    )
+
+
 def _no_documents(name: str, files: Sequence[str]) -> ValueError:
     return ValueError(
         f"Every domain must hold at least one document, but domain {name!r} has none "
@@ -187,9 +216,18 @@ def _documents(
     cache_key: tuple[Any, ...],
 ) -> Iterator[dict[str, str]]:
     """The documents of a domain's files, in order. `cache_key` tells one state of the files from another."""
+    is_empty = True
+    for document in _documents_of_files(files, text_field, group_field):
+        is_empty = False
+        yield document
+    if is_empty:
+        raise _no_documents(name, files)
+
+
+def _documents_of_files(files: Sequence[str], text_field: str, group_field: str | None) -> Iterator[dict[str, str]]:
+    """The documents of some files, in order, without those of white space alone."""
     import pyarrow as pa
 
-    is_empty = True
     for file in files:
         path = Path(file)
         kind = _suffix(path).lower()
@@ -202,7 +240,6 @@ def _documents(
         try:
             for text, group in rows:
                 if text.strip():
-                    is_empty = False
                     yield {"text": text} if group_field is None else {"text": text, "group": group}
         except UnicodeDecodeError as error:
             raise ValueError(f"Text files must be UTF-8, but {file!r} is not ({error}). Convert the file.") from error
@@ -211,8 +248,6 @@ def _documents(
                 f"Text files must be whole and readable, but {file!r} is not ({type(error).__name__}: {error}). "
                 "Write or download it again, or remove it."
             ) from error
-    if is_empty:
-        raise _no_documents(name, files)
 
 
 def _txt_rows(path: Path) -> Iterator[tuple[str, str]]:

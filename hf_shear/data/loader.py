@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import DataLoader
 
 from hf_shear.data.sampler import DynamicBatchSampler
 
@@ -30,7 +30,15 @@ def collate_domain_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, to
     There is no `attention_mask`: samples are full, and without one transformers reads restarted positions as
     separate documents. Causal models shift the labels themselves. Where documents are separate, the first token
     of each has no label (`IGNORED_LABEL`): what stands before it is another document.
+
+    Raises:
+        ValueError: if some samples have `position_ids` and others have none.
     """
+    if len({"position_ids" in sample for sample in samples}) > 1:
+        raise ValueError(
+            "Some samples of a batch have `position_ids` and others have none. Pack all domains with the same"
+            " `block_diagonal`."
+        )
     batch = {
         key: torch.from_numpy(np.stack([np.asarray(sample[key], dtype=np.int64) for sample in samples]))
         for key in ("input_ids", "position_ids")
@@ -42,21 +50,72 @@ def collate_domain_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, to
     return batch
 
 
+class DomainSamples:
+    """The samples of all domains, numbered through as by the sampler; nothing is copied or concatenated.
+
+    A table of memory-mapped shards is not joined with others, so that nothing is done per shard or per row.
+
+    Args:
+        datasets: in the order of the sampler's domains.
+
+    Raises:
+        ValueError: if the data sets have different columns.
+    """
+
+    def __init__(self, datasets: Sequence[Any]) -> None:
+        columns = [sorted(data.column_names) for data in datasets if hasattr(data, "column_names")]
+        if any(names != columns[0] for names in columns):
+            raise ValueError(
+                f"The domains must have the same columns, but they have {columns}. Pack all with the same"
+                " `block_diagonal`."
+            )
+        self._datasets = [data.with_format("numpy") if hasattr(data, "with_format") else data for data in datasets]
+        self._ends = np.cumsum([len(data) for data in datasets], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Mapping[str, Any]]:
+        """The samples of the indices, in their order; those of one domain are read together."""
+        domains = np.searchsorted(self._ends, indices, side="right")
+        samples: list[Any] = [None] * len(indices)
+        for domain in np.unique(domains).tolist():
+            slots = np.flatnonzero(domains == domain).tolist()
+            dataset = self._datasets[domain]
+            start = int(self._ends[domain]) - len(dataset)
+            own = [int(indices[slot]) - start for slot in slots]
+            read = dataset.__getitems__(own) if hasattr(dataset, "__getitems__") else [dataset[i] for i in own]
+            for slot, sample in zip(slots, read, strict=True):
+                samples[slot] = sample
+        return samples
+
+
+def check_sizes(found: Mapping[str, int | None], sampler: DynamicBatchSampler) -> None:
+    """Raise ValueError unless domains, order and sizes (`None` for streams) are the sampler's."""
+    if list(found.items()) != list(sampler.domain_sizes.items()):
+        raise ValueError(
+            "`datasets` must have the names, order and sizes of the sampler's domains "
+            f"({list(sampler.domain_sizes.items())}), but they are {list(found.items())}. Build the sampler from them."
+        )
+
+
 class DynamicDataLoader:
     """Micro-batches without end, drawn by a `DynamicBatchSampler`.
 
     Workers read ahead of training. When the sampler's weights or state have changed since they began, what
-    they read is thrown away and reading starts anew at the next uncommitted global batch, before another
-    micro-batch is
-    given: none is lost and none is given twice. So change weights between global batches, after
+    they read is thrown away and reading starts anew at the next uncommitted global batch, before another micro-batch
+    is given: none is lost and none is given twice. So change weights between global batches, after
     `sampler.commit()`; a global batch that was not committed is drawn and given again.
 
     It has no length, and must not be prepared by accelerate: the sampler already deals to ranks. Its random
     generator is its own, so that starting it does not change the run's random numbers.
 
     Args:
-        datasets: domain -> data set of samples, of 🤗 Datasets or map-style ones of torch; names, order and sizes as
-            in the sampler.
+        datasets: domain -> data set of samples; names, order and sizes as in the sampler. A `datasets.Dataset`, or
+            anything with `__len__` and `__getitem__`.
         sampler: see `DynamicBatchSampler`.
         collate_fn: list of samples -> batch.
         num_workers, pin_memory, prefetch_factor: as in `torch.utils.data.DataLoader`.
@@ -65,6 +124,9 @@ class DynamicDataLoader:
     Raises:
         ValueError: if the data sets are not those of the sampler.
     """
+
+    weight_lag = 0
+    """Global batches between a change of weights and the first batch that follows it."""
 
     def __init__(
         self,
@@ -77,14 +139,9 @@ class DynamicDataLoader:
         prefetch_factor: int | None = None,
         persistent_workers: bool | None = None,
     ) -> None:
-        sizes = [(name, len(dataset)) for name, dataset in datasets.items()]
-        if sizes != list(sampler.domain_sizes.items()):
-            raise ValueError(
-                "`datasets` must have the names, order and sizes of the sampler's domains "
-                f"({list(sampler.domain_sizes.items())}), but they are {sizes}. Build the sampler from them."
-            )
+        check_sizes({name: len(dataset) for name, dataset in datasets.items()}, sampler)
         self.sampler = sampler
-        self.dataset = _concatenate(list(datasets.values()))
+        self.dataset = DomainSamples(list(datasets.values()))
         self._loader = DataLoader(
             self.dataset,
             batch_sampler=sampler,
@@ -96,6 +153,22 @@ class DynamicDataLoader:
             generator=torch.Generator().manual_seed(sampler.seed),
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: the sampler's state, which is the same for every process, says all."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Check that there is nothing to restore.
+
+        Raises:
+            ValueError: if the state is of streams.
+        """
+        if state:
+            raise ValueError(
+                f"The checkpoint was written with streams ({list(state.get('streams', state))}), but no domain of"
+                " `train_dataset` is a stream now. Resume with the same data."
+            )
+
     def close(self) -> None:
         """Stop the workers. Iterating again starts new ones."""
         self._loader._iterator = None
@@ -106,12 +179,3 @@ class DynamicDataLoader:
             if version != self.sampler.version:
                 version, batches = self.sampler.version, iter(self._loader)
             yield next(batches)
-
-
-def _concatenate(datasets: list) -> Any:
-    """One data set after the other. The package of 🤗 Datasets is needed for its own only."""
-    if all(isinstance(dataset, torch.utils.data.Dataset) for dataset in datasets):
-        return ConcatDataset(datasets)
-    from datasets import concatenate_datasets
-
-    return concatenate_datasets(datasets).with_format("numpy")

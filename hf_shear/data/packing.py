@@ -17,33 +17,36 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_shear.data.documents import TOKENIZE_BATCH, document_positions, encode_documents, restart_positions
+from hf_shear.data.streams import PackedStream, is_stream
+
 if TYPE_CHECKING:
     import pyarrow as pa
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-TOKENIZE_BATCH = 64  # documents encoded at once: bounds memory with long documents
 PACK_BATCH = 256  # documents concatenated at once
 PACKING_VERSION = 1  # part of the cache's key: raise it when the same documents give other samples
 
 
 def pack_domains(
-    domains: Mapping[str, Dataset],
+    domains: Mapping[str, Dataset | IterableDataset],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     *,
     block_diagonal: bool = False,
     num_proc: int | None = None,
-) -> DatasetDict:
+) -> DatasetDict | dict[str, Dataset | PackedStream]:
     """Tokenise every domain's documents and pack them into samples of exactly `max_length` tokens.
 
     Both steps are cached by `datasets`: the same documents, tokenizer and arguments are read back, not
-    redone.
+    redone. A stream of documents (`datasets.IterableDataset`, from `load_domains(..., streaming=True)` or
+    `load_dataset(..., streaming=True)`) is packed while it is read, and nothing of it is kept.
 
     Args:
-        domains: name -> data set with the column `text`, one document per row.
+        domains: name -> data set or stream with the column `text`, one document per row.
         tokenizer: needs an `eos_token_id`.
         max_length: S.
         block_diagonal: also give `position_ids`, which restart at 0 at every document. transformers (eager,
@@ -55,7 +58,7 @@ def pack_domains(
 
     Returns:
         name -> `Dataset` with `input_ids` [S] int32 (so ids above 65,535 survive) and, if `block_diagonal`,
-        `position_ids` [S] int32.
+        `position_ids` [S] int32. In a plain dict, with a `PackedStream` for each stream, if there is any.
 
     Raises:
         ValueError: for a tokenizer without EOS, `max_length` below 2, or a domain with fewer than S tokens.
@@ -71,12 +74,13 @@ def pack_domains(
         raise ValueError(
             f"`max_length` must be at least 2 (one token to read, one to predict), but it is {max_length}."
         )
-    return DatasetDict(
-        {
-            name: _pack_domain(name, dataset, tokenizer, max_length, block_diagonal, num_proc)
-            for name, dataset in domains.items()
-        }
-    )
+    packed = {
+        name: PackedStream(dataset, tokenizer, max_length, block_diagonal=block_diagonal)
+        if is_stream(dataset)
+        else _pack_domain(name, dataset, tokenizer, max_length, block_diagonal, num_proc)
+        for name, dataset in domains.items()
+    }
+    return packed if any(map(is_stream, packed.values())) else DatasetDict(packed)
 
 
 def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
@@ -124,7 +128,7 @@ def _pack_domain(
             f"Every domain must have a column 'text', but domain {name!r} has {dataset.column_names}. Rename it."
         )
     tokenized = dataset.with_format(None).map(
-        _encode_documents,
+        encode_documents,
         batched=True,
         batch_size=TOKENIZE_BATCH,
         remove_columns=dataset.column_names,
@@ -153,14 +157,6 @@ def _pack_domain(
     )
 
 
-def _encode_documents(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
-    """The ids of each document, without special tokens, and one EOS."""
-    encoded = tokenizer(
-        batch["text"], add_special_tokens=False, return_attention_mask=False, truncation=False, verbose=False
-    )
-    return {"input_ids": [[*ids, tokenizer.eos_token_id] for ids in encoded["input_ids"]]}
-
-
 def _batches(tokenized: Dataset) -> Iterator[pa.ListArray]:
     """The column `input_ids`, some documents at a time."""
     for table in tokenized.with_format("arrow").iter(batch_size=PACK_BATCH):
@@ -177,24 +173,11 @@ def _samples(tokenized: Dataset, max_length: int, block_diagonal: bool) -> Itera
     rest_ids, rest_positions = np.zeros(0, np.int32), np.zeros(0, np.int32)
     for chunk in _batches(tokenized):
         ids = np.concatenate([rest_ids, chunk.flatten().to_numpy(zero_copy_only=False)])
-        positions = np.concatenate([rest_positions, _document_positions(_lengths(chunk))])
+        positions = np.concatenate([rest_positions, document_positions(_lengths(chunk))])
         end = len(ids) // max_length * max_length
         for start in range(0, end, max_length):
             sample = {"input_ids": ids[start : start + max_length]}
             if block_diagonal:
-                sample["position_ids"] = _restart(positions[start : start + max_length])
+                sample["position_ids"] = restart_positions(positions[start : start + max_length])
             yield sample
         rest_ids, rest_positions = ids[end:], positions[end:]
-
-
-def _document_positions(lengths: np.ndarray) -> np.ndarray:
-    """[sum of lengths] int32: 0, 1, ... within every document."""
-    ends = np.cumsum(lengths)
-    return (np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)).astype(np.int32)
-
-
-def _restart(positions: np.ndarray) -> np.ndarray:
-    """Let the first document of a sample, which may have begun in the sample before, start at 0."""
-    borders = np.flatnonzero(positions[1:] == 0) + 1
-    first = borders[0] if len(borders) else len(positions)
-    return np.concatenate([positions[:first] - positions[0], positions[first:]])

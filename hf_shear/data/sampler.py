@@ -56,6 +56,11 @@ def permute(positions: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarra
     return values.astype(np.int64)
 
 
+def stream_slot(domain: int) -> int:
+    """The negative number that stands for "the next sample of the stream with this domain number"; its own inverse."""
+    return -1 - domain
+
+
 def _mix(values: np.ndarray) -> np.ndarray:
     """[n] uint64 -> [n] uint64: a 64-bit hash, the finaliser of splitmix64 (Steele et al. 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -78,7 +83,9 @@ class DynamicBatchSampler(Sampler[list[int]]):
     whoever drew ahead (see `DynamicDataLoader`) to iterate anew.
 
     Args:
-        domain_sizes: domain -> samples (not tokens), in the order in which the data sets are concatenated.
+        domain_sizes: domain -> samples (not tokens), in the order in which the data sets are numbered. `None` is a
+            stream, which has no size and is read in its own order: each of its slots in a global batch is given as
+            `stream_slot(domain number)`, "the next sample of that stream on this rank".
         batch_size: samples of a micro-batch on one device.
         mixture_weights: domain -> weight; `None` is uniform.
         seed: >= 0; another seed is another order and other batches.
@@ -93,7 +100,7 @@ class DynamicBatchSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        domain_sizes: Mapping[str, int],
+        domain_sizes: Mapping[str, int | None],
         batch_size: int,
         mixture_weights: Mapping[str, float] | None = None,
         *,
@@ -104,14 +111,15 @@ class DynamicBatchSampler(Sampler[list[int]]):
         on_new_pass: Callable[[str], None] | None = None,
     ) -> None:
         for name, size in domain_sizes.items():
-            _check_at_least(f"domain_sizes[{name!r}]", size, 1, "Remove the empty domain, or add text to it.")
+            if size is not None:
+                _check_at_least(f"domain_sizes[{name!r}]", size, 1, "Remove the empty domain, or add text to it.")
         _check_at_least("batch_size", batch_size, 1, "Give at least one sample.")
         _check_at_least("gradient_accumulation_steps", gradient_accumulation_steps, 1, "Use 1 for no accumulation.")
         _check_at_least("world_size", world_size, 1, "Use 1 for a single process.")
         _check_at_least("seed", seed, 0, "Give a number that is not negative.")
         if not 0 <= rank < world_size:
             raise ValueError(f"`rank` must lie in range(`world_size`), {world_size}, but it is {rank}. Correct it.")
-        self.domain_sizes = {name: int(size) for name, size in domain_sizes.items()}
+        self.domain_sizes = {name: size if size is None else int(size) for name, size in domain_sizes.items()}
         self.batch_size = batch_size
         self.seed = seed
         self.gradient_accumulation_steps = gradient_accumulation_steps
@@ -142,8 +150,9 @@ class DynamicBatchSampler(Sampler[list[int]]):
 
     @property
     def passes(self) -> dict[str, float]:
-        """domain -> passes over its samples so far, a fraction."""
-        return {name: count / self.domain_sizes[name] for name, count in self.samples_consumed.items()}
+        """domain -> passes over its samples so far, a fraction; without streams, whose size is not known."""
+        sizes = self.domain_sizes
+        return {name: n / sizes[name] for name, n in self.samples_consumed.items() if sizes[name] is not None}
 
     def set_mixture_weights(self, mixture_weights: Mapping[str, float]) -> None:
         """Use these weights from the next uncommitted global batch on. Batches drawn ahead become stale."""
@@ -183,6 +192,8 @@ class DynamicBatchSampler(Sampler[list[int]]):
         """One line for every domain of which a later pass than before has begun."""
         for name, old, new in zip(self.domain_sizes, before.tolist(), self._consumed.tolist(), strict=True):
             size = self.domain_sizes[name]
+            if size is None:
+                continue
             old_pass, new_pass = max(old - 1, 0) // size, max(new - 1, 0) // size
             if new_pass > old_pass:
                 self.on_new_pass(
@@ -210,6 +221,9 @@ class DynamicBatchSampler(Sampler[list[int]]):
         parts = []
         offset = 0
         for domain, size in enumerate(self.domain_sizes.values()):
+            if size is None:
+                parts.append(np.full(counts[domain], stream_slot(domain)))
+                continue
             positions = np.arange(consumed[domain], consumed[domain] + counts[domain])
             for number in np.unique(positions // size).tolist():
                 in_pass = positions[positions // size == number] - number * size

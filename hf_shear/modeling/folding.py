@@ -17,43 +17,74 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class _ScaleRowsColumns(torch.autograd.Function):
-    """weight * rows[:, None] * columns[None, :], saving nothing but its three inputs."""
-
-    @staticmethod
-    def forward(ctx, weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight, rows, columns)
-        return _scale(weight, rows, columns)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        weight, rows, columns = ctx.saved_tensors
-        grad_weight = _scale(grad, rows, columns) if ctx.needs_input_grad[0] else None
-        grad_rows = grad_columns = None
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            wide = torch.promote_types(weight.dtype, torch.float32)
-            product = grad.to(wide) * weight
-            if ctx.needs_input_grad[1]:
-                grad_rows = product @ columns.to(wide) if columns is not None else product.sum(dim=1)
-                grad_rows = grad_rows.to(rows.dtype)
-            if ctx.needs_input_grad[2]:
-                grad_columns = rows.to(wide) @ product if rows is not None else product.sum(dim=0)
-                grad_columns = grad_columns.to(columns.dtype)
-        return grad_weight, grad_rows, grad_columns
-
-
-def _scale(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+def scale_weight(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """Scale a weight [out, in] by ``rows`` [out] or [1] and ``columns`` [in]; None = 1. The forward and slicing use it."""
     scaled = weight if rows is None else weight * rows.to(weight.dtype).unsqueeze(1)
     return scaled if columns is None else scaled * columns.to(weight.dtype)
 
 
-def scale_weight(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    """Scale a weight [out, in] by ``rows`` [out] or [1] and ``columns`` [in]; None = 1. The forward and slicing use it."""
-    if rows is None and columns is None:
-        return weight
-    if rows is not None:
-        rows = rows.expand(len(weight))  # where layers are masked and hidden dimensions are not, it is one number
-    return _ScaleRowsColumns.apply(weight, rows, columns)
+class _ScaledLinear(torch.autograd.Function):
+    """inputs @ (weight * rows[:, None] * columns[None, :]).T + bias, keeping the weight and not its scaled copy.
+
+    Written as two operations, the linear layer would save the scaled weight for the backward pass: another copy of the
+    weight for every layer, which no backend shards. Here the backward scales the weight again, at a cost of about
+    1 / tokens of the matrix products beside it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, inputs: Tensor, weight: Tensor, rows: Tensor | None, columns: Tensor | None, bias: Tensor | None, dtype
+    ) -> Tensor:
+        ctx.save_for_backward(inputs, weight, rows, columns)
+        ctx.dtype = dtype
+        return F.linear(inputs, scale_weight(weight, rows, columns).to(dtype), bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        with torch.autocast(grad.device.type, enabled=False):  # its own dtypes, wherever `backward` is called
+            return _ScaledLinear._gradients(ctx, grad)
+
+    @staticmethod
+    def _gradients(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, weight, rows, columns = ctx.saved_tensors
+        grad_inputs = grad_weight = grad_rows = grad_columns = grad_bias = None
+        flat = grad.reshape(-1, grad.shape[-1])
+        if ctx.needs_input_grad[0]:
+            grad_inputs = grad @ scale_weight(weight, rows, columns).to(ctx.dtype)
+        if any(ctx.needs_input_grad[1:4]):
+            grad_scaled = (flat.t() @ inputs.reshape(-1, inputs.shape[-1])).to(weight.dtype)
+            grad_weight, grad_rows, grad_columns = _scale_backward(
+                grad_scaled, weight, rows, columns, ctx.needs_input_grad[1:4]
+            )
+        if ctx.needs_input_grad[4]:
+            grad_bias = flat.sum(dim=0)
+        return grad_inputs, grad_weight, grad_rows, grad_columns, grad_bias, None
+
+
+def _scale_backward(
+    grad: Tensor, weight: Tensor, rows: Tensor | None, columns: Tensor | None, needed: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of weight, rows and columns from that of the scaled weight [out, in]; sums run in float32 or wider."""
+    grad_weight = scale_weight(grad, rows, columns) if needed[0] else None
+    grad_rows = grad_columns = None
+    if needed[1] or needed[2]:
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        product = grad.to(wide) * weight
+        if needed[1]:
+            grad_rows = product @ columns.to(wide) if columns is not None else product.sum(dim=1)
+            grad_rows = grad_rows.to(rows.dtype)
+        if needed[2]:
+            grad_columns = rows.to(wide) @ product if rows is not None else product.sum(dim=0)
+            grad_columns = grad_columns.to(columns.dtype)
+    return grad_weight, grad_rows, grad_columns
+
+
+def _linear_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which a linear layer takes this tensor: autocast's where it is on, which leaves float64 alone."""
+    device = tensor.device.type
+    if tensor.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return tensor.dtype
 
 
 class MaskedLinear:
@@ -63,11 +94,18 @@ class MaskedLinear:
     output_mask: Tensor | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        weight = scale_weight(self.weight, self.output_mask, self.input_mask)
-        bias = self.bias
-        if bias is not None and self.output_mask is not None:
-            bias = bias * self.output_mask.to(bias.dtype)
-        return F.linear(inputs, weight, bias)
+        rows, columns, bias = self.output_mask, self.input_mask, self.bias
+        if rows is None and columns is None:
+            return super().forward(inputs)
+        if rows is not None:
+            rows = rows.expand(len(self.weight))  # where layers are masked and hidden dimensions are not, one number
+            bias = bias if bias is None else bias * rows.to(bias.dtype)
+        # Autocast does not reach the arguments of a function of our own, so they are cast here as it would.
+        if bias is not None:
+            bias = bias.to(_linear_dtype(bias))
+        return _ScaledLinear.apply(
+            inputs.to(_linear_dtype(inputs)), self.weight, rows, columns, bias, _linear_dtype(self.weight)
+        )
 
 
 class MaskedEmbedding:

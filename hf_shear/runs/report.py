@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
-from transformers import PreTrainedModel
+from accelerate.utils import reduce
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..reporting import (
     check_results,
@@ -19,19 +21,33 @@ from ..reporting import (
 )
 from ..shapes import SHAPE_NAMES, ModelShape, count_parameters
 from ..training import ShearTrainingArguments, evaluate_domains
+from .whole_models import whole_models
 
 RESULTS_NAME = "results.json"
 
 
 def judge(model: PreTrainedModel, datasets: dict, args: ShearTrainingArguments) -> dict:
-    """A model's record for the results: shape, parameters, dtype, held-out losses, and the seconds that took."""
+    """A model's record for the results: shape, parameters, dtype, held-out losses, and the seconds that took.
+
+    Every process has the model and takes its share of the samples.
+    """
     start = time.perf_counter()
     model.to(args.device)
-    losses, num_tokens = evaluate_domains(model, datasets, args.eval_batch_size)
+    share = {"rank": args.process_index, "world_size": args.world_size, "reduce": reduce}
+    losses, num_tokens = evaluate_domains(
+        model, datasets, args.eval_batch_size, **(share if args.world_size > 1 else {})
+    )
     shape = ModelShape.from_config(model.config)
     record = model_record(shape.to_dict(), count_parameters(model.config), losses, num_tokens)
     dtype = str(model.dtype).removeprefix("torch.")
     return record | {"dtype": dtype, "seconds": time.perf_counter() - start}
+
+
+def judge_checkpoint(path: str | os.PathLike, datasets: dict, args: ShearTrainingArguments) -> dict:
+    """As ``judge``, for a plain checkpoint as anyone would load it: in its own dtype, whole on every process."""
+    with whole_models():
+        model = AutoModelForCausalLM.from_pretrained(path)
+    return judge(model, datasets, args)
 
 
 def run_results(

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..shapes import SHAPE_NAMES, ModelShape
+from ..training.checkpoints import TRAINER_STATE_NAME, last_whole_checkpoint
 from ..training.state_file import STATE_NAME, write_json_atomically
 
 _STAGES_NAME = "stages.json"
@@ -151,18 +151,13 @@ class RunFolder:
 
     def last_checkpoint(self, stage: str) -> str | None:
         """The last whole training checkpoint of a stage, or None."""
-        folder = self.path / stage
-        if not folder.is_dir():
-            return None
-        for checkpoint in folder.glob("checkpoint-*"):
-            if not (checkpoint / "trainer_state.json").is_file():
-                shutil.rmtree(checkpoint)  # killed while it was written: transformers writes this file last
-            elif not (checkpoint / STATE_NAME).is_file():
+        for checkpoint in (self.path / stage).glob("checkpoint-*"):
+            if (checkpoint / TRAINER_STATE_NAME).is_file() and not (checkpoint / STATE_NAME).is_file():
                 raise ValueError(
                     f"`--resume`: {str(checkpoint)!r} was written with `save_only_model`, so training cannot go on from"
                     " it. Delete it to train this stage again, or start a run in another folder."
                 )
-        return get_last_checkpoint(str(folder))
+        return last_whole_checkpoint(self.path / stage, PartialState().print)
 
 
 def _is_unused(folder: Path) -> bool:

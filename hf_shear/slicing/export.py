@@ -2,37 +2,67 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
+from itertools import chain
 from pathlib import Path
 
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from ..modeling import ShearingMixin
 from ..reporting import collect_versions
 from ..shapes import ModelShape
+from .gathering import check_dtype, full_parameters, is_main_process, is_sharded, on_main_process
 from .kept_units import KeptUnits
 
 PROVENANCE_NAME = "shear_provenance.json"
 
 
 def save_checkpoint(
-    model: PreTrainedModel, output_dir: str | os.PathLike, processing_class=None, provenance: dict | None = None
+    model: PreTrainedModel,
+    output_dir: str | os.PathLike,
+    processing_class=None,
+    provenance: dict | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Path:
     """Save a plain checkpoint as a whole or not at all: it is written next to ``output_dir`` and then renamed.
 
+    With several processes all of them call this, whether the model is sharded (DeepSpeed ZeRO-3, FSDP2) or not. The
+    main process gathers the weights layer by layer and writes; all return once the checkpoint is complete.
+
     Args:
-        model: a stock model, for example from ``slice_model``.
+        model: a stock model, for example from ``slice_model``, without what a backend wraps around it.
         output_dir: folder to make; one that exists is replaced once the new one is complete.
         processing_class: tokenizer to save along.
         provenance: JSON-ready facts, written to ``shear_provenance.json``.
+        dtype: of the saved weights; by default the model's. The model itself is left as it is.
+
+    Raises:
+        ValueError: ``dtype`` is not a floating-point one, or a masked model is sharded or to be cast.
+        RuntimeError: in the other processes, if the main one could not write.
     """
+    check_dtype(dtype)
     output_dir = Path(output_dir)
+    state = None
+    if dtype is not None or is_sharded(model):
+        model, state = _plain_copy(model, dtype)
+    on_main_process(lambda: _write(model, state, output_dir, processing_class, provenance))
+    return output_dir
+
+
+def _write(
+    model: PreTrainedModel, state: dict[str, Tensor] | None, output_dir: Path, processing_class, provenance: dict | None
+) -> None:
     unfinished = output_dir.with_name(output_dir.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     use_cache, model.config.use_cache = model.config.use_cache, True  # trainers switch it off for training
     try:
-        model.save_pretrained(unfinished)
+        model.save_pretrained(unfinished, state_dict=state)
     finally:
         model.config.use_cache = use_cache
     if processing_class is not None:
@@ -45,7 +75,42 @@ def save_checkpoint(
         os.replace(output_dir, replaced)
     os.replace(unfinished, output_dir)
     shutil.rmtree(replaced, ignore_errors=True)
-    return output_dir
+
+
+@torch.no_grad()
+def _plain_copy(model: PreTrainedModel, dtype: torch.dtype | None) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """The same model without weights (on the meta device), and copies of its weights on the CPU of the main process.
+
+    The other processes only help to gather.
+    """
+    if isinstance(model, ShearingMixin):
+        raise ValueError(
+            "`model` has masks, and is sharded or to be cast: only plain models are saved like this. Cut it first, with"
+            " `slice_model(model, dtype=...)`, and save what it returns."
+        )
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "distributed_config"):
+        del config.distributed_config  # save_pretrained would gather again
+    with torch.device("meta"):
+        plain = _stock_class(model)(config)
+    plain.to(dtype or model.dtype)  # the config takes its dtype from it
+    plain.generation_config = copy.deepcopy(model.generation_config)
+    persistent = model.state_dict().keys()
+    buffers = [{name: buffer} for name, buffer in model.named_buffers() if name in persistent]
+    state = {}
+    for tensors in chain(buffers, full_parameters(model)):
+        if is_main_process():
+            state |= {name: _cpu_copy(tensor, dtype) for name, tensor in tensors.items()}
+    return plain, state
+
+
+def _stock_class(model: PreTrainedModel) -> type[PreTrainedModel]:
+    """The class of a model before FSDP2 made a subclass of it."""
+    return next(cls for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
+
+
+def _cpu_copy(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.detach().to(device="cpu", dtype=dtype if tensor.is_floating_point() else None, copy=True)
 
 
 def read_provenance(checkpoint: str | os.PathLike) -> dict:

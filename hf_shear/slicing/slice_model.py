@@ -13,37 +13,46 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ..masks import HIDDEN, INTERMEDIATE
+from ..masks import HIDDEN, INTERMEDIATE, ShearingMasks
 from ..modeling import ShearingLlamaForCausalLM, head_channel_masks, residual_write_masks, scale_weight
 from ..shapes import config_for_shape
+from .gathering import check_dtype, full_parameters, is_main_process, is_sharded
 from .kept_units import KeptUnits, kept_units_from_masks
 from .select_kept import head_channels, select_kept
 
 
 @torch.no_grad()
 def slice_model(
-    model: ShearingLlamaForCausalLM, gates: dict[str, Tensor] | None = None
+    model: ShearingLlamaForCausalLM, gates: dict[str, Tensor] | None = None, dtype: torch.dtype | None = None
 ) -> tuple[LlamaForCausalLM, KeptUnits]:
     """Slice a masked model to its target shape.
 
+    A model that DeepSpeed ZeRO-3 or FSDP2 spread over processes is gathered and cut layer by layer; all processes must
+    call this. The main process gets the sliced model, on the CPU; the others get one without weights (on the meta
+    device) and the same kept units.
+
     Args:
-        model: the masked model; left as it is.
+        model: the masked model, without what a backend wraps around it; left as it is.
         gates: values in [0, 1] per kind of unit, in place of the model's deterministic masks; a unit whose gate is 0
-            is removed, and each row must keep the target's number. Kinds left out are kept whole.
+            is removed, and each row must keep the target's number. Kinds left out are kept whole. The same in every
+            process.
+        dtype: of the sliced weights, which are cast after masks are folded in; by default the source's.
 
     Returns:
-        A stock model of the target's shape, in the dtype and on the device of the source, in evaluation mode, and the
-        units that were kept. Its logits equal the masked model's in evaluation mode.
+        A stock model of the target's shape, in the dtype and on the device of the source if nothing else is said, in
+        evaluation mode, and the units that were kept. Its logits equal the masked model's in evaluation mode.
 
     Raises:
-        ValueError: the model has no masks, or a row of ``gates`` keeps another number of units than the target.
+        ValueError: the model has no masks, a row of ``gates`` keeps another number of units than the target, or
+            ``dtype`` is not a floating-point one.
     """
     if not isinstance(model, ShearingLlamaForCausalLM):
         raise ValueError(
             f"`model` must be masked, but it is a {type(model).__name__}. Load it with"
             " ShearingLlamaForCausalLM.from_pretrained(path, target_shape=...)."
         )
-    masks = model.masks
+    check_dtype(dtype)
+    masks = _whole_masks(model.masks)
     if gates is None:
         gates, kept_masks = masks.deterministic(), masks.kept_units()
     else:
@@ -55,13 +64,20 @@ def slice_model(
         }
     kept = kept_units_from_masks(kept_masks, masks.kinds, masks.source)
     config = config_for_shape(model.config, masks.target, kept.layers, config_class=LlamaConfig)
-    config.dtype = model.dtype
+    config.dtype = dtype or model.dtype
     with torch.device("meta"):
         sliced = LlamaForCausalLM(config)
-    sliced.load_state_dict(_sliced_state_dict(model, gates, kept), assign=True, strict=True)
+    sharded = is_sharded(model)
+    state = _sliced_state_dict(model, gates, kept, dtype)
+    if sharded and not is_main_process():
+        sliced.to(config.dtype)
+    else:
+        sliced.load_state_dict(state, assign=True, strict=True)
+        # What a backend has hooked into the source's own must not come along.
+        rotary = type(sliced.model.rotary_emb)(config) if sharded else copy.deepcopy(model.model.rotary_emb)
+        sliced.model.rotary_emb = rotary
+        rotary.config = config
     sliced.tie_weights()
-    sliced.model.rotary_emb = copy.deepcopy(model.model.rotary_emb)
-    sliced.model.rotary_emb.config = config
     sliced.generation_config = copy.deepcopy(model.generation_config)
     sliced.set_attn_implementation(model.config._attn_implementation)
     for parameter in sliced.parameters():
@@ -69,34 +85,70 @@ def slice_model(
     return sliced.eval(), kept
 
 
-def _sliced_state_dict(model: ShearingLlamaForCausalLM, gates: dict[str, Tensor], kept: KeptUnits) -> dict[str, Tensor]:
-    """The kept rows and columns, with the masks folded into embeddings, norms, o_proj and down_proj."""
-    source = model.masks.source
-    weights = {name: weight for name, weight in model.named_parameters() if not name.startswith("masks.")}
-    state = select_kept(weights, kept, source.head_dim)
-    tied = model.config.tie_word_embeddings
-    if HIDDEN in gates:
-        _fold_hidden(state, gates[HIDDEN][kept.hidden], tied)
-    if tied:
+def _whole_masks(masks: ShearingMasks) -> ShearingMasks:
+    """Masks that every process holds all of: as they are, or a copy where a backend took them for weights."""
+    if not is_sharded(masks):
+        return masks
+    whole = ShearingMasks(masks.source, masks.target, masks.settings)
+    whole.phase = masks.phase
+    for values in full_parameters(masks):
+        for name, value in values.items():
+            whole.get_parameter(name).copy_(value)
+    return whole
+
+
+def _sliced_state_dict(
+    model: ShearingLlamaForCausalLM, gates: dict[str, Tensor], kept: KeptUnits, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """The kept rows and columns, with the masks folded into embeddings, norms, o_proj and down_proj.
+
+    Of a sharded model they are on the CPU, and in the main process alone; the others only help to gather.
+    """
+    keep = is_main_process() or not is_sharded(model)
+    device = "cpu" if is_sharded(model) else None
+    state = {}
+    for weights in full_parameters(model):
+        if keep:
+            cut = _cut(weights, model, gates, kept)
+            state |= {name: weight.to(device=device, dtype=dtype) for name, weight in cut.items()}
+            del cut  # what is kept may be copies of it, which the next layer needs no room beside
+    if keep and model.config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    writes, heads = residual_write_masks(gates, len(model.model.layers)), head_channel_masks(gates, source)
+    return state
+
+
+def _cut(
+    weights: dict[str, Tensor], model: ShearingLlamaForCausalLM, gates: dict[str, Tensor], kept: KeptUnits
+) -> dict[str, Tensor]:
+    """Whole layers or modules of the source, by name of the weight, as the sliced model has them."""
+    source = model.masks.source
+    weights = {name: weight for name, weight in weights.items() if not name.startswith("masks.")}
+    state = select_kept(weights, kept, source.head_dim)
+    if HIDDEN in gates:
+        _fold_hidden(state, gates[HIDDEN][kept.hidden], model.config.tie_word_embeddings)
+    writes, heads = residual_write_masks(gates, source.num_hidden_layers), head_channel_masks(gates, source)
     for place, index in enumerate(kept.layers):
+        attention, mlp = (f"model.layers.{place}.{name}" for name in ("self_attn.o_proj", "mlp.down_proj"))
+        if f"{attention}.weight" not in state:
+            continue
         write = writes[index]
         if write is not None and write.numel() > 1:
             write = write[kept.hidden]
         elif write is not None:
             write = write.expand(len(kept.hidden))
-        channels = head_channels(kept.heads[index], source.head_dim, model.device)
-        head_mask = None if heads is None else heads[index][channels]
+        head_mask = None
+        if heads is not None:
+            head_mask = heads[index][head_channels(kept.heads[index], source.head_dim, heads.device)]
         neuron_mask = gates[INTERMEDIATE][index][kept.intermediate[index]] if INTERMEDIATE in gates else None
-        _fold_write(state, f"model.layers.{place}.self_attn.o_proj", write, head_mask)
-        _fold_write(state, f"model.layers.{place}.mlp.down_proj", write, neuron_mask)
+        _fold_write(state, attention, write, head_mask)
+        _fold_write(state, mlp, write, neuron_mask)
     return state
 
 
 def _fold_hidden(state: dict[str, Tensor], mask: Tensor, tied: bool) -> None:
     """Masks of hidden dimensions into embeddings and norms."""
     for name, weight in state.items():
+        mask = mask.to(weight.device)
         if name == "model.embed_tokens.weight":
             state[name] = weight * mask.to(weight.dtype)
         elif name.endswith("norm.weight") and not (tied and name == "model.norm.weight"):
@@ -105,7 +157,9 @@ def _fold_hidden(state: dict[str, Tensor], mask: Tensor, tied: bool) -> None:
 
 def _fold_write(state: dict[str, Tensor], module: str, write: Tensor | None, columns: Tensor | None) -> None:
     """Masks of a write into the residual stream (rows, bias) and of what it reads (columns)."""
-    state[f"{module}.weight"] = scale_weight(state[f"{module}.weight"], write, columns)
+    weight = state[f"{module}.weight"]
+    write, columns = (mask if mask is None else mask.to(weight.device) for mask in (write, columns))
+    state[f"{module}.weight"] = scale_weight(weight, write, columns)
     if write is not None and f"{module}.bias" in state:
         bias = state[f"{module}.bias"]
         state[f"{module}.bias"] = bias * write.to(bias.dtype)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from ..masks import MaskSchedule
+from .backends import check_launch
 
 # By mask method. relaxed_topk: measured (model_cards/shearing.md); hard_concrete: the paper, section 3.1.
 DEFAULT_MASK_RATES = {"relaxed_topk": 0.05, "hard_concrete": 1.0}
@@ -21,7 +22,8 @@ class ShearTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the arguments of mask learning and of dynamic batches.
 
     Changed defaults: ``eval_strategy="steps"`` with ``eval_steps=0.1`` (domain weights change at evaluations),
-    ``adam_beta2=0.95`` (the paper), ``ddp_find_unused_parameters=False`` (every weight has a gradient), ``remove_unused_columns=False`` (domains are already columns of tensors),
+    ``adam_beta2=0.95`` (the paper), ``ddp_find_unused_parameters=False`` (every weight has a gradient),
+    ``remove_unused_columns=False`` (domains are already columns of tensors),
     ``logging_nan_inf_filter=False`` (the filter waits for the device at every step and hides NaN; ours looks when
     logging and before every checkpoint), ``ignore_data_skip=True`` (the sampler restores its own state, nothing is
     replayed).
@@ -139,6 +141,7 @@ class ShearTrainingArguments(TrainingArguments):
         if not _KNOWS_ACTIVATION_CHECKPOINTING:
             self.activation_checkpointing = self.gradient_checkpointing
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        check_launch(self.world_size)
         budget_warmup_ratio = self.budget_warmup_ratio or 0.0
         _check_share("budget_warmup_ratio", budget_warmup_ratio)
         _check_share("hardening_ratio", self.hardening_ratio)

@@ -22,6 +22,17 @@ def backend_name(trainer: Trainer) -> str:
     return "DDP" if trainer.args.world_size > 1 else "one process"
 
 
+def check_launch(num_processes: int) -> None:
+    """Raise ValueError if ``accelerate launch`` was asked for several processes and silently started one."""
+    asked = launched_processes() if num_processes == 1 else None
+    if asked is not None and asked > 1:
+        raise ValueError(
+            f"`accelerate launch` was asked for {asked} processes, but this is the only one: without GPUs, and with"
+            " `--cpu`, it starts one silently. On CPUs launch with `--multi_gpu --num_processes N` and give `--use_cpu`"
+            " to the script, or with `torchrun --nproc_per_node N`; or ask for one process."
+        )
+
+
 def check_backend(trainer: Trainer, learns_masks: bool) -> None:
     """Raise ValueError for launches that would not do what they say; call it before training.
 
@@ -30,13 +41,6 @@ def check_backend(trainer: Trainer, learns_masks: bool) -> None:
         learns_masks: whether its model has masks.
     """
     args, accelerator = trainer.args, trainer.accelerator
-    asked = launched_processes()
-    if asked is not None and asked > 1 and args.world_size == 1:
-        raise ValueError(
-            f"`accelerate launch` was asked for {asked} processes, but this is the only one: without GPUs, and with"
-            " `--cpu`, it starts one silently. On CPUs launch with `--multi_gpu --num_processes N` and give `--use_cpu`"
-            " to the script, or with `torchrun --nproc_per_node N`; or ask for one process."
-        )
     wants_fsdp = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if wants_fsdp and accelerator.distributed_type.value != "FSDP":
         raise ValueError(

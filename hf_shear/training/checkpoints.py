@@ -12,6 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from .state_file import STATE_NAME, read_state
 
 TRAINER_STATE_NAME = "trainer_state.json"
+_SHARDED = ("DeepSpeed", "FSDP")  # backends whose optimizer state is in parts
 
 
 class CheckpointError(RuntimeError):
@@ -41,8 +42,8 @@ def last_whole_checkpoint(folder: str | Path, on_skip: Callable[[str], None] = l
         if is_whole(path):
             return str(path)
         on_skip(
-            f"{path} was not written to its end (the run was stopped meanwhile, or it was written with `save_only_model`):"
-            " it is skipped."
+            f"{path} was not written to its end (the run was stopped meanwhile, or it was written with"
+            " `save_only_model`): it is skipped."
         )
     return None
 
@@ -61,21 +62,20 @@ def check_resumable(checkpoint: str, backend: str, num_processes: int) -> dict:
     Raises:
         ValueError: the checkpoint is not whole, or was written by a launch that this one cannot continue.
     """
-    state = read_state(checkpoint)
-    if not is_whole(checkpoint):
+    if (Path(checkpoint) / STATE_NAME).is_file() and not is_whole(checkpoint):
         raise ValueError(
             f"`resume_from_checkpoint` {checkpoint!r} was not written to its end. Resume from an earlier one;"
             " `resume_from_checkpoint=True` finds the last that is whole."
         )
+    state = read_state(checkpoint)
     written, before = state["backend"], state["num_processes"]
-    sharded = {"DeepSpeed", "FSDP"} & {backend.split()[0], written.split()[0]}
-    if sharded and written != backend:
+    if written != backend and any(name.startswith(_SHARDED) for name in (written, backend)):
         raise ValueError(
             f"`resume_from_checkpoint` {checkpoint!r} was written under {written}, and this launch is under {backend}:"
             " the optimizer's state is laid out otherwise, and would start from nothing. Resume under the same, or"
             f" start a new run from the weights in {checkpoint!r}."
         )
-    if "DeepSpeed" in sharded and before != num_processes:
+    if backend.startswith("DeepSpeed") and before != num_processes:
         raise ValueError(
             f"`resume_from_checkpoint` {checkpoint!r} was written by {before} processes, and this launch has"
             f" {num_processes}: DeepSpeed's optimizer state is cut into one part per process. Resume with {before}"

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 import torch
 from transformers import PreTrainedModel
 
-from ..data import check_mixture_bounds, check_mixture_weights
+from ..data import check_mixture_bounds, check_mixture_weights, first_sample, is_stream
 from ..modeling import ShearingMixin
 from .arguments import ShearTrainingArguments
 
@@ -30,7 +30,14 @@ def check_datasets(
                 f"`{name}` must be a non-empty dict (or DatasetDict) of packed samples per domain, but it is"
                 f" {type(datasets).__name__}. Make it with hf_shear.data.pack_domains."
             )
-        empty = [domain for domain in datasets if len(datasets[domain]) == 0]
+        streams = [domain for domain in datasets if is_stream(datasets[domain])]
+        if streams and name == "eval_dataset":
+            raise ValueError(
+                f"`eval_dataset` must be packed data sets, which are the same at every evaluation, but {', '.join(streams)}"
+                " are streams. Take some documents, `Dataset.from_list(list(stream.take(1000)))`, from a part that is not"
+                " trained on, and pack them with hf_shear.data.pack_domains."
+            )
+        empty = [domain for domain in datasets if domain not in streams and len(datasets[domain]) == 0]
         if empty:
             raise ValueError(
                 f"`{name}` has domains without samples: {', '.join(empty)}. Give them text or leave them out."
@@ -112,16 +119,29 @@ def _check_weights(args: ShearTrainingArguments, model: PreTrainedModel) -> None
         )
 
 
+def _first_sample(name: str, domain: str, dataset) -> Mapping:
+    """The first sample, whatever a stream's reader raises said with the domain's name."""
+    try:
+        return first_sample(dataset)
+    except Exception as error:
+        if not is_stream(dataset):
+            raise
+        raise ValueError(f"`{name}[{domain!r}]`, a stream, gives no sample. {error}") from error
+
+
 def _check_samples(name: str, datasets: Mapping, model: PreTrainedModel) -> None:
     lengths = set()
     for domain, dataset in datasets.items():
-        if "input_ids" not in dataset[0]:
+        first = _first_sample(name, domain, dataset)
+        if "input_ids" not in first:
             raise ValueError(
-                f"`{name}[{domain!r}]` has columns {sorted(dataset[0])}, but no 'input_ids'. Pack texts with"
+                f"`{name}[{domain!r}]` has columns {sorted(first)}, but no 'input_ids'. Pack texts with"
                 " hf_shear.data.pack_domains."
             )
-        step = -(-len(dataset) // SAMPLES_LOOKED_AT)
-        ids = [torch.as_tensor(dataset[index]["input_ids"]) for index in range(0, len(dataset), step)]
+        # Of a stream, only the first: reading on would be a replay.
+        step = 1 if is_stream(dataset) else -(-len(dataset) // SAMPLES_LOOKED_AT)
+        later = () if is_stream(dataset) else range(step, len(dataset), step)
+        ids = [torch.as_tensor(sample["input_ids"]) for sample in (first, *(dataset[index] for index in later))]
         lengths |= {len(sample) for sample in ids}
         largest = max(int(sample.max()) for sample in ids)
         if largest >= model.config.vocab_size:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 
+from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
+from .memory import estimate_memory
+from .memory_setup import TrainingSetup
 from .progress import tell
-
-ADAM_STATES = 2  # first and second moment, each as large as the parameter
 
 
 def num_evaluations(args) -> int:
@@ -43,29 +44,54 @@ def measures_references(args) -> bool:
     return args.dynamic_batches and not args.reference_losses
 
 
-def memory_estimate(trainer) -> dict[str, int]:
-    """Bytes on one device without sharding: weights, gradients, optimizer, and the layers' activations.
+def training_setup(trainer) -> TrainingSetup:
+    """What the memory of a trainer's step depends on, read off its arguments, its model and its accelerator.
 
-    Activations: what sdpa attention and the MLP save per token and layer, or one hidden state per token and layer with
-    gradient checkpointing, plus float32 logits and their gradient. An estimate.
+    Raises:
+        ValueError: the model's weights have a dtype that memory is not calculated for.
     """
-    model, args = trainer.model, trainer.args
-    config, parameters = model.config, sum(p.numel() for p in model.parameters())
-    size = next(model.parameters()).element_size()
-    tokens = args.train_batch_size * trainer.sample_length
-    per_layer = config.hidden_size
-    if not args.activation_checkpointing:
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        queries, groups = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
-        # Saved for backward: residuals and normed inputs (fp32 and cast), q, k, v and their rotations, attention
-        # output, and gate, silu(gate), up and their product.
-        per_layer = 6 * config.hidden_size + 3 * queries + 4 * groups + 4 * config.intermediate_size
-    return {
-        "weights": parameters * size,
-        "gradients": parameters * size,
-        "optimizer": parameters * size * ADAM_STATES,
-        "activations": tokens * per_layer * config.num_hidden_layers * size + tokens * config.vocab_size * 4 * 2,
-    }
+    args, model, state = trainer.args, trainer.model, trainer.accelerator.state
+    weights = (p for name, p in model.named_parameters() if p.is_floating_point() and not name.startswith("masks."))
+    dtype = str(next(weights).dtype).removeprefix("torch.")
+    backend, more = ("ddp" if args.world_size > 1 else "single"), {}
+    if state.distributed_type == DistributedType.DEEPSPEED:
+        config = state.deepspeed_plugin.deepspeed_config
+        zero = config.get("zero_optimization", {})
+        if config.get("bf16", {}).get("enabled") is True:
+            dtype = "bfloat16"
+        if state.deepspeed_plugin.zero_stage > 0:
+            backend = f"zero{state.deepspeed_plugin.zero_stage}"
+            more["offload"] = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+            if isinstance(zero.get("reduce_bucket_size"), int):  # else absent, or "auto" until DeepSpeed has started
+                more["reduce_bucket_size"] = zero["reduce_bucket_size"]
+    elif state.distributed_type == DistributedType.FSDP:
+        backend, more["offload"] = "fsdp2", bool(state.fsdp_plugin.cpu_offload)
+    return TrainingSetup(
+        args.train_batch_size,
+        trainer.sample_length,
+        weight_dtype=dtype,
+        autocast=dtype == "float32" and (args.bf16 or args.fp16),
+        activation_checkpointing=bool(args.activation_checkpointing),
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        backend=backend,
+        num_devices=args.world_size,
+        **more,
+    )
+
+
+def memory_line(trainer) -> str:
+    """The estimate in one line, or why there is none (a model of another family, an uncommon dtype)."""
+    try:
+        setup = training_setup(trainer)
+        estimate = estimate_memory(trainer.model.config, setup)
+    except ValueError as error:
+        return f"memory per device: not estimated. {error}"
+    sharing = "one device" if setup.num_devices == 1 else f"{setup.num_devices} devices"
+    if setup.backend != "single":
+        sharing = f"{setup.backend} on {sharing}"
+    text = ", ".join(f"{name} {_gib(value)}" for name, value in estimate.device.items())
+    line = f"memory per device with AdamW, {sharing}, about {_gib(estimate.peak)} ({estimate.moment}): {text}"
+    return line + (f"; on the host {_gib(sum(estimate.host.values()))}" if estimate.host else "")
 
 
 def cost_report(trainer) -> str:
@@ -98,9 +124,7 @@ def cost_report(trainer) -> str:
             + (f" and {used:,} for reference losses" if measures_references(args) else "")
             + f", {total / (args.max_steps * per_step):.1%} of the training tokens"
         )
-    parts = memory_estimate(trainer)
-    text = ", ".join(f"{name} {_gib(value)}" for name, value in parts.items())
-    lines.append(f"  memory per device, unsharded, about {_gib(sum(parts.values()))}: {text}")
+    lines.append(f"  {memory_line(trainer)}")
     return "\n".join(lines)
 
 

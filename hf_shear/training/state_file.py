@@ -1,4 +1,4 @@
-"""What our trainer keeps in a checkpoint beside transformers' own files: one small JSON."""
+"""What our trainer keeps in a checkpoint beside transformers' own files: small JSON, of all and of each process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 
 STATE_NAME = "shear_state.json"
+_PROCESS_STATE_NAME = "shear_state_{process}.json"
 
 
 def write_json_atomically(path: str | os.PathLike, content: dict) -> None:
@@ -39,5 +40,20 @@ def read_state(checkpoint: str) -> dict:
             f"`resume_from_checkpoint` {checkpoint!r} has no {STATE_NAME}: it was not written by ShearTrainer, is"
             " incomplete, or was written with `save_only_model`. Resume from another checkpoint, or start anew."
         )
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def write_process_state(checkpoint: str, process: int, state: dict) -> None:
+    """Write what differs by process (where it stands in its streams of data); nothing where nothing does."""
+    if state:
+        write_json_atomically(os.path.join(checkpoint, _PROCESS_STATE_NAME.format(process=process)), state)
+
+
+def read_process_state(checkpoint: str, process: int) -> dict:
+    """What ``write_process_state`` wrote for this process; empty where it wrote nothing."""
+    path = os.path.join(checkpoint, _PROCESS_STATE_NAME.format(process=process))
+    if not os.path.isfile(path):
+        return {}
     with open(path, encoding="utf-8") as file:
         return json.load(file)

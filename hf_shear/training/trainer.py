@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Mapping
 from functools import partial
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from ..data import (
     DynamicBatchSampler,
     DynamicDataLoader,
+    StreamDataLoader,
     check_mixture_weights,
     collate_domain_samples,
+    first_sample,
+    is_stream,
     update_mixture_weights,
     warn_of_runaway,
 )
 from ..modeling import ShearingMixin
 from .arguments import ShearTrainingArguments
 from .backends import backend_name, check_backend
-from .checkpoints import CheckpointError, check_resumable, last_whole_checkpoint
+from .checkpoints import check_resumable, last_whole_checkpoint
 from .checks import check_datasets
 from .cost import CostCallback, evaluation_samples_per_domain, measures_references
 from .domain_evaluation import evaluate_domains
@@ -36,13 +37,13 @@ from .history import EvaluationLog
 from .mask_optimizer import MASKS, MULTIPLIERS, MaskOptimizer
 from .mask_report import mask_report, warn_if_off_target
 from .progress import EpochCallback, LinePrinterCallback, ShearProgressCallback, tell
-from .schedules import peak_share, set_peak_rate
-from .state_file import read_state, write_state
+from .resumable_trainer import ResumableTrainer
+from .schedules import peak_share
 
 logger = logging.get_logger(__name__)
 
 
-class ShearTrainer(Trainer):
+class ShearTrainer(ResumableTrainer):
     """Learns the masks of a masked model, or continues pre-training of a plain one, with dynamic batches.
 
     Args:
@@ -78,7 +79,7 @@ class ShearTrainer(Trainer):
                 "Domain weights stay as they are: they change at evaluations, and `eval_strategy` is 'no'."
                 " `dynamic_batches=False` says that this is meant, and silences this."
             )
-        self.sample_length = len(next(iter(train_dataset.values()))[0]["input_ids"]) if train_dataset else 0
+        self.sample_length = len(first_sample(next(iter(train_dataset.values())))["input_ids"]) if train_dataset else 0
         if args.num_tokens is not None and train_dataset:
             steps = args.steps_for_tokens(args.num_tokens, self.sample_length)
             if args.max_steps not in (-1, steps):
@@ -103,13 +104,14 @@ class ShearTrainer(Trainer):
         if self.pop_callback(PrinterCallback) is not None:
             self.add_callback(LinePrinterCallback())
         self.learns_masks = isinstance(model, ShearingMixin)
+        check_backend(self, self.learns_masks)
         if self.learns_masks:
             model.masks.rank = args.process_index
         self.schedule = None
         if self.learns_masks and args.max_steps > 0:
             self.schedule = args.mask_schedule(args.max_steps, model.masks.settings.method)
         self.sampler: DynamicBatchSampler | None = None
-        self.train_loader: DynamicDataLoader | None = None
+        self.train_loader: DynamicDataLoader | StreamDataLoader | None = None
         self.reference_losses = dict(args.reference_losses) if args.reference_losses else None
         self.reference_tokens = 0
         self.mask_optimizer: MaskOptimizer | None = None
@@ -123,13 +125,14 @@ class ShearTrainer(Trainer):
 
     # ---- data -------------------------------------------------------------------------------------------------
 
-    def get_train_dataloader(self) -> DynamicDataLoader:
+    def get_train_dataloader(self) -> DynamicDataLoader | StreamDataLoader:
         """Overridden: batches follow the domain weights, and a weight change reaches the very next batch."""
         if self.train_dataset is None:
             raise ValueError("ShearTrainer needs `train_dataset`, a dict of packed samples per domain, to train.")
         args = self.args
+        streams = {name for name, dataset in self.train_dataset.items() if is_stream(dataset)}
         self.sampler = DynamicBatchSampler(
-            {name: len(dataset) for name, dataset in self.train_dataset.items()},
+            {name: None if name in streams else len(dataset) for name, dataset in self.train_dataset.items()},
             args.train_batch_size,
             mixture_weights=check_mixture_weights(args.mixture_weights, list(self.train_dataset)),
             seed=args.data_seed if args.data_seed is not None else args.seed,
@@ -138,7 +141,7 @@ class ShearTrainer(Trainer):
             world_size=args.world_size,
             on_new_pass=partial(tell, args),
         )
-        self.train_loader = DynamicDataLoader(
+        self.train_loader = (StreamDataLoader if streams else DynamicDataLoader)(
             self.train_dataset,
             self.sampler,
             self.data_collator,
@@ -200,6 +203,10 @@ class ShearTrainer(Trainer):
     def _get_grad_norm(self, model, grad_norm=None):
         """Overridden: every gradient is looked at before it is used, also those that are not clipped."""
         norm = super()._get_grad_norm(model, grad_norm)
+        if self.is_deepspeed_enabled and norm is not None:
+            norm = (
+                norm if norm >= 0 else float("nan")
+            )  # it says -1 where it is not finite; a number on the host already
         if norm is not None:  # DeepSpeed has none before its first step
             self._note_not_finite(norm)
         if self.learns_masks:
@@ -250,7 +257,6 @@ class ShearTrainer(Trainer):
             raise ValueError(
                 "ShearTrainer draws batches without end, so it needs `num_tokens` (or `max_steps`) to know when to stop."
             )
-        check_backend(self, self.learns_masks)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir, self._tell)
             if resume_from_checkpoint is None:
@@ -430,90 +436,6 @@ class ShearTrainer(Trainer):
             "reference_tokens": self.reference_tokens,
             "eval_samples": evaluation_samples_per_domain(self) if self.eval_dataset else 0,
         }
-
-    # ---- checkpoints ------------------------------------------------------------------------------------------
-
-    def _save_checkpoint(self, model, trial):
-        """Overridden: masks are compared over processes first; a failure to write names the last good checkpoint."""
-        if self.learns_masks and self.mask_optimizer.drifted():
-            raise RuntimeError(
-                f"Masks differ between processes at step {self.state.global_step}; they are kept equal by construction,"
-                " so a device computes wrongly, or something else wrote to them. No checkpoint was written."
-            )
-        try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            folder = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-            good = f"The last good one is {self._good_checkpoint}" if self._good_checkpoint else "There is none before it"
-            raise CheckpointError(
-                f"The checkpoint {folder} could not be written: {error}. {good}; make room or repair the disk, then"
-                " resume (`resume_from_checkpoint=True`)."
-            ) from error
-        self._good_checkpoint = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-
-    def _save_rng_state(self, output_dir):
-        """Overridden: waits for all processes, so that what the main one writes next marks a whole checkpoint."""
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()
-
-    def _save_optimizer_and_scheduler(self, output_dir):
-        """Overridden: our small state (sampler, reference losses) is part of every checkpoint."""
-        super()._save_optimizer_and_scheduler(output_dir)
-        loss_total = self.accelerator.gather(self._tr_loss).mean().item()
-        if self.args.should_save:
-            write_state(
-                output_dir,
-                {
-                    "sampler": self.sampler.state_dict(),
-                    "reference_losses": self.reference_losses,
-                    "reference_tokens": self.reference_tokens,
-                    "mask_report": self.mask_report,
-                    "lagrangian_total": self.lagrangian_total.item(),
-                    "lagrangian_logged_at": self._lagrangian_logged_at,
-                    "loss_total": loss_total,
-                    "loss_logged_at": self._globalstep_last_logged,
-                    "rates": self._peak_rates(),
-                    "backend": backend_name(self),
-                    "num_processes": self.args.world_size,
-                },
-            )
-            if self.learns_masks:
-                self.mask_optimizer.save(output_dir)
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        """Overridden: restores our small state."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            state = read_state(checkpoint)
-            self.sampler.load_state_dict(state["sampler"])
-            self.reference_losses = state["reference_losses"]
-            self.reference_tokens = state["reference_tokens"]
-            self._good_checkpoint = checkpoint
-            self.mask_report = state["mask_report"]
-            self.lagrangian_total.fill_(state["lagrangian_total"])
-            self._lagrangian_logged_at = state["lagrangian_logged_at"]
-            self._unlogged_loss = (state["loss_total"], state["loss_logged_at"])
-            if self.learns_masks:
-                self.mask_optimizer.load(checkpoint)
-            self._apply_changed_rates(state["rates"])
-
-    def _tell(self, text: str) -> None:
-        if self.is_world_process_zero():
-            tell(self.args, text)
-
-    def _peak_rates(self) -> dict[str, float]:
-        rates = {"weights": self.args.learning_rate}
-        return rates | (self.mask_optimizer.rates if self.learns_masks else {})
-
-    def _apply_changed_rates(self, before: dict[str, float]) -> None:
-        """Learn at the rates of ``args`` where they differ from the checkpoint's: after a NaN, a lower one is asked for.
-
-        Masks take their rates from ``args`` in any case.
-        """
-        set_peak_rate(self.lr_scheduler, self.optimizer, self.args.learning_rate)
-        for role, now in self._peak_rates().items():
-            if before[role] != now:
-                self._tell(f"The checkpoint's learning rate of {role} was {before[role]:g}; it goes on with {now:g}.")
 
 
 class MaskStepCallback(TrainerCallback):

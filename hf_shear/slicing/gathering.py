@@ -1,0 +1,132 @@
+"""Weights that DeepSpeed ZeRO-3 or FSDP2 spread over processes, made whole one layer at a time.
+
+Everything that gathers is collective: all processes must call it, with the same model, in the same order. A model that
+is not sharded passes through as it is, in one process or in several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+# Parts of a parameter's name that wrappers add: torch's checkpoint_wrapper and torch.compile.
+_WRAPPER_NAMES = ("_checkpoint_wrapped_module", "_orig_mod")
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether any process holds only a part of the parameters (ZeRO-3, FSDP2 or another use of DTensor)."""
+    return any(_is_partitioned(parameter) or isinstance(parameter, DTensor) for parameter in _parameters(module))
+
+
+@contextmanager
+def gathered(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """The whole tensors of sharded parameters, for reading, on the device that they are used on.
+
+    They are valid within the block only: ZeRO-3 frees them at its end.
+    """
+    parameters = list(parameters)
+    partitioned = [parameter for parameter in parameters if _is_partitioned(parameter)]
+    with _gathered_by_deepspeed(partitioned) if partitioned else nullcontext():
+        yield [_whole(parameter) for parameter in parameters]
+
+
+def full_parameters(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """The whole parameters of a model by name, a decoder layer or a module outside of the layers at a time.
+
+    A tied parameter comes once, under its first name. Each dict is emptied at the next step, and what ZeRO-3 gathered
+    for it is freed: copy what is to stay.
+    """
+    for unit in _units(model):
+        with gathered(unit.values()) as tensors:
+            whole = dict(zip(unit, tensors, strict=True))
+            del tensors
+            yield whole
+            whole.clear()  # a loop's variable would keep it while the next one is gathered
+
+
+def num_processes() -> int:
+    """Processes of this launch, 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main_process() -> bool:
+    """Whether this is the first process of all, or the only one."""
+    return num_processes() == 1 or dist.get_rank() == 0
+
+
+def on_main_process(call: Callable[[], object]) -> None:
+    """Let the main process do something that the others wait for.
+
+    Raises:
+        RuntimeError: in the other processes, what the main process raised. Without this they would wait for ever.
+    """
+    failure = None
+    if is_main_process():
+        try:
+            call()
+        except Exception as error:  # raised below, once the others know
+            failure = error
+    if num_processes() > 1:
+        told = [None if failure is None else f"{type(failure).__name__}: {failure}"]
+        dist.broadcast_object_list(told, src=0)
+        if failure is None and told[0] is not None:
+            raise RuntimeError(f"The main process failed with {told[0]}")
+    if failure is not None:
+        raise failure
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Refuse what weights can not be kept in."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(
+            f"`dtype` must be a floating-point torch.dtype, such as torch.bfloat16, or None to keep the model's own, but"
+            f" it is {dtype!r}."
+        )
+
+
+def _units(model: nn.Module) -> list[dict[str, Tensor]]:
+    """Parameters by name, grouped: a decoder layer is one group, and so is each module outside of the layers."""
+    units: dict[str, dict[str, Tensor]] = {}
+    for name, parameter in _named_parameters(model):
+        parts = [part for part in name.split(".") if part not in _WRAPPER_NAMES]
+        numbers = [index for index, part in enumerate(parts) if part.isdigit()]
+        end = numbers[0] + 1 if numbers else len(parts) - 1
+        units.setdefault(".".join(parts[:end]), {})[".".join(parts)] = parameter
+    return list(units.values())
+
+
+def _named_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    # After an evaluation FSDP2 leaves the weights of the outermost module whole; sharded again they are the parameters
+    # that the optimizer writes to.
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+    yield from module.named_parameters()
+
+
+def _parameters(module: nn.Module) -> Iterator[Tensor]:
+    return (parameter for _, parameter in _named_parameters(module))
+
+
+def _is_partitioned(parameter: Tensor) -> bool:
+    return hasattr(parameter, "ds_id")
+
+
+def _gathered_by_deepspeed(parameters: list[Tensor]):
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters)
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    tensor = parameter.detach()
+    if not isinstance(tensor, DTensor):
+        return tensor
+    # Offloaded to the CPU, a shard has to be where the process group of its mesh communicates.
+    return tensor.to(tensor.device_mesh.device_type).full_tensor()

@@ -1,0 +1,138 @@
+"""How a model is trained and what it consists of, as far as memory depends on it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
+from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, unit_kinds
+from ..modeling import ShearingLlamaConfig
+from ..shapes import ModelShape, count_parameters
+
+BACKENDS = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """How a model is trained, as far as memory depends on it.
+
+    Attributes:
+        micro_batch_size: sequences of one forward on one device.
+        sequence_length: tokens of a sequence.
+        weight_dtype: "float32" or "bfloat16", of weights, gradients, and AdamW's moments where no backend keeps others.
+        autocast: bfloat16 arithmetic on float32 weights (``bf16=True``).
+        activation_checkpointing: each layer's inside is computed again in the backward pass.
+        gradient_accumulation_steps: above 1, gradients are there during the forward, too.
+        backend: one of ``BACKENDS``; "fsdp2" wraps each layer and frees it after its forward.
+        num_devices: N, over which the backend shards.
+        offload: optimizer (and with it ZeRO's gradients, FSDP's shards of everything) in the host's memory.
+        reduce_bucket_size: DeepSpeed's (its default), in elements.
+
+    Raises:
+        ValueError: a value is not one of the allowed ones, or the backend can not do what is asked for.
+    """
+
+    micro_batch_size: int
+    sequence_length: int
+    weight_dtype: str = "float32"
+    autocast: bool = False
+    activation_checkpointing: bool = False
+    gradient_accumulation_steps: int = 1
+    backend: str = "single"
+    num_devices: int = 1
+    offload: bool = False
+    reduce_bucket_size: int = 500_000_000
+
+    def __post_init__(self):
+        for name in ("micro_batch_size", "sequence_length", "gradient_accumulation_steps", "num_devices"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}, but it is {self.backend!r}.")
+        if self.weight_dtype not in DTYPE_BYTES:
+            raise ValueError(
+                f"`weight_dtype` must be one of {', '.join(DTYPE_BYTES)}, but it is {self.weight_dtype!r}."
+            )
+        if self.offload and self.backend in ("single", "ddp"):
+            raise ValueError(
+                f"`offload=True` needs a backend that can offload, but `backend` is {self.backend!r}. On one device, use"
+                " 'zero2' with `num_devices=1`."
+            )
+        if self.autocast and self.weight_dtype != "float32":
+            raise ValueError(
+                f"`autocast=True` is for float32 weights, but `weight_dtype` is {self.weight_dtype!r}. Leave one of the"
+                " two out."
+            )
+        if self.backend == "single" and self.num_devices > 1:
+            raise ValueError(
+                f"`backend='single'` is one device, but `num_devices` is {self.num_devices}. Use 'ddp', or a backend that"
+                " shards."
+            )
+
+    @property
+    def tokens(self) -> int:
+        """T, tokens of one forward on one device."""
+        return self.micro_batch_size * self.sequence_length
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of one weight."""
+        return DTYPE_BYTES[self.weight_dtype]
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of one result of a matrix product."""
+        return 2 if self.autocast else self.weight_bytes
+
+    @property
+    def stream_bytes(self) -> int:
+        """Bytes of one value of the residual stream, which has the embedding's dtype; FSDP2 gathers in autocast's."""
+        return self.compute_bytes if self.backend == "fsdp2" else self.weight_bytes
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether the backend is DeepSpeed's."""
+        return self.backend.startswith("zero")
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether a device holds its part of the weights only."""
+        return self.backend in ("zero3", "fsdp2")
+
+
+class ModelParts:
+    """Sizes and parameter counts of the parts of a model."""
+
+    def __init__(self, config: PretrainedConfig):
+        shape = ModelShape.from_config(config)
+        self.hidden, self.layers = shape.hidden_size, shape.num_hidden_layers
+        self.heads, self.neurons = shape.num_attention_heads, shape.intermediate_size
+        self.queries, self.keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+        self.vocabulary, self.tied = config.vocab_size, config.tie_word_embeddings
+        self.total = count_parameters(config, shape)
+        self.embedding = self.vocabulary * self.hidden
+        self.outside_layers = self.embedding * (1 if self.tied else 2)
+        self.layer = (self.total - self.outside_layers - self.hidden) // self.layers
+        masked = _masked_units(config, shape)
+        self.masks = sum(masked.values())
+        writes = HIDDEN in masked or LAYER in masked
+        self.masks_hidden = HIDDEN in masked
+        self.masked_output = self.hidden * self.queries * (writes or bool({KEY_VALUE_HEAD, QUERY_HEAD} & set(masked)))
+        self.masked_down = self.hidden * self.neurons * (writes or INTERMEDIATE in masked)
+
+    @property
+    def cast_weights(self) -> int:
+        """Weights of one layer that autocast casts and the backward pass keeps: all products', masked ones apart."""
+        products = self.hidden * (2 * self.queries + 2 * self.keys + 3 * self.neurons)
+        return products - self.masked_output - self.masked_down
+
+
+def _masked_units(config: PretrainedConfig, shape: ModelShape) -> dict[str, int]:
+    """Number of masks of each kind that is learned."""
+    if not isinstance(config, ShearingLlamaConfig):
+        return {}
+    kinds = unit_kinds(shape, config.resolved_target()).values()
+    return {kind.name: math.prod(kind.mask_shape) for kind in kinds if not kind.frozen}

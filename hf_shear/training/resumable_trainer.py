@@ -1,0 +1,105 @@
+"""Checkpoints that hold all that a run needs to go on exactly, and are whole or recognised as not."""
+
+from __future__ import annotations
+
+import os
+
+from safetensors import SafetensorError
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .backends import backend_name
+from .checkpoints import CheckpointError
+from .progress import tell
+from .schedules import set_peak_rate
+from .state_file import read_process_state, read_state, write_process_state, write_state
+
+
+class ResumableTrainer(Trainer):
+    """What :class:`~hf_shear.training.ShearTrainer` does with checkpoints; of no use by itself."""
+
+    def _save_checkpoint(self, model, trial):
+        """Overridden: masks are compared over processes first; a failure to write names the last good checkpoint."""
+        if self.learns_masks and self.mask_optimizer.drifted():
+            raise RuntimeError(
+                f"Masks differ between processes at step {self.state.global_step}; they are kept equal by construction,"
+                " so a device computes wrongly, or something else wrote to them. No checkpoint was written."
+            )
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            folder = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            good = (
+                f"The last good one is {self._good_checkpoint}" if self._good_checkpoint else "There is none before it"
+            )
+            raise CheckpointError(
+                f"The checkpoint {folder} could not be written: {error}. {good}; make room or repair the disk, then"
+                " resume (`resume_from_checkpoint=True`)."
+            ) from error
+        self._good_checkpoint = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+
+    def _save_rng_state(self, output_dir):
+        """Overridden: waits for all processes, so that what the main one writes next marks a whole checkpoint."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        """Overridden: our small state (sampler, reference losses) is part of every checkpoint."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        loss_total = self.accelerator.gather(self._tr_loss).mean().item()
+        if self.args.should_save:
+            write_state(
+                output_dir,
+                {
+                    "sampler": self.sampler.state_dict(),
+                    "reference_losses": self.reference_losses,
+                    "reference_tokens": self.reference_tokens,
+                    "mask_report": self.mask_report,
+                    "lagrangian_total": self.lagrangian_total.item(),
+                    "lagrangian_logged_at": self._lagrangian_logged_at,
+                    "loss_total": loss_total,
+                    "loss_logged_at": self._globalstep_last_logged,
+                    "rates": self._peak_rates(),
+                    "backend": backend_name(self),
+                    "num_processes": self.args.world_size,
+                },
+            )
+            if self.learns_masks:
+                self.mask_optimizer.save(output_dir)
+        write_process_state(output_dir, self.args.process_index, self.train_loader.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        """Overridden: restores our small state."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            state = read_state(checkpoint)
+            self.sampler.load_state_dict(state["sampler"])
+            self.train_loader.load_state_dict(read_process_state(checkpoint, self.args.process_index))
+            self.reference_losses = state["reference_losses"]
+            self.reference_tokens = state["reference_tokens"]
+            self._good_checkpoint = checkpoint
+            self.mask_report = state["mask_report"]
+            self.lagrangian_total.fill_(state["lagrangian_total"])
+            self._lagrangian_logged_at = state["lagrangian_logged_at"]
+            self._unlogged_loss = (state["loss_total"], state["loss_logged_at"])
+            if self.learns_masks:
+                self.mask_optimizer.load(checkpoint)
+            self._apply_changed_rates(state["rates"])
+
+    def _tell(self, text: str) -> None:
+        if self.is_world_process_zero():
+            tell(self.args, text)
+
+    def _peak_rates(self) -> dict[str, float]:
+        rates = {"weights": self.args.learning_rate}
+        return rates | (self.mask_optimizer.rates if self.learns_masks else {})
+
+    def _apply_changed_rates(self, before: dict[str, float]) -> None:
+        """Learn at the rates of ``args`` where they differ from the checkpoint's: after a NaN, a lower one is asked for.
+
+        Masks take their rates from ``args`` in any case.
+        """
+        set_peak_rate(self.lr_scheduler, self.optimizer, self.args.learning_rate)
+        for role, now in self._peak_rates().items():
+            if before[role] != now:
+                self._tell(f"The checkpoint's learning rate of {role} was {before[role]:g}; it goes on with {now:g}.")

@@ -1,0 +1,140 @@
+"""Half-written checkpoints are recognised, and resumes that could not be exact are refused before training."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+
+import pytest
+from safetensors import safe_open
+from training_helpers import make_args, make_trainer, masked_model, plain_model
+
+from hf_shear.training.checkpoints import CheckpointError, check_resumable, is_whole, last_whole_checkpoint
+from hf_shear.training.mask_optimizer import MASK_STATE_NAME
+from hf_shear.training.state_file import STATE_NAME
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """Mask learning with checkpoints at 2, 4, 6 and 8."""
+    folder = tmp_path_factory.mktemp("run")
+    make_trainer(masked_model("hard_concrete"), make_args(folder, save_strategy="steps", save_steps=2)).train()
+    return folder
+
+
+@pytest.fixture
+def copied(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def _cut_off(path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", ["absent", "empty", "cut off", "no state of ours", "state cut off"])
+def test_a_half_written_checkpoint_is_skipped_and_said(damage, copied):
+    last = copied / "checkpoint-8"
+    assert is_whole(last)
+    trainer_state, ours = last / "trainer_state.json", last / STATE_NAME
+    {
+        "absent": trainer_state.unlink,
+        "empty": lambda: trainer_state.write_text(""),
+        "cut off": lambda: _cut_off(trainer_state),
+        "no state of ours": ours.unlink,
+        "state cut off": lambda: _cut_off(ours),
+    }[damage]()
+    said = []
+    assert not is_whole(last)
+    assert last_whole_checkpoint(copied, said.append) == str(copied / "checkpoint-6")
+    assert len(said) == 1 and said[0].startswith(f"{last} was not written to its end")
+    if damage != "no state of ours":
+        with pytest.raises(ValueError, match="checkpoint-8' was not written to its end"):
+            check_resumable(str(last), "one process", 1)
+
+
+def test_training_resumes_from_the_last_whole_one(copied, capsys):
+    (copied / "checkpoint-8" / "trainer_state.json").unlink()
+    trainer = make_trainer(masked_model("hard_concrete"), make_args(copied))
+    trainer.train(resume_from_checkpoint=True)
+    assert [record["step"] for record in trainer.records] == [6, 7]
+    assert "checkpoint-8 was not written to its end" in capsys.readouterr().out
+
+
+def test_order_is_by_step_and_other_folders_do_not_count(tmp_path):
+    assert last_whole_checkpoint(tmp_path / "absent") is None
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-11x", "other"):
+        (tmp_path / name).mkdir()
+        for file in ("trainer_state.json", STATE_NAME):
+            (tmp_path / name / file).write_text("{}")
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+@pytest.mark.parametrize(
+    "written, before, backend, now, message",
+    [
+        ("DeepSpeed ZeRO-2", 2, "DDP", 2, "was written under DeepSpeed ZeRO-2, and this launch is under DDP"),
+        ("one process", 1, "DeepSpeed ZeRO-3", 1, "was written under one process, and this launch is under DeepSpeed"),
+        ("DeepSpeed ZeRO-2", 2, "DeepSpeed ZeRO-3", 2, "under DeepSpeed ZeRO-2, and this launch is under DeepSpeed Z"),
+        ("FSDP2", 8, "DDP", 8, "was written under FSDP2, and this launch is under DDP"),
+        ("DeepSpeed ZeRO-2", 2, "DeepSpeed ZeRO-2", 4, "was written by 2 processes, and this launch has 4"),
+        ("DDP", 2, "DDP", 4, None),
+        ("DDP", 2, "one process", 1, None),
+        ("DeepSpeed ZeRO-2", 2, "DeepSpeed ZeRO-2", 2, None),
+    ],
+)
+def test_what_another_launch_can_resume(written, before, backend, now, message, copied):
+    checkpoint = copied / "checkpoint-8"
+    state = json.loads((checkpoint / STATE_NAME).read_text())
+    (checkpoint / STATE_NAME).write_text(json.dumps(state | {"backend": written, "num_processes": before}))
+    if message is None:
+        assert check_resumable(str(checkpoint), backend, now)["backend"] == written
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_resumable(str(checkpoint), backend, now)
+
+
+def test_what_we_write_is_json_and_safetensors(run_folder):
+    checkpoint = run_folder / "checkpoint-8"
+    json.loads((checkpoint / STATE_NAME).read_text())
+    with safe_open(checkpoint / MASK_STATE_NAME, "pt") as tensors:
+        names = set(tensors.keys())
+    assert {"log_alpha_hidden", "log_alpha_hidden.exp_avg", "multiplier_linear.exp_avg_sq"} <= names
+    theirs = {"config.json", "generation_config.json", "model.safetensors", "optimizer.pt", "scheduler.pt"}
+    theirs |= {"rng_state.pth", "trainer_state.json", "training_args.bin"}
+    assert {path.name for path in checkpoint.iterdir()} == theirs | {STATE_NAME, MASK_STATE_NAME}
+
+
+def test_masks_of_another_run_are_refused(copied, run_folder):
+    other = make_trainer(masked_model("relaxed_topk"), make_args(copied))
+    with pytest.raises(
+        ValueError, match="checkpoint-8' is of other masks: it has .*multiplier_linear.*, the model has"
+    ):
+        other.train(resume_from_checkpoint=str(run_folder / "checkpoint-8"))
+    recovery = copied / "recovery"
+    make_trainer(plain_model(), make_args(recovery, save_strategy="steps", save_steps=8)).train()
+    masks = make_trainer(masked_model(), make_args(recovery))
+    with pytest.raises(ValueError, match=f"checkpoint-8' has no {MASK_STATE_NAME}: it is of recovery, or incomplete"):
+        masks.train(resume_from_checkpoint=str(recovery / "checkpoint-8"))
+
+
+def test_a_full_disk_names_the_last_good_checkpoint(tmp_path):
+    changes = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    trainer = make_trainer(masked_model(), make_args(tmp_path, **changes))
+    save = trainer._save_rng_state
+
+    def fills_up(folder):
+        if folder.endswith("checkpoint-4"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        try:
+            save(folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    trainer._save_rng_state = fills_up
+    with pytest.raises(
+        CheckpointError, match="checkpoint-4 could not be written: .* The last good one is .*point-2; make"
+    ):
+        trainer.train()
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")

@@ -1,0 +1,189 @@
+"""Every backend trains what one process trains, and a killed run goes on as if nothing had happened.
+
+The default suite starts DDP and ZeRO-2 with one kill each; ``-m slow`` is the full matrix, which takes about
+half an hour and writes its results to the folder that HF_SHEAR_RESULTS names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from launching import (
+    assert_same_run,
+    finish,
+    kill,
+    largest_gaps,
+    log_of,
+    num_records,
+    read_run,
+    run,
+    start,
+    wait_for_records,
+)
+from training_helpers import plain_model
+
+from hf_shear.reporting import collect_versions
+from hf_shear.training.checkpoints import last_whole_checkpoint
+
+pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+
+# Against one process, float32, eight steps at masks' rate .05 and weights' rate .01, clipping active; reductions differ
+# in their order alone, and AdamW's first steps turn a last bit into a few more.
+BOUNDS = {"masks": 1e-5, "losses": 1e-5, "held_out": 1e-5, "weights": 1e-4}
+# In bfloat16 sums round differently for every split of a batch; ZeRO also computes in bfloat16 weights, not by autocast.
+BF16_BOUNDS = {"masks": 0.1, "losses": 0.1, "held_out": 0.1, "weights": 0.2}
+SHARDED = ("zero1", "zero2", "zero3")
+OFFLOADED = ("zero1_offload", "zero2_offload", "zero3_offload")
+CASES = ("relaxed_topk", "hard_concrete", "recovery")
+NUM_KILLS = 20
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory) -> dict[str, Path]:
+    """Plain checkpoints: "still" without dropout, for runs that are compared over splits; "noisy" with it."""
+    folder = tmp_path_factory.mktemp("sources")
+    plain_model(attention_dropout=0.0).save_pretrained(folder / "still")
+    plain_model().save_pretrained(folder / "noisy")
+    return {name: folder / name for name in ("still", "noisy")}
+
+
+@pytest.fixture(scope="session")
+def single_runs(sources, tmp_path_factory):
+    """``single_runs(case, *more)``: the run of one process that others are compared with, made once."""
+    made = {}
+
+    def single(case: str, *more: str):
+        if (case, more) not in made:
+            made[case, more] = run("one_process", tmp_path_factory.mktemp("one"), sources["still"], case, *more)
+        return made[case, more]
+
+    return single
+
+
+def assert_close(found, expected, bounds: dict[str, float]) -> dict[str, float]:
+    """Losses, masks, multipliers and weights within the bounds; batches and chosen units equal."""
+    gaps = largest_gaps(found, expected)
+    assert all(gaps[name] <= bound for name, bound in bounds.items()), gaps
+    assert found.samples() == expected.samples()
+    return gaps
+
+
+def record_result(name: str, key: str, content: dict) -> None:
+    """Add to HF_SHEAR_RESULTS/<name>.json, which then holds versions and what was measured."""
+    if "HF_SHEAR_RESULTS" not in os.environ:
+        return
+    path = Path(os.environ["HF_SHEAR_RESULTS"]) / f"{name}.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"results": {}}
+    results["versions"] = collect_versions()
+    results["results"][key] = content
+    path.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+@pytest.mark.parametrize("backend", ["ddp", "zero2"])
+def test_two_processes_killed_once_train_what_one_trains(backend, sources, single_runs, tmp_path):
+    options = ("--save_steps", "3")
+    process = start(backend, tmp_path, sources["still"], "hard_concrete", *options, "--hang_at", "4")
+    assert wait_for_records(process, tmp_path, 9), log_of(tmp_path)[-6000:]  # two micro-batches each of steps 0 to 3
+    kill(process)
+    assert last_whole_checkpoint(tmp_path).endswith("checkpoint-3")
+    found = run(backend, tmp_path, sources["still"], "hard_concrete", *options, "--resume")
+    repeated = [records for (step, _, _), records in found.records.items() if step == 3]
+    assert repeated and all(len(records) == 2 and records[0] == records[1] for records in repeated)
+    expected = single_runs("hard_concrete", *options)
+    assert_close(found, expected, BOUNDS)
+    assert found.end["kept"] == expected.end["kept"]
+    if backend == "ddp":
+        # The same checkpoint goes on in one process: no sample lost, none repeated.
+        (tmp_path / "end.json").unlink()
+        for path in tmp_path.glob("records-*.jsonl"):
+            path.unlink()
+        for step in (6, 8):
+            (tmp_path / f"checkpoint-{step}").rename(tmp_path / f"later-{step}")
+        alone = run("one_process", tmp_path, sources["still"], "hard_concrete", *options, "--resume")
+        assert alone.samples() == {step: ids for step, ids in expected.samples().items() if step >= 3}
+        assert alone.losses == pytest.approx(expected.losses, abs=1e-5)
+    else:
+        for step in (6, 8):
+            (tmp_path / f"checkpoint-{step}").rename(tmp_path / f"later-{step}")
+        assert finish(start("ddp", tmp_path, sources["still"], "hard_concrete", *options, "--resume")) != 0
+        assert "was written under DeepSpeed ZeRO-2, and this launch is under DDP" in log_of(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", ["ddp", *SHARDED, *OFFLOADED])
+def test_every_backend_trains_what_one_process_trains(backend, case, sources, single_runs, tmp_path):
+    found, expected = run(backend, tmp_path, sources["still"], case), single_runs(case)
+    gaps = assert_close(found, expected, BOUNDS)
+    assert found.end.get("kept") == expected.end.get("kept")
+    record_result("backends", f"{backend}/{case}", gaps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("variant", ["bf16", "checkpointing"])
+def test_half_precision_and_checkpointing(backend, variant, sources, single_runs, tmp_path):
+    arguments = {"bf16": {"bf16": True}, "checkpointing": {"activation_checkpointing": True}}[variant]
+    more = ("--arguments", json.dumps(arguments))
+    found = run(backend, tmp_path, sources["still"], "hard_concrete", *more)
+    bounds = BOUNDS if variant == "checkpointing" else BF16_BOUNDS
+    gaps = assert_close(found, single_runs("hard_concrete", *more), bounds)
+    # Masks are float32, and learn as such: bfloat16 could not hold their values.
+    values = torch.tensor(found.end["masks"]["log_alpha_hidden"])
+    assert not torch.equal(values.bfloat16().float(), values)
+    record_result("backends", f"{backend}/hard_concrete/{variant}", gaps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before, after", [("one_process", "ddp"), ("ddp", "one_process")])
+def test_resuming_on_another_number_of_processes(before, after, sources, single_runs, tmp_path):
+    options = ("--save_steps", "4")
+    run(before, tmp_path, sources["still"], "hard_concrete", *options)
+    (tmp_path / "checkpoint-8").rename(tmp_path / "later")
+    for path in tmp_path.glob("records-*.jsonl"):
+        path.unlink()
+    found, expected = (
+        run(after, tmp_path, sources["still"], "hard_concrete", *options, "--resume"),
+        single_runs("hard_concrete", *options),
+    )
+    assert found.samples() == {step: ids for step, ids in expected.samples().items() if step >= 4}
+    assert found.losses == pytest.approx(expected.losses, abs=BOUNDS["losses"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["one_process", "ddp", "zero2", "zero3"])
+def test_kills_at_random_moments(backend, sources, tmp_path):
+    """NUM_KILLS times SIGKILL, half in mask learning, half in recovery, then bit for bit the uninterrupted run."""
+    generator = random.Random(backend)
+    tally = {"kills": 0, "half_written_checkpoints": 0, "steps_repeated": 0}
+    for case in ("hard_concrete", "recovery"):
+        options = ("--steps", "40", "--save_steps", "2", "--pace", "0.02")
+        expected = run(backend, tmp_path / f"{case}-whole", sources["noisy"], case, *options)
+        folder, kills = tmp_path / case, 0
+        while True:
+            resume = ["--resume"] if last_whole_checkpoint(folder) else []
+            process = start(backend, folder, sources["noisy"], case, *options, *resume)
+            if kills == NUM_KILLS // 2:
+                assert finish(process) == 0, log_of(folder)[-6000:]
+                break
+            # A few micro-batches on, and then at any moment of the next steps and checkpoints.
+            if not wait_for_records(process, folder, num_records(folder) + generator.randint(1, 8)):
+                raise AssertionError(f"ended before it was killed {kills} times: {log_of(folder)[-6000:]}")
+            time.sleep(generator.uniform(0.0, 0.15))
+            kill(process)
+            kills += 1
+            whole = last_whole_checkpoint(folder)
+            last = max((int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")), default=0)
+            tally["half_written_checkpoints"] += last > (int(whole.split("-")[-1]) if whole else 0)
+        found = read_run(folder)
+        tally["steps_repeated"] += sum(len(records) - 1 for records in found.records.values())
+        assert_same_run(found, expected)
+        tally["kills"] += kills
+    assert tally["kills"] == NUM_KILLS
+    record_result("kills", backend, tally)
