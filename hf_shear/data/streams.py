@@ -11,6 +11,7 @@ rows. A pass shuffles the shards within a share, so that no sample ever changes 
 from __future__ import annotations
 
 import copy
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -122,9 +123,8 @@ class SampleStream:
 
 def is_stream(dataset: Any) -> bool:
     """Whether a domain's data are a stream: a `PackedStream`, or a `datasets.IterableDataset` of samples or text."""
-    from datasets import IterableDataset
-
-    return isinstance(dataset, (PackedStream, IterableDataset))
+    package = sys.modules.get("datasets")  # what is its data set has imported it; torch's own do without
+    return isinstance(dataset, PackedStream) or (package is not None and isinstance(dataset, package.IterableDataset))
 
 
 def first_sample(dataset: Any) -> Mapping[str, Any]:
