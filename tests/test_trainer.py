@@ -503,3 +503,9 @@ def test_the_saved_masked_checkpoint_and_the_plain_one_load_alone(tmp_path):
     assert ShearingLlamaForCausalLM.from_pretrained(tmp_path / "masks" / "checkpoint-1").masks.log_alpha
     trained(tmp_path / "plain", plain_model(), max_steps=1, save_strategy="steps", save_steps=1)
     LlamaForCausalLM.from_pretrained(tmp_path / "plain" / "checkpoint-1")
+
+
+def test_a_run_without_evaluations_has_a_record(tmp_path):
+    references = dict.fromkeys(DOMAINS, 3.0)
+    trainer = trained(tmp_path, plain_model(), max_steps=1, eval_strategy="no", reference_losses=references)
+    assert trainer.stage_record("recovery")["eval_samples"] >= 1

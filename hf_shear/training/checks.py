@@ -102,7 +102,7 @@ def check_fused_kernels(args: ShearTrainingArguments, model: PreTrainedModel) ->
 
 def _check_weights(args: ShearTrainingArguments, model: PreTrainedModel) -> None:
     """Half-precision weights lose what AdamW adds to them; DeepSpeed keeps float32 copies of its own."""
-    if args.deepspeed:
+    if args.deepspeed or getattr(args, "deepspeed_plugin", None) is not None:  # the latter by `accelerate launch`
         return
     fix = "Load the model with `dtype=torch.float32`, and compute in half precision with `bf16=True`"
     if model.dtype == torch.float16:

@@ -32,7 +32,7 @@ def evaluation_samples_per_domain(trainer) -> int:
     """
     args = trainer.args
     samples = args.eval_token_share * args.max_steps * args.samples_per_step()
-    return max(int(samples / _all_evaluations(args) / len(trainer.eval_dataset)), 1)
+    return max(int(samples / max(_all_evaluations(args), 1) / len(trainer.eval_dataset)), 1)
 
 
 def _all_evaluations(args) -> int:
