@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from training_helpers import (
+    DOMAINS,
     LENGTH,
     TARGET,
     differences,
