@@ -104,9 +104,8 @@ def learn_masks(pipeline, args, target, data, tokenizer, folder) -> dict:
     sliced, kept = slice_model(trainer.masked_model)
     sliced.to(source_dtype(folder))
     facts = {"masks": trainer.mask_report, "kept": kept.to_dict()}
-    if args.process_index == 0:
-        record = provenance_record(model, seed=args.seed, **facts)
-        save_checkpoint(sliced, folder.path / "pruned", tokenizer, record)
+    record = provenance_record(model, seed=args.seed, **facts)
+    save_checkpoint(sliced, folder.path / "pruned", tokenizer, record)
     exported = time.perf_counter()
     return facts | trainer.stage_record("mask_learning") | {
         "calibration_tokens": pipeline.calibration_batches * args.samples_per_step() * pipeline.max_length * calibrated,
@@ -138,9 +137,8 @@ def recover(pipeline, args, target, data, tokenizer, folder, learned) -> dict:
     model = load_plain(folder.path / "pruned", dtype=TRAINED_DTYPE)
     record = train_plain("recovery", model, args, pipeline.recovery_tokens, data, tokenizer, folder, learned,
                          mixture_weights=learned["mixture_weights"])  # fmt: skip
-    if args.process_index == 0:
-        provenance = read_provenance(folder.path / "pruned") | {"recovery": record["tokens"]}
-        save_checkpoint(model, folder.path / "recovered", tokenizer, provenance)
+    provenance = read_provenance(folder.path / "pruned") | {"recovery": record["tokens"]}
+    save_checkpoint(model, folder.path / "recovered", tokenizer, provenance)
     return record
 
 

@@ -6,6 +6,8 @@ is not sharded passes through as it is, in one process or in several.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -42,12 +44,15 @@ def full_parameters(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     A tied parameter comes once, under its first name. Each dict is emptied at the next step, and what ZeRO-3 gathered
     for it is freed: copy what is to stay.
     """
+    sharded = is_sharded(model)
     for unit in _units(model):
         with gathered(unit.values()) as tensors:
             whole = dict(zip(unit, tensors, strict=True))
             del tensors
             yield whole
             whole.clear()  # a loop's variable would keep it while the next one is gathered
+        if sharded:
+            _return_freed_memory()
 
 
 def num_processes() -> int:
@@ -88,6 +93,18 @@ def check_dtype(dtype: torch.dtype | None) -> None:
             f"`dtype` must be a floating-point torch.dtype, such as torch.bfloat16, or None to keep the model's own, but"
             f" it is {dtype!r}."
         )
+
+
+def _return_freed_memory() -> None:
+    """Give what was freed back to the system.
+
+    glibc keeps freed blocks of up to 32 MiB for itself, scattered among those that stay. Measured over all layers of a
+    model on the CPU, a process that keeps nothing grew by up to three quarters of the model.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none, and need none
+        if trim is not None:
+            trim(0)
 
 
 def _units(model: nn.Module) -> list[dict[str, Tensor]]:
