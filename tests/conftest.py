@@ -18,7 +18,7 @@ from hf_shear.masks import MaskSettings
 from hf_shear.modeling import ShearingLlamaConfig, ShearingLlamaForCausalLM
 from hf_shear.shapes import TargetShape
 
-SHARDED_RUN_SECONDS = 300  # it takes 20 on an idle machine with two cores
+SHARDED_RUN_SECONDS = 900  # it takes 25 on an idle machine with two cores
 
 # Sizes that a wrong index, divisor or default does not survive: no two alike, and head_dim 4 where transformers would
 # compute 18 / 9 = 2. A target of hidden 12 and 4 heads would be computed as 3.

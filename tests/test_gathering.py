@@ -119,21 +119,24 @@ def test_a_failure_of_the_main_process_reaches_all(sharded_run, backend):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_parameters_come_layer_by_layer(tied):
-    model = plain_model(tie_word_embeddings=tied)
+def test_parameters_come_module_by_module_the_largest_first(tied):
+    model = plain_model(tie_word_embeddings=tied, attention_bias=True)
     expected = dict(model.named_parameters())
     groups, seen = [], {}
     for tensors in full_parameters(model):
-        groups.append(sorted({".".join(name.split(".")[:3]) for name in tensors}))
+        groups.append(list(tensors))
         seen |= tensors
-    layers = [["model.layers.0"], ["model.layers.1"], ["model.layers.2"]]
-    head = [] if tied else [["lm_head.weight"]]
-    assert groups == [["model.embed_tokens.weight"], *layers, ["model.norm.weight"], *head]
-    assert list(seen) == list(expected)
+    assert groups[0] == ["model.embed_tokens.weight"]
+    assert (["lm_head.weight"] in groups) != tied
+    assert ["model.layers.1.self_attn.q_proj.weight", "model.layers.1.self_attn.q_proj.bias"] in groups
+    assert ["model.layers.1.mlp.down_proj.weight"] in groups
+    sizes = [sum(expected[name].numel() for name in group) for group in groups]
+    assert sizes == sorted(sizes, reverse=True) and sum(sizes) == model.num_parameters()
+    assert seen.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) and not tensor.requires_grad for name, tensor in seen.items())
 
 
-def test_a_layer_is_let_go_before_the_next_comes():
+def test_a_module_is_let_go_before_the_next_comes():
     held = None
     for tensors in full_parameters(plain_model()):
         assert held is None or held == {}
@@ -142,10 +145,10 @@ def test_a_layer_is_let_go_before_the_next_comes():
 
 def test_names_do_not_depend_on_wrappers():
     model = plain_model()
-    expected = list(dict(model.named_parameters()))
+    expected = dict(model.named_parameters()).keys()
     model.model.layers[1] = checkpoint_wrapper(model.model.layers[1])
-    assert list(dict(model.named_parameters())) != expected
-    assert [name for tensors in full_parameters(model) for name in tensors] == expected
+    assert dict(model.named_parameters()).keys() != expected
+    assert {name for tensors in full_parameters(model) for name in tensors} == expected
 
 
 def test_what_is_not_sharded_passes_through():

@@ -33,7 +33,7 @@ def save_checkpoint(
     """Save a plain checkpoint as a whole or not at all: it is written next to ``output_dir`` and then renamed.
 
     With several processes all of them call this, whether the model is sharded (DeepSpeed ZeRO-3, FSDP2) or not. The
-    main process gathers the weights layer by layer and writes; all return once the checkpoint is complete.
+    main process gathers one weight after another and writes; all return once the checkpoint is complete.
 
     Args:
         model: a stock model, for example from ``slice_model``, without what a backend wraps around it.
@@ -101,7 +101,7 @@ def _plain_copy(model: PreTrainedModel, dtype: torch.dtype | None) -> tuple[PreT
     for tensors in chain(buffers, full_parameters(model)):
         if is_main_process():
             state |= {name: _cpu_copy(tensor, dtype) for name, tensor in tensors.items()}
-    return plain, state
+    return plain, {name: state[name] for name in plain.state_dict() if name in state}
 
 
 def _stock_class(model: PreTrainedModel) -> type[PreTrainedModel]:

@@ -1,4 +1,4 @@
-"""Weights that DeepSpeed ZeRO-3 or FSDP2 spread over processes, made whole one layer at a time.
+"""Weights that DeepSpeed ZeRO-3 or FSDP2 spread over processes, made whole one linear layer, embedding or norm at a time.
 
 Everything that gathers is collective: all processes must call it, with the same model, in the same order. A model that
 is not sharded passes through as it is, in one process or in several.
@@ -6,6 +6,8 @@ is not sharded passes through as it is, in one process or in several.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -37,17 +39,21 @@ def gathered(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def full_parameters(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """The whole parameters of a model by name, a decoder layer or a module outside of the layers at a time.
+    """The whole parameters of a model by name, those of one module (a linear layer, an embedding, a norm) at a time.
 
-    A tied parameter comes once, under its first name. Each dict is emptied at the next step, and what ZeRO-3 gathered
-    for it is freed: copy what is to stay.
+    The largest come first: what is gathered, and needs room for itself twice, then stands beside little that is kept. A
+    tied parameter comes once, under its first name. Each dict is emptied at the next step, and what ZeRO-3 gathered for
+    it is freed: copy what is to stay.
     """
+    sharded = is_sharded(model)
     for unit in _units(model):
         with gathered(unit.values()) as tensors:
             whole = dict(zip(unit, tensors, strict=True))
             del tensors
             yield whole
             whole.clear()  # a loop's variable would keep it while the next one is gathered
+        if sharded:
+            _return_freed_memory()
 
 
 def num_processes() -> int:
@@ -90,15 +96,27 @@ def check_dtype(dtype: torch.dtype | None) -> None:
         )
 
 
+def _return_freed_memory() -> None:
+    """Give what was freed back to the system.
+
+    glibc keeps freed blocks of up to 32 MiB for itself, scattered among those that stay. Measured over all layers of a
+    model on the CPU, a process that keeps nothing grew by up to three quarters of the model.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none, and need none
+        if trim is not None:
+            trim(0)
+
+
 def _units(model: nn.Module) -> list[dict[str, Tensor]]:
-    """Parameters by name, grouped: a decoder layer is one group, and so is each module outside of the layers."""
+    """Parameters by name, grouped by the module that has them; the largest groups first."""
     units: dict[str, dict[str, Tensor]] = {}
     for name, parameter in _named_parameters(model):
         parts = [part for part in name.split(".") if part not in _WRAPPER_NAMES]
-        numbers = [index for index, part in enumerate(parts) if part.isdigit()]
-        end = numbers[0] + 1 if numbers else len(parts) - 1
-        units.setdefault(".".join(parts[:end]), {})[".".join(parts)] = parameter
-    return list(units.values())
+        units.setdefault(".".join(parts[:-1]), {})[".".join(parts)] = parameter
+    return sorted(
+        units.values(), key=lambda unit: sum(_whole_size(parameter) for parameter in unit.values()), reverse=True
+    )
 
 
 def _named_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -116,6 +134,11 @@ def _parameters(module: nn.Module) -> Iterator[Tensor]:
 
 def _is_partitioned(parameter: Tensor) -> bool:
     return hasattr(parameter, "ds_id")
+
+
+def _whole_size(parameter: Tensor) -> int:
+    """Elements of the whole tensor: the same in every process, which must all gather in the same order."""
+    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def _gathered_by_deepspeed(parameters: list[Tensor]):

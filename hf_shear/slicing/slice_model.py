@@ -15,10 +15,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..masks import HIDDEN, INTERMEDIATE, ShearingMasks
 from ..modeling import ShearingLlamaForCausalLM, head_channel_masks, residual_write_masks, scale_weight
-from ..shapes import config_for_shape
+from ..shapes import ModelShape, config_for_shape
 from .gathering import check_dtype, full_parameters, is_main_process, is_sharded
 from .kept_units import KeptUnits, kept_units_from_masks
 from .select_kept import head_channels, select_kept
+
+_WRITES_TO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
 
 
 @torch.no_grad()
@@ -27,9 +29,9 @@ def slice_model(
 ) -> tuple[LlamaForCausalLM, KeptUnits]:
     """Slice a masked model to its target shape.
 
-    A model that DeepSpeed ZeRO-3 or FSDP2 spread over processes is gathered and cut layer by layer; all processes must
-    call this. The main process gets the sliced model, on the CPU; the others get one without weights (on the meta
-    device) and the same kept units.
+    A model that DeepSpeed ZeRO-3 or FSDP2 spread over processes is gathered and cut one weight after another; all
+    processes must call this. The main process gets the sliced model, on the CPU; the others get one without weights (on
+    the meta device) and the same kept units.
 
     Args:
         model: the masked model, without what a backend wraps around it; left as it is.
@@ -111,7 +113,7 @@ def _sliced_state_dict(
         if keep:
             cut = _cut(weights, model, gates, kept)
             state |= {name: weight.to(device=device, dtype=dtype) for name, weight in cut.items()}
-            del cut  # what is kept may be copies of it, which the next layer needs no room beside
+            del cut  # what is kept may be copies of it, that need no room beside what comes next
     if keep and model.config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     return state
@@ -120,29 +122,31 @@ def _sliced_state_dict(
 def _cut(
     weights: dict[str, Tensor], model: ShearingLlamaForCausalLM, gates: dict[str, Tensor], kept: KeptUnits
 ) -> dict[str, Tensor]:
-    """Whole layers or modules of the source, by name of the weight, as the sliced model has them."""
+    """Weights of whole modules of the source, by name, as the sliced model has them."""
     source = model.masks.source
     weights = {name: weight for name, weight in weights.items() if not name.startswith("masks.")}
     state = select_kept(weights, kept, source.head_dim)
     if HIDDEN in gates:
         _fold_hidden(state, gates[HIDDEN][kept.hidden], model.config.tie_word_embeddings)
-    writes, heads = residual_write_masks(gates, source.num_hidden_layers), head_channel_masks(gates, source)
-    for place, index in enumerate(kept.layers):
-        attention, mlp = (f"model.layers.{place}.{name}" for name in ("self_attn.o_proj", "mlp.down_proj"))
-        if f"{attention}.weight" not in state:
-            continue
-        write = writes[index]
-        if write is not None and write.numel() > 1:
-            write = write[kept.hidden]
-        elif write is not None:
-            write = write.expand(len(kept.hidden))
-        head_mask = None
-        if heads is not None:
-            head_mask = heads[index][head_channels(kept.heads[index], source.head_dim, heads.device)]
-        neuron_mask = gates[INTERMEDIATE][index][kept.intermediate[index]] if INTERMEDIATE in gates else None
-        _fold_write(state, attention, write, head_mask)
-        _fold_write(state, mlp, write, neuron_mask)
+    for module in [name.removesuffix(".weight") for name in state if name.endswith(_WRITES_TO_RESIDUAL)]:
+        index = kept.layers[int(module.split(".")[2])]
+        write = residual_write_masks(gates, source.num_hidden_layers)[index]
+        if write is not None:
+            write = write[kept.hidden] if write.numel() > 1 else write.expand(len(kept.hidden))
+        _fold_write(state, module, write, _column_mask(module, gates, kept, index, source))
     return state
+
+
+def _column_mask(
+    module: str, gates: dict[str, Tensor], kept: KeptUnits, index: int, source: ModelShape
+) -> Tensor | None:
+    """The mask on what an o_proj (heads) or a down_proj (neurons) of the source's layer ``index`` reads; None = open."""
+    if module.endswith("down_proj"):
+        return gates[INTERMEDIATE][index][kept.intermediate[index]] if INTERMEDIATE in gates else None
+    heads = head_channel_masks(gates, source)
+    if heads is None:
+        return None
+    return heads[index][head_channels(kept.heads[index], source.head_dim, heads.device)]
 
 
 def _fold_hidden(state: dict[str, Tensor], mask: Tensor, tied: bool) -> None:
