@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 from launching import (
+    ROOT,
     assert_same_run,
     finish,
     kill,
@@ -80,7 +83,8 @@ def record_result(name: str, key: str, content: dict) -> None:
         return
     path = Path(os.environ["HF_SHEAR_RESULTS"]) / f"{name}.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"results": {}}
-    results["versions"] = collect_versions()
+    results["versions"] = collect_versions() | {"deepspeed": version("deepspeed")}
+    results["commit"] = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True, cwd=ROOT).strip()
     results["results"][key] = content
     path.write_text(json.dumps(results, indent=1), encoding="utf-8")
 
