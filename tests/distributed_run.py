@@ -21,6 +21,7 @@ from training_helpers import LENGTH, TARGET, VOCAB_SIZE, held_out_domains, make_
 from transformers import LlamaForCausalLM
 
 from hf_shear import MaskSettings, ShearingLlamaForCausalLM, ShearTrainer
+from hf_shear.runs import judge, whole_models
 from hf_shear.training.backends import backend_name
 
 CASES = {
@@ -126,6 +127,19 @@ def main() -> None:
     assert trainer.sample_length == LENGTH and model.config.vocab_size == VOCAB_SIZE
     trainer.train(resume_from_checkpoint=options.resume)
     trainer.save_model(str(options.output_dir / "end"))
+    drifted = None
+    if settings is not None:
+        optimizer = trainer.mask_optimizer
+        drifted = [optimizer.drifted()]
+        with torch.no_grad():  # one bit of one mask in the last process alone
+            first = next(iter(optimizer.masks.parameters())).view(-1)
+            kept = first[0].clone()
+            if args.process_index == args.world_size - 1:
+                first[0] = torch.nextafter(first[0], torch.tensor(torch.inf))
+            drifted.append(optimizer.drifted())
+            first[0] = kept
+    with whole_models():
+        judged = judge(LlamaForCausalLM.from_pretrained(options.source), held_out_domains(), args)
     history = [row for row in trainer.state.log_history if "train_runtime" not in row]
     end = {
         "backend": backend_name(trainer),
@@ -133,6 +147,8 @@ def main() -> None:
         "history": [{name: value for name, value in row.items() if name != "eval_runtime"} for row in history],
         "masks": masks_of(trainer.masked_model),
         "mask_report": trainer.mask_report,
+        "drifted": drifted,
+        "judged": {name: value for name, value in judged.items() if name != "seconds"},
         "sampler": trainer.sampler.state_dict(),
     }
     if settings is not None:

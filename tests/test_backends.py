@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from training_helpers import make_args, make_trainer, masked_model, plain_model
 
@@ -59,9 +60,57 @@ def test_the_number_may_stand_in_a_config_file(suffix, tmp_path, monkeypatch):
 def test_fp16_cannot_learn_masks(tmp_path, monkeypatch):
     trainer = make_trainer(masked_model(), make_args(tmp_path))
     monkeypatch.setattr(trainer.args, "fp16", True)
-    with pytest.raises(ValueError, match="`fp16=True` scales the loss, and with it the gradients of masks"):
+    with pytest.raises(
+        ValueError, match=r"fp16 \(`fp16=True`, or .*\) scales the loss, and with it the gradients of masks"
+    ):
         check_backend(trainer, learns_masks=True)
     check_backend(trainer, learns_masks=False)
+
+
+def test_an_optimizer_of_the_users_must_not_hold_masks(tmp_path):
+    model = masked_model()
+    everything = torch.optim.AdamW(model.parameters())
+    with pytest.raises(
+        ValueError, match="`optimizers` holds parameters of the masks, which have an optimizer of their"
+    ):
+        make_trainer(model, make_args(tmp_path), optimizers=(everything, None))
+    model.take_masks_apart()
+    weights = torch.optim.AdamW(model.parameters())
+    make_trainer(model, make_args(tmp_path), optimizers=(weights, None))
+
+
+@pytest.mark.parametrize(
+    "plugin, message",
+    [
+        ({"fsdp_version": 1}, "FSDP version 1 flattens parameters"),
+        ({"fsdp_version": 2, "cpu_ram_efficient_loading": True}, "FSDP's `cpu_ram_efficient_loading` moves parameters"),
+        ({"fsdp_version": 2, "cpu_offload": True}, "FSDP's `cpu_offload` moves parameters"),
+    ],
+)
+def test_fsdp_settings_that_masks_do_not_survive_are_refused(plugin, message):
+    with pytest.raises(ValueError, match=message):
+        backends._check_fsdp(SimpleNamespace(**plugin))
+    backends._check_fsdp(SimpleNamespace(fsdp_version=2, cpu_ram_efficient_loading=False, cpu_offload=None))
+
+
+def test_a_model_in_parts_is_refused(tmp_path, monkeypatch):
+    trainer = make_trainer(plain_model(), make_args(tmp_path))
+    parallelism = SimpleNamespace(tp_size=1, cp_size=2, sp_size=1)
+    accelerator = SimpleNamespace(parallelism_config=parallelism, mixed_precision="no", distributed_type=None)
+    monkeypatch.setattr(trainer, "accelerator", accelerator)
+    monkeypatch.setattr(trainer, "is_deepspeed_enabled", False)
+    with pytest.raises(ValueError, match="The model is split by cp, but every process here draws samples of its own"):
+        check_backend(trainer, learns_masks=False)
+
+
+def test_a_parent_that_may_not_be_looked_at_is_not_known(monkeypatch):
+    import psutil
+
+    def refuse():
+        raise psutil.AccessDenied
+
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(parent=lambda: SimpleNamespace(cmdline=refuse)))
+    assert launched_processes() is None
 
 
 def test_fsdp_that_falls_back_is_refused(tmp_path, monkeypatch):

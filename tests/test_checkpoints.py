@@ -11,7 +11,7 @@ from safetensors import safe_open
 from training_helpers import make_args, make_trainer, masked_model, plain_model
 
 from hf_shear.training.checkpoints import CheckpointError, check_resumable, is_whole, last_whole_checkpoint
-from hf_shear.training.mask_optimizer import MASK_STATE_NAME
+from hf_shear.training.mask_optimizer import MASK_STATE_NAME, MaskOptimizer
 from hf_shear.training.state_file import STATE_NAME
 
 
@@ -79,6 +79,7 @@ def test_order_is_by_step_and_other_folders_do_not_count(tmp_path):
         ("DeepSpeed ZeRO-2", 2, "DeepSpeed ZeRO-3", 2, "under DeepSpeed ZeRO-2, and this launch is under DeepSpeed Z"),
         ("FSDP2", 8, "DDP", 8, "was written under FSDP2, and this launch is under DDP"),
         ("DeepSpeed ZeRO-2", 2, "DeepSpeed ZeRO-2", 4, "was written by 2 processes, and this launch has 4"),
+        ("FSDP2", 2, "FSDP2", 4, "was written by 2 processes, and this launch has 4"),
         ("DDP", 2, "DDP", 4, None),
         ("DDP", 2, "one process", 1, None),
         ("DeepSpeed ZeRO-2", 2, "DeepSpeed ZeRO-2", 2, None),
@@ -103,7 +104,30 @@ def test_what_we_write_is_json_and_safetensors(run_folder):
     assert {"log_alpha_hidden", "log_alpha_hidden.exp_avg", "multiplier_linear.exp_avg_sq"} <= names
     theirs = {"config.json", "generation_config.json", "model.safetensors", "optimizer.pt", "scheduler.pt"}
     theirs |= {"rng_state.pth", "trainer_state.json", "training_args.bin"}
-    assert {path.name for path in checkpoint.iterdir()} == theirs | {STATE_NAME, MASK_STATE_NAME}
+    assert {path.name for path in checkpoint.iterdir()} == theirs | {STATE_NAME, "shear_state_0.json", MASK_STATE_NAME}
+
+
+def test_a_checkpoint_that_is_written_over_is_not_whole_until_it_is(copied):
+    checkpoint = copied / "checkpoint-8"
+    assert is_whole(checkpoint)
+    again = make_trainer(masked_model("hard_concrete"), make_args(copied, save_strategy="steps", save_steps=8))
+
+    def stops(folder):
+        raise OSError("stopped")
+
+    again._save_rng_state = stops
+    with pytest.raises(CheckpointError, match="checkpoint-8 could not be written: stopped. There is none before it"):
+        again.train()
+    assert not is_whole(checkpoint)
+    assert last_whole_checkpoint(copied) == str(copied / "checkpoint-6")
+
+
+def test_masks_that_differ_between_processes_are_not_saved(tmp_path, monkeypatch):
+    trainer = make_trainer(masked_model(), make_args(tmp_path, save_strategy="steps", save_steps=1, max_steps=1))
+    monkeypatch.setattr(MaskOptimizer, "drifted", lambda self: True)
+    with pytest.raises(RuntimeError, match="Masks differ between processes at step 1; .* No checkpoint was written"):
+        trainer.train()
+    assert last_whole_checkpoint(tmp_path) is None
 
 
 def test_masks_of_another_run_are_refused(copied, run_folder):
@@ -134,7 +158,7 @@ def test_a_full_disk_names_the_last_good_checkpoint(tmp_path):
 
     trainer._save_rng_state = fills_up
     with pytest.raises(
-        CheckpointError, match="checkpoint-4 could not be written: .* The last good one is .*point-2; make"
+        CheckpointError, match="checkpoint-4 could not be written: .* The last good one is .*point-2. Once"
     ):
         trainer.train()
     assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")

@@ -40,8 +40,10 @@ pytest.importorskip("deepspeed", reason="deepspeed is not installed")
 # in their order alone, and AdamW's first steps turn a last bit into a few more.
 BOUNDS = {"masks": 1e-5, "losses": 1e-5, "held_out": 1e-5, "weights": 1e-4}
 # In bfloat16 sums round differently for every split of a batch; ZeRO also computes in bfloat16 weights, not by autocast.
-BF16_BOUNDS = {"masks": 0.1, "losses": 0.1, "held_out": 0.1, "weights": 0.2}
+# Masks move by .3 in these steps and weights by .05, losses by .2.
+BF16_BOUNDS = {"masks": 0.05, "losses": 0.03, "held_out": 0.05, "weights": 0.06}
 SHARDED = ("zero1", "zero2", "zero3")
+CLIPPED = 0.5  # the norm that tests/distributed_run.py clips to
 OFFLOADED = ("zero1_offload", "zero2_offload", "zero3_offload")
 CASES = ("relaxed_topk", "hard_concrete", "recovery")
 NUM_KILLS = 20
@@ -74,6 +76,12 @@ def assert_close(found, expected, bounds: dict[str, float]) -> dict[str, float]:
     gaps = largest_gaps(found, expected)
     assert all(gaps[name] <= bound for name, bound in bounds.items()), gaps
     assert found.samples() == expected.samples()
+    norms = [row["grad_norm"] for row in expected.end["history"] if "grad_norm" in row]
+    assert sum(norm > CLIPPED for norm in norms) >= len(norms) / 2, norms  # clipping is active
+    mine, theirs = found.end["judged"], expected.end["judged"]
+    assert mine["eval_tokens"] == theirs["eval_tokens"] and mine["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
+    if found.end["drifted"] is not None:
+        assert found.end["drifted"] == [False, True]  # equal, and one bit that differs is seen
     return gaps
 
 
@@ -167,7 +175,8 @@ def test_kills_at_random_moments(backend, sources, tmp_path):
     generator = random.Random(backend)
     tally = {"kills": 0, "half_written_checkpoints": 0, "steps_repeated": 0}
     for case in ("hard_concrete", "recovery"):
-        options = ("--steps", "40", "--save_steps", "2", "--pace", "0.02")
+        logging = '{"logging_steps": 3}'  # a logged mean spans kills and checkpoints
+        options = ("--steps", "40", "--save_steps", "2", "--pace", "0.02", "--arguments", logging)
         expected = run(backend, tmp_path / f"{case}-whole", sources["noisy"], case, *options)
         folder, kills = tmp_path / case, 0
         while True:
@@ -189,5 +198,5 @@ def test_kills_at_random_moments(backend, sources, tmp_path):
         tally["steps_repeated"] += sum(len(records) - 1 for records in found.records.values())
         assert_same_run(found, expected)
         tally["kills"] += kills
-    assert tally["kills"] == NUM_KILLS
+    assert tally["kills"] == NUM_KILLS and tally["half_written_checkpoints"] > 0
     record_result("kills", backend, tally)

@@ -33,9 +33,10 @@ class ShearingCausalLMOutput(CausalLMOutputWithPast):
     lagrangian_loss: torch.FloatTensor | None = None
 
 
-@dataclass(frozen=True)
 class LayerGates:
     """The masks of one layer; None = open.
+
+    Not a dataclass, list or dict: FSDP2 looks for tensors in those, and would cast masks with a layer's inputs.
 
     Attributes:
         hidden, hidden_count: [d] and a scalar, for the norms.
@@ -44,11 +45,16 @@ class LayerGates:
         writes: [d] or [1], on the outputs of o_proj and down_proj.
     """
 
-    hidden: Tensor | None
-    hidden_count: Tensor | None
-    heads: Tensor | None
-    neurons: Tensor | None
-    writes: Tensor | None
+    def __init__(
+        self,
+        hidden: Tensor | None,
+        hidden_count: Tensor | None,
+        heads: Tensor | None,
+        neurons: Tensor | None,
+        writes: Tensor | None,
+    ):
+        self.hidden, self.hidden_count = hidden, hidden_count
+        self.heads, self.neurons, self.writes = heads, neurons, writes
 
 
 _LAYER_GATES = "shearing_layer_gates"

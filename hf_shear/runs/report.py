@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 from accelerate.utils import reduce
@@ -33,7 +34,7 @@ def judge(model: PreTrainedModel, datasets: dict, args: ShearTrainingArguments) 
     """
     start = time.perf_counter()
     model.to(args.device)
-    share = {"rank": args.process_index, "world_size": args.world_size, "reduce": reduce}
+    share = {"rank": args.process_index, "world_size": args.world_size, "reduce": partial(reduce, reduction="sum")}
     losses, num_tokens = evaluate_domains(
         model, datasets, args.eval_batch_size, **(share if args.world_size > 1 else {})
     )

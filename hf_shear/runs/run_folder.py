@@ -87,13 +87,13 @@ class RunFolder:
             try:
                 folder = cls(*args, **kwargs)
                 told = [(str(folder.path), folder._stages, folder._replaces, None)]
-            except ValueError as error:
-                told = [(None, None, None, str(error))]
+            except Exception as error:  # raised below, on every process, once the others know
+                told = [(None, None, None, error)]
         if state.num_processes > 1:
             broadcast_object_list(told)
         path, stages, replaces, error = told[0]
         if error is not None:
-            raise ValueError(error)
+            raise error
         folder = cls.__new__(cls)
         folder.path, folder._stages, folder._replaces, folder._stage_seconds = Path(path), stages, replaces, 0.0
         return folder
@@ -116,6 +116,7 @@ class RunFolder:
         """Note a stage as finished, with what later stages need of it."""
         self._stages[stage] = content
         self._write()
+        PartialState().wait_for_everyone()  # the next stage reads what is there now
         return content
 
     def _write(self) -> None:

@@ -47,18 +47,60 @@ def check_backend(trainer: Trainer, learns_masks: bool) -> None:
             f"FSDP was asked for, but accelerate runs {accelerator.distributed_type.value}: without GPUs it falls back"
             " silently, and nothing is sharded. Launch FSDP on GPUs, or use DDP or DeepSpeed."
         )
-    if trainer.is_fsdp_enabled and getattr(accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2:
+    if trainer.is_fsdp_enabled:
+        _check_fsdp(accelerator.state.fsdp_plugin)
+    parallelism = getattr(accelerator, "parallelism_config", None)
+    sizes = {name: getattr(parallelism, f"{name}_size", 1) or 1 for name in ("tp", "cp", "sp")} if parallelism else {}
+    split = [name for name, size in sizes.items() if size > 1]
+    if split or getattr(trainer, "is_distributed_loading_by_transformers", False):
+        raise ValueError(
+            f"The model is split by {' and '.join(split) or 'a distributed_config'}, but every process here draws samples"
+            " of its own: parts of one model would see different ones. Use DDP, DeepSpeed ZeRO or FSDP2."
+        )
+    if trainer.is_deepspeed_enabled:
+        _check_deepspeed(accelerator.state.deepspeed_plugin.deepspeed_config, args, learns_masks)
+    if learns_masks and "fp16" in (accelerator.mixed_precision, "fp16" if args.fp16 else ""):
+        raise ValueError(
+            "fp16 (`fp16=True`, or `accelerate launch --mixed_precision fp16`) scales the loss, and with it the gradients"
+            " of masks, whose optimizer is not part of that."
+            " Learn masks with `bf16=True`, or in float32."
+        )
+
+
+def check_optimizer(optimizer, model) -> None:
+    """Refuse a user's optimizer that holds masks: they have one of their own, and would step twice."""
+    masks = {id(parameter) for parameter in model.masks.parameters()}
+    if any(id(parameter) in masks for group in optimizer.param_groups for parameter in group["params"]):
+        raise ValueError(
+            "`optimizers` holds parameters of the masks, which have an optimizer of their own and would step twice. Call"
+            " `model.take_masks_apart()` before you collect `model.parameters()`."
+        )
+
+
+def _check_fsdp(plugin) -> None:
+    if getattr(plugin, "fsdp_version", 1) != 2:
         raise ValueError(
             "FSDP version 1 flattens parameters, which masks that scale single weights can not see through. Set"
             " `fsdp_version: 2` (examples/accelerate/fsdp2.yaml)."
         )
-    if trainer.is_deepspeed_enabled:
-        _check_deepspeed(accelerator.state.deepspeed_plugin.deepspeed_config, args, learns_masks)
-    if learns_masks and args.fp16:
-        raise ValueError(
-            "`fp16=True` scales the loss, and with it the gradients of masks, whose optimizer is not part of that."
-            " Learn masks with `bf16=True`, or in float32."
-        )
+    for name in ("cpu_ram_efficient_loading", "cpu_offload"):
+        if getattr(plugin, name, None):
+            raise ValueError(
+                f"FSDP's `{name}` moves parameters to where masks do not follow, and is not supported. Switch it off, or"
+                " use DeepSpeed ZeRO-3 with offload (examples/accelerate/zero3_offload.yaml)."
+            )
+
+
+def keep_masks_float32(trainer: Trainer) -> None:
+    """Let FSDP2 compute in half precision, but leave losses as they are (float32) and add up gradients in float32."""
+    if not trainer.is_fsdp_enabled or trainer.accelerator.mixed_precision != "bf16":
+        return
+    import torch
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=None
+    )
 
 
 def _check_deepspeed(config: dict, args, learns_masks: bool) -> None:
@@ -87,8 +129,11 @@ def launched_processes() -> int | None:
     """Processes that ``accelerate launch`` was asked for, if it is the parent of this process and says so; else None."""
     import psutil  # comes with accelerate
 
-    parent = psutil.Process().parent()
-    command = parent.cmdline() if parent is not None else []
+    try:
+        parent = psutil.Process().parent()
+        command = parent.cmdline() if parent is not None else []
+    except psutil.Error:  # not ours to look at, or gone: then it is not known
+        return None
     if not any(Path(word).name in ("accelerate", "accelerate-launch") for word in command[:3]):
         return None
     return _asked_for(command)

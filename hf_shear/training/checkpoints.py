@@ -28,6 +28,12 @@ def is_whole(checkpoint: str | Path) -> bool:
     return _is_json(Path(checkpoint) / TRAINER_STATE_NAME) and _is_json(Path(checkpoint) / STATE_NAME)
 
 
+def unmark(checkpoint: str | Path) -> None:
+    """Take away what marks a checkpoint as whole, before it is written over."""
+    for name in (TRAINER_STATE_NAME, STATE_NAME):
+        (Path(checkpoint) / name).unlink(missing_ok=True)
+
+
 def last_whole_checkpoint(folder: str | Path, on_skip: Callable[[str], None] = lambda text: None) -> str | None:
     """The last checkpoint of a folder that can be resumed, or None.
 
@@ -72,14 +78,14 @@ def check_resumable(checkpoint: str, backend: str, num_processes: int) -> dict:
     if written != backend and any(name.startswith(_SHARDED) for name in (written, backend)):
         raise ValueError(
             f"`resume_from_checkpoint` {checkpoint!r} was written under {written}, and this launch is under {backend}:"
-            " the optimizer's state is laid out otherwise, and would start from nothing. Resume under the same, or"
-            f" start a new run from the weights in {checkpoint!r}."
+            " the optimizer's state is laid out otherwise, and would start from nothing. Resume under the same backend,"
+            " or start a new run."
         )
-    if backend.startswith("DeepSpeed") and before != num_processes:
+    if backend.startswith(_SHARDED) and before != num_processes:
         raise ValueError(
             f"`resume_from_checkpoint` {checkpoint!r} was written by {before} processes, and this launch has"
-            f" {num_processes}: DeepSpeed's optimizer state is cut into one part per process. Resume with {before}"
-            f" processes, or start a new run from the weights in {checkpoint!r}."
+            f" {num_processes}: the optimizer's state is cut into one part per process, and {backend} is not known to"
+            f" read it otherwise. Resume with {before} processes, or start a new run."
         )
     return state
 

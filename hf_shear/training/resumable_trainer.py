@@ -9,7 +9,7 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .backends import backend_name
-from .checkpoints import CheckpointError
+from .checkpoints import CheckpointError, unmark
 from .progress import tell
 from .schedules import set_peak_rate
 from .state_file import read_process_state, read_state, write_process_state, write_state
@@ -25,18 +25,21 @@ class ResumableTrainer(Trainer):
                 f"Masks differ between processes at step {self.state.global_step}; they are kept equal by construction,"
                 " so a device computes wrongly, or something else wrote to them. No checkpoint was written."
             )
+        folder = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            unmark(folder)  # one of an earlier run is not whole while it is written over
+        self.accelerator.wait_for_everyone()
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
-            folder = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
             good = (
                 f"The last good one is {self._good_checkpoint}" if self._good_checkpoint else "There is none before it"
             )
             raise CheckpointError(
-                f"The checkpoint {folder} could not be written: {error}. {good}; make room or repair the disk, then"
-                " resume (`resume_from_checkpoint=True`)."
+                f"The checkpoint {folder} could not be written: {error}. {good}. Once what stopped it is mended (room"
+                " on the disk, a process that died), resume (`resume_from_checkpoint=True`)."
             ) from error
-        self._good_checkpoint = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        self._good_checkpoint = folder
 
     def _save_rng_state(self, output_dir):
         """Overridden: waits for all processes, so that what the main one writes next marks a whole checkpoint."""
@@ -66,7 +69,11 @@ class ResumableTrainer(Trainer):
             )
             if self.learns_masks:
                 self.mask_optimizer.save(output_dir)
-        write_process_state(output_dir, self.args.process_index, self.train_loader.state_dict())
+        os.makedirs(output_dir, exist_ok=True)  # on machines without a part of it yet
+        own = {"streams": self.train_loader.state_dict()}
+        if self.args.world_size > 1:
+            own["loss_total"] = self._tr_loss.item()
+        write_process_state(output_dir, self.args.process_index, own)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         """Overridden: restores our small state."""
@@ -74,14 +81,18 @@ class ResumableTrainer(Trainer):
         if checkpoint is not None:
             state = read_state(checkpoint)
             self.sampler.load_state_dict(state["sampler"])
-            self.train_loader.load_state_dict(read_process_state(checkpoint, self.args.process_index))
+            own = read_process_state(checkpoint, self.args.process_index)
+            self.train_loader.load_state_dict(own["streams"])
             self.reference_losses = state["reference_losses"]
             self.reference_tokens = state["reference_tokens"]
             self._good_checkpoint = checkpoint
             self.mask_report = state["mask_report"]
             self.lagrangian_total.fill_(state["lagrangian_total"])
             self._lagrangian_logged_at = state["lagrangian_logged_at"]
-            self._unlogged_loss = (state["loss_total"], state["loss_logged_at"])
+            # On as many processes as before each goes on with its own sum, on others with the mean over processes.
+            same = state["num_processes"] == self.args.world_size
+            loss_total = own.get("loss_total", state["loss_total"]) if same else state["loss_total"]
+            self._unlogged_loss = (loss_total, state["loss_logged_at"])
             if self.learns_masks:
                 self.mask_optimizer.load(checkpoint)
             self._apply_changed_rates(state["rates"])

@@ -45,15 +45,14 @@ def read_state(checkpoint: str) -> dict:
 
 
 def write_process_state(checkpoint: str, process: int, state: dict) -> None:
-    """Write what differs by process (where it stands in its streams of data); nothing where nothing does."""
-    if state:
-        write_json_atomically(os.path.join(checkpoint, _PROCESS_STATE_NAME.format(process=process)), state)
+    """Write what differs by process: where it stands in its streams of data, its sum of losses not logged yet."""
+    write_json_atomically(os.path.join(checkpoint, _PROCESS_STATE_NAME.format(process=process)), state)
 
 
 def read_process_state(checkpoint: str, process: int) -> dict:
-    """What ``write_process_state`` wrote for this process; empty where it wrote nothing."""
+    """What ``write_process_state`` wrote for this process; without streams for a process that was not there."""
     path = os.path.join(checkpoint, _PROCESS_STATE_NAME.format(process=process))
     if not os.path.isfile(path):
-        return {}
+        return {"streams": {}}
     with open(path, encoding="utf-8") as file:
         return json.load(file)

@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import IntervalStrategy
@@ -27,7 +28,7 @@ from ..data import (
 )
 from ..modeling import ShearingMixin
 from .arguments import ShearTrainingArguments
-from .backends import backend_name, check_backend
+from .backends import backend_name, check_backend, check_optimizer, keep_masks_float32
 from .checkpoints import check_resumable, last_whole_checkpoint
 from .checks import check_datasets
 from .cost import CostCallback, evaluation_samples_per_domain, measures_references
@@ -105,6 +106,9 @@ class ShearTrainer(ResumableTrainer):
             self.add_callback(LinePrinterCallback())
         self.learns_masks = isinstance(model, ShearingMixin)
         check_backend(self, self.learns_masks)
+        if self.learns_masks and self.optimizer is not None:
+            check_optimizer(self.optimizer, model)
+        keep_masks_float32(self)
         if self.learns_masks:
             model.masks.rank = args.process_index
         self.schedule = None
@@ -192,7 +196,7 @@ class ShearTrainer(ResumableTrainer):
             return super()._clip_grad_norm(model)
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         norm = torch.linalg.vector_norm(torch.stack([norm, self.mask_optimizer.gradient_norm()]))
         scale = (self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
         for gradient in gradients:
@@ -201,19 +205,29 @@ class ShearTrainer(ResumableTrainer):
         return norm
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """Overridden: every gradient is looked at before it is used, also those that are not clipped."""
+        """Overridden: every gradient is looked at, also those that are not clipped, before anything is saved."""
         norm = super()._get_grad_norm(model, grad_norm)
-        if self.is_deepspeed_enabled and norm is not None:
-            norm = (
-                norm if norm >= 0 else float("nan")
-            )  # it says -1 where it is not finite; a number on the host already
-        if norm is not None:  # DeepSpeed has none before its first step
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # FSDP2
+        if self.is_deepspeed_enabled and norm is not None and norm < 0:
+            norm = float("nan")  # how DeepSpeed says it; its norm is a number on the host already
+        if norm is not None and not self._scales_loss:  # DeepSpeed has none before its first step
             self._note_not_finite(norm)
         if self.learns_masks:
             for parameter in self.masked_model.masks.parameters():
                 if parameter.grad is not None:
                     self._note_not_finite(parameter.grad.sum())
         return norm
+
+    @property
+    def _scales_loss(self) -> bool:
+        """Whether fp16 scales the loss: a gradient that overflows is then part of the search for the scale."""
+        return self.accelerator.mixed_precision == "fp16"
+
+    def _prepare_input(self, data):
+        """Overridden: copies to the device without waiting for it; the loader pins its memory."""
+        if isinstance(data, Tensor) and not self.is_deepspeed_enabled:
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Overridden: sets the masks' phase, and keeps the reported loss free of the Lagrangian."""
