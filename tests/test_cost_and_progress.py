@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+from accelerate.utils import DistributedType
 from training_helpers import (
     DOMAINS,
     LENGTH,
@@ -19,10 +22,12 @@ from hf_shear.training.cost import (
     CostCallback,
     cost_report,
     evaluation_samples_per_domain,
-    memory_estimate,
+    memory_line,
     num_evaluations,
+    training_setup,
 )
 from hf_shear.training.mask_report import mask_report, warn_if_off_target
+from hf_shear.training.memory_setup import TrainingSetup
 from hf_shear.training.progress import EpochCallback, LinePrinterCallback, ShearProgressCallback, log_line
 
 # ---- cost -----------------------------------------------------------------------------------------------------
@@ -70,18 +75,69 @@ def test_an_evaluation_that_must_cost_more_says_so(tmp_path):
         CostCallback(trainer).on_train_begin(args, trainer.state, None)
 
 
-def test_memory_is_four_copies_of_the_weights_and_the_activations(tmp_path):
-    model = plain_model()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    estimate = memory_estimate(make_trainer(model, make_args(tmp_path)))
-    assert estimate["weights"] == estimate["gradients"] == 4 * parameters
-    assert estimate["optimizer"] == 8 * parameters
-    tokens = 4 * LENGTH
-    per_layer = 6 * 18 + 3 * 6 * 4 + 4 * 3 * 4 + 4 * 24
-    assert estimate["activations"] == tokens * per_layer * 3 * 4 + tokens * 61 * 4 * 2
-    less = memory_estimate(make_trainer(model, make_args(tmp_path, activation_checkpointing=True)))
-    assert less["activations"] == tokens * 18 * 3 * 4 + tokens * 61 * 4 * 2
-    assert less["weights"] == estimate["weights"]
+def test_the_setup_of_memory_is_read_off_the_trainer(tmp_path):
+    setup = training_setup(make_trainer(plain_model(), make_args(tmp_path)))
+    assert setup == TrainingSetup(4, LENGTH)
+    args = make_args(tmp_path, activation_checkpointing=True, gradient_accumulation_steps=2, bf16=True)
+    setup = training_setup(make_trainer(masked_model(), args))
+    assert setup == TrainingSetup(
+        4, LENGTH, autocast=True, activation_checkpointing=True, gradient_accumulation_steps=2
+    )
+    trainer = make_trainer(masked_model(), make_args(tmp_path, bf16=True))
+    trainer.model.bfloat16()  # its masks stay float32
+    assert training_setup(trainer) == TrainingSetup(4, LENGTH, weight_dtype="bfloat16")
+
+
+def shared_trainer(tmp_path, state, world_size=8):
+    """What the estimate reads of a trainer under a backend that one process can not start."""
+    trainer = make_trainer(masked_model(), make_args(tmp_path))
+    args = SimpleNamespace(**vars(trainer.args) | {"world_size": world_size, "train_batch_size": 4})
+    return SimpleNamespace(
+        args=args, model=trainer.model, sample_length=LENGTH, accelerator=SimpleNamespace(state=state)
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "stage", "expected"),
+    [
+        ({"zero_optimization": {"stage": 3}}, 3, {"backend": "zero3"}),
+        (
+            {"zero_optimization": {"reduce_bucket_size": 1000, "offload_optimizer": {"device": "cpu"}}}, 2,
+            {"backend": "zero2", "offload": True, "reduce_bucket_size": 1000},
+        ),
+        (
+            {"zero_optimization": {"reduce_bucket_size": "auto", "offload_optimizer": {"device": "none"}},
+             "bf16": {"enabled": True}}, 1, {"backend": "zero1", "weight_dtype": "bfloat16"},
+        ),
+        ({"zero_optimization": {"stage": 0}, "bf16": {"enabled": "auto"}}, 0, {"backend": "ddp"}),
+    ],
+)  # fmt: skip
+def test_the_setup_of_deepspeed(tmp_path, config, stage, expected):
+    plugin = SimpleNamespace(deepspeed_config=config, zero_stage=stage)
+    state = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, deepspeed_plugin=plugin)
+    trainer = shared_trainer(tmp_path, state)
+    assert training_setup(trainer) == TrainingSetup(4, LENGTH, num_devices=8, **expected)
+    assert f"memory per device with AdamW, {expected['backend']} on 8 devices, about " in memory_line(trainer)
+    assert ("; on the host " in memory_line(trainer)) == ("offload" in expected)
+
+
+def test_the_setup_of_fsdp_and_ddp(tmp_path):
+    plugin = SimpleNamespace(cpu_offload=None)
+    state = SimpleNamespace(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)
+    expected = TrainingSetup(4, LENGTH, backend="fsdp2", num_devices=8)
+    assert training_setup(shared_trainer(tmp_path, state)) == expected
+    state = SimpleNamespace(distributed_type=DistributedType.MULTI_CPU)
+    expected = TrainingSetup(4, LENGTH, backend="ddp", num_devices=2)
+    assert training_setup(shared_trainer(tmp_path, state, world_size=2)) == expected
+
+
+def test_memory_that_is_not_known_says_why(tmp_path):
+    trainer = make_trainer(plain_model(), make_args(tmp_path))
+    trainer.model.half()
+    line = memory_line(trainer)
+    assert line.startswith(
+        "memory per device: not estimated. `weight_dtype` must be one of float32, bfloat16, but it is "
+    )
 
 
 def test_the_cost_report(tmp_path):
@@ -96,9 +152,9 @@ def test_the_cost_report(tmp_path):
     assert lines[1].endswith("; hardened over the last 500 steps")
     assert str(TARGET["intermediate_size"]) in lines[1]
     assert lines[2] == "  evaluation: 4 x 288 held-out tokens and 288 for reference losses, 0.6% of the training tokens"
-    assert lines[3].startswith("  memory per device, unsharded, about ")
-    assert [part.split()[0] for part in lines[3].split(": ")[1].split(", ")] == [
-        "weights", "gradients", "optimizer", "activations"]  # fmt: skip
+    assert lines[3].startswith("  memory per device with AdamW, one device, about ")
+    parts = [part.split()[0] for part in lines[3].split(": ")[1].split(", ")]
+    assert {"weights", "optimizer", "masks", "gradients"} <= set(parts)
     assert len(lines) == 4
 
 

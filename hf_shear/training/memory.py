@@ -5,13 +5,13 @@ P parameters, N devices, T = micro_batch_size * sequence_length tokens. All resu
 
 A step is followed through the moments at which memory can be greatest; the estimate is that of the greatest one:
 
-    forward          all activations, the logits and their log-softmax
-    loss backward    all activations, log-softmax and two gradients of its size (float32, whatever the weights are)
-    head backward    all activations, the gradient of the logits, that of the output head
-    first layer      (the last in order, first in backward) all activations, the gradients of one layer's inside
-    last layer       the gradients of all layers
-    embedding        all gradients (a tied embedding's twice: its own part is added to the head's)
-    optimizer step   all gradients, and what the optimizer makes of them
+    forward                 all activations, the logits and their log-softmax
+    loss backward           all activations, log-softmax and two gradients of its size (float32, whatever weights are)
+    head backward           all activations, the gradient of the logits, that of the output head
+    top layer backward      all activations, and gradients inside one layer
+    bottom layer backward   the gradients of all layers, and those inside one layer
+    embedding backward      all gradients (a tied embedding's up to three times: its own part, the head's, their sum)
+    optimizer step          all gradients, and what the optimizer makes of them
 
 Between them memory rises or falls evenly. What is kept for the backward pass was counted in transformers' Llama with sdpa
 attention (``torch.autograd.graph.saved_tensors_hooks``); examples/benchmarks/memory.py compares with measured peaks.
@@ -53,7 +53,8 @@ class MemoryEstimate:
 def estimate_memory(config: PretrainedConfig, setup: TrainingSetup) -> MemoryEstimate:
     """Memory of training what ``config`` describes: masks too for a ``ShearingLlamaConfig``, a plain model otherwise.
 
-    Left out: what the CUDA context, communication libraries and a fragmented allocator take (about 1 to 2 GB).
+    These are bytes of tensors. Left out: what the device's context, communication libraries, the workspaces of kernels and
+    a fragmented allocator take, so leave a margin.
 
     Raises:
         ValueError: the config's family is not supported, or its sizes are malformed.
@@ -119,22 +120,27 @@ def _moments(sizes: ModelParts, setup: TrainingSetup) -> dict[str, dict[str, flo
             "gradients": head * size,
             "workspace": head * compute if setup.autocast else 0,
         },
-        "first layer": {
+        "top layer backward": {
             "casts": casts["backward"], "activations": kept, "gradients": head * size, "workspace": inside,
         },
-        "last layer": {
+        "bottom layer backward": {
             "casts": casts["layer"],
             "activations": kept / sizes.layers,
             "gradients": last * size,
             "workspace": inside,
         },
-        "embedding": {
+        "embedding backward": {
             "activations": tokens * sizes.hidden * size,
             "gradients": sizes.total * size,
-            "workspace": head * size if sizes.tied else 0,
+            "workspace": head * size * _tied_copies(sizes, setup),
         },
         "optimizer step": {"gradients": sizes.total * size},
     }  # fmt: skip
+
+
+def _tied_copies(sizes: ModelParts, setup: TrainingSetup) -> int:
+    """Gradients of a tied embedding beyond the first; what came from a cast takes up the sum in place."""
+    return (1 if setup.autocast else 2) if sizes.tied else 0
 
 
 def _norm_bytes(sizes: ModelParts, setup: TrainingSetup, consumers: int) -> int:

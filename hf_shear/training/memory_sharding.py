@@ -58,8 +58,8 @@ def _zero_moment(moment: str, parts: dict[str, float], sizes: ModelParts, setup:
             parts["gathered"] = live * size
     elif setup.backend == "zero2" or moment == "optimizer step":
         parts["gradients"] = 0 if setup.offload else gradients * share
-    elif moment == "embedding":  # its own share is copied before all gradients are freed
-        parts["gradients"] = gradients * (1 if setup.offload else 1 + share)
+    if setup.backend in ("zero1", "zero2") and moment == "embedding backward" and not setup.offload:
+        parts["gradients"] += gradients * share  # the device's share is copied before the rest is freed
     if moment == "optimizer step" and not setup.offload:  # a float32 copy of the gradients
         updated = sizes.total * share
         parts["workspace"] = FLOAT32 * (min(updated, SUB_GROUP_SIZE) if setup.backend == "zero3" else updated)
@@ -71,10 +71,10 @@ def _fsdp_moment(moment: str, parts: dict[str, float], sizes: ModelParts, setup:
     parts, gathered, gradients = dict(parts), sizes.outside_layers, 0
     if moment == "head backward":
         gradients = sizes.embedding
-    elif moment in ("first layer", "last layer"):
+    elif moment in ("top layer backward", "bottom layer backward"):
         gathered += FSDP_GATHERED_LAYERS * sizes.layer
         gradients = sizes.embedding + FSDP_GRADIENT_LAYERS * sizes.layer
-    elif moment == "embedding":
+    elif moment == "embedding backward":
         gradients = 2 * sizes.outside_layers
     elif moment == "optimizer step":
         gathered = 0
