@@ -19,10 +19,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import step_time
+import memory_models
 import torch
-from hf_shear.training.mask_optimization import parameter_groups
-from step_time import PLAIN, build_model, environment, half_of_every_size, mask_schedule, random_batches, weights_of
+from memory_models import PLAIN, build_model, environment, half_of_every_size, mask_schedule, random_batches, weights_of
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig
 
@@ -31,7 +30,7 @@ from hf_shear.shapes import count_parameters
 from hf_shear.training.memory import estimate_memory
 from hf_shear.training.memory_setup import TrainingSetup
 
-MODELS = {"2m": (192, 4, 6, 3, 512, 2048), **step_time.PRESETS}  # sizes as in step_time.py
+MODELS = {"2m": (192, 4, 6, 3, 512, 2048), **memory_models.PRESETS}  # sizes as in memory_models.py
 KINDS = (PLAIN, "relaxed_topk")
 DTYPES = ("float32", "mixed", "bfloat16")
 PARTS = ("measured", "calculated")
@@ -76,7 +75,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, help="default: 2m 5m 14m on CPU, 160m 1b on a GPU")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="default: float32 mixed; as in step_time.py")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="default: float32 mixed; as in memory_models.py")
     parser.add_argument("--batch_size", type=int, default=2, help="sequences of a micro-batch")
     parser.add_argument("--max_length", type=int, default=128, help="tokens of a sequence")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>")
@@ -123,8 +122,8 @@ def measured_row(args: argparse.Namespace, model: str, dtype: str, checkpointing
 
 
 def arm_arguments(args: argparse.Namespace, model: str, dtype: str, checkpointing: bool) -> argparse.Namespace:
-    """Arguments as step_time.py's functions take them."""
-    sizes = dict(zip(step_time.MODEL_SIZES, MODELS[model], strict=True))
+    """Arguments as memory_models.py's functions take them."""
+    sizes = dict(zip(memory_models.MODEL_SIZES, MODELS[model], strict=True))
     same = {"batch_size": args.batch_size, "max_length": args.max_length, "device": args.device}
     return argparse.Namespace(**sizes, **same, dtype=dtype, gradient_checkpointing=checkpointing)
 
@@ -143,7 +142,7 @@ def setup_of(arm: argparse.Namespace) -> TrainingSetup:
 def build_config(sizes: tuple, kind: str) -> LlamaConfig:
     """Config of a plain model, or of one with masks towards half of everything."""
     *sizes, tied = sizes if isinstance(sizes[-1], bool) else (*sizes, True)
-    config = LlamaConfig(**dict(zip(step_time.MODEL_SIZES, sizes, strict=True)), tie_word_embeddings=tied)
+    config = LlamaConfig(**dict(zip(memory_models.MODEL_SIZES, sizes, strict=True)), tie_word_embeddings=tied)
     if kind == PLAIN:
         return config
     return ShearingLlamaConfig.from_source(config, half_of_every_size(config), MaskSettings(method=kind))
@@ -153,8 +152,7 @@ def run_steps(arm: argparse.Namespace, kind: str) -> None:
     """A model from its making to the end of its second step."""
     schedule = None if kind == PLAIN else mask_schedule(kind, STEPS)
     model = build_model(arm, kind)
-    groups = parameter_groups(model, set(), 0.0, mask_learning_rate=0.05, multiplier_rate=1.0)
-    optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)  # masks and multipliers among them
     for step, input_ids in zip(range(STEPS), random_batches(arm), strict=False):
         if schedule is not None:
             model.set_mask_phase(schedule.at(step))

@@ -20,7 +20,7 @@ import time
 import torch
 import torch.distributed as dist
 from memory import KINDS, MEBIBYTE, MODELS, arm_arguments, build_config, setup_of
-from step_time import PLAIN, build_model, environment, mask_schedule, random_batches
+from memory_models import PLAIN, build_model, environment, mask_schedule, random_batches
 
 from hf_shear.training.memory import estimate_memory
 from hf_shear.training.memory_setup import BACKENDS, TrainingSetup
