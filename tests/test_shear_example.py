@@ -417,5 +417,6 @@ def test_options_are_frozen_and_shown(shear, monkeypatch, capsys):
 
 
 CHANGED_DEFAULTS = {
+    "ddp_find_unused_parameters",
     "eval_strategy", "eval_steps", "adam_beta2", "remove_unused_columns", "logging_nan_inf_filter", "ignore_data_skip"
 }  # fmt: skip
