@@ -148,7 +148,7 @@ def test_what_can_not_be_had_is_refused(arguments, text, capsys, monkeypatch):
 
 def speed_namespace(arguments: list[str]) -> argparse.Namespace:
     """What the arguments say, unchecked."""
-    pairs = dict(zip(arguments[::2], arguments[1::2], strict=False)) if len(arguments) > 1 else {arguments[0]: True}
+    pairs = dict(zip(arguments[::2], arguments[1::2], strict=True)) if len(arguments) > 1 else {arguments[0]: True}
     return argparse.Namespace(**{name.lstrip("-"): value for name, value in pairs.items()})
 
 

@@ -21,7 +21,8 @@ from dataclasses import replace
 
 import memory_models
 import torch
-from memory_models import PLAIN, build_model, environment, half_of_every_size, mask_schedule, random_batches, weights_of
+from memory_models import build_model, environment, weights_of
+from speed_parts.training_steps import PLAIN, half_of_every_size, mask_schedule, random_batches
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig
 
@@ -153,7 +154,7 @@ def run_steps(arm: argparse.Namespace, kind: str) -> None:
     schedule = None if kind == PLAIN else mask_schedule(kind, STEPS)
     model = build_model(arm, kind)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)  # masks and multipliers among them
-    for step, input_ids in zip(range(STEPS), random_batches(arm), strict=False):
+    for step, input_ids in zip(range(STEPS), random_batches(arm, arm.vocab_size), strict=False):
         if schedule is not None:
             model.set_mask_phase(schedule.at(step))
         forward_loss(model, input_ids, arm.dtype == "mixed").backward()

@@ -20,7 +20,8 @@ import time
 import torch
 import torch.distributed as dist
 from memory import KINDS, MEBIBYTE, MODELS, arm_arguments, build_config, setup_of
-from memory_models import PLAIN, build_model, environment, mask_schedule, random_batches
+from memory_models import build_model, environment
+from speed_parts.training_steps import PLAIN, mask_schedule, random_batches
 
 from hf_shear.training.memory import estimate_memory
 from hf_shear.training.memory_setup import BACKENDS, TrainingSetup
@@ -67,9 +68,9 @@ class Training:
         (self.arm.intermediate_size, self.arm.vocab_size) = sizes[4:]
         self.schedule = None if args.kind == PLAIN else mask_schedule(args.kind, STEPS)
         model = build_model(self.arm, args.kind)
-        self.masks = model._modules.pop("masks", None)
+        self.masks = getattr(model, "masks", None)
         if self.masks is not None:
-            vars(model)["masks"] = self.masks  # reachable, and no backend's business
+            model.take_masks_apart()
             self.mask_optimizer = torch.optim.AdamW(self.masks.parameters(), lr=0.05)
         self.model = self.wrap(model)
 
@@ -184,14 +185,14 @@ def main() -> None:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     args = parse_arguments()
     warm = Training(args, TINY)
-    for input_ids, _ in zip(random_batches(warm.arm), range(STEPS), strict=False):
+    for input_ids, _ in zip(random_batches(warm.arm, warm.arm.vocab_size), range(STEPS), strict=False):
         warm.step(input_ids)
     if warm.engine is not None:
         warm.engine.destroy()
     del warm
     meter = PeakMeter(args.device)
     training = Training(args, MODELS[args.model])
-    batches = random_batches(training.arm)
+    batches = random_batches(training.arm, training.arm.vocab_size)
     training.step(next(batches))
     with meter:  # making the model and the optimizer's moments is over
         for _ in range(STEPS - 1):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from ..masks import ShearingMasks
+from ..slicing.gathering import num_processes
 
 MASKS, MULTIPLIERS = "masks", "multipliers"
 MASK_STATE_NAME = "mask_optimizer.safetensors"
@@ -51,7 +52,7 @@ class MaskOptimizer:
     @torch.no_grad()
     def share(self) -> None:
         """Give every process the masks of the first one."""
-        if _num_processes() == 1 or not self._named:
+        if num_processes() == 1 or not self._named:
             return
         flat = _flatten(list(self._named.values()))
         dist.broadcast(flat, src=0)
@@ -60,7 +61,7 @@ class MaskOptimizer:
     @torch.no_grad()
     def reduce_gradients(self) -> None:
         """Average the gradients over processes, in one call."""
-        if _num_processes() == 1 or not self._named:
+        if num_processes() == 1 or not self._named:
             return
         gradients = self._gradients()
         flat = _flatten(gradients)
@@ -88,7 +89,7 @@ class MaskOptimizer:
 
     def drifted(self) -> bool:
         """Whether any process holds other masks than the first one, bit for bit. All processes must ask."""
-        if _num_processes() == 1 or not self._named:
+        if num_processes() == 1 or not self._named:
             return False
         mine = _flatten(list(self._named.values())).view(torch.int32)
         first = mine.clone()
@@ -141,10 +142,6 @@ class MaskOptimizer:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         return [parameter.grad for parameter in self._named.values()]
-
-
-def _num_processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _flatten(tensors: list[Tensor]) -> Tensor:
