@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from launching import free_port
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_shear.masks import MaskSettings
@@ -99,10 +99,7 @@ def sharded_run(tmp_path_factory) -> Path:
     """What tests/sharded_run.py wrote in two processes, started once for all tests that look at it."""
     folder = tmp_path_factory.mktemp("sharded")
     parts = ["fsdp2", "training"] + ["zero3"] * (importlib.util.find_spec("deepspeed") is not None)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu"}
     command = [sys.executable, str(Path(__file__).with_name("sharded_run.py")), "--output_dir", str(folder), "--parts"]
     logs = [folder / f"log {rank}" for rank in range(2)]
     processes = []

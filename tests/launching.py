@@ -69,7 +69,7 @@ def start(backend: str, folder: Path, source: Path, case: str, *more: str, proce
     script = [str(SCRIPT), "--output_dir", str(folder), "--source", str(source), "--case", case, *more]
     launch = ["--config_file", str(CONFIGS / f"{backend}.yaml")]
     if backend != "one_process":
-        launch += ["--num_processes", str(processes), "--main_process_port", str(_free_port())]
+        launch += ["--num_processes", str(processes), "--main_process_port", str(free_port())]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
@@ -162,7 +162,8 @@ def largest_gaps(found: Run, expected: Run) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port on which nothing listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
