@@ -18,8 +18,15 @@ ALLOWED = {
     "slicing": {"shapes", "masks", "modeling", "reporting"},
     "importance": {"shapes", "masks", "modeling", "slicing"},
     "data": set(),
-    "training": {"shapes", "masks", "modeling", "slicing", "importance", "data"},
-    "runs": {"shapes", "masks", "modeling", "slicing", "importance", "data", "training", "reporting"},
+    "recovery": {"shapes"},
+    "training": {"shapes", "masks", "modeling", "slicing", "importance", "data", "recovery"},
+    "evaluation": {"shapes", "data", "reporting"},
+    "publishing": {"shapes", "masks", "modeling", "reporting", "slicing"},
+    "runs": {"shapes", "masks", "modeling", "slicing", "importance", "data", "recovery", "training", "reporting"},
+    "cli": {
+        "shapes", "masks", "modeling", "slicing", "importance", "data", "recovery", "training", "reporting",
+        "evaluation", "publishing", "runs",
+    },
 }
 
 

@@ -19,6 +19,7 @@ def parse_arguments(
     unless: Sequence[str] = (),
     instead: Mapping[str, Sequence[str]] | None = None,
     refused: Mapping[str, str] | None = None,
+    raises: bool = False,
 ) -> tuple:
     """Parse flags, and ``--config FILE.yaml`` whose entries flags override, into dataclass instances.
 
@@ -33,12 +34,13 @@ def parse_arguments(
         instead: name of a flag -> names that a file's entries lose where the flag is given, because it says the same
             in another way.
         refused: names of flags that must not be given, with what to do in place of each.
+        raises: raise ValueError for unknown, missing and malformed flags, where argparse would print its usage and exit.
 
     Raises:
         ValueError: the file does not exist, or is not a YAML mapping of names to values; or a refused flag was given.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = HfArgumentParser(dataclass_types, allow_abbrev=False)
+    parser = (_RaisingParser if raises else HfArgumentParser)(dataclass_types, allow_abbrev=False)
     parser.add_argument("--config", help="A YAML file with any of these arguments; flags override it.")
     path, flags = _take_config(arguments)
     given = _names(flags)
@@ -51,6 +53,11 @@ def parse_arguments(
             raise ValueError(f"`--{name}` can not be given here: {refused[name]}.")
     *instances, _ = parser.parse_args_into_dataclasses(from_file + flags, look_for_args_file=False)
     return tuple(instances)
+
+
+class _RaisingParser(HfArgumentParser):
+    def error(self, message):
+        raise ValueError(message)
 
 
 def _names(flags: Sequence[str]) -> set[str]:
