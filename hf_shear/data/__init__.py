@@ -1,7 +1,13 @@
 """Data by domain: reading, packing, dynamic batches and the rule that updates the domains' weights."""
 
 from hf_shear.data.domains import load_domains, split_domains
-from hf_shear.data.loader import IGNORED_LABEL, DomainSamples, DynamicDataLoader, collate_domain_samples
+from hf_shear.data.loader import (
+    IGNORED_LABEL,
+    TEACHER_COLUMNS,
+    DomainSamples,
+    DynamicDataLoader,
+    collate_domain_samples,
+)
 from hf_shear.data.mixture import check_mixture_bounds, check_mixture_weights, update_mixture_weights, warn_of_runaway
 from hf_shear.data.packing import check_max_length, check_tokenizer_fits, pack_domains
 from hf_shear.data.reference_losses import reference_losses_by_size
@@ -11,6 +17,7 @@ from hf_shear.data.streams import PackedStream, first_sample, is_stream
 
 __all__ = [
     "IGNORED_LABEL",
+    "TEACHER_COLUMNS",
     "DomainSamples",
     "DynamicBatchSampler",
     "DynamicDataLoader",

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 IGNORED_LABEL = -100
 """A label that counts in no loss (the convention of torch and transformers)."""
 
+TEACHER_COLUMNS = {"teacher_log_probs": np.float32, "teacher_ids": np.int64}
+"""Columns that `hf_shear.recovery.store_teacher_logits` adds to samples, and the dtype in which they are collated."""
+
 
 def collate_domain_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stack samples to LongTensors [b, S]: `input_ids`, `labels` (equal to them) and, if there,
-    `position_ids`.
+    """Stack samples to LongTensors [b, S]: `input_ids`, `labels` (equal to them) and, if there, `position_ids`;
+    and stored teacher logits, if there: `teacher_log_probs` [b, S * (k + 1)] float32, `teacher_ids` [b, S * k].
 
     There is no `attention_mask`: samples are full, and without one transformers reads restarted positions as
     separate documents. Causal models shift the labels themselves. Where documents are separate, the first token
@@ -44,6 +47,9 @@ def collate_domain_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, to
         for key in ("input_ids", "position_ids")
         if key in samples[0]
     }
+    for key, dtype in TEACHER_COLUMNS.items():
+        if key in samples[0]:
+            batch[key] = torch.from_numpy(np.stack([np.asarray(sample[key], dtype=dtype) for sample in samples]))
     batch["labels"] = batch["input_ids"].clone()
     if "position_ids" in batch:
         batch["labels"][batch["position_ids"] == 0] = IGNORED_LABEL

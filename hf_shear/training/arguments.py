@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from ..masks import MaskSchedule
+from ..recovery import RECOVERY_METHODS, DistillationSettings
 from .backends import check_launch
 
 # By mask method. relaxed_topk: measured (model_cards/shearing.md); hard_concrete: the paper, section 3.1.
 DEFAULT_MASK_RATES = {"relaxed_topk": 0.05, "hard_concrete": 1.0}
 DEFAULT_BUDGET_WARMUPS = {"relaxed_topk": 0.0, "hard_concrete": 0.2}
+
+FULL, NO_DISTILLATION = "full", "none"
 
 _KNOWS_ACTIVATION_CHECKPOINTING = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
 
@@ -31,6 +34,7 @@ class ShearTrainingArguments(TrainingArguments):
 
     _VALID_DICT_FIELDS = [
         *TrainingArguments._VALID_DICT_FIELDS, "mixture_weights", "reference_losses", "activation_checkpointing_kwargs",
+        "peft_config",
     ]  # fmt: skip
 
     num_tokens: int | None = field(
@@ -78,6 +82,32 @@ class ShearTrainingArguments(TrainingArguments):
     shape_gap_tolerance: float = field(
         default=0.01,
         metadata={"help": "Warn if the expected shape is further than this share from the target when masks harden."},
+    )
+
+    # Recovery
+    recovery_method: str = field(
+        default=FULL,
+        metadata={
+            "help": "What recovery trains: 'full' (continued pre-training), 'lora' (adapters of peft) or"
+            " 'norms_and_biases'."
+        },
+    )
+    peft_config: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Adapters of 'lora': JSON, or the path of a JSON file, with peft_type and its fields. Default: LoRA of"
+            " rank 16 on all linear layers."
+        },
+    )
+    distillation: str = field(
+        default=NO_DISTILLATION,
+        metadata={
+            "help": "'forward_kl' or 'reverse_kl' adds the divergence from a teacher to the cross-entropy; 'none'."
+        },
+    )
+    distillation_temperature: float = field(default=1.0, metadata={"help": "Divides the logits of both models."})
+    distillation_weight: float = field(
+        default=0.5, metadata={"help": "Share of the divergence in the loss; the rest is cross-entropy."}
     )
 
     # Data
@@ -158,6 +188,16 @@ class ShearTrainingArguments(TrainingArguments):
             )
         if self.mask_scheduler not in ("constant", "weights"):
             raise ValueError(f"`mask_scheduler` must be 'constant' or 'weights', but it is {self.mask_scheduler!r}.")
+        if self.recovery_method not in RECOVERY_METHODS:
+            raise ValueError(
+                f"`recovery_method` must be one of {', '.join(RECOVERY_METHODS)}, but it is {self.recovery_method!r}."
+            )
+        if self.peft_config is not None and self.recovery_method != "lora":
+            raise ValueError(
+                f"`peft_config` is given, but `recovery_method` is {self.recovery_method!r}. Set it to 'lora', or leave"
+                " `peft_config` out."
+            )
+        self.distillation_settings()
         if self.num_tokens is not None and self.num_tokens < 1:
             raise ValueError(f"`num_tokens` must be at least 1, but it is {self.num_tokens}.")
         if self.auto_find_batch_size:
@@ -180,6 +220,12 @@ class ShearTrainingArguments(TrainingArguments):
                 f"`train_sampling_strategy={self.train_sampling_strategy!r}` has no effect: DynamicBatchSampler"
                 " draws the batches. Leave it at its default."
             )
+
+    def distillation_settings(self) -> DistillationSettings | None:
+        """What is added to the cross-entropy; None without distillation."""
+        if self.distillation == NO_DISTILLATION:
+            return None
+        return DistillationSettings(self.distillation, self.distillation_temperature, self.distillation_weight)
 
     def mask_rate(self, method: str) -> float:
         """Learning rate of log_alpha for a mask method."""

@@ -49,6 +49,8 @@ def log_line(step: int, max_steps: int, logs: dict) -> str:
         line = f"{head}  loss {logs['loss']:.4f}  lr {logs.get('learning_rate', 0.0):.2e}"
         if "grad_norm" in logs:
             line += f"  grad norm {logs['grad_norm']:.2f}"
+        if "divergence" in logs:
+            line += f"  cross-entropy {logs['cross_entropy']:.4f}  KL {logs['divergence']:.4f}"
         return line + (f"  lagrangian {logs['lagrangian_loss']:+.4f}" if "lagrangian_loss" in logs else "")
     if "eval_loss" in logs and "num_tokens" in logs:
         domains = [key.removeprefix("mixture/") for key in logs if key.startswith("mixture/")]

@@ -61,6 +61,7 @@ class ResumableTrainer(Trainer):
                     "lagrangian_total": self.lagrangian_total.item(),
                     "lagrangian_logged_at": self._lagrangian_logged_at,
                     "loss_total": loss_total,
+                    "distillation": self.distiller and [self.distiller.state(self.accelerator), self._parts_logged_at],
                     "loss_logged_at": self._globalstep_last_logged,
                     "rates": self._peak_rates(),
                     "backend": backend_name(self),
@@ -93,6 +94,9 @@ class ResumableTrainer(Trainer):
             same = state["num_processes"] == self.args.world_size
             loss_total = own.get("loss_total", state["loss_total"]) if same else state["loss_total"]
             self._unlogged_loss = (loss_total, state["loss_logged_at"])
+            if self.distiller is not None and state.get("distillation"):
+                sums, self._parts_logged_at = state["distillation"]
+                self.distiller.load_state(sums, self.args)
             if self.learns_masks:
                 self.mask_optimizer.load(checkpoint)
             self._apply_changed_rates(state["rates"])

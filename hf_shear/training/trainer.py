@@ -16,6 +16,7 @@ from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from ..data import (
+    TEACHER_COLUMNS,
     DynamicBatchSampler,
     DynamicDataLoader,
     StreamDataLoader,
@@ -27,11 +28,14 @@ from ..data import (
     warn_of_runaway,
 )
 from ..modeling import ShearingMixin
+from ..recovery import prepare_recovery
+from ..recovery.adapters import peft_config_from
 from .arguments import ShearTrainingArguments
 from .backends import backend_name, check_backend, check_optimizer, keep_masks_float32
 from .checkpoints import check_resumable, last_whole_checkpoint
 from .checks import check_datasets
 from .cost import CostCallback, evaluation_samples_per_domain, measures_references
+from .distilling import make_distiller
 from .domain_evaluation import evaluate_domains
 from .errors import TrainingDivergedError
 from .history import EvaluationLog
@@ -54,6 +58,9 @@ class ShearTrainer(ResumableTrainer):
         train_dataset, eval_dataset: packed samples per domain (``hf_shear.data.pack_domains``), with the same names.
         processing_class: the tokenizer, saved with every checkpoint.
         callbacks, optimizers: as for ``Trainer``.
+        peft_config: a config object of ``peft`` for ``recovery_method="lora"``; wins over the one in ``args``.
+        teacher: for ``args.distillation``: the model that was pruned, or a :class:`~hf_shear.recovery.Teacher` to say
+            where it lives. None where the samples carry stored teacher logits.
 
     Raises:
         ValueError: data, model and arguments do not fit each other; each message says what to change.
@@ -67,6 +74,8 @@ class ShearTrainer(ResumableTrainer):
         eval_dataset: Mapping | None = None,
         processing_class=None,
         callbacks: list | None = None,
+        peft_config=None,
+        teacher=None,
         **kwargs,
     ):
         check_datasets(model, args, train_dataset, eval_dataset)
@@ -90,6 +99,8 @@ class ShearTrainer(ResumableTrainer):
                 )
             args.max_steps = steps
         self._use_cache = model.config.use_cache  # transformers switches it off for training
+        self.learns_masks = isinstance(model, ShearingMixin)
+        model = self._recovering(model, args, peft_config)
         super().__init__(
             model=model,
             args=args,
@@ -104,7 +115,12 @@ class ShearTrainer(ResumableTrainer):
             self.add_callback(ShearProgressCallback())
         if self.pop_callback(PrinterCallback) is not None:
             self.add_callback(LinePrinterCallback())
-        self.learns_masks = isinstance(model, ShearingMixin)
+        self.distiller = make_distiller(
+            args.distillation_settings(), model, teacher, train_dataset, self.sample_length, self.accelerator.autocast,
+            args.device,
+        )  # fmt: skip
+        if self.distiller is not None:
+            self.compute_loss_func = self.distiller.loss
         check_backend(self, self.learns_masks)
         if self.learns_masks and self.optimizer is not None:
             check_optimizer(self.optimizer, model)
@@ -124,8 +140,21 @@ class ShearTrainer(ResumableTrainer):
         self.not_finite: Tensor | None = None
         self.lagrangian_total: Tensor | None = None
         self.micro_batch = 0
-        self._lagrangian_logged_at = 0
+        self._lagrangian_logged_at = self._parts_logged_at = 0
         self._unlogged_loss: tuple[float, int] | None = None
+
+    def _recovering(self, model, args, peft_config):
+        """The model with its weights frozen, or adapters added, as ``recovery_method`` says."""
+        if self.learns_masks:
+            if args.recovery_method != "full" or peft_config is not None:
+                raise ValueError(
+                    f"`recovery_method={args.recovery_method!r}` is of recovery, but the model has masks, which are learned"
+                    " with all weights. Leave it at 'full' here; set it for the sliced model."
+                )
+            return model
+        if peft_config is None and args.recovery_method == "lora":
+            peft_config = peft_config_from(args.peft_config)
+        return prepare_recovery(model, args.recovery_method, peft_config)
 
     # ---- data -------------------------------------------------------------------------------------------------
 
@@ -241,8 +270,16 @@ class ShearTrainer(ResumableTrainer):
         return loss if lagrangian_before is None else loss - (self.lagrangian_total - lagrangian_before)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Overridden: adds the Lagrangian, once per optimizer step whatever the accumulation."""
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        """Overridden: compares with the teacher; adds the Lagrangian, once per step whatever the accumulation."""
+        if self.distiller is not None:
+            self.distiller.set_target(inputs)
+        else:
+            inputs = {name: tensor for name, tensor in inputs.items() if name not in TEACHER_COLUMNS}
+        try:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        finally:
+            if self.distiller is not None:
+                self.distiller.clear_target()
         penalty = getattr(outputs, "lagrangian_loss", None)
         if penalty is not None and model.training:
             # transformers sums micro-batch losses that are already divided by the step's token count.
@@ -278,10 +315,14 @@ class ShearTrainer(ResumableTrainer):
         if resume_from_checkpoint:
             check_resumable(resume_from_checkpoint, backend_name(self), self.args.world_size)
         self.model.config.use_cache = self.args.use_cache
+        if self.distiller is not None:
+            self.distiller.start()
         try:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         finally:
             self.model.config.use_cache = self._use_cache
+            if self.distiller is not None:
+                self.distiller.stop()
             if self.learns_masks and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
                 self.masked_model.put_masks_back()  # those go on owning every parameter they find
             if self.train_loader is not None:
@@ -427,7 +468,11 @@ class ShearTrainer(ResumableTrainer):
         self.sampler.set_mixture_weights(weights)
 
     def log(self, logs, start_time=None):
-        """Overridden: adds the Lagrangian where there is one."""
+        """Overridden: adds the Lagrangian, and the two parts of a distillation loss, where there are any."""
+        if "loss" in logs and self.distiller is not None:
+            steps = self.state.global_step - self._parts_logged_at
+            logs |= self.distiller.log_entries(steps, partial(self.accelerator.reduce, reduction="sum"))
+            self._parts_logged_at = self.state.global_step
         if "loss" in logs and self.learns_masks and self.masked_model.masks.has_multipliers:
             steps = max(self.state.global_step - self._lagrangian_logged_at, 1)
             logs["lagrangian_loss"] = self.lagrangian_total.item() / steps

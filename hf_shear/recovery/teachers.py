@@ -1,0 +1,99 @@
+"""Teachers: the model whose predictions a student learns, on the student's device or brought there layer by layer."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+ON_DEVICE, OFFLOADED, STORED = "device", "cpu", "stored"
+TEACHER_PLACEMENTS = (ON_DEVICE, OFFLOADED, STORED)
+_AFTER_THE_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+class Teacher:
+    """A frozen causal language model that gives last hidden states, and a head to make logits of them in chunks.
+
+    Args:
+        model: with the student's vocabulary. It is put into evaluation mode and never trained.
+        placement: "device" keeps the whole of it on the student's device; "cpu" keeps its weights in the host's memory
+            and copies each layer to the device when it runs (accelerate's ``cpu_offload``).
+        device: of the student.
+
+    Raises:
+        ValueError: an unknown placement.
+    """
+
+    def __init__(self, model: PreTrainedModel, placement: str = ON_DEVICE, device: str | torch.device = "cpu"):
+        if placement not in (ON_DEVICE, OFFLOADED):
+            raise ValueError(f"`teacher_placement` of a model must be 'device' or 'cpu', but it is {placement!r}.")
+        model.requires_grad_(False).eval()
+        if placement == OFFLOADED:
+            from accelerate import cpu_offload
+
+            cpu_offload(model.to("cpu"), execution_device=torch.device(device))
+        else:
+            model.to(device)
+        self.model, self.placement = model, placement
+        self.head = model.get_output_embeddings()
+
+    @torch.no_grad()
+    def hidden_states(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """[b, S, d] last hidden states, after the last norm."""
+        inputs = {"input_ids": input_ids} | ({} if position_ids is None else {"position_ids": position_ids})
+        return self.model.base_model(**inputs, use_cache=False).last_hidden_state
+
+    @torch.no_grad()
+    def logits(self, input_ids: Tensor, position_ids: Tensor | None = None, autocast=nullcontext) -> Tensor:
+        """[b, S, V] logits."""
+        with autocast():
+            return self.head(self.hidden_states(input_ids, position_ids))
+
+
+def check_teacher(student: PretrainedConfig, teacher: PretrainedConfig, num_positions: int | None = None) -> None:
+    """Refuse a teacher whose predictions are not over the student's vocabulary, or that can not read its samples.
+
+    Args:
+        student, teacher: configurations; no weights are needed.
+        num_positions: tokens of a sample.
+
+    Raises:
+        ValueError: says what differs.
+    """
+    if student.vocab_size != teacher.vocab_size:
+        raise ValueError(
+            f"The teacher's vocabulary has {teacher.vocab_size} entries, the student's {student.vocab_size}: token"
+            " probabilities can not be compared. Distil from the model that was pruned, or from one with its tokenizer."
+        )
+    for role, config in (("student", student), ("teacher", teacher)):
+        found = [name for name in _AFTER_THE_HEAD if getattr(config, name, None) not in (None, 1, 1.0)]
+        if found:
+            raise ValueError(
+                f"The {role} changes its logits behind the head ({', '.join(found)}), which distillation, that works on"
+                " the head's own output, would miss. Leave `distillation` at 'none' for it."
+            )
+    positions = getattr(teacher, "max_position_embeddings", None)
+    if num_positions is not None and positions is not None and num_positions > positions:
+        raise ValueError(
+            f"Samples have {num_positions} tokens, but the teacher has {positions} positions. Pack with a smaller"
+            " `max_length`."
+        )
+
+
+def check_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Refuse a teacher whose token ids mean other texts.
+
+    Raises:
+        ValueError: names a token that differs.
+    """
+    own, other = student.get_vocab(), teacher.get_vocab()
+    differing = sorted(token for token in own.keys() | other.keys() if own.get(token) != other.get(token))
+    if differing:
+        first = differing[0]
+        raise ValueError(
+            f"Teacher and student have different vocabularies: {len(differing)} tokens differ, the first is {first!r}"
+            f" (student: {own.get(first)}, teacher: {other.get(first)}). Distil from the model that was pruned, or from"
+            " one with its tokenizer."
+        )

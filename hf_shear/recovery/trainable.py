@@ -1,0 +1,48 @@
+"""Which weights recovery trains: all, adapters, or norms and biases."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from .adapters import add_adapters
+
+FULL, LORA, NORMS_AND_BIASES = "full", "lora", "norms_and_biases"
+RECOVERY_METHODS = (FULL, LORA, NORMS_AND_BIASES)
+
+
+def prepare_recovery(model: PreTrainedModel, method: str, peft_config=None) -> nn.Module:
+    """Freeze what the method does not train, and add what it trains.
+
+    Args:
+        model: a plain causal language model.
+        method: "full" (continued pre-training), "lora" (adapters of ``peft``) or "norms_and_biases" (every parameter
+            with one dimension, as in PERP, arXiv 2312.15230).
+        peft_config: of the adapters; only for "lora".
+
+    Returns:
+        The model itself, or for "lora" the ``PeftModel`` around it.
+
+    Raises:
+        ValueError: an unknown method, a model without norms or biases, or a ``peft_config`` for another method.
+        ImportError: "lora" without peft.
+    """
+    if method not in RECOVERY_METHODS:
+        raise ValueError(f"`recovery_method` must be one of {', '.join(RECOVERY_METHODS)}, but it is {method!r}.")
+    if peft_config is not None and method != LORA:
+        raise ValueError(
+            f"`peft_config` is given, but `recovery_method` is {method!r}. Set it to 'lora', or leave it out."
+        )
+    if method == LORA:
+        return add_adapters(model, peft_config)
+    if method == NORMS_AND_BIASES:
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.dim() == 1)
+        if not num_trainable(model):
+            raise ValueError("`recovery_method='norms_and_biases'` finds no norms or biases in this model.")
+    return model
+
+
+def num_trainable(model: nn.Module) -> int:
+    """Number of parameters that training changes."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

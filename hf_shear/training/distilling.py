@@ -1,0 +1,128 @@
+"""Distillation inside :class:`~hf_shear.training.ShearTrainer`: the teacher's part of every training forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..data import first_sample
+from ..recovery import (
+    TEACHER_IDS,
+    TEACHER_LOG_PROBS,
+    DistillationSettings,
+    DistillationTarget,
+    Teacher,
+    check_teacher,
+)
+from ..recovery.distillation_head import make_distilling, make_plain
+
+TEACHER_COLUMNS = (TEACHER_LOG_PROBS, TEACHER_IDS)
+
+
+class Distiller:
+    """Sets the student's head to compute losses, and adds up what is logged of them.
+
+    Args:
+        settings: divergence, temperature, weight.
+        student: plain, masked, or with adapters.
+        teacher: a model; None where the samples carry stored teacher logits.
+        autocast: makes the context manager in which the teacher runs.
+    """
+
+    def __init__(
+        self, settings: DistillationSettings, student: PreTrainedModel, teacher: Teacher | None, autocast: Callable
+    ):
+        self.settings, self.teacher, self.autocast = settings, teacher, autocast
+        self.vocab_size = student.config.vocab_size
+        self.head = student.get_output_embeddings()
+        self.sums: Tensor | None = None  # [cross-entropy, divergence] since the last log, nats per token of a step
+
+    def start(self) -> None:
+        """Give the student the head that computes losses."""
+        make_distilling(self.head)
+
+    def stop(self) -> None:
+        """Give the student its stock head back."""
+        make_plain(self.head)
+
+    def set_target(self, inputs: dict[str, Tensor]) -> None:
+        """Take the teacher's columns out of a batch, or run the teacher, and set what the next forward compares with."""
+        stored = {name: inputs.pop(name) for name in TEACHER_COLUMNS if name in inputs}
+        target = DistillationTarget(inputs["labels"], self.vocab_size, self.settings)
+        if self.teacher is None:
+            batch, length = inputs["input_ids"].shape
+            target.teacher_log_probs = stored[TEACHER_LOG_PROBS].view(batch, length, -1)
+            target.teacher_ids = stored[TEACHER_IDS].view(batch, length, -1)
+        else:
+            read = {name: inputs[name] for name in ("input_ids", "position_ids") if name in inputs}
+            with self.autocast():
+                target.teacher_hidden = self.teacher.hidden_states(**read)
+            target.teacher_head = self.teacher.head
+        self.head.distillation_target = target
+
+    def clear_target(self) -> None:
+        """Let the head give logits again."""
+        self.head.distillation_target = None
+
+    def loss(self, outputs, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """The training loss of one micro-batch, normalised like transformers' own: by the tokens of the whole step."""
+        sums = outputs["logits"]
+        count = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] != -100).sum().clamp(min=1)
+        means = sums / count
+        detached = means.detach()
+        self.sums = detached.clone() if self.sums is None else self.sums + detached
+        weight, temperature = self.settings.weight, self.settings.temperature
+        return (1 - weight) * means[0] + weight * temperature**2 * means[1]
+
+    def log_entries(self, num_steps: int, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Mean cross-entropy and divergence since the last call, nats per token."""
+        if self.sums is None:
+            return {}
+        cross_entropy, distance = (reduce(self.sums) / max(num_steps, 1)).tolist()
+        self.sums = None
+        return {"cross_entropy": cross_entropy, "divergence": distance}
+
+    def state(self, accelerator) -> list[float] | None:
+        """What has been added up since the last log, over all processes. All processes must ask."""
+        return None if self.sums is None else accelerator.reduce(self.sums, reduction="sum").tolist()
+
+    def load_state(self, sums: list[float] | None, args) -> None:
+        """Go on adding up from ``state``, each process with its share."""
+        self.sums = None if sums is None else torch.tensor(sums, device=args.device) / args.world_size
+
+
+def make_distiller(
+    settings: DistillationSettings | None,
+    student: PreTrainedModel,
+    teacher: Teacher | PreTrainedModel | None,
+    train_dataset: Mapping | None,
+    sample_length: int,
+    autocast: Callable,
+    device: torch.device,
+) -> Distiller | None:
+    """The distiller that arguments, teacher and data ask for, or None.
+
+    Raises:
+        ValueError: a teacher without distillation or the other way round, or both a teacher and stored logits; a teacher
+            of another vocabulary; logits stored at another temperature.
+    """
+    columns = set() if not train_dataset else set(first_sample(next(iter(train_dataset.values()))))
+    stored = set(TEACHER_COLUMNS) <= columns
+    if settings is None:
+        if teacher is not None:
+            raise ValueError("`teacher` is given, but `distillation` is 'none'. Set `distillation`, or leave it out.")
+        return None
+    if teacher is None and not stored:
+        raise ValueError(
+            f"`distillation={settings.divergence!r}` needs a teacher: give `teacher=`, the model that was pruned, or train"
+            " on samples that `hf_shear.recovery.store_teacher_logits` made."
+        )
+    if teacher is not None and stored:
+        raise ValueError("`teacher` is given, and `train_dataset` carries stored teacher logits. Give one of the two.")
+    if teacher is not None:
+        teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher, device=device)
+        check_teacher(student.config, teacher.model.config, sample_length or None)
+    return Distiller(settings, student, teacher, autocast)
