@@ -37,7 +37,7 @@ ARMS = {
     "lora_distilled": {"recovery_method": "lora", "distillation": "forward_kl"},
 }
 RATES = {"full": 1, "lora": 4, "norms_and_biases": 8, "distilled": 1, "lora_distilled": 4}
-"""Learning rates of a sweep: these multiples of the config's, times FACTORS. Other arms take that of the arm they resemble."""
+"""Rates of a sweep: these multiples of the config's, times FACTORS. Others take that of the arm they resemble."""
 FACTORS = (0.5, 1.0, 2.0)
 LIKE = {"distilled_only": "distilled", "distilled_reverse": "distilled"}
 

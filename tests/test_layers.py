@@ -24,8 +24,18 @@ ALLOWED = {
     "publishing": {"shapes", "masks", "modeling", "reporting", "slicing"},
     "runs": {"shapes", "masks", "modeling", "slicing", "importance", "data", "recovery", "training", "reporting"},
     "cli": {
-        "shapes", "masks", "modeling", "slicing", "importance", "data", "recovery", "training", "reporting",
-        "evaluation", "publishing", "runs",
+        "shapes",
+        "masks",
+        "modeling",
+        "slicing",
+        "importance",
+        "data",
+        "recovery",
+        "training",
+        "reporting",
+        "evaluation",
+        "publishing",
+        "runs",
     },
 }
 
