@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from types import ModuleType
 
 from .terminal import quiet_when_piped
@@ -32,9 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_overview())
         return OK if words else WRONG_USE
     if words[0] == "--version":
-        from .. import __version__
-
-        print(f"hf-shear {__version__}")
+        print(f"hf-shear {metadata.version('hf-shear')}")
         return OK
     if words[0] not in VERBS:
         return _refuse(f"there is no verb {words[0]!r}. Verbs: {', '.join(VERBS)}.")

@@ -1,27 +1,49 @@
-"""Runs: arguments, folders, data, baselines, reports; what the examples are made of."""
+"""Runs: arguments, folders, data, stages, baselines, reports; what the examples and the command line are made of."""
 
 from .baselines import BASELINES, baseline_learning_rates, baseline_model
 from .choose_target import choose_target
 from .config_file import parse_arguments
 from .domain_data import DomainData, prepare_domain_data
-from .report import RESULTS_NAME, judge, judge_checkpoint, run_results, write_report
+from .pipeline_arguments import DataArguments, PipelineArguments, RecoveryArguments
+from .report import (
+    RESULTS_NAME,
+    judge,
+    judge_checkpoint,
+    recovery_settings,
+    run_command,
+    run_results,
+    write_report,
+)
 from .run_folder import RunFolder, run_settings
+from .stages import Run, judge_source, learn_masks, open_run, recover, train_baseline, with_teacher_logits
 from .whole_models import whole_models
 
 __all__ = [
     "BASELINES",
     "RESULTS_NAME",
+    "DataArguments",
     "DomainData",
+    "PipelineArguments",
+    "RecoveryArguments",
+    "Run",
     "RunFolder",
     "baseline_learning_rates",
     "baseline_model",
     "choose_target",
     "judge",
     "judge_checkpoint",
+    "judge_source",
+    "learn_masks",
+    "open_run",
     "parse_arguments",
     "prepare_domain_data",
+    "recover",
+    "recovery_settings",
+    "run_command",
     "run_results",
     "run_settings",
+    "train_baseline",
     "whole_models",
+    "with_teacher_logits",
     "write_report",
 ]

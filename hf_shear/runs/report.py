@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -52,7 +55,7 @@ def judge_checkpoint(path: str | os.PathLike, datasets: dict, args: ShearTrainin
 
 
 def run_results(
-    source: dict, learned: dict, recovered: dict, baselines: dict[str, dict], target: ModelShape, seed: int
+    source: dict, learned: dict, recovered: dict, baselines: dict[str, dict], target: ModelShape, args
 ) -> dict:
     """The results of a run from the records of its stages (``seconds.total`` is left to the caller)."""
     trained = [learned, recovered, *baselines.values()]
@@ -85,11 +88,24 @@ def run_results(
             for name, stage in baselines.items()
         },
         "versions": collect_versions(),
-        "seed": seed,
+        "seed": args.seed,
+        "recovery": recovery_settings(args),
+        "command": run_command(),
         "kept": learned["kept"],
         "passes": {"mask_learning": learned["passes"], "recovery": recovered["passes"]},
         "history": learned["history"] + _shifted(recovered["history"], learned["tokens"]),
     }
+
+
+def recovery_settings(args: ShearTrainingArguments) -> dict:
+    """How a model was recovered: the method, and the distillation or None."""
+    settings = args.distillation_settings()
+    return {"method": args.recovery_method, "distillation": None if settings is None else asdict(settings)}
+
+
+def run_command() -> str:
+    """The command that this process was started with."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _shifted(history: list[dict], tokens_before: int) -> list[dict]:

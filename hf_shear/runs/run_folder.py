@@ -19,13 +19,17 @@ from ..training.state_file import STATE_NAME, write_json_atomically
 
 _STAGES_NAME = "stages.json"
 _UNUSED = {"settings", "source"}  # what a run has recorded that was refused, or stopped, before any training
-_FREE_SETTINGS = {"num_proc", "baselines", "baseline_learning_rates", "stop_after", "resume", "overwrite", *SHAPE_NAMES}
+_FREE_SETTINGS = {
+    "num_proc", "baselines", "baseline_learning_rates", "stop_after", "resume", "overwrite", "keep_adapter", *SHAPE_NAMES,
+}  # fmt: skip
+_RECOVERY_SETTINGS = ("recovery_method", "distillation", "distillation_temperature", "distillation_weight")
 
 
-def run_settings(pipeline, target: ModelShape, seed: int) -> dict:
+def run_settings(pipeline, target: ModelShape, args) -> dict:
     """What a resumed run must share with the run it continues; ``pipeline`` is a dataclass of arguments."""
     settings = {name: value for name, value in asdict(pipeline).items() if name not in _FREE_SETTINGS}
-    return {"target_shape": target.to_dict(), "seed": seed} | settings
+    settings |= {name: getattr(args, name) for name in _RECOVERY_SETTINGS}
+    return {"target_shape": target.to_dict(), "seed": args.seed} | settings
 
 
 class RunFolder:

@@ -1,0 +1,86 @@
+"""The arguments of the pipeline, beside those of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..masks import MASK_DRAWS, MASK_METHODS, START_SPREAD
+from ..recovery import TEACHER_PLACEMENTS
+from .baselines import baseline_learning_rates
+
+QUANTISATIONS = ("none", "8bit", "4bit")
+STOPS = ("teacher_logits", "mask_learning", "recovery")
+
+
+@dataclass(kw_only=True)
+class DataArguments:
+    """Text, and how it is split and packed."""
+
+    data_dir: str | None = field(default=None, metadata={"help": "Folder with one sub-folder or file per domain."})
+    max_length: int = field(default=256, metadata={"help": "Tokens per sample."})
+    eval_tokens: int = field(default=16_384, metadata={"help": "Held-out tokens per domain behind the results."})
+    held_out_fraction: float = field(default=0.1, metadata={"help": "Share of the documents kept from training."})
+    block_diagonal: bool = field(default=False, metadata={"help": "No attention across packed documents."})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
+
+
+@dataclass(kw_only=True)
+class RecoveryArguments(DataArguments):
+    """How long recovery takes, and where its teacher lives."""
+
+    recovery_tokens: int = field(default=752_000, metadata={"help": "Training tokens of recovery."})
+    teacher_name_or_path: str | None = field(
+        default=None, metadata={"help": "Teacher of --distillation; the source if not named."}
+    )
+    teacher_placement: Literal[TEACHER_PLACEMENTS] = field(
+        default="device", metadata={"help": "cpu: copied layer by layer; stored: its top-k logits, computed once."}
+    )
+    distillation_top_k: int = field(default=32, metadata={"help": "Stored teacher logits per token."})
+    quantize: Literal[QUANTISATIONS] = field(
+        default="none", metadata={"help": "Frozen weights under 'lora' (bitsandbytes); merged into the full ones."}
+    )
+    keep_adapter: bool = field(
+        default=False, metadata={"help": "Keep the adapter of 'lora' beside what it is merged to."}
+    )
+
+    def __post_init__(self):
+        for name in ("recovery_tokens", "distillation_top_k"):
+            _check_at_least_one(self, name)
+
+
+@dataclass(kw_only=True)
+class PipelineArguments(RecoveryArguments):
+    """What is sheared, to which shape, on which text, for how long."""
+
+    model_name_or_path: str = field(metadata={"help": "A plain Llama checkpoint."})
+    preset: str | None = field(default=None, metadata={"help": "A shape of the paper, such as sheared-llama-1.3b."})
+    hidden_size: int | None = field(default=None, metadata={"help": "Target size; the source's if not named."})
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "Target size."})
+    num_attention_heads: int | None = field(default=None, metadata={"help": "Target size."})
+    num_key_value_heads: int | None = field(default=None, metadata={"help": "Target size."})
+    intermediate_size: int | None = field(default=None, metadata={"help": "Target size."})
+    target_num_parameters: int | None = field(default=None, metadata={"help": "Pick a shape of at most this size."})
+    mask_tokens: int = field(default=48_000, metadata={"help": "Training tokens of mask learning."})
+    mask_method: Literal[MASK_METHODS] = field(default="relaxed_topk", metadata={"help": "hard_concrete: the paper."})
+    mask_draw: Literal[MASK_DRAWS] = field(default="per_step", metadata={"help": "per_micro_batch: reference code."})
+    mask_start: Literal["taylor", "uniform"] = field(default="taylor", metadata={"help": "uniform: the paper."})
+    mask_start_spread: float = field(default=START_SPREAD, metadata={"help": "log_alpha starts within +- this."})
+    calibration_batches: int = field(default=16, metadata={"help": "Batches of a step's size, for Taylor scores."})
+    paper: bool = field(default=False, metadata={"help": "The paper's mask learning, whatever else is set."})
+    baselines: bool = field(default=True, metadata={"help": "Train random, Taylor and scratch at equal tokens."})
+    baseline_learning_rates: str | None = field(default=None, metadata={"help": "JSON: rate by baseline."})
+    stop_after: Literal[STOPS] | None = field(default=None, metadata={"help": "--resume goes on."})
+    resume: bool = field(default=False, metadata={"help": "Continue the run in --output_dir."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace the run in --output_dir."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("mask_tokens", "calibration_batches"):
+            _check_at_least_one(self, name)
+        baseline_learning_rates(self.baseline_learning_rates)  # refused now, not after recovery
+
+
+def _check_at_least_one(arguments, name: str) -> None:
+    if getattr(arguments, name) < 1:
+        raise ValueError(f"`{name}` must be at least 1, but it is {getattr(arguments, name)}.")

@@ -1,0 +1,253 @@
+"""The stages of a run: each trains, saves a plain checkpoint, and returns a JSON-ready record of what it did."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets import DatasetDict
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from ..data import load_domains
+from ..importance import mask_start_importance
+from ..masks import MaskSettings
+from ..modeling import ShearingLlamaForCausalLM
+from ..recovery import merge_adapter, save_adapter_record
+from ..shapes import TargetShape
+from ..slicing import provenance_record, read_provenance, save_checkpoint, slice_model
+from ..training import PAPER_MASK_LEARNING, ShearTrainer, ShearTrainingArguments, check_domain_arguments
+from .baselines import baseline_learning_rates, baseline_model
+from .choose_target import choose_target
+from .domain_data import DomainData, prepare_domain_data
+from .pipeline_arguments import PipelineArguments
+from .report import judge_checkpoint
+from .run_folder import RunFolder, run_settings
+from .teaching import STORED, check_teaching, load_teacher, store_logits, stored_logits
+from .whole_models import whole_models
+
+TRAINED_DTYPE = torch.float32  # AdamW loses small steps in half precision; --bf16 still computes in bfloat16
+SOURCE, TEACHER_LOGITS, MASK_LEARNING, RECOVERY = "source", "teacher_logits", "mask_learning", "recovery"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the stages of one run share.
+
+    Attributes:
+        pipeline, args: what was asked for.
+        target: the shape to reach.
+        data: packed samples per domain.
+        train: those to train on, with stored teacher logits where there are any.
+    """
+
+    pipeline: PipelineArguments
+    args: ShearTrainingArguments
+    target: TargetShape
+    data: DomainData
+    train: DatasetDict
+    tokenizer: PreTrainedTokenizerBase
+    folder: RunFolder
+
+    @property
+    def teacher_path(self) -> str:
+        """Where the teacher of a distillation is loaded from."""
+        return self.pipeline.teacher_name_or_path or self.pipeline.model_name_or_path
+
+    def stage(self, name: str, run, *arguments) -> dict:
+        """Run a stage, or return what it recorded when it ran before."""
+        PartialState().print(f"\n== {name}" + (" (finished before)" if self.folder.finished(name) else ""))
+        return self.folder.stage(name, lambda: run(self, *arguments))
+
+    @property
+    def source_dtype(self) -> torch.dtype:
+        """In which every model of the run is saved."""
+        return getattr(torch, self.folder.finished(SOURCE)["dtype"])
+
+
+def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_domains=None) -> Run:
+    """Check everything that can be checked, open the run's folder, read and pack the text.
+
+    Args:
+        pipeline, args: as parsed.
+        default_domains: makes the text per domain where no ``data_dir`` is given.
+
+    Raises:
+        ValueError: anything that does not fit; nothing has been trained or deleted then.
+    """
+    config = AutoConfig.from_pretrained(pipeline.model_name_or_path)
+    target, reasons = choose_target(pipeline, config)
+    tokenizer = AutoTokenizer.from_pretrained(pipeline.model_name_or_path)
+    check_teaching(pipeline, args, pipeline.teacher_name_or_path or pipeline.model_name_or_path, config, tokenizer)
+    domains = read_domains(pipeline, args, default_domains)
+    output_dir = None if args.output_dir == "trainer_output" else args.output_dir  # transformers' name for none given
+    settings = run_settings(pipeline, target, args)
+    folder = RunFolder.open(output_dir, pipeline.resume, pipeline.overwrite, settings)
+    PartialState().print("\n".join(filter(None, (reasons, f"Target: {target}", f"Run folder: {folder.path}"))))
+    data = pack(pipeline, domains, tokenizer, config)
+    return Run(pipeline, args, target, data, data.train, tokenizer, folder)
+
+
+def read_domains(pipeline, args: ShearTrainingArguments, default_domains=None):
+    """Text per domain, checked against the arguments."""
+    if pipeline.data_dir is None and default_domains is None:
+        raise ValueError("`data_dir` is needed: a folder with one sub-folder or file of text per domain.")
+    with PartialState().local_main_process_first():  # reads; the others find it cached
+        domains = load_domains(pipeline.data_dir) if pipeline.data_dir else default_domains()
+    check_domain_arguments(args, list(domains))
+    return domains
+
+
+def pack(pipeline, domains, tokenizer, config: PretrainedConfig) -> DomainData:
+    """Split, tokenise and pack, as the pipeline's arguments say."""
+    with PartialState().local_main_process_first():
+        return prepare_domain_data(
+            domains, tokenizer, config, max_length=pipeline.max_length, held_out_fraction=pipeline.held_out_fraction,
+            eval_tokens=pipeline.eval_tokens, block_diagonal=pipeline.block_diagonal, num_proc=pipeline.num_proc,
+        )  # fmt: skip
+
+
+def judge_source(run: Run) -> dict:
+    """The source as it comes."""
+    return judge_checkpoint(run.pipeline.model_name_or_path, run.data.judged, run.args)
+
+
+def with_teacher_logits(run: Run) -> Run:
+    """The run with stored teacher logits in its training samples, if it is to have them; stored first if need be."""
+    if run.args.distillation == "none" or run.pipeline.teacher_placement != STORED:
+        return run
+    arguments = (run.pipeline, run.args, run.teacher_path, run.data.train, run.folder.path)
+    run.stage(TEACHER_LOGITS, lambda run: store_logits(*arguments))
+    return replace(run, train=stored_logits(run.folder.path))
+
+
+def masked_source(run: Run) -> ShearingLlamaForCausalLM:
+    """The source with masks towards the target."""
+    pipeline, seed = run.pipeline, run.args.seed
+    settings = MaskSettings(method=pipeline.mask_method, draw=pipeline.mask_draw, seed=seed)
+    settings = MaskSettings.paper(seed) if pipeline.paper else settings
+    options = {"dtype": TRAINED_DTYPE, "target_shape": run.target, "mask_settings": settings}
+    return ShearingLlamaForCausalLM.from_pretrained(pipeline.model_name_or_path, **options)
+
+
+def calibration(run: Run) -> list[dict]:
+    """Batches of one optimizer step's size, whatever its micro-batches."""
+    args = run.args
+    return list(run.data.calibration(args.samples_per_step(), run.pipeline.calibration_batches, args.seed))
+
+
+def learn_masks(run: Run) -> dict:
+    """Learn the masks, slice, and export to <output_dir>/pruned."""
+    pipeline, folder = run.pipeline, run.folder
+    checkpoint, importance = folder.last_checkpoint(MASK_LEARNING), None
+    calibrated = pipeline.mask_start == "taylor" and not pipeline.paper
+    if calibrated and checkpoint is None:
+        with whole_models():
+            source, batches = masked_source(run), calibration(run)
+            importance = mask_start_importance(source.to(run.args.device), batches, run.args.train_batch_size)
+        del source
+    model = masked_source(run)
+    if importance is not None:
+        model.masks.start_from_importance(importance, pipeline.mask_start_spread)
+    stage = {"lr_scheduler_type": "constant_with_warmup"} if not pipeline.paper else PAPER_MASK_LEARNING
+    args = replace(run.args, output_dir=str(folder.path / MASK_LEARNING), num_tokens=pipeline.mask_tokens,
+                   recovery_method="full", peft_config=None, **stage)  # fmt: skip
+    start = time.perf_counter()
+    teacher = load_teacher(pipeline, args, run.teacher_path)
+    trainer = ShearTrainer(model, args, run.train, run.data.held_out, run.tokenizer, teacher=teacher)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    learned = time.perf_counter()
+    sliced, kept = slice_model(trainer.masked_model, dtype=run.source_dtype)
+    record = trainer.stage_record(MASK_LEARNING)
+    facts = {"masks": trainer.mask_report, "kept": kept.to_dict()}
+    found = {name: record[name] for name in ("reference_losses", "mixture_weights")}  # what recovery starts from
+    provenance = provenance_record(model, seed=args.seed, mask_learning=record["tokens"], **found, **facts)
+    save_checkpoint(sliced, folder.path / "pruned", run.tokenizer, provenance)
+    exported = time.perf_counter()
+    return facts | record | {
+        "calibration_tokens": pipeline.calibration_batches * args.samples_per_step() * pipeline.max_length * calibrated,
+        "model": judge_checkpoint(folder.path / "pruned", run.data.judged, args),
+        "seconds": learned - start, "export_seconds": exported - learned,
+    }  # fmt: skip
+
+
+def load_trained(path, quantize: str = "none"):
+    """A plain checkpoint to be trained: in float32, or with frozen weights quantised by bitsandbytes."""
+    options = {}
+    if quantize != "none":
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=quantize == "8bit", load_in_4bit=quantize == "4bit", bnb_4bit_quant_type="nf4"
+        )
+    return AutoModelForCausalLM.from_pretrained(path, dtype=TRAINED_DTYPE, **options)
+
+
+def train_plain(run: Run, name: str, model, start_path: Path | None, num_tokens: int, learned: dict, saved_as: Path,
+                provenance: dict | None = None, **changes) -> dict:  # fmt: skip
+    """Recover a plain model with dynamic batches: checkpoints in <output_dir>/<name>, the result in ``saved_as``.
+
+    Args:
+        start_path: the checkpoint that ``model`` is of, into which adapters are merged; None: saved first, if needed.
+        learned: the record with the domains' reference losses.
+    """
+    folder = run.folder
+    args = replace(run.args, output_dir=str(folder.path / name), num_tokens=num_tokens,
+                   reference_losses=learned["reference_losses"], **changes)  # fmt: skip
+    adapts = args.recovery_method == "lora"
+    if adapts and start_path is None:
+        start_path = save_checkpoint(model, folder.path / name / "start")
+        model = load_trained(start_path, run.pipeline.quantize)
+    start = time.perf_counter()
+    held_out = run.data.first_held_out(learned["eval_samples"])
+    teacher = load_teacher(run.pipeline, args, run.teacher_path)
+    trainer = ShearTrainer(model, args, run.train, held_out, run.tokenizer, teacher=teacher)
+    trainer.train(resume_from_checkpoint=folder.last_checkpoint(name))
+    record = trainer.stage_record(name) | {
+        "seconds": time.perf_counter() - start, "learning_rate": args.learning_rate,
+    }  # fmt: skip
+    provenance = None if provenance is None else provenance | {name: record["tokens"]}
+    if adapts:
+        kept = saved_as.with_name("adapter") if run.pipeline.keep_adapter else folder.path / name / "adapter"
+        trained = _merged(trainer, start_path, kept)
+    else:
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+    save_checkpoint(trained, saved_as, run.tokenizer, provenance, dtype=run.source_dtype)
+    return record | {"model": judge_checkpoint(saved_as, run.data.judged, args)}
+
+
+def _merged(trainer: ShearTrainer, start_path: Path, adapter: Path):
+    """The plain model that an adapter and the checkpoint it was trained on make together; the adapter is saved."""
+    trainer.save_model(str(adapter))
+    trainer.accelerator.wait_for_everyone()
+    with whole_models():
+        base = load_trained(start_path)
+    if trainer.is_world_process_zero():
+        save_adapter_record(adapter, base)
+    trainer.accelerator.wait_for_everyone()
+    return merge_adapter(base, adapter)
+
+
+def recover(run: Run, learned: dict) -> dict:
+    """Train the pruned model back to strength, to <output_dir>/recovered."""
+    pruned = run.folder.path / "pruned"
+    model, provenance = load_trained(pruned, run.pipeline.quantize), read_provenance(pruned)
+    return train_plain(run, RECOVERY, model, pruned, run.pipeline.recovery_tokens, learned,
+                       run.folder.path / "recovered", provenance, mixture_weights=learned["mixture_weights"])  # fmt: skip
+
+
+def train_baseline(run: Run, name: str, learned: dict) -> dict:
+    """A baseline at the tokens of mask learning plus recovery, to <output_dir>/<name>/trained.
+
+    It is recovered in the same way; but random weights ("scratch") are always trained in full.
+    """
+    with whole_models():
+        source, batches = masked_source(run), calibration(run)
+        model = baseline_model(name, source.to(run.args.device), batches, run.args.seed, run.args.train_batch_size)
+    rate = baseline_learning_rates(run.pipeline.baseline_learning_rates).get(name, run.args.learning_rate)
+    changes = {"recovery_method": "full", "peft_config": None} if name == "scratch" else {}
+    num_tokens = learned["tokens"] + run.folder.finished(RECOVERY)["tokens"]
+    return train_plain(run, name, model, None, num_tokens, learned, run.folder.path / name / "trained",
+                       learning_rate=rate, **changes)  # fmt: skip

@@ -1,0 +1,81 @@
+"""The teacher of a run: loaded where it is asked to live, or its logits stored once in the run's folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets import DatasetDict
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+
+from ..recovery import Teacher, check_same_tokens, check_teacher, load_teacher_logits, store_teacher_logits
+from ..training import ShearTrainingArguments
+from .whole_models import whole_models
+
+LOGITS_FOLDER = "teacher_logits"
+STORED = "stored"
+
+
+def check_teaching(pipeline, args: ShearTrainingArguments, path: str, student: PretrainedConfig, tokenizer) -> None:
+    """Refuse a teacher that does not fit, before anything is loaded or trained.
+
+    Args:
+        pipeline: has ``teacher_placement``, ``quantize`` and ``max_length``.
+        path: of the teacher.
+        student, tokenizer: of the model that is trained.
+
+    Raises:
+        ValueError: other vocabularies; a quantised base without adapters; logits to be stored by several processes.
+    """
+    if pipeline.quantize != "none" and args.recovery_method != "lora":
+        raise ValueError(
+            f"`quantize={pipeline.quantize!r}` needs `recovery_method='lora'`: quantised weights can not be trained, only"
+            f" adapters beside them, but it is {args.recovery_method!r}."
+        )
+    if args.distillation == "none":
+        return
+    check_teacher(student, AutoConfig.from_pretrained(path), pipeline.max_length)
+    check_same_tokens(tokenizer, AutoTokenizer.from_pretrained(path))
+
+
+def load_teacher(pipeline, args: ShearTrainingArguments, path: str) -> Teacher | None:
+    """The teacher as a model, whole on every process; None without distillation, or where its logits are stored.
+
+    It has the dtype of its checkpoint, but float32 on CPUs, which are slow in half precision.
+    """
+    if args.distillation == "none" or pipeline.teacher_placement == STORED:
+        return None
+    return _load(pipeline.teacher_placement, args, path)
+
+
+def _load(placement: str, args: ShearTrainingArguments, path: str) -> Teacher:
+    with whole_models():
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32 if args.device.type == "cpu" else "auto")
+    return Teacher(model, placement, args.device)
+
+
+def store_logits(pipeline, args: ShearTrainingArguments, path: str, train: DatasetDict, folder: Path) -> dict:
+    """Compute what the teacher says of every training sample; domains that are stored already are left as they are.
+
+    Raises:
+        ValueError: several processes, which would wait for the first one for hours.
+    """
+    if PartialState().num_processes > 1:
+        raise ValueError(
+            "`teacher_placement='stored'`: the teacher's logits are computed by one process. Run once with one process and"
+            " `--stop_after teacher_logits`, then launch this with `--resume`."
+        )
+    start = time.perf_counter()
+    store_teacher_logits(
+        train, _load("device", args, path), folder / LOGITS_FOLDER, top_k=pipeline.distillation_top_k,
+        temperature=args.distillation_temperature, batch_size=args.eval_batch_size,
+    )  # fmt: skip
+    tokens = sum(len(dataset) for dataset in train.values()) * pipeline.max_length
+    return {"tokens": tokens, "seconds": time.perf_counter() - start}
+
+
+def stored_logits(folder: Path) -> DatasetDict:
+    """Training samples with the logits that ``store_logits`` stored."""
+    return load_teacher_logits(folder / LOGITS_FOLDER)
