@@ -95,7 +95,7 @@ def add_adapters(model: PreTrainedModel, peft_config=None) -> nn.Module:
         raise ValueError("The model has adapters already. Merge them (`merge_and_unload`) or train it as it is.")
     if peft_config.is_prompt_learning:
         raise ValueError(
-            f"`peft_config` of type {peft_config.peft_type.value} puts prompts before every sample, which changes its length"
+            f"`peft_config` of type {peft_config.peft_type.value} puts prompts before every sample, which makes it longer"
             " and can not be merged. Use a type that adapts weights, such as LORA."
         )
     if getattr(model, "is_quantized", False):
