@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data import first_sample, is_stream
+from ..data import first_sample
 from ..modeling import ShearingMixin
 from ..recovery import (
     TEACHER_IDS,
@@ -121,17 +121,11 @@ def make_distiller(
     if teacher is None and not stored:
         raise ValueError(
             f"`distillation={settings.divergence!r}` needs a teacher: give `teacher=`, the model that was pruned, or train"
-            " on samples that `hf_shear.recovery.store_teacher_logits` made."
+            " on samples that `hf_shear.recovery.store_teacher_logits` made (data sets; streams carry none)."
         )
     if teacher is not None and stored:
         raise ValueError("`teacher` is given, and `train_dataset` carries stored teacher logits. Give one of the two.")
     if stored:
-        streams = [name for name, dataset in domains.items() if is_stream(dataset)]
-        if streams:
-            raise ValueError(
-                f"`train_dataset` carries stored teacher logits, but {', '.join(streams)} are streams, which can not be"
-                " looked at before training. Read the stored samples with `hf_shear.recovery.load_teacher_logits`."
-            )
         check_teacher_logits(domains, settings.temperature, student.config.vocab_size, sample_length)
     if teacher is not None:
         _check_own_weights(student, teacher.model if isinstance(teacher, Teacher) else teacher)

@@ -47,7 +47,7 @@ class ResumableTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if self.args.recovery_method == "lora":
             folder = output_dir if output_dir is not None else self.args.output_dir
-            save_adapter_record(folder, self.base_digest, base=self.model.config.name_or_path)
+            save_adapter_record(folder, self.base_digest, base_model=self.model.config.name_or_path)
 
     def _save_rng_state(self, output_dir):
         """Overridden: waits for all processes, so that what the main one writes next marks a whole checkpoint."""
