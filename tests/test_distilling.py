@@ -23,6 +23,7 @@ from training_helpers import (
 
 from hf_shear import MaskSettings
 from hf_shear.recovery import DistillationSettings, Teacher, default_peft_config, merge_adapter, store_teacher_logits
+from hf_shear.training.cost import memory_line
 from hf_shear.training.distilling import Distiller
 
 DISTILLED = {"distillation": "forward_kl", "distillation_temperature": 2.0, "distillation_weight": 0.4}
@@ -63,7 +64,13 @@ def skip_without_peft(method: str) -> None:
 def test_each_method_trains_only_what_it_should_with_dynamic_batches(method, tmp_path):
     skip_without_peft(method)
     trainer = trainer_of(
-        tmp_path, **METHODS[method], eval_strategy="steps", eval_steps=1, eval_token_share=1.0, reference_losses=LOW
+        tmp_path,
+        **METHODS[method],
+        eval_strategy="steps",
+        eval_steps=1,
+        eval_token_share=1.0,
+        reference_losses=LOW,
+        mixture_ceiling=0.8,
     )
     before, trained = weights_of(trainer.model), {n for n, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.train()
@@ -193,6 +200,13 @@ def test_stored_logits_train_as_the_live_teacher_does(tmp_path):
     streams = {name: data.to_iterable_dataset() for name, data in stored.items()}
     with pytest.raises(ValueError, match="needs a teacher: .* streams carry none"):
         trainer_of(tmp_path, train=streams, teacher=None, **DISTILLED)
+
+
+def test_the_cost_report_says_what_its_memory_leaves_out(tmp_path):
+    assert "it counts" not in memory_line(trainer_of(tmp_path))
+    line = memory_line(trainer_of(tmp_path, **METHODS["norms_and_biases"] | DISTILLED))
+    assert "of which this run trains 126 parameters" in line and line.count("(it counts") == 1
+    assert "it counts whole logits, of which distillation keeps chunks, and not the teacher" in line
 
 
 def test_what_does_not_fit_is_refused_before_training(tmp_path):
