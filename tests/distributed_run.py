@@ -17,7 +17,16 @@ import time
 from pathlib import Path
 
 import torch
-from training_helpers import LENGTH, TARGET, VOCAB_SIZE, held_out_domains, make_args, masks_of, train_domains
+from training_helpers import (
+    LENGTH,
+    TARGET,
+    VOCAB_SIZE,
+    held_out_domains,
+    make_args,
+    masks_of,
+    plain_model,
+    train_domains,
+)
 from transformers import LlamaForCausalLM
 
 from hf_shear import MaskSettings, ShearingLlamaForCausalLM, ShearTrainer
@@ -123,7 +132,10 @@ def main() -> None:
         model = ShearingLlamaForCausalLM.from_pretrained(options.source, target_shape=TARGET, mask_settings=settings)
     notes = options.output_dir / f"records-{args.process_index}.jsonl"
     notes.parent.mkdir(parents=True, exist_ok=True)
-    trainer = NotingTrainer(model, args, train_domains(), held_out_domains(), notes=notes, options=options)
+    teacher = plain_model(1, attention_dropout=0.0) if args.distillation != "none" else None
+    trainer = NotingTrainer(
+        model, args, train_domains(), held_out_domains(), teacher=teacher, notes=notes, options=options
+    )
     assert trainer.sample_length == LENGTH and model.config.vocab_size == VOCAB_SIZE
     trainer.train(resume_from_checkpoint=options.resume)
     trainer.save_model(str(options.output_dir / "end"))

@@ -93,7 +93,7 @@ def shared_trainer(tmp_path, state, world_size=8):
     trainer = make_trainer(masked_model(), make_args(tmp_path))
     args = SimpleNamespace(**vars(trainer.args) | {"world_size": world_size, "train_batch_size": 4})
     return SimpleNamespace(
-        args=args, model=trainer.model, sample_length=LENGTH, accelerator=SimpleNamespace(state=state)
+        distiller=None, args=args, model=trainer.model, sample_length=LENGTH, accelerator=SimpleNamespace(state=state)
     )
 
 

@@ -153,6 +153,25 @@ def test_half_precision_and_checkpointing(backend, variant, sources, single_runs
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", ["ddp", "zero2", "zero3"])
+def test_distillation_on_two_processes_is_that_on_one_and_resumes(backend, sources, single_runs, tmp_path):
+    arguments = {"distillation": "forward_kl", "distillation_temperature": 2.0, "logging_steps": 3}
+    options = ("--save_steps", "4", "--arguments", json.dumps(arguments))  # a logged mean spans the checkpoint
+    found, expected = run(backend, tmp_path, sources["still"], "recovery", *options), single_runs("recovery", *options)
+    rows = [[row for row in one.end["history"] if "divergence" in row] for one in (found, expected)]
+    assert len(rows[0]) == len(rows[1]) > 1
+    for mine, theirs in zip(*rows, strict=True):
+        for name in ("loss", "cross_entropy", "divergence"):
+            assert mine[name] == pytest.approx(theirs[name], abs=1e-4), name  # transformers rounds losses
+    gaps = largest_gaps(found, expected)
+    assert gaps["weights"] <= BOUNDS["weights"], gaps
+    (tmp_path / "checkpoint-8").rename(tmp_path / "later-8")
+    (tmp_path / "end.json").unlink()
+    again = run(backend, tmp_path, sources["still"], "recovery", *options, "--resume")
+    assert again.end["history"] == found.end["history"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("before, after", [("one_process", "ddp"), ("ddp", "one_process")])
 def test_resuming_on_another_number_of_processes(before, after, sources, single_runs, tmp_path):
     options = ("--save_steps", "4")

@@ -1,10 +1,16 @@
 """Recovery of a pruned model: which weights are trained, and what a teacher adds."""
 
-from .adapters import ADAPTER_RECORD_NAME, default_peft_config, merge_adapter, save_adapter_record
+from .adapters import ADAPTER_RECORD_NAME, check_mergeable, default_peft_config, merge_adapter, save_adapter_record
 from .distillation import DIVERGENCES, DistillationSettings, divergence
 from .distillation_head import DistillationHead, DistillationTarget
 from .flops import forward_flops_per_token, training_flops_per_token
-from .teacher_logits import TEACHER_IDS, TEACHER_LOG_PROBS, load_teacher_logits, store_teacher_logits
+from .teacher_logits import (
+    TEACHER_IDS,
+    TEACHER_LOG_PROBS,
+    check_teacher_logits,
+    load_teacher_logits,
+    store_teacher_logits,
+)
 from .teachers import TEACHER_PLACEMENTS, Teacher, check_same_tokens, check_teacher
 from .trainable import RECOVERY_METHODS, num_trainable, prepare_recovery
 
@@ -19,8 +25,10 @@ __all__ = [
     "DistillationSettings",
     "DistillationTarget",
     "Teacher",
+    "check_mergeable",
     "check_same_tokens",
     "check_teacher",
+    "check_teacher_logits",
     "default_peft_config",
     "divergence",
     "forward_flops_per_token",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 ADAPTER_RECORD_NAME = "shear_adapter.json"
 
@@ -26,6 +29,14 @@ def _peft():
     return peft
 
 
+@contextmanager
+def _own_deprecations_silenced():
+    """peft asks transformers by an attribute that is deprecated since 5.23, which no user can change."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
+
+
 def default_peft_config():
     """LoRA of rank 16 on every linear layer of the blocks."""
     return _peft().LoraConfig(
@@ -37,7 +48,7 @@ def peft_config_from(description: dict | str | os.PathLike | None):
     """A peft config from a dict, or a JSON file, with ``peft_type`` and the fields of that type; None is the default.
 
     Raises:
-        ValueError: the file does not exist, the type is unknown, or a field is.
+        ValueError: the file does not exist or is not a JSON object, the type is unknown, or a field is.
     """
     if description is None:
         return default_peft_config()
@@ -45,14 +56,19 @@ def peft_config_from(description: dict | str | os.PathLike | None):
         path = Path(description)
         if not path.is_file():
             raise ValueError(f"`peft_config` {str(description)!r} is neither JSON nor a file that exists.")
-        description = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            description = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"`peft_config` {str(path)!r} is not JSON: {error}.") from error
+    if not isinstance(description, dict):
+        raise ValueError(f"`peft_config` must be a JSON object, but it is {description!r}.")
     peft = _peft()
-    fields = {"task_type": "CAUSAL_LM"} | dict(description)
+    fields = {"task_type": "CAUSAL_LM"} | description
     kind = fields.pop("peft_type", "LORA")
-    known = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
+    known = {str(name.value): config for name, config in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if kind not in known:
         raise ValueError(
-            f"`peft_config` has the peft_type {kind!r}, which peft does not know; it knows {sorted(known)}."
+            f"`peft_config` has the peft_type {kind!r}, which peft does not know; it knows {', '.join(sorted(known))}."
         )
     try:
         return known[kind](**fields)
@@ -65,28 +81,80 @@ def add_adapters(model: PreTrainedModel, peft_config=None) -> nn.Module:
 
     Args:
         model: plain, or quantised where peft allows it (``quantization_config``).
-        peft_config: any peft config; LoRA of rank 16 on all linear layers by default.
+        peft_config: any peft config that adapts weights; LoRA of rank 16 on all linear layers by default.
+
+    Raises:
+        ValueError: the model has adapters already, the config is none of peft's, does not fit the model, or puts
+            prompts before the samples.
     """
     peft = _peft()
+    peft_config = default_peft_config() if peft_config is None else peft_config
+    if not isinstance(peft_config, peft.PeftConfig):
+        raise ValueError(f"`peft_config` must be a config of peft, but it is {type(peft_config).__name__}.")
     if isinstance(model, peft.PeftModel):
         raise ValueError("The model has adapters already. Merge them (`merge_and_unload`) or train it as it is.")
+    if peft_config.is_prompt_learning:
+        raise ValueError(
+            f"`peft_config` of type {peft_config.peft_type.value} puts prompts before every sample, which makes it longer"
+            " and can not be merged. Use a type that adapts weights, such as LORA."
+        )
     if getattr(model, "is_quantized", False):
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    return peft.get_peft_model(model, default_peft_config() if peft_config is None else peft_config)
+    with _own_deprecations_silenced():
+        return peft.get_peft_model(model, peft_config)
 
 
-def weights_digest(model: nn.Module) -> str:
-    """A digest of all weights in float32, the same for a model and for what was saved of it in that dtype."""
+def check_mergeable(config: PretrainedConfig, peft_config) -> None:
+    """Refuse, before training, adapters that could not be merged into a plain checkpoint at its end.
+
+    They are added to a model without storage (torch's meta device) and merged there, which takes a second.
+
+    Args:
+        config: of the model that is trained.
+        peft_config: a config object of peft.
+
+    Raises:
+        ValueError: says why; ``peft_config`` may also not fit the model at all.
+    """
+    with torch.device("meta"):
+        model = add_adapters(AutoModelForCausalLM.from_config(config), copy.deepcopy(peft_config))
+        kind = peft_config.peft_type.value
+        try:
+            merged = model.merge_and_unload()
+        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+            raise ValueError(_not_mergeable(kind, error)) from error
+    if not isinstance(merged, PreTrainedModel):
+        raise ValueError(_not_mergeable(kind, f"peft gives a {type(merged).__name__} back"))
+
+
+def _not_mergeable(kind: str, reason) -> str:
+    return f"Adapters of type {kind} can not be merged into weights ({reason}). Keep the adapter, or use LORA."
+
+
+def weights_digest(model: nn.Module) -> str | None:
+    """A digest of all weights in float32, the same for a model and for what was saved of it in that dtype.
+
+    None where weights are not there to be read as numbers: quantised, or partitioned by ZeRO-3.
+    """
+    if getattr(model, "is_quantized", False) or any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return None
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy())
     return digest.hexdigest()
 
 
-def save_adapter_record(adapter: str | os.PathLike, base: PreTrainedModel, **facts) -> None:
-    """Note beside an adapter which weights it was trained on, so that it is never merged into others."""
-    record = {"base_digest": weights_digest(base), **facts}
+def save_adapter_record(adapter: str | os.PathLike, base: PreTrainedModel | str | None, **facts) -> None:
+    """Note beside an adapter which weights it was trained on, so that it is never merged into others.
+
+    Args:
+        adapter: its folder.
+        base: the plain model, or its ``weights_digest`` where adapters are on it by now.
+        facts: JSON-ready values to note as well.
+    """
+    digest = weights_digest(base) if isinstance(base, nn.Module) else base
+    record = {"base_digest": digest, **facts}
     (Path(adapter) / ADAPTER_RECORD_NAME).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
@@ -113,17 +181,22 @@ def merge_adapter(
     record_path = adapter / ADAPTER_RECORD_NAME
     if record_path.is_file():
         record = json.loads(record_path.read_text(encoding="utf-8"))
-        if record["base_digest"] != weights_digest(base):
+        if record["base_digest"] not in (None, weights_digest(base)):
             raise ValueError(
                 f"The adapter {str(adapter)!r} was trained on other weights than those of the base"
                 f" ({base.config.name_or_path or 'in memory'}). Give the checkpoint that it was trained on."
             )
+    fits = f"The adapter {str(adapter)!r} does not fit the base ({base.config.name_or_path or 'in memory'})"
     try:
-        model = peft.PeftModel.from_pretrained(base, str(adapter))
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"The adapter {str(adapter)!r} does not fit the base ({base.config.name_or_path or 'in memory'}): {error}"
-        ) from error
-    if not hasattr(model, "merge_and_unload"):
-        raise ValueError(f"Adapters of type {model.peft_type} can not be merged into weights; keep the adapter.")
-    return model.merge_and_unload()
+        with _own_deprecations_silenced(), warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")  # else left at their start values
+            model = peft.PeftModel.from_pretrained(base, str(adapter))
+    except (RuntimeError, ValueError, UserWarning) as error:
+        raise ValueError(f"{fits}: {error}") from error
+    try:
+        merged = model.merge_and_unload()
+    except (AttributeError, NotImplementedError, TypeError) as error:
+        raise ValueError(_not_mergeable(model.peft_type, error)) from error
+    if hasattr(merged, "peft_config"):
+        del merged.peft_config  # a plain model again: transformers would save it as one with adapters
+    return merged

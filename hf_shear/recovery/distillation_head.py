@@ -121,7 +121,7 @@ def _chunk_sums(head, target: DistillationTarget, hidden: Tensor, labels: Tensor
             teacher_log_probs = log_probs(target.teacher_head(teacher[0]), settings.temperature)
         student_log_probs = log_probs(logits, settings.temperature)
     else:
-        teacher_log_probs = teacher[0].float()
+        teacher_log_probs = teacher[0].float().log_softmax(dim=-1)  # sums to 1 again after rounding to float16
         student_log_probs = outcomes_log_probs(logits / settings.temperature, teacher[1])
     distance = divergence(student_log_probs, teacher_log_probs, settings.divergence)
     return torch.stack([cross_entropy, (distance * (labels != IGNORED_LABEL)).sum()])

@@ -9,14 +9,16 @@ Legend: S tokens of a sample, k stored tokens per position.
 from __future__ import annotations
 
 import json
+import math
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
-from datasets import Dataset, DatasetDict, Features, List, Value, load_from_disk
+from datasets import Dataset, DatasetDict, Features, List, Value
 from tqdm.auto import tqdm
 
 from .distillation import top_k_log_probs
@@ -24,6 +26,18 @@ from .teachers import Teacher
 
 TEACHER_LOG_PROBS, TEACHER_IDS = "teacher_log_probs", "teacher_ids"
 """Columns [S * (k + 1)] float16 and [S * k] int32 of a sample, flattened."""
+
+TEACHER_TEMPERATURE, TEACHER_VOCAB_SIZE = "teacher_temperature", "teacher_vocab_size"
+"""Columns of one number, the same in every sample, so that whatever becomes of the data set, they stay with it."""
+
+COLUMNS = {
+    TEACHER_LOG_PROBS: List(Value("float16")),
+    TEACHER_IDS: List(Value("int32")),
+    TEACHER_TEMPERATURE: Value("float32"),
+    TEACHER_VOCAB_SIZE: Value("int32"),
+}
+SAMPLES_LOOKED_AT = 16  # of each domain, evenly spaced
+SAME_TEACHER_NATS = 0.1  # mean difference of log-probabilities: more than half precision makes, less than another model
 
 RECORD_NAME = "teacher_logits.json"
 
@@ -45,13 +59,13 @@ def store_teacher_logits(
 ) -> DatasetDict:
     """Run the teacher over every sample once and save the samples with its likeliest tokens.
 
-    A domain that is there already, from an earlier call with the same samples and settings, is not computed again; one
-    that was interrupted is.
+    A domain that is there already, from an earlier call with the same samples, teacher and settings, is not computed
+    again; one that was interrupted is. Each is one file, ``<domain>.arrow``, which is mapped into memory when it is read.
 
     Args:
-        datasets: packed samples per domain, on the same device order as they will be trained on.
+        datasets: packed samples per domain; no streams.
         teacher: see :class:`~hf_shear.recovery.Teacher`.
-        folder: where to save; one sub-folder per domain.
+        folder: where to save.
         top_k: tokens kept per position. What the others had together is kept as well, as one outcome.
         temperature: at which probabilities are taken; training must use the same.
         batch_size: samples per forward.
@@ -61,8 +75,12 @@ def store_teacher_logits(
         What ``load_teacher_logits`` returns.
 
     Raises:
-        ValueError: ``top_k`` does not fit the vocabulary, or the folder holds other settings or samples.
+        ValueError: ``top_k`` does not fit the vocabulary, a domain is a stream or empty or has teacher logits already, or
+            the folder holds other settings or samples, or those of another teacher.
     """
+    _check_domains(datasets)
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"`distillation_temperature` must be above 0, but it is {temperature}.")
     vocab_size = teacher.model.config.vocab_size
     if not 1 <= top_k < vocab_size:
         raise ValueError(
@@ -70,21 +88,21 @@ def store_teacher_logits(
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    settings = {"top_k": top_k, "temperature": temperature, "autocast": autocast}
     record = {
         "top_k": top_k,
         "temperature": temperature,
         "vocab_size": vocab_size,
         "samples": {name: _fingerprint(dataset) for name, dataset in datasets.items()},
+        "teacher": _first_answer(next(iter(datasets.values())), teacher, settings),
     }
     _check_record(folder, record)
-    (folder / RECORD_NAME).write_text(json.dumps(record, indent=1), encoding="utf-8")
     for name, dataset in datasets.items():
-        if (folder / name).is_dir():
-            continue
-        unfinished = folder / f".{name}.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        _with_logits(dataset, teacher, name, top_k, temperature, batch_size, autocast).save_to_disk(unfinished)
-        os.replace(unfinished, folder / name)
+        path = _path(folder, name)
+        if not path.is_file():
+            unfinished = path.with_suffix(".unfinished")
+            _write(unfinished, dataset, _batches(dataset, teacher, batch_size, name, settings))
+            os.replace(unfinished, path)
     return load_teacher_logits(folder)
 
 
@@ -98,13 +116,13 @@ def load_teacher_logits(folder: str | os.PathLike) -> DatasetDict:
     if not (folder / RECORD_NAME).is_file():
         raise ValueError(f"{str(folder)!r} holds no stored teacher logits. Make them with `store_teacher_logits`.")
     record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
-    missing = [name for name in record["samples"] if not (folder / name).is_dir()]
+    missing = [name for name in record["samples"] if not _path(folder, name).is_file()]
     if missing:
         raise ValueError(
             f"{str(folder)!r} lacks the teacher logits of {', '.join(missing)}: storing them was interrupted. Call"
             " `store_teacher_logits` again; it computes what is missing."
         )
-    return DatasetDict({name: load_from_disk(folder / name) for name in record["samples"]})
+    return DatasetDict({name: Dataset.from_file(str(_path(folder, name))) for name in record["samples"]})
 
 
 def read_record(folder: str | os.PathLike) -> dict:
@@ -112,12 +130,82 @@ def read_record(folder: str | os.PathLike) -> dict:
     return json.loads((Path(folder) / RECORD_NAME).read_text(encoding="utf-8"))
 
 
+def check_teacher_logits(
+    datasets: Mapping[str, Dataset], temperature: float, vocab_size: int, sample_length: int
+) -> None:
+    """Refuse stored teacher logits that training would compare wrongly.
+
+    Args:
+        datasets: samples per domain with the columns of ``store_teacher_logits``.
+        temperature: of the training's distillation.
+        vocab_size: the student's.
+        sample_length: S.
+
+    Raises:
+        ValueError: says what was stored, and what training asks for.
+    """
+    lengths = set()
+    for name, dataset in datasets.items():
+        for index in range(0, len(dataset), -(-len(dataset) // SAMPLES_LOOKED_AT)):
+            sample = dataset[index]
+            lacking = [column for column in COLUMNS if column not in sample]
+            if lacking:
+                raise ValueError(
+                    f"`train_dataset[{name!r}]` has no {', '.join(lacking)}, which stored teacher logits need. Store them"
+                    " for all domains with `hf_shear.recovery.store_teacher_logits`."
+                )
+            stored = float(sample[TEACHER_TEMPERATURE])
+            if not math.isclose(stored, temperature, rel_tol=1e-6):
+                raise ValueError(
+                    f"The teacher logits of `train_dataset[{name!r}]` were stored at temperature {stored:g}, but"
+                    f" `distillation_temperature` is {temperature:g}. Train at {stored:g}, or store them again."
+                )
+            if int(sample[TEACHER_VOCAB_SIZE]) != vocab_size:
+                raise ValueError(
+                    f"The teacher logits of `train_dataset[{name!r}]` are over a vocabulary of"
+                    f" {int(sample[TEACHER_VOCAB_SIZE])} entries, but the student's has {vocab_size}. Store those of a"
+                    " teacher with the student's tokenizer."
+                )
+            lengths.add((len(sample[TEACHER_LOG_PROBS]), len(sample[TEACHER_IDS])))
+    if len(lengths) > 1 or any(one - two != sample_length for one, two in lengths):
+        raise ValueError(
+            f"Stored teacher logits must have one `top_k` in all domains, and S * (k + 1) and S * k values for samples of S"
+            f" ({sample_length}) tokens, but they have {sorted(lengths)}. Store all domains together."
+        )
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.arrow"
+
+
+def _check_domains(datasets: Mapping[str, Dataset]) -> None:
+    for name, dataset in datasets.items():
+        if not isinstance(dataset, Dataset):
+            raise ValueError(
+                f"The domain {name!r} is a {type(dataset).__name__}: teacher logits are stored for packed data sets, whose"
+                " samples come again, not for streams. Distil with the teacher itself, or pack a part of the stream."
+            )
+        if len(dataset) == 0:
+            raise ValueError(f"The domain {name!r} has no samples. Give it text, or leave it out.")
+        if set(COLUMNS) & set(dataset.column_names):
+            raise ValueError(f"The samples of the domain {name!r} carry teacher logits already. Give those without.")
+        if Path(name).name != name:
+            raise ValueError(f"The domain {name!r} can not be the name of a file. Rename it.")
+
+
 def _check_record(folder: Path, record: dict) -> None:
+    """Compare with the record of an earlier call, or write the first."""
     path = folder / RECORD_NAME
     if not path.is_file():
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        os.replace(unfinished, path)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    changed = [name for name in record if before.get(name) != record[name]]
+    changed = [name for name in record if name != "teacher" and before.get(name) != record[name]]
+    if not changed:
+        gap = np.abs(np.subtract(before["teacher"], record["teacher"])).mean()
+        changed = [] if gap <= SAME_TEACHER_NATS else ["teacher"]
     if changed:
         raise ValueError(
             f"{str(folder)!r} holds teacher logits of other {', '.join(changed)}. Choose another folder, or delete it."
@@ -133,34 +221,45 @@ def _fingerprint(dataset: Dataset) -> dict:
     }
 
 
-def _with_logits(dataset, teacher, name, top_k, temperature, batch_size, autocast) -> Dataset:
-    columns = {TEACHER_LOG_PROBS: List(Value("float16")), TEACHER_IDS: List(Value("int32"))}
-    features = Features({**dataset.features, **columns})
+def _first_answer(dataset: Dataset, teacher: Teacher, settings: dict) -> list[float]:
+    """What the teacher says of the first sample: tells teachers apart wherever their weights are."""
+    log_probs, _ = _batch_logits(dataset.with_format("numpy")[:1], teacher, **settings)
+    return log_probs[0].astype(np.float64).clip(min=-100.0).tolist()
 
-    def samples():
-        rows = dataset.with_format("numpy")
-        for start in tqdm(range(0, len(rows), batch_size), desc=f"Teacher, {name}", disable=None):
-            batch = rows[start : start + batch_size]
-            log_probs, ids = _batch_logits(batch, teacher, top_k, temperature, autocast)
-            for index in range(len(log_probs)):
-                own = {column: batch[column][index] for column in dataset.features}
-                yield own | {TEACHER_LOG_PROBS: log_probs[index], TEACHER_IDS: ids[index]}
 
-    return Dataset.from_generator(samples, features=features, keep_in_memory=False, fingerprint=None)
+def _batches(dataset: Dataset, teacher: Teacher, batch_size: int, name: str, settings: dict) -> Iterator[dict]:
+    rows = dataset.with_format("numpy")
+    for start in tqdm(range(0, len(rows), batch_size), desc=f"Teacher, {name}", disable=None):
+        batch = rows[start : start + batch_size]
+        log_probs, ids = _batch_logits(batch, teacher, **settings)
+        size = len(log_probs)
+        yield dict(batch) | {
+            TEACHER_LOG_PROBS: list(log_probs),
+            TEACHER_IDS: list(ids),
+            TEACHER_TEMPERATURE: [settings["temperature"]] * size,
+            TEACHER_VOCAB_SIZE: [teacher.model.config.vocab_size] * size,
+        }
+
+
+def _write(path: Path, dataset: Dataset, batches: Iterator[dict]) -> None:
+    """The samples, batch by batch, as the stream of Arrow records that ``Dataset.from_file`` reads."""
+    features = Features({**dataset.features, **COLUMNS})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, features.arrow_schema) as writer:
+        for batch in batches:
+            writer.write_table(Dataset.from_dict(batch, features=features).data.table)
 
 
 def _batch_logits(batch: dict, teacher: Teacher, top_k, temperature, autocast) -> tuple[np.ndarray, np.ndarray]:
     """[b, S * (k + 1)] float16 and [b, S * k] int32."""
-    device = teacher.head.weight.device if teacher.placement == "device" else teacher.model.device
     inputs = {
-        name: torch.from_numpy(np.asarray(batch[name], dtype=np.int64)).to(device)
+        name: torch.from_numpy(np.stack(batch[name]).astype(np.int64)).to(teacher.device)
         for name in ("input_ids", "position_ids")
         if name in batch
     }
-    logits = teacher.logits(**inputs, **({} if autocast is None else {"autocast": autocast}))
-    log_probs, ids = top_k_log_probs(logits.flatten(0, 1), temperature, top_k)
-    samples = len(batch["input_ids"])
-    return (
-        log_probs.view(samples, -1).cpu().numpy().astype(np.float16),
-        ids.view(samples, -1).to(torch.int32).cpu().numpy(),
-    )
+    log_probs, ids = [], []
+    with torch.no_grad(), (autocast or nullcontext)():
+        for sample in teacher.hidden_states(**inputs):  # the logits of one sample at a time
+            found = top_k_log_probs(teacher.head(sample), temperature, top_k)
+            log_probs.append(found[0].flatten().cpu().numpy().astype(np.float16))
+            ids.append(found[1].flatten().cpu().numpy().astype(np.int32))
+    return np.stack(log_probs), np.stack(ids)

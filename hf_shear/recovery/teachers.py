@@ -19,25 +19,34 @@ class Teacher:
     Args:
         model: with the student's vocabulary. It is put into evaluation mode and never trained.
         placement: "device" keeps the whole of it on the student's device; "cpu" keeps its weights in the host's memory
-            and copies each layer to the device when it runs (accelerate's ``cpu_offload``).
+            and copies each layer to the device when it runs (accelerate's ``cpu_offload``). The head, which runs once for
+            every chunk of tokens, is on the device either way.
         device: of the student.
 
     Raises:
-        ValueError: an unknown placement.
+        ValueError: an unknown placement, or not a plain model of transformers.
     """
 
     def __init__(self, model: PreTrainedModel, placement: str = ON_DEVICE, device: str | torch.device = "cpu"):
         if placement not in (ON_DEVICE, OFFLOADED):
             raise ValueError(f"`teacher_placement` of a model must be 'device' or 'cpu', but it is {placement!r}.")
+        if not isinstance(model, PreTrainedModel):
+            raise ValueError(
+                f"`teacher` must be a causal language model of transformers, but it is {type(model).__name__}. Merge"
+                " adapters first (`merge_and_unload`)."
+            )
         model.requires_grad_(False).eval()
+        self.model, self.placement = model, placement
+        self.head = model.get_output_embeddings()
+        self.device = torch.device(device)
         if placement == OFFLOADED:
             from accelerate import cpu_offload
 
-            cpu_offload(model.to("cpu"), execution_device=torch.device(device))
-        else:
-            model.to(device)
-        self.model, self.placement = model, placement
-        self.head = model.get_output_embeddings()
+            # The head keeps its weight when a tied embedding's is taken away: hooks are on the base model alone.
+            cpu_offload(model.to("cpu").base_model, execution_device=self.device)
+            self.head.to(self.device)
+        elif not getattr(model, "is_quantized", False):  # those are on their device since they were loaded
+            model.to(self.device)
 
     @torch.no_grad()
     def hidden_states(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:

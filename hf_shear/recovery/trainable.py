@@ -37,7 +37,8 @@ def prepare_recovery(model: PreTrainedModel, method: str, peft_config=None) -> n
         return add_adapters(model, peft_config)
     if method == NORMS_AND_BIASES:
         for parameter in model.parameters():
-            parameter.requires_grad_(parameter.dim() == 1)
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3's partitions are all flat
+            parameter.requires_grad_(len(shape) == 1 and parameter.is_floating_point())
         if not num_trainable(model):
             raise ValueError("`recovery_method='norms_and_biases'` finds no norms or biases in this model.")
     return model

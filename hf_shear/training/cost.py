@@ -9,6 +9,7 @@ from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
+from ..recovery import num_trainable
 from .memory import estimate_memory
 from .memory_setup import TrainingSetup
 from .progress import tell
@@ -91,6 +92,18 @@ def memory_line(trainer) -> str:
         sharing = f"{setup.backend} on {sharing}"
     text = ", ".join(f"{name} {_gib(value)}" for name, value in estimate.device.items())
     line = f"memory per device with AdamW, {sharing}, about {_gib(estimate.peak)} ({estimate.moment}): {text}"
+    left_out = []
+    if trainer.args.recovery_method != "full":
+        left_out.append(
+            "it counts gradients and moments for all weights, of which this run trains"
+            f" {num_trainable(trainer.model):,} parameters"
+        )
+    if trainer.distiller is not None:
+        left_out.append(
+            "it counts whole logits, of which distillation keeps chunks"
+            + (", and not the teacher" if trainer.distiller.teacher is not None else "")
+        )
+    line += f" ({'; '.join(left_out)})" if left_out else ""
     return line + (f"; on the host {_gib(sum(estimate.host.values()))}" if estimate.host else "")
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..data import first_sample
+from ..modeling import ShearingMixin
 from ..recovery import (
     TEACHER_IDS,
     TEACHER_LOG_PROBS,
@@ -16,6 +17,7 @@ from ..recovery import (
     DistillationTarget,
     Teacher,
     check_teacher,
+    check_teacher_logits,
 )
 from ..recovery.distillation_head import make_distilling, make_plain
 
@@ -85,13 +87,13 @@ class Distiller:
         self.sums = None
         return {"cross_entropy": cross_entropy, "divergence": distance}
 
-    def state(self, accelerator) -> list[float] | None:
-        """What has been added up since the last log, over all processes. All processes must ask."""
-        return None if self.sums is None else accelerator.reduce(self.sums, reduction="sum").tolist()
+    def state(self) -> list[float] | None:
+        """What this process has added up since the last log."""
+        return None if self.sums is None else self.sums.tolist()
 
-    def load_state(self, sums: list[float] | None, args) -> None:
-        """Go on adding up from ``state``, each process with its share."""
-        self.sums = None if sums is None else torch.tensor(sums, device=args.device) / args.world_size
+    def load_state(self, sums: list[float] | None, device: torch.device) -> None:
+        """Go on adding up from ``state``; None starts anew."""
+        self.sums = None if sums is None else torch.tensor(sums, device=device)
 
 
 def make_distiller(
@@ -107,10 +109,11 @@ def make_distiller(
 
     Raises:
         ValueError: a teacher without distillation or the other way round, or both a teacher and stored logits; a teacher
-            of another vocabulary; logits stored at another temperature.
+            of another vocabulary, or that shares weights with the student; logits stored at another temperature, over
+            another vocabulary, or not for all domains.
     """
-    columns = set() if not train_dataset else set(first_sample(next(iter(train_dataset.values()))))
-    stored = set(TEACHER_COLUMNS) <= columns
+    domains = train_dataset or {}
+    stored = [name for name, dataset in domains.items() if set(TEACHER_COLUMNS) & set(first_sample(dataset))]
     if settings is None:
         if teacher is not None:
             raise ValueError("`teacher` is given, but `distillation` is 'none'. Set `distillation`, or leave it out.")
@@ -118,11 +121,23 @@ def make_distiller(
     if teacher is None and not stored:
         raise ValueError(
             f"`distillation={settings.divergence!r}` needs a teacher: give `teacher=`, the model that was pruned, or train"
-            " on samples that `hf_shear.recovery.store_teacher_logits` made."
+            " on samples that `hf_shear.recovery.store_teacher_logits` made (data sets; streams carry none)."
         )
     if teacher is not None and stored:
         raise ValueError("`teacher` is given, and `train_dataset` carries stored teacher logits. Give one of the two.")
+    if stored:
+        check_teacher_logits(domains, settings.temperature, student.config.vocab_size, sample_length)
     if teacher is not None:
+        _check_own_weights(student, teacher.model if isinstance(teacher, Teacher) else teacher)
         teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher, device=device)
         check_teacher(student.config, teacher.model.config, sample_length or None)
     return Distiller(settings, student, teacher, autocast)
+
+
+def _check_own_weights(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Refuse a teacher that is the student, which it would freeze, or that draws masks."""
+    own = {id(parameter) for parameter in student.parameters()}
+    if any(id(parameter) in own for parameter in teacher.parameters()):
+        raise ValueError("`teacher` shares weights with the model that is trained. Load it a second time.")
+    if isinstance(teacher, ShearingMixin):
+        raise ValueError("`teacher` has masks. Give the plain model that was pruned, or a sliced one.")

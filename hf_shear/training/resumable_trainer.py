@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..recovery import save_adapter_record
 from .backends import backend_name
 from .checkpoints import CheckpointError, unmark
 from .progress import tell
@@ -41,6 +42,13 @@ class ResumableTrainer(Trainer):
             ) from error
         self._good_checkpoint = folder
 
+    def _save(self, output_dir=None, state_dict=None):
+        """Overridden: adapters are saved with a note of the weights they belong to."""
+        super()._save(output_dir, state_dict)
+        if self.args.recovery_method == "lora":
+            folder = output_dir if output_dir is not None else self.args.output_dir
+            save_adapter_record(folder, self.base_digest, base_model=self.model.config.name_or_path)
+
     def _save_rng_state(self, output_dir):
         """Overridden: waits for all processes, so that what the main one writes next marks a whole checkpoint."""
         super()._save_rng_state(output_dir)
@@ -50,6 +58,9 @@ class ResumableTrainer(Trainer):
         """Overridden: our small state (sampler, reference losses) is part of every checkpoint."""
         super()._save_optimizer_and_scheduler(output_dir)
         loss_total = self.accelerator.gather(self._tr_loss).mean().item()
+        distillation = None
+        if self.distiller is not None and self.distiller.sums is not None:
+            distillation = self.accelerator.reduce(self.distiller.sums, reduction="mean").tolist()
         if self.args.should_save:
             write_state(
                 output_dir,
@@ -61,7 +72,8 @@ class ResumableTrainer(Trainer):
                     "lagrangian_total": self.lagrangian_total.item(),
                     "lagrangian_logged_at": self._lagrangian_logged_at,
                     "loss_total": loss_total,
-                    "distillation": self.distiller and [self.distiller.state(self.accelerator), self._parts_logged_at],
+                    "distillation": distillation,
+                    "parts_logged_at": self._parts_logged_at,
                     "loss_logged_at": self._globalstep_last_logged,
                     "rates": self._peak_rates(),
                     "backend": backend_name(self),
@@ -74,6 +86,7 @@ class ResumableTrainer(Trainer):
         own = {"streams": self.train_loader.state_dict()}
         if self.args.world_size > 1:
             own["loss_total"] = self._tr_loss.item()
+            own["distillation"] = self.distiller and self.distiller.state()
         write_process_state(output_dir, self.args.process_index, own)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
@@ -94,9 +107,10 @@ class ResumableTrainer(Trainer):
             same = state["num_processes"] == self.args.world_size
             loss_total = own.get("loss_total", state["loss_total"]) if same else state["loss_total"]
             self._unlogged_loss = (loss_total, state["loss_logged_at"])
-            if self.distiller is not None and state.get("distillation"):
-                sums, self._parts_logged_at = state["distillation"]
-                self.distiller.load_state(sums, self.args)
+            self._parts_logged_at = state["parts_logged_at"]
+            if self.distiller is not None:
+                sums = own.get("distillation", state["distillation"]) if same else state["distillation"]
+                self.distiller.load_state(sums, self.args.device)
             if self.learns_masks:
                 self.mask_optimizer.load(checkpoint)
             self._apply_changed_rates(state["rates"])

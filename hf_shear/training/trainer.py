@@ -29,7 +29,7 @@ from ..data import (
 )
 from ..modeling import ShearingMixin
 from ..recovery import prepare_recovery
-from ..recovery.adapters import peft_config_from
+from ..recovery.adapters import peft_config_from, weights_digest
 from .arguments import ShearTrainingArguments
 from .backends import backend_name, check_backend, check_optimizer, keep_masks_float32
 from .checkpoints import check_resumable, last_whole_checkpoint
@@ -154,6 +154,8 @@ class ShearTrainer(ResumableTrainer):
             return model
         if peft_config is None and args.recovery_method == "lora":
             peft_config = peft_config_from(args.peft_config)
+        if args.recovery_method == "lora":
+            self.base_digest = weights_digest(model)
         return prepare_recovery(model, args.recovery_method, peft_config)
 
     # ---- data -------------------------------------------------------------------------------------------------
@@ -342,7 +344,9 @@ class ShearTrainer(ResumableTrainer):
         """Overridden: device-side counters, and the reference losses of the model as it comes."""
         self.not_finite = torch.zeros((), dtype=torch.bool, device=self.args.device)
         self.lagrangian_total = torch.zeros((), device=self.args.device)
-        self.mask_report, self._lagrangian_logged_at = None, 0
+        self.mask_report, self._lagrangian_logged_at, self._parts_logged_at = None, 0, 0
+        if self.distiller is not None:
+            self.distiller.load_state(None, self.args.device)
         if self.learns_masks:
             self.masked_model.take_masks_apart()
             self.mask_optimizer = self._create_mask_optimizer()
@@ -471,7 +475,9 @@ class ShearTrainer(ResumableTrainer):
         """Overridden: adds the Lagrangian, and the two parts of a distillation loss, where there are any."""
         if "loss" in logs and self.distiller is not None:
             steps = self.state.global_step - self._parts_logged_at
-            logs |= self.distiller.log_entries(steps, partial(self.accelerator.reduce, reduction="sum"))
+            # Where every process divides by its own tokens, the step's loss is the mean over processes.
+            reduction = "sum" if self.args.average_tokens_across_devices else "mean"
+            logs |= self.distiller.log_entries(steps, partial(self.accelerator.reduce, reduction=reduction))
             self._parts_logged_at = self.state.global_step
         if "loss" in logs and self.learns_masks and self.masked_model.masks.has_multipliers:
             steps = max(self.state.global_step - self._lagrangian_logged_at, 1)
