@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ..publishing import push_to_hub
 
 SUMMARY = "Publish a model with its card and results on the Hub, in one commit."
-EXAMPLE = "HF_TOKEN=... hf-shear push runs/001 my-name/my-model --private"
+EXAMPLE = "hf auth login && hf-shear push runs/001 MY_NAME/MY_MODEL --private"
 POSITIONAL = ("folder", "repo_id")
 
 

@@ -40,11 +40,19 @@ class CardFacts:
         return self.results[self.arm]
 
     @property
+    def source_in_prose(self) -> str:
+        """The source as a sentence names it: linked where the Hub has it, and as a folder where it was one."""
+        if self.base_model:
+            return f"[{self.base_model}](https://huggingface.co/{self.base_model})"
+        is_folder = self.source == source_name(self.provenance) and self.source != source_name(None)
+        return f"the model of the local folder `{self.source}`" if is_folder else self.source
+
+    @property
     def name(self) -> str:
         """The model's name: the repository's, or one made of the source's and the size."""
         if self.repo_id:
             return self.repo_id.split("/")[-1]
-        source = "model" if self.source == "the source model" else self.source.split("/")[-1].replace(" ", "-")
+        source = "model" if self.source == source_name(None) else self.source.split("/")[-1].replace(" ", "-")
         return f"{source}-sheared-{short_count(self.record['num_parameters'])}"
 
 

@@ -13,8 +13,9 @@ def limits(facts: CardFacts) -> str:
     if "seed" in facts.results:
         found.append(f"These are numbers of one run (seed {facts.results['seed']}); another seed gives others.")
     found.append(
-        f"It has the limits of {facts.source}, whose weights it is made of: what that model does not know, gets wrong or"
-        " should not say, this one does not do better. Nothing was done here for safety or for following instructions."
+        f"It has the limits of {facts.source_in_prose}, whose weights it is made of: what that model does not know,"
+        " gets wrong or should not say, this one does not do better. Nothing was done here for safety or"
+        " for following instructions."
     )
     return "\n".join(f"- {sentence}" for sentence in found)
 

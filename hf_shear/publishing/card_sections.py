@@ -10,6 +10,12 @@ MASK_METHODS = {
     "relaxed_topk": "masks that hold the target's budget exactly at every step (`relaxed_topk`)",
     "hard_concrete": "hard concrete masks under a Lagrangian, as in the paper (`hard_concrete`)",
 }
+FOLDER_COMMENT = "  # the folder of that name in the run's folder"
+PUSH_COMMAND = "hf-shear push RUN_FOLDER YOUR_NAME/MODEL_NAME --private"
+MADE_AGAIN = "This command makes it again:"
+NOT_PUBLISHED = "This model is not published. These commands make it again and publish it:"
+NO_COMMAND = "The command that made this model was not recorded."
+NOT_PUBLISHED_EITHER = f"\n\nIt is not published. This command publishes it:\n\n```bash\n{PUSH_COMMAND}\n```"
 RECOVERY_METHODS = {
     "full": "all weights were trained",
     "lora": "low-rank adapters were trained and merged",
@@ -21,7 +27,7 @@ def summary(facts: CardFacts) -> str:
     """What it is, in one paragraph."""
     own, source = facts.record["num_parameters"], facts.results["source"]["num_parameters"]
     text = (
-        f"A language model with {own:,} parameters, cut out of {_source_link(facts)} ({source:,} parameters) by"
+        f"A language model with {own:,} parameters, cut out of {facts.source_in_prose} ({source:,} parameters) by"
         f" structured pruning: {100 * own / source:.1f} % of the source is left."
     )
     if facts.arm == "pruned":
@@ -46,7 +52,7 @@ def removed(facts: CardFacts) -> str:
 def made(facts: CardFacts) -> str:
     """Method, tokens, and data with weights."""
     tokens = facts.results["tokens"]
-    lines = [_choice(facts, tokens), "- The masked model and the cut model compute the same function."]
+    lines = [_choice(facts, tokens)]
     if tokens.get("calibration"):
         lines.append(f"- Calibration, for the start of the masks: {tokens['calibration']:,} tokens.")
     if facts.arm == "recovered":
@@ -65,7 +71,10 @@ def _choice(facts: CardFacts, tokens: dict) -> str:
         return f"- What to keep was chosen with the method `{method}`."
     masks = (facts.provenance.get("mask_settings") or {}).get("method")
     how = MASK_METHODS.get(masks, "learned masks (the method was not recorded)")
-    return f"- What to keep was learned with {how}, in {tokens['mask_learning']:,} training tokens."
+    return (
+        f"- What to keep was learned with {how}, in {tokens['mask_learning']:,} training tokens."
+        " The masked model and the cut one compute the same function."
+    )
 
 
 def _recovery(facts: CardFacts, tokens: int) -> str:
@@ -114,7 +123,7 @@ def measured(facts: CardFacts) -> str:
 def _perplexity(evaluation: dict) -> str:
     protocol = evaluation["pruned"]["perplexity"].get("protocol") or {}
     listed = ", ".join(f"{name} {_plain(value)}" for name, value in protocol.items())
-    columns = "| domain | source loss | loss | 95 % interval | perplexity | bits per byte |"
+    columns = "| domain | source loss | loss | interval of the loss | perplexity | bits per byte |"
     lines = [f"Evaluated again on held-out text{f' ({listed})' if listed else ''}:", "", columns, "|---" * 6 + "|"]
     source = (evaluation["source"].get("perplexity") or {}).get("domains", {})
     for domain, row in evaluation["pruned"]["perplexity"]["domains"].items():
@@ -183,7 +192,7 @@ def license_text(facts: CardFacts) -> str:
 def load(facts: CardFacts) -> str:
     """A snippet that loads the model and writes some words."""
     name = facts.repo_id or facts.arm
-    comment = "" if facts.repo_id else "  # the folder of that name in the run's folder"
+    comment = "" if facts.repo_id else FOLDER_COMMENT
     return f"""```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -200,14 +209,19 @@ It is a plain checkpoint: `hf_shear` is not needed to load it."""
 
 def again(facts: CardFacts) -> str:
     """The command that makes the model, and the one that publishes it where that has not been done."""
-    command = facts.rebuild_command
-    lines = ["```bash", command, "```"] if command else ["The command that made this model was not recorded."]
-    if facts.repo_id is None:
-        lines = ["This model is not published. These commands make it again and publish it:", "", *lines] if command else [
-            *lines, "It is not published. This command publishes it:"]  # fmt: skip
-        push = "hf-shear push RUN_FOLDER YOUR_NAME/MODEL_NAME --private"
-        lines = [*lines[:-1], push, "```"] if command else [*lines, "", "```bash", push, "```"]
-    return "\n".join(lines)
+    command, published = facts.rebuild_command, facts.repo_id is not None
+    if command:
+        lines = [MADE_AGAIN if published else NOT_PUBLISHED, "", "```bash", command]
+        return "\n".join([*lines, *([] if published else [PUSH_COMMAND]), "```"])
+    return NO_COMMAND + ("" if published else NOT_PUBLISHED_EITHER)
+
+
+def as_published(card: str, repo_id: str) -> str:
+    """A card that was written before the model was published, perhaps edited since, as it reads afterwards."""
+    for arm in ("recovered", "pruned"):
+        card = card.replace(f'name = "{arm}"{FOLDER_COMMENT}', f'name = "{repo_id}"')
+    card = card.replace(NOT_PUBLISHED_EITHER, "").replace(NOT_PUBLISHED, MADE_AGAIN)
+    return card.replace(f"\n{PUSH_COMMAND}\n", "\n")
 
 
 def versions(facts: CardFacts) -> str:
@@ -226,12 +240,6 @@ def cited(facts: CardFacts) -> str:
 def title(facts: CardFacts) -> str:
     """The heading."""
     return f"{facts.name}: {short_count(facts.record['num_parameters'])} parameters"
-
-
-def _source_link(facts: CardFacts) -> str:
-    if facts.base_model:
-        return f"[{facts.base_model}](https://huggingface.co/{facts.base_model})"
-    return facts.source
 
 
 def _plain(value) -> str:

@@ -109,8 +109,8 @@ def remote_repo(
             return RemoteRepo(exists=False, files=[], same_model=False, free=True)
         if private and not info.private:
             raise ValueError(
-                f"{repo_id!r} exists and is public, so `--private` would not hide the model. Make it private in its settings"
-                " on the Hub, or choose another name."
+                f"{repo_id!r} exists and is public, so `--private` would not hide the model. Make it private in its"
+                " settings on the Hub, or choose another name."
             )
         if revision is not None:
             try:
@@ -156,7 +156,7 @@ def refusal(error: BaseException, repo_id: str) -> str:
         return f"the Hub answered {_status(cause)}"
     if isinstance(error, NETWORK_ERRORS) or isinstance(error.__cause__, NETWORK_ERRORS):
         return f"the connection was lost ({type(error.__cause__ or error).__name__})"
-    return str(error)
+    return "; ".join(str(e).strip().rstrip(".") for e in (error, error.__cause__) if e is not None)
 
 
 def _status(error: HfHubHTTPError) -> str:

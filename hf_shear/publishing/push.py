@@ -12,6 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..slicing import PROVENANCE_NAME
 from .card import check_license, masked_card, model_card, published_json
+from .card_sections import as_published
 from .checkpoint_files import TOKENIZER_NAMES, is_masked, other_files, weight_files
 from .hub_access import NETWORK_ERRORS, PushError, RemoteRepo, check_token, refusal, remote_repo
 from .local_paths import last_part, without_source_path
@@ -113,7 +114,7 @@ def _card(run: RunFiles, license: SourceLicense | None, base_model: str | None, 
     if (run.checkpoint / CARD_NAME).is_file():
         text = (run.checkpoint / CARD_NAME).read_text(encoding="utf-8")
         ModelCard(text)  # raises on metadata that is no YAML mapping
-        return text
+        return as_published(text, repo_id)
     if is_masked(run.config):
         return str(masked_card(run.config, license, repo_id))
     card = model_card(
@@ -169,12 +170,12 @@ def _upload(
     api: HfApi, repo_id: str, operations: list, private: bool | None, revision: str | None, message: str
 ) -> CommitInfo:
     try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.create_repo(repo_id, private=private, exist_ok=True)  # also where an earlier try got no further
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
     except (ValueError, RuntimeError, *NETWORK_ERRORS) as error:
         raise PushError(
-            f"The push to {repo_id!r} stopped: {refusal(error, repo_id)}. Nothing here was changed, and the Hub shows no part"
-            " of it as a commit. Run the same command again: large files that had arrived whole are not sent again."
+            f"The push to {repo_id!r} stopped: {refusal(error, repo_id)}. Nothing here was changed, and nothing"
+            " was committed there. Run the same command again: large files that had arrived whole are not sent again."
         ) from error
