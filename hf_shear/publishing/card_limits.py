@@ -43,7 +43,8 @@ def _training(facts: CardFacts) -> list[str]:
     if facts.arm == "pruned":
         return ["It was not trained after the cut."]
     tokens, parameters = facts.results["tokens"]["recovery"], facts.record["num_parameters"]
-    return [f"Recovery was {tokens:,} tokens, {tokens / parameters:.2g} per parameter of this model."]
+    ratio = tokens / parameters
+    return [f"Recovery was {tokens:,} tokens, {ratio:{',.0f' if ratio >= 10 else '.2f'}} per parameter of this model."]
 
 
 def _baselines(facts: CardFacts) -> list[str]:
