@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -15,7 +16,8 @@ import torch
 from hub_server import serving
 from launching import free_port
 from publishing_helpers import SECRET_PATH, contents, make_run
-from training_helpers import letter_tokenizer, masked_model
+from training_helpers import assert_equal_weights, letter_tokenizer, masked_model
+from training_helpers import weights_of as weights_by_name
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_shear.publishing import PushError, push_to_hub
@@ -143,6 +145,20 @@ def test_the_licence_file_of_the_source_goes_along(hub, tmp_path):
     assert b"license: apache-2.0" in hub.files(NAME)["README.md"]
 
 
+@pytest.mark.parametrize("asked, found", [(None, b"license: llama3.2"), ("mit", b"license: mit")])
+def test_the_licence_of_a_source_on_the_hub(hub, tmp_path, monkeypatch, asked, found):
+    hub.add("somebody/llama", {"README.md": b"---\nlicense: llama3.2\n---\n# Llama\n"})
+    run = make_run(tmp_path / "run")
+    path = run / "recovered" / "shear_provenance.json"
+    provenance = json.loads(path.read_text())
+    provenance["source"] |= {"name_or_path": "somebody/llama", "revision": "a" * 40}
+    path.write_text(json.dumps(provenance))
+    monkeypatch.chdir(tmp_path)
+    push(hub, run, license=asked)
+    card = hub.files(NAME)["README.md"]
+    assert found in card and b"base_model: somebody/llama\nbase_model_relation: finetune" in card
+
+
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_push_that_stops_goes_on(hub, run, failing):
     before = contents(run)
@@ -230,7 +246,11 @@ def test_a_masked_checkpoint_only_by_name(hub, masked_checkpoint):
     files = hub.files(NAME)
     assert "optimizer.pt" not in files and "training_args.bin" not in files
     assert json.loads(files["config.json"])["source_name_or_path"] == "my-llama"
-    assert b"Not a finished model" in files["README.md"] and b"secret-place" not in files["README.md"]
+    card = files["README.md"].decode()
+    assert "Not a finished model" in card and "secret-place" not in card
+    snippet = re.search(r"```python\n(.*?)```", card, flags=re.DOTALL)[1].replace(NAME, str(masked_checkpoint))
+    exec(compile(snippet, "card", "exec"), names := {})
+    assert_equal_weights(names["model"], weights_by_name(masked_model()))
 
 
 def break_shard(folder):

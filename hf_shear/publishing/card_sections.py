@@ -122,7 +122,9 @@ def measured(facts: CardFacts) -> str:
 
 def _perplexity(evaluation: dict) -> str:
     protocol = evaluation["pruned"]["perplexity"].get("protocol") or {}
-    listed = ", ".join(f"{name} {_plain(value)}" for name, value in protocol.items())
+    listed = ", ".join(
+        f"{name} {_plain(value)}" for name, value in protocol.items() if not isinstance(value, dict | list)
+    )
     columns = "| domain | source loss | loss | interval of the loss | perplexity | bits per byte |"
     lines = [f"Evaluated again on held-out text{f' ({listed})' if listed else ''}:", "", columns, "|---" * 6 + "|"]
     source = (evaluation["source"].get("perplexity") or {}).get("domains", {})
@@ -139,7 +141,7 @@ def _tasks(evaluation: dict) -> str:
     source = evaluation["source"].get("tasks") or {}
     for task, row in evaluation["pruned"]["tasks"].items():
         cells = [_value(source[task]) if task in source else "-", _value(row)]
-        lines.append(f"| {_cell(task)} | {row['metric']} | {row.get('num_items', '-'):,} | {' | '.join(cells)} |")
+        lines.append(f"| {_cell(task)} | {row['metric']} | {_plain(row.get('num_items', '-'))} | {' | '.join(cells)} |")
     return "\n".join(["Tasks (± standard error):", "", *lines])
 
 

@@ -14,7 +14,7 @@ from ..slicing import PROVENANCE_NAME
 from .card import check_license, masked_card, model_card, published_json
 from .card_sections import as_published
 from .checkpoint_files import TOKENIZER_NAMES, is_masked, other_files, weight_files
-from .hub_access import NETWORK_ERRORS, PushError, RemoteRepo, check_token, refusal, remote_repo
+from .hub_access import NETWORK_ERRORS, PushError, RemoteRepo, asking_the_hub, check_token, refusal, remote_repo
 from .local_paths import last_part, without_source_path
 from .run_files import CARD_NAME, EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, RunFiles, find_run
 from .source_model import SourceLicense, license_file, source_license
@@ -70,9 +70,11 @@ def push_to_hub(
             f"{repo_id!r} already holds another model. Choose another name, or replace it with `--overwrite`"
             " (`overwrite=True`); its history keeps the old one."
         )
-    license = license or source_license(_origin(run), api)
-    card = _card(run, license, base_model, repo_id)
-    operations = [*_additions(run, weights, card), *_deletions(run, weights, card, remote)]
+    with asking_the_hub(api):
+        license = license or source_license(_origin(run), api)
+    operations = _additions(run, weights, _card(run, license, base_model, repo_id))
+    if not (remote.free or remote.same_model):
+        operations += _deletions(remote, {operation.path_in_repo for operation in operations})
     message = commit_message or f"Publish {last_part(repo_id)} with hf_shear"
     return _upload(api, repo_id, operations, private, revision, message)
 
@@ -158,12 +160,9 @@ def _report(run: RunFiles) -> bytes:
     return text.encode()
 
 
-def _deletions(run: RunFiles, weights: dict[str, Path], card: str, remote: RemoteRepo) -> list[CommitOperationDelete]:
+def _deletions(remote: RemoteRepo, added: set[str]) -> list[CommitOperationDelete]:
     """Files of the model that is replaced: left there, its shards or adapter could be loaded in place of the new one."""
-    if remote.free or remote.same_model:
-        return []
-    kept = {operation.path_in_repo for operation in _additions(run, weights, card)} | {".gitattributes"}
-    return [CommitOperationDelete(path_in_repo=name) for name in remote.files if name not in kept]
+    return [CommitOperationDelete(path_in_repo=name) for name in remote.files if name not in added | {".gitattributes"}]
 
 
 def _upload(
