@@ -58,7 +58,7 @@ def card(folder: Path):
     facts = read(folder / FACTS)
     if facts["license"] is not None:
         facts["license"] = SourceLicense(**facts["license"])
-    return model_card(files.pop("results"), **files, **facts)
+    return model_card(files.pop("results"), name=folder.name, **files, **facts)
 
 
 def read(path: Path) -> dict | None:

@@ -216,6 +216,8 @@ class Handler(BaseHTTPRequestHandler):
                 sibling["lfs"] = {"sha256": etag(content, True), "size": len(content), "pointerSize": 130}
             siblings.append(sibling)
         private = self.hub.repos[repo_id].private
+        card = commit.files.get("README.md", (b"", False))[0].decode()
+        data = yaml.safe_load(card.split("---")[1]) if card.startswith("---\n") else None
         self.reply(
             200,
             {
@@ -225,6 +227,7 @@ class Handler(BaseHTTPRequestHandler):
                 "private": private,
                 "tags": [],
                 "siblings": siblings,
+                "cardData": data,
             },
         )
 

@@ -156,7 +156,7 @@ def test_the_licence_of_a_source_on_the_hub(hub, tmp_path, monkeypatch, asked, f
     monkeypatch.chdir(tmp_path)
     push(hub, run, license=asked)
     card = hub.files(NAME)["README.md"]
-    assert found in card and b"base_model: somebody/llama\nbase_model_relation: finetune" in card
+    assert found in card and b"base_model: somebody/llama\n" in card and b"base_model_relation: finetune\n" in card
 
 
 @pytest.mark.parametrize("failing", [1, 2])

@@ -31,6 +31,7 @@ def model_card(
     arm: str = "recovered",
     license: SourceLicense | str | None = None,
     repo_id: str | None = None,
+    name: str | None = None,
     base_model: str | None = None,
     source: str | None = None,
     rebuild_command: str | None = None,
@@ -46,6 +47,7 @@ def model_card(
         arm: which record of the results the model is, "recovered" or "pruned".
         license: of the source, as the Hub names it.
         repo_id: where the model is published; None for one that is nowhere.
+        name: what to call a model that is nowhere; made of the source's name and the size by default.
         base_model: id of the source on the Hub, where the source was loaded from a copy of it. By default what the
             provenance says, if that is certain.
         source: the source's name in prose.
@@ -57,16 +59,16 @@ def model_card(
     """
     if arm not in ("recovered", "pruned"):
         raise ValueError(f"`arm` must be 'recovered' or 'pruned', but it is {arm!r}.")
-    for name, ids in (("repo_id", [repo_id]), ("base_model", [base_model]), ("datasets", datasets or [])):
+    for argument, ids in (("repo_id", [repo_id]), ("base_model", [base_model]), ("datasets", datasets or [])):
         for value in ids:
             if value is not None and not is_hub_id(value):
-                raise ValueError(f"`{name}` must be an id on the Hub, such as 'name/model', but it is {value!r}.")
+                raise ValueError(f"`{argument}` must be an id on the Hub, such as 'name/model', but it is {value!r}.")
     results = without_local_paths(results)
     provenance, base_model, source = check_facts(results, provenance, evaluation, arm, base_model, source)
     command = without_local_paths(rebuild_command or results.get("command"))
     facts = CardFacts(
         results, provenance, without_local_paths(evaluation), arm, check_license(license), repo_id, base_model, source,
-        command,
+        command, name,
     )  # fmt: skip
     return ModelCard(f"---\n{_metadata(facts, datasets, language).to_yaml()}\n---\n\n{_body(facts)}")
 

@@ -22,6 +22,7 @@ class CardFacts:
         base_model: id of the source on the Hub, None if it is not there.
         source: the source's name in prose.
         rebuild_command: the command that made the model, None if it was not recorded.
+        given_name: what to call a model that is not published.
     """
 
     results: dict
@@ -33,6 +34,7 @@ class CardFacts:
     base_model: str | None
     source: str
     rebuild_command: str | None
+    given_name: str | None = None
 
     @property
     def record(self) -> dict:
@@ -50,9 +52,9 @@ class CardFacts:
     @property
     def name(self) -> str:
         """The model's name: the repository's, or one made of the source's and the size."""
-        if self.repo_id:
-            return self.repo_id.split("/")[-1]
-        source = "model" if self.source == source_name(None) else self.source.split("/")[-1].replace(" ", "-")
+        if self.repo_id or self.given_name:
+            return (self.repo_id or self.given_name).split("/")[-1]
+        source = "model" if not self.provenance else (self.base_model or source_name(self.provenance)).split("/")[-1]
         return f"{source}-sheared-{short_count(self.record['num_parameters'])}"
 
 
