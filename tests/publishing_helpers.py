@@ -22,7 +22,7 @@ def record(model, losses: dict[str, float], eval_tokens: int = 4096) -> dict:
 
 
 def domain_losses(start: float) -> dict[str, float]:
-    return {"books": start, "code": start + 0.17}
+    return {"books": start + 0.00012345, "code": start + 0.17012345}  # more digits than a table shows
 
 
 def make_results(source, small) -> dict:
