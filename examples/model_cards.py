@@ -1,0 +1,90 @@
+"""Build the cards in model_cards/models from the results that runs left there.
+
+    python examples/model_cards.py                          # rebuild every card
+    python examples/model_cards.py --add NAME RUN_FOLDER --license apache-2.0 --rebuild_command "accelerate launch ..."
+
+`--add` keeps results, evaluation and provenance of a run (without the long parts, and without paths) in
+model_cards/models/NAME. Every number of a card comes from those files; a test rebuilds the cards and compares.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from hf_shear.publishing import SourceLicense, find_run, model_card, source_license, write_card
+from hf_shear.publishing.local_paths import without_local_paths
+
+MODELS = Path(__file__).resolve().parent.parent / "model_cards" / "models"
+LEFT_OUT = ("kept",)  # long, and not on a card
+FILES = {"results": "results.json", "evaluation": "evaluation.json", "provenance": "provenance.json"}
+FACTS = "card.json"  # what a card says that is in none of the run's files
+
+
+def slimmed(name: str, content: dict) -> dict:
+    """The part of a file that cards are written from; of the history the last row of each stage."""
+    kept = {
+        key: value for key, value in content.items() if key not in LEFT_OUT and (name, key) != ("provenance", "masks")
+    }
+    if "history" in kept:
+        kept["history"] = list({row.get("stage"): row for row in kept["history"]}.values())
+    return without_local_paths(kept)
+
+
+def add(name: str, run_folder: Path, facts: dict, license: str | None) -> None:
+    """Keep what a run says of its model."""
+    run = find_run(run_folder)
+    found = SourceLicense(license, "whoever wrote this card") if license else source_license(run.provenance)
+    facts = facts | {"arm": run.arm, "license": None if found is None else dataclasses.asdict(found)}
+    folder = MODELS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for key, file in FILES.items():
+        content = getattr(run, key)
+        if content is None:
+            (folder / file).unlink(missing_ok=True)  # of an earlier run
+        else:
+            write_json(folder / file, slimmed(key, content))
+    write_json(folder / FACTS, facts)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """JSON as git shows it best."""
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def card(folder: Path):
+    """The card of one model, from the files in its folder."""
+    files = {key: read(folder / file) for key, file in FILES.items()}
+    facts = read(folder / FACTS)
+    if facts["license"] is not None:
+        facts["license"] = SourceLicense(**facts["license"])
+    return model_card(files.pop("results"), name=folder.name, **files, **facts)
+
+
+def read(path: Path) -> dict | None:
+    """Content of a JSON file, None if there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def models() -> list[Path]:
+    """Folders of all models, in order."""
+    return sorted(path.parent for path in MODELS.glob(f"*/{FACTS}"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--add", nargs=2, metavar=("NAME", "RUN_FOLDER"), help="keep the files of a run first")
+    parser.add_argument("--license", help="of the source; what the source says by default")
+    parser.add_argument("--source", help="what to call the source in the text")
+    parser.add_argument("--base_model", help="the source's id on the Hub, if a copy was cut")
+    parser.add_argument("--rebuild_command", help="the command that made the model, if the run did not record it")
+    arguments = parser.parse_args()
+    if arguments.add:
+        facts = {name: getattr(arguments, name) for name in ("source", "base_model", "rebuild_command")}
+        add(arguments.add[0], Path(arguments.add[1]), facts, arguments.license)
+    for folder in models():
+        print(write_card(card(folder), folder / "README.md", overwrite=True))
+
+
+if __name__ == "__main__":
+    main()

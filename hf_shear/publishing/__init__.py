@@ -1,0 +1,19 @@
+"""How it is published: a card written from the results, and one commit to the Hub."""
+
+from .card import model_card, write_card
+from .hub_access import PushError
+from .push import push_to_hub
+from .run_files import CARD_NAME, RunFiles, find_run
+from .source_model import SourceLicense, source_license
+
+__all__ = [
+    "CARD_NAME",
+    "PushError",
+    "RunFiles",
+    "SourceLicense",
+    "find_run",
+    "model_card",
+    "push_to_hub",
+    "source_license",
+    "write_card",
+]

@@ -1,0 +1,225 @@
+"""Model cards, written from the results of a run with the Hub's own card classes. Nothing here needs a network."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from . import card_sections
+from .card_facts import CardFacts, arm_name, check_facts
+from .card_limits import limits
+from .local_paths import without_local_paths
+from .source_model import SourceLicense, hub_source, is_hub_id, source_name
+
+# The Hub knows four relations to a base model: adapter, merge, quantized and finetune. A pruned model has weights of its
+# own that were trained on from the base's, which is what finetune means there. It is no quantised copy, and without a
+# relation the Hub would guess one from the names of the files.
+BASE_MODEL_RELATION = "finetune"
+TAGS = ("hf_shear", "pruning", "structured-pruning")
+UNPUBLISHED_DATA = "custom"  # dataset type of the model-index for text that is no data set on the Hub
+_METRICS = {"acc": "accuracy", "acc_norm": "accuracy"}  # names of the harness -> names of the Hub
+
+
+def model_card(
+    results: dict,
+    *,
+    provenance: dict | None,
+    evaluation: dict | None = None,
+    arm: str = "recovered",
+    license: SourceLicense | str | None = None,
+    repo_id: str | None = None,
+    name: str | None = None,
+    base_model: str | None = None,
+    source: str | None = None,
+    rebuild_command: str | None = None,
+    datasets: list[str] | None = None,
+    language: list[str] | None = None,
+) -> ModelCard:
+    """The card of a sheared model; every number in it is one of these files', or follows from them.
+
+    Args:
+        results: content of results.json (contract: hf_shear.reporting.results; parts that are not needed may be missing).
+        provenance: content of shear_provenance.json, None if there is none.
+        evaluation: content of evaluation.json, whose ``pruned`` is this model.
+        arm: which record of the results the model is, "recovered" or "pruned".
+        license: of the source, as the Hub names it.
+        repo_id: where the model is published; None for one that is nowhere.
+        name: what to call a model that is nowhere; made of the source's name and the size by default.
+        base_model: id of the source on the Hub, where the source was loaded from a copy of it. By default what the
+            provenance says, if that is certain.
+        source: the source's name in prose.
+        rebuild_command: the command that made the model; by default ``command`` of the results.
+        datasets, language: ids of existing data sets on the Hub, and codes such as "en", for the metadata.
+
+    Raises:
+        ValueError: there are no results, the files are of different models, or an id is malformed.
+    """
+    if arm not in ("recovered", "pruned"):
+        raise ValueError(f"`arm` must be 'recovered' or 'pruned', but it is {arm!r}.")
+    for argument, ids in (("repo_id", [repo_id]), ("base_model", [base_model]), ("datasets", datasets or [])):
+        for value in ids:
+            if value is not None and not is_hub_id(value):
+                raise ValueError(f"`{argument}` must be an id on the Hub, such as 'name/model', but it is {value!r}.")
+    results = without_local_paths(results)
+    provenance, base_model, source = check_facts(results, provenance, evaluation, arm, base_model, source)
+    command = without_local_paths(rebuild_command or results.get("command"))
+    facts = CardFacts(
+        results, provenance, without_local_paths(evaluation), arm, check_license(license), repo_id, base_model, source,
+        command, name,
+    )  # fmt: skip
+    return ModelCard(f"---\n{_metadata(facts, datasets, language).to_yaml()}\n---\n\n{_body(facts)}")
+
+
+def check_license(license: SourceLicense | str | None) -> SourceLicense | None:
+    """A licence given as the Hub's identifier, or as it was found.
+
+    Raises:
+        ValueError: the identifier is no such one, or "other" without a name and a link.
+    """
+    if isinstance(license, str):
+        license = SourceLicense(license.strip().lower(), "whoever wrote this card")
+    if license is None:
+        return None
+    if not license.identifier or not all(char.isalnum() or char in ".-" for char in license.identifier):
+        raise ValueError(
+            f"`license` must be an identifier of https://huggingface.co/docs/hub/repositories-licenses, such as"
+            f" 'apache-2.0' or 'llama2', but it is {license.identifier!r}."
+        )
+    if license.identifier == "other" and not license.name:
+        raise ValueError(
+            "`license` 'other' needs a name, and a link or a licence file beside the source's weights:"
+            " `SourceLicense('other', 'the file LICENSE', name=..., link=...)`."
+        )
+    return license
+
+
+def _metadata(facts: CardFacts, datasets: list[str] | None, language: list[str] | None) -> ModelCardData:
+    license = facts.license
+    other = license is not None and license.identifier == "other"
+    return ModelCardData(
+        base_model=facts.base_model,
+        base_model_relation=BASE_MODEL_RELATION if facts.base_model else None,
+        license=license.identifier if license else None,
+        license_name=license.name if other else None,
+        license_link=license.link if other else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=list(TAGS),
+        datasets=datasets,
+        language=language,
+        model_name=facts.name,
+        eval_results=_eval_results(facts),
+    )
+
+
+def _eval_results(facts: CardFacts) -> list[EvalResult]:
+    found = []
+    for domain, loss in facts.record["loss"].items():
+        found.append(_result(f"held-out text, {domain}", domain, "loss", loss, "Held-out loss (nats per token)"))
+    model = (facts.evaluation or {}).get("pruned") or {}
+    for domain, row in (model.get("perplexity") or {}).get("domains", {}).items():
+        for metric, text in (("perplexity", "Perplexity"), ("bits_per_byte", "Bits per byte")):
+            if metric in row:
+                found.append(_result(f"held-out text, {domain}", f"{domain}, evaluated", metric, row[metric], text))
+    for task, row in (model.get("tasks") or {}).items():
+        found.append(_result(task, task, _METRICS.get(row["metric"], row["metric"]), row["value"], row["metric"]))
+    return found
+
+
+def _result(dataset: str, config: str, metric: str, value: float, name: str) -> EvalResult:
+    return EvalResult(
+        task_type="text-generation", dataset_type=UNPUBLISHED_DATA, dataset_name=dataset, dataset_config=config,
+        metric_type=metric, metric_value=value, metric_name=name,
+    )  # fmt: skip
+
+
+def _body(facts: CardFacts) -> str:
+    sections = {
+        "Load it": card_sections.load,
+        "What was removed": card_sections.removed,
+        "How it was made": card_sections.made,
+        f"Results {arm_name(facts.arm)}": card_sections.measured,
+        "Speed and memory": card_sections.speed,
+        "Limits": limits,
+        "Licence": card_sections.license_text,
+        "Make it again": card_sections.again,
+        "Versions": card_sections.versions,
+        "Citation": card_sections.cited,
+    }
+    text = [f"# {card_sections.title(facts)}", card_sections.summary(facts)]
+    text += [f"## {heading}\n\n{section(facts)}" for heading, section in sections.items()]
+    text.append(
+        "Every number here comes from `results.json` and `evaluation.json` of this model; `hf-shear card` wrote it."
+    )
+    return "\n\n".join(text) + "\n"
+
+
+def masked_card(config: dict, license: SourceLicense | str | None = None, repo_id: str | None = None) -> ModelCard:
+    """The card of a checkpoint in the middle of mask learning, which is no result and has none.
+
+    Args:
+        config: its config.json.
+    """
+    origin = {"source": {"name_or_path": config.get("source_name_or_path"), "revision": config.get("source_revision")}}
+    base_model, license = hub_source(origin), check_license(license)
+    metadata = ModelCardData(
+        base_model=base_model, base_model_relation=BASE_MODEL_RELATION if base_model else None,
+        license=license.identifier if license else None, library_name="hf_shear", tags=[*TAGS, "masked"],
+    )  # fmt: skip
+    shape = ", ".join(f"{name} {size:,}" for name, size in (config.get("target_shape") or {}).items())
+    licensed = license.identifier if license else "**of the source: not found; whoever publishes this must add it**"
+    body = f"""# A masked checkpoint, in the middle of mask learning
+
+Not a finished model: it has the size of its source, {source_name(origin)}, and masks that still choose what to keep on
+the way to this shape: {shape}. It has no results. Only `hf_shear` loads it; `slice_model` cuts it.
+
+```python
+from hf_shear import ShearingLlamaForCausalLM
+
+model = ShearingLlamaForCausalLM.from_pretrained("{repo_id or "checkpoint"}")
+```
+
+Licence: {licensed}.
+"""
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
+
+
+def write_card(card: ModelCard, path: str | os.PathLike, overwrite: bool = False) -> Path:
+    """Write a card in one step: a reader sees the old one or the new one.
+
+    Raises:
+        ValueError: there is another card at ``path``, perhaps edited by hand, and ``overwrite`` was not asked for.
+        OSError: it could not be written, on a full disk for example; what was there is as it was.
+    """
+    path, text = Path(path), str(card)
+    if path.is_dir():
+        raise ValueError(f"`output` {str(path)!r} is a folder. Name the file, such as {str(path / 'README.md')!r}.")
+    if path.is_file() and not overwrite and path.read_text(encoding="utf-8") != text:
+        raise ValueError(
+            f"{str(path)!r} is there already, with other content. Replace it with `--overwrite`, or write elsewhere with"
+            " `--output FILE`."
+        )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(
+            error.errno, f"the card was not written ({reason}); what was there is as it was", str(path)
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def published_json(content: dict) -> bytes:
+    """JSON as it is published: without the paths of this machine."""
+    return (json.dumps(without_local_paths(content), indent=1, allow_nan=False) + "\n").encode()

@@ -1,0 +1,252 @@
+"""The sections of a card, one function each. All numbers come from the facts, formatted here."""
+
+from __future__ import annotations
+
+from ..reporting import SHAPE_NAMES, markdown_table
+from .card_facts import CardFacts, short_count
+from .citations import citations
+
+MASK_METHODS = {
+    "relaxed_topk": "masks that hold the target's budget exactly at every step (`relaxed_topk`)",
+    "hard_concrete": "hard concrete masks under a Lagrangian, as in the paper (`hard_concrete`)",
+}
+FOLDER_COMMENT = "  # the folder of that name in the run's folder"
+PUSH_COMMAND = "hf-shear push RUN_FOLDER YOUR_NAME/MODEL_NAME --private"
+MADE_AGAIN = "This command makes it again:"
+NOT_PUBLISHED = "This model is not published. These commands make it again and publish it:"
+NO_COMMAND = "The command that made this model was not recorded."
+NOT_PUBLISHED_EITHER = f"\n\nIt is not published. This command publishes it:\n\n```bash\n{PUSH_COMMAND}\n```"
+RECOVERY_METHODS = {
+    "full": "all weights were trained",
+    "lora": "low-rank adapters were trained and merged",
+    "norms_and_biases": "norms and biases were trained",
+}
+
+
+def summary(facts: CardFacts) -> str:
+    """What it is, in one paragraph."""
+    own, source = facts.record["num_parameters"], facts.results["source"]["num_parameters"]
+    text = (
+        f"A language model with {own:,} parameters, cut out of {facts.source_in_prose} ({source:,} parameters) by"
+        f" structured pruning: {100 * own / source:.1f} % of the source is left."
+    )
+    if facts.arm == "pruned":
+        return f"{text} It has not been trained after the cut: it is a start for training, not for use."
+    return f"{text} It was trained for {facts.results['tokens']['recovery']:,} more tokens after the cut."
+
+
+def removed(facts: CardFacts) -> str:
+    """The shape before and after."""
+    before, after = facts.results["source"]["shape"], facts.record["shape"]
+    lines = ["| | source | this model | kept |", "|---|---|---|---|"]
+    for name in (*SHAPE_NAMES, "head_dim"):
+        if name in before and name in after:
+            lines.append(
+                f"| `{name}` | {before[name]:,} | {after[name]:,} | {100 * after[name] / before[name]:.1f} % |"
+            )
+    own, source = facts.record["num_parameters"], facts.results["source"]["num_parameters"]
+    lines.append(f"| parameters | {source:,} | {own:,} | {100 * own / source:.1f} % |")
+    return "\n".join(lines)
+
+
+def made(facts: CardFacts) -> str:
+    """Method, tokens, and data with weights."""
+    tokens = facts.results["tokens"]
+    lines = [_choice(facts, tokens)]
+    if tokens.get("calibration"):
+        lines.append(f"- Calibration, for the start of the masks: {tokens['calibration']:,} tokens.")
+    if facts.arm == "recovered":
+        lines.append(_recovery(facts, tokens["recovery"]))
+    else:
+        lines.append("- Recovery: none yet.")
+    if "seed" in facts.results:
+        lines.append(f"- Seed: {facts.results['seed']}.")
+    data = _data(facts)
+    return "\n".join(lines) + (f"\n\n{data}" if data else "")
+
+
+def _choice(facts: CardFacts, tokens: dict) -> str:
+    method = facts.provenance.get("method")
+    if method:
+        return f"- What to keep was chosen with the method `{method}`."
+    masks = (facts.provenance.get("mask_settings") or {}).get("method")
+    how = MASK_METHODS.get(masks, "learned masks (the method was not recorded)")
+    return (
+        f"- What to keep was learned with {how}, in {tokens['mask_learning']:,} training tokens."
+        " The masked model and the cut one compute the same function."
+    )
+
+
+def _recovery(facts: CardFacts, tokens: int) -> str:
+    recovery = facts.results.get("recovery") or {"method": "full"}
+    text = f"- Recovery (continued pre-training): {RECOVERY_METHODS.get(recovery['method'], recovery['method'])}"
+    rate = facts.record.get("learning_rate")
+    text += f", {tokens:,} tokens" + (f", learning rate {rate:g}" if rate is not None else "")
+    if recovery.get("distillation"):
+        text += ", with distillation from the source"
+    return text + "."
+
+
+def _data(facts: CardFacts) -> str:
+    """Weights of the domains at the end of each stage, and how often recovery passed over each."""
+    last = {row["stage"]: row.get("mixture_weights") for row in facts.results.get("history", []) if "stage" in row}
+    passes = facts.results.get("passes", {})
+    columns = []
+    for stage, heading in (("mask_learning", "mask learning"), ("recovery", "recovery")):
+        if stage == "recovery" and facts.arm == "pruned":
+            continue
+        if last.get(stage):
+            columns.append((f"last weight in {heading}", last[stage], ".3f"))
+        if passes.get(stage):
+            columns.append((f"passes in {heading}", passes[stage], ".3g"))
+    domains = list(facts.record["loss"])
+    if not columns:
+        return f"Domains of the text: {', '.join(domains)}."
+    lines = ["| domain | " + " | ".join(heading for heading, _, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for domain in domains:
+        cells = [format(values[domain], form) if domain in values else "-" for _, values, form in columns]
+        lines.append(f"| {_cell(domain)} | " + " | ".join(cells) + " |")
+    return "Share of each domain in the batches, which follows what the model finds hard:\n\n" + "\n".join(lines)
+
+
+def measured(facts: CardFacts) -> str:
+    """The run's table with its verdict, and the evaluation's tables if there is one."""
+    parts = [markdown_table(facts.results).strip()]
+    evaluation = facts.evaluation or {}
+    if (evaluation.get("pruned") or {}).get("perplexity"):
+        parts.append(_perplexity(evaluation))
+    if (evaluation.get("pruned") or {}).get("tasks"):
+        parts.append(_tasks(evaluation))
+    return "\n\n".join(parts)
+
+
+def _perplexity(evaluation: dict) -> str:
+    protocol = evaluation["pruned"]["perplexity"].get("protocol") or {}
+    listed = ", ".join(
+        f"{name} {_plain(value)}" for name, value in protocol.items() if not isinstance(value, dict | list)
+    )
+    columns = "| domain | source loss | loss | interval of the loss | perplexity | bits per byte |"
+    lines = [f"Evaluated again on held-out text{f' ({listed})' if listed else ''}:", "", columns, "|---" * 6 + "|"]
+    source = (evaluation["source"].get("perplexity") or {}).get("domains", {})
+    for domain, row in evaluation["pruned"]["perplexity"]["domains"].items():
+        interval = " to ".join(f"{bound:.3f}" for bound in row.get("loss_interval", ())) or "-"
+        before = f"{source[domain]['loss']:.3f}" if domain in source else "-"
+        cells = (f"{row[name]:.3f}" if name in row else "-" for name in ("perplexity", "bits_per_byte"))
+        lines.append(f"| {_cell(domain)} | {before} | {row['loss']:.3f} | {interval} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _tasks(evaluation: dict) -> str:
+    lines = ["| task | metric | items | source | this model |", "|---|---|---|---|---|"]
+    source = evaluation["source"].get("tasks") or {}
+    for task, row in evaluation["pruned"]["tasks"].items():
+        cells = [_value(source[task]) if task in source else "-", _value(row)]
+        lines.append(f"| {_cell(task)} | {row['metric']} | {_plain(row.get('num_items', '-'))} | {' | '.join(cells)} |")
+    return "\n".join(["Tasks (± standard error):", "", *lines])
+
+
+def _value(row: dict) -> str:
+    error = row.get("standard_error")
+    return f"{row['value']:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+
+
+def speed(facts: CardFacts) -> str:
+    """Tokens per second of both models side by side, and what they need of memory."""
+    evaluation = facts.evaluation or {}
+    parts = [_memory(evaluation)] if "weight_bytes" in (evaluation.get("pruned") or {}) else []
+    found = evaluation.get("speed")
+    if not found:
+        return "\n\n".join([*parts, "Speed was not measured."])
+    lines = ["| | source | this model | ratio (median, low to high) |", "|---|---|---|---|"]
+    for stage in ("prefill", "decode"):
+        key, ratio = f"{stage}_tokens_per_second", found[f"{stage}_ratio"]
+        lines.append(
+            f"| {stage}, tokens per second | {found['source'][key]:,.1f} | {found['pruned'][key]:,.1f} |"
+            f" {ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) |"
+        )
+    setting = (
+        f"Measured on {found['device']} in {found['dtype']}, batch {found['batch_size']}, prompt"
+        f" {found['prompt_length']:,}, {found['new_tokens']:,} new tokens, {found['rounds']} rounds:"
+    )
+    return "\n\n".join([*parts, setting, "\n".join(lines)])
+
+
+def _memory(evaluation: dict) -> str:
+    lines = ["| | source | this model |", "|---|---|---|"]
+    for name, text in (("weight_bytes", "bytes of weights"), ("kv_cache_bytes_per_token", "KV cache, bytes per token")):
+        if name in evaluation["source"] and name in evaluation["pruned"]:
+            lines.append(f"| {text} | {evaluation['source'][name]:,} | {evaluation['pruned'][name]:,} |")
+    return "\n".join(lines)
+
+
+def license_text(facts: CardFacts) -> str:
+    """The source's licence, named, or that it was not found."""
+    if facts.license is None:
+        return (
+            "**The licence of the source was not found.** A pruned model is a derivative of its source and stays under the"
+            " source's licence. Whoever publishes this model must look it up and add it to this card."
+        )
+    name = facts.license.name or facts.license.identifier
+    link = f" ({facts.license.link})" if facts.license.link else ""
+    return f"This model stays under the licence of its source: **{name}**{link}, as {facts.license.found_in} says."
+
+
+def load(facts: CardFacts) -> str:
+    """A snippet that loads the model and writes some words."""
+    name = facts.repo_id or facts.arm
+    comment = "" if facts.repo_id else FOLDER_COMMENT
+    return f"""```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+name = "{name}"{comment}
+tokenizer = AutoTokenizer.from_pretrained(name)
+model = AutoModelForCausalLM.from_pretrained(name)
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+tokens = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=20)
+print(tokenizer.decode(tokens[0]))
+```
+
+It is a plain checkpoint: `hf_shear` is not needed to load it."""
+
+
+def again(facts: CardFacts) -> str:
+    """The command that makes the model, and the one that publishes it where that has not been done."""
+    command, published = facts.rebuild_command, facts.repo_id is not None
+    if command:
+        lines = [MADE_AGAIN if published else NOT_PUBLISHED, "", "```bash", command]
+        return "\n".join([*lines, *([] if published else [PUSH_COMMAND]), "```"])
+    return NO_COMMAND + ("" if published else NOT_PUBLISHED_EITHER)
+
+
+def as_published(card: str, repo_id: str) -> str:
+    """A card that was written before the model was published, perhaps edited since, as it reads afterwards."""
+    for arm in ("recovered", "pruned"):
+        card = card.replace(f'name = "{arm}"{FOLDER_COMMENT}', f'name = "{repo_id}"')
+    card = card.replace(NOT_PUBLISHED_EITHER, "").replace(NOT_PUBLISHED, MADE_AGAIN)
+    return card.replace(f"\n{PUSH_COMMAND}\n", "\n")
+
+
+def versions(facts: CardFacts) -> str:
+    """Versions of what made it, and how long that took."""
+    found = facts.results.get("versions") or facts.provenance.get("versions") or {}
+    text = ", ".join(f"{name} {version}" for name, version in found.items()) or "not recorded"
+    seconds = (facts.results.get("seconds") or {}).get("total")
+    return text + "." + (f" The whole run, with its baselines, took {seconds:,.0f} seconds." if seconds else "")
+
+
+def cited(facts: CardFacts) -> str:
+    """BibTeX."""
+    return f"```bibtex\n{citations(facts.results, facts.provenance)}\n```"
+
+
+def title(facts: CardFacts) -> str:
+    """The heading."""
+    return f"{facts.name}: {short_count(facts.record['num_parameters'])} parameters"
+
+
+def _plain(value) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,180 @@
+"""Publish a model on the Hub: everything in one commit, after everything that could go wrong was checked."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from ..slicing import PROVENANCE_NAME
+from .card import check_license, masked_card, model_card, published_json
+from .card_sections import as_published
+from .checkpoint_files import TOKENIZER_NAMES, is_masked, other_files, weight_files
+from .hub_access import NETWORK_ERRORS, PushError, RemoteRepo, asking_the_hub, check_token, refusal, remote_repo
+from .local_paths import last_part, without_source_path
+from .run_files import CARD_NAME, EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, RunFiles, find_run
+from .source_model import SourceLicense, license_file, source_license
+
+_WITH_SOURCE_PATH = ("config.json", "tokenizer_config.json")  # files in which libraries note where something came from
+
+
+def push_to_hub(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    masked: bool = False,
+    overwrite: bool = False,
+    license: SourceLicense | str | None = None,
+    base_model: str | None = None,
+    endpoint: str | None = None,
+) -> CommitInfo:
+    """Publish a run's model, tokenizer, card, report, results and provenance in one commit.
+
+    A README.md in the checkpoint's folder is published as the card, so it can be edited before; otherwise the card is
+    written from the results. Nothing on this machine is changed. If the push stops, the same call goes on: large files
+    that had arrived whole are not sent again.
+
+    Args:
+        folder: a run's folder (its ``recovered``, else ``pruned`` checkpoint is published) or a checkpoint.
+        repo_id: "name/model", or "model" for the token's own user.
+        private: make a new repository private; None leaves it to the Hub's default.
+        token: by default HF_TOKEN or the stored login.
+        revision: branch, made if it is not there.
+        masked: publish a checkpoint from the middle of mask learning, which is refused otherwise.
+        overwrite: replace another model of that name. Its files leave the branch and stay in its history.
+        license, base_model: as for ``model_card``; by default what is known of the source.
+        endpoint: of the Hub, by default HF_ENDPOINT or huggingface.co.
+
+    Raises:
+        ValueError: the checkpoint is not complete or has no results, the token may not write, or the name is taken.
+        PushError: the Hub can not be reached, or the upload stopped; the text says how to go on.
+    """
+    run = find_run(folder)
+    weights = {name: run.checkpoint / name for name in weight_files(run.checkpoint)}
+    _check_before_network(run, repo_id, masked)
+    license = check_license(license)
+    api = HfApi(endpoint=endpoint, token=token)
+    user = check_token(api)
+    repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
+    remote = remote_repo(api, repo_id, revision, weights, private)
+    if not (remote.free or remote.same_model or overwrite):
+        raise ValueError(
+            f"{repo_id!r} already holds another model. Choose another name, or replace it with `--overwrite`"
+            " (`overwrite=True`); its history keeps the old one."
+        )
+    with asking_the_hub(api):
+        license = license or source_license(_origin(run), api)
+    operations = _additions(run, weights, _card(run, license, base_model, repo_id))
+    if not (remote.free or remote.same_model):
+        operations += _deletions(remote, {operation.path_in_repo for operation in operations})
+    message = commit_message or f"Publish {last_part(repo_id)} with hf_shear"
+    return _upload(api, repo_id, operations, private, revision, message)
+
+
+def _check_before_network(run: RunFiles, repo_id: str, masked: bool) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"`repo_id` must be 'name/model', but it is {repo_id!r}: {error}") from error
+    if is_masked(run.config):
+        if not masked:
+            raise ValueError(
+                f"{str(run.checkpoint)!r} is a checkpoint in the middle of mask learning, which only hf_shear can load. To"
+                " publish the finished model name the run's folder; to publish this one all the same, give `--masked`"
+                " (`masked=True`)."
+            )
+        return
+    if not any((run.checkpoint / name).is_file() for name in TOKENIZER_NAMES):
+        raise ValueError(
+            f"{str(run.checkpoint)!r} has no tokenizer, and a model without one is of no use to others. Save it there:"
+            " `AutoTokenizer.from_pretrained(SOURCE).save_pretrained(CHECKPOINT)`."
+        )
+    if run.results is None and not (run.checkpoint / CARD_NAME).is_file():
+        raise ValueError(
+            f"There is no {RESULTS_NAME} beside {str(run.checkpoint)!r} or in it, so its card would have no results. Name"
+            f" the run's folder, put the results there, or write a {CARD_NAME} into the checkpoint yourself."
+        )
+
+
+def _origin(run: RunFiles) -> dict | None:
+    """Where the source is noted: in the provenance, and in the config while masks are learned."""
+    if is_masked(run.config):
+        names = {"name_or_path": "source_name_or_path", "revision": "source_revision"}
+        return {"source": {key: run.config.get(name) for key, name in names.items()}}
+    return run.provenance
+
+
+def _card(run: RunFiles, license: SourceLicense | None, base_model: str | None, repo_id: str) -> str:
+    if (run.checkpoint / CARD_NAME).is_file():
+        text = (run.checkpoint / CARD_NAME).read_text(encoding="utf-8")
+        ModelCard(text)  # raises on metadata that is no YAML mapping
+        return as_published(text, repo_id)
+    if is_masked(run.config):
+        return str(masked_card(run.config, license, repo_id))
+    card = model_card(
+        run.results, provenance=run.provenance, evaluation=run.evaluation, arm=run.arm, license=license,
+        repo_id=repo_id, base_model=base_model,
+    )  # fmt: skip
+    return str(card)
+
+
+def _additions(run: RunFiles, weights: dict[str, Path], card: str) -> list[CommitOperationAdd]:
+    """Every file of the commit, by its name there: a path for what is sent as it is, bytes for what is changed."""
+    files: dict[str, str | bytes] = {name: str(path) for name, path in weights.items()}
+    for name in other_files(run.checkpoint):
+        files[name] = (
+            _without_source(run.checkpoint / name) if name in _WITH_SOURCE_PATH else str(run.checkpoint / name)
+        )
+    licensed = license_file(_origin(run))
+    if licensed is not None and licensed.name not in files:
+        files[licensed.name] = str(licensed)
+    files[CARD_NAME] = card.encode()
+    contents = ((PROVENANCE_NAME, run.provenance), (RESULTS_NAME, run.results), (EVALUATION_NAME, run.evaluation))
+    files |= {name: published_json(content) for name, content in contents if content is not None}
+    if run.report is not None:
+        files[REPORT_NAME] = _report(run)
+    return [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
+
+
+def _without_source(path: Path) -> bytes:
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return (json.dumps(without_source_path(config), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _report(run: RunFiles) -> bytes:
+    """The report without the folders it names. Only those: its pictures are text in which slashes may stand anywhere."""
+    text = run.report.read_text(encoding="utf-8")
+    source = ((_origin(run) or {}).get("source") or {}).get("name_or_path") or ""
+    folders = [str(run.checkpoint.resolve()), str(run.checkpoint.resolve().parent), source]
+    for folder in folders:
+        if os.path.isabs(folder):
+            text = text.replace(folder, last_part(folder))
+    return text.encode()
+
+
+def _deletions(remote: RemoteRepo, added: set[str]) -> list[CommitOperationDelete]:
+    """Files of the model that is replaced: left there, its shards or adapter could be loaded in place of the new one."""
+    return [CommitOperationDelete(path_in_repo=name) for name in remote.files if name not in added | {".gitattributes"}]
+
+
+def _upload(
+    api: HfApi, repo_id: str, operations: list, private: bool | None, revision: str | None, message: str
+) -> CommitInfo:
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)  # also where an earlier try got no further
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+    except (ValueError, RuntimeError, *NETWORK_ERRORS) as error:
+        raise PushError(
+            f"The push to {repo_id!r} stopped: {refusal(error, repo_id)}. Nothing here was changed, and nothing"
+            " was committed there. Run the same command again: large files that had arrived whole are not sent again."
+        ) from error

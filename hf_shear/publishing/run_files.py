@@ -1,0 +1,107 @@
+"""Finds what is published: a run's checkpoint, and beside it the results, provenance, evaluation and report."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..reporting import SHAPE_NAMES, read_results
+from ..slicing import PROVENANCE_NAME
+from .checkpoint_files import checkpoint_config, is_masked
+
+RESULTS_NAME, EVALUATION_NAME, REPORT_NAME, CARD_NAME = "results.json", "evaluation.json", "report.html", "README.md"
+ARMS = ("recovered", "pruned")  # folders of a run that can be published, and records of its results; the first is best
+_PLACES = ((RESULTS_NAME, "results"), (EVALUATION_NAME, "evaluation"))
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A checkpoint and what is known of it.
+
+    Attributes:
+        checkpoint: the folder that is published.
+        config: its config.json.
+        arm: which record of the results it is, "recovered" or "pruned".
+        results, provenance, evaluation: contents of the JSON files, None where there are none.
+        report: the run's report.html, if it has one.
+    """
+
+    checkpoint: Path
+    config: dict
+    arm: str
+    results: dict | None
+    provenance: dict | None
+    evaluation: dict | None
+    report: Path | None
+
+
+def find_run(folder: str | os.PathLike) -> RunFiles:
+    """What there is to publish of a run's folder, or of one checkpoint.
+
+    A folder with results.json is a run, whose ``recovered`` (else ``pruned``) checkpoint is meant. For a checkpoint, the
+    results are looked for beside its weights, then one folder up, where a run keeps them.
+
+    Raises:
+        ValueError: there is no checkpoint, or the results are those of a model of another shape.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} is not a folder. Name the folder of a run, or a checkpoint.")
+    checkpoint = folder if (folder / "config.json").is_file() else _best_checkpoint(folder)
+    config = checkpoint_config(checkpoint)
+    # A checkpoint keeps its own results where it was downloaded; a masked one is of a run that is not finished.
+    places = [checkpoint] if is_masked(config) else [checkpoint, checkpoint.resolve().parent]
+    found = {key: _first_json(places, name) for name, key in _PLACES}
+    provenance = _first_json([checkpoint], PROVENANCE_NAME)
+    arm = _arm(checkpoint, provenance)
+    if found["results"] is not None:
+        _check_same_model(found["results"], arm, config, checkpoint)
+    report = next((place / REPORT_NAME for place in places if (place / REPORT_NAME).is_file()), None)
+    return RunFiles(checkpoint, config, arm, provenance=provenance, report=report, **found)
+
+
+def _best_checkpoint(folder: Path) -> Path:
+    for arm in ARMS:
+        if (folder / arm / "config.json").is_file():
+            return folder / arm
+    raise ValueError(
+        f"{str(folder)!r} has nothing to publish: no config.json, and no checkpoint in {' or '.join(ARMS)}. Name the"
+        " folder of a finished run, or a checkpoint."
+    )
+
+
+def _first_json(places: list[Path], name: str) -> dict | None:
+    path = next((place / name for place in places if (place / name).is_file()), None)
+    if path is None:
+        return None
+    if name == RESULTS_NAME:
+        return read_results(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is not valid JSON: {error}. Write it again, or move it away.") from error
+
+
+def _arm(checkpoint: Path, provenance: dict | None) -> str:
+    """Recovery notes its tokens in the provenance; without one, the folder's name says what it is."""
+    if provenance is None:
+        return "pruned" if checkpoint.resolve().name == "pruned" else "recovered"
+    return "recovered" if "recovery" in provenance else "pruned"
+
+
+def _check_same_model(results: dict, arm: str, config: dict, checkpoint: Path) -> None:
+    if arm not in results:
+        raise ValueError(
+            f"The results beside {str(checkpoint)!r} have no record `{arm}`, so a card could not say how good it is."
+            " Finish the run (`--resume`), and publish it then."
+        )
+    shape = results[arm].get("shape", {})
+    different = [name for name in SHAPE_NAMES if shape.get(name) != config.get(name)]
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"{str(checkpoint)!r} is not the model of the results beside it: `{name}` is {config.get(name)}, and"
+            f" {shape.get(name)} in `{arm}` of the results. Put the results of this checkpoint there."
+        )

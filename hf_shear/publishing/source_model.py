@@ -1,0 +1,137 @@
+"""What is known of the source: whether the Hub has it, what it is called in prose, and its licence."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from .local_paths import last_part
+
+LICENSE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "COPYING")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# Identifiers of https://huggingface.co/docs/hub/repositories-licenses by words that only their texts hold; in order.
+_LICENSE_TEXTS = (
+    ("llama 3.3 community license", "llama3.3"),
+    ("llama 3.2 community license", "llama3.2"),
+    ("llama 3.1 community license", "llama3.1"),
+    ("llama 3 community license", "llama3"),
+    ("llama 2 community license", "llama2"),
+    ("apache license version 2.0", "apache-2.0"),
+    ("permission is hereby granted, free of charge, to any person", "mit"),
+    ("gnu affero general public license version 3", "agpl-3.0"),
+    ("gnu lesser general public license version 3", "lgpl-3.0"),
+    ("gnu general public license version 3", "gpl-3.0"),
+)
+
+
+@dataclass(frozen=True)
+class SourceLicense:
+    """The licence of a source, as the Hub names it, and where that was read.
+
+    Attributes:
+        identifier: such as "apache-2.0" or "llama2"; "other" for one that the Hub has no name for.
+        found_in: where it was read, in words.
+        name, link: of a licence that is "other".
+    """
+
+    identifier: str
+    found_in: str
+    name: str | None = None
+    link: str | None = None
+
+
+def hub_source(provenance: dict | None) -> str | None:
+    """The source's id on the Hub, or None where it was a folder.
+
+    A relative folder such as ``models/llama`` looks like an id. What came from the Hub has the commit it was loaded at
+    in its record, and no folder of that name.
+    """
+    source = (provenance or {}).get("source") or {}
+    name, revision = source.get("name_or_path"), source.get("revision")
+    if not name or not _COMMIT.fullmatch(str(revision)) or not is_hub_id(name) or Path(name).exists():
+        return None
+    return name
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` has the form of an id on the Hub (which says nothing about whether it is there)."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not name.startswith((".", "~"))
+
+
+def source_name(provenance: dict | None) -> str:
+    """The source in prose: its id on the Hub, or the name of its folder without the path."""
+    name = ((provenance or {}).get("source") or {}).get("name_or_path")
+    return hub_source(provenance) or (last_part(name) if name else "the source model")
+
+
+def source_license(provenance: dict | None, api: HfApi | None = None) -> SourceLicense | None:
+    """The source's licence, from its model card or its licence file; None where neither says one.
+
+    Args:
+        api: asks the Hub as well, for a source that is there; without it nothing leaves the machine.
+    """
+    name = ((provenance or {}).get("source") or {}).get("name_or_path")
+    if not name:
+        return None
+    hub_id = hub_source(provenance)
+    if hub_id is None:
+        return _folder_license(Path(name)) if Path(name).is_dir() else None
+    cached = try_to_load_from_cache(hub_id, "README.md", revision=provenance["source"]["revision"])
+    found = _card_license(Path(cached), f"the model card of {hub_id}") if isinstance(cached, str) else None
+    return found or (_license_on_the_hub(hub_id, api) if api is not None else None)
+
+
+def license_file(provenance: dict | None) -> Path | None:
+    """The licence file in the source's folder, which goes along with what is made of the source."""
+    name = ((provenance or {}).get("source") or {}).get("name_or_path")
+    if not name or not Path(name).is_dir():
+        return None
+    return next((Path(name) / file for file in LICENSE_NAMES if (Path(name) / file).is_file()), None)
+
+
+def _folder_license(folder: Path) -> SourceLicense | None:
+    card = folder / "README.md"
+    found = _card_license(card, "the model card of the source") if card.is_file() else None
+    if found is not None:
+        return found
+    path = next((folder / name for name in LICENSE_NAMES if (folder / name).is_file()), None)
+    return None if path is None else _text_license(path)
+
+
+def _card_license(path: Path, found_in: str) -> SourceLicense | None:
+    data = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+    identifier = data.get("license")
+    identifier = identifier[0] if isinstance(identifier, list) and identifier else identifier
+    if not isinstance(identifier, str):
+        return None
+    return SourceLicense(identifier, found_in, data.get("license_name"), data.get("license_link"))
+
+
+def _text_license(path: Path) -> SourceLicense:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    words = " ".join(text.lower().replace(",", " ").split())
+    for phrase, identifier in _LICENSE_TEXTS:
+        if " ".join(phrase.replace(",", " ").split()) in words:
+            return SourceLicense(identifier, f"the file {path.name} of the source")
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "own licence")
+    return SourceLicense("other", f"the file {path.name} of the source", name=first[:80], link=path.name)
+
+
+def _license_on_the_hub(hub_id: str, api: HfApi) -> SourceLicense | None:
+    try:
+        data = api.model_info(hub_id).card_data
+    except HfHubHTTPError:
+        return None  # gone or gated: the card then says that the licence was not found
+    if data is None or not isinstance(data.get("license"), str):
+        return None
+    names = {"name": data.get("license_name"), "link": data.get("license_link")}
+    return SourceLicense(data["license"], f"the model card of {hub_id}", **names)

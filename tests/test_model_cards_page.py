@@ -1,0 +1,61 @@
+"""The kept cards are what their JSON files say, and keeping a run needs its folder only."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from publishing_helpers import make_run
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def builder():
+    spec = importlib.util.spec_from_file_location("model_cards", ROOT / "examples" / "model_cards.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_kept_cards_are_what_their_files_say(builder):
+    for folder in builder.models():
+        assert (folder / "README.md").read_text(encoding="utf-8") == str(builder.card(folder)), folder.name
+
+
+def test_a_run_is_kept_without_its_long_parts_and_its_paths(builder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(builder, "MODELS", tmp_path / "models")
+    run = make_run(tmp_path / "run")
+    whole = json.loads((run / "results.json").read_text())
+    whole["kept"] = {"hidden": list(range(999))}
+    whole["history"].insert(0, {"stage": "mask_learning", "mixture_weights": {"books": 0.9, "code": 0.1}})
+    (run / "results.json").write_text(json.dumps(whole))
+    words = [
+        "--add",
+        "tiny",
+        str(run),
+        "--license",
+        "mit",
+        "--source",
+        "the tiny model",
+        "--rebuild_command",
+        "make tiny",
+    ]
+    monkeypatch.setattr("sys.argv", ["model_cards.py", *words])
+    builder.main()
+    folder = tmp_path / "models" / "tiny"
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md", "card.json", "results.json", "evaluation.json", "provenance.json",
+    }  # fmt: skip
+    kept = json.loads((folder / "results.json").read_text())
+    assert "kept" not in kept and len(kept["history"]) == 2
+    assert not any(b"secret-place" in path.read_bytes() for path in folder.iterdir())
+    text = (folder / "README.md").read_text()
+    assert ModelCard(text).data.license == "mit"
+    assert "| books | 0.443 |" in text and "make tiny" in text and "cut out of the tiny model (" in text
+    monkeypatch.setattr("sys.argv", ["model_cards.py"])
+    builder.main()
+    assert (folder / "README.md").read_text() == text

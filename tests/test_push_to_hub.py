@@ -1,0 +1,348 @@
+"""A push is one commit of everything, to a server that speaks the Hub's protocol; what fails loses nothing and says why."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import serving
+from launching import free_port
+from publishing_helpers import SECRET_PATH, contents, make_run
+from training_helpers import assert_equal_weights, letter_tokenizer, masked_model
+from training_helpers import weights_of as weights_by_name
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_shear.publishing import PushError, push_to_hub
+
+ROOT = Path(__file__).resolve().parent.parent
+NAME = "tester/small"
+# The Hub's client hands files to its HTTP library in a way that the library deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def plain_client(monkeypatch):
+    """Large files the LFS way, no token of whoever runs the tests, no waiting between retries."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.hf_api.get_token", lambda: None)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+@pytest.fixture
+def hub():
+    with serving() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "sharded", shards=True)
+
+
+@pytest.fixture(scope="module")
+def masked_checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("masks") / "checkpoint-10"
+    model = masked_model()
+    model.config.source_name_or_path = SECRET_PATH
+    model.save_pretrained(folder)
+    letter_tokenizer().save_pretrained(folder)
+    (folder / "optimizer.pt").write_bytes(b"state")
+    (folder / "training_args.bin").write_bytes(b"arguments")
+    return folder
+
+
+def push(hub, folder, repo_id=NAME, token=None, **options):
+    return push_to_hub(folder, repo_id, token=token or hub.token, endpoint=hub.endpoint, **options)
+
+
+def weights_of(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*.safetensors")}
+
+
+def test_everything_goes_in_one_commit(hub, run):
+    before = contents(run)
+    commit = push(hub, run)
+    commits = hub.repos[NAME].branches["main"]
+    assert [c.message for c in commits] == ["initial commit", "Publish small with hf_shear"]
+    assert commit.oid == commits[-1].oid
+    files = hub.files(NAME)
+    recovered = run / "recovered"
+    assert len(weights_of(recovered)) > 2
+    assert set(files) == weights_of(recovered) | {
+        ".gitattributes", "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json",
+        "tokenizer_config.json", "README.md", "report.html", "shear_provenance.json", "results.json", "evaluation.json",
+    }  # fmt: skip
+    for name in weights_of(recovered):
+        assert files[name] == (recovered / name).read_bytes()
+    assert json.loads(files["config.json"]) == json.loads((recovered / "config.json").read_text())
+    assert f'name = "{NAME}"'.encode() in files["README.md"]
+    assert contents(run) == before
+    assert not hub.repos[NAME].private
+
+
+def test_no_path_of_the_machine_is_published(hub, run):
+    push(hub, run)
+    for name, content in hub.files(NAME).items():
+        assert b"secret-place" not in content and str(run.parent).encode() not in content, name
+    assert json.loads(hub.files(NAME)["shear_provenance.json"])["source"]["name_or_path"] == "my-llama"
+    assert json.loads(hub.files(NAME)["results.json"])["command"].split()[4] == "my-llama"
+
+
+def test_private_where_asked_and_never_public_by_mistake(hub, run):
+    push(hub, run, private=True)
+    assert hub.repos[NAME].private
+    hub.add("tester/open", {})
+    with pytest.raises(ValueError, match="exists and is public.*settings"):
+        push(hub, run, "tester/open", private=True)
+    assert len(hub.repos["tester/open"].branches["main"]) == 2
+
+
+def test_a_name_without_an_owner_is_the_users(hub, run):
+    push(hub, run, "small")
+    assert NAME in hub.repos
+
+
+def test_a_branch_is_made(hub, run):
+    push(hub, run, revision="seed-1")
+    branches = hub.repos[NAME].branches
+    assert len(branches["main"]) == 1 and "config.json" in branches["seed-1"][-1].files
+
+
+def test_the_same_again_makes_no_commit(hub, run):
+    first = push(hub, run)
+    sent = len(hub.puts)
+    assert push(hub, run).oid == first.oid
+    assert len(hub.repos[NAME].branches["main"]) == 2 and len(hub.puts) == sent
+
+
+def test_a_card_edited_by_hand_is_published_as_it_is(hub, tmp_path):
+    run = make_run(tmp_path / "run")
+    text = '---\nlicense: mit\n---\n\n# Mine\n\nname = "recovered"  # the folder of that name in the run\'s folder\n'
+    (run / "recovered" / "README.md").write_text(text)
+    push(hub, run)
+    card = hub.files(NAME)["README.md"].decode()
+    assert card.startswith("---\nlicense: mit\n---\n\n# Mine\n") and f'name = "{NAME}"' in card
+
+
+def test_the_licence_file_of_the_source_goes_along(hub, tmp_path):
+    run, source = make_run(tmp_path / "run"), tmp_path / "source"
+    source.mkdir()
+    (source / "LICENSE").write_text("Apache License\n  Version 2.0, January 2004\n")
+    path = run / "recovered" / "shear_provenance.json"
+    provenance = json.loads(path.read_text())
+    provenance["source"]["name_or_path"] = str(source)
+    path.write_text(json.dumps(provenance))
+    push(hub, run)
+    assert hub.files(NAME)["LICENSE"] == (source / "LICENSE").read_bytes()
+    assert b"license: apache-2.0" in hub.files(NAME)["README.md"]
+
+
+@pytest.mark.parametrize("asked, found", [(None, b"license: llama3.2"), ("mit", b"license: mit")])
+def test_the_licence_of_a_source_on_the_hub(hub, tmp_path, monkeypatch, asked, found):
+    hub.add("somebody/llama", {"README.md": b"---\nlicense: llama3.2\n---\n# Llama\n"})
+    run = make_run(tmp_path / "run")
+    path = run / "recovered" / "shear_provenance.json"
+    provenance = json.loads(path.read_text())
+    provenance["source"] |= {"name_or_path": "somebody/llama", "revision": "a" * 40}
+    path.write_text(json.dumps(provenance))
+    monkeypatch.chdir(tmp_path)
+    push(hub, run, license=asked)
+    card = hub.files(NAME)["README.md"]
+    assert found in card and b"base_model: somebody/llama\n" in card and b"base_model_relation: finetune\n" in card
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_push_that_stops_goes_on(hub, run, failing):
+    before = contents(run)
+    hub.failing_put = failing
+    with pytest.raises(PushError, match="(?s)stopped.*Nothing here was changed.*Run the same command again"):
+        push(hub, run)
+    assert contents(run) == before
+    assert len(hub.repos[NAME].branches["main"]) == 1
+    arrived, sent = set(hub.large_files), len(hub.puts)
+    hub.failing_put = None
+    push(hub, run)
+    assert not arrived & set(hub.puts[sent:])
+    assert len(hub.puts) - sent == len(hub.large_files) - len(arrived) > 0
+    assert weights_of(run / "recovered") <= set(hub.files(NAME))
+
+
+def test_a_commit_that_fails_sends_no_large_file_twice(hub, run):
+    hub.failing_commits = 1
+    with pytest.raises(PushError, match="HTTP 500.*Run the same command again"):
+        push(hub, run)
+    sent = len(hub.puts)
+    push(hub, run)
+    assert len(hub.puts) == sent > 0 and len(hub.repos[NAME].branches["main"]) == 2
+
+
+def test_a_taken_name_is_refused_and_replaced_when_asked(hub, run):
+    others = {"config.json": b"{}", "model.safetensors": b"other weights", "adapter_config.json": b"{}"}
+    hub.add(NAME, others)
+    with pytest.raises(ValueError, match="already holds another model.*--overwrite"):
+        push(hub, run)
+    assert not hub.puts and len(hub.repos[NAME].branches["main"]) == 2
+    push(hub, run, overwrite=True)
+    files = hub.files(NAME)
+    assert "adapter_config.json" not in files and "model.safetensors" not in files and ".gitattributes" in files
+    assert len(hub.repos[NAME].branches["main"]) == 3
+
+
+def test_weights_under_the_same_names_are_compared(hub, run):
+    names = weights_of(run / "recovered")
+    hub.add(NAME, {name: b"x" * (run / "recovered" / name).stat().st_size for name in names})
+    with pytest.raises(ValueError, match="another model"):
+        push(hub, run)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"role": "read"}, "may only read.*write rights"),
+        ({"token": "hf_another"}, "does not accept the token.*401.*HF_TOKEN"),
+    ],
+)
+def test_a_token_that_is_of_no_use_is_refused_before_anything(hub, run, change, message):
+    token = hub.token
+    for name, value in change.items():
+        setattr(hub, name, value)
+    with pytest.raises(ValueError, match=message) as caught:
+        push(hub, run, token=token)
+    assert token not in str(caught.value)
+    assert [path for _, path in hub.requests] == ["/api/whoami-v2"]
+
+
+def test_no_token(hub, run):
+    with pytest.raises(ValueError, match="There is no token.*hf auth login"):
+        push_to_hub(run, NAME, endpoint=hub.endpoint)
+    assert not hub.requests
+
+
+def test_rights_for_other_repositories(hub, run):
+    hub.refuse_writing = True
+    with pytest.raises(PushError, match="HTTP 403.*may not write to 'tester/small'"):
+        push(hub, run)
+
+
+def test_no_network(run):
+    with pytest.raises(PushError, match="can not be reached.*same command") as caught:
+        push_to_hub(run, NAME, token="hf_x", endpoint=f"http://127.0.0.1:{free_port()}")
+    assert "hf_x" not in str(caught.value)
+
+
+def test_a_masked_checkpoint_only_by_name(hub, masked_checkpoint):
+    with pytest.raises(ValueError, match="middle of mask learning.*--masked"):
+        push(hub, masked_checkpoint)
+    assert not hub.requests
+    push(hub, masked_checkpoint, masked=True)
+    files = hub.files(NAME)
+    assert "optimizer.pt" not in files and "training_args.bin" not in files
+    assert json.loads(files["config.json"])["source_name_or_path"] == "my-llama"
+    card = files["README.md"].decode()
+    assert "Not a finished model" in card and "secret-place" not in card
+    snippet = re.search(r"```python\n(.*?)```", card, flags=re.DOTALL)[1].replace(NAME, str(masked_checkpoint))
+    exec(compile(snippet, "card", "exec"), names := {})
+    assert_equal_weights(names["model"], weights_by_name(masked_model()))
+
+
+def break_shard(folder):
+    shard = min((folder / "recovered").glob("model-*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (break_shard, "damaged or cut short"),
+        (lambda folder: min((folder / "recovered").glob("model-*.safetensors")).unlink(), "lacks model-0.*index"),
+        (lambda folder: (folder / "recovered" / "model.safetensors.index.json").unlink(), "has no weights"),
+        (lambda folder: (folder / "recovered" / "config.json").write_text("{"), "not valid JSON"),
+        (lambda folder: (folder / "results.json").unlink(), "no results.json"),
+        (lambda folder: [path.unlink() for path in (folder / "recovered").glob("tokenizer*")], "no tokenizer"),
+    ],
+)
+def test_an_incomplete_checkpoint_is_refused_before_the_network(hub, tmp_path, damage, message):
+    run = make_run(tmp_path / "run", shards=True)
+    damage(run)
+    with pytest.raises(ValueError, match=message):
+        push(hub, run / "recovered")
+    assert not hub.requests
+
+
+def test_a_malformed_name(hub, run):
+    with pytest.raises(ValueError, match="`repo_id` must be 'name/model'"):
+        push(hub, run, "a/b/c")
+    assert not hub.requests
+
+
+def test_the_token_is_in_no_file_and_no_log(hub, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines: list[str] = []
+
+    class Keeper(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+
+    keeper = Keeper(logging.DEBUG)
+    loggers = [logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)]
+    before = [(logger, logger.level) for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(keeper)
+        logger.setLevel(logging.DEBUG)
+    try:
+        push(hub, run)
+        hub.refuse_writing, errors = True, []
+        for options in ({"repo_id": "tester/second"}, {"overwrite": True, "folder": run / "pruned"}):
+            with pytest.raises(PushError) as caught:
+                push(hub, **({"folder": run} | options))
+            errors += traceback.format_exception(caught.value)
+    finally:
+        for logger, level in before:
+            logger.removeHandler(keeper)
+            logger.setLevel(level)
+    assert any("/commit/main" in line for line in lines), "nothing was logged, so nothing was tested"
+    assert hub.token not in "\n".join([*lines, *errors])
+    kept = [*contents(run).values(), *contents(tmp_path).values(), *hub.files(NAME).values()]
+    assert not any(hub.token.encode() in content for content in kept)
+
+
+LOAD_BACK = """
+import sys, torch
+from hf_shear import ShearingLlamaForCausalLM
+from hf_shear.cli.main import main
+code = main(["push", sys.argv[1], "tester/back", "--private"])
+assert code == 0, code
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokens = AutoTokenizer.from_pretrained("tester/back")("hello there", return_tensors="pt").input_ids
+logits = AutoModelForCausalLM.from_pretrained("tester/back").eval()(tokens).logits
+masked = ShearingLlamaForCausalLM.from_pretrained("tester/back", target_shape={"intermediate_size": 8})
+torch.save({"tokens": tokens, "logits": logits, "revision": masked.config.source_revision}, sys.argv[2])
+sys.exit(main(["push", sys.argv[1] + "/pruned", "tester/back"]))
+"""
+
+
+def test_the_verb_pushes_and_from_pretrained_loads_the_same_model(hub, run, tmp_path):
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home"),
+        "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1",
+    }  # fmt: skip
+    command = [sys.executable, "-c", LOAD_BACK, str(run), str(tmp_path / "loaded.pt")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "Published: " in done.stdout and "already holds another model" in done.stderr
+    assert hub.token not in done.stdout + done.stderr
+    loaded = torch.load(tmp_path / "loaded.pt")
+    model = AutoModelForCausalLM.from_pretrained(run / "recovered").eval()
+    tokens = AutoTokenizer.from_pretrained(run / "recovered")("hello there", return_tensors="pt").input_ids
+    assert torch.equal(loaded["tokens"], tokens)
+    assert torch.equal(loaded["logits"], model(tokens).logits)
+    assert hub.repos["tester/back"].private
+    assert loaded["revision"] == hub.repos["tester/back"].branches["main"][-1].oid  # what hub_source relies on
