@@ -62,7 +62,7 @@ def plot_kept_units(
     Raises:
         ValueError: an index outside the source's shape, or a kept layer without entries.
     """
-    units = _kept_per_layer(kept, source_shape)
+    units = kept_per_layer(kept, source_shape)
     num_layers = source_shape["num_hidden_layers"]
     height = min(7.0, max(0.9, 0.22 * num_layers))  # inches, of the layer panels
     figure = _new_figure(height + 2.9)
@@ -170,7 +170,7 @@ def plot_sizes(
 # --- what was kept -----------------------------------------------------------------------------------------
 
 
-def _kept_per_layer(kept: Mapping[str, Any], shape: Mapping[str, int]) -> dict[str, Any]:
+def kept_per_layer(kept: Mapping[str, Any], shape: Mapping[str, int]) -> dict[str, Any]:
     """`kept` with layer numbers as ints (JSON has them as strings), checked against the source's shape."""
     units: dict[str, Any] = {
         "layers": _checked(kept["layers"], shape["num_hidden_layers"], "layers"),
