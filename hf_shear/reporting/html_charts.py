@@ -133,7 +133,9 @@ def linear_ticks(low: float, high: float, number: int) -> list[float]:
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _y_scale(values: Sequence[float], limits: tuple[float, float] | None) -> tuple[Callable[[float], float], list[float]]:
+def _y_scale(
+    values: Sequence[float], limits: tuple[float, float] | None
+) -> tuple[Callable[[float], float], list[float]]:
     """From a value to units from the top, and the ticks."""
     low, high = limits or (min(values), max(values))
     if limits is None and low > 0 and high > LOG_RATIO * low:

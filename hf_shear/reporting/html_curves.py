@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_shear.reporting.html_charts import MAX_POINTS, Series, line_chart, line_legend
+from hf_shear.reporting.html_charts import LOG_RATIO, MAX_POINTS, Series, line_chart, line_legend
 from hf_shear.reporting.html_page import NOT_KNOWN, name, note, panels, section, table, text
 from hf_shear.reporting.plots import MASK_LEARNING, RECOVERY
 
@@ -162,8 +162,6 @@ def _mean(by_domain: Mapping[str, float]) -> float:
 
 
 def _log_remark(values: Sequence[float], small: bool = True) -> str:
-    from hf_shear.reporting.html_charts import LOG_RATIO
-
     if not values or min(values) <= 0 or max(values) <= LOG_RATIO * min(values):
         return ""
     return " <small>log scale</small>" if small else ", log scale"

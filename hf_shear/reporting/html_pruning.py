@@ -6,7 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_shear.reporting.html_charts import UNITS, Series, area_legend, bars, figure, line_chart, line_legend, linear_ticks
+from hf_shear.reporting.html_charts import (
+    UNITS,
+    Series,
+    area_legend,
+    bars,
+    figure,
+    line_chart,
+    line_legend,
+    linear_ticks,
+)
 from hf_shear.reporting.html_page import note, panels, section, table, text
 from hf_shear.reporting.plots import GAP_OF_GROUPS, kept_per_layer
 from hf_shear.reporting.results import SHAPE_NAMES
@@ -24,7 +33,9 @@ def shape_section(results: Mapping[str, Any]) -> str:
     """The five sizes before and after."""
     source, target = _shape(results, "source"), results.get("target_shape") or _shape(results, "recovered")
     if not source or not target:
-        return section("Shape", note("These results hold no shapes of both source and target, so there is no comparison."))
+        return section(
+            "Shape", note("These results hold no shapes of both source and target, so there is no comparison.")
+        )
     rows = []
     for key, label in SHAPE_LABELS.items():
         if key in source and key in target:
@@ -185,7 +196,9 @@ def _sizes_charts(rows: Sequence[Mapping[str, Any]], source: Mapping[str, int], 
         goal = f" <small>to {final[key]:,} of {source[key]:,}</small>" if key in final else ""
         description = f"Expected {label} in mask learning; the last evaluation expects {expected:,.2f}."
         figures.append(
-            line_chart(text(label) + goal, series, description=description, y_limits=(0, 104), y_format="{:.0f} %".format)
+            line_chart(
+                text(label) + goal, series, description=description, y_limits=(0, 104), y_format="{:.0f} %".format
+            )
         )
     looks = [("c0", "expected size"), ("c2 dash", "target at that step"), ("cn dotted", "final target")]
     count = "one evaluation, so one point" if len(rows) == 1 else f"{len(rows):,} evaluations"
@@ -208,7 +221,9 @@ def _masks_table(masks: Mapping[str, Any], final: Mapping[str, int]) -> str:
             goal = f"{final[key]:,}" if key in final else "–"
             rows.append((text(label), f"{expected[key]:,.2f}", goal, away, f"{below[key]:,}" if key in below else "–"))
     headings = ("size", "expected", "target", "apart by", "kept below one half")
-    return table("At the cut", headings, rows, "kept below one half: units that were kept though their mask leaned to cut")
+    return table(
+        "At the cut", headings, rows, "kept below one half: units that were kept though their mask leaned to cut"
+    )
 
 
 def _shape(results: Mapping[str, Any], model: str) -> Mapping[str, int]:

@@ -9,7 +9,9 @@ REDACTED = "[redacted]"
 _TOKEN_WORD = re.compile(r"(?:hf|api_org)_[A-Za-z0-9]{20,}")
 # The flags of special tokens hold text such as <pad>. Flags that count tokens end otherwise (--mask_tokens).
 _SPECIAL = r"(?!(?:additional_special|bos|eos|pad|unk|sep|cls|mask|image)[_-]token)"
-_SECRET_NAME = rf"{_SPECIAL}(?:[a-z0-9]+[_-])*(?:token|password|passwd|secret|credentials?|(?:api|access|secret)[_-]?key)"
+_SECRET_NAME = (
+    rf"{_SPECIAL}(?:[a-z0-9]+[_-])*(?:token|password|passwd|secret|credentials?|(?:api|access|secret)[_-]?key)"
+)
 _SHELL_WORD = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[^\s"'])+"""
 _QUOTED_FLAG = re.compile(rf"""(["'])(--?{_SECRET_NAME}=)(?:(?!\1).)*\1""", re.IGNORECASE | re.DOTALL)
 _FLAG = re.compile(rf"(?<![\w-])(--?{_SECRET_NAME})(=|\s+)(?!--?[a-z]){_SHELL_WORD}", re.IGNORECASE)

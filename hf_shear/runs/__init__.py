@@ -5,7 +5,7 @@ from .choose_target import choose_target
 from .config_file import parse_arguments
 from .domain_data import DomainData, prepare_domain_data
 from .report import RESULTS_NAME, judge, judge_checkpoint, run_results, write_report
-from .run_folder import RunFolder, run_settings
+from .run_folder import RunFolder, finished_stages, run_settings
 from .whole_models import whole_models
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "baseline_learning_rates",
     "baseline_model",
     "choose_target",
+    "finished_stages",
     "judge",
     "judge_checkpoint",
     "parse_arguments",
