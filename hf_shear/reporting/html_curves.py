@@ -10,7 +10,6 @@ from hf_shear.reporting.html_charts import LOG_RATIO, MAX_POINTS, Series, line_c
 from hf_shear.reporting.html_page import NOT_KNOWN, name, note, panels, section, table, text
 from hf_shear.reporting.plots import MASK_LEARNING, RECOVERY
 
-_LOSS_KEYS = ("loss", "reference_loss")
 _LOOKS = {MASK_LEARNING: "c0", RECOVERY: "c1"}
 _FURTHER_LOOKS = ("c2", "c3", "c4", "c5")  # of stages beside these two, such as baselines
 
@@ -74,7 +73,8 @@ def loss_curves_section(results: Mapping[str, Any]) -> str:
 def domains_section(results: Mapping[str, Any]) -> str:
     """For each domain its loss and its weight over time, and the first and last of each in a table."""
     history = results.get("history") or []
-    domains = list(dict.fromkeys(domain for row in history for key in ("mixture_weights", "loss") for domain in row.get(key) or {}))
+    keys = ("mixture_weights", "loss")
+    domains = list(dict.fromkeys(domain for row in history for key in keys for domain in row.get(key) or {}))
     if not domains:
         return section("Domains", note("These results hold no history of the domains, so there are no curves."))
     heaviest = max((w for row in history for w in (row.get("mixture_weights") or {}).values()), default=1.0)
@@ -114,7 +114,12 @@ def _domain_panel(history: Sequence[Mapping[str, Any]], domain: str, limits: tup
         description = f"Share of {domain} in the batches over training tokens, {points[-1][1]:.1f} per cent at the end."
         parts.append(
             line_chart(
-                caption, weights, description=description, y_limits=limits, y_format="{:.0f} %".format, **options,
+                caption,
+                weights,
+                description=description,
+                y_limits=limits,
+                y_format="{:.0f} %".format,
+                **options,
                 height=66,
             )  # fmt: skip
         )
@@ -133,14 +138,16 @@ def _domain_table(results: Mapping[str, Any], domains: Sequence[str]) -> str:
         rows.append(
             (
                 name(domain),
-                *(f"{100 * value:.1f} %" for value in (weights[0], weights[-1])) if weights else (NOT_KNOWN,) * 2,
-                *(f"{value:.3f}" for value in (losses[0], losses[-1])) if losses else (NOT_KNOWN,) * 2,
+                *([f"{100 * value:.1f} %" for value in (weights[0], weights[-1])] if weights else [NOT_KNOWN] * 2),
+                *([f"{value:.3f}" for value in (losses[0], losses[-1])] if losses else [NOT_KNOWN] * 2),
                 f"{reference[-1]:.3f}" if reference else NOT_KNOWN,
                 f"{math.fsum(seen):.3g}" if seen else NOT_KNOWN,
             )
         )
     headings = ("domain", "first weight", "last weight", "first loss", "last loss", "reference loss", "passes")
-    return table("First and last evaluation of each domain", headings, rows, "passes: how often its training text was seen")
+    return table(
+        "First and last evaluation of each domain", headings, rows, "passes: how often its training text was seen"
+    )
 
 
 def _rows(history: Sequence[Mapping[str, Any]], stage: str) -> list[Mapping[str, Any]]:

@@ -86,7 +86,8 @@ def _head(title: str, results: Mapping[str, Any], evaluation: Mapping[str, Any] 
     of = f" – {name(source)}" if source else ""
     models = [model for model in ("source", "pruned", "recovered") if results.get(model)]
     lead = f'<p class="lead">{text(verdict(results))}</p>\n' if models else ""
-    return f'<p class="eyebrow">hf_shear run report{of}</p>\n<h1>{text(title)}</h1>\n{lead}{tiles(_facts(results, evaluation))}'
+    eyebrow = f'<p class="eyebrow">hf_shear run report{of}</p>\n'
+    return f"{eyebrow}<h1>{text(title)}</h1>\n{lead}{tiles(_facts(results, evaluation))}"
 
 
 def _facts(results: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:

@@ -62,8 +62,8 @@ def comparison_table(results: Mapping[str, Any], width: int | None = None) -> st
     width = _text_width(width)
     grids = [_arm_grid(results), _domain_grid(read_arms(results))]
     blocks = [_plain(grid, width) for grid in grids]
-    verdict = textwrap.fill(verdict(results), min(width, MAX_TEXT_WIDTH), break_on_hyphens=False)
-    return "\n\n".join([*blocks, verdict]) + "\n"
+    said = textwrap.fill(verdict(results), min(width, MAX_TEXT_WIDTH), break_on_hyphens=False)
+    return "\n\n".join([*blocks, said]) + "\n"
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:
