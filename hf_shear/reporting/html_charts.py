@@ -128,7 +128,7 @@ def linear_ticks(low: float, high: float, number: int) -> list[float]:
     if raw <= 0:
         return [low]
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(base * power for base in (1, 2, 5, 10) if base * power >= raw * 0.999)
+    step = next(base * power for base in (1, 2, 2.5, 5, 10) if base * power >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -148,7 +148,7 @@ def _y_scale(
     if limits is None:
         margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
         low, high = low - margin, high + margin
-    return (lambda value: UNITS * (high - value) / (high - low)), linear_ticks(low, high, 4)
+    return (lambda value: UNITS * (high - value) / (high - low)), linear_ticks(low, high, 5 if limits is None else 4)
 
 
 def _grid(heights: Sequence[float]) -> str:

@@ -58,7 +58,7 @@ def loss_curves_section(results: Mapping[str, Any]) -> str:
     held_out = f", on {tokens[0]:,} held-out tokens each" if len(tokens) == 1 else held_out
     intro = (
         f"Mean held-out loss (nats per token, unweighted over the domains) at the evaluations during training{held_out}:"
-        f" {ends}. The comparison below is of the finished models, on more tokens where those are few."
+        f" {ends}.{_judged_on(results)}"
     )
     chart = line_chart(
         "Mean held-out loss" + _log_remark([y for line in series for _, y in line.points]),
@@ -162,6 +162,11 @@ def _cuts(history: Sequence[Mapping[str, Any]]) -> list[float]:
     """Where mask learning ended and the model was cut, if recovery follows."""
     learning = [row["num_tokens"] for row in history if row.get("stage") == MASK_LEARNING]
     return [max(learning)] if learning and any(row.get("stage") == RECOVERY for row in history) else []
+
+
+def _judged_on(results: Mapping[str, Any]) -> str:
+    tokens = (results.get("recovered") or results.get("pruned") or {}).get("eval_tokens")
+    return "" if tokens is None else f" The comparison judges the finished models on {tokens:,} tokens."
 
 
 def _mean(by_domain: Mapping[str, float]) -> float:

@@ -13,6 +13,7 @@ from hf_shear.reporting.html_style import STYLE
 from hf_shear.reporting.redaction import redact_tokens
 
 NOT_KNOWN = "–"
+NO_BREAK = "\N{NO-BREAK SPACE}"
 MAX_NAME_WIDTH = 60  # characters of a name; the whole one is its tooltip
 # Nothing may be fetched or run, whatever a name in the results manages to smuggle in.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -28,7 +29,7 @@ class Cell(NamedTuple):
 
 def text(value: Any) -> str:
     """Escaped for content and attributes, without what looks like a token or cannot be shown."""
-    shown = "".join(letter if letter.isprintable() else " " for letter in str(value))
+    shown = "".join(letter if letter.isprintable() or letter == NO_BREAK else " " for letter in str(value))
     return html.escape(redact_tokens(shown), quote=True)
 
 
@@ -46,23 +47,25 @@ def short_count(number: float) -> str:
     """Three digits and a unit: 1.09 M."""
     for size, unit in _SIZES:
         if abs(number) >= 0.9995 * size:
-            return f"{number / size:#.3g}".rstrip(".") + f" {unit}"
+            return f"{number / size:#.3g}".rstrip(".") + f"{NO_BREAK}{unit}"
     return f"{number:.4g}"
 
 
 def byte_count(number: float) -> str:
     """Decimal units, as disks and model pages count them."""
-    return f"{short_count(number)}B" if number >= 1000 else f"{number:,.0f} B"
+    return f"{short_count(number)}B" if number >= 1000 else f"{number:,.0f}{NO_BREAK}B"
 
 
 def duration(seconds: float) -> str:
-    """1 h 02 min, 2 min 53 s, or 4.7 s."""
+    """250 h, 1 h 02 min, 2 min 53 s, or 4.7 s."""
     if seconds < 60:
         return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
+    if whole >= 100 * 3600:
+        return f"{whole / 3600:,.0f} h"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def note(content: str) -> str:
@@ -90,8 +93,8 @@ def table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[str | C
         body.append(f'<tr><th scope="row">{first}</th>{filled}</tr>\n')
     more = f" <small>{text(more)}</small>" if more else ""
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{text(caption)}"><table>'
-        f"<caption>{text(caption)}{more}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(body)}"
+        f'<h3>{text(caption)}{more}</h3>\n<div class="scroll" tabindex="0" role="region" aria-label="{text(caption)}">'
+        f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(body)}"
         "</tbody></table></div>\n"
     )
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from hf_shear.reporting.html_charts import dot_rows
 from hf_shear.reporting.html_page import NOT_KNOWN, Cell, name, note, section, table, text
-from hf_shear.reporting.table import Arm, perplexity_text, read_arms, verdict
+from hf_shear.reporting.table import Arm, perplexity_text, read_arms
 
 _LOOKS = {"recovered": "c1", "pruned": "kept"}
 
 
 def comparison_section(results: Mapping[str, Any]) -> str:
-    """The comparison table of the run, and the verdict that its numbers allow."""
+    """The models of the run side by side; the verdict stands at the head of the page."""
     arms = read_arms(results)
     if not arms:
         return section("Comparison", note("These results hold no evaluated model, so there is nothing to compare."))
@@ -22,7 +22,7 @@ def comparison_section(results: Mapping[str, Any]) -> str:
     line = "" if source is None else " The dashed line is the source."
     intro = f"Held-out loss in nats per token: the dot is the mean over the domains, the bar spans them.{line}"
     return section(
-        "Comparison", note(text(verdict(results))), note(intro), dot_rows(dots, source), _models(results, arms),
+        "Comparison", note(intro), dot_rows(dots, source), _models(results, arms),
         _domains(arms),
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ header{padding-top:36px}
 .eyebrow{margin:0;color:var(--kept);font-weight:650;font-size:13px;letter-spacing:.06em;text-transform:uppercase}
 h1{margin:.1em 0 .25em;font-size:clamp(27px,5vw,44px);line-height:1.12;letter-spacing:-.02em}
 h2{margin:0 0 .15em;font-size:21px;letter-spacing:-.01em}
-h3{margin:1.4em 0 .4em;font-size:16px}
+h3{margin:1.5em 0 .3em;font-size:15.5px}h3 small{font-weight:400;color:var(--soft);font-size:13px}
 .lead{margin:0 0 1.1em;max-width:74ch;font-size:17px}
 .note{margin:.2em 0 1em;max-width:82ch;color:var(--soft);font-size:14.5px}
 section{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:22px 24px;margin:18px 0}
@@ -29,10 +29,10 @@ section{background:var(--card);border:1px solid var(--line);border-radius:14px;p
 .tiles small{display:block;font-size:13px;font-weight:400;color:var(--soft);letter-spacing:0;line-height:1.35}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,290px),1fr));gap:22px 30px}
 .pair{display:grid;grid-template-columns:minmax(0,3fr) minmax(0,2fr);gap:22px 34px}
-figure{margin:0;min-width:0}
+figure{margin:0;min-width:0}.pair+figure{margin-top:12px}
 figcaption{font-weight:600;font-size:14.5px;margin-bottom:6px}
 figcaption small{font-weight:400;color:var(--soft);font-size:13px}
-.canvas{position:relative;margin:4px 8px 40px 3.3em;font-size:12px;color:var(--soft)}
+.canvas{position:relative;margin:4px 8px 40px 3.7em;font-size:12px;color:var(--soft)}
 .canvas svg{display:block;width:100%;height:100%;overflow:visible}
 .canvas span{position:absolute;white-space:nowrap;line-height:1}
 .y{right:100%;padding-right:7px;transform:translateY(-50%)}
@@ -65,7 +65,8 @@ align-items:center;font-size:14.5px;margin:10px 0 16px}
 .track b.c1{background:var(--c1)}.track b.plain{background:var(--soft)}
 .axis .track{background:none;border-radius:0}
 .axis .track::before{content:"";position:absolute;left:0;right:0;top:7px;border-top:1px solid var(--line)}
-.axis .track b{border-radius:3px;top:4px;bottom:auto;height:7px;opacity:.38}
+.axis .track b{border-radius:3px;top:4px;bottom:auto;height:7px;opacity:.38;background:var(--soft)}
+.axis .track b.kept{background:var(--kept)}.axis .track b.c1{background:var(--c1)}
 .axis .track u{position:absolute;top:1px;width:13px;height:13px;margin-left:-6.5px;border-radius:50%;
 background:var(--soft);border:2px solid var(--card)}
 .axis .track u.kept{background:var(--kept)}.axis .track u.c1{background:var(--c1)}
@@ -73,14 +74,13 @@ background:var(--soft);border:2px solid var(--card)}
 .scroll{overflow-x:auto;margin:8px 0 12px}
 .scroll:focus-visible,summary:focus-visible{outline:2px solid var(--kept);outline-offset:2px}
 table{border-collapse:collapse;min-width:100%;font-size:14.5px}
-caption{text-align:left;font-weight:600;padding-bottom:5px}
-caption small{font-weight:400;color:var(--soft);font-size:13px}
 th,td{padding:6px 12px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap;vertical-align:baseline}
 th{font-weight:500;color:var(--soft)}tbody th{color:var(--ink)}
-th:first-child,td:first-child{text-align:left;white-space:normal;min-width:7em;max-width:17em;padding-left:0}
-thead th{white-space:normal;max-width:12em;min-width:4.5em}
+th:first-child,td:first-child{text-align:left;white-space:normal;min-width:8em;max-width:17em;padding-left:0}
+thead th{white-space:normal;max-width:12em;overflow-wrap:break-word}
+code{white-space:nowrap}pre code{white-space:inherit}
 td.best{font-weight:700;color:var(--good)}
-td.long{white-space:normal;min-width:9em}
+td small{display:block;color:var(--soft);font-size:12.5px}
 details{margin:6px 0}summary{cursor:pointer;color:var(--soft);font-size:14.5px}
 pre{margin:8px 0;padding:13px 15px;background:var(--paper);border:1px solid var(--line);border-radius:9px;
 white-space:pre-wrap;font:13.5px/1.5 ui-monospace,"DejaVu Sans Mono",Menlo,Consolas,monospace}
