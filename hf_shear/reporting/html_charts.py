@@ -61,7 +61,9 @@ def line_chart(
         drawn += _line(line, [(UNITS * x / right, scale(y)) for x, y in line.points])
     labels = [f'<span class="y" style="top:{scale(tick) / 10:.1f}%">{text(y_format(tick))}</span>' for tick in y_ticks]
     ticks = [tick for tick in linear_ticks(0, right, 4) if tick <= right * 0.97]
-    labels += [f'<span class="x" style="left:{100 * x / right:.1f}%">{short_count(x)}</span>' for x in ticks]
+    labels += [
+        f'<span class="x" style="left:{100 * x / right:.1f}%">{short_count(x, trimmed=True)}</span>' for x in ticks
+    ]
     labels.append(f'<span class="xl">{text(x_label)}</span>')
     return figure(caption, drawn, labels, description, height)
 

@@ -68,7 +68,7 @@ def _stages(results: Mapping[str, Any]) -> str:
     baselines = [record.get("tokens") for record in (results.get("baselines") or {}).values()]
     if baselines and None not in baselines:
         tokens["baselines"] = sum(baselines)
-    names = [stage for stage in _STAGES if stage in seconds]
+    names = [stage for stage in _STAGES if seconds.get(stage)]
     if not names:
         return note("These results do not say how long the stages took.")
     whole = seconds.get("total") or sum(seconds[stage] for stage in names) or 1.0

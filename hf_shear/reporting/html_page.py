@@ -43,11 +43,11 @@ def name(value: Any) -> str:
     return f'<span title="{text(whole)}">{text(whole[:half])}…{text(whole[-half:])}</span>'
 
 
-def short_count(number: float) -> str:
-    """Three digits and a unit: 1.09 M."""
+def short_count(number: float, trimmed: bool = False) -> str:
+    """Three digits and a unit: 1.09 M; 2 B instead of 2.00 B if ``trimmed``."""
     for size, unit in _SIZES:
         if abs(number) >= 0.9995 * size:
-            return f"{number / size:#.3g}".rstrip(".") + f"{NO_BREAK}{unit}"
+            return (f"{number / size:.3g}" if trimmed else f"{number / size:#.3g}".rstrip(".")) + f"{NO_BREAK}{unit}"
     return f"{number:.4g}"
 
 

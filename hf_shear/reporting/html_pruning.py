@@ -217,13 +217,17 @@ def _masks_table(masks: Mapping[str, Any], final: Mapping[str, int]) -> str:
     rows = []
     for key, label in SHAPE_LABELS.items():
         if key in expected:
-            away = f"{100 * gap[key]:.2g} %" if key in gap else "–"
+            away = _apart(gap[key]) if key in gap else "–"
             goal = f"{final[key]:,}" if key in final else "–"
             rows.append((text(label), f"{expected[key]:,.2f}", goal, away, f"{below[key]:,}" if key in below else "–"))
     headings = ("size", "expected", "target", "apart by", "kept below one half")
     return table(
         "At the cut", headings, rows, "kept below one half: units that were kept though their mask leaned to cut"
     )
+
+
+def _apart(gap: float) -> str:
+    return f"{100 * gap:.2f} %" if gap == 0 or gap >= 5e-5 else "under 0.01 %"
 
 
 def _shape(results: Mapping[str, Any], model: str) -> Mapping[str, int]:

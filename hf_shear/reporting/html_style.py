@@ -37,7 +37,7 @@ figcaption small{font-weight:400;color:var(--soft);font-size:13px}
 .canvas span{position:absolute;white-space:nowrap;line-height:1}
 .y{right:100%;padding-right:7px;transform:translateY(-50%)}
 .x{top:100%;padding-top:7px;transform:translateX(-50%)}
-.canvas .xl{top:100%;left:0;right:0;padding-top:23px;text-align:center}
+.canvas .xl{top:100%;left:0;right:0;padding-top:23px;text-align:center;white-space:normal}
 .in{left:8px;transform:translateY(-50%);color:#fff}
 .rows .in{color:var(--card);font-weight:600}
 .gone{position:absolute;left:0;right:0;border-radius:2px;
