@@ -20,6 +20,7 @@ from training_helpers import TARGET, letter_tokenizer, plain_model, random_docum
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaForCausalLM, TrainerCallback
 
 from hf_shear import ShearTrainer, ShearTrainingArguments
+from hf_shear.data import load_domains
 from hf_shear.reporting import check_results
 from hf_shear.runs import choose_target
 from hf_shear.training import evaluate_domains
@@ -175,7 +176,7 @@ def test_the_losses_are_those_of_the_checkpoints(whole, shear, inputs):
     results = results_of(folder)
     tokenizer = AutoTokenizer.from_pretrained(inputs["model_name_or_path"])
     config = AutoConfig.from_pretrained(inputs["model_name_or_path"])
-    data = shear.runs.prepare_domain_data(shear.load_domains(inputs["data_dir"]), tokenizer, config, max_length=16,
+    data = shear.runs.prepare_domain_data(load_domains(inputs["data_dir"]), tokenizer, config, max_length=16,
                                      held_out_fraction=0.3, eval_tokens=64)  # fmt: skip
     paths = {"source": inputs["model_name_or_path"], "pruned": folder / "pruned", "recovered": folder / "recovered"}
     for name, path in paths.items():

@@ -3,7 +3,9 @@
 Everything here takes plain dicts and lists, so that it can be used on a results file alone.
 """
 
+from hf_shear.reporting.html_report import html_report, write_html_report
 from hf_shear.reporting.plots import plot_domains, plot_kept_units, plot_sizes, require_matplotlib
+from hf_shear.reporting.redaction import redact_command, redact_tokens
 from hf_shear.reporting.results import (
     SHAPE_NAMES,
     check_results,
@@ -19,13 +21,17 @@ __all__ = [
     "check_results",
     "collect_versions",
     "comparison_table",
+    "html_report",
     "markdown_table",
     "model_record",
     "plot_domains",
     "plot_kept_units",
     "plot_sizes",
     "read_results",
+    "redact_command",
+    "redact_tokens",
     "require_matplotlib",
     "spread_table",
+    "write_html_report",
     "write_results",
 ]

@@ -45,6 +45,7 @@ COLOURS += ("#000000", "#888888", "#EE7733")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 KEPT, CUT, GROUP_CUT, LINE = "#332288", "#88CCEE", "#E4E4E4", "#999999"
 REMOVED: dict[str, Any] = {"facecolor": "#F5F5F5", "edgecolor": LINE, "hatch": "////"}
+GAP_OF_GROUPS = 0.3  # between KV groups, in widths of a head
 MASK_LEARNING, RECOVERY = "mask_learning", "recovery"
 
 
@@ -62,7 +63,7 @@ def plot_kept_units(
     Raises:
         ValueError: an index outside the source's shape, or a kept layer without entries.
     """
-    units = _kept_per_layer(kept, source_shape)
+    units = kept_per_layer(kept, source_shape)
     num_layers = source_shape["num_hidden_layers"]
     height = min(7.0, max(0.9, 0.22 * num_layers))  # inches, of the layer panels
     figure = _new_figure(height + 2.9)
@@ -170,7 +171,7 @@ def plot_sizes(
 # --- what was kept -----------------------------------------------------------------------------------------
 
 
-def _kept_per_layer(kept: Mapping[str, Any], shape: Mapping[str, int]) -> dict[str, Any]:
+def kept_per_layer(kept: Mapping[str, Any], shape: Mapping[str, int]) -> dict[str, Any]:
     """`kept` with layer numbers as ints (JSON has them as strings), checked against the source's shape."""
     units: dict[str, Any] = {
         "layers": _checked(kept["layers"], shape["num_hidden_layers"], "layers"),
@@ -217,7 +218,7 @@ def _draw_heads(axes: Axes, units: Mapping[str, Any], shape: Mapping[str, int]) 
     num_layers, num_heads = shape["num_hidden_layers"], shape["num_attention_heads"]
     num_groups = shape["num_key_value_heads"]
     per_group = num_heads // num_groups
-    gap = max(0.3, num_heads / 80) if per_group > 1 else 0.0  # in widths of a head
+    gap = max(GAP_OF_GROUPS, num_heads / 80) if per_group > 1 else 0.0  # in widths of a head
     states = np.zeros((num_layers, num_heads))  # 0: cut with its group; 1: cut, group kept; 2: kept
     for layer in units["layers"]:
         for group in units["key_value_heads"][layer]:

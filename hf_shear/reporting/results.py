@@ -80,9 +80,13 @@ def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> Path:
     Raises:
         ValueError: a value is not finite or not plain JSON; the text names its key path.
     """
-    path = Path(path)
     _check_json(results, "")
-    text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+    return write_text_atomically(path, json.dumps(results, indent=2, allow_nan=False) + "\n")
+
+
+def write_text_atomically(path: str | os.PathLike, text: str) -> Path:
+    """Write `text` as UTF-8 so that `path` holds the old text or the new one, never a part; makes its folder."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

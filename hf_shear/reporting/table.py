@@ -32,7 +32,7 @@ _ARM_HEADINGS = (
 )
 
 
-class _Arm(NamedTuple):
+class Arm(NamedTuple):
     """One row: a model record, and the tokens (None: not known) that were spent to train it."""
 
     name: str
@@ -60,16 +60,16 @@ def comparison_table(results: Mapping[str, Any], width: int | None = None) -> st
             continued below.
     """
     width = _text_width(width)
-    grids = [_arm_grid(results), _domain_grid(_arms(results))]
+    grids = [_arm_grid(results), _domain_grid(read_arms(results))]
     blocks = [_plain(grid, width) for grid in grids]
-    verdict = textwrap.fill(_verdict(results), min(width, MAX_TEXT_WIDTH), break_on_hyphens=False)
-    return "\n\n".join([*blocks, verdict]) + "\n"
+    said = textwrap.fill(verdict(results), min(width, MAX_TEXT_WIDTH), break_on_hyphens=False)
+    return "\n\n".join([*blocks, said]) + "\n"
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:
     """`comparison_table` for a README or a model card: two Markdown tables and the verdict."""
-    grids = [_arm_grid(results), _domain_grid(_arms(results))]
-    return "\n\n".join([*map(_markdown, grids), _escape(_verdict(results))]) + "\n"
+    grids = [_arm_grid(results), _domain_grid(read_arms(results))]
+    return "\n\n".join([*map(_markdown, grids), _escape(verdict(results))]) + "\n"
 
 
 def spread_table(runs: Sequence[Mapping[str, Any]], width: int | None = None) -> str:
@@ -91,19 +91,20 @@ def spread_table(runs: Sequence[Mapping[str, Any]], width: int | None = None) ->
 # --- what is in the rows -----------------------------------------------------------------------------------
 
 
-def _arms(results: Mapping[str, Any]) -> list[_Arm]:
+def read_arms(results: Mapping[str, Any]) -> list[Arm]:
+    """The models of one run in the order of the table; parts that have not been done may be missing."""
     tokens = results.get("tokens", {})
     mask_learning, recovery = tokens.get("mask_learning"), tokens.get("recovery")
     total = None if mask_learning is None or recovery is None else mask_learning + recovery
     spent = {"source": None, "pruned": mask_learning, "recovered": total}
-    arms = [_Arm(name, results[name], spent[name], name == "recovered") for name in MODEL_NAMES if name in results]
+    arms = [Arm(name, results[name], spent[name], name == "recovered") for name in MODEL_NAMES if name in results]
     baselines = results.get("baselines", {})
-    return arms + [_Arm(name, record, record.get("tokens"), True) for name, record in baselines.items()]
+    return arms + [Arm(name, record, record.get("tokens"), True) for name, record in baselines.items()]
 
 
 def _arm_grid(results: Mapping[str, Any]) -> _Grid:
     source_parameters = results.get("source", {}).get("num_parameters")
-    arms = _arms(results)
+    arms = read_arms(results)
     in_billions = any((arm.tokens or 0) >= 10**9 for arm in arms)
     rows = []
     for arm in arms:
@@ -116,7 +117,7 @@ def _arm_grid(results: Mapping[str, Any]) -> _Grid:
                 f"{parameters:,}",
                 share,
                 f"{mean:.3f}",
-                _perplexity(mean),
+                perplexity_text(mean),
                 _token_count(arm.tokens, in_billions),
                 NOT_KNOWN if rate is None else f"{rate:.3g}",
             )
@@ -124,7 +125,7 @@ def _arm_grid(results: Mapping[str, Any]) -> _Grid:
     return _Grid("Models (mean loss: nats per held-out token, unweighted over domains)", _ARM_HEADINGS, rows)
 
 
-def _domain_grid(arms: Sequence[_Arm]) -> _Grid:
+def _domain_grid(arms: Sequence[Arm]) -> _Grid:
     domains = list(dict.fromkeys(domain for arm in arms for domain in arm.record["loss"]))
     rows = [(short_name(domain), *_losses(arms, domain)) for domain in domains]
     headings = ("domain", *(short_name(arm.name) + " " for arm in arms))
@@ -133,7 +134,7 @@ def _domain_grid(arms: Sequence[_Arm]) -> _Grid:
     return _Grid(title + (" (*: lowest of the target shape)" if has_star else ""), headings, rows)
 
 
-def _losses(arms: Sequence[_Arm], domain: str) -> list[str]:
+def _losses(arms: Sequence[Arm], domain: str) -> list[str]:
     """One row; a star marks the lowest loss among the arms of the target shape, if there are two or more."""
     rivals = [arm.record["loss"][domain] for arm in arms if arm.is_rival and domain in arm.record["loss"]]
     best = min(rivals) if len(rivals) > 1 else None
@@ -160,24 +161,25 @@ def _spread_grid(runs: Sequence[Mapping[str, Any]]) -> _Grid:
 
 
 def _seed_grid(runs: Sequence[Mapping[str, Any]]) -> _Grid:
-    headings = ("seed", *(short_name(arm.name) + " " for arm in _arms(runs[0])))
+    headings = ("seed", *(short_name(arm.name) + " " for arm in read_arms(runs[0])))
     rows = []
     for run in runs:
-        arms = _arms(run)
+        arms = read_arms(run)
         records = {arm.name: arm._replace(record={"loss": {"mean": arm.record["mean"]}}) for arm in arms}
-        rows.append((str(run["seed"]), *_losses([records[arm.name] for arm in _arms(runs[0])], "mean")))
+        rows.append((str(run["seed"]), *_losses([records[arm.name] for arm in read_arms(runs[0])], "mean")))
     return _Grid("Mean loss of each seed (*: lowest of the target shape)", headings, rows)
 
 
 # --- what it says ------------------------------------------------------------------------------------------
 
 
-def _verdict(results: Mapping[str, Any]) -> str:
+def verdict(results: Mapping[str, Any]) -> str:
+    """What the numbers say of the run against its baselines, and of the damage that recovery left."""
     return " ".join(filter(None, [_comparison_sentence(results), _damage_sentence(results)]))
 
 
 def _comparison_sentence(results: Mapping[str, Any]) -> str:
-    rivals = [arm for arm in _arms(results) if arm.is_rival]
+    rivals = [arm for arm in read_arms(results) if arm.is_rival]
     if "recovered" not in results:
         return "There is no recovered model yet, so there is no verdict."
     recovered, baselines = rivals[0], rivals[1:]
@@ -202,7 +204,7 @@ def _comparison_sentence(results: Mapping[str, Any]) -> str:
     return f"{who} {verb} {whom} by {abs(ahead):.3f} nats per token {conditions}."
 
 
-def _tolerance(*arms: _Arm) -> float:
+def _tolerance(*arms: Arm) -> float:
     """What counts as a tie: the constant, or the standard error of the difference if that is larger.
 
     The errors are added as if independent. On the same held-out tokens they are correlated, so this is wide.
@@ -210,7 +212,7 @@ def _tolerance(*arms: _Arm) -> float:
     return max(TIE_TOLERANCE, math.hypot(*(arm.record.get("standard_error", 0.0) for arm in arms)))
 
 
-def _conditions(recovered: _Arm, other: _Arm) -> str:
+def _conditions(recovered: Arm, other: Arm) -> str:
     """What the two had in common, as the numbers say."""
     parts = [_token_condition(recovered.tokens, other.tokens)]
     own, others = recovered.record["shape"], other.record["shape"]
@@ -288,7 +290,7 @@ def _common_conditions(runs: Sequence[Mapping[str, Any]]) -> str:
     """The condition that holds for every baseline of every seed, else the first that breaks it."""
     texts: dict[str, str] = {}
     for run in runs:
-        recovered, *baselines = [arm for arm in _arms(run) if arm.is_rival]
+        recovered, *baselines = [arm for arm in read_arms(run) if arm.is_rival]
         for arm in baselines:
             texts.setdefault(_conditions(recovered, arm), f"{short_name(arm.name)}, seed {run['seed']}")
     if len(texts) == 1:
@@ -300,7 +302,7 @@ def _common_conditions(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _means_by_arm(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    tables = [{arm.name: float(arm.record["mean"]) for arm in _arms(run)} for run in runs]
+    tables = [{arm.name: float(arm.record["mean"]) for arm in read_arms(run)} for run in runs]
     return {name: [table[name] for table in tables] for name in tables[0]}
 
 
@@ -310,11 +312,11 @@ def _check_runs(runs: Sequence[Mapping[str, Any]]) -> None:
     seeds = [run.get("seed") for run in runs]
     if None in seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"`runs` must each have a seed of their own, but their seeds are {seeds}.")
-    first = {arm.name: arm.record for arm in _arms(runs[0])}
+    first = {arm.name: arm.record for arm in read_arms(runs[0])}
     if "recovered" not in first:
         raise ValueError("`runs` must hold complete runs, but the first has no `recovered` model.")
     for run in runs[1:]:
-        records = {arm.name: arm.record for arm in _arms(run)}
+        records = {arm.name: arm.record for arm in read_arms(run)}
         if set(records) != set(first):
             raise ValueError(
                 f"`runs` must hold the same models, but seed {seeds[0]} has {', '.join(first)} and "
@@ -396,7 +398,8 @@ def _token_count(count: int | None, in_billions: bool) -> str:
     return f"{count / 1e9:.3f} B" if in_billions else f"{count:,}"
 
 
-def _perplexity(loss: float) -> str:
+def perplexity_text(loss: float) -> str:
+    """The perplexity of a loss in nats per token, at most seven characters."""
     perplexity = math.exp(min(loss, 700.0))  # exp overflows above 709
     return f"{perplexity:.2f}" if perplexity < 1e4 else f"{perplexity:.1e}"
 

@@ -14,7 +14,7 @@ from .report import (
     run_results,
     write_report,
 )
-from .run_folder import RunFolder, run_settings
+from .run_folder import RunFolder, finished_stages, run_settings
 from .stages import Run, judge_source, learn_masks, open_run, recover, train_baseline, with_teacher_logits
 from .whole_models import whole_models
 
@@ -30,6 +30,7 @@ __all__ = [
     "baseline_learning_rates",
     "baseline_model",
     "choose_target",
+    "finished_stages",
     "judge",
     "judge_checkpoint",
     "judge_source",

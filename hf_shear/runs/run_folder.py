@@ -174,3 +174,11 @@ def _is_unused(folder: Path) -> bool:
 def _next_numbered(root: Path) -> Path:
     numbers = [int(folder.name) for folder in root.glob("[0-9]*") if folder.name.isdigit()] if root.is_dir() else []
     return root / f"{max(numbers, default=0) + 1:03d}"
+
+
+def finished_stages(path: str | os.PathLike) -> list[str] | None:
+    """Names of the stages that the run in this folder has finished, or None where no run has been."""
+    stages = Path(path) / _STAGES_NAME
+    if not stages.is_file():
+        return None
+    return [name for name in json.loads(stages.read_text(encoding="utf-8")) if name != "settings"]

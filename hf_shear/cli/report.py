@@ -1,0 +1,44 @@
+"""``hf-shear report``: one HTML file that shows a whole run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..reporting import write_html_report
+from ..runs import RESULTS_NAME, finished_stages
+
+SUMMARY = "Show a run on one page: what was kept, losses, comparison, speed. One HTML file, no network."
+EXAMPLE = "hf-shear report runs/001"
+POSITIONAL = ("run_folder",)
+_STAGES = ("source", "mask_learning", "recovery")  # every run has them; baselines may follow
+
+
+@dataclass
+class Arguments:
+    run_folder: str = field(metadata={"help": f"Folder of a finished run, with {RESULTS_NAME}."})
+    output: str | None = field(default=None, metadata={"help": "File to write; RUN_FOLDER/report.html if not named."})
+
+    def __post_init__(self):
+        folder = Path(self.run_folder)
+        if not folder.is_dir():
+            raise ValueError(f"`run_folder` must be the folder of a run, but {self.run_folder!r} is no folder.")
+        if not (folder / RESULTS_NAME).is_file():
+            raise ValueError(f"`run_folder` {self.run_folder!r} holds no {RESULTS_NAME}: {_why_no_results(folder)}")
+        if self.output is not None and Path(self.output).is_dir():
+            raise ValueError(f"`output` must be a file, but {self.output!r} is a folder. Name a file in it.")
+
+
+def _why_no_results(folder: Path) -> str:
+    finished = finished_stages(folder)
+    if finished is None:
+        return "no run wrote there. Name the `--output_dir` of a run."
+    missing = [stage for stage in _STAGES if stage not in finished]
+    if missing:
+        return f"its run has not finished {', '.join(missing)}. Continue it with `--resume`; it writes them at its end."
+    return "its stages are finished, but not its baselines or its last step. Continue it with `--resume`."
+
+
+def run(arguments: Arguments) -> None:
+    """Write the report and print where it is."""
+    print(write_html_report(arguments.run_folder, arguments.output))

@@ -1,0 +1,192 @@
+"""One checkpoint judged, or two side by side: size, loss by domain, tasks, speed.
+
+The record (`evaluation.json`), where `perplexity`, `tasks`, `differences` and `speed` are there if they were asked for:
+
+    source | pruned   `name`, size (see `size_record`), `perplexity` (see `perplexity_record`), `tasks` (see
+                      `evaluate_tasks`)
+    differences       pruned minus source by domain (see `domain_differences`)
+    speed             see `measure_speed`
+    versions
+
+An interval is `[low, high]`, or None for a domain with a single document.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from ..reporting import collect_versions
+from .checkpoints import check_checkpoint, load_model, load_tokenizer
+from .document_losses import DocumentLosses, prefix_token_id
+from .perplexity import PerplexityProtocol, domain_differences, domain_losses, domain_texts, perplexity_record
+from .size import config_shape, size_record
+from .speed import SpeedProtocol, measure_speed
+from .tasks import LoadedTasks, check_limit, evaluate_tasks
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+_EVALUATION_PACKAGES = ("evaluate", "lm_eval")
+
+
+class _Plan(NamedTuple):
+    """What is asked of each model."""
+
+    texts: Mapping[str, Sequence[str]] | None
+    protocol: PerplexityProtocol
+    tasks: LoadedTasks | None
+    limit: int | None
+    device: torch.device
+    dtype: torch.dtype | None
+
+
+def evaluate_checkpoint(
+    name: str | os.PathLike,
+    *,
+    domains: Mapping[str, Dataset | Sequence[str]] | None = None,
+    perplexity: PerplexityProtocol | None = None,
+    tasks: LoadedTasks | None = None,
+    limit: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    argument: str = "source",
+) -> dict[str, Any]:
+    """One plain checkpoint: its size, and what was asked for.
+
+    Args:
+        name: a folder, or a name on the Hub.
+        domains: documents by domain (data sets with a column `text`, or lists of texts), for the loss.
+        perplexity: protocol of the loss.
+        tasks: from ``load_tasks``.
+        limit: first items of each task only.
+        device: default the accelerator, or the CPU where there is none.
+        dtype: default the checkpoint's own.
+        argument: what messages call the checkpoint.
+
+    Returns:
+        The record of one model, as at the head of this file.
+
+    Raises:
+        ValueError: the checkpoint does not exist, or has masks; or a setting does not fit it. Before any weight is loaded.
+        OSError: it is no folder, and the Hub cannot be reached.
+        ImportError: `evaluate` or `lm-eval` is needed and not installed.
+    """
+    plan = _plan({argument: name}, domains, perplexity, tasks, limit, device, dtype)
+    model = load_model(name, plan.device, plan.dtype)
+    return _judge(model, argument, name, plan)[0]
+
+
+def compare_checkpoints(
+    source: str | os.PathLike,
+    pruned: str | os.PathLike,
+    *,
+    domains: Mapping[str, Dataset | Sequence[str]] | None = None,
+    perplexity: PerplexityProtocol | None = None,
+    tasks: LoadedTasks | None = None,
+    limit: int | None = None,
+    speed: SpeedProtocol | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    on_part: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Two plain checkpoints on the same documents, tasks and machine.
+
+    Args:
+        source, pruned: folders, or names on the Hub. Any two will do; "pruned" is the one that is compared to the other.
+        speed: None for no timing. With it, both models are in memory at once, else one after the other.
+        on_part: called with the record so far after each finished part, so that it can be saved.
+        domains, perplexity, tasks, limit, device, dtype: as for ``evaluate_checkpoint``.
+
+    Returns:
+        The record, as at the head of this file.
+
+    Raises:
+        ValueError, OSError, ImportError: as ``evaluate_checkpoint``.
+    """
+    names = {"source": source, "pruned": pruned}
+    plan = _plan(names, domains, perplexity, tasks, limit, device, dtype, speed)
+    record: dict[str, Any] = {}
+    losses: dict[str, dict[str, DocumentLosses]] = {}
+    models: dict[str, PreTrainedModel] = {}
+    for role, name in names.items():
+        model = load_model(name, plan.device, plan.dtype)
+        record[role], losses[role] = _judge(model, role, name, plan)
+        if speed is not None:
+            models[role] = model
+        del model
+        _tell(on_part, record)
+    if plan.texts is not None:
+        record["differences"] = domain_differences(losses["source"], losses["pruned"])
+    if speed is not None:
+        record["speed"] = _timed(models, speed)
+    _tell(on_part, record)
+    return record | {"versions": evaluation_versions()}
+
+
+def evaluation_versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    versions = collect_versions()
+    for name in _EVALUATION_PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # then nothing of it was used
+    return versions
+
+
+def _plan(names, domains, perplexity, tasks, limit, device, dtype, speed: SpeedProtocol | None = None) -> _Plan:
+    """All that can be refused without weights is refused here."""
+    check_limit(limit)
+    configs = [check_checkpoint(argument, name) for argument, name in names.items()]
+    for config in configs:
+        config_shape(config)
+        if speed is not None:
+            speed.check_fits(config)
+    protocol = (perplexity or PerplexityProtocol()).resolved(*configs)
+    texts = None
+    if domains is not None:
+        from . import metrics  # noqa: F401  (a missing `evaluate` is told before the work, not after it)
+
+        texts = domain_texts(domains, protocol.max_documents)
+    if domains is not None or tasks is not None:
+        for argument, name in names.items():
+            prefix_token_id(load_tokenizer(argument, name))
+    if device is None:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return _Plan(texts, protocol, tasks, limit, torch.device(device), dtype)
+
+
+def _judge(
+    model: PreTrainedModel, argument: str, name: str | os.PathLike, plan: _Plan
+) -> tuple[dict[str, Any], dict[str, DocumentLosses]]:
+    """The record of one model, and the losses of its documents."""
+    record = {"name": str(name), **size_record(model, name)}
+    losses: dict[str, DocumentLosses] = {}
+    if plan.texts is None and plan.tasks is None:
+        return record, losses
+    tokenizer = load_tokenizer(argument, name)
+    if plan.texts is not None:
+        losses = domain_losses(model, tokenizer, plan.texts, plan.protocol)
+        record["perplexity"] = perplexity_record(losses, tokenizer, plan.protocol)
+    if plan.tasks is not None:
+        options = {"limit": plan.limit, "batch_size": plan.protocol.batch_size}
+        record["tasks"] = evaluate_tasks(model, tokenizer, plan.tasks, **options)
+    return record, losses
+
+
+def _timed(models: Mapping[str, PreTrainedModel], protocol: SpeedProtocol) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    with tqdm(desc="Speed", total=protocol.rounds, disable=None, leave=False, unit="round") as bar:
+        return measure_speed(models["source"], models["pruned"], protocol, on_round=bar.update)
+
+
+def _tell(on_part: Callable[[dict[str, Any]], None] | None, record: dict[str, Any]) -> None:
+    if on_part is not None:
+        on_part(record | {"versions": evaluation_versions()})

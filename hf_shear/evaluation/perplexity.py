@@ -1,0 +1,169 @@
+"""Perplexity and bits per byte of each domain, with the protocol that they depend on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from transformers import PretrainedConfig
+
+from .document_losses import DocumentLosses, check_window, document_losses, prefix_token_id
+from .intervals import describe_interval, paired_difference
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_DEFAULT_WINDOW = 2048  # tokens
+
+
+@dataclass(frozen=True)
+class PerplexityProtocol:
+    """What the numbers depend on besides model and text.
+
+    Attributes:
+        window: tokens that the model reads at once; None for its positions, at most 2048 (of two models the fewer).
+        stride: tokens that the window moves on; None for half a window.
+        max_documents: first documents of each domain; None for all.
+        batch_size: windows per forward; changes nothing but time and memory.
+        documents: which ones they are, in words, for the reader of the result.
+    """
+
+    window: int | None = None
+    stride: int | None = None
+    max_documents: int | None = None
+    batch_size: int = 8
+    documents: str = "as given"
+
+    def __post_init__(self):
+        if self.window is not None and self.stride is not None:
+            check_window(self.window, self.stride)
+        for name in ("window", "stride", "max_documents", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, but it is {value}.")
+
+    def resolved(self, *configs: PretrainedConfig) -> PerplexityProtocol:
+        """With a window and a stride that fit all models.
+
+        Raises:
+            ValueError: the window is larger than the positions of a model, or smaller than the stride.
+        """
+        known = [getattr(config, "max_position_embeddings", None) for config in configs]
+        positions = min([count for count in known if count is not None], default=math.inf)
+        window = min(MAX_DEFAULT_WINDOW, positions) if self.window is None else self.window
+        if window > positions:
+            raise ValueError(
+                f"`window` must be at most the models' `max_position_embeddings` ({positions}), but it is {window}."
+            )
+        stride = max(1, window // 2) if self.stride is None else self.stride
+        check_window(window, stride)
+        return replace(self, window=window, stride=stride)
+
+
+def domain_texts(domains: Mapping[str, Dataset | Sequence[str]], max_documents: int | None) -> dict[str, list[str]]:
+    """The first documents of each domain.
+
+    Raises:
+        ValueError: there is no domain, or one has no documents.
+    """
+    if not domains:
+        raise ValueError("`domains` must hold at least one domain, but it is empty.")
+    texts = {}
+    for name, documents in domains.items():
+        if hasattr(documents, "column_names"):
+            count = len(documents) if max_documents is None else min(max_documents, len(documents))
+            texts[name] = list(documents.with_format(None)[:count]["text"])
+        else:
+            texts[name] = list(documents[:max_documents])
+        if not texts[name]:
+            raise ValueError(f"Every domain must hold at least one document, but {name!r} has none. Remove it.")
+    return texts
+
+
+def domain_losses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Mapping[str, Sequence[str]],
+    protocol: PerplexityProtocol,
+) -> dict[str, DocumentLosses]:
+    """Losses of every document of every domain, with a bar for each domain at a terminal."""
+    from tqdm import tqdm
+
+    losses = {}
+    for name, documents in texts.items():
+        with tqdm(desc=f"Loss on {name}", disable=None, leave=False, unit="batch") as bar:
+
+            def advance(num_batches: int, bar=bar) -> None:
+                bar.total = num_batches
+                bar.update()
+
+            losses[name] = document_losses(
+                model,
+                tokenizer,
+                documents,
+                window=protocol.window,
+                stride=protocol.stride,
+                batch_size=protocol.batch_size,
+                on_batch=advance,
+            )
+    return losses
+
+
+def perplexity_record(
+    losses: Mapping[str, DocumentLosses], tokenizer: PreTrainedTokenizerBase, protocol: PerplexityProtocol
+) -> dict[str, Any]:
+    """What the losses amount to, by domain, and the protocol.
+
+    Raises:
+        ImportError: `evaluate` is not installed.
+    """
+    from .metrics import BitsPerByte, Perplexity
+
+    domains = {}
+    for name, loss in losses.items():
+        of_tokens = Perplexity().compute(nats=loss.nats, num_tokens=loss.num_tokens)
+        of_bytes = BitsPerByte().compute(nats=loss.nats, num_bytes=loss.num_bytes)
+        domains[name] = {**of_tokens, **of_bytes}
+    return {
+        "protocol": {
+            "window": protocol.window,
+            "stride": protocol.stride,
+            "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer)} tokens",
+            "prefix_token": tokenizer.convert_ids_to_tokens(prefix_token_id(tokenizer)),
+            "documents": protocol.documents,
+            "max_documents": protocol.max_documents,
+            "interval": describe_interval(),
+        },
+        "domains": domains,
+        "mean_loss": math.fsum(domain["loss"] for domain in domains.values()) / len(domains),
+        "mean_bits_per_byte": math.fsum(domain["bits_per_byte"] for domain in domains.values()) / len(domains),
+    }
+
+
+def domain_differences(
+    source: Mapping[str, DocumentLosses], pruned: Mapping[str, DocumentLosses]
+) -> dict[str, dict[str, Any]]:
+    """Pruned minus source on the same documents, with paired intervals (None for a single document).
+
+    By domain: ``bits_per_byte`` and ``bits_per_byte_interval``; and, where both models read the very same tokens,
+    ``loss`` and ``interval`` in nats per token. With different tokens those do not compare, and are left out.
+    """
+    differences = {}
+    for name, before in source.items():
+        after = pruned[name]
+        record: dict[str, Any] = {}
+        if before.tokens_digest == after.tokens_digest:
+            difference = paired_difference((before.nats, before.num_tokens), (after.nats, after.num_tokens))
+            record["loss"], record["interval"] = difference.value, _as_list(difference.interval)
+        bits = [(loss.nats / math.log(2), loss.num_bytes) for loss in (before, after)]
+        difference = paired_difference(*bits)
+        record["bits_per_byte"], record["bits_per_byte_interval"] = difference.value, _as_list(difference.interval)
+        differences[name] = record
+    return differences
+
+
+def _as_list(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)

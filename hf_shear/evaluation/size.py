@@ -1,0 +1,57 @@
+"""What a model weighs: shape, parameters, bytes of its weights, and bytes of its key/value cache per token."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ..shapes import SHAPE_NAMES, ModelShape
+from .checkpoints import weight_files
+
+
+def config_shape(config: PretrainedConfig) -> ModelShape:
+    """The shape of any model whose layers are alike and whose config gives the five sizes.
+
+    Raises:
+        ValueError: the config lacks a size, or it is malformed.
+    """
+    sizes = {name: getattr(config, name, None) for name in SHAPE_NAMES}
+    if sizes["num_key_value_heads"] is None:
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
+    missing = [name for name, size in sizes.items() if size is None]
+    if missing:
+        raise ValueError(f"The config (model_type {config.model_type!r}) must give {', '.join(missing)}.")
+    head_dim = getattr(config, "head_dim", None) or sizes["hidden_size"] // sizes["num_attention_heads"]
+    return ModelShape(**sizes, head_dim=head_dim)
+
+
+def kv_cache_bytes_per_token(shape: ModelShape, bytes_per_value: int) -> int:
+    """Bytes that one token of one sequence adds to the cache: keys and values of every layer."""
+    return 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * bytes_per_value
+
+
+def size_record(model: PreTrainedModel, name: str | os.PathLike) -> dict[str, Any]:
+    """The size of a loaded model, in the dtype it was loaded in.
+
+    Args:
+        model: the model.
+        name: its folder, whose weight files are measured, or its name on the Hub.
+
+    Returns:
+        ``shape``, ``num_parameters`` (tied ones once), ``weight_bytes`` (in memory, without buffers), ``file_bytes`` (of
+        the weights on disk; None if ``name`` is no folder), ``dtype``, ``kv_cache_bytes_per_token`` (one sequence).
+    """
+    shape = config_shape(model.config)
+    parameters = list(model.parameters())  # names a tied parameter once
+    files = weight_files(Path(name)) if Path(name).is_dir() else []
+    return {
+        "shape": shape.to_dict(),
+        "num_parameters": sum(parameter.numel() for parameter in parameters),
+        "weight_bytes": sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        "file_bytes": sum(file.stat().st_size for file in files) if files else None,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "kv_cache_bytes_per_token": kv_cache_bytes_per_token(shape, model.dtype.itemsize),
+    }
