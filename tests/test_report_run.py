@@ -7,7 +7,7 @@ import json
 import pytest
 from training_helpers import DOMAINS, LENGTH, TARGET, held_out_domains, make_args, masked_model, plain_model
 
-from hf_shear import TargetShape, slice_model
+from hf_shear import ShearTrainingArguments, TargetShape, slice_model
 from hf_shear.reporting import check_results, read_results
 from hf_shear.runs import RESULTS_NAME, judge, run_results, write_report
 from hf_shear.shapes import count_parameters
@@ -55,7 +55,7 @@ def stages(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(stages):
-    results = run_results(*stages, seed=3)
+    results = run_results(*stages, ShearTrainingArguments("unused", seed=3, report_to="none", use_cpu=True))
     results["seconds"]["total"] = 100.0
     return results
 

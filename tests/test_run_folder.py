@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_shear import ShearTrainingArguments
 from hf_shear.runs import RunFolder, run_settings
 from hf_shear.shapes import ModelShape
 from hf_shear.training.state_file import STATE_NAME
@@ -103,7 +104,7 @@ class Arguments:
 
 def test_settings_are_what_decides_the_run():
     target = ModelShape(12, 2, 2, 2, 16, head_dim=4)
-    settings = run_settings(Arguments(resume=True), target, seed=3)
+    settings = run_settings(Arguments(resume=True), target, ShearTrainingArguments("unused", seed=3, use_cpu=True))
     assert settings == {"target_shape": target.to_dict(), "seed": 3, "mask_tokens": 5}
 
 

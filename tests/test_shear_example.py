@@ -249,12 +249,12 @@ def test_a_killed_run_goes_on_from_its_checkpoint(whole, run, shear, tmp_path, m
             if self.learns_masks == (stage == "mask_learning"):
                 self.add_callback(KilledAfter(5))
 
-    monkeypatch.setattr(shear, "ShearTrainer", KilledTrainer)
+    monkeypatch.setattr("hf_shear.runs.stages.ShearTrainer", KilledTrainer)
     with pytest.raises(KeyboardInterrupt):
         run(folder, baselines=False)
     assert made[-1].state.global_step == 5
     (folder / stage / "checkpoint-5").mkdir()  # one that was being written
-    monkeypatch.setattr(shear, "ShearTrainer", ShearTrainer)
+    monkeypatch.setattr("hf_shear.runs.stages.ShearTrainer", ShearTrainer)
     run(folder, "--resume", baselines=False)
     results, expected = results_of(folder), results_of(whole[0])
     for name in ("source", "pruned", "recovered"):
@@ -393,14 +393,16 @@ def test_a_refused_run_does_not_block_its_folder(run, tmp_path):
     run(tmp_path / "run", "--stop_after", "mask_learning")
 
 
-PIPELINE_OPTIONS = """baseline_learning_rates baselines block_diagonal calibration_batches data_dir eval_tokens
-    held_out_fraction hidden_size intermediate_size mask_draw mask_method mask_start mask_start_spread mask_tokens
-    max_length model_name_or_path num_attention_heads num_hidden_layers num_key_value_heads num_proc overwrite paper
-    preset recovery_tokens resume stop_after target_num_parameters""".split()
+PIPELINE_OPTIONS = """baseline_learning_rates baselines block_diagonal calibration_batches data_dir distillation_top_k
+    eval_tokens held_out_fraction hidden_size intermediate_size keep_adapter mask_draw mask_method mask_start
+    mask_start_spread mask_tokens max_length model_name_or_path num_attention_heads num_hidden_layers
+    num_key_value_heads num_proc overwrite paper preset quantize recovery_tokens resume stop_after
+    target_num_parameters teacher_name_or_path teacher_placement""".split()
 TRAINING_OPTIONS = """activation_checkpointing activation_checkpointing_kwargs budget_warmup_ratio clamp_excess clip_masks
-    dynamic_batches end_temperature eval_token_share hardening_ratio mask_learning_rate mask_scheduler mixture_ceiling
-    mixture_floor mixture_weights multiplier_learning_rate num_tokens reference_losses shape_gap_tolerance start_noise
-    start_temperature""".split()
+    distillation distillation_temperature distillation_weight dynamic_batches end_temperature
+    eval_token_share hardening_ratio mask_learning_rate mask_scheduler mixture_ceiling mixture_floor
+    mixture_weights multiplier_learning_rate num_tokens peft_config recovery_method reference_losses
+    shape_gap_tolerance start_noise start_temperature""".split()
 
 
 def test_options_are_frozen_and_shown(shear, monkeypatch, capsys):

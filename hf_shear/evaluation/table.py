@@ -102,7 +102,8 @@ def _protocol(models: Mapping[str, Mapping]) -> str:
     tokenizers = [_ascii(model["perplexity"]["protocol"]["tokenizer"]) for model in models.values()]
     return "\n".join(
         [
-            f"Protocol: window {protocol['window']}, stride {protocol['stride']}; documents: {protocol['documents']}, {most};",
+            f"Protocol: window {protocol['window']}, stride {protocol['stride']};"
+            f" documents: {protocol['documents']}, {most};",
             f"tokenizer: {' | '.join(dict.fromkeys(tokenizers))}; [..]: {protocol['interval']}",
             *(["difference: paired on the same documents"] if len(models) == 2 else []),
         ]

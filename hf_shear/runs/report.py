@@ -21,6 +21,8 @@ from ..reporting import (
     plot_domains,
     plot_kept_units,
     plot_sizes,
+    redact_command,
+    write_html_report,
     write_results,
 )
 from ..shapes import SHAPE_NAMES, ModelShape, count_parameters
@@ -104,8 +106,8 @@ def recovery_settings(args: ShearTrainingArguments) -> dict:
 
 
 def run_command() -> str:
-    """The command that this process was started with."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command that this process was started with, without tokens."""
+    return redact_command(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
 def _shifted(history: list[dict], tokens_before: int) -> list[dict]:
@@ -131,4 +133,5 @@ def write_report(folder: Path, results: dict) -> str:
         plot_sizes(learning, sizes, folder / "sizes.png", source_shape=source)
     table = comparison_table(results)
     (folder / "table.txt").write_text(table + "\n", encoding="utf-8")
+    write_html_report(folder)
     return table

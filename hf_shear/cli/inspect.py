@@ -1,0 +1,123 @@
+"""``hf-shear inspect``: what a checkpoint is, and what a target would remove of it; reads no weights."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import AutoConfig, PretrainedConfig
+
+from ..evaluation import kv_cache_bytes_per_token
+from ..modeling import check_supported_source
+from ..recovery import forward_flops_per_token
+from ..runs import choose_target
+from ..shapes import SHAPE_NAMES, ModelShape, count_parameters
+from ..training.memory import estimate_memory
+from ..training.memory_setup import TrainingSetup
+
+SUMMARY = "Show a checkpoint's shape, and what a target would remove, before a GPU is touched."
+EXAMPLE = "hf-shear inspect path/to/llama --hidden_size 2048 --num_attention_heads 16 --num_key_value_heads 16"
+POSITIONAL = ("checkpoint",)
+
+GIB = 2**30
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Which checkpoint, towards which shape."""
+
+    checkpoint: str = field(metadata={"help": "Folder or Hub name; only its config is read."})
+    preset: str | None = field(default=None, metadata={"help": "A shape of the paper, such as sheared-llama-1.3b."})
+    hidden_size: int | None = field(default=None, metadata={"help": "Target size; the checkpoint's if not named."})
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "Target size."})
+    num_attention_heads: int | None = field(default=None, metadata={"help": "Target size."})
+    num_key_value_heads: int | None = field(default=None, metadata={"help": "Target size."})
+    intermediate_size: int | None = field(default=None, metadata={"help": "Target size."})
+    target_num_parameters: int | None = field(default=None, metadata={"help": "Pick a shape of at most this size."})
+    sequence_length: int = field(default=4096, metadata={"help": "Tokens of a sequence, for memory and FLOPs."})
+    json: bool = field(default=False, metadata={"help": "Write one JSON object in place of the table."})
+
+    @property
+    def names_a_target(self) -> bool:
+        """Whether any size, preset or budget is given."""
+        return any(getattr(self, name) is not None for name in (*SHAPE_NAMES, "preset", "target_num_parameters"))
+
+
+def run(arguments: Arguments) -> None:
+    """Print the checkpoint, and the target beside it."""
+    if Path(arguments.checkpoint).exists() and not (Path(arguments.checkpoint) / "config.json").is_file():
+        raise ValueError(f"`checkpoint` {arguments.checkpoint!r} holds no config.json.")
+    config = AutoConfig.from_pretrained(arguments.checkpoint)
+    masked = config.model_type.startswith("shearing_")
+    if not masked:
+        check_supported_source(config)
+    target = None
+    if masked:
+        target = config.resolved_target()
+    elif arguments.names_a_target:
+        target = choose_target(arguments, config)[0]
+    facts = {"checkpoint": arguments.checkpoint, "has_masks": masked}
+    facts["now"] = describe(config, ModelShape.from_config(config), arguments.sequence_length)
+    if target is not None:
+        facts["target"] = describe(config, target, arguments.sequence_length)
+        facts["training_memory_bytes"] = _training_memory(config, arguments.sequence_length)
+    print(json.dumps(facts, indent=1) if arguments.json else _table(facts, config, arguments))
+
+
+def describe(config: PretrainedConfig, shape: ModelShape, sequence_length: int) -> dict:
+    """Sizes and costs of a shape: parameters, bytes in bfloat16, KV-cache bytes per token, forward FLOPs per token."""
+    sized = copy.deepcopy(config)
+    for name, size in shape.to_dict().items():
+        setattr(sized, name, size)
+    count = count_parameters(config, shape)
+    return {
+        "shape": shape.to_dict(),
+        "num_parameters": count,
+        "bfloat16_bytes": 2 * count,
+        "kv_cache_bytes_per_token": kv_cache_bytes_per_token(shape, 2),
+        "forward_flops_per_token": forward_flops_per_token(sized, sequence_length),
+    }
+
+
+def _training_memory(config: PretrainedConfig, sequence_length: int) -> dict[str, int]:
+    """Peak bytes of mask learning on one device: one sequence, bf16 autocast, AdamW, checkpointed activations."""
+    setup = TrainingSetup(1, sequence_length, autocast=True, activation_checkpointing=True)
+    return {"mask_learning_one_device": estimate_memory(config, setup).peak}
+
+
+def _table(facts: dict, config: PretrainedConfig, arguments: Arguments) -> str:
+    now, target = facts["now"], facts.get("target")
+    rows = [(name, now["shape"][name], target and target["shape"][name]) for name in (*SHAPE_NAMES, "head_dim")]
+    rows += [
+        ("parameters", now["num_parameters"], target and target["num_parameters"]),
+        ("MiB in bfloat16", now["bfloat16_bytes"] / 2**20, target and target["bfloat16_bytes"] / 2**20),
+        ("KV-cache bytes per token", now["kv_cache_bytes_per_token"], target and target["kv_cache_bytes_per_token"]),
+        ("forward MFLOPs per token", now["forward_flops_per_token"] / 1e6,
+         target and target["forward_flops_per_token"] / 1e6),
+    ]  # fmt: skip
+    title = f"{arguments.checkpoint}: {config.model_type}" + (", with masks" if facts["has_masks"] else "")
+    tied = "tied" if config.tie_word_embeddings else "untied"
+    lines = [title, f"vocabulary {config.vocab_size:,}, {tied}, {config.max_position_embeddings:,} positions", ""]
+    lines.append(f"{'':<26}{'now':>18}" + (f"{'target':>18}{'kept':>9}" if target else ""))
+    for name, before, after in rows:
+        line = f"{name:<26}{_number(before):>18}"
+        lines.append(line + (f"{_number(after):>18}{after / before:>9.1%}" if target else ""))
+    if target:
+        decode = now["bfloat16_bytes"] / target["bfloat16_bytes"]
+        prefill = now["forward_flops_per_token"] / target["forward_flops_per_token"]
+        peak = facts["training_memory_bytes"]["mask_learning_one_device"] / GIB
+        lines += [
+            "",
+            f"Expected, not measured: decoding up to {decode:.2f} x as fast (bytes of weights), prefill up to"
+            f" {prefill:.2f} x (FLOPs).",
+            f"Mask learning needs about {peak:.1f} GiB on one device (bf16 autocast, AdamW, checkpointing, one sequence of"
+            f" {arguments.sequence_length:,});",
+            "examples/docs/memory.md has the ways to shard it.",
+        ]
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"

@@ -1,0 +1,38 @@
+"""``hf-shear learn``: learn masks towards a shape, and cut the model to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .. import runs
+from ..shapes import SHAPE_NAMES
+from ..training import ShearTrainingArguments
+
+SUMMARY = "Learn which units to keep, and cut the model to exactly your shape."
+EXAMPLE = "hf-shear learn path/to/llama --data_dir text --intermediate_size 5504 --output_dir sheared"
+POSITIONAL = ("model_name_or_path",)
+OTHERS = (ShearTrainingArguments,)
+TOKENS = "give --mask_tokens and --recovery_tokens"
+REFUSED = {name: TOKENS for name in ("num_tokens", "max_steps", "num_train_epochs")} | {
+    "push_to_hub": "hf-shear push OUT REPO_ID",
+    "stop_after": "the verb says it",
+}
+
+
+@dataclass(kw_only=True)
+class Arguments(runs.PipelineArguments):
+    """What is sheared, to which shape, on which text."""
+
+    model_name_or_path: str = field(metadata={"help": "A plain Llama checkpoint."})
+
+
+def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
+    """Judge the source, learn masks, export to <output_dir>/pruned."""
+    opened = runs.open_run(pipeline, args)
+    opened.stage("source", runs.judge_source)
+    opened = runs.with_teacher_logits(opened)
+    learned = opened.stage("mask_learning", runs.learn_masks)
+    if args.process_index == 0:
+        shape = ", ".join(f"{name} {learned['model']['shape'][name]}" for name in SHAPE_NAMES)
+        print(f"{opened.folder.path / 'pruned'}: {shape}; held-out loss {learned['model']['mean']:.3f}")
+        print(f"Recover it with: hf-shear recover {opened.folder.path} and the same flags")
