@@ -101,7 +101,7 @@ def test_recovery_goes_on_counting_where_mask_learning_stopped(results):
 def test_the_report_holds_results_pictures_and_the_table(results, tmp_path):
     table = write_report(tmp_path, results)
     assert {path.name for path in tmp_path.iterdir()} == {
-        RESULTS_NAME, "kept_units.png", "domains.png", "sizes.png", "table.txt"}  # fmt: skip
+        RESULTS_NAME, "kept_units.png", "domains.png", "sizes.png", "table.txt", "report.html"}  # fmt: skip
     assert read_results(tmp_path / RESULTS_NAME) == json.loads(json.dumps(results))
     assert (tmp_path / "table.txt").read_text(encoding="utf-8") == table + "\n"
     for name in ("books", "code", "wiki", "taylor"):
@@ -110,7 +110,7 @@ def test_the_report_holds_results_pictures_and_the_table(results, tmp_path):
 
 def test_without_a_history_there_is_nothing_to_draw_over_time(results, tmp_path):
     write_report(tmp_path, results | {"history": []})
-    assert {path.name for path in tmp_path.iterdir()} == {RESULTS_NAME, "kept_units.png", "table.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == {RESULTS_NAME, "kept_units.png", "table.txt", "report.html"}
 
 
 def test_results_that_break_the_contract_are_not_written(results, tmp_path):

@@ -105,7 +105,9 @@ class Arguments:
 def test_settings_are_what_decides_the_run():
     target = ModelShape(12, 2, 2, 2, 16, head_dim=4)
     settings = run_settings(Arguments(resume=True), target, ShearTrainingArguments("unused", seed=3, use_cpu=True))
-    assert settings == {"target_shape": target.to_dict(), "seed": 3, "mask_tokens": 5}
+    recovery = {"recovery_method": "full", "distillation": "none", "distillation_temperature": 1.0,
+                "distillation_weight": 0.5}  # fmt: skip
+    assert settings == {"target_shape": target.to_dict(), "seed": 3, "mask_tokens": 5, **recovery}
 
 
 def test_requests_that_contradict_each_other():

@@ -125,8 +125,10 @@ def _record(
     models: dict[str, PreTrainedModel], protocol: SpeedProtocol, seconds: dict[str, list[tuple[float, float]]]
 ) -> dict[str, Any]:
     counts = (protocol.batch_size * protocol.prompt_length, protocol.batch_size * protocol.new_tokens)
-    speeds = {name: [[count / took for took in column] for count, column in zip(counts, zip(*rounds, strict=True), strict=True)]
-              for name, rounds in seconds.items()}  # fmt: skip
+    speeds = {}
+    for name, rounds in seconds.items():
+        columns = zip(*rounds, strict=True)
+        speeds[name] = [[count / took for took in column] for count, column in zip(counts, columns, strict=True)]
     dtypes = dict.fromkeys(str(model.dtype).removeprefix("torch.") for model in models.values())
     device = models["source"].device
     record: dict[str, Any] = {

@@ -105,7 +105,7 @@ class RunFolder:
     def _check_settings(self, settings: dict) -> None:
         settings = json.loads(json.dumps(settings))
         before = self._stages.get("settings", settings)
-        changed = [name for name in settings if before.get(name) != settings[name]]
+        changed = [name for name in settings if name in before and before[name] != settings[name]]
         if changed:
             listed = ", ".join(f"{name} was {before.get(name)!r} and is now {settings[name]!r}" for name in changed)
             raise ValueError(
