@@ -108,8 +108,9 @@ def _one_round(model: PreTrainedModel, protocol: SpeedProtocol) -> tuple[float, 
     token = output.logits[:, -1:].argmax(-1)
     _wait_for(model.device)
     prefilled = time.perf_counter()
+    cache = "cache" if "cache" in output else "past_key_values"  # renamed in transformers 5.24
     for _ in range(protocol.new_tokens):
-        output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+        output = model(input_ids=token, use_cache=True, **{cache: output[cache]})
         token = output.logits[:, -1:].argmax(-1)
     _wait_for(model.device)
     return prefilled - start, time.perf_counter() - prefilled

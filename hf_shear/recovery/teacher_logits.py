@@ -14,15 +14,17 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 import torch
-from datasets import Dataset, DatasetDict, Features, List, Value
 from tqdm.auto import tqdm
 
 from .distillation import top_k_log_probs
 from .teachers import Teacher
+
+if TYPE_CHECKING:  # training needs neither: imported where they are used
+    from datasets import Dataset, DatasetDict
 
 TEACHER_LOG_PROBS, TEACHER_IDS = "teacher_log_probs", "teacher_ids"
 """Columns [S * (k + 1)] float16 and [S * k] int32 of a sample, flattened."""
@@ -30,12 +32,7 @@ TEACHER_LOG_PROBS, TEACHER_IDS = "teacher_log_probs", "teacher_ids"
 TEACHER_TEMPERATURE, TEACHER_VOCAB_SIZE = "teacher_temperature", "teacher_vocab_size"
 """Columns of one number, the same in every sample, so that whatever becomes of the data set, they stay with it."""
 
-COLUMNS = {
-    TEACHER_LOG_PROBS: List(Value("float16")),
-    TEACHER_IDS: List(Value("int32")),
-    TEACHER_TEMPERATURE: Value("float32"),
-    TEACHER_VOCAB_SIZE: Value("int32"),
-}
+COLUMNS = (TEACHER_LOG_PROBS, TEACHER_IDS, TEACHER_TEMPERATURE, TEACHER_VOCAB_SIZE)
 SAMPLES_LOOKED_AT = 16  # of each domain, evenly spaced
 SAME_TEACHER_NATS = 0.1  # mean difference of log-probabilities: more than half precision makes, less than another model
 
@@ -122,6 +119,8 @@ def load_teacher_logits(folder: str | os.PathLike) -> DatasetDict:
             f"{str(folder)!r} lacks the teacher logits of {', '.join(missing)}: storing them was interrupted. Call"
             " `store_teacher_logits` again; it computes what is missing."
         )
+    from datasets import Dataset, DatasetDict
+
     return DatasetDict({name: Dataset.from_file(str(_path(folder, name))) for name in record["samples"]})
 
 
@@ -179,6 +178,8 @@ def _path(folder: Path, name: str) -> Path:
 
 
 def _check_domains(datasets: Mapping[str, Dataset]) -> None:
+    from datasets import Dataset
+
     for name, dataset in datasets.items():
         if not isinstance(dataset, Dataset):
             raise ValueError(
@@ -243,7 +244,11 @@ def _batches(dataset: Dataset, teacher: Teacher, batch_size: int, name: str, set
 
 def _write(path: Path, dataset: Dataset, batches: Iterator[dict]) -> None:
     """The samples, batch by batch, as the stream of Arrow records that ``Dataset.from_file`` reads."""
-    features = Features({**dataset.features, **COLUMNS})
+    import pyarrow as pa
+    from datasets import Dataset, Features, List, Value
+
+    kinds = (List(Value("float16")), List(Value("int32")), Value("float32"), Value("int32"))
+    features = Features({**dataset.features, **dict(zip(COLUMNS, kinds, strict=True))})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, features.arrow_schema) as writer:
         for batch in batches:
             writer.write_table(Dataset.from_dict(batch, features=features).data.table)

@@ -1,0 +1,162 @@
+"""``hf-shear``: help, exit codes, and the verbs of a whole run one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+
+import datasets
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_helpers import TARGET, letter_tokenizer, plain_model, random_documents
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from hf_shear.cli import VERBS, main
+from hf_shear.reporting import check_results, read_results
+
+SIZES = [word for name, size in TARGET.items() for word in (f"--{name}", str(size))]
+MAX_HELP_LINES = 48
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A tiny random Llama, and two domains."""
+    folder = tmp_path_factory.mktemp("cli")
+    plain_model(attention_dropout=0.0).save_pretrained(folder / "model")
+    letter_tokenizer().save_pretrained(folder / "model")
+    for number, name in enumerate(("books", "code")):
+        (folder / "text" / name).mkdir(parents=True)
+        text = "\n<|endoftext|>\n".join(random_documents(number, 60))
+        (folder / "text" / name / "a.txt").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache"))
+        yield folder
+
+
+def training_flags(inputs) -> list[str]:
+    return [
+        "--data_dir", str(inputs / "text"), *SIZES, "--max_length", "16", "--eval_tokens", "64", "--use_cpu", "true",
+        "--mask_tokens", "384", "--recovery_tokens", "384", "--held_out_fraction", "0.3", "--calibration_batches", "2",
+        "--per_device_train_batch_size", "4", "--eval_steps", "3", "--eval_token_share", "0.5", "--disable_tqdm", "true",
+        "--save_strategy", "steps", "--save_steps", "6", "--learning_rate", "0.01", "--logging_steps", "3",
+    ]  # fmt: skip
+
+
+def test_every_verb_keeps_the_contract_and_its_help_fits_a_screen(capsys):
+    assert main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    assert len(overview.splitlines()) <= 24
+    for name in VERBS:
+        verb = importlib.import_module(f"hf_shear.cli.{name}")
+        fields = {field.name for field in dataclasses.fields(verb.Arguments)}
+        assert set(verb.POSITIONAL) <= fields
+        assert verb.SUMMARY in overview and f"hf-shear {name} " in verb.EXAMPLE
+        assert main([name, "--help"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) <= MAX_HELP_LINES and max(map(len, lines)) <= 120, name
+        assert all(any(f"--{field}" in line for line in lines) for field in fields)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["shrink"], "there is no verb 'shrink'"),
+        (["inspect"], "checkpoint"),
+        (["inspect", "a", "b"], "takes 1 argument"),
+        (["inspect", "a", "--checkpoint", "b"], "given twice"),
+        (["inspect", "a", "--colour", "red"], "--colour"),
+        (["learn", "a", "--num_tokens", "5"], "give --mask_tokens and --recovery_tokens"),
+        (["learn", "a", "--quantize", "4bit", "--recovery_tokens", "0"], "`recovery_tokens` must be at least 1"),
+        (["export", "/nowhere", "--output_dir", "x"], "is not a folder"),
+        (["report", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(words, text, capsys):
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert text in captured.err and captured.err.startswith("hf-shear: error: ")
+    assert captured.out == ""
+
+
+def test_inspect_knows_published_counts(tmp_path, capsys):
+    config = LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, intermediate_size=11008)
+    config.save_pretrained(tmp_path)
+    assert main(["inspect", str(tmp_path), "--preset", "sheared-llama-1.3b", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["now"]["num_parameters"] == 6_738_415_616
+    assert facts["target"]["num_parameters"] == 1_345_423_360
+    assert facts["now"]["kv_cache_bytes_per_token"] == 2 * 32 * 4096 * 2
+    assert main(["inspect", str(tmp_path), "--preset", "sheared-llama-1.3b"]) == 0
+    assert "6,738,415,616" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path), "--hidden_size", "8192"]) == 2
+
+
+@pytest.fixture(scope="module")
+def learned(inputs):
+    """The folder that ``hf-shear learn`` made."""
+    folder = inputs / "run"
+    words = ["learn", str(inputs / "model"), *training_flags(inputs), "--output_dir", str(folder)]
+    assert main([*words, "--distillation", "forward_kl"]) == 0
+    return folder
+
+
+def test_recover_goes_on_with_what_learn_made(inputs, learned, capsys):
+    pruned = AutoModelForCausalLM.from_pretrained(learned / "pruned")
+    assert type(pruned) is LlamaForCausalLM and pruned.config.hidden_size == TARGET["hidden_size"]
+    words = ["recover", str(inputs / "model"), *training_flags(inputs), "--output_dir", str(learned)]
+    assert main([*words, "--baselines", "false"]) == 2  # without the teacher that masks were learned with
+    assert "distillation was 'forward_kl'" in capsys.readouterr().err
+    assert main([*words, "--baselines", "false", "--distillation", "forward_kl"]) == 0
+    results = read_results(learned / "results.json")
+    check_results(results)
+    assert results["recovery"]["distillation"]["divergence"] == "forward_kl"
+    assert "recovered" in capsys.readouterr().out
+    before, after = load_file(learned / "pruned" / "model.safetensors"), learned / "recovered" / "model.safetensors"
+    assert any(not torch.equal(before[name], tensor) for name, tensor in load_file(after).items())
+    assert main(["report", str(learned), "--output", str(inputs / "page.html")]) == 0
+    assert "<html" in (inputs / "page.html").read_text(encoding="utf-8")
+
+
+def test_export_cuts_what_learn_cut(inputs, learned, tmp_path):
+    checkpoint = max((learned / "mask_learning").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert main(["export", str(checkpoint), "--output_dir", str(tmp_path / "cut")]) == 0
+    ids = torch.arange(3, 15)[None]
+    first = AutoModelForCausalLM.from_pretrained(learned / "pruned")(ids).logits
+    second = AutoModelForCausalLM.from_pretrained(tmp_path / "cut")(ids).logits
+    assert torch.allclose(first, second, atol=1e-6)
+    assert main(["export", str(learned / "pruned"), "--output_dir", str(tmp_path / "again")]) == 2
+
+
+def test_lora_and_stored_teacher_logits_end_in_a_plain_checkpoint(inputs, tmp_path):
+    pytest.importorskip("peft")
+    flags = [*training_flags(inputs), "--output_dir", str(tmp_path / "run"), "--baselines", "false"]
+    flags += [
+        "--recovery_method",
+        "lora",
+        "--peft_config",
+        '{"r": 2, "target_modules": "all-linear"}',
+        "--keep_adapter",
+    ]
+    flags += ["--distillation", "forward_kl", "--teacher_placement", "stored", "--distillation_top_k", "5"]
+    assert main(["learn", str(inputs / "model"), *flags]) == 0
+    assert main(["recover", str(inputs / "model"), *flags]) == 0
+    run = tmp_path / "run"
+    recovered = AutoModelForCausalLM.from_pretrained(run / "recovered")
+    assert type(recovered) is LlamaForCausalLM
+    words = ["export", str(run / "adapter"), "--output_dir", str(tmp_path / "merged")]
+    assert main(words) == 2  # without its base
+    assert main([*words, "--base", str(run / "pruned")]) == 0
+    merged, again = recovered.state_dict(), AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
+    assert all(torch.allclose(merged[name], again[name], atol=1e-6) for name in merged)
+    assert main([*words[:2], "--base", str(inputs / "model"), "--output_dir", str(tmp_path / "wrong")]) == 2
+
+
+def test_prune_reaches_the_shape(inputs, tmp_path):
+    flags = ["--data_dir", str(inputs / "text"), "--max_length", "16", "--eval_tokens", "64", *SIZES]
+    flags += ["--held_out_fraction", "0.3", "--calibration_batches", "2", "--output_dir", str(tmp_path / "pruned")]
+    assert main(["prune", str(inputs / "model"), *flags]) == 0
+    config = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned").config
+    assert {name: getattr(config, name) for name in TARGET} == TARGET
+    assert json.loads((tmp_path / "pruned" / "shear_provenance.json").read_text())["method"] == "taylor"
