@@ -114,3 +114,9 @@ def test_shares_that_fit_together_fit_after_rounding(steps, twentieths):
 def test_dynamic_batches_have_evaluations_by_default():
     args = make()
     assert args.dynamic_batches and args.eval_strategy == "steps" and args.eval_steps == 0.1
+
+
+def test_a_token_is_never_part_of_the_arguments():
+    """transformers pickles the arguments, token and all, into training_args.bin."""
+    with pytest.raises(ValueError, match="`hub_token` would be written into `training_args.bin`.*HF_TOKEN"):
+        ShearTrainingArguments("unused", hub_token="hf_secret", use_cpu=True)

@@ -188,6 +188,11 @@ class ShearTrainingArguments(TrainingArguments):
             )
         if self.mask_scheduler not in ("constant", "weights"):
             raise ValueError(f"`mask_scheduler` must be 'constant' or 'weights', but it is {self.mask_scheduler!r}.")
+        if self.hub_token is not None:
+            raise ValueError(
+                "`hub_token` would be written into `training_args.bin` beside every checkpoint, and uploaded with it. Leave"
+                " it out: set the environment variable HF_TOKEN, or log in with `hf auth login`."
+            )
         if self.recovery_method not in RECOVERY_METHODS:
             raise ValueError(
                 f"`recovery_method` must be one of {', '.join(RECOVERY_METHODS)}, but it is {self.recovery_method!r}."

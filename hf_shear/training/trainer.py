@@ -151,6 +151,11 @@ class ShearTrainer(ResumableTrainer):
                     f"`recovery_method={args.recovery_method!r}` is of recovery, but the model has masks, which are learned"
                     " with all weights. Leave it at 'full' here; set it for the sliced model."
                 )
+            if args.push_to_hub:
+                raise ValueError(
+                    "`push_to_hub=True` would publish masked checkpoints, which plain transformers can not use. Leave it out"
+                    " in mask learning, and push the sliced model: `hf-shear push`."
+                )
             return model
         if peft_config is None and args.recovery_method == "lora":
             peft_config = peft_config_from(args.peft_config)
