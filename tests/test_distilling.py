@@ -224,6 +224,8 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path):
         trainer_of(tmp_path, teacher=plain_model())
     with pytest.raises(ValueError, match="is of recovery, but the model has masks"):
         trainer_of(tmp_path, masked_model(), recovery_method="lora")
+    with pytest.raises(ValueError, match="`push_to_hub=True` would publish masked checkpoints"):
+        trainer_of(tmp_path, masked_model(), push_to_hub=True)
     pytest.importorskip("peft", reason="peft is not installed")
     with pytest.raises(ValueError, match="`peft_config` is given, but `recovery_method` is 'full'"):
         trainer_of(tmp_path, peft_config=default_peft_config())

@@ -153,8 +153,8 @@ class ShearTrainer(ResumableTrainer):
                 )
             if args.push_to_hub:
                 raise ValueError(
-                    "`push_to_hub=True` would publish masked checkpoints, which plain transformers can not use. Leave it out"
-                    " in mask learning, and push the sliced model: `hf-shear push`."
+                    "`push_to_hub=True` would publish masked checkpoints, which plain transformers can not use. Leave it"
+                    " out in mask learning, and push the sliced model: `hf-shear push`."
                 )
             return model
         if peft_config is None and args.recovery_method == "lora":
