@@ -153,6 +153,15 @@ def test_lora_and_stored_teacher_logits_end_in_a_plain_checkpoint(inputs, tmp_pa
     assert main([*words[:2], "--base", str(inputs / "model"), "--output_dir", str(tmp_path / "wrong")]) == 2
 
 
+def test_adapters_that_can_not_be_merged_are_refused_before_training(inputs, tmp_path, capsys):
+    pytest.importorskip("peft")
+    flags = [*training_flags(inputs), "--output_dir", str(tmp_path / "run"), "--recovery_method", "lora"]
+    flags += ["--peft_config", '{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2}']
+    assert main(["learn", str(inputs / "model"), *flags]) == 2
+    assert "PROMPT_TUNING" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_prune_reaches_the_shape(inputs, tmp_path):
     flags = ["--data_dir", str(inputs / "text"), "--max_length", "16", "--eval_tokens", "64", *SIZES]
     flags += ["--held_out_fraction", "0.3", "--calibration_batches", "2", "--output_dir", str(tmp_path / "pruned")]

@@ -10,7 +10,15 @@ from accelerate import PartialState
 from datasets import DatasetDict
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
-from ..recovery import Teacher, check_same_tokens, check_teacher, load_teacher_logits, store_teacher_logits
+from ..recovery import (
+    Teacher,
+    check_mergeable,
+    check_same_tokens,
+    check_teacher,
+    load_teacher_logits,
+    store_teacher_logits,
+)
+from ..recovery.adapters import peft_config_from
 from ..training import ShearTrainingArguments
 from .whole_models import whole_models
 
@@ -34,6 +42,8 @@ def check_teaching(pipeline, args: ShearTrainingArguments, path: str, student: P
             f"`quantize={pipeline.quantize!r}` needs `recovery_method='lora'`: quantised weights can not be trained, only"
             f" adapters beside them, but it is {args.recovery_method!r}."
         )
+    if args.recovery_method == "lora":  # merged at the end: refused now if that can not be
+        check_mergeable(student, peft_config_from(args.peft_config))
     if args.distillation == "none":
         return
     check_teacher(student, AutoConfig.from_pretrained(path), pipeline.max_length)
