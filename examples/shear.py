@@ -41,7 +41,7 @@ def main() -> None:
     require_matplotlib()
     run = runs.open_run(pipeline, args, default_domains=stdlib_domains)
 
-    source = run.stage("source", runs.judge_source)
+    run.stage("source", runs.judge_source)
     run = runs.with_teacher_logits(run)  # only if --teacher_placement stored
     if pipeline.stop_after == "teacher_logits":
         return
@@ -51,13 +51,7 @@ def main() -> None:
     recovered = run.stage("recovery", runs.recover, learned)  # OUT/recovered
     if pipeline.stop_after == "recovery":
         return
-    names = runs.BASELINES if pipeline.baselines else ()
-    baselines = {name: run.stage(name, runs.train_baseline, name, learned) for name in names}
-
-    results = runs.run_results(source, learned, recovered, baselines, run.target, args)
-    results["seconds"]["total"] = run.folder.total_seconds(started)
-    if args.process_index == 0:
-        print(runs.write_report(run.folder.path, results))
+    runs.conclude(run, learned, recovered, started)  # baselines, results, report
 
 
 if __name__ == "__main__":

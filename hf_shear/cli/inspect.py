@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +9,9 @@ from pathlib import Path
 from transformers import AutoConfig, PretrainedConfig
 
 from ..evaluation import kv_cache_bytes_per_token
-from ..modeling import check_supported_source
+from ..modeling import ShearingLlamaConfig, check_supported_source
 from ..recovery import forward_flops_per_token
-from ..runs import choose_target
+from ..runs import TargetArguments, choose_target
 from ..shapes import SHAPE_NAMES, ModelShape, count_parameters
 from ..training.memory import estimate_memory
 from ..training.memory_setup import TrainingSetup
@@ -25,17 +24,10 @@ GIB = 2**30
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(TargetArguments):
     """Which checkpoint, towards which shape."""
 
     checkpoint: str = field(metadata={"help": "Folder or Hub name; only its config is read."})
-    preset: str | None = field(default=None, metadata={"help": "A shape of the paper, such as sheared-llama-1.3b."})
-    hidden_size: int | None = field(default=None, metadata={"help": "Target size; the checkpoint's if not named."})
-    num_hidden_layers: int | None = field(default=None, metadata={"help": "Target size."})
-    num_attention_heads: int | None = field(default=None, metadata={"help": "Target size."})
-    num_key_value_heads: int | None = field(default=None, metadata={"help": "Target size."})
-    intermediate_size: int | None = field(default=None, metadata={"help": "Target size."})
-    target_num_parameters: int | None = field(default=None, metadata={"help": "Pick a shape of at most this size."})
     sequence_length: int = field(default=4096, metadata={"help": "Tokens of a sequence, for memory and FLOPs."})
     json: bool = field(default=False, metadata={"help": "Write one JSON object in place of the table."})
 
@@ -50,7 +42,7 @@ def run(arguments: Arguments) -> None:
     if Path(arguments.checkpoint).exists() and not (Path(arguments.checkpoint) / "config.json").is_file():
         raise ValueError(f"`checkpoint` {arguments.checkpoint!r} holds no config.json.")
     config = AutoConfig.from_pretrained(arguments.checkpoint)
-    masked = config.model_type.startswith("shearing_")
+    masked = isinstance(config, ShearingLlamaConfig)
     if not masked:
         check_supported_source(config)
     target = None
@@ -68,16 +60,13 @@ def run(arguments: Arguments) -> None:
 
 def describe(config: PretrainedConfig, shape: ModelShape, sequence_length: int) -> dict:
     """Sizes and costs of a shape: parameters, bytes in bfloat16, KV-cache bytes per token, forward FLOPs per token."""
-    sized = copy.deepcopy(config)
-    for name, size in shape.to_dict().items():
-        setattr(sized, name, size)
     count = count_parameters(config, shape)
     return {
         "shape": shape.to_dict(),
         "num_parameters": count,
         "bfloat16_bytes": 2 * count,
         "kv_cache_bytes_per_token": kv_cache_bytes_per_token(shape, 2),
-        "forward_flops_per_token": forward_flops_per_token(sized, sequence_length),
+        "forward_flops_per_token": forward_flops_per_token(config, sequence_length, shape),
     }
 
 

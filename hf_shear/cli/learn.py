@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from .. import runs
 from ..shapes import SHAPE_NAMES
 from ..training import ShearTrainingArguments
@@ -11,19 +9,13 @@ from ..training import ShearTrainingArguments
 SUMMARY = "Learn which units to keep, and cut the model to exactly your shape."
 EXAMPLE = "hf-shear learn path/to/llama --data_dir text --intermediate_size 5504 --output_dir sheared"
 POSITIONAL = ("model_name_or_path",)
+Arguments = runs.PipelineArguments
 OTHERS = (ShearTrainingArguments,)
 TOKENS = "give --mask_tokens and --recovery_tokens"
 REFUSED = {name: TOKENS for name in ("num_tokens", "max_steps", "num_train_epochs")} | {
     "push_to_hub": "hf-shear push OUT REPO_ID",
     "stop_after": "the verb says it",
 }
-
-
-@dataclass(kw_only=True)
-class Arguments(runs.PipelineArguments):
-    """What is sheared, to which shape, on which text."""
-
-    model_name_or_path: str = field(metadata={"help": "A plain Llama checkpoint."})
 
 
 def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:

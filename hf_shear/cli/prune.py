@@ -12,7 +12,6 @@ from .. import runs
 from ..importance import prune_one_shot, random_importance, taylor_importance
 from ..masks import MaskSettings
 from ..modeling import ShearingLlamaForCausalLM
-from ..runs.stages import pack, read_domains
 from ..shapes import SHAPE_NAMES
 from ..slicing import provenance_record, save_checkpoint
 from ..training import ShearTrainingArguments
@@ -23,19 +22,12 @@ POSITIONAL = ("model_name_or_path",)
 
 
 @dataclass(kw_only=True)
-class Arguments(runs.DataArguments):
+class Arguments(runs.TargetArguments, runs.DataArguments):
     """What is pruned, to which shape, by which scores."""
 
     model_name_or_path: str = field(metadata={"help": "A plain Llama checkpoint."})
     output_dir: str = field(metadata={"help": "Folder to make; it must not exist."})
     criterion: Literal["taylor", "random"] = field(default="taylor", metadata={"help": "Scores of the units."})
-    preset: str | None = field(default=None, metadata={"help": "A shape of the paper, such as sheared-llama-1.3b."})
-    hidden_size: int | None = field(default=None, metadata={"help": "Target size; the source's if not named."})
-    num_hidden_layers: int | None = field(default=None, metadata={"help": "Target size."})
-    num_attention_heads: int | None = field(default=None, metadata={"help": "Target size."})
-    num_key_value_heads: int | None = field(default=None, metadata={"help": "Target size."})
-    intermediate_size: int | None = field(default=None, metadata={"help": "Target size."})
-    target_num_parameters: int | None = field(default=None, metadata={"help": "Pick a shape of at most this size."})
     calibration_batches: int = field(default=16, metadata={"help": "Batches behind Taylor scores."})
     batch_size: int = field(default=8, metadata={"help": "Samples of a batch."})
     seed: int = field(default=42, metadata={"help": "Of the calibration batches, or of the random choice."})
@@ -61,7 +53,7 @@ def run(arguments: Arguments) -> None:
     if arguments.criterion == "random":
         importance = random_importance(source, arguments.seed)
     else:
-        data = pack(arguments, read_domains(arguments, args), tokenizer, config)
+        data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, config)
         batches = list(data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed))
         importance = taylor_importance(source, batches, arguments.batch_size)
     pruned, kept = prune_one_shot(source, importance)

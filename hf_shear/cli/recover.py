@@ -23,14 +23,9 @@ def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
     if args.output_dir == "trainer_output":
         raise ValueError("`output_dir` is needed: the folder of the run that `hf-shear learn` made.")
     run = runs.open_run(replace(pipeline, resume=True), args)
-    source, learned = run.folder.finished("source"), run.folder.finished("mask_learning")
+    learned = run.folder.finished("mask_learning")
     if learned is None:
         raise ValueError(f"The run in {str(run.folder.path)!r} has no pruned model yet. Finish `hf-shear learn` first.")
     run = runs.with_teacher_logits(run)
     recovered = run.stage("recovery", runs.recover, learned)
-    names = runs.BASELINES if pipeline.baselines else ()
-    baselines = {name: run.stage(name, runs.train_baseline, name, learned) for name in names}
-    results = runs.run_results(source, learned, recovered, baselines, run.target, args)
-    results["seconds"]["total"] = run.folder.total_seconds(started)
-    if args.process_index == 0:
-        print(runs.write_report(run.folder.path, results))
+    runs.conclude(run, learned, recovered, started)

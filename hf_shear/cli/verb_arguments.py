@@ -39,12 +39,11 @@ def _named(name: str, verb: ModuleType, words: list[str]) -> list[str]:
             f"`hf-shear {name}` takes {len(verb.POSITIONAL)} argument(s) without a flag"
             f" ({' '.join(map(str.upper, verb.POSITIONAL))}), but {' '.join(values)!r} was given."
         )
-    for field in verb.POSITIONAL[: len(values)]:
+    given = verb.POSITIONAL[: len(values)]
+    for field in given:
         if any(flag.split("=")[0] == f"--{field}" for flag in flags):
             raise ValueError(f"`{field}` is given twice: without a flag, and as `--{field}`.")
-    return [
-        part for field, value in zip(verb.POSITIONAL, values, strict=False) for part in (f"--{field}", value)
-    ] + flags
+    return [part for field, value in zip(given, values, strict=True) for part in (f"--{field}", value)] + flags
 
 
 def verb_help(name: str, verb: ModuleType) -> str:

@@ -16,24 +16,23 @@ BACKWARD_TO_WEIGHTS = 1
 """Cost of each half of the backward pass in forward passes: each has the matrix products of the forward once more."""
 
 
-def forward_flops_per_token(config: PretrainedConfig, sample_length: int) -> float:
+def forward_flops_per_token(config: PretrainedConfig, sample_length: int, shape: ModelShape | None = None) -> float:
     """FLOPs of one forward pass for each token: two per weight of a matrix, and causal attention.
 
     Attention costs 2 * 2 * H * D for each earlier token (scores, values), of which there are S / 2 on average.
     """
-    return _matrix_flops(config) + _attention_flops(config, sample_length)
+    shape = ModelShape.from_config(config) if shape is None else shape
+    return _matrix_flops(config, shape) + _attention_flops(shape, sample_length)
 
 
-def _matrix_flops(config: PretrainedConfig) -> float:
-    shape = ModelShape.from_config(config)
+def _matrix_flops(config: PretrainedConfig, shape: ModelShape) -> float:
     query, key = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     layer = count_layer_parameters(config, shape.hidden_size, query, key, shape.intermediate_size)
     matrices = shape.num_hidden_layers * (layer - 2 * shape.hidden_size) + config.vocab_size * shape.hidden_size
     return 2 * matrices
 
 
-def _attention_flops(config: PretrainedConfig, sample_length: int) -> float:
-    shape = ModelShape.from_config(config)
+def _attention_flops(shape: ModelShape, sample_length: int) -> float:
     return shape.num_hidden_layers * 2 * 2 * shape.num_attention_heads * shape.head_dim * sample_length / 2
 
 
@@ -57,6 +56,7 @@ def training_flops_per_token(
     """
     every = 1 + BACKWARD_TO_INPUTS + BACKWARD_TO_WEIGHTS
     passes = every if method == "full" else 1 + BACKWARD_TO_INPUTS
-    own = passes * _matrix_flops(config) + every * _attention_flops(config, sample_length)
+    shape = ModelShape.from_config(config)
+    own = passes * _matrix_flops(config, shape) + every * _attention_flops(shape, sample_length)
     adapters = 2 * num_adapter_parameters * every
     return own + adapters + (forward_flops_per_token(teacher, sample_length) if teacher is not None else 0)

@@ -124,11 +124,6 @@ def load_teacher_logits(folder: str | os.PathLike) -> DatasetDict:
     return DatasetDict({name: Dataset.from_file(str(_path(folder, name))) for name in record["samples"]})
 
 
-def read_record(folder: str | os.PathLike) -> dict:
-    """Settings with which teacher logits were stored: ``top_k``, ``temperature``, ``vocab_size``."""
-    return json.loads((Path(folder) / RECORD_NAME).read_text(encoding="utf-8"))
-
-
 def check_teacher_logits(
     datasets: Mapping[str, Dataset], temperature: float, vocab_size: int, sample_length: int
 ) -> None:

@@ -4,7 +4,7 @@ from .baselines import BASELINES, baseline_learning_rates, baseline_model
 from .choose_target import choose_target
 from .config_file import parse_arguments
 from .domain_data import DomainData, prepare_domain_data
-from .pipeline_arguments import DataArguments, PipelineArguments, RecoveryArguments
+from .pipeline_arguments import DataArguments, PipelineArguments, RecoveryArguments, TargetArguments
 from .report import (
     RESULTS_NAME,
     judge,
@@ -15,7 +15,18 @@ from .report import (
     write_report,
 )
 from .run_folder import RunFolder, finished_stages, run_settings
-from .stages import Run, judge_source, learn_masks, open_run, recover, train_baseline, with_teacher_logits
+from .stages import (
+    Run,
+    conclude,
+    judge_source,
+    learn_masks,
+    open_run,
+    pack,
+    read_domains,
+    recover,
+    train_baseline,
+    with_teacher_logits,
+)
 from .whole_models import whole_models
 
 __all__ = [
@@ -27,17 +38,21 @@ __all__ = [
     "RecoveryArguments",
     "Run",
     "RunFolder",
+    "TargetArguments",
     "baseline_learning_rates",
     "baseline_model",
     "choose_target",
+    "conclude",
     "finished_stages",
     "judge",
     "judge_checkpoint",
     "judge_source",
     "learn_masks",
     "open_run",
+    "pack",
     "parse_arguments",
     "prepare_domain_data",
+    "read_domains",
     "recover",
     "recovery_settings",
     "run_command",

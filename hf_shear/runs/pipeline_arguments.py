@@ -26,6 +26,19 @@ class DataArguments:
 
 
 @dataclass(kw_only=True)
+class TargetArguments:
+    """The shape to reach, named in one of three ways."""
+
+    preset: str | None = field(default=None, metadata={"help": "A shape of the paper, such as sheared-llama-1.3b."})
+    hidden_size: int | None = field(default=None, metadata={"help": "Target size; the source's if not named."})
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "Target size."})
+    num_attention_heads: int | None = field(default=None, metadata={"help": "Target size."})
+    num_key_value_heads: int | None = field(default=None, metadata={"help": "Target size."})
+    intermediate_size: int | None = field(default=None, metadata={"help": "Target size."})
+    target_num_parameters: int | None = field(default=None, metadata={"help": "Pick a shape of at most this size."})
+
+
+@dataclass(kw_only=True)
 class RecoveryArguments(DataArguments):
     """How long recovery takes, and where its teacher lives."""
 
@@ -50,17 +63,10 @@ class RecoveryArguments(DataArguments):
 
 
 @dataclass(kw_only=True)
-class PipelineArguments(RecoveryArguments):
+class PipelineArguments(TargetArguments, RecoveryArguments):
     """What is sheared, to which shape, on which text, for how long."""
 
     model_name_or_path: str = field(metadata={"help": "A plain Llama checkpoint."})
-    preset: str | None = field(default=None, metadata={"help": "A shape of the paper, such as sheared-llama-1.3b."})
-    hidden_size: int | None = field(default=None, metadata={"help": "Target size; the source's if not named."})
-    num_hidden_layers: int | None = field(default=None, metadata={"help": "Target size."})
-    num_attention_heads: int | None = field(default=None, metadata={"help": "Target size."})
-    num_key_value_heads: int | None = field(default=None, metadata={"help": "Target size."})
-    intermediate_size: int | None = field(default=None, metadata={"help": "Target size."})
-    target_num_parameters: int | None = field(default=None, metadata={"help": "Pick a shape of at most this size."})
     mask_tokens: int = field(default=48_000, metadata={"help": "Training tokens of mask learning."})
     mask_method: Literal[MASK_METHODS] = field(default="relaxed_topk", metadata={"help": "hard_concrete: the paper."})
     mask_draw: Literal[MASK_DRAWS] = field(default="per_step", metadata={"help": "per_micro_batch: reference code."})

@@ -19,11 +19,11 @@ from ..recovery import merge_adapter, save_adapter_record
 from ..shapes import TargetShape
 from ..slicing import provenance_record, read_provenance, save_checkpoint, slice_model
 from ..training import PAPER_MASK_LEARNING, ShearTrainer, ShearTrainingArguments, check_domain_arguments
-from .baselines import baseline_learning_rates, baseline_model
+from .baselines import BASELINES, baseline_learning_rates, baseline_model
 from .choose_target import choose_target
 from .domain_data import DomainData, prepare_domain_data
 from .pipeline_arguments import PipelineArguments
-from .report import judge_checkpoint
+from .report import judge_checkpoint, run_results, write_report
 from .run_folder import RunFolder, run_settings
 from .teaching import STORED, check_teaching, load_teacher, store_logits, stored_logits
 from .whole_models import whole_models
@@ -224,7 +224,7 @@ def _merged(trainer: ShearTrainer, start_path: Path, adapter: Path):
     trainer.accelerator.wait_for_everyone()
     with whole_models():
         base = load_trained(start_path)
-    if trainer.is_world_process_zero():
+    if trainer.base_digest is None and trainer.is_world_process_zero():  # quantised or partitioned; else noted by now
         save_adapter_record(adapter, base)
     trainer.accelerator.wait_for_everyone()
     return merge_adapter(base, adapter)
@@ -251,3 +251,18 @@ def train_baseline(run: Run, name: str, learned: dict) -> dict:
     num_tokens = learned["tokens"] + run.folder.finished(RECOVERY)["tokens"]
     return train_plain(run, name, model, None, num_tokens, learned, run.folder.path / name / "trained",
                        learning_rate=rate, **changes)  # fmt: skip
+
+
+def conclude(run: Run, learned: dict, recovered: dict, started: float) -> None:
+    """Train the baselines, if they are asked for; write the results and the report, and print the table.
+
+    Args:
+        learned, recovered: records of the two stages.
+        started: ``time.perf_counter()`` when this process began.
+    """
+    names = BASELINES if run.pipeline.baselines else ()
+    baselines = {name: run.stage(name, train_baseline, name, learned) for name in names}
+    results = run_results(run.folder.finished(SOURCE), learned, recovered, baselines, run.target, run.args)
+    results["seconds"]["total"] = run.folder.total_seconds(started)
+    if run.args.process_index == 0:
+        print(write_report(run.folder.path, results))

@@ -19,11 +19,11 @@ from ..recovery import (
     store_teacher_logits,
 )
 from ..recovery.adapters import peft_config_from
+from ..recovery.teachers import ON_DEVICE, STORED
 from ..training import ShearTrainingArguments
 from .whole_models import whole_models
 
 LOGITS_FOLDER = "teacher_logits"
-STORED = "stored"
 
 
 def check_teaching(pipeline, args: ShearTrainingArguments, path: str, student: PretrainedConfig, tokenizer) -> None:
@@ -79,7 +79,7 @@ def store_logits(pipeline, args: ShearTrainingArguments, path: str, train: Datas
         )
     start = time.perf_counter()
     store_teacher_logits(
-        train, _load("device", args, path), folder / LOGITS_FOLDER, top_k=pipeline.distillation_top_k,
+        train, _load(ON_DEVICE, args, path), folder / LOGITS_FOLDER, top_k=pipeline.distillation_top_k,
         temperature=args.distillation_temperature, batch_size=args.eval_batch_size,
     )  # fmt: skip
     tokens = sum(len(dataset) for dataset in train.values()) * pipeline.max_length
