@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -131,13 +130,7 @@ def compare_checkpoints(
 
 def evaluation_versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    versions = collect_versions()
-    for name in _EVALUATION_PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # then nothing of it was used
-    return versions
+    return collect_versions(*_EVALUATION_PACKAGES)
 
 
 def _plan(names, domains, perplexity, tasks, limit, device, dtype, speed: SpeedProtocol | None = None) -> _Plan:

@@ -19,7 +19,7 @@ class Estimate(NamedTuple):
     """A value and its interval, None where a single document says nothing of how documents differ."""
 
     value: float
-    interval: tuple[float, float] | None
+    interval: list[float] | None
 
 
 def ratio_of_sums(
@@ -82,7 +82,7 @@ def _checked(numerators, denominators) -> tuple[np.ndarray, np.ndarray]:
     return numerators, denominators
 
 
-def _interval(ratios: list[tuple[np.ndarray, np.ndarray]], num_resamples: int, seed: int) -> tuple[float, float] | None:
+def _interval(ratios: list[tuple[np.ndarray, np.ndarray]], num_resamples: int, seed: int) -> list[float] | None:
     """Percentiles of the ratio (or of the first minus the second) over resampled documents."""
     num_documents = len(ratios[0][0])
     if num_documents < 2:
@@ -101,4 +101,4 @@ def _interval(ratios: list[tuple[np.ndarray, np.ndarray]], num_resamples: int, s
         values.append(drawn if len(ratios) == 1 else drawn - sums[:, 2] / sums[:, 3])
     tail = (1 - COVERAGE) / 2
     low, high = np.quantile(np.concatenate(values), [tail, 1 - tail])
-    return float(low), float(high)
+    return [float(low), float(high)]

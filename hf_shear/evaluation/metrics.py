@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .intervals import NUM_RESAMPLES, RESAMPLE_SEED, ratio_of_sums
+from .perplexity import perplexity
 
 try:
     import datasets
@@ -67,9 +68,9 @@ Options:"""
         loss, interval = ratio_of_sums(nats, num_tokens, num_resamples, seed)
         return {
             "loss": loss,
-            "loss_interval": _as_list(interval),
-            "perplexity": _exp(loss),
-            "perplexity_interval": None if interval is None else [_exp(bound) for bound in interval],
+            "loss_interval": interval,
+            "perplexity": perplexity(loss),
+            "perplexity_interval": None if interval is None else [perplexity(bound) for bound in interval],
             "num_documents": len(nats),
             "num_tokens": int(np.sum(num_tokens)),
         }
@@ -92,15 +93,7 @@ Options:"""
         bits, interval = ratio_of_sums(np.asarray(nats) / math.log(2), num_bytes, num_resamples, seed)
         return {
             "bits_per_byte": bits,
-            "bits_per_byte_interval": _as_list(interval),
+            "bits_per_byte_interval": interval,
             "num_documents": len(nats),
             "num_bytes": int(np.sum(num_bytes)),
         }
-
-
-def _as_list(interval: tuple[float, float] | None) -> list[float] | None:
-    return None if interval is None else list(interval)
-
-
-def _exp(loss: float) -> float:
-    return math.exp(min(loss, 700.0))  # exp overflows above 709

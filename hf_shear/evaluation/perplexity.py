@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 MAX_DEFAULT_WINDOW = 2048  # tokens
 
 
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats per token; exp overflows above 709."""
+    return math.exp(min(loss, 700.0))
+
+
 @dataclass(frozen=True)
 class PerplexityProtocol:
     """What the numbers depend on besides model and text.
@@ -157,13 +162,9 @@ def domain_differences(
         record: dict[str, Any] = {}
         if before.tokens_digest == after.tokens_digest:
             difference = paired_difference((before.nats, before.num_tokens), (after.nats, after.num_tokens))
-            record["loss"], record["interval"] = difference.value, _as_list(difference.interval)
+            record["loss"], record["interval"] = difference.value, difference.interval
         bits = [(loss.nats / math.log(2), loss.num_bytes) for loss in (before, after)]
         difference = paired_difference(*bits)
-        record["bits_per_byte"], record["bits_per_byte_interval"] = difference.value, _as_list(difference.interval)
+        record["bits_per_byte"], record["bits_per_byte_interval"] = difference.value, difference.interval
         differences[name] = record
     return differences
-
-
-def _as_list(interval: tuple[float, float] | None) -> list[float] | None:
-    return None if interval is None else list(interval)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..reporting.table import short_name
+from .perplexity import perplexity
 
 ROLES = ("source", "pruned")
 NOT_KNOWN = "-"
@@ -74,10 +75,8 @@ def _loss_block(models: Mapping[str, Mapping], differences: Mapping[str, Mapping
 
 
 def _perplexities(models: Mapping[str, Mapping]) -> list[str]:
-    import math
-
     means = [model["perplexity"]["mean_loss"] for model in models.values()]
-    return [_before_interval(f"{math.exp(min(mean, 700.0)):.4g}") for mean in means]
+    return [_before_interval(f"{perplexity(mean):.4g}") for mean in means]
 
 
 def _bits_block(models: Mapping[str, Mapping], differences: Mapping[str, Mapping]) -> str:

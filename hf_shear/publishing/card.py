@@ -8,11 +8,12 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..reporting.results import write_text_atomically
 from . import card_sections
 from .card_facts import CardFacts, arm_name, check_facts
 from .card_limits import limits
 from .local_paths import without_local_paths
-from .source_model import SourceLicense, hub_source, is_hub_id, source_name
+from .source_model import SourceLicense, hub_source, is_hub_id, masked_origin, source_name
 
 # The Hub knows four relations to a base model: adapter, merge, quantized and finetune. A pruned model has weights of its
 # own that were trained on from the base's, which is what finetune means there. It is no quantised copy, and without a
@@ -163,7 +164,7 @@ def masked_card(config: dict, license: SourceLicense | str | None = None, repo_i
     Args:
         config: its config.json.
     """
-    origin = {"source": {"name_or_path": config.get("source_name_or_path"), "revision": config.get("source_revision")}}
+    origin = masked_origin(config)
     base_model, license = hub_source(origin), check_license(license)
     metadata = ModelCardData(
         base_model=base_model, base_model_relation=BASE_MODEL_RELATION if base_model else None,
@@ -202,22 +203,13 @@ def write_card(card: ModelCard, path: str | os.PathLike, overwrite: bool = False
             f"{str(path)!r} is there already, with other content. Replace it with `--overwrite`, or write elsewhere with"
             " `--output FILE`."
         )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        return write_text_atomically(path, text)
     except OSError as error:
         reason = error.strerror or error
         raise OSError(
             error.errno, f"the card was not written ({reason}); what was there is as it was", str(path)
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def published_json(content: dict) -> bytes:

@@ -10,14 +10,15 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..reporting import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME
 from ..slicing import PROVENANCE_NAME
 from .card import check_license, masked_card, model_card, published_json
 from .card_sections import as_published
 from .checkpoint_files import TOKENIZER_NAMES, is_masked, other_files, weight_files
 from .hub_access import NETWORK_ERRORS, PushError, RemoteRepo, asking_the_hub, check_token, refusal, remote_repo
 from .local_paths import last_part, without_source_path
-from .run_files import CARD_NAME, EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, RunFiles, find_run
-from .source_model import SourceLicense, license_file, source_license
+from .run_files import CARD_NAME, RunFiles, find_run
+from .source_model import SourceLicense, license_file, masked_origin, source_license
 
 _WITH_SOURCE_PATH = ("config.json", "tokenizer_config.json")  # files in which libraries note where something came from
 
@@ -106,10 +107,7 @@ def _check_before_network(run: RunFiles, repo_id: str, masked: bool) -> None:
 
 def _origin(run: RunFiles) -> dict | None:
     """Where the source is noted: in the provenance, and in the config while masks are learned."""
-    if is_masked(run.config):
-        names = {"name_or_path": "source_name_or_path", "revision": "source_revision"}
-        return {"source": {key: run.config.get(name) for key, name in names.items()}}
-    return run.provenance
+    return masked_origin(run.config) if is_masked(run.config) else run.provenance
 
 
 def _card(run: RunFiles, license: SourceLicense | None, base_model: str | None, repo_id: str) -> str:

@@ -7,11 +7,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..reporting import SHAPE_NAMES, read_results
+from ..reporting import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, SHAPE_NAMES, read_results
 from ..slicing import PROVENANCE_NAME
 from .checkpoint_files import checkpoint_config, is_masked
 
-RESULTS_NAME, EVALUATION_NAME, REPORT_NAME, CARD_NAME = "results.json", "evaluation.json", "report.html", "README.md"
+CARD_NAME = "README.md"
 ARMS = ("recovered", "pruned")  # folders of a run that can be published, and records of its results; the first is best
 _PLACES = ((RESULTS_NAME, "results"), (EVALUATION_NAME, "evaluation"))
 

@@ -58,6 +58,11 @@ def hub_source(provenance: dict | None) -> str | None:
     return name
 
 
+def masked_origin(config: dict) -> dict:
+    """The source as a provenance record names it, from the config.json of a masked checkpoint."""
+    return {"source": {"name_or_path": config.get("source_name_or_path"), "revision": config.get("source_revision")}}
+
+
 def is_hub_id(name: str) -> bool:
     """Whether ``name`` has the form of an id on the Hub (which says nothing about whether it is there)."""
     try:
@@ -93,9 +98,11 @@ def source_license(provenance: dict | None, api: HfApi | None = None) -> SourceL
 def license_file(provenance: dict | None) -> Path | None:
     """The licence file in the source's folder, which goes along with what is made of the source."""
     name = ((provenance or {}).get("source") or {}).get("name_or_path")
-    if not name or not Path(name).is_dir():
-        return None
-    return next((Path(name) / file for file in LICENSE_NAMES if (Path(name) / file).is_file()), None)
+    return _license_path(Path(name)) if name and Path(name).is_dir() else None
+
+
+def _license_path(folder: Path) -> Path | None:
+    return next((folder / name for name in LICENSE_NAMES if (folder / name).is_file()), None)
 
 
 def _folder_license(folder: Path) -> SourceLicense | None:
@@ -103,7 +110,7 @@ def _folder_license(folder: Path) -> SourceLicense | None:
     found = _card_license(card, "the model card of the source") if card.is_file() else None
     if found is not None:
         return found
-    path = next((folder / name for name in LICENSE_NAMES if (folder / name).is_file()), None)
+    path = _license_path(folder)
     return None if path is None else _text_license(path)
 
 

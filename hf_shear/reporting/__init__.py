@@ -7,6 +7,9 @@ from hf_shear.reporting.html_report import html_report, write_html_report
 from hf_shear.reporting.plots import plot_domains, plot_kept_units, plot_sizes, require_matplotlib
 from hf_shear.reporting.redaction import redact_command, redact_tokens
 from hf_shear.reporting.results import (
+    EVALUATION_NAME,
+    REPORT_NAME,
+    RESULTS_NAME,
     SHAPE_NAMES,
     check_results,
     collect_versions,
@@ -17,6 +20,9 @@ from hf_shear.reporting.results import (
 from hf_shear.reporting.table import comparison_table, markdown_table, spread_table
 
 __all__ = [
+    "EVALUATION_NAME",
+    "REPORT_NAME",
+    "RESULTS_NAME",
     "SHAPE_NAMES",
     "check_results",
     "collect_versions",

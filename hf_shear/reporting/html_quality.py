@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_shear.reporting.html_charts import dot_rows
 from hf_shear.reporting.html_page import NOT_KNOWN, Cell, name, note, section, table, text
-from hf_shear.reporting.table import Arm, perplexity_text, read_arms
+from hf_shear.reporting.table import Arm, lowest_of_rivals, perplexity_text, read_arms
 
 _LOOKS = {"recovered": "c1", "pruned": "kept"}
 
@@ -56,8 +56,7 @@ def _domains(arms: list[Arm]) -> str:
     domains = dict.fromkeys(domain for arm in arms for domain in arm.record["loss"])
     rows: list[tuple] = []
     for domain in domains:
-        rivals = [arm.record["loss"][domain] for arm in arms if arm.is_rival and domain in arm.record["loss"]]
-        best = min(rivals) if len(rivals) > 1 else None
+        best = lowest_of_rivals(arms, domain)
         cells = []
         for arm in arms:
             loss = arm.record["loss"].get(domain)

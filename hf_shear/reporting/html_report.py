@@ -19,11 +19,14 @@ from hf_shear.reporting.html_origin import origin_section, speed_section
 from hf_shear.reporting.html_page import duration, name, page, short_count, text, tiles
 from hf_shear.reporting.html_pruning import kept_section, shape_section, sizes_section
 from hf_shear.reporting.html_quality import comparison_section, evaluation_section
-from hf_shear.reporting.results import read_results, write_text_atomically
+from hf_shear.reporting.results import (
+    EVALUATION_NAME,
+    REPORT_NAME,
+    RESULTS_NAME,
+    read_results,
+    write_text_atomically,
+)
 from hf_shear.reporting.table import verdict
-
-REPORT_NAME = "report.html"
-_RESULTS_NAME, _EVALUATION_NAME = "results.json", "evaluation.json"
 
 
 def html_report(results: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None) -> str:
@@ -63,8 +66,8 @@ def write_html_report(folder: str | os.PathLike, output: str | os.PathLike | Non
         ValueError: a file is not valid JSON, or contradicts itself.
     """
     folder = Path(folder)
-    results = read_results(folder / _RESULTS_NAME)
-    evaluation = folder / _EVALUATION_NAME
+    results = read_results(folder / RESULTS_NAME)
+    evaluation = folder / EVALUATION_NAME
     content = html_report(results, read_results(evaluation) if evaluation.is_file() else None)
     return write_text_atomically(folder / REPORT_NAME if output is None else output, content)
 

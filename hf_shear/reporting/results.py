@@ -29,6 +29,9 @@ SHAPE_NAMES = (
     "num_key_value_heads",
     "intermediate_size",
 )
+RESULTS_NAME, EVALUATION_NAME, REPORT_NAME = "results.json", "evaluation.json", "report.html"
+"""Files of a run's folder: this one, what `hf-shear evaluate` adds, and the page made of both."""
+
 MODEL_NAMES = ("source", "pruned", "recovered")
 TOKEN_NAMES = ("mask_learning", "recovery", "evaluation")
 SECONDS_NAMES = ("mask_learning", "recovery", "evaluation", "export", "baselines", "total")
@@ -152,10 +155,10 @@ def check_results(results: Mapping[str, Any]) -> None:
     _count(_get(results, "seed", ""), "seed")
 
 
-def collect_versions() -> dict[str, str]:
-    """Versions of Python and of the packages a result depends on; one that is not installed is left out."""
+def collect_versions(*more: str) -> dict[str, str]:
+    """Versions of Python and of the packages a result depends on, and of ``more``; what is not installed is left out."""
     versions = {"python": platform.python_version()}
-    for name in VERSIONED_PACKAGES:
+    for name in (*VERSIONED_PACKAGES, *more):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -134,10 +134,15 @@ def _domain_grid(arms: Sequence[Arm]) -> _Grid:
     return _Grid(title + (" (*: lowest of the target shape)" if has_star else ""), headings, rows)
 
 
+def lowest_of_rivals(arms: Sequence[Arm], domain: str) -> float | None:
+    """The lowest loss in a domain among the arms of the target shape; None unless there are two or more."""
+    rivals = [arm.record["loss"][domain] for arm in arms if arm.is_rival and domain in arm.record["loss"]]
+    return min(rivals) if len(rivals) > 1 else None
+
+
 def _losses(arms: Sequence[Arm], domain: str) -> list[str]:
     """One row; a star marks the lowest loss among the arms of the target shape, if there are two or more."""
-    rivals = [arm.record["loss"][domain] for arm in arms if arm.is_rival and domain in arm.record["loss"]]
-    best = min(rivals) if len(rivals) > 1 else None
+    best = lowest_of_rivals(arms, domain)
     cells = []
     for arm in arms:
         loss = arm.record["loss"].get(domain)

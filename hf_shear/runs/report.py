@@ -14,6 +14,7 @@ from accelerate.utils import reduce
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..reporting import (
+    RESULTS_NAME,
     check_results,
     collect_versions,
     comparison_table,
@@ -28,8 +29,6 @@ from ..reporting import (
 from ..shapes import SHAPE_NAMES, ModelShape, count_parameters
 from ..training import ShearTrainingArguments, evaluate_domains
 from .whole_models import whole_models
-
-RESULTS_NAME = "results.json"
 
 
 def judge(model: PreTrainedModel, datasets: dict, args: ShearTrainingArguments) -> dict:
