@@ -24,7 +24,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_shear import ShearTrainer, ShearTrainingArguments, runs
 from hf_shear.data import load_domains
-from hf_shear.recovery import num_trainable, training_flops_per_token
+from hf_shear.recovery import num_trainable, prepare_recovery, training_flops_per_token
+from hf_shear.recovery.adapters import peft_config_from
 from hf_shear.reporting import collect_versions, write_results
 
 ARMS = {
@@ -49,10 +50,8 @@ class Comparison:
         self.options, self.pipeline, self.args = options, pipeline, args
         self.source = AutoConfig.from_pretrained(options.source)
         tokenizer = AutoTokenizer.from_pretrained(options.source)
-        self.data = runs.prepare_domain_data(
-            load_domains(options.data_dir), tokenizer, self.source, max_length=pipeline.max_length,
-            held_out_fraction=pipeline.held_out_fraction, eval_tokens=pipeline.eval_tokens,
-        )  # fmt: skip
+        self.data = runs.pack(pipeline, load_domains(options.data_dir), tokenizer, self.source)
+        self.peft_config = {"r": options.rank, "lora_alpha": 2 * options.rank, "target_modules": "all-linear"}
         self.path = Path(options.output)
         empty = {"runs": [], "sweep": [], "versions": collect_versions()}
         self.results = json.loads(self.path.read_text()) if self.path.is_file() else empty
@@ -64,7 +63,12 @@ class Comparison:
     def flops_per_token(self, arm: str, run: Path) -> float:
         config, settings = AutoConfig.from_pretrained(run / "pruned"), ARMS[arm]
         method = settings.get("recovery_method", "full")
-        adapters = num_trainable(self.trainer(arm, run, 1, 1e-3, "flops").model) if method == "lora" else 0
+        adapters = 0
+        if method == "lora":
+            adapted = prepare_recovery(
+                AutoModelForCausalLM.from_config(config), method, peft_config_from(self.peft_config)
+            )
+            adapters = num_trainable(adapted)
         teacher = self.source if "distillation" in settings else None
         return training_flops_per_token(config, self.pipeline.max_length, method, adapters, teacher)
 
@@ -72,8 +76,7 @@ class Comparison:
         model = AutoModelForCausalLM.from_pretrained(run / "pruned", dtype=torch.float32)
         settings = dict(ARMS[arm])
         if settings.get("recovery_method") == "lora":
-            settings["peft_config"] = {"r": self.options.rank, "lora_alpha": 2 * self.options.rank,
-                                       "target_modules": "all-linear"}  # fmt: skip
+            settings["peft_config"] = self.peft_config
         teacher = None
         if "distillation" in settings:
             teacher = AutoModelForCausalLM.from_pretrained(self.options.source, dtype=torch.float32)
@@ -115,9 +118,9 @@ class Comparison:
     def compare(self, arms) -> None:
         for budget in self.options.budgets:
             for seed, run in enumerate(self.options.runs):
+                flops = budget * self.flops_per_token("full", run)
                 for arm in arms:
                     cost = self.flops_per_token(arm, run)
-                    flops = budget * self.flops_per_token("full", run)
                     for equal, num_tokens in (("tokens", budget), ("flops", math.floor(flops / cost))):
                         if arm == "full" and equal == "flops":
                             continue  # the same run

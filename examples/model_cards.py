@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from hf_shear.publishing import SourceLicense, find_run, model_card, source_license, write_card
+from hf_shear.publishing.card import check_license
 from hf_shear.publishing.local_paths import without_local_paths
 
 MODELS = Path(__file__).resolve().parent.parent / "model_cards" / "models"
@@ -34,7 +35,7 @@ def slimmed(name: str, content: dict) -> dict:
 def add(name: str, run_folder: Path, facts: dict, license: str | None) -> None:
     """Keep what a run says of its model."""
     run = find_run(run_folder)
-    found = SourceLicense(license, "whoever wrote this card") if license else source_license(run.provenance)
+    found = check_license(license) if license else source_license(run.provenance)
     facts = facts | {"arm": run.arm, "license": None if found is None else dataclasses.asdict(found)}
     folder = MODELS / name
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,9 @@ Every number on the page comes from model_cards/recovery/*.json; a test rebuilds
 
 import json
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
+
+from results_page import mean_and_spread
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "model_cards" / "recovery"
@@ -43,7 +45,7 @@ def table(rows: list[dict], equal: str) -> str:
     best = {budget: min(arms, key=lambda arm: fmean(means[arm, budget])) for budget in budgets}  # noqa: B023
     lines = ["| way | " + " | ".join(f"{budget:,}" for budget in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
     for arm in arms:
-        cells = [f"{fmean(means[arm, budget]):.3f} ± {stdev(means[arm, budget]):.3f}" for budget in budgets]
+        cells = [mean_and_spread(means[arm, budget]) for budget in budgets]
         cells = [f"**{cell}**" if best[budget] == arm else cell for budget, cell in zip(budgets, cells, strict=True)]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

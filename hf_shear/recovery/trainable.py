@@ -11,6 +11,16 @@ FULL, LORA, NORMS_AND_BIASES = "full", "lora", "norms_and_biases"
 RECOVERY_METHODS = (FULL, LORA, NORMS_AND_BIASES)
 
 
+def check_method(method: str, peft_config=None) -> None:
+    """Raise ValueError for an unknown method, or a ``peft_config`` for another method than "lora"."""
+    if method not in RECOVERY_METHODS:
+        raise ValueError(f"`recovery_method` must be one of {', '.join(RECOVERY_METHODS)}, but it is {method!r}.")
+    if peft_config is not None and method != LORA:
+        raise ValueError(
+            f"`peft_config` is given, but `recovery_method` is {method!r}. Set it to 'lora', or leave `peft_config` out."
+        )
+
+
 def prepare_recovery(model: PreTrainedModel, method: str, peft_config=None) -> nn.Module:
     """Freeze what the method does not train, and add what it trains.
 
@@ -27,12 +37,7 @@ def prepare_recovery(model: PreTrainedModel, method: str, peft_config=None) -> n
         ValueError: an unknown method, a model without norms or biases, or a ``peft_config`` for another method.
         ImportError: "lora" without peft.
     """
-    if method not in RECOVERY_METHODS:
-        raise ValueError(f"`recovery_method` must be one of {', '.join(RECOVERY_METHODS)}, but it is {method!r}.")
-    if peft_config is not None and method != LORA:
-        raise ValueError(
-            f"`peft_config` is given, but `recovery_method` is {method!r}. Set it to 'lora', or leave it out."
-        )
+    check_method(method, peft_config)
     if method == LORA:
         return add_adapters(model, peft_config)
     if method == NORMS_AND_BIASES:

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from ..masks import MaskSchedule
-from ..recovery import RECOVERY_METHODS, DistillationSettings
+from ..recovery import DistillationSettings
+from ..recovery.trainable import FULL, check_method
 from .backends import check_launch
 
 # By mask method. relaxed_topk: measured (model_cards/shearing.md); hard_concrete: the paper, section 3.1.
 DEFAULT_MASK_RATES = {"relaxed_topk": 0.05, "hard_concrete": 1.0}
 DEFAULT_BUDGET_WARMUPS = {"relaxed_topk": 0.0, "hard_concrete": 0.2}
 
-FULL, NO_DISTILLATION = "full", "none"
+NO_DISTILLATION = "none"
 
 _KNOWS_ACTIVATION_CHECKPOINTING = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
 
@@ -193,15 +194,7 @@ class ShearTrainingArguments(TrainingArguments):
                 "`hub_token` would be written into `training_args.bin` beside every checkpoint, and uploaded with it. Leave"
                 " it out: set the environment variable HF_TOKEN, or log in with `hf auth login`."
             )
-        if self.recovery_method not in RECOVERY_METHODS:
-            raise ValueError(
-                f"`recovery_method` must be one of {', '.join(RECOVERY_METHODS)}, but it is {self.recovery_method!r}."
-            )
-        if self.peft_config is not None and self.recovery_method != "lora":
-            raise ValueError(
-                f"`peft_config` is given, but `recovery_method` is {self.recovery_method!r}. Set it to 'lora', or leave"
-                " `peft_config` out."
-            )
+        check_method(self.recovery_method, self.peft_config)
         self.distillation_settings()
         if self.num_tokens is not None and self.num_tokens < 1:
             raise ValueError(f"`num_tokens` must be at least 1, but it is {self.num_tokens}.")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data import first_sample
+from ..data import IGNORED_LABEL, TEACHER_COLUMNS, first_sample
 from ..modeling import ShearingMixin
 from ..recovery import (
     TEACHER_IDS,
@@ -20,8 +20,6 @@ from ..recovery import (
     check_teacher_logits,
 )
 from ..recovery.distillation_head import make_distilling, make_plain
-
-TEACHER_COLUMNS = (TEACHER_LOG_PROBS, TEACHER_IDS)
 
 
 class Distiller:
@@ -72,7 +70,11 @@ class Distiller:
     def loss(self, outputs, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The training loss of one micro-batch, normalised like transformers' own: by the tokens of the whole step."""
         sums = outputs["logits"]
-        count = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] != -100).sum().clamp(min=1)
+        count = (
+            num_items_in_batch
+            if num_items_in_batch is not None
+            else (labels[:, 1:] != IGNORED_LABEL).sum().clamp(min=1)
+        )
         means = sums / count
         detached = means.detach()
         self.sums = detached.clone() if self.sums is None else self.sums + detached
@@ -112,12 +114,12 @@ def make_distiller(
             of another vocabulary, or that shares weights with the student; logits stored at another temperature, over
             another vocabulary, or not for all domains.
     """
-    domains = train_dataset or {}
-    stored = [name for name, dataset in domains.items() if set(TEACHER_COLUMNS) & set(first_sample(dataset))]
     if settings is None:
         if teacher is not None:
             raise ValueError("`teacher` is given, but `distillation` is 'none'. Set `distillation`, or leave it out.")
         return None
+    domains = train_dataset or {}
+    stored = [name for name, dataset in domains.items() if TEACHER_COLUMNS.keys() & set(first_sample(dataset))]
     if teacher is None and not stored:
         raise ValueError(
             f"`distillation={settings.divergence!r}` needs a teacher: give `teacher=`, the model that was pruned, or train"

@@ -28,8 +28,6 @@ from ..data import (
     warn_of_runaway,
 )
 from ..modeling import ShearingMixin
-from ..recovery import prepare_recovery
-from ..recovery.adapters import peft_config_from, weights_digest
 from .arguments import ShearTrainingArguments
 from .backends import backend_name, check_backend, check_optimizer, keep_masks_float32
 from .checkpoints import check_resumable, last_whole_checkpoint
@@ -41,6 +39,7 @@ from .errors import TrainingDivergedError
 from .history import EvaluationLog
 from .mask_optimizer import MASKS, MULTIPLIERS, MaskOptimizer
 from .mask_report import mask_report, warn_if_off_target
+from .model_to_train import model_to_train
 from .progress import EpochCallback, LinePrinterCallback, ShearProgressCallback, tell
 from .resumable_trainer import ResumableTrainer
 from .schedules import peak_share
@@ -100,7 +99,7 @@ class ShearTrainer(ResumableTrainer):
             args.max_steps = steps
         self._use_cache = model.config.use_cache  # transformers switches it off for training
         self.learns_masks = isinstance(model, ShearingMixin)
-        model = self._recovering(model, args, peft_config)
+        model, self.base_digest = model_to_train(model, args, peft_config)
         super().__init__(
             model=model,
             args=args,
@@ -142,26 +141,6 @@ class ShearTrainer(ResumableTrainer):
         self.micro_batch = 0
         self._lagrangian_logged_at = self._parts_logged_at = 0
         self._unlogged_loss: tuple[float, int] | None = None
-
-    def _recovering(self, model, args, peft_config):
-        """The model with its weights frozen, or adapters added, as ``recovery_method`` says."""
-        if self.learns_masks:
-            if args.recovery_method != "full" or peft_config is not None:
-                raise ValueError(
-                    f"`recovery_method={args.recovery_method!r}` is of recovery, but the model has masks, which are learned"
-                    " with all weights. Leave it at 'full' here; set it for the sliced model."
-                )
-            if args.push_to_hub:
-                raise ValueError(
-                    "`push_to_hub=True` would publish masked checkpoints, which plain transformers can not use. Leave it"
-                    " out in mask learning, and push the sliced model: `hf-shear push`."
-                )
-            return model
-        if peft_config is None and args.recovery_method == "lora":
-            peft_config = peft_config_from(args.peft_config)
-        if args.recovery_method == "lora":
-            self.base_digest = weights_digest(model)
-        return prepare_recovery(model, args.recovery_method, peft_config)
 
     # ---- data -------------------------------------------------------------------------------------------------
 

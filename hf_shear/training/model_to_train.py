@@ -1,0 +1,51 @@
+"""The model that a trainer is given, made ready: weights frozen or adapters added, as ``recovery_method`` says."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..modeling import ShearingMixin
+from ..recovery import prepare_recovery
+from ..recovery.adapters import peft_config_from, weights_digest
+from ..recovery.trainable import FULL, LORA
+from .arguments import ShearTrainingArguments
+
+
+def model_to_train(
+    model: PreTrainedModel, args: ShearTrainingArguments, peft_config=None
+) -> tuple[nn.Module, str | None]:
+    """Freeze weights, or add adapters.
+
+    Args:
+        model: masked, or plain.
+        args: of the training.
+        peft_config: a config object of ``peft``; wins over the one in ``args``.
+
+    Returns:
+        The model to train; and with adapters the digest of the weights they stand on (``weights_digest``), else None.
+
+    Raises:
+        ValueError: a masked model is to be recovered or pushed; or as ``prepare_recovery``.
+    """
+    if isinstance(model, ShearingMixin):
+        _check_mask_learning(args, peft_config)
+        return model, None
+    if args.recovery_method != LORA:
+        return prepare_recovery(model, args.recovery_method, peft_config), None
+    peft_config = peft_config_from(args.peft_config) if peft_config is None else peft_config
+    digest = weights_digest(model)
+    return prepare_recovery(model, LORA, peft_config), digest
+
+
+def _check_mask_learning(args: ShearTrainingArguments, peft_config) -> None:
+    if args.recovery_method != FULL or peft_config is not None:
+        raise ValueError(
+            f"`recovery_method={args.recovery_method!r}` is of recovery, but the model has masks, which are learned"
+            " with all weights. Leave it at 'full' here; set it for the sliced model."
+        )
+    if args.push_to_hub:
+        raise ValueError(
+            "`push_to_hub=True` would publish masked checkpoints, which plain transformers can not use. Leave it"
+            " out in mask learning, and push the sliced model: `hf-shear push`."
+        )
