@@ -390,3 +390,17 @@ def test_the_verb_writes_the_file_and_refuses_other_folders(tmp_path, capsys):
     with pytest.raises(ValueError, match="evaluation.json"):
         write_html_report(tmp_path)
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == html_report(complete())
+
+
+def test_an_evaluation_of_single_documents_other_tokens_and_a_task_without_a_value():
+    evaluation = evaluated(("code",))
+    for side in ("source", "pruned"):
+        evaluation[side]["perplexity"]["domains"]["code"] |= {"loss_interval": None, "bits_per_byte_interval": None}
+        evaluation[side]["tasks"]["piqa"] |= {"value": None, "standard_error": None}
+    evaluation["differences"] = {"code": {"loss": 0.2345, "interval": None}}
+    page = html_report({}, evaluation)
+    assert "<h3>Loss, pruned minus source</h3>" in page and "+0.23" in page and "+0.234 <small>[" not in page
+    evaluation["differences"] = {"code": {"bits_per_byte": -0.0417, "bits_per_byte_interval": [-0.0519, -0.0311]}}
+    page = html_report({}, evaluation)
+    assert "<h3>Bits per byte, pruned minus source</h3>" in page and "tokenizers differ" in page
+    assert "-0.042 <small>[-0.052, -0.031]</small>" in page

@@ -253,3 +253,12 @@ def test_writing_a_card_asks_nobody(files, monkeypatch):
 
     monkeypatch.setattr("socket.socket.connect", no_network)
     assert str(card(files))
+
+
+def test_a_domain_of_one_document_has_no_interval_and_a_task_may_have_no_value(files):
+    files = copy.deepcopy(files)
+    files["evaluation"]["pruned"]["perplexity"]["domains"]["books"]["loss_interval"] = None
+    files["evaluation"]["pruned"]["tasks"]["piqa"] |= {"value": None, "standard_error": None}
+    text = str(card(files))
+    assert "| books | 2.222 | 2.555 | - | 8.770 | 0.914 |" in text
+    assert "| piqa | acc | 1,838 | 0.613 ± 0.011 | - |" in text

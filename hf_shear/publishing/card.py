@@ -126,6 +126,8 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
             if metric in row:
                 found.append(_result(f"held-out text, {domain}", f"{domain}, evaluated", metric, row[metric], text))
     for task, row in (model.get("tasks") or {}).items():
+        if row["value"] is None:  # the harness has none
+            continue
         found.append(_result(task, task, _METRICS.get(row["metric"], row["metric"]), row["value"], row["metric"]))
     return found
 

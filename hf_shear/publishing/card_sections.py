@@ -129,7 +129,7 @@ def _perplexity(evaluation: dict) -> str:
     lines = [f"Evaluated again on held-out text{f' ({listed})' if listed else ''}:", "", columns, "|---" * 6 + "|"]
     source = (evaluation["source"].get("perplexity") or {}).get("domains", {})
     for domain, row in evaluation["pruned"]["perplexity"]["domains"].items():
-        interval = " to ".join(f"{bound:.3f}" for bound in row.get("loss_interval", ())) or "-"
+        interval = " to ".join(f"{bound:.3f}" for bound in row.get("loss_interval") or ()) or "-"
         before = f"{source[domain]['loss']:.3f}" if domain in source else "-"
         cells = (f"{row[name]:.3f}" if name in row else "-" for name in ("perplexity", "bits_per_byte"))
         lines.append(f"| {_cell(domain)} | {before} | {row['loss']:.3f} | {interval} | {' | '.join(cells)} |")
@@ -146,6 +146,8 @@ def _tasks(evaluation: dict) -> str:
 
 
 def _value(row: dict) -> str:
+    if row.get("value") is None:
+        return "-"
     error = row.get("standard_error")
     return f"{row['value']:.3f}" + (f" ± {error:.3f}" if error is not None else "")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_shear.reporting.html_charts import dot_rows
@@ -93,13 +93,13 @@ def _perplexity(records: Mapping[str, Mapping[str, Any]], differences: Mapping[s
     measured = {side: record["perplexity"] for side, record in records.items() if record.get("perplexity")}
     parts = []
     if differences:
-        dots = []
-        for domain, record in differences.items():
-            low, high = record["interval"]
-            look = "kept" if low > 0 else "c1" if high < 0 else ""
-            dots.append((name(domain), (low, record["loss"], high), look, _signed(record["loss"], low, high)))
-        parts.append("<h3>Loss, pruned minus source</h3>\n")
-        parts.append(note("Nats per token with intervals; right of the dashed line, the pruned model is worse."))
+        # Models with different tokenizers compare by bits per byte alone.
+        compares = all("loss" in record for record in differences.values())
+        value, interval = ("loss", "interval") if compares else ("bits_per_byte", "bits_per_byte_interval")
+        parts.append(f"<h3>{'Loss' if compares else 'Bits per byte'}, pruned minus source</h3>\n")
+        unit = "Nats per token" if compares else "The tokenizers differ, so these are bits per byte,"
+        parts.append(note(f"{unit} with intervals; right of the dashed line, the pruned model is worse."))
+        dots = [_difference(domain, record[value], record[interval]) for domain, record in differences.items()]
         parts.append(dot_rows(dots, 0.0))
     if measured:
         parts.append(_perplexity_table(measured))
@@ -147,8 +147,12 @@ def _with_interval(record: Mapping[str, Any], key: str, digits: int) -> str:
     return shown if not interval else f"{shown} <small>[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]</small>"
 
 
-def _signed(value: float, low: float, high: float) -> str:
-    return f"{value:+.3f} <small>[{low:+.3f}, {high:+.3f}]</small>"
+def _difference(domain: str, value: float, interval: Sequence[float] | None) -> tuple:
+    """A row of dots; a domain with one document has no interval."""
+    low, high = interval or (value, value)
+    look = "" if interval is None else "kept" if low > 0 else "c1" if high < 0 else ""
+    spread = f" <small>[{low:+.3f}, {high:+.3f}]</small>" if interval else ""
+    return name(domain), (low, value, high), look, f"{value:+.3f}{spread}"
 
 
 def _tasks(records: Mapping[str, Mapping[str, Any]]) -> str:
@@ -170,7 +174,7 @@ def _tasks(records: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _with_error(record: Mapping[str, Any]) -> str:
-    if "value" not in record:
+    if record.get("value") is None:
         return NOT_KNOWN
     error = record.get("standard_error")
     return f"{record['value']:.3f}" + (f" <small>± {error:.3f}</small>" if error is not None else "")
