@@ -3,6 +3,7 @@
 from .data import DynamicBatchSampler
 from .masks import MaskSettings
 from .modeling import ShearingLlamaConfig, ShearingLlamaForCausalLM
+from .one_shot import prune_one_shot
 from .shapes import TargetShape
 from .slicing import slice_model
 from .training import ShearTrainer, ShearTrainingArguments
@@ -17,5 +18,6 @@ __all__ = [
     "ShearingLlamaConfig",
     "ShearingLlamaForCausalLM",
     "TargetShape",
+    "prune_one_shot",
     "slice_model",
 ]

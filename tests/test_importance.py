@@ -8,11 +8,11 @@ import torch
 from hf_shear.importance import (
     layer_loss_rise,
     mask_start_importance,
-    prune_one_shot,
     random_importance,
     taylor_importance,
 )
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, UNIT_KINDS, MaskPhase, MaskSettings
+from hf_shear.one_shot import uniform_gates
 from hf_shear.slicing import slice_model
 
 SMALL = {
@@ -31,6 +31,11 @@ TARGET = {
     "num_key_value_heads": 2,
     "intermediate_size": 13,
 }
+
+
+def sliced_by(model, importance):
+    scores = {kind.name: importance[kind.name] for kind in model.masks.constrained}
+    return slice_model(model, uniform_gates(scores, model.masks.kinds, {}))
 
 
 @pytest.fixture
@@ -255,7 +260,7 @@ def test_random_scores_are_seeded_uniform_and_complete(model):
 def test_one_shot_keeps_the_highest_scores(model, token_ids):
     importance = random_importance(model, 4)
     state = copy.deepcopy(model.state_dict())
-    sliced, kept = prune_one_shot(model, importance)
+    sliced, kept = sliced_by(model, importance)
     assert kept.hidden == sorted(importance[HIDDEN].topk(12).indices.tolist())
     assert kept.layers == sorted(importance[LAYER].topk(3).indices.tolist())
     for layer in kept.layers:
@@ -276,7 +281,7 @@ def test_one_shot_keeps_the_highest_scores(model, token_ids):
 def test_one_shot_needs_scores_of_what_shrinks_only(build_llama, add_masks, token_ids):
     model = add_masks(build_llama(), {"intermediate_size": 13})
     importance = {INTERMEDIATE: torch.rand(4, 22)}
-    sliced, kept = prune_one_shot(model, importance)
+    sliced, kept = sliced_by(model, importance)
     gates = {INTERMEDIATE: torch.zeros(4, 22).scatter_(1, importance[INTERMEDIATE].topk(13).indices, 1.0)}
     with torch.no_grad(), model.use_gates(gates):
         torch.testing.assert_close(sliced(token_ids).logits, model(token_ids).logits, rtol=0, atol=1e-5)
@@ -286,7 +291,7 @@ def test_one_shot_needs_scores_of_what_shrinks_only(build_llama, add_masks, toke
 def test_masks_started_from_scores_keep_what_one_shot_keeps(build_llama, add_masks, batches, method):
     model = add_masks(build_llama(), TARGET, MaskSettings(method))
     importance = taylor_importance(model, batches)
-    _, one_shot = prune_one_shot(model, importance)
+    _, one_shot = sliced_by(model, importance)
     model.masks.start_from_importance(importance, spread=1.0)
     _, learned = slice_model(model)
     assert learned == one_shot
@@ -317,7 +322,7 @@ def test_taylor_scores_lose_less_than_random_ones_and_than_their_opposite(build_
     with torch.no_grad():
         source_logits = source(ids).logits
         gaps = {
-            name: (prune_one_shot(model, scores)[0](ids).logits - source_logits).square().mean().item()
+            name: (sliced_by(model, scores)[0](ids).logits - source_logits).square().mean().item()
             for name, scores in choices.items()
         }
     assert gaps["taylor"] < gaps["random"] < gaps["opposite"]

@@ -81,6 +81,7 @@ class SourceArguments:
     held_out_fraction: float = 0.1
     seed: int = 0
     num_threads: int = 1
+    dtype: str = "float32"
 
     @property
     def num_steps(self) -> int:
@@ -98,6 +99,7 @@ HELP = {
     "held_out_fraction": "share of the groups that is held out",
     "seed": "of the split, the first weights and the order of the samples",
     "num_threads": "threads of torch",
+    "dtype": "of the saved weights; they are rounded to it before anything is measured",
 }
 
 
@@ -379,7 +381,8 @@ def main(command_line: list[str] | None = None) -> dict:
     stream = SampleStream(train_samples, arguments.batch_size, arguments.size_exponent, arguments.seed)
     checkpoint = folder / "checkpoint.pt"
     seconds = train(model, stream, arguments, checkpoint)
-    model.save_pretrained(folder)
+    model.to(getattr(torch, arguments.dtype)).save_pretrained(folder)
+    model.float()
 
     numbers = {
         **describe(model, arguments),

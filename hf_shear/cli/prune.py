@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .. import runs
-from ..importance import prune_one_shot, random_importance, taylor_importance
-from ..masks import MaskSettings
+from ..compensation import COMPENSATIONS
+from ..data import Calibration
 from ..modeling import ShearingLlamaForCausalLM
+from ..one_shot import criteria_from_words, prune_one_shot
 from ..shapes import SHAPE_NAMES
 from ..slicing import provenance_record, save_checkpoint
 from ..training import ShearTrainingArguments
@@ -27,17 +27,27 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
 
     model_name_or_path: str = field(metadata={"help": "A plain Llama checkpoint."})
     output_dir: str = field(metadata={"help": "Folder to make; it must not exist."})
-    criterion: Literal["taylor", "random"] = field(default="taylor", metadata={"help": "Scores of the units."})
-    calibration_batches: int = field(default=16, metadata={"help": "Batches behind Taylor scores."})
+    criterion: list[str] = field(
+        default_factory=lambda: ["taylor"],
+        metadata={"help": "Scores of the units; also by kind: activation layer=loss_rise"},
+    )
+    compensation: str = field(default="none", metadata={"help": "Update of what remains: none or least_squares."})
+    num_shots: int = field(default=1, metadata={"help": "Steps in which units are removed, each scored anew."})
+    calibration_batches: int = field(default=16, metadata={"help": "Batches behind scores and compensation."})
     batch_size: int = field(default=8, metadata={"help": "Samples of a batch."})
     seed: int = field(default=42, metadata={"help": "Of the calibration batches, or of the random choice."})
 
     def __post_init__(self):
         if Path(self.output_dir).exists():
             raise ValueError(f"`output_dir` {self.output_dir!r} exists. Name a folder that does not.")
-        for name in ("calibration_batches", "batch_size"):
+        for name in ("calibration_batches", "batch_size", "num_shots"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
+        if self.compensation not in COMPENSATIONS:
+            raise ValueError(
+                f"`compensation` must be one of {', '.join(COMPENSATIONS)}, but it is {self.compensation!r}."
+            )
+        criteria_from_words(self.criterion)
 
 
 def run(arguments: Arguments) -> None:
@@ -47,17 +57,18 @@ def run(arguments: Arguments) -> None:
     target, reasons = runs.choose_target(arguments, config)
     print("\n".join(filter(None, (reasons, f"Target: {target}"))))
     args = ShearTrainingArguments(arguments.output_dir, report_to="none")
-    source = ShearingLlamaForCausalLM.from_pretrained(
-        path, target_shape=target, mask_settings=MaskSettings(seed=arguments.seed)
-    ).to(args.device)
-    if arguments.criterion == "random":
-        importance = random_importance(source, arguments.seed)
-    else:
-        data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, config)
-        batches = list(data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed))
-        importance = taylor_importance(source, batches, arguments.batch_size)
-    pruned, kept = prune_one_shot(source, importance)
-    provenance = provenance_record(source, kept, seed=arguments.seed, method=arguments.criterion)
+    source = AutoModelForCausalLM.from_pretrained(path).to(args.device)
+    data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, config)
+    batches = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
+    pruning = prune_one_shot(
+        source, target, Calibration(list(batches), arguments.seed), criteria_from_words(arguments.criterion),
+        arguments.compensation, arguments.num_shots,
+    )  # fmt: skip
+    pruned = pruning.model
+    provenance = provenance_record(
+        ShearingLlamaForCausalLM.from_model(source, target), pruning.kept, seed=arguments.seed,
+        method=" ".join(arguments.criterion), compensation=arguments.compensation, num_shots=arguments.num_shots,
+    )  # fmt: skip
     save_checkpoint(pruned, arguments.output_dir, tokenizer, provenance)
     shape = ", ".join(f"{name} {getattr(pruned.config, name)}" for name in SHAPE_NAMES)
     print(f"Wrote {arguments.output_dir}: {shape}.")

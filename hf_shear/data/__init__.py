@@ -1,5 +1,6 @@
 """Data by domain: reading, packing, dynamic batches and the rule that updates the domains' weights."""
 
+from hf_shear.data.calibration import Calibration
 from hf_shear.data.domains import load_domains, split_domains
 from hf_shear.data.loader import (
     IGNORED_LABEL,
@@ -16,6 +17,7 @@ from hf_shear.data.stream_loader import StreamDataLoader
 from hf_shear.data.streams import PackedStream, first_sample, is_stream
 
 __all__ = [
+    "Calibration",
     "IGNORED_LABEL",
     "TEACHER_COLUMNS",
     "DomainSamples",

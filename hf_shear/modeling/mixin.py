@@ -197,12 +197,17 @@ class ShearingMixin:
             if name not in known or tuple(gate.shape) != known[name].mask_shape:
                 shapes = {kind.name: kind.mask_shape for kind in known.values()}
                 raise ValueError(f"`gates[{name!r}]` has shape {tuple(gate.shape)}; kinds and shapes are {shapes}.")
-        self._gates_override = gates
+        outer, self._gates_override = self._gates_override, gates
         try:
             yield self
         finally:
-            self._gates_override = None
+            self._gates_override = outer
             self._release_gates()
+
+    @property
+    def gates_in_use(self) -> dict[str, Tensor]:
+        """The gates of the innermost ``use_gates``; empty outside of one, and where all are open."""
+        return dict(self._gates_override or {})
 
     def _release_gates(self) -> None:
         """Let go of the gates of the last forward and their graph."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from dataclasses import asdict
 from functools import wraps
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PretrainedConfig
 from transformers.utils import cached_file, extract_commit_hash
 
-from ..masks import MaskSettings
+from ..masks import MaskSettings, ShearingMasks
 from ..shapes import SHAPE_NAMES, TargetShape
 from .configuration import ShearingLlamaConfig
 from .mixin import ShearingMixin
@@ -88,6 +90,46 @@ class ShearingLlamaForCausalLM(ShearingMixin, LlamaForCausalLM):
         _refuse_incomplete_load(pretrained_model_name_or_path, info, model, masked)
         model.replicate_masks(saved=masked)
         return (model, info) if loading_info_wanted else model
+
+    @classmethod
+    def from_model(
+        cls,
+        model: LlamaForCausalLM,
+        target_shape: TargetShape | dict[str, int] | None = None,
+        mask_settings: MaskSettings | None = None,
+    ) -> ShearingLlamaForCausalLM:
+        """Add masks to a model in memory, whose weights the result shares; ``model`` itself is left as it is.
+
+        Args:
+            model: a stock Llama, or a masked one, of which only the weights are taken.
+            target_shape: as in ``from_pretrained``; None: the source's own, so that nothing is to be removed.
+            mask_settings: as in ``from_pretrained``.
+
+        Raises:
+            ValueError: the model is not a Llama, is spread over processes, or the target does not fit it.
+        """
+        config = copy.deepcopy(model.config)
+        if isinstance(config, ShearingLlamaConfig):
+            config.target_shape = config.mask_settings = config.mask_phase = None
+            target = TargetShape.from_dict(config, _named_sizes(target_shape or {}))
+            config.target_shape, config.mask_settings = target.to_dict(), asdict(mask_settings or MaskSettings())
+        else:
+            config = _masked_config(config, target_shape or {}, mask_settings, None)
+        state = {name: weight for name, weight in model.state_dict().items() if not name.startswith("masks.")}
+        if any(weight.is_meta or hasattr(weight, "device_mesh") for weight in state.values()):
+            raise ValueError("`model` must hold all its weights in this process, but some are on others, or on meta.")
+        with torch.device("meta"):
+            masked = cls(config)
+        masks = ShearingMasks(masked.masks.source, masked.masks.target, masked.masks.settings)
+        masks.load_state_dict(masks.start_parameters(), strict=True)
+        masked.masks = masks.to(model.device)
+        state |= {f"masks.{name}": value for name, value in masked.masks.state_dict().items()}
+        masked.load_state_dict(state, assign=True, strict=True)
+        masked.model.rotary_emb = copy.deepcopy(model.model.rotary_emb)
+        masked.tie_weights()
+        masked.generation_config = copy.deepcopy(model.generation_config)
+        masked.set_attn_implementation(model.config._attn_implementation)
+        return masked.train(model.training)
 
 
 def check_supported_source(config: PretrainedConfig) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 import torch
 from transformers import LlamaForCausalLM
 
-from ..importance import prune_one_shot, random_importance, taylor_importance
+from ..data import Calibration
 from ..modeling import ShearingLlamaForCausalLM
+from ..one_shot import prune_one_shot
 
 BASELINES = ("random", "taylor", "scratch")
 
@@ -48,11 +49,11 @@ def baseline_model(
     Raises:
         ValueError: an unknown name.
     """
-    if name == "taylor":
-        return prune_one_shot(source, taylor_importance(source, calibration, micro_batch_size))[0]
     if name not in BASELINES:
         raise ValueError(f"Unknown baseline {name!r}; there are {', '.join(BASELINES)}.")
-    model, _ = prune_one_shot(source, random_importance(source, seed))
+    text = Calibration.from_batches(calibration, micro_batch_size, seed)
+    criterion = "random" if name == "scratch" else name
+    model = prune_one_shot(source, source.masks.target, text, criterion).model
     if name == "scratch":
         torch.manual_seed(seed)
         model = LlamaForCausalLM(model.config)

@@ -1,0 +1,63 @@
+"""Calibration text: the packed samples that scores, statistics and compensation are computed on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+IGNORED_LABEL = -100  # as in torch's and transformers' cross-entropy
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Samples, in the batches that forwards take at once. What is computed on them does not depend on the batches.
+
+    Attributes:
+        batches: tensors by name, as a model takes them: ``input_ids`` and ``labels`` [samples, length], and perhaps
+            ``position_ids`` or ``attention_mask``.
+        seed: of the draw of the samples, and of whatever a criterion draws.
+    """
+
+    batches: list[dict[str, Tensor]]
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.batches:
+            raise ValueError("`batches` is empty: calibration needs at least one batch of text.")
+        for batch in self.batches:
+            if "input_ids" not in batch or "labels" not in batch:
+                raise ValueError(f"A calibration batch needs `input_ids` and `labels`, but it has {sorted(batch)}.")
+
+    @classmethod
+    def from_batches(
+        cls, batches: Iterable[dict[str, Tensor]], micro_batch_size: int | None = None, seed: int = 0
+    ) -> Calibration:
+        """Calibration on ``batches``, each split into forwards of at most ``micro_batch_size`` samples."""
+        split = []
+        for batch in batches:
+            num_samples = len(batch["input_ids"])
+            size = micro_batch_size or num_samples
+            for start in range(0, num_samples, size):
+                split.append({name: tensor[start : start + size] for name, tensor in batch.items()})
+        return cls(split, seed)
+
+    def on(self, device) -> Iterator[dict[str, Tensor]]:
+        """The batches, one after another, on ``device``."""
+        for batch in self.batches:
+            yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+    @property
+    def num_samples(self) -> int:
+        return sum(len(batch["input_ids"]) for batch in self.batches)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens read, predicted or not."""
+        return sum(batch["input_ids"].numel() for batch in self.batches)
+
+    @property
+    def num_predicted(self) -> int:
+        """Tokens whose loss counts: labels that are not ignored, without each sample's first."""
+        return sum(int((batch["labels"][:, 1:] != IGNORED_LABEL).sum()) for batch in self.batches)

@@ -1,0 +1,51 @@
+"""What a criterion is: a function that scores units, and says which kinds of units it can rank.
+
+A criterion is one function in a file of its name in ``hf_shear/criteria/``, or any function of a user's:
+
+    @criterion(ranks=("intermediate",))
+    def my_criterion(model, calibration, *, power=1.0):
+        '''Returns float32 scores [*rows, units] by kind of unit; higher = keep.'''
+
+It is called with a masked model (all its gates in use as they shall be, see ``ShearingMixin.gates_in_use``; weights,
+masks, gradients and mode are to be left as they are) and a ``Calibration``. Options are keyword arguments with
+defaults. It is named by its function's name, with options as in ``"my_criterion:power=2"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
+
+from torch import Tensor
+
+Scores = dict[str, Tensor]
+Criterion = Callable[..., Scores]
+
+
+def criterion(*, ranks: Collection[str], presumes_compensation: bool = False) -> Callable[[Criterion], Criterion]:
+    """Declare a function as a criterion.
+
+    Args:
+        ranks: the kinds of units that it can rank (``hf_shear.masks.UNIT_KINDS``).
+        presumes_compensation: whether its scores are costs after the remaining weights were updated; without
+            compensation it then ranks worse than it could.
+    """
+
+    def declare(score: Criterion) -> Criterion:
+        score.ranks, score.presumes_compensation = tuple(ranks), presumes_compensation
+        return score
+
+    return declare
+
+
+def ranks_of(function: Criterion) -> tuple[str, ...]:
+    """The kinds of units that a criterion ranks."""
+    return (function.func if isinstance(function, partial) else function).ranks
+
+
+def name_of(function: Criterion) -> str:
+    """Name of a criterion, with the options that were set."""
+    if not isinstance(function, partial):
+        return function.__name__
+    options = ",".join(f"{key}={value}" for key, value in function.keywords.items())
+    return f"{function.func.__name__}:{options}"

@@ -1,0 +1,117 @@
+"""From what a user names to a criterion for every kind of unit."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Collection, Mapping
+from functools import partial
+
+from .. import criteria
+from ..importance import Criterion, name_of, ranks_of
+from ..masks import UNIT_KINDS
+
+CriterionChoice = str | Criterion | Mapping[str, "str | Criterion"]
+DEFAULT_KIND = "default"
+
+
+def criterion_names() -> list[str]:
+    """Names of the criteria that come with the library."""
+    return sorted(module.name for module in pkgutil.iter_modules(criteria.__path__))
+
+
+def resolve_criterion(choice: str | Criterion) -> Criterion:
+    """The function that a name with options (``"taylor"``, ``"taylor:order=mixed"``) or a function stands for.
+
+    Raises:
+        ValueError: an unknown name or option, or a function that ``criterion`` did not declare.
+    """
+    if not isinstance(choice, str):
+        declared = choice.func if isinstance(choice, partial) else choice
+        if not hasattr(declared, "ranks"):
+            raise ValueError(
+                f"`criterion` {declared!r} does not say which units it ranks. Declare the function with"
+                " @hf_shear.importance.criterion(ranks=(...))."
+            )
+        return choice
+    name, _, text = choice.partition(":")
+    if name not in criterion_names():
+        raise ValueError(f"`criterion` must be one of {', '.join(criterion_names())}, but it is {name!r}.")
+    function = getattr(importlib.import_module(f"{criteria.__name__}.{name}"), name)
+    return partial(function, **_options(function, name, text)) if text else function
+
+
+def _options(function: Criterion, name: str, text: str) -> dict:
+    """Options of a criterion from ``a=1,b=two``, as the types of their defaults."""
+    known = {
+        key: parameter.default
+        for key, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    options = {}
+    for part in text.split(","):
+        key, separator, value = part.partition("=")
+        if not separator or key not in known:
+            raise ValueError(
+                f"Criterion {name!r} has no option {part!r}. Its options and defaults:"
+                f" {', '.join(f'{k}={v}' for k, v in known.items()) or 'none'}."
+            )
+        kind = type(known[key])
+        try:
+            options[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"Option {key!r} of criterion {name!r} must be a {kind.__name__}: {value!r}.") from error
+    return options
+
+
+def criteria_by_kind(choice: CriterionChoice, kinds: Collection[str]) -> dict[str, Criterion]:
+    """The criterion of each kind of unit that is to be ranked.
+
+    Args:
+        choice: one criterion for all, or a dict with one per kind and perhaps ``"default"`` for the rest.
+        kinds: those to rank.
+
+    Raises:
+        ValueError: a criterion cannot rank what it is asked to, or a kind has none.
+    """
+    named = dict(choice) if isinstance(choice, Mapping) else {DEFAULT_KIND: choice}
+    unknown = sorted(set(named) - {*UNIT_KINDS, DEFAULT_KIND})
+    if unknown:
+        raise ValueError(f"`criterion` names {unknown}; kinds of units are {', '.join(UNIT_KINDS)} (and 'default').")
+    chosen = {}
+    for kind in kinds:
+        if kind not in named and DEFAULT_KIND not in named:
+            raise ValueError(
+                f"`criterion` has none for {kind!r}, of which units are removed. Name one, or a 'default'."
+            )
+        function = resolve_criterion(named.get(kind, named.get(DEFAULT_KIND)))
+        if kind not in ranks_of(function):
+            able = [name for name in criterion_names() if kind in ranks_of(resolve_criterion(name))]
+            raise ValueError(
+                f"`criterion` {name_of(function)!r} cannot rank {kind!r}, of which units are removed (it ranks"
+                f" {', '.join(ranks_of(function))}). Name one that can for this kind, such as"
+                f" {{{kind!r}: {able[0]!r}}}; these can: {', '.join(able)}."
+            )
+        chosen[kind] = function
+    return chosen
+
+
+def criteria_from_words(words: Collection[str]) -> dict[str, str]:
+    """A criterion by kind of unit from words such as ``activation layer=loss_rise``; a word without a kind is the default.
+
+    Raises:
+        ValueError: two words for one kind, an unknown kind or criterion, or a kind that its criterion cannot rank.
+    """
+    named = {}
+    for word in words:
+        kind, separator, choice = word.partition("=")
+        if not separator or ":" in kind:  # the "=" of an option, as in "taylor:order=mixed"
+            kind, choice = DEFAULT_KIND, word
+        if kind in named:
+            raise ValueError(f"`criterion` {' '.join(words)!r} names two criteria for {kind!r}.")
+        named[kind] = choice
+    criteria_by_kind(named, [kind for kind in named if kind != DEFAULT_KIND])
+    if DEFAULT_KIND in named:
+        resolve_criterion(named[DEFAULT_KIND])
+    return named

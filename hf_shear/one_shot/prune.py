@@ -1,0 +1,75 @@
+"""One path for every criterion: calibrate, score, allocate, compensate, slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from ..compensation import CompensationReport, compensate
+from ..data import Calibration
+from ..importance import Scores
+from ..modeling import ShearingLlamaForCausalLM
+from ..shapes import TargetShape
+from ..slicing import KeptUnits, slice_model
+from .allocation import uniform_gates
+from .choose_criterion import CriterionChoice, criteria_by_kind
+from .score import score_units
+
+
+@dataclass(frozen=True)
+class OneShotPruning:
+    """What one-shot pruning made.
+
+    Attributes:
+        model: a stock model of the target's shape, in evaluation mode.
+        kept: the units of the source that it keeps.
+        scores: of the last shot, [*rows, units] per kind of unit that lost some.
+        compensation: errors of what was compensated, one report per shot.
+    """
+
+    model: LlamaForCausalLM
+    kept: KeptUnits
+    scores: Scores
+    compensation: list[CompensationReport]
+
+
+def prune_one_shot(
+    model: LlamaForCausalLM,
+    target: TargetShape | dict[str, int],
+    calibration: Calibration | Iterable[dict[str, Tensor]],
+    criterion: CriterionChoice = "taylor",
+    compensation: str = "none",
+    num_shots: int = 1,
+) -> OneShotPruning:
+    """Prune ``model`` to ``target``: keep what ``criterion`` scores highest, and make up for the rest.
+
+    Args:
+        model: a stock or a masked Llama; left as it is.
+        target: the shape to reach; any subset of the five names.
+        calibration: text to score and compensate on (batches with ``input_ids`` and ``labels``).
+        criterion: a name with options (``"taylor"``, ``"flap"``), a function declared by
+            ``hf_shear.importance.criterion``, or a dict with one per kind of unit (and ``"default"``).
+        compensation: "none" or "least_squares" (``hf_shear.compensation``).
+        num_shots: steps in which units are removed; each scores and compensates anew what the ones before left.
+
+    Raises:
+        ValueError: the target does not fit, or the criterion cannot rank what is to be removed.
+    """
+    calibration = calibration if isinstance(calibration, Calibration) else Calibration(list(calibration))
+    if num_shots < 1:
+        raise ValueError(f"`num_shots` must be at least 1, but it is {num_shots}.")
+    masked = ShearingLlamaForCausalLM.from_model(model, target).eval()
+    kinds = [kind.name for kind in masked.masks.constrained]
+    criteria_by_kind(criterion, kinds)  # refused before any forward
+    gates, scores, reports = {}, {}, []
+    for shot in range(num_shots):
+        with masked.use_gates(gates):
+            scores = score_units(masked, criterion, calibration, kinds)
+            chosen = uniform_gates(scores, masked.masks.kinds, gates, (shot + 1) / num_shots)
+            reports.append(compensate(masked, chosen, calibration, compensation))
+        gates = chosen
+    sliced, kept = slice_model(masked, gates)
+    return OneShotPruning(sliced, kept, scores, reports)

@@ -1,0 +1,53 @@
+"""Score the units of each kind by the criterion chosen for it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+
+import torch
+
+from ..data import Calibration
+from ..importance import Criterion, Scores
+from ..modeling import ShearingMixin
+from .choose_criterion import CriterionChoice, criteria_by_kind
+
+
+def score_units(
+    model: ShearingMixin, choice: CriterionChoice, calibration: Calibration, kinds: Collection[str]
+) -> Scores:
+    """Scores of the units of ``kinds``, each by its criterion, all gates open but those in use.
+
+    Args:
+        model: a masked model; left as it is.
+        choice: as in ``criteria_by_kind``.
+
+    Returns:
+        float32 [*rows, units] per kind; higher = keep.
+
+    Raises:
+        ValueError: as in ``criteria_by_kind``; or scores that are not finite.
+    """
+    chosen = criteria_by_kind(choice, kinds)
+    found = []  # (criterion, its scores): one call for all the kinds that it ranks
+    scores = {}
+    with model.use_gates(model.gates_in_use):
+        for kind, function in chosen.items():
+            known = next((result for done, result in found if done is function or _same(done, function)), None)
+            if known is None:
+                known = function(model, calibration)
+                found.append((function, known))
+            scores[kind] = known[kind].float()
+    bad = [kind for kind, score in scores.items() if not bool(torch.isfinite(score).all())]
+    if bad:
+        raise ValueError(
+            f"The scores are not finite for {bad}: the source gives NaN or infinite values on the calibration text."
+            " Check the checkpoint and its dtype (float16 often overflows; bfloat16 or float32 does not)."
+        )
+    return scores
+
+
+def _same(one: Criterion, other: Criterion) -> bool:
+    if not (isinstance(one, partial) and isinstance(other, partial)):
+        return False
+    return one.func is other.func and one.keywords == other.keywords

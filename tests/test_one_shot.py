@@ -1,0 +1,179 @@
+"""One-shot pruning: one path for every criterion, compensated or not, in one shot or several."""
+
+import copy
+
+import pytest
+import torch
+
+from hf_shear import ShearingLlamaForCausalLM
+from hf_shear.criteria.taylor import taylor
+from hf_shear.data import Calibration
+from hf_shear.importance import criterion, name_of
+from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, UNIT_KINDS
+from hf_shear.one_shot import (
+    criteria_by_kind,
+    criteria_from_words,
+    criterion_names,
+    prune_one_shot,
+    resolve_criterion,
+)
+
+TARGET = {
+    "hidden_size": 12,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 13,
+}
+COLUMNS = {"num_key_value_heads": 2, "num_attention_heads": 6, "intermediate_size": 13}
+
+
+@pytest.fixture
+def calibration():
+    ids = torch.randint(3, 40, (12, 24), generator=torch.Generator().manual_seed(3))
+    return Calibration.from_batches([{"input_ids": ids, "labels": ids}], 4, seed=5)
+
+
+def loss(model, calibration):
+    with torch.no_grad():
+        return sum(model(**batch).loss.item() for batch in calibration.batches)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_masks_are_added_to_a_model_in_memory(build_llama, token_ids, tied):
+    source = build_llama(tie_word_embeddings=tied, attention_bias=True)
+    state = copy.deepcopy(source.state_dict())
+    masked = ShearingLlamaForCausalLM.from_model(source, TARGET).eval()
+    shared = dict(masked.named_parameters())
+    assert all(shared[name].data_ptr() == weight.data_ptr() for name, weight in source.named_parameters())
+    assert masked.masks.target.to_dict()["hidden_size"] == 12
+    with torch.no_grad(), masked.use_gates({}):
+        assert torch.equal(masked(token_ids).logits, source(token_ids).logits)
+    again = ShearingLlamaForCausalLM.from_model(masked)
+    assert again.masks.target.removes_nothing and not masked.masks.target.removes_nothing
+    assert all(torch.equal(weight, state[name]) for name, weight in source.state_dict().items())
+
+
+@pytest.mark.parametrize("num_shots", [1, 3])
+@pytest.mark.parametrize("compensation", ["none", "least_squares"])
+def test_the_target_is_reached_and_the_source_left_alone(build_llama, calibration, compensation, num_shots):
+    source = build_llama()
+    state = copy.deepcopy(source.state_dict())
+    pruning = prune_one_shot(source, TARGET, calibration, "taylor", compensation, num_shots)
+    assert {name: getattr(pruning.model.config, name) for name in TARGET} == TARGET
+    assert len(pruning.kept.hidden) == 12 and len(pruning.kept.layers) == 3
+    assert all(torch.equal(weight, state[name]) for name, weight in source.state_dict().items())
+    assert len(pruning.compensation) == num_shots
+    assert torch.isfinite(torch.tensor(loss(pruning.model, calibration)))
+
+
+def test_compensation_never_raises_the_error_and_lowers_the_loss(build_llama, calibration):
+    source = build_llama()
+    plain = prune_one_shot(source, COLUMNS, calibration, "random")
+    mended = prune_one_shot(source, COLUMNS, calibration, "random", "least_squares")
+    assert plain.kept == mended.kept
+    (report,) = mended.compensation
+    assert sorted(report.before) == sorted(report.after) and len(report.before) == 8
+    assert all(report.after[name] <= report.before[name] for name in report.before)
+
+    def gap(model):
+        ids = calibration.batches[0]["input_ids"]
+        with torch.no_grad():
+            return (model(ids).logits - source(ids).logits).square().mean().item()
+
+    assert gap(mended.model) < gap(plain.model)
+
+
+def test_a_removed_unit_never_comes_back(build_llama, calibration):
+    """Units that a shot removed are closed in those after it, whatever their scores."""
+    seen = []
+
+    @criterion(ranks=(INTERMEDIATE,))
+    def by_turns(model, calibration):
+        gate = model.gates_in_use.get(INTERMEDIATE, torch.ones(4, 22))
+        seen.append(gate)
+        scores = torch.arange(22.0).repeat(4, 1)
+        return {INTERMEDIATE: scores if len(seen) % 2 else -scores}
+
+    kept = prune_one_shot(build_llama(), {"intermediate_size": 10}, calibration, by_turns, num_shots=4).kept
+    assert [int(gate.sum(1)[0]) for gate in seen] == [22, 19, 16, 13]
+    assert kept.intermediate[0] == [
+        6,
+        7,
+        8,
+        9,
+        10,
+        11,
+        12,
+        13,
+        14,
+        15,
+    ]  # 0-2 and 3-5 from one end, others from the other
+
+
+def test_a_criterion_per_kind_is_called_once(build_llama, calibration):
+    calls = []
+
+    @criterion(ranks=(INTERMEDIATE, KEY_VALUE_HEAD, "query_head"))
+    def first(model, calibration):
+        calls.append("first")
+        return {
+            "intermediate": torch.rand(4, 22),
+            "key_value_head": torch.rand(4, 3),
+            "query_head": torch.rand(4, 3, 3),
+        }
+
+    choice = {"default": first, LAYER: "loss_rise", HIDDEN: "taylor"}
+    pruning = prune_one_shot(build_llama(), TARGET, calibration, choice)
+    assert calls == ["first"] and set(pruning.scores) == set(UNIT_KINDS)
+
+
+def test_a_kind_that_a_criterion_cannot_rank_is_refused_before_any_forward(build_llama, calibration, monkeypatch):
+    monkeypatch.setattr(ShearingLlamaForCausalLM, "forward", lambda *args, **kwargs: pytest.fail("a forward ran"))
+    with pytest.raises(ValueError, match="`criterion` 'loss_rise' cannot rank 'hidden'.*it ranks layer.*these can:"):
+        prune_one_shot(build_llama(), TARGET, calibration, "loss_rise")
+
+
+@pytest.mark.parametrize(
+    "choice, message",
+    [
+        ("nothing", "`criterion` must be one of .*random.*, but it is 'nothing'"),
+        ("taylor:color=red", "Criterion 'taylor' has no option 'color=red'"),
+        (len, "does not say which units it ranks. Declare"),
+        ({"heads": "taylor"}, r"`criterion` names \['heads'\]; kinds of units are hidden"),
+        ({LAYER: "taylor"}, "`criterion` has none for 'hidden'"),
+    ],
+)
+def test_bad_choices_are_refused(choice, message):
+    with pytest.raises(ValueError, match=message):
+        criteria_by_kind(choice, [HIDDEN])
+
+
+def test_words_of_a_command_line():
+    assert criteria_from_words(["taylor", "layer=loss_rise"]) == {"default": "taylor", LAYER: "loss_rise"}
+    with pytest.raises(ValueError, match="names two criteria for 'default'"):
+        criteria_from_words(["taylor", "random"])
+    with pytest.raises(ValueError, match="'loss_rise' cannot rank 'hidden'"):
+        criteria_from_words(["taylor", "hidden=loss_rise"])
+
+
+@pytest.mark.parametrize("name", criterion_names())
+def test_every_criterion_is_a_function_of_its_files_name(name):
+    function = resolve_criterion(name)
+    assert name_of(function) == name and set(function.ranks) <= set(UNIT_KINDS) and function.ranks
+    assert resolve_criterion(function) is function
+
+
+def test_taylor_is_found_by_name_and_by_function():
+    assert resolve_criterion("taylor") is taylor
+
+
+def test_empty_calibration_is_refused():
+    with pytest.raises(ValueError, match="`batches` is empty"):
+        Calibration([])
+
+
+@pytest.mark.parametrize("num_shots", [0, -1])
+def test_a_number_of_shots_below_one_is_refused(build_llama, calibration, num_shots):
+    with pytest.raises(ValueError, match="`num_shots` must be at least 1"):
+        prune_one_shot(build_llama(), TARGET, calibration, num_shots=num_shots)
