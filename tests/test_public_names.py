@@ -10,6 +10,7 @@ PUBLIC = {
     "ShearingLlamaConfig",
     "ShearingLlamaForCausalLM",
     "TargetShape",
+    "prune_one_shot",
     "slice_model",
 }
 
