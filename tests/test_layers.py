@@ -11,18 +11,19 @@ PACKAGE = Path(hf_shear.__file__).parent
 
 # What each package may import from hf_shear, besides itself. A new package must be given its place here.
 ALLOWED = {
-    "shapes": set(),
+    "families": set(),
+    "shapes": {"families"},
     "masks": {"shapes"},
-    "modeling": {"shapes", "masks"},
+    "modeling": {"families", "shapes", "masks"},
     "reporting": set(),
-    "slicing": {"shapes", "masks", "modeling", "reporting"},
+    "slicing": {"families", "shapes", "masks", "modeling", "reporting"},
     "data": set(),
     "curvature": set(),
     "importance": {"shapes", "masks", "modeling", "data", "curvature"},
     "criteria": {"masks", "modeling", "data", "curvature", "importance"},
     "compensation": {"masks", "modeling", "data", "curvature"},
     "one_shot": {"shapes", "masks", "modeling", "slicing", "data", "importance", "criteria", "compensation"},
-    "recovery": {"shapes"},
+    "recovery": {"families", "shapes"},
     "training": {"shapes", "masks", "modeling", "slicing", "data", "recovery"},
     "evaluation": {"shapes", "data", "reporting"},
     "publishing": {"shapes", "masks", "modeling", "reporting", "slicing"},

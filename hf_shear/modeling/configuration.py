@@ -1,19 +1,31 @@
-"""Config of a model with masks. It has a model_type of its own, so that no plain class loads it and drops its masks."""
+"""Configs of models with masks: one class per family, each with a model_type of its own.
+
+So no plain class loads a masked checkpoint and drops its masks.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig, PretrainedConfig
 
+from ..families import FAMILIES, Family, family_of
 from ..masks import MaskPhase, MaskSettings
-from ..shapes import TargetShape
+from ..shapes import ModelShape, TargetShape, config_for_shape
+
+PREFIX = "shearing_"
+_FIELDS = {
+    "target_shape": dict | None,
+    "mask_settings": dict | None,
+    "mask_phase": dict | None,
+    "source_name_or_path": str | None,
+    "source_revision": str | None,
+}
 
 
-@strict
-class ShearingLlamaConfig(LlamaConfig):
-    """LlamaConfig of the source, with the target shape and the masks' settings.
+class ShearingConfig:
+    """What the config of every masked model has besides its source's: target shape and the masks' settings.
 
     Attributes:
         target_shape: the five shape names of the target (and head_dim).
@@ -21,14 +33,6 @@ class ShearingLlamaConfig(LlamaConfig):
         mask_phase: fields of :class:`~hf_shear.masks.MaskPhase` when the model was saved.
         source_name_or_path, source_revision: where the plain checkpoint came from.
     """
-
-    model_type = "shearing_llama"
-
-    target_shape: dict | None = None
-    mask_settings: dict | None = None
-    mask_phase: dict | None = None
-    source_name_or_path: str | None = None
-    source_revision: str | None = None
 
     def resolved_target(self) -> TargetShape:
         """The target, checked against this config's own (source) shape."""
@@ -44,8 +48,12 @@ class ShearingLlamaConfig(LlamaConfig):
 
     @classmethod
     def from_source(
-        cls, source_config: LlamaConfig, target_shape: TargetShape, settings: MaskSettings, revision: str | None = None
-    ) -> ShearingLlamaConfig:
+        cls,
+        source_config: PretrainedConfig,
+        target_shape: TargetShape,
+        settings: MaskSettings,
+        revision: str | None = None,
+    ) -> ShearingConfig:
         """Config of ``source_config`` with masks towards ``target_shape``.
 
         Args:
@@ -65,4 +73,49 @@ class ShearingLlamaConfig(LlamaConfig):
         return cls(**fields)
 
 
-AutoConfig.register(ShearingLlamaConfig.model_type, ShearingLlamaConfig)
+def shearing_config_class(family: Family) -> type[PretrainedConfig]:
+    """The masked config class of a family."""
+    return _CLASSES[family.model_type]
+
+
+def _make_class(family: Family) -> type[PretrainedConfig]:
+    body = dict.fromkeys(_FIELDS) | {
+        "__annotations__": dict(_FIELDS),
+        "__module__": __name__,
+        "__doc__": f"{family.config_name} of the source, with target shape and masks: see ``ShearingConfig``.",
+        "model_type": PREFIX + family.model_type,
+    }
+    return strict(type(f"Shearing{family.config_name}", (ShearingConfig, family.config_class), body))
+
+
+_CLASSES = {family.model_type: _make_class(family) for family in FAMILIES.values() if family.is_installed}
+for _class in _CLASSES.values():
+    globals()[_class.__name__] = _class  # pickle and the docs find it by its name
+    AutoConfig.register(_class.model_type, _class)
+
+
+def is_masked_config(config: PretrainedConfig) -> bool:
+    """Whether a config is that of a masked model."""
+    return isinstance(config, ShearingConfig)
+
+
+def as_family(config: PretrainedConfig, family: Family) -> PretrainedConfig:
+    """The stock config of ``family`` that computes what ``config`` computes, on weights of the same names.
+
+    There is one pair: a Llama without biases is a Mistral without a window.
+
+    Raises:
+        ValueError: there is no exact equivalent.
+    """
+    own = family_of(config)
+    if own is family:
+        return config
+    biased = own is not None and any(own.has_bias(name, config) for name, _ in own.projections())
+    if own is None or (own.model_type, family.model_type) != ("llama", "mistral") or biased:
+        raise ValueError(
+            f"A checkpoint of model_type {config.model_type!r}{' with biases' if biased else ''} has no exact equivalent"
+            f" of model_type {family.model_type!r}. There is one of a Llama without biases: 'mistral'."
+        )
+    stock = config_for_shape(config, ModelShape.from_config(config), config_class=family.config_class)
+    stock.sliding_window = None
+    return stock

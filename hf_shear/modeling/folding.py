@@ -119,23 +119,39 @@ class MaskedEmbedding:
 
 
 class MaskedRMSNorm:
-    """Mixed into an RMSNorm: its mean runs over kept dimensions only, and ``output_mask`` [d] scales its weight.
+    """Mixed into an RMSNorm: its mean runs over kept dimensions only, and ``output_mask`` [d] or [1] scales its weight.
 
-    Removed dimensions of the residual stream are exactly 0, so the sum of squares needs no mask. With d dimensions of
-    which k are kept:  x / sqrt(sum / k + eps) = sqrt(k / d) * x / sqrt(sum / d + eps * k / d).
+    Removed dimensions of its input are exactly 0, so the sum of squares needs no mask. With d dimensions of which k are
+    kept:  x / sqrt(sum / k + eps) = sqrt(k / d) * x / sqrt(sum / d + eps * k / d).
+
+    Attributes:
+        kept_count: k, a scalar; None: all.
+        weight_offset, scales_in_float32: as ``Family.norm_offset`` and ``Family.norm_scales_in_float32``.
     """
 
     output_mask: Tensor | None = None
     kept_count: Tensor | None = None
+    weight_offset: float = 0.0
+    scales_in_float32: bool = False
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        if self.output_mask is None:
+        if self.output_mask is None and self.kept_count is None:
             return super().forward(hidden_states)
-        kept_share = self.kept_count / hidden_states.shape[-1]
-        weight = self.weight.float() * self.output_mask * kept_share.sqrt()
+        weight = scale_norm_weight(self.weight.float(), self.output_mask, self.weight_offset) + self.weight_offset
+        epsilon = self.variance_epsilon if hasattr(self, "variance_epsilon") else self.eps
+        if self.kept_count is not None:
+            kept_share = self.kept_count / hidden_states.shape[-1]
+            weight, epsilon = weight * kept_share.sqrt(), epsilon * kept_share
         values = hidden_states.float()
-        variance = values.pow(2).mean(dim=-1, keepdim=True) + self.variance_epsilon * kept_share
-        return weight.to(self.weight.dtype) * (values * torch.rsqrt(variance)).to(hidden_states.dtype)
+        values = values * torch.rsqrt(values.pow(2).mean(dim=-1, keepdim=True) + epsilon)
+        if self.scales_in_float32:
+            return (weight * values).to(hidden_states.dtype)
+        return weight.to(self.weight.dtype) * values.to(hidden_states.dtype)
+
+
+def scale_norm_weight(weight: Tensor, mask: Tensor | None, offset: float = 0.0) -> Tensor:
+    """The weight [d] of a norm whose output is scaled by ``mask`` [d] or [1]; the norm adds ``offset`` to its weight."""
+    return weight if mask is None else (weight + offset) * mask.to(weight.dtype) - offset
 
 
 @cache

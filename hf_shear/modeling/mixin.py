@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ..families import Family, family_of
 from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, MaskPhase, ShearingMasks
 from ..shapes import ModelShape
 from .folding import MaskedEmbedding, MaskedLinear, MaskedRMSNorm, make_masked
@@ -42,7 +43,8 @@ class LayerGates:
         hidden, hidden_count: [d] and a scalar, for the norms.
         heads: [H * head_dim], on the inputs of o_proj.
         neurons: [ff], on the inputs of down_proj.
-        writes: [d] or [1], on the outputs of o_proj and down_proj.
+        writes: [d] or [1], on the outputs of o_proj and down_proj; where a norm stands behind them, without the layer.
+        post_norms: [1], the layer, on the norms behind them.
     """
 
     def __init__(
@@ -52,9 +54,10 @@ class LayerGates:
         heads: Tensor | None,
         neurons: Tensor | None,
         writes: Tensor | None,
+        post_norms: Tensor | None,
     ):
         self.hidden, self.hidden_count = hidden, hidden_count
-        self.heads, self.neurons, self.writes = heads, neurons, writes
+        self.heads, self.neurons, self.writes, self.post_norms = heads, neurons, writes, post_norms
 
 
 _LAYER_GATES = "shearing_layer_gates"
@@ -67,6 +70,8 @@ class MaskedDecoderLayer:
     recomputed, even if another forward, with other masks, ran in between.
     """
 
+    family: Family
+
     def forward(self, *args, **kwargs):
         if _LAYER_GATES not in kwargs:
             raise ValueError(
@@ -75,8 +80,12 @@ class MaskedDecoderLayer:
                 " `model(input_ids, output_hidden_states=True)` if hidden states are wanted."
             )
         gates: LayerGates = kwargs.pop(_LAYER_GATES)[self.self_attn.layer_idx]
-        for norm in (self.input_layernorm, self.post_attention_layernorm):
+        for name in self.family.pre_norms:
+            norm = self.get_submodule(name)
             norm.output_mask, norm.kept_count = gates.hidden, gates.hidden_count
+        for name in self.family.post_norms:
+            norm = self.get_submodule(name)
+            norm.output_mask, norm.kept_count = gates.post_norms, gates.hidden_count
         attention, mlp = self.self_attn.o_proj, self.mlp.down_proj
         attention.input_mask, attention.output_mask = gates.heads, gates.writes
         mlp.input_mask, mlp.output_mask = gates.neurons, gates.writes
@@ -103,15 +112,23 @@ class ShearingMixin:
         make_masked(self.model.embed_tokens, MaskedEmbedding)
         for norm in self._norms():
             make_masked(norm, MaskedRMSNorm)
+            norm.weight_offset = self.family.norm_offset
+            norm.scales_in_float32 = self.family.norm_scales_in_float32
         for layer in self.model.layers:
             make_masked(layer.self_attn.o_proj, MaskedLinear)
             make_masked(layer.mlp.down_proj, MaskedLinear)
             make_masked(layer, MaskedDecoderLayer)
+            layer.family = self.family
+
+    @property
+    def family(self) -> Family:
+        """What the model's family is made of."""
+        return family_of(self.config)
 
     def _norms(self) -> Iterator[nn.Module]:
         for layer in self.model.layers:
-            yield layer.input_layernorm
-            yield layer.post_attention_layernorm
+            for name in self.family.pre_norms + self.family.post_norms:
+                yield layer.get_submodule(name)
         yield self.model.norm
 
     @torch.no_grad()
@@ -217,11 +234,15 @@ class ShearingMixin:
                     delattr(module, name)
 
     def _gates_for_layers(self, gates: dict[str, Tensor]) -> list[LayerGates]:
-        writes = residual_write_masks(gates, len(self.model.layers))
-        heads = _per_layer(head_channel_masks(gates, self.masks.source), len(writes))
-        neurons = _per_layer(gates.get(INTERMEDIATE), len(writes))
+        num_layers = len(self.model.layers)
+        writes, post_norms = residual_write_masks(gates, num_layers, self.family)
+        heads = _per_layer(head_channel_masks(gates, self.masks.source), num_layers)
+        neurons = _per_layer(gates.get(INTERMEDIATE), num_layers)
         hidden, count = gates.get(HIDDEN), self.masks.hidden_count(gates)
-        return [LayerGates(hidden, count, heads[index], neurons[index], writes[index]) for index in range(len(writes))]
+        return [
+            LayerGates(hidden, count, heads[index], neurons[index], writes[index], post_norms[index])
+            for index in range(num_layers)
+        ]
 
     def forward(self, input_ids: Tensor | None = None, *args, **kwargs) -> ShearingCausalLMOutput:
         """As the stock model's, through the masks: drawn in training mode, deterministic in evaluation mode.
@@ -293,12 +314,23 @@ def _per_layer(masks: Tensor | None, num_layers: int) -> list[Tensor | None]:
     return [None] * num_layers if masks is None else list(masks.unbind(0))
 
 
-def residual_write_masks(gates: dict[str, Tensor], num_layers: int) -> list[Tensor | None]:
-    """Per layer the mask [d] (or [1]) on what attention and MLP write to the residual stream: layer gate x hidden."""
+def residual_write_masks(
+    gates: dict[str, Tensor], num_layers: int, family: Family
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Masks on what attention and MLP of each layer write to the residual stream.
+
+    Returns:
+        Per layer the mask [d] or [1] on the outputs of o_proj and down_proj, and that [1] on the norms behind them. A
+        norm would undo a layer's gate before it: where there is one, the gate acts on the norm.
+    """
     hidden, layer = gates.get(HIDDEN), gates.get(LAYER)
+    nothing: list[Tensor | None] = [None] * num_layers
     if layer is None:
-        return [hidden] * num_layers
-    return list((layer.unsqueeze(1) * (hidden if hidden is not None else layer.new_ones(1))).unbind(0))
+        return [hidden] * num_layers, nothing
+    if family.post_norms:
+        return [hidden] * num_layers, list(layer.unsqueeze(1).unbind(0))
+    writes = layer.unsqueeze(1) * (hidden if hidden is not None else layer.new_ones(1))
+    return list(writes.unbind(0)), nothing
 
 
 def head_channel_masks(gates: dict[str, Tensor], shape: ModelShape) -> Tensor | None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
+from ..families import GROUPS, HEADS, HIDDEN, NEURONS, family_of
 from ..shapes import ModelShape
-from ..shapes.parameter_count import count_layer_parameters
 
 BACKWARD_TO_INPUTS = 1
 BACKWARD_TO_WEIGHTS = 1
@@ -27,9 +27,9 @@ def forward_flops_per_token(config: PretrainedConfig, sample_length: int, shape:
 
 def _matrix_flops(config: PretrainedConfig, shape: ModelShape) -> float:
     query, key = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    layer = count_layer_parameters(config, shape.hidden_size, query, key, shape.intermediate_size)
-    matrices = shape.num_hidden_layers * (layer - 2 * shape.hidden_size) + config.vocab_size * shape.hidden_size
-    return 2 * matrices
+    sizes = {HIDDEN: shape.hidden_size, HEADS: query, GROUPS: key, NEURONS: shape.intermediate_size}
+    layer = family_of(config).layer_matrix_parameters(sizes)
+    return 2 * (shape.num_hidden_layers * layer + config.vocab_size * shape.hidden_size)
 
 
 def _attention_flops(shape: ModelShape, sample_length: int) -> float:

@@ -249,8 +249,9 @@ def _candidates(
         outside_layers = count_for_sizes(config, no_layers, source.head_dim)
         for heads, kv_heads in _head_counts(hidden_size, source, multiples):
             query_size, key_size = heads * source.head_dim, kv_heads * source.head_dim
-            without_mlp = count_layer_parameters(config, hidden_size, query_size, key_size, 0)
-            per_unit = count_layer_parameters(config, hidden_size, query_size, key_size, 1) - without_mlp
+            without_mlp = count_layer_parameters(config, hidden_size, query_size, key_size, 0, source.head_dim)
+            one = count_layer_parameters(config, hidden_size, query_size, key_size, 1, source.head_dim)
+            per_unit = one - without_mlp
             for num_layers in range(1, source.num_hidden_layers + 1):
                 room = ((budget - outside_layers) // num_layers - without_mlp) // per_unit
                 intermediate_size = largest if room >= largest else room // multiple * multiple

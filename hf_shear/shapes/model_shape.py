@@ -1,4 +1,4 @@
-"""The sizes of a Llama: five names that shearing can reduce, and `head_dim`, which it never changes."""
+"""The sizes of a model: five names that shearing can reduce, and `head_dim`, which it never changes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from transformers import LlamaConfig, PretrainedConfig
+from transformers import PretrainedConfig
+
+from ..families import family_of, supported_model_types
 
 SHAPE_NAMES = (
     "hidden_size",
@@ -16,9 +18,6 @@ SHAPE_NAMES = (
     "intermediate_size",
 )
 """The sizes that a target shape may reduce, in the order in which they are always written."""
-
-SUPPORTED_CONFIG_CLASSES = (LlamaConfig,)
-"""Config classes whose weights are laid out as this package counts and cuts them (subclasses included)."""
 
 
 def check_size(name: str, value: Any) -> int:
@@ -32,11 +31,11 @@ def check_size(name: str, value: Any) -> int:
 
 def check_supported(config: PretrainedConfig) -> None:
     """Raises ValueError if the family of `config` is not supported, or its layers differ in shape."""
-    if not isinstance(config, SUPPORTED_CONFIG_CLASSES):
-        supported = ", ".join(cls.model_type for cls in SUPPORTED_CONFIG_CLASSES)
+    if family_of(config) is None:
         raise ValueError(
-            f"The config must be of a supported family (model_type: {supported}), but it is a "
-            f"{type(config).__name__} (model_type {getattr(config, 'model_type', None)!r})."
+            f"The config must be of a supported family (model_type: {', '.join(supported_model_types())}), but it is a "
+            f"{type(config).__name__} (model_type {getattr(config, 'model_type', None)!r}). To add a family: "
+            "examples/docs/families.md."
         )
     if getattr(config, "is_heterogeneous", False):
         raise ValueError(

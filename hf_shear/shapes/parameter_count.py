@@ -1,8 +1,7 @@
-"""Exact parameter counts of a Llama of any shape, without building it.
+"""Exact parameter counts of a model of any shape, without building it.
 
-Shapes: d hidden_size, H heads, K key/value heads, D head_dim, ff intermediate_size, V vocab_size, L layers.
-Per layer: q [H*D, d], k and v [K*D, d], o [d, H*D], gate and up [ff, d], down [d, ff], two norms [d]; then
-the embeddings [V, d], the output head [V, d] unless tied, and the final norm [d]. Biases as the config says.
+d hidden_size, V vocab_size, L layers: the embeddings [V, d], the output head [V, d] unless tied, the final norm [d], and
+L layers, whose parts are in the family's row (``hf_shear.families``).
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig
 
+from ..families import GROUPS, HEADS, HIDDEN, NEURONS, family_of
 from .model_shape import ModelShape, check_supported
 
 
@@ -45,22 +45,22 @@ def count_for_sizes(config: PretrainedConfig, sizes: Mapping[str, float], head_d
         sizes["num_attention_heads"] * head_dim,
         sizes["num_key_value_heads"] * head_dim,
         sizes["intermediate_size"],
+        head_dim,
     )
     return _embedding_parameters(config, hidden_size) + sizes["num_hidden_layers"] * layer + hidden_size
 
 
 def count_layer_parameters(
-    config: PretrainedConfig, hidden_size: float, query_size: float, key_size: float, intermediate_size: float
+    config: PretrainedConfig,
+    hidden_size: float,
+    query_size: float,
+    key_size: float,
+    intermediate_size: float,
+    head_dim: int,
 ) -> float:
     """Parameters of one layer; `query_size` is heads * head_dim, `key_size` key/value heads * head_dim."""
-    attention = 2 * hidden_size * query_size + 2 * hidden_size * key_size
-    if config.attention_bias:
-        attention += query_size + 2 * key_size + hidden_size
-    mlp = 3 * hidden_size * intermediate_size
-    if config.mlp_bias:
-        mlp += 2 * intermediate_size + hidden_size
-    norms = 2 * hidden_size
-    return attention + mlp + norms
+    sizes = {HIDDEN: hidden_size, HEADS: query_size, GROUPS: key_size, NEURONS: intermediate_size}
+    return family_of(config).layer_parameters(config, sizes, head_dim)
 
 
 def _embedding_parameters(config: PretrainedConfig, hidden_size: float) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 
+from ..families import family_of
 from .model_shape import SHAPE_NAMES, ModelShape
 
 _COMMON_FIELDS = {field.name for field in fields(PretrainedConfig)}
@@ -68,10 +69,20 @@ class ShapeAcceptance:
 
     def __init__(self, source_config: PretrainedConfig):
         self._trial = copy.deepcopy(source_config)
+        self._fixed = {name: getattr(source_config, name) for name in family_of(source_config).fixed_sizes}
         self.class_name = type(source_config).__name__
 
     def refusal(self, hidden_size: int, num_attention_heads: int, num_key_value_heads: int) -> str | None:
-        """The class's own words if it refuses these three sizes, None if it accepts them."""
+        """The class's own words if it refuses these three sizes, None if it accepts them.
+
+        A family whose heads are normalised together (OLMo 2) is refused any change of theirs here.
+        """
+        heads = {"num_attention_heads": num_attention_heads, "num_key_value_heads": num_key_value_heads}
+        if any(heads[name] != size for name, size in self._fixed.items()):
+            return (
+                "its queries, and its keys, are normalised over all heads together, so that none can be removed without"
+                f" changing the others. Keep {', '.join(f'{name}={size}' for name, size in self._fixed.items())}"
+            )
         try:
             self._trial.hidden_size = hidden_size
             self._trial.num_attention_heads = num_attention_heads

@@ -1,4 +1,4 @@
-"""Select the kept rows and columns of a Llama's weights."""
+"""Select the kept rows and columns of a model's weights."""
 
 from __future__ import annotations
 
@@ -7,34 +7,21 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..families import GROUPS, HEADS, HIDDEN, NEURONS, Axis, Family
+from ..shapes import ModelShape
 from .kept_units import KeptUnits
 
-_HIDDEN, _HEADS, _GROUPS, _NEURONS = "hidden", "heads", "key_value_heads", "intermediate"
 
-# What the axes of a module's weight stand for; the vocabulary (None) is kept whole. A bias has the first axis alone.
-_AXES = {
-    "embed_tokens": (None, _HIDDEN),
-    "lm_head": (None, _HIDDEN),
-    "norm": (_HIDDEN,),
-    "input_layernorm": (_HIDDEN,),
-    "post_attention_layernorm": (_HIDDEN,),
-    "q_proj": (_HEADS, _HIDDEN),
-    "k_proj": (_GROUPS, _HIDDEN),
-    "v_proj": (_GROUPS, _HIDDEN),
-    "o_proj": (_HIDDEN, _HEADS),
-    "gate_proj": (_NEURONS, _HIDDEN),
-    "up_proj": (_NEURONS, _HIDDEN),
-    "down_proj": (_HIDDEN, _NEURONS),
-}
-
-
-def select_kept(tensors: Mapping[str, Tensor], kept: KeptUnits, head_dim: int) -> dict[str, Tensor]:
+def select_kept(
+    tensors: Mapping[str, Tensor], kept: KeptUnits, source: ModelShape, family: Family
+) -> dict[str, Tensor]:
     """New tensors with the kept units alone, under the names they have in the sliced model.
 
     Args:
         tensors: by parameter name of the source, such as ``model.layers.3.mlp.up_proj.weight``.
         kept: the units to keep.
-        head_dim: channels per head.
+        source: shape of the source.
+        family: says what the axes of its weights stand for.
     """
     places = {layer: str(place) for place, layer in enumerate(kept.layers)}
     selected = {}
@@ -45,9 +32,9 @@ def select_kept(tensors: Mapping[str, Tensor], kept: KeptUnits, head_dim: int) -
             if layer not in places:
                 continue
             parts[2] = places[layer]
-        for axis, unit in enumerate(_AXES[parts[-2]][: tensor.dim()]):
-            if unit is not None:
-                tensor = tensor.index_select(axis, _indices(kept, unit, layer, head_dim, tensor.device))
+        for axis, units in enumerate(family.axes(parts[-2])[: tensor.dim()]):
+            if units is not None:
+                tensor = tensor.index_select(axis, _axis_indices(kept, units, layer, source).to(tensor.device))
         selected[".".join(parts)] = tensor
     return selected
 
@@ -58,8 +45,26 @@ def head_channels(heads: list[int], head_dim: int, device: torch.device) -> Tens
     return (starts + torch.arange(head_dim, device=device)).flatten()
 
 
-def _indices(kept: KeptUnits, unit: str, layer: int | None, head_dim: int, device: torch.device) -> Tensor:
-    if unit == _HIDDEN:
-        return torch.tensor(kept.hidden, device=device)
+def _axis_indices(kept: KeptUnits, units: Axis, layer: int | None, source: ModelShape) -> Tensor:
+    """Kept places along an axis; of a fused projection, those of its parts one behind the other."""
+    indices, start = [], 0
+    for unit in units if isinstance(units, tuple) else (units,):
+        indices.append(start + _indices(kept, unit, layer, source.head_dim))
+        start += _source_length(unit, source)
+    return torch.cat(indices)
+
+
+def _indices(kept: KeptUnits, unit: str, layer: int | None, head_dim: int) -> Tensor:
+    if unit == HIDDEN:
+        return torch.tensor(kept.hidden)
     units = getattr(kept, unit)[layer]
-    return torch.tensor(units, device=device) if unit == _NEURONS else head_channels(units, head_dim, device)
+    return torch.tensor(units) if unit == NEURONS else head_channels(units, head_dim, torch.device("cpu"))
+
+
+def _source_length(unit: str, source: ModelShape) -> int:
+    return {
+        HIDDEN: source.hidden_size,
+        HEADS: source.num_attention_heads * source.head_dim,
+        GROUPS: source.num_key_value_heads * source.head_dim,
+        NEURONS: source.intermediate_size,
+    }[unit]

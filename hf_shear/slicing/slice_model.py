@@ -11,22 +11,23 @@ import copy
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import PreTrainedModel
 
+from ..families import Family
 from ..masks import HIDDEN, INTERMEDIATE, ShearingMasks
-from ..modeling import ShearingLlamaForCausalLM, head_channel_masks, residual_write_masks, scale_weight
+from ..modeling import ShearingModel, head_channel_masks, residual_write_masks, scale_norm_weight, scale_weight
 from ..shapes import ModelShape, config_for_shape
 from .gathering import check_dtype, full_parameters, is_main_process, is_sharded
 from .kept_units import KeptUnits, kept_units_from_masks
 from .select_kept import head_channels, select_kept
 
-_WRITES_TO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
+_WRITES_TO_RESIDUAL = ("o_proj", "down_proj")
 
 
 @torch.no_grad()
 def slice_model(
-    model: ShearingLlamaForCausalLM, gates: dict[str, Tensor] | None = None, dtype: torch.dtype | None = None
-) -> tuple[LlamaForCausalLM, KeptUnits]:
+    model: ShearingModel, gates: dict[str, Tensor] | None = None, dtype: torch.dtype | None = None
+) -> tuple[PreTrainedModel, KeptUnits]:
     """Slice a masked model to its target shape.
 
     A model that DeepSpeed ZeRO-3 or FSDP2 spread over processes is gathered and cut one weight after another; all
@@ -48,10 +49,10 @@ def slice_model(
         ValueError: the model has no masks, a row of ``gates`` keeps another number of units than the target, or
             ``dtype`` is not a floating-point one.
     """
-    if not isinstance(model, ShearingLlamaForCausalLM):
+    if not isinstance(model, ShearingModel):
         raise ValueError(
             f"`model` must be masked, but it is a {type(model).__name__}. Load it with"
-            " ShearingLlamaForCausalLM.from_pretrained(path, target_shape=...)."
+            " AutoShearingModelForCausalLM.from_pretrained(path, target_shape=...)."
         )
     check_dtype(dtype)
     masks = _whole_masks(model.masks)
@@ -65,10 +66,11 @@ def slice_model(
             for kind in masks.kinds.values()
         }
     kept = kept_units_from_masks(kept_masks, masks.kinds, masks.source)
-    config = config_for_shape(model.config, masks.target, kept.layers, config_class=LlamaConfig)
+    family = model.family
+    config = config_for_shape(model.config, masks.target, kept.layers, config_class=family.config_class)
     config.dtype = dtype or model.dtype
     with torch.device("meta"):
-        sliced = LlamaForCausalLM(config)
+        sliced = family.model_class(config)
     sharded = is_sharded(model)
     state = _sliced_state_dict(model, gates, kept, dtype)
     if sharded and not is_main_process():
@@ -79,6 +81,8 @@ def slice_model(
         rotary = type(sliced.model.rotary_emb)(config) if sharded else copy.deepcopy(model.model.rotary_emb)
         sliced.model.rotary_emb = rotary
         rotary.config = config
+        if family.scaled_embedding:
+            sliced.model.embed_tokens.embed_scale = torch.tensor(config.hidden_size**0.5, device=model.device)
     sliced.tie_weights()
     sliced.generation_config = copy.deepcopy(model.generation_config)
     sliced.set_attn_implementation(model.config._attn_implementation)
@@ -100,7 +104,7 @@ def _whole_masks(masks: ShearingMasks) -> ShearingMasks:
 
 
 def _sliced_state_dict(
-    model: ShearingLlamaForCausalLM, gates: dict[str, Tensor], kept: KeptUnits, dtype: torch.dtype | None = None
+    model: ShearingModel, gates: dict[str, Tensor], kept: KeptUnits, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
     """The kept rows and columns, with the masks folded into embeddings, norms, o_proj and down_proj.
 
@@ -120,20 +124,29 @@ def _sliced_state_dict(
 
 
 def _cut(
-    weights: dict[str, Tensor], model: ShearingLlamaForCausalLM, gates: dict[str, Tensor], kept: KeptUnits
+    weights: dict[str, Tensor], model: ShearingModel, gates: dict[str, Tensor], kept: KeptUnits
 ) -> dict[str, Tensor]:
     """Weights of whole modules of the source, by name, as the sliced model has them."""
-    source = model.masks.source
+    source, family = model.masks.source, model.family
     weights = {name: weight for name, weight in weights.items() if not name.startswith("masks.")}
-    state = select_kept(weights, kept, source.head_dim)
+    state = select_kept(weights, kept, source, family)
+    tied = model.config.tie_word_embeddings
     if HIDDEN in gates:
-        _fold_hidden(state, gates[HIDDEN][kept.hidden], model.config.tie_word_embeddings)
-    for module in [name.removesuffix(".weight") for name in state if name.endswith(_WRITES_TO_RESIDUAL)]:
-        index = kept.layers[int(module.split(".")[2])]
-        write = residual_write_masks(gates, source.num_hidden_layers)[index]
-        if write is not None:
-            write = write[kept.hidden] if write.numel() > 1 else write.expand(len(kept.hidden))
-        _fold_write(state, module, write, _column_mask(module, gates, kept, index, source))
+        _fold_hidden(state, gates[HIDDEN][kept.hidden], tied, family)
+    if family.scaled_embedding and len(kept.hidden) < source.hidden_size:
+        _fold_embedding_scale(state, (source.hidden_size / len(kept.hidden)) ** 0.5, tied, family)
+    writes, post_norms = residual_write_masks(gates, source.num_hidden_layers, family)
+    for name in [name for name in state if name.endswith(".weight")]:
+        module = name.removesuffix(".weight")
+        if module.endswith(_WRITES_TO_RESIDUAL):
+            index = kept.layers[int(module.split(".")[2])]
+            write = writes[index]
+            if write is not None:
+                write = write[kept.hidden] if write.numel() > 1 else write.expand(len(kept.hidden))
+            _fold_write(state, module, write, _column_mask(module, gates, kept, index, source))
+        elif module.split(".")[-1] in family.post_norms:
+            mask = post_norms[kept.layers[int(module.split(".")[2])]]
+            state[name] = _scaled_norm(state[name], mask, family)
     return state
 
 
@@ -149,14 +162,30 @@ def _column_mask(
     return heads[index][head_channels(kept.heads[index], source.head_dim, heads.device)]
 
 
-def _fold_hidden(state: dict[str, Tensor], mask: Tensor, tied: bool) -> None:
-    """Masks of hidden dimensions into embeddings and norms."""
+def _fold_hidden(state: dict[str, Tensor], mask: Tensor, tied: bool, family: Family) -> None:
+    """Masks of hidden dimensions into embeddings and the norms that read the residual stream."""
     for name, weight in state.items():
-        mask = mask.to(weight.device)
-        if name == "model.embed_tokens.weight":
-            state[name] = weight * mask.to(weight.dtype)
-        elif name.endswith("norm.weight") and not (tied and name == "model.norm.weight"):
-            state[name] = (weight.float() * mask).to(weight.dtype)
+        module = name.split(".")[-2]
+        if module == "embed_tokens":
+            state[name] = weight * mask.to(device=weight.device, dtype=weight.dtype)
+        elif module in family.pre_norms or (module == "norm" and not tied):
+            state[name] = _scaled_norm(weight, mask, family)
+
+
+def _fold_embedding_scale(state: dict[str, Tensor], scale: float, tied: bool, family: Family) -> None:
+    """Make up for an embedding that is multiplied by the root of a smaller hidden size; a tied head must not see it."""
+    for name, weight in state.items():
+        module = name.split(".")[-2]
+        if module == "embed_tokens":
+            state[name] = (weight.float() * scale).to(weight.dtype)
+        elif module == "norm" and tied:
+            state[name] = _scaled_norm(weight, torch.tensor([1 / scale]), family)
+
+
+def _scaled_norm(weight: Tensor, mask: Tensor | None, family: Family) -> Tensor:
+    if mask is None:
+        return weight
+    return scale_norm_weight(weight.float(), mask.to(weight.device), family.norm_offset).to(weight.dtype)
 
 
 def _fold_write(state: dict[str, Tensor], module: str, write: Tensor | None, columns: Tensor | None) -> None:

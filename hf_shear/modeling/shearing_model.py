@@ -1,22 +1,20 @@
-"""Llama with learned masks."""
+"""How a model with masks is made: from a checkpoint, or from a model in memory."""
 
 from __future__ import annotations
 
 import copy
 import os
 from dataclasses import asdict
-from functools import wraps
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, extract_commit_hash
 
+from ..families import family_of, supported_model_types
 from ..masks import MaskSettings, ShearingMasks
 from ..shapes import SHAPE_NAMES, TargetShape
-from .configuration import ShearingLlamaConfig
+from .configuration import as_family, is_masked_config
 from .mixin import ShearingMixin
-
-SUPPORTED_MODEL_TYPES = ("llama",)
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
 
@@ -32,24 +30,19 @@ LOADING_OPTIONS = (
 )
 
 
-class ShearingLlamaForCausalLM(ShearingMixin, LlamaForCausalLM):
-    """A Llama whose hidden dimensions, layers, heads and MLP neurons carry masks (arXiv 2310.06694, section 2.1).
+class ShearingModel(ShearingMixin):
+    """A stock causal language model whose hidden dimensions, layers, heads and MLP neurons carry masks.
+
+    (arXiv 2310.06694, section 2.1.) One class per family: ``ShearingLlamaForCausalLM``, ``ShearingQwen2ForCausalLM``, ...
 
     Example:
         >>> model = ShearingLlamaForCausalLM.from_pretrained("path/to/llama", target_shape={"intermediate_size": 5504})
     """
 
-    config_class = ShearingLlamaConfig
-
-    def __init__(self, config: ShearingLlamaConfig):
+    def __init__(self, config):
         super().__init__(config)
         self._add_masks()
         self.post_init()
-
-    # With the stock signature: `generate` reads from it that it may derive an attention mask from padding.
-    @wraps(LlamaForCausalLM.forward)
-    def forward(self, *args, **kwargs):
-        return super().forward(*args, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -60,8 +53,8 @@ class ShearingLlamaForCausalLM(ShearingMixin, LlamaForCausalLM):
         mask_settings: MaskSettings | None = None,
         config: PretrainedConfig | None = None,
         **kwargs,
-    ) -> ShearingLlamaForCausalLM:
-        """Load a plain Llama checkpoint and add masks towards ``target_shape``, or load a masked checkpoint.
+    ) -> ShearingModel:
+        """Load a plain checkpoint and add masks towards ``target_shape``, or load a masked checkpoint.
 
         Args:
             pretrained_model_name_or_path: a folder or a Hub name.
@@ -72,8 +65,11 @@ class ShearingLlamaForCausalLM(ShearingMixin, LlamaForCausalLM):
                 attributes of the checkpoint's config (``use_cache=False``) are set on it.
 
         Raises:
-            ValueError: the source is not a Llama; the target does not fit the source; the checkpoint lacks weights or
-                holds weights of another shape (nothing is ever left at random values).
+            ValueError: the source is of another family (but see below); the target does not fit the source; the
+                checkpoint lacks weights or holds weights of another shape (nothing is ever left at random values).
+
+        ``ShearingMistralForCausalLM`` takes a Llama without biases too, as the Mistral without a window that it is: then
+        the target may have a hidden size that the heads do not divide, which a Llama's config refuses.
         """
         loading_info_wanted = kwargs.pop("output_loading_info", False)
         if config is None:
@@ -81,9 +77,9 @@ class ShearingLlamaForCausalLM(ShearingMixin, LlamaForCausalLM):
             config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_options)
             for name in [name for name in kwargs if name not in LOADING_OPTIONS and hasattr(config, name)]:
                 setattr(config, name, kwargs.pop(name))
-        masked = isinstance(config, ShearingLlamaConfig)
+        masked = is_masked_config(config)
         revision = None if masked else _commit_hash(pretrained_model_name_or_path, kwargs) or kwargs.get("revision")
-        config = _masked_config(config, target_shape, mask_settings, revision)
+        config = _masked_config(cls, config, target_shape, mask_settings, revision)
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
         )
@@ -94,27 +90,27 @@ class ShearingLlamaForCausalLM(ShearingMixin, LlamaForCausalLM):
     @classmethod
     def from_model(
         cls,
-        model: LlamaForCausalLM,
+        model: PreTrainedModel,
         target_shape: TargetShape | dict[str, int] | None = None,
         mask_settings: MaskSettings | None = None,
-    ) -> ShearingLlamaForCausalLM:
+    ) -> ShearingModel:
         """Add masks to a model in memory, whose weights the result shares; ``model`` itself is left as it is.
 
         Args:
-            model: a stock Llama, or a masked one, of which only the weights are taken.
+            model: a stock model, or a masked one, of which only the weights are taken.
             target_shape: as in ``from_pretrained``; None: the source's own, so that nothing is to be removed.
             mask_settings: as in ``from_pretrained``.
 
         Raises:
-            ValueError: the model is not a Llama, is spread over processes, or the target does not fit it.
+            ValueError: the model is of another family, is spread over processes, or the target does not fit it.
         """
         config = copy.deepcopy(model.config)
-        if isinstance(config, ShearingLlamaConfig):
+        if is_masked_config(config):
             config.target_shape = config.mask_settings = config.mask_phase = None
             target = TargetShape.from_dict(config, _named_sizes(target_shape or {}))
             config.target_shape, config.mask_settings = target.to_dict(), asdict(mask_settings or MaskSettings())
         else:
-            config = _masked_config(config, target_shape or {}, mask_settings, None)
+            config = _masked_config(cls, config, target_shape or {}, mask_settings, None)
         state = {name: weight for name, weight in model.state_dict().items() if not name.startswith("masks.")}
         if any(weight.is_meta or hasattr(weight, "device_mesh") for weight in state.values()):
             raise ValueError("`model` must hold all its weights in this process, but some are on others, or on meta.")
@@ -126,6 +122,10 @@ class ShearingLlamaForCausalLM(ShearingMixin, LlamaForCausalLM):
         state |= {f"masks.{name}": value for name, value in masked.masks.state_dict().items()}
         masked.load_state_dict(state, assign=True, strict=True)
         masked.model.rotary_emb = copy.deepcopy(model.model.rotary_emb)
+        for name, buffer in model.named_buffers():  # those that no state dict holds: the scale of embeddings
+            if masked.get_buffer(name).is_meta:
+                owner, _, last = name.rpartition(".")
+                setattr(masked.get_submodule(owner), last, buffer.detach().clone())
         masked.tie_weights()
         masked.generation_config = copy.deepcopy(model.generation_config)
         masked.set_attn_implementation(model.config._attn_implementation)
@@ -134,10 +134,11 @@ class ShearingLlamaForCausalLM(ShearingMixin, LlamaForCausalLM):
 
 def check_supported_source(config: PretrainedConfig) -> None:
     """Refuse a source of a family that masks are not known to be exact for."""
-    if type(config) is not LlamaConfig and config.model_type not in SUPPORTED_MODEL_TYPES:
+    family = family_of(config)
+    if family is None or type(config) is not family.config_class:
         raise ValueError(
             f"The source has model_type {config.model_type!r}, which can not be sheared. Supported model types:"
-            f" {', '.join(SUPPORTED_MODEL_TYPES)}."
+            f" {', '.join(supported_model_types())}. To add a family: examples/docs/families.md."
         )
 
 
@@ -156,10 +157,13 @@ def _commit_hash(path: str | os.PathLike, options: dict) -> str | None:
 
 
 def _masked_config(
-    config: PretrainedConfig, target_shape, mask_settings: MaskSettings | None, revision: str | None
-) -> ShearingLlamaConfig:
-    """The masked config for a plain or masked checkpoint's config."""
-    if isinstance(config, ShearingLlamaConfig):
+    cls: type, config: PretrainedConfig, target_shape, mask_settings: MaskSettings | None, revision: str | None
+) -> PretrainedConfig:
+    """The masked config of the class for a plain or masked checkpoint's config."""
+    family = family_of(cls.config_class())
+    if is_masked_config(config):
+        if type(config) is not cls.config_class:
+            raise ValueError(f"This masked checkpoint is a {config.model_type!r}: load it with its own class.")
         sizes = config.resolved_target().to_dict()
         if target_shape is not None and sizes | _named_sizes(target_shape) != sizes:
             raise ValueError(
@@ -178,8 +182,9 @@ def _masked_config(
             "`target_shape` is needed to add masks to a plain checkpoint. Give any of"
             f" {', '.join(SHAPE_NAMES)}, for example target_shape={{'intermediate_size': ...}}."
         )
+    config = as_family(config, family)
     target = TargetShape.from_dict(config, _named_sizes(target_shape))
-    return ShearingLlamaConfig.from_source(config, target, mask_settings or MaskSettings(), revision)
+    return cls.config_class.from_source(config, target, mask_settings or MaskSettings(), revision)
 
 
 def _named_sizes(target_shape: TargetShape | dict[str, int | None]) -> dict[str, int]:
@@ -207,6 +212,3 @@ def _refuse_incomplete_load(path, info: dict, model: torch.nn.Module, masked: bo
             f"The checkpoint {str(path)!r} does not fit its own config: {listed}. The model would compute another"
             " function than the checkpoint's; check the path and the checkpoint."
         )
-
-
-AutoModelForCausalLM.register(ShearingLlamaConfig, ShearingLlamaForCausalLM)

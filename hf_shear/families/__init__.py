@@ -1,0 +1,6 @@
+"""Which model families can be sheared, and what differs between them."""
+
+from .family import GROUPS, HEADS, HIDDEN, NEURONS, Axis, Family, family_of, supported_model_types
+from .table import FAMILIES
+
+__all__ = ["FAMILIES", "Axis", "GROUPS", "HEADS", "HIDDEN", "NEURONS", "Family", "family_of", "supported_model_types"]

@@ -1,0 +1,163 @@
+"""What a model family is: the parts that differ from a Llama's, as data.
+
+A family that fits has decoder layers of attention and MLP that both add to one residual stream, RMS norms, an ``o_proj``
+that reads the heads and a ``down_proj`` that reads the neurons. The rest is in its row of ``hf_shear/families/table.py``.
+
+Legend: d hidden size, H query heads, KV key/value heads, D head_dim, ff MLP width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+
+import transformers
+from transformers import PretrainedConfig
+
+HIDDEN, HEADS, GROUPS, NEURONS = "hidden", "heads", "key_value_heads", "intermediate"
+"""What an axis of a weight stands for: d, H * D, KV * D, ff. None: kept whole."""
+
+Axis = str | tuple[str, ...] | None  # a tuple: parts of a fused projection, one behind the other
+
+SEPARATE_ATTENTION: dict[str, tuple[Axis, ...]] = {
+    "q_proj": (HEADS, HIDDEN),
+    "k_proj": (GROUPS, HIDDEN),
+    "v_proj": (GROUPS, HIDDEN),
+    "o_proj": (HIDDEN, HEADS),
+}
+FUSED_ATTENTION: dict[str, tuple[Axis, ...]] = {
+    "qkv_proj": ((HEADS, GROUPS, GROUPS), HIDDEN),
+    "o_proj": (HIDDEN, HEADS),
+}
+SEPARATE_MLP: dict[str, tuple[Axis, ...]] = {
+    "gate_proj": (NEURONS, HIDDEN),
+    "up_proj": (NEURONS, HIDDEN),
+    "down_proj": (HIDDEN, NEURONS),
+}
+FUSED_MLP: dict[str, tuple[Axis, ...]] = {"gate_up_proj": ((NEURONS, NEURONS), HIDDEN), "down_proj": (HIDDEN, NEURONS)}
+UNGATED_MLP: dict[str, tuple[Axis, ...]] = {"up_proj": (NEURONS, HIDDEN), "down_proj": (HIDDEN, NEURONS)}
+
+ALWAYS = "always"
+"""In place of a config's flag: these modules have a bias in every model of the family."""
+
+ATTENTION_BIAS = {name: "attention_bias" for name in SEPARATE_ATTENTION}
+MLP_BIAS = {name: "mlp_bias" for name in SEPARATE_MLP}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family. The defaults are a Llama's.
+
+    Attributes:
+        model_type: of its configs.
+        config_name, model_name: classes of transformers.
+        attention, mlp: axes of the weights of a layer's projections, by module name.
+        biases: the config's flag (or ``ALWAYS``) that gives a projection a bias, by module name.
+        pre_norms: norms of a layer that read the residual stream.
+        post_norms: norms of a layer that read what attention, then what the MLP, writes, before it is added.
+        head_norms: norms over head_dim inside attention, whose weights no shearing changes.
+        wide_head_norms: norms over all query heads, and over all key heads, together: heads can not be removed.
+        norm_offset: added to a norm's weight before it scales (1 in Gemma).
+        norm_scales_in_float32: the weight multiplies before the norm's output is cast to the model's dtype.
+        scaled_embedding: embeddings are multiplied by sqrt(d).
+    """
+
+    model_type: str
+    config_name: str
+    model_name: str
+    attention: dict[str, tuple[Axis, ...]] = field(default_factory=lambda: SEPARATE_ATTENTION)
+    mlp: dict[str, tuple[Axis, ...]] = field(default_factory=lambda: SEPARATE_MLP)
+    biases: dict[str, str] = field(default_factory=dict)
+    pre_norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    post_norms: tuple[str, ...] = ()
+    head_norms: tuple[str, ...] = ()
+    wide_head_norms: tuple[str, ...] = ()
+    norm_offset: float = 0.0
+    norm_scales_in_float32: bool = False
+    scaled_embedding: bool = False
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the installed transformers has it."""
+        return hasattr(transformers, self.config_name) and hasattr(transformers, self.model_name)
+
+    @property
+    def config_class(self) -> type[PretrainedConfig]:
+        """The stock config class."""
+        return getattr(transformers, self.config_name)
+
+    @property
+    def model_class(self) -> type:
+        """The stock causal language model."""
+        return getattr(transformers, self.model_name)
+
+    @property
+    def fixed_sizes(self) -> tuple[str, ...]:
+        """Sizes that a target shape can not reduce."""
+        return ("num_attention_heads", "num_key_value_heads") if self.wide_head_norms else ()
+
+    def projections(self) -> Iterator[tuple[str, tuple[Axis, ...]]]:
+        """Name and axes of the weight of every projection of a layer."""
+        yield from self.attention.items()
+        yield from self.mlp.items()
+
+    def axes(self, module: str) -> tuple[Axis, ...]:
+        """What the axes of the weight of a module stand for, by the last part of its name; a bias has the first."""
+        if module in ("embed_tokens", "lm_head"):
+            return None, HIDDEN
+        if module == "norm" or module in self.pre_norms or module in self.post_norms:
+            return (HIDDEN,)
+        if module in self.head_norms or module in self.wide_head_norms:
+            return (None,)
+        return (self.attention | self.mlp)[module]
+
+    def has_bias(self, module: str, config: PretrainedConfig) -> bool:
+        """Whether a projection has a bias under this config."""
+        flag = self.biases.get(module)
+        return flag == ALWAYS or (flag is not None and bool(getattr(config, flag)))
+
+    def layer_parameters(self, config: PretrainedConfig, sizes: dict[str, float], head_dim: int) -> float:
+        """Parameters of one layer.
+
+        Args:
+            sizes: d, H * D, KV * D and ff, by ``HIDDEN``, ``HEADS``, ``GROUPS``, ``NEURONS``; may be fractions.
+        """
+        count = (len(self.pre_norms) + len(self.post_norms)) * sizes[HIDDEN] + len(self.head_norms) * head_dim
+        if self.wide_head_norms:
+            count += sizes[HEADS] + sizes[GROUPS]
+        for name, (rows, _) in self.projections():
+            count += self.has_bias(name, config) * _length(rows, sizes)
+        return count + self.layer_matrix_parameters(sizes)
+
+    def layer_matrix_parameters(self, sizes: dict[str, float]) -> float:
+        """Parameters of the projections of one layer, without biases; arguments as above."""
+        return sum(_length(rows, sizes) * _length(columns, sizes) for _, (rows, columns) in self.projections())
+
+
+def _length(axis: Axis, sizes: dict[str, float]) -> float:
+    return sum(sizes[part] for part in axis) if isinstance(axis, tuple) else sizes[axis]
+
+
+@cache
+def _by_config_class() -> dict[type[PretrainedConfig], Family]:
+    from .table import FAMILIES
+
+    return {family.config_class: family for family in FAMILIES.values() if family.is_installed}
+
+
+def supported_model_types() -> list[str]:
+    """The ``model_type`` of every family that can be sheared with the installed transformers."""
+    return sorted(family.model_type for family in _by_config_class().values())
+
+
+def family_of(config: PretrainedConfig) -> Family | None:
+    """The family of a stock or masked config; None if it has none here.
+
+    A subclass counts as its base only if it is a masked config of ours: other subclasses may change what is computed.
+    """
+    for base in type(config).__mro__:
+        family = _by_config_class().get(base)
+        if family is not None:
+            return family if config.model_type in (family.model_type, f"shearing_{family.model_type}") else None
+    return None
