@@ -164,11 +164,12 @@ def combinations():
             ("gqa", False, biases[-1], "ends removed"),
         }
         for values in product(HEADS, (False, True), biases, LAYERS):
-            text = f"{name}-{values[0]}-{'tied' if values[1] else 'untied'}-{'bias' if values[2] else 'no bias'}-{values[3]}"
+            flags = "tied" if values[1] else "untied", "bias" if values[2] else "no bias"
+            text = "-".join((name, values[0], *flags, values[3]))
             yield pytest.param(name, *values, id=text, marks=() if values in fast else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name, attention, tied, bias, layers", combinations())
+@pytest.mark.parametrize("name, attention, tied, bias, layers", list(combinations()))
 def test_masked_equals_sliced_equals_loaded(name, attention, tied, bias, layers, token_ids, tmp_path):
     layers = LAYERS[layers]
     source = build(name, bias=bias, tied=tied, **HEADS[attention][0])
@@ -184,7 +185,7 @@ def kinds_of_families():
         yield from ((name, kind) for kind in (HIDDEN, LAYER, INTERMEDIATE, *heads))
 
 
-@pytest.mark.parametrize("name, kind", kinds_of_families())
+@pytest.mark.parametrize("name, kind", list(kinds_of_families()))
 def test_each_kind_alone(name, kind, token_ids, tmp_path):
     target = {
         HIDDEN: {"hidden_size": 9},
