@@ -2,7 +2,14 @@
 
 from .data import DynamicBatchSampler
 from .masks import MaskSettings
-from .modeling import ShearingLlamaConfig, ShearingLlamaForCausalLM
+from .modeling import (
+    AutoShearingModelForCausalLM,
+    ShearingLlamaConfig,
+    ShearingLlamaForCausalLM,
+    ShearingMistralForCausalLM,
+    ShearingQwen2ForCausalLM,
+    ShearingQwen3ForCausalLM,
+)
 from .one_shot import prune_one_shot
 from .shapes import TargetShape
 from .slicing import slice_model
@@ -11,12 +18,16 @@ from .training import ShearTrainer, ShearTrainingArguments
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutoShearingModelForCausalLM",
     "DynamicBatchSampler",
     "MaskSettings",
     "ShearTrainer",
     "ShearTrainingArguments",
     "ShearingLlamaConfig",
     "ShearingLlamaForCausalLM",
+    "ShearingMistralForCausalLM",
+    "ShearingQwen2ForCausalLM",
+    "ShearingQwen3ForCausalLM",
     "TargetShape",
     "prune_one_shot",
     "slice_model",

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, Qwen2Config
+from transformers import LlamaConfig, OPTConfig
 
 from hf_shear import MaskSettings, ShearingLlamaConfig, TargetShape
 from hf_shear.shapes import count_parameters, preset_shape
@@ -170,4 +170,4 @@ def test_setups_that_do_not_exist_are_refused(fields, text):
 
 def test_other_families_are_refused():
     with pytest.raises(ValueError, match="supported family"):
-        estimate_memory(Qwen2Config(), BASE)
+        estimate_memory(OPTConfig(), BASE)

@@ -3,12 +3,16 @@
 import hf_shear
 
 PUBLIC = {
+    "AutoShearingModelForCausalLM",
     "DynamicBatchSampler",
     "MaskSettings",
     "ShearTrainer",
     "ShearTrainingArguments",
     "ShearingLlamaConfig",
     "ShearingLlamaForCausalLM",
+    "ShearingMistralForCausalLM",
+    "ShearingQwen2ForCausalLM",
+    "ShearingQwen3ForCausalLM",
     "TargetShape",
     "prune_one_shot",
     "slice_model",

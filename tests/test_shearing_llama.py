@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from hf_shear.families import FAMILIES
 from hf_shear.masks import (
     HIDDEN,
     INTERMEDIATE,
@@ -286,9 +287,7 @@ def test_another_family_is_refused_and_the_supported_one_is_named(tmp_path):
         eos_token_id=2,
     )
     MistralForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(
-        ValueError, match="model_type 'mistral', which can not be sheared. Supported model types: llama"
-    ):
+    with pytest.raises(ValueError, match="model_type 'mistral' has no exact equivalent of model_type 'llama'"):
         ShearingLlamaForCausalLM.from_pretrained(tmp_path, target_shape={"intermediate_size": 4})
 
 
@@ -422,11 +421,19 @@ def test_head_gate_is_the_product_of_group_and_query():
 
 def test_residual_writes_take_layer_and_hidden_gates():
     layer, hidden = torch.tensor([0.5, 0.0]), torch.tensor([1.0, 0.2, 0.0])
-    both = residual_write_masks({LAYER: layer, HIDDEN: hidden}, 2)
+    llama, nothing = FAMILIES["llama"], [None, None]
+    both, post_norms = residual_write_masks({LAYER: layer, HIDDEN: hidden}, 2, llama)
     torch.testing.assert_close(torch.stack(both), torch.tensor([[0.5, 0.1, 0.0], [0.0, 0.0, 0.0]]))
-    assert [mask.tolist() for mask in residual_write_masks({LAYER: layer}, 2)] == [[0.5], [0.0]]
-    assert residual_write_masks({HIDDEN: hidden}, 2) == [hidden, hidden]
-    assert residual_write_masks({}, 2) == [None, None]
+    assert post_norms == nothing
+    assert [mask.tolist() for mask in residual_write_masks({LAYER: layer}, 2, llama)[0]] == [[0.5], [0.0]]
+    assert residual_write_masks({HIDDEN: hidden}, 2, llama) == ([hidden, hidden], nothing)
+    assert residual_write_masks({}, 2, llama) == (nothing, nothing)
+
+
+def test_layer_gates_act_on_the_norms_behind_the_sublayers():
+    layer, hidden = torch.tensor([0.5, 0.0]), torch.tensor([1.0, 0.2, 0.0])
+    writes, post_norms = residual_write_masks({LAYER: layer, HIDDEN: hidden}, 2, FAMILIES["gemma2"])
+    assert writes == [hidden, hidden] and [mask.tolist() for mask in post_norms] == [[0.5], [0.0]]
 
 
 def test_closed_units_can_hold_anything(source, add_masks, token_ids):

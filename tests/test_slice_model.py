@@ -557,5 +557,7 @@ def test_reference_sliced_logits(monkeypatch, shared_data, tmp_path, masks):
 
 
 def test_a_plain_model_can_not_be_sliced(build_llama):
-    with pytest.raises(ValueError, match="`model` must be masked, but it is a LlamaForCausalLM. Load it with Shearing"):
+    with pytest.raises(
+        ValueError, match="`model` must be masked, but it is a LlamaForCausalLM. Load it with AutoShearing"
+    ):
         slice_model(build_llama())

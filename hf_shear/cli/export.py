@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from ..modeling import ShearingLlamaConfig, ShearingLlamaForCausalLM
+from ..modeling import AutoShearingModelForCausalLM, is_masked_config
 from ..recovery import merge_adapter
 from ..slicing import provenance_record, save_checkpoint, slice_model
 
@@ -53,12 +53,12 @@ def run(arguments: Arguments) -> None:
         model, tokenizer_path = merge_adapter(arguments.base, arguments.checkpoint), arguments.base
     else:
         config = AutoConfig.from_pretrained(arguments.checkpoint)
-        if not isinstance(config, ShearingLlamaConfig):
+        if not is_masked_config(config):
             raise ValueError(
                 f"`checkpoint` {arguments.checkpoint!r} has no masks (model_type {config.model_type!r}): it is a plain"
                 " checkpoint already, or of another kind."
             )
-        masked = ShearingLlamaForCausalLM.from_pretrained(arguments.checkpoint)
+        masked = AutoShearingModelForCausalLM.from_pretrained(arguments.checkpoint)
         model, kept = slice_model(masked)
         provenance, tokenizer_path = provenance_record(masked, kept), arguments.checkpoint
     tokenizer = None

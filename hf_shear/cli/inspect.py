@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import AutoConfig, PretrainedConfig
 
 from ..evaluation import kv_cache_bytes_per_token
-from ..modeling import ShearingLlamaConfig, check_supported_source
+from ..modeling import check_supported_source, is_masked_config
 from ..recovery import forward_flops_per_token
 from ..runs import TargetArguments, choose_target
 from ..shapes import SHAPE_NAMES, ModelShape, count_parameters
@@ -42,7 +42,7 @@ def run(arguments: Arguments) -> None:
     if Path(arguments.checkpoint).exists() and not (Path(arguments.checkpoint) / "config.json").is_file():
         raise ValueError(f"`checkpoint` {arguments.checkpoint!r} holds no config.json.")
     config = AutoConfig.from_pretrained(arguments.checkpoint)
-    masked = isinstance(config, ShearingLlamaConfig)
+    masked = is_masked_config(config)
     if not masked:
         check_supported_source(config)
     target = None

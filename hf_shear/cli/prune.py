@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from .. import runs
 from ..compensation import COMPENSATIONS
 from ..data import Calibration
-from ..modeling import ShearingLlamaForCausalLM
+from ..modeling import AutoShearingModelForCausalLM
 from ..one_shot import criteria_from_words, prune_one_shot
 from ..shapes import SHAPE_NAMES
 from ..slicing import provenance_record, save_checkpoint
@@ -25,7 +25,7 @@ POSITIONAL = ("model_name_or_path",)
 class Arguments(runs.TargetArguments, runs.DataArguments):
     """What is pruned, to which shape, by which scores."""
 
-    model_name_or_path: str = field(metadata={"help": "A plain Llama checkpoint."})
+    model_name_or_path: str = field(metadata={"help": "A plain checkpoint of a supported family."})
     output_dir: str = field(metadata={"help": "Folder to make; it must not exist."})
     criterion: list[str] = field(
         default_factory=lambda: ["taylor"],
@@ -66,7 +66,7 @@ def run(arguments: Arguments) -> None:
     )  # fmt: skip
     pruned = pruning.model
     provenance = provenance_record(
-        ShearingLlamaForCausalLM.from_model(source, target), pruning.kept, seed=arguments.seed,
+        AutoShearingModelForCausalLM.from_model(source, target), pruning.kept, seed=arguments.seed,
         method=" ".join(arguments.criterion), compensation=arguments.compensation, num_shots=arguments.num_shots,
     )  # fmt: skip
     save_checkpoint(pruned, arguments.output_dir, tokenizer, provenance)

@@ -1,13 +1,14 @@
 """Models with masks."""
 
 from . import configuration, shearing_models
-from .configuration import ShearingConfig, as_family, is_masked_config, shearing_config_class
+from .configuration import MASKED_PREFIX, ShearingConfig, as_family, is_masked_config, shearing_config_class
 from .folding import MaskedEmbedding, MaskedLinear, MaskedRMSNorm, scale_norm_weight, scale_weight
 from .mixin import ShearingCausalLMOutput, ShearingMixin, head_channel_masks, residual_write_masks
 from .shearing_model import ShearingModel, check_supported_source
 from .shearing_models import AutoShearingModelForCausalLM, shearing_class
 
 __all__ = [
+    "MASKED_PREFIX",
     "AutoShearingModelForCausalLM",
     "MaskedEmbedding",
     "MaskedLinear",

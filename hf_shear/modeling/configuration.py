@@ -14,7 +14,8 @@ from ..families import FAMILIES, Family, family_of
 from ..masks import MaskPhase, MaskSettings
 from ..shapes import ModelShape, TargetShape, config_for_shape
 
-PREFIX = "shearing_"
+MASKED_PREFIX = "shearing_"
+"""Of the model_type of masked configs, before that of the family."""
 _FIELDS = {
     "target_shape": dict | None,
     "mask_settings": dict | None,
@@ -83,7 +84,7 @@ def _make_class(family: Family) -> type[PretrainedConfig]:
         "__annotations__": dict(_FIELDS),
         "__module__": __name__,
         "__doc__": f"{family.config_name} of the source, with target shape and masks: see ``ShearingConfig``.",
-        "model_type": PREFIX + family.model_type,
+        "model_type": MASKED_PREFIX + family.model_type,
     }
     return strict(type(f"Shearing{family.config_name}", (ShearingConfig, family.config_class), body))
 

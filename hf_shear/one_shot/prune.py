@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from ..compensation import CompensationReport, compensate
 from ..data import Calibration
 from ..importance import Scores
-from ..modeling import ShearingLlamaForCausalLM
+from ..modeling import AutoShearingModelForCausalLM
 from ..shapes import TargetShape
 from ..slicing import KeptUnits, slice_model
 from .allocation import uniform_gates
@@ -30,14 +30,14 @@ class OneShotPruning:
         compensation: errors of what was compensated, one report per shot.
     """
 
-    model: LlamaForCausalLM
+    model: PreTrainedModel
     kept: KeptUnits
     scores: Scores
     compensation: list[CompensationReport]
 
 
 def prune_one_shot(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     target: TargetShape | dict[str, int],
     calibration: Calibration | Iterable[dict[str, Tensor]],
     criterion: CriterionChoice = "taylor",
@@ -47,7 +47,7 @@ def prune_one_shot(
     """Prune ``model`` to ``target``: keep what ``criterion`` scores highest, and make up for the rest.
 
     Args:
-        model: a stock or a masked Llama; left as it is.
+        model: a stock or a masked model of a supported family; left as it is.
         target: the shape to reach; any subset of the five names.
         calibration: text to score and compensate on (batches with ``input_ids`` and ``labels``).
         criterion: a name with options (``"taylor"``, ``"flap"``), a function declared by
@@ -61,7 +61,7 @@ def prune_one_shot(
     calibration = calibration if isinstance(calibration, Calibration) else Calibration(list(calibration))
     if num_shots < 1:
         raise ValueError(f"`num_shots` must be at least 1, but it is {num_shots}.")
-    masked = ShearingLlamaForCausalLM.from_model(model, target).eval()
+    masked = AutoShearingModelForCausalLM.from_model(model, target).eval()
     kinds = [kind.name for kind in masked.masks.constrained]
     criteria_by_kind(criterion, kinds)  # refused before any forward
     gates, scores, reports = {}, {}, []

@@ -180,9 +180,9 @@ Not a finished model: it has the size of its source, {source_name(origin)}, and 
 the way to this shape: {shape}. It has no results. Only `hf_shear` loads it; `slice_model` cuts it.
 
 ```python
-from hf_shear import ShearingLlamaForCausalLM
+from hf_shear import AutoShearingModelForCausalLM
 
-model = ShearingLlamaForCausalLM.from_pretrained("{repo_id or "checkpoint"}")
+model = AutoShearingModelForCausalLM.from_pretrained("{repo_id or "checkpoint"}")
 ```
 
 Licence: {licensed}.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ..modeling import ShearingLlamaConfig
+from ..modeling import MASKED_PREFIX
 from .source_model import LICENSE_NAMES
 
 SINGLE_WEIGHTS, SHARDED_WEIGHTS = "model.safetensors", "model.safetensors.index.json"
@@ -41,7 +41,7 @@ def checkpoint_config(checkpoint: Path) -> dict:
 
 def is_masked(config: dict) -> bool:
     """Whether the checkpoint is of a model in the middle of mask learning."""
-    return config["model_type"] == ShearingLlamaConfig.model_type
+    return config["model_type"].startswith(MASKED_PREFIX)
 
 
 def weight_files(checkpoint: Path) -> list[str]:

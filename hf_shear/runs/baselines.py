@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterable
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from ..data import Calibration
-from ..modeling import ShearingLlamaForCausalLM
+from ..modeling import ShearingModel
 from ..one_shot import prune_one_shot
 
 BASELINES = ("random", "taylor", "scratch")
@@ -34,8 +34,8 @@ def baseline_learning_rates(text: str | None) -> dict[str, float]:
 
 
 def baseline_model(
-    name: str, source: ShearingLlamaForCausalLM, calibration: Iterable[dict], seed: int, micro_batch_size: int
-) -> LlamaForCausalLM:
+    name: str, source: ShearingModel, calibration: Iterable[dict], seed: int, micro_batch_size: int
+) -> PreTrainedModel:
     """A baseline before training.
 
     Args:
@@ -56,5 +56,5 @@ def baseline_model(
     model = prune_one_shot(source, source.masks.target, text, criterion).model
     if name == "scratch":
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(model.config)
+        model = type(model)(model.config)
     return model

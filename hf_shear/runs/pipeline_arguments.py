@@ -66,7 +66,7 @@ class RecoveryArguments(DataArguments):
 class PipelineArguments(TargetArguments, RecoveryArguments):
     """What is sheared, to which shape, on which text, for how long."""
 
-    model_name_or_path: str = field(metadata={"help": "A plain Llama checkpoint."})
+    model_name_or_path: str = field(metadata={"help": "A plain checkpoint of a supported family."})
     mask_tokens: int = field(default=48_000, metadata={"help": "Training tokens of mask learning."})
     mask_method: Literal[MASK_METHODS] = field(default="relaxed_topk", metadata={"help": "hard_concrete: the paper."})
     mask_draw: Literal[MASK_DRAWS] = field(default="per_step", metadata={"help": "per_micro_batch: reference code."})

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from ..data import load_domains
 from ..importance import mask_start_importance
 from ..masks import MaskSettings
-from ..modeling import ShearingLlamaForCausalLM
+from ..modeling import AutoShearingModelForCausalLM, ShearingModel
 from ..recovery import merge_adapter, save_adapter_record
 from ..shapes import TargetShape
 from ..slicing import provenance_record, read_provenance, save_checkpoint, slice_model
@@ -123,13 +123,13 @@ def with_teacher_logits(run: Run) -> Run:
     return replace(run, train=stored_logits(run.folder.path))
 
 
-def masked_source(run: Run) -> ShearingLlamaForCausalLM:
+def masked_source(run: Run) -> ShearingModel:
     """The source with masks towards the target."""
     pipeline, seed = run.pipeline, run.args.seed
     settings = MaskSettings(method=pipeline.mask_method, draw=pipeline.mask_draw, seed=seed)
     settings = MaskSettings.paper(seed) if pipeline.paper else settings
     options = {"dtype": TRAINED_DTYPE, "target_shape": run.target, "mask_settings": settings}
-    return ShearingLlamaForCausalLM.from_pretrained(pipeline.model_name_or_path, **options)
+    return AutoShearingModelForCausalLM.from_pretrained(pipeline.model_name_or_path, **options)
 
 
 def calibration(run: Run) -> list[dict]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, unit_kinds
-from ..modeling import ShearingLlamaConfig
+from ..modeling import is_masked_config
 from ..shapes import ModelShape, count_parameters
 
 BACKENDS = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
@@ -132,7 +132,7 @@ class ModelParts:
 
 def _masked_units(config: PretrainedConfig, shape: ModelShape) -> dict[str, int]:
     """Number of masks of each kind that is learned."""
-    if not isinstance(config, ShearingLlamaConfig):
+    if not is_masked_config(config):
         return {}
     kinds = unit_kinds(shape, config.resolved_target()).values()
     return {kind.name: math.prod(kind.mask_shape) for kind in kinds if not kind.frozen}
