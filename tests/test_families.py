@@ -7,6 +7,7 @@ needs more than a Llama's (``CONFIGS``).
 import importlib
 import json
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -288,7 +289,7 @@ def test_what_is_no_mistral_is_refused(build_llama):
         AutoShearingModelForCausalLM.from_model(build_llama(attention_bias=True), as_family="mistral")
     with pytest.raises(ValueError, match="'mistral' has no exact equivalent of model_type 'llama'"):
         ShearingLlamaForCausalLM.from_model(MistralForCausalLM(MistralConfig(**SIZES)))
-    with pytest.raises(ValueError, match="`as_family` must be a supported model_type"):
+    with pytest.raises(ValueError, match="`as_family` must be one of arcee"):
         AutoShearingModelForCausalLM.from_model(build_llama(), as_family="opt")
 
 
@@ -338,3 +339,17 @@ def test_parts_of_a_fused_projection_keep_their_order(monkeypatch, token_ids, tm
     monkeypatch.setattr(module, "_axis_indices", swapped)
     with pytest.raises((AssertionError, IndexError)):
         assert_invariant(model, random_gates(model, [0, 3]), token_ids, tmp_path)
+
+
+def test_the_page_names_every_family_and_what_can_be_removed():
+    page = (Path(__file__).parent.parent / "examples/docs/families.md").read_text(encoding="utf-8")
+    rows = {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 7 and cells[0].startswith("`"):
+            rows[cells[0].strip("`")] = cells[1:6]
+    assert set(rows) == set(FAMILIES)
+    for name, (class_name, layers, hidden, heads, neurons) in rows.items():
+        assert class_name.strip("`") == f"Shearing{FAMILIES[name].model_name}"
+        assert (layers, hidden, neurons) == ("yes", "yes", "yes")
+        assert heads == ("no" if FAMILIES[name].fixed_sizes else "yes")

@@ -28,6 +28,7 @@ ALLOWED = {
     "evaluation": {"shapes", "data", "reporting"},
     "publishing": {"shapes", "masks", "modeling", "reporting", "slicing"},
     "runs": {
+        "families",
         "shapes",
         "masks",
         "modeling",

@@ -62,11 +62,12 @@ def run(arguments: Arguments) -> None:
     batches = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
     pruning = prune_one_shot(
         source, target, Calibration(list(batches), arguments.seed), criteria_from_words(arguments.criterion),
-        arguments.compensation, arguments.num_shots,
+        arguments.compensation, arguments.num_shots, arguments.as_family,
     )  # fmt: skip
     pruned = pruning.model
+    masked = AutoShearingModelForCausalLM.from_model(source, target, as_family=arguments.as_family)
     provenance = provenance_record(
-        AutoShearingModelForCausalLM.from_model(source, target), pruning.kept, seed=arguments.seed,
+        masked, pruning.kept, seed=arguments.seed,
         method=" ".join(arguments.criterion), compensation=arguments.compensation, num_shots=arguments.num_shots,
     )  # fmt: skip
     save_checkpoint(pruned, arguments.output_dir, tokenizer, provenance)

@@ -1,6 +1,17 @@
 """Which model families can be sheared, and what differs between them."""
 
-from .family import GROUPS, HEADS, HIDDEN, NEURONS, Axis, Family, family_of, supported_model_types
+from .family import GROUPS, HEADS, HIDDEN, NEURONS, Axis, Family, family_named, family_of, supported_model_types
 from .table import FAMILIES
 
-__all__ = ["FAMILIES", "Axis", "GROUPS", "HEADS", "HIDDEN", "NEURONS", "Family", "family_of", "supported_model_types"]
+__all__ = [
+    "FAMILIES",
+    "GROUPS",
+    "HEADS",
+    "HIDDEN",
+    "NEURONS",
+    "Axis",
+    "Family",
+    "family_named",
+    "family_of",
+    "supported_model_types",
+]

@@ -151,6 +151,18 @@ def supported_model_types() -> list[str]:
     return sorted(family.model_type for family in _by_config_class().values())
 
 
+def family_named(model_type: str) -> Family:
+    """The family of a ``model_type``.
+
+    Raises:
+        ValueError: it is not supported.
+    """
+    supported = supported_model_types()
+    if model_type not in supported:
+        raise ValueError(f"`as_family` must be one of {', '.join(supported)}, but it is {model_type!r}.")
+    return next(family for family in _by_config_class().values() if family.model_type == model_type)
+
+
 def family_of(config: PretrainedConfig) -> Family | None:
     """The family of a stock or masked config; None if it has none here.
 

@@ -7,7 +7,7 @@ from functools import wraps
 
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from ..families import FAMILIES, Family, family_of
+from ..families import FAMILIES, Family, family_named, family_of
 from .configuration import shearing_config_class
 from .shearing_model import HUB_OPTIONS, ShearingModel, check_supported_source
 
@@ -76,8 +76,5 @@ def shearing_class(config: PretrainedConfig, as_family: str | None = None) -> ty
     """
     if family_of(config) is None:
         check_supported_source(config)
-    if as_family is not None and as_family not in _CLASSES:
-        raise ValueError(
-            f"`as_family` must be a supported model_type ({', '.join(sorted(_CLASSES))}), not {as_family!r}."
-        )
-    return _CLASSES[as_family or family_of(config).model_type]
+    family = family_of(config) if as_family is None else family_named(as_family)
+    return _CLASSES[family.model_type]

@@ -43,6 +43,7 @@ def prune_one_shot(
     criterion: CriterionChoice = "taylor",
     compensation: str = "none",
     num_shots: int = 1,
+    as_family: str | None = None,
 ) -> OneShotPruning:
     """Prune ``model`` to ``target``: keep what ``criterion`` scores highest, and make up for the rest.
 
@@ -54,6 +55,7 @@ def prune_one_shot(
             ``hf_shear.importance.criterion``, or a dict with one per kind of unit (and ``"default"``).
         compensation: "none" or "least_squares" (``hf_shear.compensation``).
         num_shots: steps in which units are removed; each scores and compensates anew what the ones before left.
+        as_family: model_type that the result shall have, as in ``AutoShearingModelForCausalLM.from_pretrained``.
 
     Raises:
         ValueError: the target does not fit, or the criterion cannot rank what is to be removed.
@@ -61,7 +63,7 @@ def prune_one_shot(
     calibration = calibration if isinstance(calibration, Calibration) else Calibration(list(calibration))
     if num_shots < 1:
         raise ValueError(f"`num_shots` must be at least 1, but it is {num_shots}.")
-    masked = AutoShearingModelForCausalLM.from_model(model, target).eval()
+    masked = AutoShearingModelForCausalLM.from_model(model, target, as_family=as_family).eval()
     kinds = [kind.name for kind in masked.masks.constrained]
     criteria_by_kind(criterion, kinds)  # refused before any forward
     gates, scores, reports = {}, {}, []

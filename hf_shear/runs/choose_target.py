@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
-from ..modeling import check_supported_source
+from ..families import family_named
+from ..modeling import as_family, check_supported_source
 from ..shapes import SHAPE_NAMES, TargetShape, preset_shape, shape_for_budget
 
 
@@ -12,7 +13,8 @@ def choose_target(pipeline, config: PretrainedConfig) -> tuple[TargetShape, str 
     """The target, checked before any weight is loaded.
 
     Args:
-        pipeline: arguments with the five shape names, ``preset`` and ``target_num_parameters``, each None if not given.
+        pipeline: arguments with the five shape names, ``preset`` and ``target_num_parameters``, each None if not given;
+            and ``as_family``.
         config: of the source.
 
     Returns:
@@ -23,6 +25,8 @@ def choose_target(pipeline, config: PretrainedConfig) -> tuple[TargetShape, str 
             fit the source.
     """
     check_supported_source(config)
+    if pipeline.as_family is not None:
+        config = as_family(config, family_named(pipeline.as_family))
     named = {name: getattr(pipeline, name) for name in SHAPE_NAMES if getattr(pipeline, name) is not None}
     ways = [bool(named), pipeline.preset is not None, pipeline.target_num_parameters is not None]
     if sum(ways) != 1:

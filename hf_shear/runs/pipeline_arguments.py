@@ -36,6 +36,9 @@ class TargetArguments:
     num_key_value_heads: int | None = field(default=None, metadata={"help": "Target size."})
     intermediate_size: int | None = field(default=None, metadata={"help": "Target size."})
     target_num_parameters: int | None = field(default=None, metadata={"help": "Pick a shape of at most this size."})
+    as_family: str | None = field(
+        default=None, metadata={"help": "'mistral': a Llama without biases as one, for any number of heads."}
+    )
 
 
 @dataclass(kw_only=True)

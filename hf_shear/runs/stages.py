@@ -129,6 +129,7 @@ def masked_source(run: Run) -> ShearingModel:
     settings = MaskSettings(method=pipeline.mask_method, draw=pipeline.mask_draw, seed=seed)
     settings = MaskSettings.paper(seed) if pipeline.paper else settings
     options = {"dtype": TRAINED_DTYPE, "target_shape": run.target, "mask_settings": settings}
+    options |= {"as_family": pipeline.as_family}
     return AutoShearingModelForCausalLM.from_pretrained(pipeline.model_name_or_path, **options)
 
 
