@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..curvature import input_moments, least_squares_columns
+from ..curvature import least_squares_columns, stream_inputs
 from ..data import Calibration
-from ..masks import INTERMEDIATE
-from ..modeling import ShearingMixin, head_channel_masks
+from ..modeling import ShearingMixin, open_columns
 
 COMPENSATIONS = ("none", "least_squares")
 
@@ -33,7 +32,11 @@ class CompensationReport:
 
 @torch.no_grad()
 def compensate(
-    model: ShearingMixin, gates: dict[str, Tensor], calibration: Calibration, method: str = "least_squares"
+    model: ShearingMixin,
+    gates: dict[str, Tensor],
+    calibration: Calibration,
+    method: str = "least_squares",
+    store: str | None = None,
 ) -> CompensationReport:
     """Update o_proj and down_proj of ``model`` for the units that ``gates`` closes and that are open in it now.
 
@@ -43,6 +46,8 @@ def compensate(
     Args:
         model: a masked model.
         gates: 0 or 1, [*rows, units] per kind of unit.
+        store: where hidden states wait between layers, such as "cpu"; None: the model's device. One layer's statistics
+            are held at a time (``hf_shear.curvature.stream``).
 
     Returns:
         The errors of every module that lost inputs.
@@ -55,42 +60,43 @@ def compensate(
     report = CompensationReport()
     if method == "none":
         return report
-    now, later = _column_gates(model, model.gates_in_use), _column_gates(model, gates)
-    losing = {name: later[name] for name in later if bool((now[name] & ~later[name]).any())}
+    now, later = open_columns(model, model.gates_in_use), open_columns(model, gates)
+    losing = {
+        (index, name)
+        for index, columns in enumerate(now)
+        for name in columns
+        if bool((now[index][name] & ~later[index][name]).any())
+    }
+    names = sorted({name for _, name in losing})
+    if not losing:
+        return report
     with model.use_gates(model.gates_in_use):
-        moments = input_moments(model, losing, calibration.on(model.device))
-    for name, open_later in losing.items():
-        module: nn.Linear = model.get_submodule(name)
-        gram, weight = moments[name].gram, module.weight
-        kept, removed = open_later.nonzero().flatten(), (now[name] & ~open_later).nonzero().flatten()
-        columns = least_squares_columns(weight, gram, kept, removed)
-        new = weight.detach().clone()
-        new[:, kept], new[:, removed] = columns, 0
-        closed = weight.detach().clone()
-        closed[:, ~open_later] = 0
-        whole = weight.detach().clone()
-        whole[:, ~now[name]] = 0
-        report.before[name] = _relative_error(whole, closed, gram)
-        report.after[name] = _relative_error(whole, new, gram)
-        module.weight = nn.Parameter(new, requires_grad=weight.requires_grad)
+        for index, inputs in stream_inputs(model, calibration.batches, names, store=store):
+            for name in names:
+                if (index, name) not in losing:
+                    continue
+                module, gram = model.model.layers[index].get_submodule(name), inputs.pop(name).gram
+                errors = _compensate_module(module, gram, now[index][name], later[index][name])
+                label = f"model.layers.{index}.{name}"
+                report.before[label], report.after[label] = errors
     return report
+
+
+def _compensate_module(module: nn.Linear, gram: Tensor, open_now: Tensor, open_later: Tensor) -> tuple[float, float]:
+    """Give a linear layer its new weight; returns its relative errors without and with it."""
+    weight = module.weight
+    kept, removed = open_later.nonzero().flatten(), (open_now & ~open_later).nonzero().flatten()
+    new = weight.detach().clone()
+    new[:, kept], new[:, removed] = least_squares_columns(weight, gram, kept, removed), 0
+    closed = weight.detach().clone()
+    closed[:, ~open_later] = 0
+    whole = weight.detach().clone()
+    whole[:, ~open_now] = 0
+    module.weight = nn.Parameter(new, requires_grad=weight.requires_grad)
+    return _relative_error(whole, closed, gram), _relative_error(whole, new, gram)
 
 
 def _relative_error(weight: Tensor, other: Tensor, gram: Tensor) -> float:
     gap, weight, gram = (weight - other).double(), weight.double(), gram.double()
-    return float(((gap @ gram) * gap).sum() / ((weight @ gram) * weight).sum())
-
-
-def _column_gates(model: ShearingMixin, gates: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Which inputs of every o_proj and down_proj are open: bool [C] by module name."""
-    rows = {
-        "self_attn.o_proj": head_channel_masks(gates, model.masks.source),
-        "mlp.down_proj": gates.get(INTERMEDIATE),
-    }
-    found = {}
-    for index, layer in enumerate(model.model.layers):
-        for name, masks in rows.items():
-            size = layer.get_submodule(name).in_features
-            open_now = torch.ones(size, dtype=torch.bool, device=model.device) if masks is None else masks[index] != 0
-            found[f"model.layers.{index}.{name}"] = open_now
-    return found
+    error, whole = ((gap @ gram) * gap).sum(), ((weight @ gram) * weight).sum()
+    return float(error / whole) if float(whole) > 0 else 0.0  # a module that writes nothing loses nothing

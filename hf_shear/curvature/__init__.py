@@ -1,6 +1,22 @@
 """Second moments of what linear layers read and of the gradients of what they write, and what follows from them."""
 
-from .least_squares import least_squares_columns
-from .linear_inputs import InputMoments, input_moments
+from .costs import ColumnCosts, row_costs
+from .factors import DAMPING
+from .least_squares import least_squares_columns, update_rows
+from .moments import GradientMoments, InputMoments
+from .stream import OUTPUT_PROJECTIONS, LayerCurvature, ShortCalibrationWarning, stream_curvature, stream_inputs
 
-__all__ = ["InputMoments", "input_moments", "least_squares_columns"]
+__all__ = [
+    "DAMPING",
+    "OUTPUT_PROJECTIONS",
+    "ColumnCosts",
+    "GradientMoments",
+    "InputMoments",
+    "LayerCurvature",
+    "ShortCalibrationWarning",
+    "least_squares_columns",
+    "row_costs",
+    "stream_curvature",
+    "stream_inputs",
+    "update_rows",
+]

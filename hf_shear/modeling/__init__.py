@@ -1,6 +1,7 @@
 """Models with masks."""
 
 from . import configuration, shearing_models
+from .column_gates import ATTENTION_OUTPUT, MLP_OUTPUT, open_columns, written_weight
 from .configuration import MASKED_PREFIX, ShearingConfig, as_family, is_masked_config, shearing_config_class
 from .folding import MaskedEmbedding, MaskedLinear, MaskedRMSNorm, scale_norm_weight, scale_weight
 from .mixin import ShearingCausalLMOutput, ShearingMixin, head_channel_masks, residual_write_masks
@@ -8,8 +9,10 @@ from .shearing_model import ShearingModel, check_supported_source
 from .shearing_models import AutoShearingModelForCausalLM, shearing_class
 
 __all__ = [
+    "ATTENTION_OUTPUT",
     "MASKED_PREFIX",
     "AutoShearingModelForCausalLM",
+    "MLP_OUTPUT",
     "MaskedEmbedding",
     "MaskedLinear",
     "MaskedRMSNorm",
@@ -21,11 +24,13 @@ __all__ = [
     "check_supported_source",
     "head_channel_masks",
     "is_masked_config",
+    "open_columns",
     "residual_write_masks",
     "scale_norm_weight",
     "scale_weight",
     "shearing_class",
     "shearing_config_class",
+    "written_weight",
 ]
 
 # One class of configs and one of models per family, such as ShearingQwen3Config and ShearingQwen3ForCausalLM.

@@ -1,0 +1,33 @@
+"""The LLM Surgeon's costs of coupled units (arXiv 2312.17244)."""
+
+from __future__ import annotations
+
+from ..curvature import DAMPING
+from ..data import Calibration
+from ..importance import Scores, criterion, removal_costs
+from ..masks import INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
+from ..modeling import ShearingMixin
+
+
+@criterion(ranks=(KEY_VALUE_HEAD, QUERY_HEAD, INTERMEDIATE, LAYER), presumes_compensation=True)
+def llm_surgeon(
+    model: ShearingMixin,
+    calibration: Calibration,
+    *,
+    gradients: bool = True,
+    damping: float = DAMPING,
+    layers_per_pass: int = 0,
+    activation_checkpointing: bool = False,
+    store: str = "",
+) -> Scores:
+    """Expected rise of the mean loss, nats per token, after the weights that stay were updated.
+
+    Args:
+        gradients: False: the activation-only variant, G = I, from forward passes alone; units of error, not nats.
+        damping: a share of the mean diagonal, added to the diagonals of A and G.
+        layers_per_pass: layers whose statistics are held at once; 0: all, the fastest.
+        activation_checkpointing: less memory for the backward pass, which runs each layer again.
+        store: where hidden states wait between passes, such as "cpu"; "": the model's device.
+    """
+    passes = (layers_per_pass or None, activation_checkpointing, store or None)
+    return removal_costs(model, calibration, True, gradients, damping, *passes).units
