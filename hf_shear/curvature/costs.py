@@ -98,10 +98,8 @@ class ColumnCosts:
         if not len(places):
             return self._weight.new_zeros(())
         weight, product = self._weight[:, places], self._product[:, places]
-        if not self.update:
+        if not self.update or len(places) == len(self.live):  # of all columns, (M_SS)^-1 = A
             taken = weight @ self._gram[places][:, places]
-        elif len(places) == len(self.live):
-            taken = weight @ self._gram  # (M_SS)^-1 = A
         else:
             factor = cholesky(self._inverse[places][:, places], f"A^-1 of {self.name}")
             taken = torch.cholesky_solve(weight.t(), factor).t()

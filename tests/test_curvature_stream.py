@@ -1,0 +1,254 @@
+"""A and G, streamed: the same as from whole forwards, for any batches, windows, checkpointing, and over ranks."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from launching import free_port
+
+from hf_shear import ShearingLlamaForCausalLM
+from hf_shear.curvature import InputMoments, ShortCalibrationWarning, stream_curvature, stream_inputs
+from hf_shear.curvature.moments import add_products, mirror
+from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD
+
+NAMES = ("self_attn.o_proj", "mlp.down_proj")
+
+
+def samples(number=10, length=12):
+    return torch.randint(3, 40, (number, length), generator=torch.Generator().manual_seed(3))
+
+
+def batches_of(ids, size, labels=None, **more):
+    labels = ids if labels is None else labels
+    whole = {"input_ids": ids, "labels": labels, **more}
+    return [{name: value[i : i + size] for name, value in whole.items()} for i in range(0, len(ids), size)]
+
+
+def expected_moments(model, ids, labels=None, attention_mask=None):
+    """A and G by module name, from one sample at a time and gradients of its summed loss, in float64."""
+    labels = ids if labels is None else labels
+    model = model.double()
+    inputs, outputs, handles = {}, {}, []
+    for index, layer in enumerate(model.model.layers):
+        for name in NAMES:
+
+            def keep(module, args, output, key=(index, name)):
+                output.retain_grad()
+                inputs[key], outputs[key] = args[0].detach(), output
+
+            handles.append(layer.get_submodule(name).register_forward_hook(keep))
+    grams, gradients, tokens, predicted = {}, {}, 0, 0
+    for number, (row, label) in enumerate(zip(ids, labels, strict=True)):
+        mask = None if attention_mask is None else attention_mask[number : number + 1]
+        logits = model(row[None], attention_mask=mask, use_cache=False).logits[0]
+        loss = torch.nn.functional.cross_entropy(logits[:-1], label[1:], reduction="sum")
+        loss.backward()
+        counted = torch.ones(len(row), dtype=torch.bool) if mask is None else mask[0].bool()
+        tokens, predicted = tokens + int(counted.sum()), predicted + int((label[1:] != -100).sum())
+        for key in inputs:
+            a, g = inputs[key][0][counted], outputs[key].grad[0]
+            grams[key] = grams.get(key, 0) + a.t() @ a
+            gradients[key] = gradients.get(key, 0) + g.t() @ g
+    for handle in handles:
+        handle.remove()
+    return {key: gram / tokens for key, gram in grams.items()}, {
+        key: gradient / predicted for key, gradient in gradients.items()
+    }
+
+
+def streamed(model, batches, **options):
+    grams, gradients, order = {}, {}, []
+    for index, found in stream_curvature(model, batches, **options):
+        order.append(index)
+        for name in NAMES:
+            grams[index, name] = found.inputs[name].gram.double()
+            gradients[index, name] = found.gradients[name].gram.double()
+    assert order == list(range(4))
+    return grams, gradients
+
+
+def assert_same(found, expected, tolerance=2e-5):
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys() and len(one) == 8
+        for key, matrix in other.items():
+            assert float((one[key] - matrix).abs().max()) <= tolerance * float(matrix.abs().max()), key
+
+
+@pytest.mark.parametrize(
+    "size, options",
+    [
+        (10, {}),
+        (3, {}),
+        (1, {"layers_per_pass": 1}),
+        (4, {"layers_per_pass": 3}),
+        (4, {"activation_checkpointing": True}),
+        (4, {"layers_per_pass": 2, "activation_checkpointing": True, "store": "cpu"}),
+    ],
+)
+def test_curvature_is_that_of_single_samples(build_llama, size, options):
+    ids = samples()
+    expected = expected_moments(build_llama(), ids)
+    assert_same(streamed(build_llama(), batches_of(ids, size), **options), expected)
+
+
+def test_forward_passes_give_the_same_inputs(build_llama):
+    ids = samples()
+    expected, _ = expected_moments(build_llama(), ids)
+    found = {}
+    for index, inputs in stream_inputs(build_llama(), batches_of(ids, 4)):
+        found |= {(index, name): moments.gram.double() for name, moments in inputs.items()}
+        assert inputs[NAMES[0]].num_tokens == ids.numel()
+    assert_same([found], [expected])
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_padding_and_ignored_labels_do_not_count(build_llama, left):
+    ids = samples()
+    mask = torch.ones_like(ids)
+    for row in range(len(ids)):
+        mask[row, slice(0, row % 4) if left else slice(12 - row % 4, 12)] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    expected = expected_moments(build_llama(), ids, labels, mask)
+    options = {"labels": labels, "attention_mask": mask}
+    assert_same(streamed(build_llama(), batches_of(ids, 3, **options), layers_per_pass=2), expected)
+
+
+def test_under_gates_closed_units_write_nothing_and_columns_are_unmasked(build_llama):
+    """A is of what reaches the linear layer, whose weight holds the gates; G sees the loss of the gated model."""
+    ids, source = samples(), build_llama()
+    masked = ShearingLlamaForCausalLM.from_model(source, {"intermediate_size": 11}).eval()
+    gates = {
+        HIDDEN: (torch.arange(18) % 3 != 1).float(),
+        KEY_VALUE_HEAD: torch.tensor([[1.0, 0, 1]]).repeat(4, 1),
+        INTERMEDIATE: (torch.rand(4, 22, generator=torch.Generator().manual_seed(2)) > 0.3).float(),
+    }
+    with masked.use_gates(gates):
+        found = streamed(masked, batches_of(ids, 4), layers_per_pass=3, activation_checkpointing=True)
+    double = ShearingLlamaForCausalLM.from_model(build_llama(), {"intermediate_size": 11}).eval()
+    with double.use_gates(gates):
+        expected = expected_moments(double, ids)
+    assert_same(found, expected)
+    closed = gates[HIDDEN] == 0
+    assert float(found[1][2, "mlp.down_proj"][closed].abs().max()) == 0
+
+
+def test_the_model_is_left_as_it_was(build_llama):
+    model = build_llama().train()
+    model.lm_head.weight.requires_grad_(False)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    list(stream_curvature(model, batches_of(samples(), 5)))
+    list(stream_inputs(model, batches_of(samples(), 5)))
+    assert model.training and all(parameter.grad is None for parameter in model.parameters())
+    assert before == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_changed_layer_does_not_change_what_follows(build_llama):
+    """Compensation updates a layer as soon as it has its statistics: later layers still see the source's activations."""
+    expected, found, model = {}, {}, build_llama()
+    for index, inputs in stream_inputs(build_llama(), batches_of(samples(), 4)):
+        expected |= {(index, name): moments.gram for name, moments in inputs.items()}
+    for index, inputs in stream_inputs(model, batches_of(samples(), 4)):
+        found |= {(index, name): moments.gram for name, moments in inputs.items()}
+        model.model.layers[index].mlp.down_proj.weight = torch.nn.Parameter(torch.zeros(18, 22))
+    assert all(torch.equal(found[key], matrix) for key, matrix in expected.items())
+
+
+def test_any_accumulator_can_be_streamed(build_llama):
+    class Maximum:
+        def __init__(self, module):
+            self.value, self.size = 0.0, module.in_features
+
+        def add(self, inputs):
+            assert inputs.shape[1] == self.size
+            self.value = max(self.value, float(inputs.abs().max()))
+
+        def all_reduce(self):
+            self.done = True
+
+    found = list(stream_inputs(build_llama(), batches_of(samples(), 4), ["mlp.up_proj"], Maximum))
+    assert [index for index, _ in found] == [0, 1, 2, 3]
+    assert all(maxima["mlp.up_proj"].value > 0 and maxima["mlp.up_proj"].done for _, maxima in found)
+
+
+@pytest.mark.parametrize("size", [3, 256, 1025])
+def test_blocks_of_a_symmetric_sum(size):
+    rows = torch.randn(7, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    total = torch.zeros(size, size, dtype=torch.float64)
+    add_products(total, rows[:4])
+    add_products(total, rows[4:])
+    torch.testing.assert_close(mirror(total), rows.t() @ rows)
+
+
+def test_moments_in_float32_of_half_precision_inputs():
+    inputs = torch.randn(4, 50, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
+    moments = InputMoments.zeros(6)
+    moments.add(inputs)
+    flat = inputs.double().view(-1, 6)
+    assert moments.gram.dtype == torch.float32
+    torch.testing.assert_close(moments.gram.double(), flat.t() @ flat / 200, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(moments.mean.double(), flat.mean(0), rtol=1e-5, atol=1e-6)
+
+
+# ---- bad input ------------------------------------------------------------------------------------------------------
+
+
+def test_text_shorter_than_the_inputs_warns_once_and_can_be_silenced(build_llama):
+    message = "has 24 tokens, fewer than the 36 inputs of self_attn.o_proj.*Give at least 36 tokens"
+    short = batches_of(samples(2), 2)
+    with pytest.warns(ShortCalibrationWarning, match=message) as caught:
+        list(stream_curvature(build_llama(), short))
+    assert len(caught) == 1
+    with pytest.warns(ShortCalibrationWarning, match=message) as caught:
+        list(stream_inputs(build_llama(), short))
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ShortCalibrationWarning)
+        list(stream_inputs(build_llama(), short))
+    list(stream_inputs(build_llama(), batches_of(samples(3), 2)))  # 36 tokens are enough for a full rank
+
+
+def test_a_loss_that_is_not_finite_is_refused_at_its_batch(build_llama):
+    model = build_llama()
+    with torch.no_grad():
+        model.model.layers[3].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="The loss of calibration batch 0 is not finite.*dtype"):
+        next(stream_curvature(model, batches_of(samples(), 4)))
+
+
+def test_batches_without_anything_to_predict_are_refused(build_llama):
+    ids = samples()
+    with pytest.raises(ValueError, match="All `labels` of the calibration text are -100"):
+        next(stream_curvature(build_llama(), batches_of(ids, 4, torch.full_like(ids, -100))))
+    with pytest.raises(ValueError, match="no `labels`"):
+        next(stream_curvature(build_llama(), [{"input_ids": ids}]))
+    with pytest.raises(ValueError, match="`batches` is empty"):
+        next(stream_inputs(build_llama(), []))
+    with pytest.raises(ValueError, match="`layers_per_pass` must be at least 1, but it is 0"):
+        next(stream_curvature(build_llama(), batches_of(ids, 4), layers_per_pass=0))
+
+
+# ---- over ranks -----------------------------------------------------------------------------------------------------
+
+
+def curvature_of_rank(rank, port, model, ids, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    share = ids[:3] if rank == 0 else ids[3:]  # unequal shares, in unequal numbers of batches
+    grams, gradients = streamed(model, batches_of(share, 2), layers_per_pass=2)
+    torch.save({"grams": grams, "gradients": gradients}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_find_what_one_does(build_llama, tmp_path):
+    ids = samples()
+    context = multiprocessing.spawn(curvature_of_rank, (free_port(), build_llama(), ids, tmp_path), nprocs=2, join=True)
+    assert context is None
+    alone = streamed(build_llama(), batches_of(ids, 10))
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert_same((found["grams"], found["gradients"]), alone, 1e-5)
