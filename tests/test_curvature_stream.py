@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from launching import free_port
+from test_families import build
 
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.curvature import InputMoments, ShortCalibrationWarning, stream_curvature, stream_inputs
@@ -103,6 +104,15 @@ def test_forward_passes_give_the_same_inputs(build_llama):
         found |= {(index, name): moments.gram.double() for name, moments in inputs.items()}
         assert inputs[NAMES[0]].num_tokens == ids.numel()
     assert_same([found], [expected])
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "granite", "olmo3", "phi3", "smollm3"])
+def test_families_whose_layers_or_heads_differ(name):
+    """Attention masks and embeddings by layer, norms behind o_proj, scaled or capped logits."""
+    ids = samples(4)
+    options = {"layers_per_pass": 2, "activation_checkpointing": True}
+    found = streamed(build(name), batches_of(ids, 2), **options)
+    assert_same(found, expected_moments(build(name), ids))
 
 
 @pytest.mark.parametrize("left", [False, True])
@@ -235,20 +245,25 @@ def test_batches_without_anything_to_predict_are_refused(build_llama):
 # ---- over ranks -----------------------------------------------------------------------------------------------------
 
 
-def curvature_of_rank(rank, port, model, ids, folder):
-    torch.set_num_threads(1)
+def curvature_of_rank(rank, port, model, ids, path=None):
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    share = ids[:3] if rank == 0 else ids[3:]  # unequal shares, in unequal numbers of batches
-    grams, gradients = streamed(model, batches_of(share, 2), layers_per_pass=2)
-    torch.save({"grams": grams, "gradients": gradients}, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    try:
+        share = ids[:3] if rank == 0 else ids[3:]  # unequal shares, in unequal numbers of batches
+        found = streamed(model, batches_of(share, 2), layers_per_pass=2)
+    finally:
+        dist.destroy_process_group()
+    if path is not None:
+        torch.save(found, path)
+    return found
 
 
 def test_two_ranks_find_what_one_does(build_llama, tmp_path):
-    ids = samples()
-    context = multiprocessing.spawn(curvature_of_rank, (free_port(), build_llama(), ids, tmp_path), nprocs=2, join=True)
-    assert context is None
+    ids, port, path = samples(), free_port(), tmp_path / "other.pt"
     alone = streamed(build_llama(), batches_of(ids, 10))
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt")
-        assert_same((found["grams"], found["gradients"]), alone, 1e-5)
+    context = multiprocessing.get_context("spawn")
+    other = context.Process(target=curvature_of_rank, args=(1, port, build_llama(), ids, path))
+    other.start()
+    assert_same(curvature_of_rank(0, port, build_llama(), ids), alone, 1e-5)
+    other.join()
+    assert other.exitcode == 0
+    assert_same(torch.load(path), alone, 1e-5)

@@ -1,29 +1,25 @@
-"""Calibration text on its way through a Llama, one decoder layer at a time.
+"""Calibration text on its way through a model, one decoder layer at a time.
 
-Between layers nothing is kept but the hidden states in front of the next one: N tokens x d values, on the device or on
-the host. The layers' other arguments (rotary embeddings, attention mask, masks of units) are those that the model
-itself hands to its first layer; nothing of its forward is written anew here.
+Between layers only the hidden states in front of the next one are kept: N tokens x d values, on the device or on the
+host. Everything around the layers is the model's own forward, run with layers that hand on what they are given: the
+layers' arguments (rotary embeddings, attention masks, gates) are those that it calls them with, the loss is its own.
 
 Legend: d hidden size, L layers, N tokens of the calibration text in this process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-LABEL_NAMES = ("labels",)  # what a forward needs for the loss alone
 
-
-class _FirstLayer(Exception):
-    """Ends a forward in front of its first layer, with what that would have been called with."""
-
-    def __init__(self, hidden: Tensor, arguments: dict[str, Any]):
-        self.hidden, self.arguments = hidden, arguments
+class _BehindLayers(Exception):
+    """Ends a forward behind its last layer."""
 
 
 @dataclass
@@ -32,24 +28,20 @@ class WaitingBatch:
 
     Attributes:
         hidden: [samples, length, d].
-        arguments: of a layer's forward, besides the hidden states.
-        labels: [samples, length], or None.
+        arguments: of each layer's forward besides the hidden states, positional and named.
+        inputs: of the model's forward.
         counted: bool [samples, length], False at padding; None: every token counts.
     """
 
     hidden: Tensor
-    arguments: dict[str, Any]
-    labels: Tensor | None
+    arguments: list[tuple[tuple, dict[str, Any]]]
+    inputs: dict[str, Tensor]
     counted: Tensor | None
 
-    def to(self, device: torch.device | str) -> WaitingBatch:
-        """The same on ``device``."""
-        return WaitingBatch(
-            _moved(self.hidden, device),
-            _moved(self.arguments, device),
-            _moved(self.labels, device),
-            _moved(self.counted, device),
-        )
+    def to(self, device: torch.device) -> WaitingBatch:
+        """The same on ``device``; tensors that layers share stay shared."""
+        known: dict[int, Tensor] = {}
+        return replace(self, **{name: _moved(value, device, known) for name, value in vars(self).items()})
 
     def tokens_of(self, values: Tensor) -> Tensor:
         """[tokens, n] of values [samples, length, n], without padding."""
@@ -61,37 +53,48 @@ class WaitingBatch:
         return self.hidden.shape[:2].numel() if self.counted is None else int(self.counted.sum())
 
 
-def _moved(value: Any, device: torch.device | str) -> Any:
+def _moved(value: Any, device: torch.device, known: dict[int, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device)
+        if id(value) not in known:
+            known[id(value)] = value.to(device)
+        return known[id(value)]
     if isinstance(value, dict):
-        return {key: _moved(item, device) for key, item in value.items()}
-    return tuple(_moved(item, device) for item in value) if isinstance(value, tuple) else value
+        return {key: _moved(item, device, known) for key, item in value.items()}
+    return type(value)(_moved(item, device, known) for item in value) if type(value) in (list, tuple) else value
+
+
+@contextmanager
+def _layers_replaced(layers: Iterable[nn.Module], make: Callable[[int], Callable]) -> Iterator[None]:
+    """Give each layer the forward ``make(index)``."""
+    layers = list(layers)
+    own = [vars(layer).get("forward") for layer in layers]  # such as one that moves inputs between devices
+    try:
+        for index, layer in enumerate(layers):
+            layer.forward = make(index)
+        yield
+    finally:
+        for layer, forward in zip(layers, own, strict=True):
+            if forward is None:
+                del layer.forward
+            else:
+                layer.forward = forward
 
 
 class LayerStream:
-    """The batches of a calibration text, waiting in front of layer ``position`` of a model.
+    """The batches of a calibration text, all waiting in front of the same layer of a model.
 
     Args:
-        model: a Llama, stock or masked, in the mode and under the gates that forwards shall run in.
+        model: of a supported family, stock or masked, in the mode and under the gates that forwards shall run in.
         batches: keyword arguments of its forward, on any device.
         store: where hidden states wait; None: the model's device.
 
     Raises:
-        ValueError: no batches, or layers that are called with different arguments.
+        ValueError: no batches.
     """
 
     def __init__(self, model: nn.Module, batches: Iterable[dict[str, Tensor]], store: torch.device | str | None = None):
-        kinds = set(getattr(model.config, "layer_types", None) or ())
-        if len(kinds) > 1:
-            raise ValueError(
-                f"The layers of the model are of several types ({', '.join(sorted(kinds))}), which are called with"
-                " different attention masks: streaming layer by layer needs layers of one type."
-            )
-        self.model, self.layers = model, model.model.layers
-        self.device = model.device
-        self.store = torch.device(store) if store is not None else self.device
-        self.position = 0
+        self.model, self.layers, self.device = model, model.model.layers, model.device
+        self.store = self.device if store is None else torch.device(store)
         self._waiting = [self._in_front_of_layers(batch).to(self.store) for batch in batches]
         if not self._waiting:
             raise ValueError("`batches` is empty: calibration needs at least one batch of text.")
@@ -99,32 +102,52 @@ class LayerStream:
 
     @torch.no_grad()
     def _in_front_of_layers(self, batch: dict[str, Tensor]) -> WaitingBatch:
-        def stop(layer, args, kwargs):
-            raise _FirstLayer(args[0], kwargs)
+        found, arguments = [], []
 
-        inputs = {name: tensor.to(self.device) for name, tensor in batch.items() if name not in LABEL_NAMES}
-        handle = self.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
+        def note(index):
+            def forward(hidden_states, *args, **kwargs):
+                found.append(hidden_states)
+                arguments.append((args, kwargs))
+                return hidden_states
+
+            return forward
+
+        def stop(module, args):
+            raise _BehindLayers
+
+        inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        handle = self.model.model.norm.register_forward_pre_hook(stop)
         try:
-            self.model(**inputs, use_cache=False)
-        except _FirstLayer as reached:
-            hidden, arguments = reached.hidden, reached.arguments
+            with _layers_replaced(self.layers, note):
+                self.model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
+        except _BehindLayers:
+            pass
         finally:
             handle.remove()
-        attention_mask = inputs.get("attention_mask")
-        counted = attention_mask.bool() if attention_mask is not None and attention_mask.dim() == 2 else None
-        if counted is not None and bool(counted.all()):
-            counted = None
-        return WaitingBatch(hidden, arguments, batch.get("labels"), counted)
+        mask = inputs.get("attention_mask")
+        counted = mask.bool() if mask is not None and mask.dim() == 2 and not bool(mask.all()) else None
+        return WaitingBatch(found[0], arguments, inputs, counted)
 
     def run(self, index: int, hidden: Tensor, batch: WaitingBatch) -> Tensor:
         """Layer ``index`` on hidden states."""
-        return self.layers[index](hidden, **batch.arguments)
+        args, kwargs = batch.arguments[index]
+        return self.layers[index](hidden, *args, **kwargs)
+
+    def summed_loss(self, hidden: Tensor, batch: WaitingBatch) -> Tensor:
+        """Sum of the negative log-likelihoods of the predicted tokens, nats, from the last layer's output on."""
+
+        def hand_on(index):
+            last = index == len(self.layers) - 1
+            return lambda hidden_states, *args, **kwargs: hidden if last else hidden_states
+
+        with _layers_replaced(self.layers, hand_on):
+            return self.model(**batch.inputs, use_cache=False, num_items_in_batch=1).loss
 
     def __iter__(self) -> Iterator[WaitingBatch]:
-        """The batches on the model's device. Whoever iterates sets ``hidden`` of each to what ``advance`` shall keep."""
-        for number, waiting in enumerate(self._waiting):
+        """The batches on the model's device. What is set as ``hidden`` of each waits in its place from then on."""
+        for waiting in self._waiting:
             batch = waiting.to(self.device)
             before = batch.hidden
             yield batch
             if batch.hidden is not before:
-                self._waiting[number].hidden = batch.hidden.detach().to(self.store)
+                waiting.hidden = batch.hidden.detach().to(self.store)

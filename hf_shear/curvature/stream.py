@@ -1,4 +1,4 @@
-"""Statistics of a Llama's linear layers, one decoder layer after another: nothing is held of layers that are done.
+"""Statistics of a model's linear layers, one decoder layer after another: nothing is held of layers that are done.
 
 ``stream_inputs`` needs forward passes only, one through every layer. ``stream_curvature`` adds gradients: for each window
 of ``layers_per_pass`` layers, the batches run from the window on to the loss and back again. Weights are frozen, so that
@@ -102,7 +102,8 @@ def stream_inputs(
     """Statistics of the inputs of linear layers, from forward passes alone.
 
     Args:
-        model: a Llama, stock or masked; gates in use must stay in use until the last layer. It runs in evaluation mode.
+        model: of a supported family, stock or masked; gates in use must stay in use until the last layer. It runs in
+            evaluation mode.
         batches: as its forward takes them; ``labels`` are not needed. Padding (``attention_mask`` 0) is left out.
         names: of linear layers within a decoder layer.
         make: an empty accumulator for a linear layer. Default: ``InputMoments`` in float32, for A.
@@ -206,9 +207,9 @@ def _window_curvature(
         )
     num_predicted = 0
     for number, batch in enumerate(stream):
-        if batch.labels is None:
+        if "labels" not in batch.inputs:
             raise ValueError("A calibration batch has no `labels`, which gradients need.")
-        num_predicted += int((batch.labels[:, 1:] != IGNORED_LABEL).sum())
+        num_predicted += int((batch.inputs["labels"][:, 1:] != IGNORED_LABEL).sum())
         batch.hidden = _forward_backward(stream, batch, found, activation_checkpointing, number)
     for curvature in found.values():
         for moments in curvature.gradients.values():
@@ -253,15 +254,9 @@ def _forward_backward(
                 hidden = stream.run(index, hidden, batch)
             if index == max(found):
                 following = hidden.detach()
-        loss = _summed_loss(stream.model, hidden, batch.labels)
+        loss = stream.summed_loss(hidden, batch)
         if not bool(torch.isfinite(loss)):
             check_finite(loss, f"The loss of calibration batch {number}")
         recording = False
         torch.autograd.grad(loss, first)
     return following
-
-
-def _summed_loss(model: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Sum of the negative log-likelihoods of the predicted tokens, nats."""
-    logits = model.lm_head(model.model.norm(hidden))
-    return model.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], num_items_in_batch=1)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..masks import INTERMEDIATE
-from .mixin import ShearingMixin, head_channel_masks, residual_write_masks
+from ..masks import HIDDEN, INTERMEDIATE, LAYER
+from .mixin import ShearingMixin, head_channel_masks
 
 ATTENTION_OUTPUT, MLP_OUTPUT = "self_attn.o_proj", "mlp.down_proj"  # within a decoder layer
 
@@ -36,7 +36,9 @@ def open_columns(model: ShearingMixin, gates: dict[str, Tensor]) -> list[dict[st
 
 
 def written_weight(model: ShearingMixin, index: int, name: str, gates: dict[str, Tensor]) -> Tensor:
-    """The weight [R, C] of a layer's o_proj or down_proj as the gates leave its rows (hidden dimensions, the layer)."""
+    """The weight [R, C] of a layer's o_proj or down_proj as far as it is written: rows of closed hidden dimensions are
+    0, and all of it where the layer is closed."""
     weight = model.model.layers[index].get_submodule(name).weight.detach()
-    mask = residual_write_masks(gates, len(model.model.layers))[index]
-    return weight if mask is None else weight * mask.to(weight).unsqueeze(-1)
+    if HIDDEN in gates:
+        weight = weight * gates[HIDDEN].to(weight).unsqueeze(-1)
+    return weight * gates[LAYER][index].to(weight) if LAYER in gates else weight
