@@ -62,7 +62,8 @@ class ColumnCosts:
         self.live = live.nonzero().flatten()
         self._place = torch.full((len(gram),), -1, device=gram.device)  # of a column among the live ones
         self._place[self.live] = torch.arange(len(self.live), device=gram.device)
-        gram = gram[self.live][:, self.live]
+        if len(self.live) < len(gram):
+            gram = gram[self.live][:, self.live]
         damping = damping if update else 0.0
         self._gram = damped(gram, damping) if len(gram) else gram.double()
         self._weight = weight.detach()[:, self.live].double()

@@ -127,9 +127,14 @@ def stream_inputs(
                 watched = [_watch_inputs(layer.get_submodule(name), found[name], batch) for name in names]
                 with _hooks(watched):
                     batch.hidden = stream.run(index, batch.hidden, batch)
-            for accumulator in found.values():
-                accumulator.all_reduce()
+            _all_reduce(found.values())
             yield index, found
+
+
+def _all_reduce(accumulators: Iterable[Accumulator]) -> None:
+    # A function of its own: a loop's variable would keep the last one from being freed by whoever consumes the stream.
+    for accumulator in accumulators:
+        accumulator.all_reduce()
 
 
 def _empty_moments(module: nn.Linear) -> InputMoments:
@@ -214,8 +219,7 @@ def _window_curvature(
     for curvature in found.values():
         for moments in curvature.gradients.values():
             moments.num_predicted = num_predicted
-        for moments in (*curvature.inputs.values(), *curvature.gradients.values()):
-            moments.all_reduce()
+        _all_reduce((*curvature.inputs.values(), *curvature.gradients.values()))
         if any(moments.num_predicted == 0 for moments in curvature.gradients.values()):
             raise ValueError(f"All `labels` of the calibration text are {IGNORED_LABEL}: no token is predicted.")
     return found

@@ -1,0 +1,1 @@
+"""Parts of the benchmark of curvature: time, memory, and the formulas of memory."""
