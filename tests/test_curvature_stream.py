@@ -204,6 +204,27 @@ def test_moments_in_float32_of_half_precision_inputs():
     torch.testing.assert_close(moments.mean.double(), flat.mean(0), rtol=1e-5, atol=1e-6)
 
 
+def test_sums_are_in_full_float32_whatever_the_user_allows():
+    seen, backends = [], (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+
+    class Watched(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            if "addmm" in function.__name__:
+                seen.extend(backend.fp32_precision for backend in backends)
+            return super().__torch_function__(function, types, args, kwargs)
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        allowed = [backend.fp32_precision for backend in backends]
+        add_products(torch.zeros(3, 3), torch.ones(5, 3).as_subclass(Watched))
+        assert set(seen) == {"ieee"} and "ieee" not in allowed
+        assert [backend.fp32_precision for backend in backends] == allowed
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 # ---- bad input ------------------------------------------------------------------------------------------------------
 
 

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import torch
 from curvature_parts.memory_rows import SMALL_MODELS, calculate, calculated_table, measure_memory, measured_table
+from curvature_parts.page import fill_page
 from curvature_parts.timings import measure_time, time_table
 from speed_parts.model_sizes import SIZES
 from speed_parts.report import environment, targets_table
 
+FILES = ("report", "page", "from_report")
 PARTS = ("time", "memory", "calculated")
 
 
@@ -38,7 +40,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>; memory is measured on the CPU")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's own choice")
     parser.add_argument("--report", type=Path, help="write the JSON to this file")
+    parser.add_argument("--page", type=Path, help="put the tables between the marks of this Markdown page")
+    parser.add_argument("--from_report", type=Path, help="measure nothing: take the numbers of this JSON")
     args = parser.parse_args(arguments)
+    if args.page and not (args.report or args.from_report):
+        parser.error("--page needs --report or --from_report: its numbers are those of a JSON file")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     return args
@@ -62,7 +68,19 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    given = {name: value for name, value in vars(args).items() if name != "report"}
+    result = json.loads(args.from_report.read_text(encoding="utf-8")) if args.from_report else measure(args)
+    if args.report:
+        args.report.parent.mkdir(parents=True, exist_ok=True)
+        args.report.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if args.page:
+        fill_page(args.page, result, (args.report or args.from_report).name)
+    print("\n".join(tables(result)))
+    print(json.dumps(result))
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """The parts that are asked for."""
+    given = {name: value for name, value in vars(args).items() if name not in FILES}
     result = {"benchmark": "curvature", "environment": environment(args), "arguments": given}
     if "time" in args.parts:
         result["time"] = {name: measure_time(args, name) for name in args.models}
@@ -70,11 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
         result["memory"] = measure_memory(args)
     if "calculated" in args.parts:
         result["calculated"] = calculate()
-    if args.report:
-        args.report.parent.mkdir(parents=True, exist_ok=True)
-        args.report.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print("\n".join(tables(result)))
-    print(json.dumps(result))
+    return result
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ section 3.1). A and G of one layer are sums over tokens of single sequences: the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +28,20 @@ def _steps(size: int) -> range:
     return range(0, size, step)
 
 
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Products of float32 matrices in float32, where the user allowed less (TF32 on a GPU, bfloat16 on a CPU)."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
 def add_products(total: Tensor, rows: Tensor) -> None:
     """Add rows^T rows to the diagonal blocks and all blocks above them of ``total`` [C, C]; ``mirror`` fills the rest.
 
@@ -33,9 +49,10 @@ def add_products(total: Tensor, rows: Tensor) -> None:
         rows: [N, C], in the dtype of ``total``.
     """
     steps = _steps(len(total))
-    for start in steps:
-        end = start + steps.step
-        total[start:end, start:].addmm_(rows[:, start:end].t(), rows[:, start:])
+    with full_float32():
+        for start in steps:
+            end = start + steps.step
+            total[start:end, start:].addmm_(rows[:, start:end].t(), rows[:, start:])
 
 
 def mirror(total: Tensor) -> Tensor:
