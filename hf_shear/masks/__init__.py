@@ -7,6 +7,7 @@ from .schedule import MaskPhase, MaskSchedule
 from .settings import MASK_DRAWS, MASK_METHODS, MaskSettings
 from .shearing_masks import START_SPREAD, ShearingMasks
 from .unit_kinds import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, UNIT_KINDS, UnitKind, unit_kinds
+from .unit_parameters import unit_parameters
 
 __all__ = [
     "HIDDEN",
@@ -31,4 +32,5 @@ __all__ = [
     "sample_gates",
     "soft_gates",
     "unit_kinds",
+    "unit_parameters",
 ]
