@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+IGNORED_LABEL = -100  # as in torch's and transformers' cross-entropy
+
 
 class _BehindLayers(Exception):
     """Ends a forward behind its last layer."""
@@ -30,7 +32,7 @@ class WaitingBatch:
         hidden: [samples, length, d].
         arguments: of each layer's forward besides the hidden states, positional and named.
         inputs: of the model's forward.
-        counted: bool [samples, length], False at padding; None: every token counts.
+        counted: bool [samples, length], False at padding and where labels are ignored; None: every token counts.
     """
 
     hidden: Tensor
@@ -61,6 +63,17 @@ def _moved(value: Any, device: torch.device, known: dict[int, Tensor]) -> Any:
     if isinstance(value, dict):
         return {key: _moved(item, device, known) for key, item in value.items()}
     return type(value)(_moved(item, device, known) for item in value) if type(value) in (list, tuple) else value
+
+
+def _counted_tokens(inputs: dict[str, Tensor]) -> Tensor | None:
+    """Tokens that are neither padding nor have a label that is ignored; None: all."""
+    mask, labels = inputs.get("attention_mask"), inputs.get("labels")
+    counted = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
+    if mask is not None and mask.dim() == 2:
+        counted &= mask.bool()
+    if labels is not None:
+        counted &= labels != IGNORED_LABEL
+    return None if bool(counted.all()) else counted
 
 
 @contextmanager
@@ -124,9 +137,7 @@ class LayerStream:
             pass
         finally:
             handle.remove()
-        mask = inputs.get("attention_mask")
-        counted = mask.bool() if mask is not None and mask.dim() == 2 and not bool(mask.all()) else None
-        return WaitingBatch(found[0], arguments, inputs, counted)
+        return WaitingBatch(found[0], arguments, inputs, _counted_tokens(inputs))
 
     def run(self, index: int, hidden: Tensor, batch: WaitingBatch) -> Tensor:
         """Layer ``index`` on hidden states."""

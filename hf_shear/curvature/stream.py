@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .factors import check_finite
-from .layer_stream import LayerStream, WaitingBatch
+from .layer_stream import IGNORED_LABEL, LayerStream, WaitingBatch
 from .moments import GradientMoments, InputMoments, count_over_ranks
 
 OUTPUT_PROJECTIONS = ("self_attn.o_proj", "mlp.down_proj")  # whose columns are heads and neurons
-IGNORED_LABEL = -100  # as in torch's and transformers' cross-entropy
 
 
 class ShortCalibrationWarning(UserWarning):
@@ -104,7 +103,8 @@ def stream_inputs(
     Args:
         model: of a supported family, stock or masked; gates in use must stay in use until the last layer. It runs in
             evaluation mode.
-        batches: as its forward takes them; ``labels`` are not needed. Padding (``attention_mask`` 0) is left out.
+        batches: as its forward takes them; ``labels`` are not needed. Tokens of padding (``attention_mask`` 0) and
+            with ignored labels do not count.
         names: of linear layers within a decoder layer.
         make: an empty accumulator for a linear layer. Default: ``InputMoments`` in float32, for A.
         store: where hidden states wait between layers, such as "cpu". Default: the model's device.
