@@ -255,8 +255,11 @@ def test_a_loss_that_is_not_finite_is_refused_at_its_batch(build_llama):
 
 def test_batches_without_anything_to_predict_are_refused(build_llama):
     ids = samples()
-    with pytest.raises(ValueError, match="All `labels` of the calibration text are -100"):
+    with pytest.raises(ValueError, match="No token of the calibration text counts"):
         next(stream_curvature(build_llama(), batches_of(ids, 4, torch.full_like(ids, -100))))
+    first = ids.masked_fill(torch.arange(12) > 0, -100)  # a label of a first token is predicted from nothing
+    with pytest.warns(ShortCalibrationWarning), pytest.raises(ValueError, match="no token is predicted"):
+        next(stream_curvature(build_llama(), batches_of(ids, 4, first)))
     with pytest.raises(ValueError, match="no `labels`"):
         next(stream_curvature(build_llama(), [{"input_ids": ids}]))
     with pytest.raises(ValueError, match="`batches` is empty"):

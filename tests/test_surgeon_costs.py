@@ -204,6 +204,17 @@ def test_columns_that_are_closed_take_no_part():
     assert costs.single()[[1, 4]].tolist() == [0, 0]
 
 
+def test_rows_without_gradients_take_no_part():
+    """As hidden dimensions that are closed: costs are those of the layer without them."""
+    weight, gram, gradients = example()
+    rows = torch.tensor([0, 2, 3])
+    gradients[1] = gradients[:, 1] = 0
+    alone = ColumnCosts(weight[rows], gram, gradients[rows][:, rows])
+    assert_close(ColumnCosts(weight, gram, gradients).single(), alone.single())
+    assert_close(row_costs(weight, gram, gradients)[rows], row_costs(weight[rows], gram, gradients[rows][:, rows]))
+    assert float(row_costs(weight, gram, gradients)[1]) == 0
+
+
 def test_nothing_alive_costs_nothing():
     weight, gram, gradients = example(dead=range(6))
     costs = ColumnCosts(weight, gram, gradients)

@@ -28,7 +28,8 @@ from .factors import DAMPING, check_finite, cholesky, damped, inverse
 class ColumnCosts:
     """Costs of removing columns (inputs) of one linear layer.
 
-    Columns that are closed already, and dead ones, whose input is 0 at every token, cost nothing and take no part.
+    Columns that are closed already, and dead ones, whose input is 0 at every token, cost nothing and take no part; nor do
+    rows whose gradient is 0 at every token.
 
     Args:
         weight: W, [R, C]; rows that are masked must be 0 in it.
@@ -71,7 +72,12 @@ class ColumnCosts:
             self._product = self._weight  # G W
         else:
             check_finite(gradients, f"G, the second moment of the gradients of the outputs of {name},")
-            self._product = damped(gradients, damping) @ self._weight
+            rows = (
+                (gradients.diagonal() > 0).nonzero().flatten()
+            )  # others, such as closed hidden dimensions, cost nothing
+            self._product = torch.zeros_like(self._weight)
+            if len(rows):
+                self._product[rows] = damped(gradients[rows][:, rows], damping) @ self._weight[rows]
 
     @cached_property
     def _inverse(self) -> Tensor:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .moments import count_over_ranks
+
 IGNORED_LABEL = -100  # as in torch's and transformers' cross-entropy
 
 
@@ -102,7 +104,10 @@ class LayerStream:
         store: where hidden states wait; None: the model's device.
 
     Raises:
-        ValueError: no batches.
+        ValueError: no batches, or no token that counts.
+
+    Attributes:
+        num_tokens: that count, over all ranks.
     """
 
     def __init__(self, model: nn.Module, batches: Iterable[dict[str, Tensor]], store: torch.device | str | None = None):
@@ -111,7 +116,11 @@ class LayerStream:
         self._waiting = [self._in_front_of_layers(batch).to(self.store) for batch in batches]
         if not self._waiting:
             raise ValueError("`batches` is empty: calibration needs at least one batch of text.")
-        self.num_tokens = sum(batch.num_tokens for batch in self._waiting)
+        self.num_tokens = count_over_ranks(sum(batch.num_tokens for batch in self._waiting), self.device)
+        if self.num_tokens == 0:
+            raise ValueError(
+                "No token of the calibration text counts: all are padding, or have labels that are ignored."
+            )
 
     @torch.no_grad()
     def _in_front_of_layers(self, batch: dict[str, Tensor]) -> WaitingBatch:

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .factors import check_finite
 from .layer_stream import IGNORED_LABEL, LayerStream, WaitingBatch
-from .moments import GradientMoments, InputMoments, count_over_ranks
+from .moments import GradientMoments, InputMoments
 
 OUTPUT_PROJECTIONS = ("self_attn.o_proj", "mlp.down_proj")  # whose columns are heads and neurons
 
@@ -142,11 +142,10 @@ def _empty_moments(module: nn.Linear) -> InputMoments:
 
 
 def warn_if_short(model: nn.Module, names: Iterable[str], num_tokens: int) -> None:
-    """Warn if there are fewer tokens (of this rank; summed over ranks here) than inputs of a linear layer.
+    """Warn if there are fewer tokens than inputs of a linear layer.
 
     A is then singular, and only its damping makes it invertible.
     """
-    num_tokens = count_over_ranks(num_tokens, model.device)
     sizes = {name: model.model.layers[0].get_submodule(name).in_features for name in names}
     name = max(sizes, key=sizes.get)
     if num_tokens < sizes[name]:
