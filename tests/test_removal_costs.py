@@ -145,6 +145,7 @@ def test_short_text_is_told_and_damped(masked):
     with pytest.warns(ShortCalibrationWarning, match="20 tokens, fewer than the 36 inputs"):
         costs = removal_costs(masked, Calibration([{"input_ids": ids, "labels": ids}]))
     assert bool((costs.units[INTERMEDIATE] > 0).all())
+    removal_costs(masked, Calibration([{"input_ids": ids, "labels": ids}]), update=False)  # inverts nothing: no warning
 
 
 def test_a_model_that_gives_nan_is_refused_with_the_layer(build_llama, calibration):

@@ -97,6 +97,7 @@ def stream_inputs(
     names: Iterable[str] = OUTPUT_PROJECTIONS,
     make: Callable[[nn.Linear], Accumulator] | None = None,
     store: torch.device | str | None = None,
+    inverted: bool = True,
 ) -> Iterator[tuple[int, dict[str, Accumulator]]]:
     """Statistics of the inputs of linear layers, from forward passes alone.
 
@@ -108,6 +109,7 @@ def stream_inputs(
         names: of linear layers within a decoder layer.
         make: an empty accumulator for a linear layer. Default: ``InputMoments`` in float32, for A.
         store: where hidden states wait between layers, such as "cpu". Default: the model's device.
+        inverted: whether A is going to be inverted, so that a text too short for that is worth a warning.
 
     Yields:
         (index of the decoder layer, accumulators by name), summed over the ranks.
@@ -119,7 +121,7 @@ def stream_inputs(
     make = make or _empty_moments
     with _evaluating(model):
         stream = LayerStream(model, batches, store)
-        if is_moments:
+        if is_moments and inverted:
             warn_if_short(model, names, stream.num_tokens)
         for index, layer in enumerate(stream.layers):
             found = {name: make(layer.get_submodule(name)) for name in names}
@@ -166,11 +168,12 @@ def stream_curvature(
     layers_per_pass: int | None = None,
     activation_checkpointing: bool = False,
     store: torch.device | str | None = None,
+    inverted: bool = True,
 ) -> Iterator[tuple[int, LayerCurvature]]:
     """A and G of linear layers, from forward and backward passes.
 
     Args:
-        model, names, store: as in ``stream_inputs``.
+        model, names, store, inverted: as in ``stream_inputs``.
         batches: with ``labels``.
         layers_per_pass: layers whose A and G are held at once. Fewer need less memory and more passes: with p of L,
             the layers run (1 + L / p) / 2 times as often as in one pass. Default: all.
@@ -188,7 +191,8 @@ def stream_curvature(
         raise ValueError(f"`layers_per_pass` must be at least 1, but it is {layers_per_pass}.")
     with _frozen(model):
         stream = LayerStream(model, batches, store)
-        warn_if_short(model, names, stream.num_tokens)
+        if inverted:
+            warn_if_short(model, names, stream.num_tokens)
         for start in range(0, num_layers, size):
             window = range(start, min(start + size, num_layers))
             found = _window_curvature(stream, names, window, activation_checkpointing)

@@ -67,13 +67,14 @@ def removal_costs(
     columns = torch.arange(shape.num_attention_heads * shape.head_dim, device=model.device)
     groups, heads = columns.view(shape.num_key_value_heads, -1), columns.view(shape.num_attention_heads, -1)
     names = (ATTENTION_OUTPUT, MLP_OUTPUT)
+    options = {"store": store, "inverted": update}
     if gradients:
-        passes = stream_curvature(model, calibration.batches, names, layers_per_pass, activation_checkpointing, store)
+        passes = stream_curvature(
+            model, calibration.batches, names, layers_per_pass, activation_checkpointing, **options
+        )
         layers = ((index, curvature.inputs, curvature.gradients) for index, curvature in passes)
     else:
-        layers = (
-            (index, inputs, {}) for index, inputs in stream_inputs(model, calibration.batches, names, store=store)
-        )
+        layers = ((index, inputs, {}) for index, inputs in stream_inputs(model, calibration.batches, names, **options))
     for index, inputs, outputs in layers:
         for name in names:
             costs = ColumnCosts(
