@@ -66,7 +66,9 @@ class FitReport:
                 f"{run.r_squared:>8.3f}{run.relative_error:>11.1%}{run.bias:>+9.4f}{run.slope_difference:>10.1e}"
             )
         state = self.identifiability
-        lines.append(f"condition number {state.condition:.2g}; not identified: {', '.join(state.unidentified) or 'none'}")
+        lines.append(
+            f"condition number {state.condition:.2g}; not identified: {', '.join(state.unidentified) or 'none'}"
+        )
         return "\n".join([*lines, *(f"careful: {text}" for text in self.warnings)])
 
 

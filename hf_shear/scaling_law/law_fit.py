@@ -159,7 +159,9 @@ class LawFit:
             fitted = {name: tuple(limits) for name, limits in saved["fitted"].items()}
             return cls(form, np.array(saved["theta"]), samples, fitted, saved["has_controls"], None)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{os.fspath(path)!r} holds no fitted law ({error!r}). `LawFit.save` writes one.") from error
+            raise ValueError(
+                f"{os.fspath(path)!r} holds no fitted law ({error!r}). `LawFit.save` writes one."
+            ) from error
 
 
 def curve_of(form: LawForm, theta: NDArray, case: Case) -> LossCurve:

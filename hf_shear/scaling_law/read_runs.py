@@ -189,7 +189,9 @@ def _parse_row(path, number: int, row: Mapping[str, str]) -> dict:
         except (TypeError, ValueError):
             parsed[name] = math.nan
         if not math.isfinite(parsed[name]):
-            raise ValueError(f"{os.fspath(path)!r}, line {number}: `{name}` must be a finite number, but it is {text!r}.")
+            raise ValueError(
+                f"{os.fspath(path)!r}, line {number}: `{name}` must be a finite number, but it is {text!r}."
+            )
     return parsed
 
 

@@ -139,7 +139,9 @@ class RecoveryRun:
                 " looks like tokens in millions or billions. Multiply them (0.5 billion is 500000000)."
             )
         if any(after <= before for before, after in zip(self.tokens, self.tokens[1:], strict=False)):
-            raise ValueError(f"`tokens` of run {self.name!r} must rise from checkpoint to checkpoint; sort or split it.")
+            raise ValueError(
+                f"`tokens` of run {self.name!r} must rise from checkpoint to checkpoint; sort or split it."
+            )
 
     @cached_property
     def reference(self) -> NDArray:
@@ -203,6 +205,8 @@ def rising_slope(tokens: Sequence[float], losses: Sequence[float]) -> float:
 
 def _positive(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
-        raise ValueError(f"`{name}` must be a finite number, but it is {value!r}. Leave the checkpoint out, or mend it.")
+        raise ValueError(
+            f"`{name}` must be a finite number, but it is {value!r}. Leave the checkpoint out, or mend it."
+        )
     if value <= 0:
         raise ValueError(f"`{name}` must be above 0, but it is {value!r}.")
