@@ -57,7 +57,7 @@ def plot_law_curves(
         _draw_curve(axes, row, COLOURS[names.index(row["name"])], scale)
     if target_loss is not None:
         axes.axhline(target_loss, color="black", linewidth=0.9, linestyle=":", label=f"target {target_loss:g}")
-    axes.set_xscale("log")
+    _log_tokens(axes)
     axes.set_xlabel(f"recovery tokens{unit}, log")
     axes.set_ylabel("held-out loss (nats per token)")
     axes.grid(alpha=0.3, which="both")
@@ -65,6 +65,15 @@ def plot_law_curves(
         _title(axes, title)
     figure.legend(loc="outside right upper", frameon=False, fontsize=FONT_SIZE, handlelength=2.5)
     return _save(figure, path)
+
+
+def _log_tokens(axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_curve(axes, row: Mapping[str, Any], colour: str, scale: float) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from .curves import PowerCurve
-from .law_fit import LawFit, ScalingLawWarning, fit_law
+from .law_fit import LawFit, fit_constants
 from .read_runs import checkpoints_of_log
-from .recovery_run import Case, RecoveryRun
+from .recovery_run import Case, RecoveryRun, rising_slope
 
 logger = logging.get_logger(__name__)
 
@@ -95,16 +94,14 @@ class ScalingLawCallback(TrainerCallback):
         if len(late) < (MIN_CHECKPOINTS_WITH_LAW if borrowed else MIN_CHECKPOINTS):
             return prior if tokens else None
         case = Case(_ANY_SIZE, 0.5, max(losses))
-        try:
-            run = RecoveryRun("this run", case, [tokens[i] for i in late], [losses[i] for i in late])
-        except ValueError as error:
-            logger.warning(f"No prediction at this evaluation. {error}")
-            return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ScalingLawWarning)  # one run has no interval
-            return fit_law([run], "power_law", fixed=borrowed, drop_start=0.0, num_starts=4, num_bootstrap=0).curve(
-                case
+        late_tokens, late_losses = [tokens[i] for i in late], [losses[i] for i in late]
+        if rising_slope(late_tokens, late_losses) > 0:
+            logger.warning(
+                f"No prediction at {tokens[-1]:,.0f} tokens: the held-out loss rises ({late_losses[-1]:.4f})."
             )
+            return None
+        run = RecoveryRun("this run", case, late_tokens, late_losses)
+        return fit_constants([run], "power_law", fixed=borrowed, drop_start=0.0, num_starts=4).curve(case)
 
     def _gains_too_little(self, log_history: list[dict]) -> bool:
         """Whether the last ``patience`` predictions all say so."""

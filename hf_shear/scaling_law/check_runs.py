@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .recovery_run import RecoveryRun
+from .recovery_run import RecoveryRun, rising_slope
 
 TOKEN_TOLERANCE = 1.05
 """Largest ratio of the tokens at which runs of one table end; steps are rounded."""
@@ -19,8 +19,8 @@ def check_runs(runs: Sequence[RecoveryRun], allow_different_tokens: bool = False
             constant, because only then is a checkpoint of a long run the same as the end of a short one.
 
     Raises:
-        ValueError: no runs, two of one name, families or kinds of pruning mixed, controls for some runs only, or
-            different token counts.
+        ValueError: no runs, two of one name, families or kinds of pruning mixed, controls for some runs only,
+            losses that rise, or different token counts.
     """
     if not runs:
         raise ValueError("There are no runs to fit.")
@@ -41,6 +41,14 @@ def check_runs(runs: Sequence[RecoveryRun], allow_different_tokens: bool = False
             f"Runs with a control and runs without are mixed; without: {', '.join(without)}. L - L0 is not the same in"
             " both. Give all runs a control, or none."
         )
+    for run in runs:
+        slope = rising_slope(run.tokens, run.losses)
+        if slope > 0:
+            raise ValueError(
+                f"The losses of run {run.name!r} rise: from {run.losses[0]:.4g} to {run.losses[-1]:.4g}, or"
+                f" {slope:+.3g} nats per doubling of tokens. A law of recovery has nothing to say of a run that diverged:"
+                " lower its learning rate, or leave it out."
+            )
     _check_token_counts(runs, allow_different_tokens)
 
 

@@ -64,8 +64,8 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
         return None, None
     ordered = np.sort(np.asarray(values, dtype=float))
     tail = (1 - LEVEL) / 2
-    low = ordered[int(math.floor(tail * (len(ordered) - 1)))]
-    high = ordered[int(math.ceil((1 - tail) * (len(ordered) - 1)))]
+    outside = math.floor(tail * (len(ordered) - 1) + 1e-9)  # on each side, rounded so that intervals are too wide
+    low, high = ordered[outside], ordered[-1 - outside]
     return float(low), float(high)
 
 

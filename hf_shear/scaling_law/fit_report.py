@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .bootstrap import MIN_RUNS
 from .identifiability import MAX_CONDITION, Identifiability
 from .recovery_run import RecoveryRun
 
@@ -101,7 +102,7 @@ def slope_difference(run: RecoveryRun, predicted: NDArray) -> float:
     return float(np.abs(slopes[0] - slopes[1]).mean())
 
 
-def fit_warnings(runs: Sequence[RecoveryRun], form, state: Identifiability, num_bootstrap: int) -> list[str]:
+def fit_warnings(runs: Sequence[RecoveryRun], form, state: Identifiability, wants_intervals: bool) -> list[str]:
     """What to be careful about, as the law's authors and its users found (see ``examples/docs/scaling_law.md``)."""
     warnings = []
     num_sizes = len({run.case.num_parameters for run in runs})
@@ -130,8 +131,8 @@ def fit_warnings(runs: Sequence[RecoveryRun], form, state: Identifiability, num_
             " this text and improves like the pruned model. Continue it unpruned on the same tokens, and give its losses"
             " as `control_losses`."
         )
-    if num_bootstrap == 0:
-        warnings.append(f"{len(runs)} run(s) are too few for intervals (4 are needed), or none were asked for.")
+    if wants_intervals and len(runs) < MIN_RUNS:
+        warnings.append(f"{len(runs)} runs are too few for intervals, which {MIN_RUNS} are needed for.")
     return warnings
 
 

@@ -12,16 +12,16 @@ run that the law was fitted to, at the same tokens.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .check_runs import check_runs
 from .fit_report import relative_error
 from .forms import LawForm
-from .law_fit import ScalingLawWarning, fit_each_run, fit_law, predict_run
+from .law_fit import fit_constants, fit_each_run, predict_run
 from .recovery_run import RecoveryRun
 
 TEST_NAMES = ("tokens", "size", "fraction")
@@ -77,20 +77,17 @@ def generalisation_errors(
     """Errors of laws and baselines on one test.
 
     Args:
-        forms: laws to fit; ``options`` are those of :func:`fit_law`.
+        forms: laws to fit; ``options`` are those of :func:`fit_constants`.
 
     Returns:
         A record for each method: ``method``, ``relative_error`` (mean |predicted - observed| / mean L - L0 of a run, the
         mean over runs), ``mean_error`` in nats, ``worst_relative_error``, and ``runs``: name -> relative error.
     """
+    check_runs(runs, allow_different_tokens=True)
     split = split_runs(runs, name)
     predictions = {}
     for form in forms:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", ScalingLawWarning
-            )  # a fit to a part of the runs is short of sizes by design
-            fit = fit_law(split.fitted, form, num_bootstrap=0, **options)
+        fit = fit_constants(split.fitted, form, **options)
         predictions[fit.form.name] = [predict_run(fit.form, fit.theta, run) for run in split.judged]
     pairs = list(zip(split.seen, split.judged, strict=True))
     predictions["carried"] = [run.reference + seen.rises[-1] for seen, run in pairs]

@@ -220,18 +220,13 @@ def fit_law(
         ScalingLawWarning: each of ``report.warnings``.
     """
     check_runs(runs, allow_different_tokens)
-    chosen = _choose_form(form, runs)
+    chosen, options = _choose_form(form, runs), {"loss": loss, "f_scale": f_scale}
     runs = [run.without_start(drop_start) for run in runs]
-    if loss not in ROBUST_LOSSES:
-        raise ValueError(f"`loss` must be one of {', '.join(ROBUST_LOSSES)}, but it is {loss!r}.")
-    problem = Problem.of(runs, chosen, fixed or {})
-    _check_counts(runs, chosen, problem, fixed)
-    f_scale = ROBUST_SCALES * scatter(runs, chosen.of_rise) if f_scale is None else f_scale
-    free = solve(problem, loss, f_scale, num_starts, seed).free
-    theta = chosen.natural(problem.whole(free), problem.shifts)
-    samples = bootstrap(problem, runs, free, loss, f_scale, num_bootstrap, seed)
-    state = identifiability(problem, free)
-    found = fit_warnings(runs, chosen, state, len(samples))
+    problem, solution, f_scale = _solve(runs, chosen, fixed, num_starts=num_starts, seed=seed, **options)
+    theta = chosen.natural(problem.whole(solution), problem.shifts)
+    samples = bootstrap(problem, runs, solution, loss, f_scale, num_bootstrap, seed)
+    state = identifiability(problem, solution)
+    found = fit_warnings(runs, chosen, state, num_bootstrap > 0)
     quality = tuple(run_quality(run, predict_run(chosen, theta, run)) for run in runs)
     for text in found:
         warnings.warn(text, ScalingLawWarning, stacklevel=2)
@@ -239,17 +234,42 @@ def fit_law(
                   FitReport(quality, state, tuple(found)))  # fmt: skip
 
 
-def fit_each_run(runs: Sequence[RecoveryRun], **options) -> dict[str, LawFit]:
-    """A power law for each run alone (a baseline, and all that one run allows); ``options`` of :func:`fit_law`.
+def fit_constants(
+    runs: Sequence[RecoveryRun],
+    form: str | LawForm = "auto",
+    *,
+    loss: str = "linear",
+    f_scale: float | None = None,
+    fixed: Mapping[str, float] | None = None,
+    drop_start: float = DROP_START,
+    num_starts: int = NUM_STARTS,
+    seed: int = 0,
+) -> LawFit:
+    """As :func:`fit_law`, for parts of runs: without checks among them, intervals, report and warnings."""
+    chosen = _choose_form(form, runs)
+    runs = [run.without_start(drop_start) for run in runs]
+    problem, solution, _ = _solve(runs, chosen, fixed, loss=loss, f_scale=f_scale, num_starts=num_starts, seed=seed)
+    theta = chosen.natural(problem.whole(solution), problem.shifts)
+    none = np.zeros((0, len(theta)))
+    return LawFit(chosen, theta, none, _ranges(runs), runs[0].control_losses is not None, None)
 
-    Its intervals are none: one run has nothing to draw from.
+
+def fit_each_run(runs: Sequence[RecoveryRun], **options) -> dict[str, LawFit]:
+    """A power law for each run alone (a baseline, and all that one run allows); ``options`` of :func:`fit_constants`.
+
+    It has no intervals: one run has nothing to draw from.
     """
-    fits = {}
-    for run in runs:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ScalingLawWarning)  # that there are no intervals is said above
-            fits[run.name] = fit_law([run], POWER_LAW, num_bootstrap=0, **options)
-    return fits
+    return {run.name: fit_constants([run], POWER_LAW, **options) for run in runs}
+
+
+def _solve(runs, form: LawForm, fixed, *, loss: str, f_scale: float | None, num_starts: int, seed: int):
+    """The problem, its solution, and the scale of outliers."""
+    if loss not in ROBUST_LOSSES:
+        raise ValueError(f"`loss` must be one of {', '.join(ROBUST_LOSSES)}, but it is {loss!r}.")
+    problem = Problem.of(runs, form, fixed or {})
+    _check_counts(runs, form, problem, fixed)
+    f_scale = ROBUST_SCALES * scatter(runs, form.of_rise) if f_scale is None else f_scale
+    return problem, solve(problem, loss, f_scale, num_starts, seed).free, f_scale
 
 
 def predict_run(form: LawForm, theta: NDArray, run: RecoveryRun) -> NDArray:
