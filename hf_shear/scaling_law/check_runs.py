@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .recovery_run import RecoveryRun, rising_slope
+from .recovery_run import UNITS_HINT, RecoveryRun, rising_slope
 
+MIN_TOKENS = 1_000
+"""A run that ends below is one of 0.001 million, or a single optimizer step: its tokens are counted in another unit."""
+MIN_TOKENS_PER_PARAMETER = 1e-4
+"""Recovery runs of the paper end at .06 to 2 tokens per parameter (arXiv 2411.10272); in millions, at most at 1e-5."""
 TOKEN_TOLERANCE = 1.05
 """Largest ratio of the tokens at which runs of one table end; steps are rounded."""
 WRONG_UNIT_RATIO = 300.0
@@ -20,7 +24,7 @@ def check_runs(runs: Sequence[RecoveryRun], allow_different_tokens: bool = False
 
     Raises:
         ValueError: no runs, two of one name, families or kinds of pruning mixed, controls for some runs only,
-            losses that rise, or different token counts.
+            tokens in another unit, losses that rise, or different token counts.
     """
     if not runs:
         raise ValueError("There are no runs to fit.")
@@ -42,6 +46,7 @@ def check_runs(runs: Sequence[RecoveryRun], allow_different_tokens: bool = False
             " both. Give all runs a control, or none."
         )
     for run in runs:
+        _check_units(run)
         slope = rising_slope(run.tokens, run.losses)
         if slope > 0:
             raise ValueError(
@@ -50,6 +55,15 @@ def check_runs(runs: Sequence[RecoveryRun], allow_different_tokens: bool = False
                 " lower its learning rate, or leave it out."
             )
     _check_token_counts(runs, allow_different_tokens)
+
+
+def _check_units(run: RecoveryRun) -> None:
+    last, size = run.tokens[-1], run.case.num_parameters
+    if last < MIN_TOKENS or last < MIN_TOKENS_PER_PARAMETER * size:
+        raise ValueError(
+            f"The `tokens` of run {run.name!r} end at {last:g}, and its source has {size:,.0f} parameters: that looks like"
+            f" {UNITS_HINT}"
+        )
 
 
 def _check_token_counts(runs: Sequence[RecoveryRun], allow_different_tokens: bool) -> None:

@@ -1,7 +1,7 @@
 """One recovery run as the scaling laws see it: facts of the model, and its losses over tokens.
 
-A mistake in the units of a table fits well and predicts nonsense, so units are checked here: tokens and parameters are
-counted one by one (not in millions), fractions are not percentages, losses are nats per token.
+A mistake in the units of a table fits well and predicts nonsense, so units are checked: parameters are counted one by one,
+fractions are not percentages, tokens are whole numbers, and many enough for the model (``check_runs``).
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_TOKENS = 1_000
-"""A run that ends below is one of 0.001 million, or a single optimizer step: its tokens are counted in another unit."""
-MIN_TOKENS_PER_PARAMETER = 1e-4
-"""Recovery runs of the paper end at .06 to 2 tokens per parameter (arXiv 2411.10272); in millions, at most at 1e-5."""
+UNITS_HINT = "tokens in millions or billions. Count them one by one (0.5 billion is 500000000)."
 MIN_PARAMETERS = 1_000
 MAX_CHANCE = 0.01
 """How likely a slope may be by chance alone, on losses that neither rise nor fall, before losses are said to rise."""
@@ -92,7 +89,7 @@ class RecoveryRun:
         pruning: kind of pruning (depth, width, 2:4, ...); as with the family.
 
     Raises:
-        ValueError: a value is not finite or not positive, or tokens do not rise or are in another unit.
+        ValueError: a value is not finite or not positive, or tokens are no whole numbers that rise.
     """
 
     name: str
@@ -123,13 +120,10 @@ class RecoveryRun:
     def _check_tokens(self) -> None:
         for value in self.tokens:
             _positive(f"tokens` of run `{self.name}", value)
-        last, size = self.tokens[-1], self.case.num_parameters
-        whole = all(value == math.floor(value) for value in self.tokens)
-        if not whole or last < MIN_TOKENS or last < MIN_TOKENS_PER_PARAMETER * size:
-            why = "tokens are whole numbers" if not whole else f"its source has {size:,.0f} parameters"
+        if any(value != math.floor(value) for value in self.tokens):
             raise ValueError(
-                f"`tokens` of run {self.name!r} must be counted one by one, but it ends at {last:g}, and {why}: that"
-                " looks like tokens in millions or billions. Multiply them (0.5 billion is 500000000)."
+                f"`tokens` of run {self.name!r} must be whole numbers, but it ends at {self.tokens[-1]:g}: that looks like"
+                f" {UNITS_HINT}"
             )
         if any(after <= before for before, after in zip(self.tokens, self.tokens[1:], strict=False)):
             raise ValueError(
