@@ -25,6 +25,7 @@ def plot_law_curves(
     points: Sequence[Mapping[str, Any]] = (),
     target_loss: float | None = None,
     title: str = "",
+    y_label: str = "held-out loss (nats per token)",
 ) -> Figure:
     """Loss over tokens, both as a law says and as measured.
 
@@ -35,7 +36,7 @@ def plot_law_curves(
         points: measured runs, each with `name`, `tokens` and `loss`; one with the name of a curve takes its colour.
         path: where to save the picture, if anywhere.
         target_loss: a horizontal line.
-        title: above the picture.
+        title, y_label: above the picture, and beside its axis.
 
     Raises:
         ValueError: nothing to draw, or more curves than there are colours.
@@ -59,7 +60,7 @@ def plot_law_curves(
         axes.axhline(target_loss, color="black", linewidth=0.9, linestyle=":", label=f"target {target_loss:g}")
     _log_tokens(axes)
     axes.set_xlabel(f"recovery tokens{unit}, log")
-    axes.set_ylabel("held-out loss (nats per token)")
+    axes.set_ylabel(y_label)
     axes.grid(alpha=0.3, which="both")
     if title:
         _title(axes, title)

@@ -2,7 +2,7 @@
 
     tokens     fitted to the first 80 % of every run's tokens, asked for the last 20 %
     size       fitted without the largest size, asked for it
-    fraction   fitted without the largest fraction removed, asked for it
+    fraction   fitted without the largest fraction removed of each size, asked for it
 
 Baselines see a run's own start, which in "size" and "fraction" the law does not: ``carried`` keeps the last rise L - L0
 that was seen, ``power_law`` is one fitted to that part of the run alone. ``neighbour`` takes the rise of the nearest
@@ -30,6 +30,9 @@ SEEN_OF_TOKENS = 0.8
 SEEN_BY_BASELINES = 0.2
 """Share of a held-out run's tokens that baselines see in the other two; judged is what comes after."""
 
+SAME_FRACTION = 0.25
+"""Difference of the logarithms of two fractions that counts as one step: .25 and .35 are a step apart."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -52,15 +55,30 @@ def split_runs(runs: Sequence[RecoveryRun], name: str) -> Split:
     if name == "tokens":
         seen, judged = _cut(runs, SEEN_OF_TOKENS)
         return Split(name, seen, seen, judged)
-    if name == "size":
-        values = [run.case.num_parameters for run in runs]
-    else:
-        values = [round(run.case.fraction_removed, 2) for run in runs]
-    if len(set(values)) < 3:
-        raise ValueError(f"The test of {name} needs three, to hold out one, but the runs have {len(set(values))}.")
-    asked = [run for run, value in zip(runs, values, strict=True) if value == max(values)]
-    fitted = [run for run, value in zip(runs, values, strict=True) if value < max(values)]
+    held = _largest_size(runs) if name == "size" else _largest_fractions(runs)
+    asked, fitted = [run for run in runs if run.name in held], [run for run in runs if run.name not in held]
     return Split(name, fitted, *_cut(asked, SEEN_BY_BASELINES))
+
+
+def _largest_size(runs: Sequence[RecoveryRun]) -> set[str]:
+    sizes = {run.case.num_parameters for run in runs}
+    if len(sizes) < 3:
+        raise ValueError(f"The test of size needs three, to hold out one, but the runs have {len(sizes)}.")
+    return {run.name for run in runs if run.case.num_parameters == max(sizes)}
+
+
+def _largest_fractions(runs: Sequence[RecoveryRun]) -> set[str]:
+    """The largest of each size: real shapes meet a fraction only nearly, and each size in its own way."""
+    held = set()
+    for size in {run.case.num_parameters for run in runs}:
+        own = [run for run in runs if run.case.num_parameters == size]
+        if len(own) < 3:
+            raise ValueError(
+                f"The test of fraction needs three of every size, to hold out one, but {size:,.0f} parameters have"
+                f" {len(own)}."
+            )
+        held.add(max(own, key=lambda run: run.case.fraction_removed).name)
+    return held
 
 
 def _cut(runs: Sequence[RecoveryRun], share: float) -> tuple[list[RecoveryRun], list[RecoveryRun]]:
@@ -109,7 +127,7 @@ def _neighbour(fitted: Sequence[RecoveryRun], run: RecoveryRun, name: str) -> ND
     def distance(other: RecoveryRun) -> tuple[float, float]:
         size = abs(math.log(other.case.num_parameters / run.case.num_parameters))
         fraction = abs(math.log(other.case.fraction_removed / run.case.fraction_removed))
-        return (round(fraction, 1), size) if name == "size" else (size, fraction)
+        return (round(fraction / SAME_FRACTION), size) if name == "size" else (size, fraction)
 
     nearest = min(fitted, key=distance)
     return run.reference + np.interp(np.log(run.tokens), np.log(nearest.tokens), nearest.rises)
