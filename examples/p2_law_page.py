@@ -24,7 +24,6 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "model_cards" / "scaling_law"
 PAGE = ROOT / "model_cards" / "scaling_law.md"
 FIT_SUFFIX = ".fit.json"
-FORMS = ("p2", "p2_five", "chinchilla")
 LAWS = ("p2", "p2_five", "chinchilla")
 GAIN = 0.01  # nats per doubling
 
@@ -50,8 +49,8 @@ def analyse(path: Path) -> dict:
     analysis = {"settings": results["settings"], "versions": results["versions"]}
     for name, controls in (("controlled", True), ("uncontrolled", False)):
         runs = law_runs(results, controls)
-        tests = {test: generalisation_errors(runs, test, FORMS) for test in tests_of(runs)}
-        analysis[name] = {"tests": tests} | fit_facts(runs)
+        analysis[name] = {"tests": {test: generalisation_errors(runs, test, LAWS) for test in tests_of(runs)}}
+    analysis["controlled"] |= fit_facts(law_runs(results))
     return analysis
 
 

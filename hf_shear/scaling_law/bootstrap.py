@@ -43,6 +43,6 @@ def bootstrap(
             if len({sizes[i] for i in drawn}) >= needed[0] and len({fractions[i] for i in drawn}) >= needed[1]:
                 break
         part = problem.of_runs(drawn)
-        free = solve(part, loss, f_scale, num_starts=1, seed=int(random.integers(2**31)), start=solution).free
+        free = solve(part, loss, f_scale, 0, seed, start=solution, polish=False).free
         found.append(form.natural(part.whole(free), part.shifts))
     return np.array(found)

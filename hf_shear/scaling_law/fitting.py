@@ -20,11 +20,13 @@ ROBUST_LOSSES = ("linear", "soft_l1", "huber", "cauchy")
 SCALE_RANGE = (-14.0, 6.0)
 """How far, as a logarithm, a scale in scaled units may be from the median of what is fitted."""
 START_EXPONENTS = (0.05, 1.5)
-MAX_EVALUATIONS = 2_000
+ROUGH_TOLERANCE, ROUGH_EVALUATIONS = 1e-7, 150
+"""Of every start; a valley without a bottom is left early."""
+FINE_TOLERANCE, FINE_EVALUATIONS = 1e-12, 1_000
+"""Of the best of them."""
 ROBUST_SCALES = 1.5
 """Residuals beyond so many standard deviations of the scatter count less under a robust loss."""
 NORMAL_MAD = 1.4826  # standard deviations per median absolute deviation, for normal scatter
-CONVERGED = 1e-12
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,13 @@ def check_fixed(form: LawForm, fixed: Mapping[str, float]) -> dict[str, float]:
 
 
 def solve(
-    problem: Problem, loss: str, f_scale: float, num_starts: int, seed: int, start: NDArray | None = None
+    problem: Problem,
+    loss: str,
+    f_scale: float,
+    num_starts: int,
+    seed: int,
+    start: NDArray | None = None,
+    polish: bool = True,
 ) -> Solution:
     """Fit the free constants.
 
@@ -164,6 +172,7 @@ def solve(
         f_scale: nats from which on a residual is an outlier.
         num_starts: random exponents to start from, beside ``start``; each with the scales that fit best there.
         start: free constants to start from.
+        polish: go on from the best of all starts until nothing changes.
     """
     random = np.random.default_rng(seed)
     starts = [] if start is None else [start]
@@ -175,17 +184,24 @@ def solve(
                 inside = (max(low, START_EXPONENTS[0]), min(high, START_EXPONENTS[1]))
                 theta[index] = random.uniform(*inside)
         starts.append(problem.with_best_scales(theta)[problem.free])
-    return min((_solve_from(problem, loss, f_scale, point) for point in starts), key=lambda solution: solution.cost)
+    rough = [_solve_from(problem, loss, f_scale, point, ROUGH_TOLERANCE, ROUGH_EVALUATIONS) for point in starts]
+    best = min(rough, key=lambda solution: solution.cost)
+    if not polish:
+        return best
+    fine = _solve_from(problem, loss, f_scale, best.free, FINE_TOLERANCE, FINE_EVALUATIONS)
+    return min(best, fine, key=lambda solution: solution.cost)
 
 
-def _solve_from(problem: Problem, loss: str, f_scale: float, start: NDArray) -> Solution:
+def _solve_from(
+    problem: Problem, loss: str, f_scale: float, start: NDArray, tolerance: float, evaluations: int
+) -> Solution:
     from scipy.optimize import least_squares
 
     low, high = problem.low[problem.free], problem.high[problem.free]
     margin = 1e-6 * (high - low)
     result = least_squares(
         problem.residuals, np.clip(start, low + margin, high - margin), problem.jacobian, bounds=(low, high), loss=loss,
-        f_scale=f_scale, max_nfev=MAX_EVALUATIONS, ftol=CONVERGED, xtol=CONVERGED, gtol=CONVERGED,
+        f_scale=f_scale, max_nfev=evaluations, ftol=tolerance, xtol=tolerance, gtol=tolerance,
     )  # fmt: skip
     return Solution(result.x, float(result.cost))
 
