@@ -25,6 +25,7 @@ RESULTS = ROOT / "model_cards" / "scaling_law"
 PAGE = ROOT / "model_cards" / "scaling_law.md"
 FIT_SUFFIX = ".fit.json"
 LAWS = ("p2", "p2_five", "chinchilla")
+NUM_BOOTSTRAP = 200
 GAIN = 0.01  # nats per doubling
 
 INTRODUCTION = """# The P2 law, measured
@@ -78,7 +79,7 @@ def quiet_fit(runs) -> LawFit:
     """A fit whose warnings go to the page and not to the terminal."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScalingLawWarning)
-        return fit_law(runs)
+        return fit_law(runs, num_bootstrap=NUM_BOOTSTRAP)
 
 
 def draw(path: Path) -> None:

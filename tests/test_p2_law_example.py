@@ -96,6 +96,7 @@ def test_the_page_says_who_wins(tmp_path, scripts, monkeypatch):
     monkeypatch.setattr(build, "RESULTS", tmp_path)
     monkeypatch.setattr(build, "PAGE", tmp_path / "page.md")
     (tmp_path / "known.json").write_text(json.dumps(known_results()))
+    monkeypatch.setattr(build, "NUM_BOOTSTRAP", 20)
     build.main([])
     page = (tmp_path / "page.md").read_text()
     for test in build.TEST_TITLES.values():

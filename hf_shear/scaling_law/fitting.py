@@ -22,7 +22,7 @@ SCALE_RANGE = (-14.0, 6.0)
 START_EXPONENTS = (0.05, 1.5)
 ROUGH_TOLERANCE, ROUGH_EVALUATIONS = 1e-7, 150
 """Of every start; a valley without a bottom is left early."""
-FINE_TOLERANCE, FINE_EVALUATIONS = 1e-12, 1_000
+FINE_TOLERANCE, FINE_EVALUATIONS = 1e-12, 400
 """Of the best of them."""
 ROBUST_SCALES = 1.5
 """Residuals beyond so many standard deviations of the scatter count less under a robust loss."""

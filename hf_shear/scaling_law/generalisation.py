@@ -30,6 +30,8 @@ SEEN_OF_TOKENS = 0.8
 SEEN_BY_BASELINES = 0.2
 """Share of a held-out run's tokens that baselines see in the other two; judged is what comes after."""
 
+STARTS_OF_A_RUN = 4
+"""Three constants have few valleys to end in."""
 SAME_FRACTION = 0.25
 """Difference of the logarithms of two fractions that counts as one step: .25 and .35 are a step apart."""
 
@@ -116,7 +118,7 @@ def generalisation_errors(
 
 
 def _own_power_laws(split: Split) -> list[NDArray]:
-    fits = fit_each_run(split.seen)
+    fits = fit_each_run(split.seen, num_starts=STARTS_OF_A_RUN)
     laws = [fits[run.name] for run in split.judged]
     return [predict_run(law.form, law.theta, run) for law, run in zip(laws, split.judged, strict=True)]
 
