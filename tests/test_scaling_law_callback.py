@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from scaling_law_helpers import draw_runs, source_loss, true_rise
 from training_helpers import make_args, make_trainer, plain_model
-from transformers import TrainerControl, TrainerState
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from hf_shear.scaling_law import Case, ScalingLawCallback, fit_law
 from hf_shear.scaling_law.callback import DOUBLING_GAIN, FINAL_LOSS, MIN_CHECKPOINTS, MIN_CHECKPOINTS_WITH_LAW
@@ -129,6 +130,10 @@ def options(**changes):
     } | changes  # fmt: skip
 
 
+def collate(samples):
+    return {name: torch.tensor([sample[name] for sample in samples]) for name in samples[0]}
+
+
 def train(folder, resume=None, **changes):
     trainer = make_trainer(plain_model(attention_dropout=0.0), make_args(folder, **options(**changes)))
     trainer.add_callback(ScalingLawCallback(trainer, min_gain=1e-9))
@@ -155,6 +160,21 @@ def test_a_run_is_ended_when_more_gains_too_little(tmp_path):
     trainer.train()
     assert 0 < trainer.state.global_step < 24
     assert sum(FINAL_LOSS in entry for entry in trainer.state.log_history) == 2
+
+
+def test_a_plain_trainer_predicts_too(tmp_path):
+    samples = [{"input_ids": row, "labels": row} for row in torch.randint(3, 60, (32, 16)).tolist()]
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=16, eval_strategy="steps", eval_steps=1, lr_scheduler_type="constant", report_to="none",
+        use_cpu=True, disable_tqdm=True, save_strategy="no", learning_rate=1e-3, per_device_train_batch_size=4,
+    )  # fmt: skip
+    trainer = Trainer(plain_model(), arguments, train_dataset=samples, eval_dataset=samples, data_collator=collate)
+    trainer.add_callback(ScalingLawCallback(trainer, tokens_per_step=4 * 16))
+    trainer.train()
+    rows = [entry for entry in trainer.state.log_history if FINAL_LOSS in entry]
+    last = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry][-1]
+    assert rows and rows[-1]["law/num_tokens"] == 16 * 64
+    assert rows[-1][FINAL_LOSS] == pytest.approx(last, abs=0.1)  # it has ended, so it is the fit's value there
 
 
 @pytest.mark.parametrize(("schedule", "warned"), [("constant", 0), ("constant_with_warmup", 0), ("linear", 1)])

@@ -13,9 +13,11 @@ from scaling_law_helpers import draw_runs, source_loss
 from transformers import LlamaConfig
 
 from hf_shear.cli import main
+from hf_shear.recovery import training_flops_per_token
 from hf_shear.reporting import plot_law_curves
 from hf_shear.scaling_law import Candidate, Case, LawFit, NumericCurve, PowerCurve, fit_law, plan_budget, write_runs_csv
 from hf_shear.scaling_law.estimates import Estimate, interval
+from hf_shear.shapes import count_parameters
 
 CURVES = st.builds(PowerCurve, st.floats(0.5, 5), st.floats(-2, 12), st.floats(0.05, 2))
 TOKENS = st.floats(1e3, 1e13)
@@ -235,8 +237,12 @@ def test_the_verb_takes_shapes_of_a_checkpoint(tmp_path, capsys):
     )
     facts = json.loads(capsys.readouterr().out)
     (candidate,) = facts["candidates"]
-    size = LlamaConfig.from_pretrained(tmp_path / "model").hidden_size
-    assert size == 1024 and candidate["name"].startswith("-30%: ") or candidate["name"].startswith("-31%: ")
+    name, sizes = candidate["name"].split(": ")
+    hidden, layers, heads, kv_heads, intermediate = map(int, sizes.split("/"))
+    cut = LlamaConfig(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
+                      intermediate_size=intermediate, head_dim=64)  # fmt: skip
+    assert candidate["num_parameters"] == count_parameters(cut) and name in ("-30%", "-31%")
+    assert candidate["flops"]["value"] == pytest.approx(1e18 / training_flops_per_token(cut, 2048))
     assert facts["plan"]["candidates"][0]["loss"]["low"] is None  # no bootstrap
 
 

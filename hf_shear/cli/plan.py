@@ -27,6 +27,7 @@ from ..scaling_law import (
 from ..scaling_law.estimates import interval, number_text
 from ..scaling_law.planning import DEFAULT_GAIN, DEFAULT_MASK_SHARE
 from ..shapes import count_parameters, shape_for_budget
+from ..shapes.shape_config import config_for_shape
 
 SUMMARY = "Say how many recovery tokens are enough, and which size fits a budget, from earlier runs."
 EXAMPLE = "hf-shear plan runs.csv --num_parameters 1.2e9 --source_loss 2.41 --fractions .15 .25 .35 --flops 1e19"
@@ -155,6 +156,8 @@ def make_candidates(arguments: Arguments) -> list[Candidate]:
                                               source_tokens=arguments.source_tokens))
             for fraction in arguments.fractions
         ]  # fmt: skip
+    if Path(arguments.checkpoint).exists() and not (Path(arguments.checkpoint) / "config.json").is_file():
+        raise ValueError(f"`checkpoint` {arguments.checkpoint!r} holds no config.json.")
     config = AutoConfig.from_pretrained(arguments.checkpoint)
     check_supported_source(config)
     length = min(arguments.sequence_length, config.max_position_embeddings)
@@ -165,7 +168,7 @@ def make_candidates(arguments: Arguments) -> list[Candidate]:
         case = Case(size, 1 - choice.num_parameters / size, arguments.source_loss, choice.num_parameters,
                     arguments.source_tokens)  # fmt: skip
         sizes = choice.shape.sizes()
-        pruned = type(config).from_dict(config.to_dict() | sizes | {"head_dim": choice.shape.head_dim})
+        pruned = config_for_shape(config, choice.shape)
         name = f"-{case.fraction_removed:.0%}: " + "/".join(str(value) for value in sizes.values())
         candidates.append(Candidate(name, case, training_flops_per_token(pruned, length), source_flops))
     return candidates
