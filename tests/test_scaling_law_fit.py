@@ -112,6 +112,24 @@ def test_a_robust_loss_forgives_outliers():
     assert max(errors["soft_l1"], errors["huber"], errors["cauchy"]) < 0.003
 
 
+def test_relative_residuals_do_not_let_large_rises_decide():
+    """Runs whose rises are off by 10 %, up at the largest fraction and down at the smallest: no law fits both."""
+    runs = []
+    for run in draw_runs():
+        factor = {0.15: 0.9, 0.25: 1.0, 0.35: 1.1}[run.case.fraction_removed]
+        bend = 1 + 0.3 * (factor - 1) * np.cos(np.linspace(0, 9, len(run.tokens)))
+        runs.append(RecoveryRun(run.name, run.case, run.tokens, run.reference + bend * factor**2 * run.rises))
+    errors = {}
+    for weighting in ("absolute", "relative"):
+        report = quietly(runs, weighting=weighting, fixed={"rho_exponent": 1.5}, **QUIET).report
+        errors[weighting] = {}
+        for fraction in FRACTIONS:
+            own = [run.relative_error for run in report.runs if run.fraction_removed == fraction]
+            errors[weighting][fraction] = np.mean(own)
+    assert errors["relative"][0.15] < errors["absolute"][0.15]
+    assert errors["relative"][0.35] > errors["absolute"][0.35]
+
+
 def test_scatter_is_that_of_the_noise():
     """Its standard error from 12 x 28 second differences is about 6 %."""
     assert scatter(draw_runs(noise=NOISE), True) == pytest.approx(NOISE, rel=0.25)
@@ -158,6 +176,7 @@ def test_a_source_that_still_learns_needs_its_control():
     [
         ({"form": "magic"}, "`form` must be one of p2, p2_five"),
         ({"loss": "magic"}, "`loss` must be one of linear"),
+        ({"weighting": "magic"}, "`weighting` must be one of absolute, relative"),
         ({"fixed": {"gamma": 1.0}}, "`fixed` names 'gamma'; the constants of 'p2' are rho_exponent"),
         ({"fixed": {"E": -1.0}}, r"`fixed\['E'\]` must be above 0"),
         ({"fixed": {"beta": 40.0}}, r"`fixed\['beta'\]` must be between"),

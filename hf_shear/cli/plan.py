@@ -52,6 +52,9 @@ class Arguments:
     loss: Literal["linear", "soft_l1", "huber", "cauchy"] = field(
         default="linear", metadata={"help": "Of the fit; all but linear bound the weight of outliers."}
     )
+    weighting: Literal["absolute", "relative"] = field(
+        default="absolute", metadata={"help": "Residuals in nats, or relative to each run's mean L - L0."}
+    )
     fixed: str | None = field(default=None, metadata={"help": """Constants to borrow, as JSON: '{"beta": 0.4}'."""})
     drop_start: float = field(default=0.1, metadata={"help": "Share of each run's tokens left out at its start."})
     bootstrap: int = field(default=100, metadata={"help": "Fits behind the intervals; 0: none."})
@@ -142,8 +145,8 @@ def load_law(arguments: Arguments) -> LawFit:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScalingLawWarning)  # they are part of the report
         return fit_law(
-            read_runs(path), arguments.form, loss=arguments.loss, fixed=arguments.fixed_constants,
-            drop_start=arguments.drop_start, num_bootstrap=arguments.bootstrap,
+            read_runs(path), arguments.form, loss=arguments.loss, weighting=arguments.weighting,
+            fixed=arguments.fixed_constants, drop_start=arguments.drop_start, num_bootstrap=arguments.bootstrap,
             allow_different_tokens=arguments.allow_different_tokens,
         )  # fmt: skip
 
@@ -179,6 +182,7 @@ def candidate_facts(fit: LawFit, candidate: Candidate, arguments: Arguments) -> 
     case, cost = candidate.case, candidate.recovery_cost
     facts = {"name": candidate.name, "num_parameters": case.pruned_size, "floor": fit.floor(case)}
     facts["saturation"] = fit.saturation_tokens(case, arguments.gain)
+    facts["extrapolation"] = fit.extrapolation(case, facts["saturation"].value)
     if arguments.target_loss is not None:
         facts["target"] = fit.tokens_for(case, arguments.target_loss)
     if arguments.price is not None:
@@ -225,6 +229,8 @@ def _candidates_text(rows: list[dict], arguments: Arguments) -> str:
     for row in rows:
         lines.append(f"{row['name']} ({number_text(row['num_parameters'])} parameters)")
         lines += [f"  {text:<46}{row[name]}" for name, text in columns.items() if name in row]
+        factors = ", ".join(f"{name} {factor:.2g} x" for name, factor in row["extrapolation"].items())
+        lines.append(f"  {'beyond the fitted, at saturation':<46}{factors}")
         stretched: dict[str, list[str]] = {}
         for name in columns:
             for note in row[name].notes if name in row else ():

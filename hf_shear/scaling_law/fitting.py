@@ -17,6 +17,9 @@ from .forms import LawForm, feature_values, term_values
 from .recovery_run import RecoveryRun
 
 ROBUST_LOSSES = ("linear", "soft_l1", "huber", "cauchy")
+WEIGHTINGS = ("absolute", "relative")
+"""Residuals in nats, or relative to the mean |L - L0| of their run: damage differs tenfold between fractions, and in nats
+the most damaged runs decide."""
 SCALE_RANGE = (-14.0, 6.0)
 """How far, as a logarithm, a scale in scaled units may be from the median of what is fitted."""
 START_EXPONENTS = (0.05, 1.5)
@@ -43,6 +46,7 @@ class Problem:
         start: [k] values of those that are not.
         low, high: [k] bounds.
         run_index: [n] which run an observation is of.
+        weight: [n] of the residuals.
     """
 
     form: LawForm
@@ -55,10 +59,13 @@ class Problem:
     low: NDArray
     high: NDArray
     run_index: NDArray
+    weight: NDArray
 
     @classmethod
-    def of(cls, runs: Sequence[RecoveryRun], form: LawForm, fixed: Mapping[str, float]) -> Problem:
-        """Observations of ``runs``, with ``fixed`` constants."""
+    def of(
+        cls, runs: Sequence[RecoveryRun], form: LawForm, fixed: Mapping[str, float], weighting: str = "absolute"
+    ) -> Problem:
+        """Observations of ``runs``, with ``fixed`` constants; ``weighting`` is one of ``WEIGHTINGS``."""
         held = check_fixed(form, fixed)
         parts = [feature_values(run.case, np.array(run.tokens), form.features) for run in runs]
         features = {name: np.concatenate([part[name] for part in parts]) for name in form.features}
@@ -74,9 +81,12 @@ class Problem:
             high.append(bounds[1])
         start = np.array([held.get(name, 0.0) for name in form.constants])
         free = np.array([name not in held for name in form.constants])
-        index = np.repeat(np.arange(len(runs)), [len(run.tokens) for run in runs])
+        lengths = [len(run.tokens) for run in runs]
+        index = np.repeat(np.arange(len(runs)), lengths)
+        size = np.array([np.abs(run.rises).mean() for run in runs])
+        weight = np.repeat(np.median(size) / size if weighting == "relative" else np.ones(len(runs)), lengths)
         return cls(form, target, features, shifts, form.design(features, shifts), free, start, np.array(low),
-                   np.array(high), index)  # fmt: skip
+                   np.array(high), index, weight)  # fmt: skip
 
     def of_runs(self, drawn: Sequence[int]) -> Problem:
         """The same problem on these runs, some perhaps several times; units stay."""
@@ -84,7 +94,7 @@ class Problem:
         counts = [int((self.run_index == index).sum()) for index in drawn]
         features = {name: values[rows] for name, values in self.features.items()}
         return Problem(self.form, self.target[rows], features, self.shifts, self.design[:, rows], self.free, self.start,
-                       self.low, self.high, np.repeat(np.arange(len(drawn)), counts))  # fmt: skip
+                       self.low, self.high, np.repeat(np.arange(len(drawn)), counts), self.weight[rows])  # fmt: skip
 
     def whole(self, free: NDArray) -> NDArray:
         """Theta from its free constants."""
@@ -93,13 +103,13 @@ class Problem:
         return theta
 
     def residuals(self, free: NDArray) -> NDArray:
-        """Predicted - observed, nats."""
-        return term_values(self.design, self.whole(free)).sum(axis=0) - self.target
+        """Predicted - observed, nats, times the weights."""
+        return self.weight * (term_values(self.design, self.whole(free)).sum(axis=0) - self.target)
 
     def jacobian(self, free: NDArray) -> NDArray:
         """[n, free constants]."""
         terms = term_values(self.design, self.whole(free))
-        return np.einsum("tn,tnk->nk", terms, self.design[:, :, self.free])
+        return np.einsum("tn,tnk->nk", terms * self.weight, self.design[:, :, self.free])
 
     def with_best_scales(self, theta: NDArray) -> NDArray:
         """``theta`` with the free scales that fit best at its exponents; they enter linearly."""
@@ -115,8 +125,8 @@ class Problem:
         is_free = self.free[scale_index]
         if not is_free.any():
             return theta
-        target = self.target - terms[~is_free].sum(axis=0)
-        columns = terms[is_free].T
+        target = self.weight * (self.target - terms[~is_free].sum(axis=0))
+        columns = (self.weight * terms[is_free]).T
         norms = np.linalg.norm(columns, axis=0)
         scales = nnls(columns / norms, target)[0] / norms
         chosen = np.array(scale_index)[is_free]

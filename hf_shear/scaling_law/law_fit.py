@@ -19,7 +19,7 @@ from .check_runs import check_runs
 from .curves import FLOPS_PER_PARAMETER_AND_TOKEN, LossCurve, NumericCurve, PowerCurve
 from .estimates import Estimate, interval, tokens_estimate
 from .fit_report import FitReport, fit_warnings, run_quality
-from .fitting import ROBUST_LOSSES, ROBUST_SCALES, Problem, scatter, solve
+from .fitting import ROBUST_LOSSES, ROBUST_SCALES, WEIGHTINGS, Problem, scatter, solve
 from .forms import P2, P2_FIVE, POWER_LAW, TOKENS, LawForm, feature_values, resolve_form, term_values
 from .identifiability import identifiability
 from .recovery_run import Case, RecoveryRun
@@ -192,6 +192,7 @@ def fit_law(
     *,
     loss: str = "linear",
     f_scale: float | None = None,
+    weighting: str = "absolute",
     fixed: Mapping[str, float] | None = None,
     drop_start: float = DROP_START,
     num_starts: int = NUM_STARTS,
@@ -207,6 +208,7 @@ def fit_law(
             fewer than three sizes.
         loss: "linear", or a robust loss of scipy's ``least_squares``.
         f_scale: nats from which on a residual is an outlier; default 1.5 standard deviations of the runs' own scatter.
+        weighting: "absolute" takes residuals in nats, as the paper; "relative" relative to the mean |L - L0| of their run.
         fixed: constants by name, in natural units, that are borrowed and not fitted.
         drop_start: share of each run's tokens that is left out at its start.
         num_starts: random starts, seeded.
@@ -220,7 +222,7 @@ def fit_law(
         ScalingLawWarning: each of ``report.warnings``.
     """
     check_runs(runs, allow_different_tokens)
-    chosen, options = _choose_form(form, runs), {"loss": loss, "f_scale": f_scale}
+    chosen, options = _choose_form(form, runs), {"loss": loss, "f_scale": f_scale, "weighting": weighting}
     runs = [run.without_start(drop_start) for run in runs]
     problem, solution, f_scale = _solve(runs, chosen, fixed, num_starts=num_starts, seed=seed, **options)
     theta = chosen.natural(problem.whole(solution), problem.shifts)
@@ -240,6 +242,7 @@ def fit_constants(
     *,
     loss: str = "linear",
     f_scale: float | None = None,
+    weighting: str = "absolute",
     fixed: Mapping[str, float] | None = None,
     drop_start: float = DROP_START,
     num_starts: int = NUM_STARTS,
@@ -248,7 +251,8 @@ def fit_constants(
     """As :func:`fit_law`, for parts of runs: without checks among them, intervals, report and warnings."""
     chosen = _choose_form(form, runs)
     runs = [run.without_start(drop_start) for run in runs]
-    problem, solution, _ = _solve(runs, chosen, fixed, loss=loss, f_scale=f_scale, num_starts=num_starts, seed=seed)
+    options = {"loss": loss, "f_scale": f_scale, "weighting": weighting}
+    problem, solution, _ = _solve(runs, chosen, fixed, num_starts=num_starts, seed=seed, **options)
     theta = chosen.natural(problem.whole(solution), problem.shifts)
     none = np.zeros((0, len(theta)))
     return LawFit(chosen, theta, none, _ranges(runs), runs[0].control_losses is not None, None)
@@ -262,11 +266,13 @@ def fit_each_run(runs: Sequence[RecoveryRun], **options) -> dict[str, LawFit]:
     return {run.name: fit_constants([run], POWER_LAW, **options) for run in runs}
 
 
-def _solve(runs, form: LawForm, fixed, *, loss: str, f_scale: float | None, num_starts: int, seed: int):
+def _solve(runs, form: LawForm, fixed, *, loss: str, f_scale: float | None, weighting: str, num_starts: int, seed: int):
     """The problem, its solution, and the scale of outliers."""
     if loss not in ROBUST_LOSSES:
         raise ValueError(f"`loss` must be one of {', '.join(ROBUST_LOSSES)}, but it is {loss!r}.")
-    problem = Problem.of(runs, form, fixed or {})
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"`weighting` must be one of {', '.join(WEIGHTINGS)}, but it is {weighting!r}.")
+    problem = Problem.of(runs, form, fixed or {}, weighting)
     _check_counts(runs, form, problem, fixed)
     f_scale = ROBUST_SCALES * scatter(runs, form.of_rise) if f_scale is None else f_scale
     return problem, solve(problem, loss, f_scale, num_starts, seed).free, f_scale
