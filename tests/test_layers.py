@@ -16,6 +16,7 @@ ALLOWED = {
     "masks": {"shapes"},
     "modeling": {"families", "shapes", "masks"},
     "reporting": set(),
+    "scaling_law": {"reporting"},
     "slicing": {"families", "shapes", "masks", "modeling", "reporting"},
     "data": set(),
     "curvature": set(),
@@ -57,6 +58,7 @@ ALLOWED = {
         "reporting",
         "evaluation",
         "publishing",
+        "scaling_law",
         "runs",
     },
 }

@@ -20,7 +20,7 @@ from types import ModuleType
 from .terminal import quiet_when_piped
 from .verb_arguments import HelpAsked, parse_verb
 
-VERBS = ("inspect", "learn", "prune", "export", "recover", "evaluate", "report", "card", "push")
+VERBS = ("inspect", "learn", "prune", "export", "recover", "evaluate", "plan", "report", "card", "push")
 
 OK, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: done; something failed on the way; a mistake in the command or what it names; stopped by Ctrl-C."""

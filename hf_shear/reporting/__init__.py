@@ -4,6 +4,7 @@ Everything here takes plain dicts and lists, so that it can be used on a results
 """
 
 from hf_shear.reporting.html_report import html_report, write_html_report
+from hf_shear.reporting.law_plots import plot_law_curves
 from hf_shear.reporting.plots import plot_domains, plot_kept_units, plot_sizes, require_matplotlib
 from hf_shear.reporting.redaction import redact_command, redact_tokens
 from hf_shear.reporting.results import (
@@ -32,6 +33,7 @@ __all__ = [
     "model_record",
     "plot_domains",
     "plot_kept_units",
+    "plot_law_curves",
     "plot_sizes",
     "read_results",
     "redact_command",

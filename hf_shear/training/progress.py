@@ -62,6 +62,9 @@ def log_line(step: int, max_steps: int, logs: dict) -> str:
             if "expected/" + name in logs
         ]
         return line + ("\n  expected/target " + ", ".join(sizes) if sizes else "")
+    if "law/final_loss" in logs:  # of hf_shear.scaling_law.ScalingLawCallback
+        gain = logs["law/doubling_gain"]
+        return f"{head}  predicted final loss {logs['law/final_loss']:.4f}; twice the tokens would gain {gain:.4f}"
     if "train_runtime" in logs:
         return f"{head}  done in {logs['train_runtime']:.0f} s, mean training loss {logs['train_loss']:.4f}"
     return ""

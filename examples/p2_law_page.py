@@ -1,0 +1,213 @@
+"""Fit the runs of examples/p2_law.py, test what the law predicts, and build model_cards/scaling_law.md.
+
+    python examples/p2_law_page.py             # fit model_cards/scaling_law/*.json anew, draw, and write the page
+    python examples/p2_law_page.py --page      # the page alone, from the fits that are there
+
+A fit is kept beside its runs as NAME.fit.json, and every number on the page comes from there; a test rebuilds the page
+and compares, and a slow one fits anew.
+"""
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from p2_law import law_runs
+
+from hf_shear.reporting import plot_law_curves, write_results
+from hf_shear.scaling_law import TEST_NAMES, LawFit, ScalingLawWarning, fit_law, generalisation_errors
+from hf_shear.scaling_law.estimates import interval
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "model_cards" / "scaling_law"
+PAGE = ROOT / "model_cards" / "scaling_law.md"
+FIT_SUFFIX = ".fit.json"
+LAWS = ("p2", "p2_five", "chinchilla")
+RELATIVE = "p2, relative"
+NUM_BOOTSTRAP = 200
+GAIN = 0.01  # nats per doubling
+
+INTRODUCTION = """# The P2 law, measured
+
+Recovery runs of `examples/p2_law.py`: every member of a family of sources (`examples/family/train_family.py`) pruned in one
+shot to three fractions and trained on at a constant learning rate, one seed each, with its control (the same source,
+unpruned, on the same tokens). Fitted by `hf_shear.scaling_law`; how to read and use it:
+[scaling_law.md](../examples/docs/scaling_law.md).
+
+Errors are mean |predicted - measured loss| / mean (L - L0) over the checkpoints of a run, and the mean over runs. The three
+tests are those of arXiv 2411.10272: the last 20 % of the tokens, the largest source, the largest fraction; each is fitted
+without what it is asked for. `carried` keeps the last L - L0 that was seen; `power_law` is one fitted to the run alone. In
+the tests of size and fraction both see the first 20 % of the run, which the law does not; `neighbour` takes L - L0 of the
+nearest run that was fitted. `p2` and `p2_five` are told the control's loss at each checkpoint;
+`p2, relative` is fitted to residuals relative to the mean L - L0 of their run. The verdicts are on `p2`, as in
+the paper."""
+
+TEST_TITLES = {"tokens": "last 20 % of tokens", "size": "largest source", "fraction": "largest fraction"}
+
+
+def analyse(path: Path) -> dict:
+    """Fits and tests of one file of runs, JSON-ready."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    analysis = {"settings": results["settings"], "versions": results["versions"]}
+    for name, controls in (("controlled", True), ("uncontrolled", False)):
+        runs = law_runs(results, controls)
+        analysis[name] = {"tests": {test: all_errors(runs, test) for test in tests_of(runs)}}
+    analysis["controlled"] |= fit_facts(law_runs(results))
+    return analysis
+
+
+def all_errors(runs, test: str) -> list[dict]:
+    """Laws, the first of them with relative residuals as well, and baselines."""
+    rows = generalisation_errors(runs, test, LAWS)
+    relative = generalisation_errors(runs, test, LAWS[:1], weighting="relative")[0]
+    return [*rows, relative | {"method": RELATIVE}]
+
+
+def tests_of(runs) -> list[str]:
+    """The tests that there are enough sizes and fractions for."""
+    sizes = [run.case.num_parameters for run in runs]
+    enough = {"tokens": True, "size": len(set(sizes)) >= 3, "fraction": min(map(sizes.count, sizes)) >= 3}
+    return [test for test in TEST_NAMES if enough[test]]
+
+
+def fit_facts(runs) -> dict:
+    """The pooled fit of all runs: constants with intervals, report, and what it says of each model."""
+    fit = quiet_fit(runs)
+    spread = {}
+    for index, name in enumerate(fit.form.constants):
+        low, high = interval(fit.samples[:, index])
+        value = float(fit.theta[index])
+        spread[name] = {"value": value, "low": low, "high": high, "is_log": name in fit.form.scales}
+    saturation = {run.name: fit.saturation_tokens(run.case, GAIN).to_dict() for run in runs}
+    facts = {"form": fit.form.name, "constants": spread, "report": fit.report.to_dict(), "saturation": saturation}
+    return facts | {"num_runs": len(runs), "num_checkpoints": min(len(run.tokens) for run in runs)}
+
+
+def quiet_fit(runs) -> LawFit:
+    """A fit whose warnings go to the page and not to the terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScalingLawWarning)
+        return fit_law(runs, num_bootstrap=NUM_BOOTSTRAP)
+
+
+def draw(path: Path) -> None:
+    """L - L0 of every run and of the law, a picture for each fraction."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    runs = law_runs(results)
+    fit = quiet_fit(runs)
+    for fraction in results["settings"]["fractions"]:
+        curves, points = [], []
+        for run in (run for run in runs if run.name.endswith(f"-{fraction:.0%}")):
+            tokens = np.geomspace(run.tokens[0], 4 * run.tokens[-1], 200)
+            base = run.case.source_loss
+            samples = np.array([curve.predict(tokens) - base for curve in fit.sample_curves(run.case)])
+            row = {"name": run.name, "tokens": tokens, "loss": fit.curve(run.case).predict(tokens) - base}
+            if len(samples):
+                row |= dict(zip(("low", "high"), np.array([interval(column) for column in samples.T]).T, strict=True))
+            curves.append(row | {"fitted": fit.fitted["tokens"]})
+            points.append({"name": run.name, "tokens": run.tokens, "loss": run.rises})
+        title = "L - L0 above the control; dots measured, solid where fitted, band 90 %"
+        picture = RESULTS / f"{path.stem}-{100 * fraction:.0f}.png"
+        plot_law_curves(curves, picture, points=points, title=title, y_label="L - L0 (nats per token)")
+
+
+def page() -> str:
+    """The page from the fits."""
+    parts = [INTRODUCTION]
+    for path in sorted(RESULTS.glob(f"*{FIT_SUFFIX}")):
+        parts += section(path.name.removesuffix(FIT_SUFFIX), json.loads(path.read_text(encoding="utf-8")))
+    return "\n\n".join(parts) + "\n"
+
+
+def section(name: str, analysis: dict) -> list[str]:
+    """One family."""
+    settings, main = analysis["settings"], analysis["controlled"]
+    text = (
+        f"{main['num_runs']} runs of {settings['num_tokens']:,} tokens with {main['num_checkpoints']} checkpoints each,"
+        f" {settings['criterion']}, learning rate {settings['learning_rate']:g} x 128 / hidden size,"
+        f" seed {settings['seed']}."
+    )
+    parts = [f"## {name}", text, "### Does it predict?", tests_table(main["tests"]), *verdicts(main["tests"])]
+    parts += [
+        "Without controls (L0 is the source as it was), the same:",
+        tests_table(analysis["uncontrolled"]["tests"]),
+    ]
+    parts += ["### The fit of all runs", constants_text(main), runs_table(main)]
+    pictures = sorted(RESULTS.glob(f"{name}-*.png"))
+    return parts + [f"![L - L0 of {picture.stem}](scaling_law/{picture.name})" for picture in pictures]
+
+
+def tests_table(tests: dict) -> str:
+    """Error of each method in each test; the lowest of a column is bold."""
+    errors = {test: {row["method"]: row["relative_error"] for row in rows} for test, rows in tests.items()}
+    methods = list(dict.fromkeys(method for rows in errors.values() for method in rows))
+    lines = ["| method | " + " | ".join(TEST_TITLES[test] for test in errors) + " |", "|---" * (len(errors) + 1) + "|"]
+    for method in methods:
+        cells = []
+        for rows in errors.values():
+            text = "" if method not in rows else f"{rows[method]:.1%}"
+            cells.append(f"**{text}**" if rows.get(method) == min(rows.values()) else text)
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def verdicts(tests: dict) -> list[str]:
+    """For each test, whether the P2 law beats every baseline."""
+    lines = []
+    for test, rows in tests.items():
+        errors = {row["method"]: row["relative_error"] for row in rows}
+        baseline = min((name for name in errors if name not in (*LAWS, RELATIVE)), key=errors.get)
+        won = "wins" if errors["p2"] < errors[baseline] else "does not win"
+        best = f"the best baseline is `{baseline}` at {errors[baseline]:.1%}"
+        lines.append(f"- {TEST_TITLES[test]}: the P2 law {won}: {errors['p2']:.1%}; {best}.")
+    return ["\n".join(lines)]
+
+
+def constants_text(facts: dict) -> str:
+    """Constants with their intervals, scales as natural logarithms, and what to be careful about."""
+    cells = []
+    for name, row in facts["constants"].items():
+        label = f"ln {name}" if row["is_log"] else name
+        span = "" if row["low"] is None else f" ({row['low']:.2f} to {row['high']:.2f})"
+        cells.append(f"{label} {row['value']:.2f}{span}")
+    report = facts["report"]
+    state = report["identifiability"]
+    condition = "infinite" if state["condition"] is None else f"{state['condition']:.1e}"
+    lines = [f"Form `{facts['form']}`, natural units, 90 % intervals over runs drawn anew: " + ", ".join(cells) + ".",
+             f"Condition number {condition}; not identified: {', '.join(state['unidentified']) or 'none'}."]  # fmt: skip
+    return "\n".join(lines + [f"- Careful: {text}" for text in report["warnings"]])
+
+
+def runs_table(facts: dict) -> str:
+    """Quality of each run, and its saturation tokens."""
+    lines = [
+        f"| run | parameters | removed | R² | error of L - L0 | ASD (nats per million tokens) | tokens until a doubling"
+        f" gains < {GAIN:g} |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in facts["report"]["runs"]:
+        tokens = facts["saturation"][row["name"]]["value"]
+        r_squared = "" if row["r_squared"] is None else f"{row['r_squared']:.2f}"
+        lines.append(
+            f"| {row['name']} | {row['num_parameters']:,} | {row['fraction_removed']:.1%} | {r_squared} |"
+            f" {row['relative_error']:.1%} | {1e6 * row['slope_difference']:.4f} | {tokens:,.2g} |"
+        )
+    mean = fmean(row["relative_error"] for row in facts["report"]["runs"])
+    return "\n".join([*lines, "", f"Mean error of L - L0 over the runs: {mean:.1%}."])
+
+
+def main(command_line: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--page", action="store_true", help="build the page from the fits that are there")
+    if not parser.parse_args(command_line).page:
+        for path in sorted(RESULTS.glob("*.json")):
+            if not path.name.endswith(FIT_SUFFIX):
+                write_results(path.with_name(path.stem + FIT_SUFFIX), analyse(path))
+                draw(path)
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""``hf-shear plan``: how many recovery tokens, and to which size, from the law of earlier runs."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from transformers import AutoConfig
+
+from ..modeling import check_supported_source
+from ..recovery import training_flops_per_token
+from ..reporting import plot_law_curves
+from ..scaling_law import (
+    Candidate,
+    Case,
+    LawFit,
+    Plan,
+    ScalingLawWarning,
+    fit_law,
+    plan_budget,
+    read_runs,
+)
+from ..scaling_law.estimates import interval, number_text
+from ..scaling_law.planning import DEFAULT_GAIN, DEFAULT_MASK_SHARE
+from ..shapes import count_parameters, shape_for_budget
+from ..shapes.shape_config import config_for_shape
+
+SUMMARY = "Say how many recovery tokens are enough, and which size fits a budget, from earlier runs."
+EXAMPLE = "hf-shear plan runs.csv --num_parameters 1.2e9 --source_loss 2.41 --fractions .15 .25 .35 --flops 1e19"
+POSITIONAL = ("runs",)
+
+NUM_POINTS = 200  # of a curve in the picture
+PLOTTED_BEYOND = 4.0  # times the largest tokens fitted or asked for
+
+
+@dataclass
+class Arguments:
+    """Which runs, and what is asked."""
+
+    runs: str = field(
+        metadata={
+            "help": "A CSV, a results.json or a folder of them, a JSON list of trainer states, or a law from --save."
+        }
+    )
+    form: str = field(
+        default="auto", metadata={"help": "p2, p2_five, chinchilla or average_parameters; auto: p2 from 3 sizes on."}
+    )
+    loss: Literal["linear", "soft_l1", "huber", "cauchy"] = field(
+        default="linear", metadata={"help": "Of the fit; all but linear bound the weight of outliers."}
+    )
+    weighting: Literal["absolute", "relative"] = field(
+        default="absolute", metadata={"help": "Residuals in nats, or relative to each run's mean L - L0."}
+    )
+    fixed: str | None = field(default=None, metadata={"help": """Constants to borrow, as JSON: '{"beta": 0.4}'."""})
+    drop_start: float = field(default=0.1, metadata={"help": "Share of each run's tokens left out at its start."})
+    bootstrap: int = field(default=100, metadata={"help": "Fits behind the intervals; 0: none."})
+    allow_different_tokens: bool = field(default=False, metadata={"help": "Runs of constant rates, of any length."})
+    checkpoint: str | None = field(default=None, metadata={"help": "The source, for exact shapes and FLOPs."})
+    num_parameters: float | None = field(default=None, metadata={"help": "Of the source, without --checkpoint."})
+    source_loss: float | None = field(default=None, metadata={"help": "Of the source, in nats per token."})
+    source_tokens: float | None = field(default=None, metadata={"help": "That it saw; for average_parameters."})
+    fractions: list[float] = field(
+        default_factory=lambda: [0.15, 0.25, 0.35], metadata={"help": "Shares of the parameters to remove."}
+    )
+    target_loss: float | None = field(default=None, metadata={"help": "Largest loss of the pruned model."})
+    gain: float = field(default=DEFAULT_GAIN, metadata={"help": "Nats of a doubling, below which a run is saturated."})
+    price: float | None = field(default=None, metadata={"help": "Nats that a FLOP must gain to be worth it."})
+    flops: float | None = field(default=None, metadata={"help": "Budget of mask learning and recovery."})
+    mask_share: float = field(
+        default=DEFAULT_MASK_SHARE, metadata={"help": "Mask learning's share of the tokens; 0: one-shot."}
+    )
+    sequence_length: int = field(default=4096, metadata={"help": "Tokens of a sample, for FLOPs of --checkpoint."})
+    plot: str | None = field(default=None, metadata={"help": "File for the curves with their bands, such as plan.png."})
+    save: str | None = field(
+        default=None, metadata={"help": "File for the fitted law, for a callback or another plan."}
+    )
+    json: bool = field(default=False, metadata={"help": "Write one JSON object in place of the table."})
+
+    def __post_init__(self):
+        if not Path(self.runs).exists():
+            raise ValueError(f"`runs` {self.runs!r} is neither a file nor a folder.")
+        if self.checkpoint is not None and self.num_parameters is not None:
+            raise ValueError("`checkpoint` and `num_parameters` say the same; give one of them.")
+        if self.fixed is not None and not isinstance(self.fixed_constants, dict):
+            raise ValueError(f"`fixed` must be a JSON object of constants, but it is {self.fixed!r}.")
+        asked = [name for name in ("target_loss", "price", "flops", "plot") if getattr(self, name) is not None]
+        if not self.names_a_source and asked:
+            raise ValueError(
+                f"`{asked[0]}` needs a source to plan for: give `--checkpoint`, or `--num_parameters`, and `--source_loss`."
+            )
+        if self.names_a_source and self.source_loss is None:
+            raise ValueError("`source_loss` is needed: the held-out loss of the source, which the law starts from.")
+
+    @property
+    def names_a_source(self) -> bool:
+        """Whether there is a model to plan for; else the fit alone is shown."""
+        return self.checkpoint is not None or self.num_parameters is not None
+
+    @property
+    def fixed_constants(self) -> dict | None:
+        """``fixed`` as a dict."""
+        if self.fixed is None:
+            return None
+        try:
+            return json.loads(self.fixed)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`fixed` is not valid JSON: {error}. Write it as '{{\"beta\": 0.4}}'.") from error
+
+
+def run(arguments: Arguments) -> None:
+    """Fit or load the law, ask it about each candidate, print."""
+    fit = load_law(arguments)
+    if arguments.save is not None:
+        fit.save(arguments.save)
+    facts = {"form": fit.form.name, "constants": fit.constants}
+    facts["report"] = None if fit.report is None else fit.report.to_dict()
+    parts = [_law_text(fit)]
+    if arguments.names_a_source:
+        candidates = make_candidates(arguments)
+        rows = [candidate_facts(fit, candidate, arguments) for candidate in candidates]
+        plan = None
+        if arguments.flops is not None:
+            plan = plan_budget(
+                fit, candidates, arguments.flops, max_loss=arguments.target_loss, mask_share=arguments.mask_share,
+                gain=arguments.gain,
+            )  # fmt: skip
+        facts["candidates"] = [{name: _plain(value) for name, value in row.items()} for row in rows]
+        facts["plan"] = None if plan is None else _plan_facts(plan)
+        parts += [_candidates_text(rows, arguments)] + ([] if plan is None else [_plan_text(plan)])
+        if arguments.plot is not None:
+            draw(fit, candidates, plan, arguments)
+            parts.append(f"Drawn: {arguments.plot}")
+    print(json.dumps(facts, indent=1) if arguments.json else "\n\n".join(parts))
+
+
+def load_law(arguments: Arguments) -> LawFit:
+    """The law of the runs, or the saved one."""
+    path = Path(arguments.runs)
+    if path.suffix == ".json" and path.is_file() and '"theta"' in path.read_text(encoding="utf-8"):
+        return LawFit.load(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScalingLawWarning)  # they are part of the report
+        return fit_law(
+            read_runs(path), arguments.form, loss=arguments.loss, weighting=arguments.weighting,
+            fixed=arguments.fixed_constants, drop_start=arguments.drop_start, num_bootstrap=arguments.bootstrap,
+            allow_different_tokens=arguments.allow_different_tokens,
+        )  # fmt: skip
+
+
+def make_candidates(arguments: Arguments) -> list[Candidate]:
+    """One candidate per fraction: a shape of the checkpoint, or a number of parameters."""
+    if arguments.checkpoint is None:
+        return [
+            Candidate(f"-{fraction:.0%}", Case(arguments.num_parameters, fraction, arguments.source_loss,
+                                              source_tokens=arguments.source_tokens))
+            for fraction in arguments.fractions
+        ]  # fmt: skip
+    if Path(arguments.checkpoint).exists() and not (Path(arguments.checkpoint) / "config.json").is_file():
+        raise ValueError(f"`checkpoint` {arguments.checkpoint!r} holds no config.json.")
+    config = AutoConfig.from_pretrained(arguments.checkpoint)
+    check_supported_source(config)
+    length = min(arguments.sequence_length, config.max_position_embeddings)
+    source_flops, size = training_flops_per_token(config, length), count_parameters(config)
+    candidates = []
+    for fraction in arguments.fractions:
+        choice = shape_for_budget(config, fraction_kept=1 - fraction)
+        case = Case(size, 1 - choice.num_parameters / size, arguments.source_loss, choice.num_parameters,
+                    arguments.source_tokens)  # fmt: skip
+        sizes = choice.shape.sizes()
+        pruned = config_for_shape(config, choice.shape)
+        name = f"-{case.fraction_removed:.0%}: " + "/".join(str(value) for value in sizes.values())
+        candidates.append(Candidate(name, case, training_flops_per_token(pruned, length), source_flops))
+    return candidates
+
+
+def candidate_facts(fit: LawFit, candidate: Candidate, arguments: Arguments) -> dict:
+    """What the law says of one candidate, as estimates by name."""
+    case, cost = candidate.case, candidate.recovery_cost
+    facts = {"name": candidate.name, "num_parameters": case.pruned_size, "floor": fit.floor(case)}
+    facts["saturation"] = fit.saturation_tokens(case, arguments.gain)
+    facts["extrapolation"] = fit.extrapolation(case, facts["saturation"].value)
+    if arguments.target_loss is not None:
+        facts["target"] = fit.tokens_for(case, arguments.target_loss)
+    if arguments.price is not None:
+        facts["price"] = fit.tokens_at_price(case, arguments.price, cost)
+    if arguments.flops is not None:
+        facts["flops"] = fit.tokens_for_flops(case, arguments.flops, cost)
+    return facts
+
+
+def draw(fit: LawFit, candidates: list[Candidate], plan: Plan | None, arguments: Arguments) -> None:
+    """The candidates' curves with their bands."""
+    plans = {row.candidate.name: row for row in plan.plans} if plan is not None else {}
+    low, high = fit.fitted["tokens"]
+    asked = [high, *(row.recovery_tokens for row in plans.values())]
+    tokens = np.geomspace(min(low, *asked), PLOTTED_BEYOND * max(asked), NUM_POINTS)
+    curves = []
+    for candidate in candidates:
+        row = {"name": candidate.name, "tokens": tokens, "loss": fit.curve(candidate.case).predict(tokens)}
+        samples = np.array([curve.predict(tokens) for curve in fit.sample_curves(candidate.case)])
+        if len(samples):
+            bands = np.array([interval(column) for column in samples.T])
+            row |= {"low": bands[:, 0], "high": bands[:, 1]}
+        if candidate.name in plans:
+            planned = plans[candidate.name]
+            row["budget"] = (planned.recovery_tokens, planned.loss.value)
+        row["saturation"] = fit.saturation_tokens(candidate.case, arguments.gain).value
+        curves.append(row | {"fitted": fit.fitted["tokens"]})
+    title = f"Law {fit.form.name}; solid where fitted, band 90 %, bar: saturation" + ("; dot: budget" if plans else "")
+    plot_law_curves(curves, arguments.plot, target_loss=arguments.target_loss, title=title)
+
+
+def _law_text(fit: LawFit) -> str:
+    constants = ", ".join(f"{name} {value:.4g}" for name, value in fit.constants.items())
+    return f"Law: {fit.form.source}\n{constants}" + ("" if fit.report is None else f"\n\n{fit.report.table()}")
+
+
+def _candidates_text(rows: list[dict], arguments: Arguments) -> str:
+    columns = {
+        "floor": "floor", "saturation": f"tokens until a doubling gains < {arguments.gain:g}",
+        "target": f"tokens to {arguments.target_loss}", "price": f"tokens at {arguments.price} nats/FLOP",
+        "flops": f"tokens that {arguments.flops} FLOPs pay for",
+    }  # fmt: skip
+    lines = []
+    for row in rows:
+        lines.append(f"{row['name']} ({number_text(row['num_parameters'])} parameters)")
+        lines += [f"  {text:<46}{row[name]}" for name, text in columns.items() if name in row]
+        factors = ", ".join(f"{name} {factor:.2g} x" for name, factor in row["extrapolation"].items())
+        lines.append(f"  {'beyond the fitted, at saturation':<46}{factors}")
+        stretched: dict[str, list[str]] = {}
+        for name in columns:
+            for note in row[name].notes if name in row else ():
+                stretched.setdefault(note, []).append(name)
+        lines += [f"  careful ({', '.join(names)}): {note}" for note, names in stretched.items()]
+    return "\n".join(lines)
+
+
+def _plan_text(plan: Plan) -> str:
+    width = max(len(row.candidate.name) for row in plan.plans) + 2
+    lines = [f"Budget {plan.total_flops:.3g} FLOPs", f"{'':<{width}}{'mask tokens':>12}{'recovery tokens':>17}  loss"]
+    for row in plan.plans:
+        chosen = " <-" if row is plan.choice else ""
+        lines.append(
+            f"{row.candidate.name:<{width}}{number_text(row.mask_tokens):>12}{number_text(row.recovery_tokens):>17}"
+            f"  {row.loss}{chosen}"
+        )
+    return "\n".join([*lines, plan.reason])
+
+
+def _plan_facts(plan: Plan) -> dict:
+    rows = [
+        {
+            "name": row.candidate.name, "mask_tokens": row.mask_tokens, "recovery_tokens": row.recovery_tokens,
+            "loss": row.loss.to_dict(), "within_reach": row.within_reach,
+        }
+        for row in plan.plans
+    ]  # fmt: skip
+    choice = None if plan.choice is None else plan.choice.candidate.name
+    return {"total_flops": plan.total_flops, "candidates": rows, "choice": choice, "reason": plan.reason}
+
+
+def _plain(value):
+    return value.to_dict() if hasattr(value, "to_dict") else value

@@ -1,0 +1,335 @@
+"""Fit a law to recovery runs, and ask it: losses at tokens, tokens for losses, and what a budget pays for."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..reporting import write_results
+from .bootstrap import bootstrap
+from .check_runs import check_runs
+from .curves import FLOPS_PER_PARAMETER_AND_TOKEN, LossCurve, NumericCurve, PowerCurve
+from .estimates import Estimate, interval, tokens_estimate
+from .fit_report import FitReport, fit_warnings, run_quality
+from .fitting import ROBUST_LOSSES, ROBUST_SCALES, WEIGHTINGS, Problem, scatter, solve
+from .forms import P2, P2_FIVE, POWER_LAW, TOKENS, LawForm, feature_values, resolve_form, term_values
+from .identifiability import identifiability
+from .recovery_run import Case, RecoveryRun
+
+DROP_START = 0.1
+"""Share of each run's tokens at its start that a fit leaves out, where the loss falls faster than any power law."""
+NUM_STARTS = 16
+NUM_BOOTSTRAP = 100
+MAX_TOKENS_FACTOR, MAX_SIZE_FACTOR = 4.0, 3.0
+"""Extrapolation beyond these multiples of what was fitted is noted."""
+
+
+class ScalingLawWarning(UserWarning):
+    """A fit that is easily read for more than it says."""
+
+
+@dataclass(frozen=True)
+class LawFit:
+    """A fitted law. Cases are answered by :meth:`predict` and its siblings, each with an interval where there is one.
+
+    Attributes:
+        form: the law.
+        theta: [k] constants in natural units, scales as logarithms; in the order of ``form.constants``.
+        samples: [b, k] the same for each fit of the bootstrap.
+        fitted: largest and smallest of what was fitted: ``num_parameters``, ``fraction_removed``, ``tokens``.
+        has_controls: whether L0 was the control's loss at the same tokens.
+        report: how good it is.
+    """
+
+    form: LawForm
+    theta: NDArray
+    samples: NDArray
+    fitted: Mapping[str, tuple[float, float]]
+    has_controls: bool
+    report: FitReport | None
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """In natural units: tokens and parameters counted one by one. The paper's gamma is ``-rho_exponent``."""
+        named = dict(zip(self.form.constants, self.theta, strict=True))
+        return {name: math.exp(value) if name in self.form.scales else float(value) for name, value in named.items()}
+
+    def curve(self, case: Case) -> LossCurve:
+        """Loss over tokens for one model."""
+        return curve_of(self.form, self.theta, case)
+
+    def sample_curves(self, case: Case) -> list[LossCurve]:
+        """The same for each fit of the bootstrap."""
+        return [curve_of(self.form, theta, case) for theta in self.samples]
+
+    def floor(self, case: Case) -> Estimate:
+        """Loss at infinitely many tokens."""
+        low, high = interval([curve.floor for curve in self.sample_curves(case)])
+        return Estimate(self.curve(case).floor, low, high, notes=tuple(self.stretch(case)))
+
+    def predict(self, case: Case, tokens: float) -> Estimate:
+        """Loss after ``tokens`` of recovery, nats per token."""
+        _check_positive("tokens", tokens)
+        low, high = interval([float(curve.predict(tokens)) for curve in self.sample_curves(case)])
+        return Estimate(float(self.curve(case).predict(tokens)), low, high, notes=tuple(self.stretch(case, tokens)))
+
+    def tokens_for(self, case: Case, target_loss: float) -> Estimate:
+        """Tokens at which ``target_loss`` is reached, or that it is unreachable."""
+        _check_positive("target_loss", target_loss)
+        curve = self.curve(case)
+        log_tokens = curve.log_tokens_for(target_loss)
+        if math.isinf(log_tokens):
+            return Estimate(
+                None, reason=f"unreachable: the floor is {curve.floor:.4f}", notes=tuple(self.stretch(case))
+            )
+        samples = [curve.log_tokens_for(target_loss) for curve in self.sample_curves(case)]
+        return self._tokens(case, log_tokens, samples)
+
+    def saturation_tokens(self, case: Case, gain: float) -> Estimate:
+        """Tokens from which on a doubling gains less than ``gain`` nats: the "optimal amount", unless said otherwise."""
+        _check_positive("gain", gain)
+        samples = [curve.log_saturation_tokens(gain) for curve in self.sample_curves(case)]
+        return self._tokens(case, self.curve(case).log_saturation_tokens(gain), samples)
+
+    def tokens_at_price(self, case: Case, nats_per_flop: float, flops_per_token: float | None = None) -> Estimate:
+        """Tokens up to which one more FLOP gains at least ``nats_per_flop``."""
+        _check_positive("nats_per_flop", nats_per_flop)
+        cost = _flops_per_token(case, flops_per_token)
+        samples = [curve.log_tokens_at_price(nats_per_flop, cost) for curve in self.sample_curves(case)]
+        return self._tokens(case, self.curve(case).log_tokens_at_price(nats_per_flop, cost), samples)
+
+    def tokens_for_flops(self, case: Case, flops: float, flops_per_token: float | None = None) -> Estimate:
+        """Tokens that ``flops`` pay for; arithmetic, so its interval has no width."""
+        _check_positive("flops", flops)
+        log_tokens = math.log(flops / _flops_per_token(case, flops_per_token))
+        return self._tokens(case, log_tokens, [log_tokens] * len(self.samples))
+
+    def _tokens(self, case: Case, log_tokens: float, samples: Sequence[float]) -> Estimate:
+        return tokens_estimate(log_tokens, samples, self.stretch(case, math.exp(log_tokens)))
+
+    def extrapolation(self, case: Case, tokens: float | None = None) -> dict[str, float]:
+        """How many times beyond what was fitted: 1 within it; ``tokens`` and ``num_parameters`` up or down."""
+        asked = {"num_parameters": case.num_parameters, "fraction_removed": case.fraction_removed}
+        asked |= {} if tokens is None else {"tokens": tokens}
+        factors = {}
+        for name, value in asked.items():
+            low, high = self.fitted[name]
+            factors[name] = max(value / high, low / value, 1.0)
+        return factors
+
+    def stretch(self, case: Case, tokens: float | None = None) -> list[str]:
+        """Notes where the law is asked for what is far from its runs."""
+        factors, notes = self.extrapolation(case, tokens), []
+        if factors.get("tokens", 1.0) > MAX_TOKENS_FACTOR:
+            notes.append(f"{factors['tokens']:.1f} x outside the fitted tokens")
+        if factors["num_parameters"] > MAX_SIZE_FACTOR:
+            notes.append(f"{factors['num_parameters']:.1f} x outside the fitted sizes")
+        low, high = self.fitted["fraction_removed"]
+        if not 0.95 * low <= case.fraction_removed <= 1.05 * high:
+            notes.append(f"fraction removed {case.fraction_removed:.2f} outside the fitted {low:.2f} to {high:.2f}")
+        return notes
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the fit as JSON, without the runs."""
+        write_results(path, {
+            "form": self.form.name, "theta": self.theta.tolist(), "samples": self.samples.tolist(),
+            "fitted": {name: list(limits) for name, limits in self.fitted.items()}, "has_controls": self.has_controls,
+            "constants": self.constants, "report": None if self.report is None else self.report.to_dict(),
+        })  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> LawFit:
+        """A fit that was saved; its report is in the file, and not read.
+
+        Raises:
+            ValueError: the file holds no fit.
+        """
+        try:
+            saved = json.loads(Path(path).read_text(encoding="utf-8"))
+            form = resolve_form(saved["form"])
+            samples = np.array(saved["samples"]).reshape(-1, len(form.constants))
+            fitted = {name: tuple(limits) for name, limits in saved["fitted"].items()}
+            return cls(form, np.array(saved["theta"]), samples, fitted, saved["has_controls"], None)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{os.fspath(path)!r} holds no fitted law ({error!r}). `LawFit.save` writes one."
+            ) from error
+
+
+def curve_of(form: LawForm, theta: NDArray, case: Case) -> LossCurve:
+    """The law for one model as a loss over tokens; ``theta`` in natural units."""
+    base = case.source_loss if form.of_rise else 0.0
+    depends = [any(feature == TOKENS for feature, _ in term.exponents.values()) for term in form.terms]
+    if TOKENS not in form.features:
+        return _numeric_curve(form, theta, case, base)
+    at_one = form.design(feature_values(case, np.ones(1), form.features))[:, 0] @ theta  # logs of terms at one token
+    floor = base + math.fsum(math.exp(value) for value, moves in zip(at_one, depends, strict=True) if not moves)
+    index = depends.index(True)
+    exponent = next(name for name, (feature, _) in form.terms[index].exponents.items() if feature == TOKENS)
+    return PowerCurve(floor, float(at_one[index]), float(theta[form.constants.index(exponent)]))
+
+
+def _numeric_curve(form: LawForm, theta: NDArray, case: Case, base: float) -> NumericCurve:
+    def law(tokens: NDArray) -> NDArray:
+        features = feature_values(case, np.atleast_1d(tokens), form.features)
+        values = base + term_values(form.design(features), theta).sum(axis=0)
+        return values if np.ndim(tokens) else values[0]
+
+    return NumericCurve(law, float(law(np.array(1e30))))
+
+
+def fit_law(
+    runs: Sequence[RecoveryRun],
+    form: str | LawForm = "auto",
+    *,
+    loss: str = "linear",
+    f_scale: float | None = None,
+    weighting: str = "absolute",
+    fixed: Mapping[str, float] | None = None,
+    drop_start: float = DROP_START,
+    num_starts: int = NUM_STARTS,
+    num_bootstrap: int = NUM_BOOTSTRAP,
+    seed: int = 0,
+    allow_different_tokens: bool = False,
+) -> LawFit:
+    """Fit one law to runs, all their checkpoints used but the start (2410.11840).
+
+    Args:
+        runs: of one family and one kind of pruning.
+        form: a name of ``FORMS``; "auto" is the law of arXiv 2411.10272, in its five-constant form where the runs have
+            fewer than three sizes.
+        loss: "linear", or a robust loss of scipy's ``least_squares``.
+        f_scale: nats from which on a residual is an outlier; default 1.5 standard deviations of the runs' own scatter.
+        weighting: "absolute" takes residuals in nats, as the paper; "relative" relative to the mean |L - L0| of their run.
+        fixed: constants by name, in natural units, that are borrowed and not fitted.
+        drop_start: share of each run's tokens that is left out at its start.
+        num_starts: random starts, seeded.
+        num_bootstrap: fits to runs drawn anew, for the intervals.
+        allow_different_tokens: see :func:`check_runs`.
+
+    Raises:
+        ValueError: runs that do not go together, one run only for a law of many, or fewer checkpoints than constants.
+
+    Warns:
+        ScalingLawWarning: each of ``report.warnings``.
+    """
+    check_runs(runs, allow_different_tokens)
+    chosen, options = _choose_form(form, runs), {"loss": loss, "f_scale": f_scale, "weighting": weighting}
+    runs = [run.without_start(drop_start) for run in runs]
+    problem, solution, f_scale = _solve(runs, chosen, fixed, num_starts=num_starts, seed=seed, **options)
+    theta = chosen.natural(problem.whole(solution), problem.shifts)
+    samples = bootstrap(problem, runs, solution, loss, f_scale, num_bootstrap, seed)
+    state = identifiability(problem, solution)
+    found = fit_warnings(runs, chosen, state, num_bootstrap > 0)
+    quality = tuple(run_quality(run, predict_run(chosen, theta, run)) for run in runs)
+    for text in found:
+        warnings.warn(text, ScalingLawWarning, stacklevel=2)
+    return LawFit(chosen, theta, samples, _ranges(runs), runs[0].control_losses is not None,
+                  FitReport(quality, state, tuple(found)))  # fmt: skip
+
+
+def fit_constants(
+    runs: Sequence[RecoveryRun],
+    form: str | LawForm = "auto",
+    *,
+    loss: str = "linear",
+    f_scale: float | None = None,
+    weighting: str = "absolute",
+    fixed: Mapping[str, float] | None = None,
+    drop_start: float = DROP_START,
+    num_starts: int = NUM_STARTS,
+    seed: int = 0,
+) -> LawFit:
+    """As :func:`fit_law`, for parts of runs: without checks among them, intervals, report and warnings."""
+    chosen = _choose_form(form, runs)
+    runs = [run.without_start(drop_start) for run in runs]
+    options = {"loss": loss, "f_scale": f_scale, "weighting": weighting}
+    problem, solution, _ = _solve(runs, chosen, fixed, num_starts=num_starts, seed=seed, **options)
+    theta = chosen.natural(problem.whole(solution), problem.shifts)
+    none = np.zeros((0, len(theta)))
+    return LawFit(chosen, theta, none, _ranges(runs), runs[0].control_losses is not None, None)
+
+
+def fit_each_run(runs: Sequence[RecoveryRun], **options) -> dict[str, LawFit]:
+    """A power law for each run alone (a baseline, and all that one run allows); ``options`` of :func:`fit_constants`.
+
+    It has no intervals: one run has nothing to draw from.
+    """
+    return {run.name: fit_constants([run], POWER_LAW, **options) for run in runs}
+
+
+def _solve(runs, form: LawForm, fixed, *, loss: str, f_scale: float | None, weighting: str, num_starts: int, seed: int):
+    """The problem, its solution, and the scale of outliers."""
+    if loss not in ROBUST_LOSSES:
+        raise ValueError(f"`loss` must be one of {', '.join(ROBUST_LOSSES)}, but it is {loss!r}.")
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"`weighting` must be one of {', '.join(WEIGHTINGS)}, but it is {weighting!r}.")
+    problem = Problem.of(runs, form, fixed or {}, weighting)
+    _check_counts(runs, form, problem, fixed)
+    f_scale = ROBUST_SCALES * scatter(runs, form.of_rise) if f_scale is None else f_scale
+    return problem, solve(problem, loss, f_scale, num_starts, seed).free, f_scale
+
+
+def predict_run(form: LawForm, theta: NDArray, run: RecoveryRun) -> NDArray:
+    """Losses that the law expects at the checkpoints of a run, above its control where it has one."""
+    features = feature_values(run.case, np.array(run.tokens), form.features)
+    predicted = term_values(form.design(features), theta).sum(axis=0)
+    return run.reference + predicted if form.of_rise else predicted
+
+
+def _choose_form(form: str | LawForm, runs: Sequence[RecoveryRun]) -> LawForm:
+    num_sizes = len({run.case.num_parameters for run in runs})
+    chosen = (P2 if num_sizes >= 3 else P2_FIVE) if form == "auto" else resolve_form(form)
+    if chosen is POWER_LAW and len(runs) > 1:
+        raise ValueError(f"'power_law' is of one run, but there are {len(runs)}. `fit_each_run` fits each alone.")
+    if chosen is not POWER_LAW and len(runs) == 1:
+        raise ValueError(
+            f"One run only ({runs[0].name!r}) can not tell size, fraction and tokens apart: {chosen.name!r} needs runs of"
+            " several sizes and fractions. Fit its own power law (form 'power_law'), or add runs."
+        )
+    return chosen
+
+
+def _check_counts(runs, form: LawForm, problem: Problem, fixed: Mapping[str, float] | None) -> None:
+    number, needed = len(problem.target), int(problem.free.sum())
+    if number < needed:
+        raise ValueError(
+            f"{form.name!r} has {needed} free constants, but there are {number} checkpoint(s) after the start is left"
+            " out. Evaluate more often, or hold constants with `fixed`."
+        )
+    if max(len(run.tokens) for run in runs) < 2 and any(name in form.constants for name in ("beta", "exponent")):
+        if not {"beta", "exponent"} & set(fixed or {}):
+            raise ValueError(
+                "Every run has one checkpoint, so nothing says how the loss falls with tokens. Give the checkpoints on"
+                " the way (the history of a run), or hold `beta` with `fixed`."
+            )
+
+
+def _ranges(runs: Sequence[RecoveryRun]) -> dict[str, tuple[float, float]]:
+    sizes, fractions = [run.case.num_parameters for run in runs], [run.case.fraction_removed for run in runs]
+    tokens = [value for run in runs for value in (run.tokens[0], run.tokens[-1])]
+    return {
+        "num_parameters": (min(sizes), max(sizes)),
+        "fraction_removed": (min(fractions), max(fractions)),
+        "tokens": (min(tokens), max(tokens)),
+    }
+
+
+def _flops_per_token(case: Case, given: float | None) -> float:
+    if given is not None:
+        _check_positive("flops_per_token", given)
+        return given
+    return FLOPS_PER_PARAMETER_AND_TOKEN * case.pruned_size
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"`{name}` must be above 0 and finite, but it is {value}.")
