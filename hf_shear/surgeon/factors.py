@@ -9,7 +9,6 @@ nats per token and compare over layers. Layers that read the same tensor (q, k a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -131,9 +130,11 @@ def collect_factors(
             if leader not in shared:
                 shared[leader] = _finite(f"inputs of {name}", sums.inputs[leader] / sums.num_tokens[leader])
                 shared[leader] = shared[leader].cpu() if layers_at_once else shared[leader]
-            outputs = sums.outputs.get(name)
+            outputs = None
             if needs_outputs:
-                outputs = torch.zeros_like(part[name].weight[:, :1] @ part[name].weight[:, :1].t()).float()                     if outputs is None else _finite(f"output gradients of {name}", outputs / calibration.num_predicted)
+                if name not in sums.outputs:
+                    raise ValueError(f"The loss on `calibration` does not depend on {name}: it cannot be ranked.")
+                outputs = _finite(f"output gradients of {name}", sums.outputs[name] / calibration.num_predicted)
                 outputs = outputs.cpu() if layers_at_once else outputs
             factors[name] = KroneckerFactors(shared[leader], outputs)
     return factors, loss
@@ -154,14 +155,15 @@ def _pass_over(model: PreTrainedModel, calibration: Calibration, sums: _Sums | N
             if sums is not None:
                 sums.real = None if mask is None or bool(mask.all()) else mask.flatten().bool()
                 sums.scale = num_predicted  # the model's loss is a mean
-                sums.last = None
             with torch.set_grad_enabled(backward):
                 loss = model(**batch, use_cache=False).loss
-            if not bool(loss.isfinite()):
-                raise ValueError(f"The model's loss on `calibration` must be finite, but it is {float(loss)}.")
+            if not bool(loss.detach().isfinite()):
+                raise ValueError(f"The model's loss on `calibration` must be finite, but it is {float(loss.detach())}.")
             if backward:
                 loss.backward()
-            total += float(loss) * num_predicted
+            if sums is not None:
+                sums.last = None  # of one batch alone; and the graph, whose hooks hold `sums`, must not be held by it
+            total += float(loss.detach()) * num_predicted
     return total / calibration.num_predicted
 
 
