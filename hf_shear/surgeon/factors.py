@@ -162,7 +162,7 @@ def _pass_over(model: PreTrainedModel, calibration: Calibration, sums: _Sums | N
             if backward:
                 loss.backward()
             if sums is not None:
-                sums.last = None  # of one batch alone; and the graph, whose hooks hold `sums`, must not be held by it
+                sums.last = None  # what is shared is shared within one batch
             total += float(loss.detach()) * num_predicted
     return total / calibration.num_predicted
 
