@@ -33,7 +33,7 @@ METHODS = {
     "surgeon": {},
 }
 PAPER = {"max_length": 2048, "num_samples": 128, "num_shots": 40, "max_evaluated": None}
-SMALL = {"max_length": 256, "num_samples": 32, "num_shots": 5, "max_evaluated": 32}
+SMALL = {"max_length": 256, "num_samples": 64, "num_shots": 5, "max_evaluated": 32}
 HELD_OUT = 0.1  # of a single text file
 TEXT_BLOCK = 10_000  # documents tokenised at once: bounds memory
 
@@ -192,8 +192,8 @@ def main(arguments: list[str] | None = None) -> dict:
         "num_calibration_samples": text.num_samples, "max_length": options.max_length, "num_evaluated": len(samples),
         "options": {name: getattr(options, name) for name in kept}, "versions": collect_versions(),
     }  # fmt: skip
-    write_results(options.output.with_suffix(".json"), results)
-    options.output.with_suffix(".md").write_text(table(results), encoding="utf-8")
+    write_results(f"{options.output}.json", results)
+    Path(f"{options.output}.md").write_text(table(results), encoding="utf-8")
     print("\n" + table(results))
     return results
 

@@ -186,6 +186,14 @@ def test_blocks_fall_between_the_joint_update_and_none(source, update):
     assert cut.most_iterations == 1
 
 
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_few_layers_at_once_remove_the_same(source, structure):
+    whole = pruned(source, "opt", 0.8, structure=structure)[1]
+    parts = pruned(source, "opt", 0.8, structure=structure, layers_at_once=5)[1]
+    assert all(torch.equal(kept, parts.masks[name]) for name, kept in whole.masks.items())
+    assert parts.loss_after == pytest.approx(whole.loss_after, abs=1e-5)
+
+
 def test_ties_do_not_overshoot(source):
     model = copy.deepcopy(source["opt"][0])
     with torch.no_grad():
@@ -199,7 +207,7 @@ def test_ties_do_not_overshoot(source):
 
 def test_training_between_shots_leaves_zeros(source):
     model, text, _ = source["llama"]
-    model, sizes = copy.deepcopy(model), []
+    model, sizes, losses = copy.deepcopy(model), [], []
 
     def train(model, masks):
         sizes.append(sum(int(kept.sum()) for kept in masks.values()))
@@ -208,9 +216,11 @@ def test_training_between_shots_leaves_zeros(source):
             model(**batch).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
+        losses.append(loss(without_update(model, masks), text))
 
     done = prune_to_zeros(model, 0.5, text, SurgeonSettings("unstructured"), 3, between_shots=train)
     assert len(sizes) == 2 and sizes[0] > sizes[1]
+    assert [shot.loss_before for shot in done.shots[1:]] == pytest.approx(losses)
     assert all(not module.weight[~done.masks[name]].any() for name, module in decoder_linears(model).items())
 
 
@@ -305,7 +315,7 @@ def test_a_layer_that_is_all_zero_can_be_pruned_on(source):
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("structure", ["columns", "2:4", "unstructured"])
+@pytest.mark.parametrize("structure", ["columns", "unstructured"])
 def test_a_trained_model(shared_data, structure):
     """stories260K at 75 %, on stories that were not used: the update helps, and beats magnitude."""
     folder = shared_data / "models" / "stories260K"
@@ -314,7 +324,7 @@ def test_a_trained_model(shared_data, structure):
     ids = torch.tensor([i for part in words.split("<|endoftext|>") for i in tokenizer(part)["input_ids"]])
     ids = ids[: len(ids) // 128 * 128].view(-1, 128)
     text, fresh = (
-        Calibration.from_batches([{"input_ids": part, "labels": part}], 16) for part in (ids[:48], ids[-32:])
+        Calibration.from_batches([{"input_ids": part, "labels": part}], 16) for part in (ids[:32], ids[-24:])
     )
     losses = {}
     for way in ("magnitude", "surgeon"):

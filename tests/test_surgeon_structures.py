@@ -17,7 +17,10 @@ from hf_shear.surgeon.costs import (
     removed_by_pairs,
     row_costs,
 )
+from hf_shear.surgeon.factors import KroneckerFactors
+from hf_shear.surgeon.layer import LayerSurgery
 from hf_shear.surgeon.selection import cheapest, cheapest_rows_and_columns
+from hf_shear.surgeon.settings import SurgeonSettings
 from hf_shear.surgeon.updates import (
     quadratic_form,
     remove_entries_in_blocks,
@@ -130,6 +133,32 @@ def test_the_update_of_rows_and_columns(seed, rows, columns, some_rows, some_col
     torch.testing.assert_close(new, expected, **TOLERANCE)
     assert not new[~kept].any()
     torch.testing.assert_close(float(quadratic_form(new - p.weight, p.inputs, p.outputs)), rise, **TOLERANCE)
+
+
+@given(SEEDS, ROWS, COLUMNS, st.sampled_from(["joint", "none"]))
+@settings(max_examples=25, deadline=None)
+def test_a_layer_that_has_lost_rows_and_columns_before(seed, rows, columns, update):
+    """Costs are those of removing one more while what was removed stays zero, with damped factors, to float32."""
+    p = Problem(seed, rows, columns)
+    kept = p.some(rows)[:, None] & p.some(columns)
+    p.weight[~kept] = 0
+    layer = LayerSurgery(p.weight, kept, KroneckerFactors(p.inputs, p.outputs), SurgeonSettings(update=update))
+    damping = 0.01 if update == "joint" else 0.0
+    for name in ("inputs", "outputs"):
+        factor = getattr(p, name)
+        setattr(p, name, factor + damping * factor.diagonal().mean() * torch.eye(len(factor)))
+    cost = p.damage if update == "none" else lambda removed: p.brute_force(removed)[0]
+    of_rows, of_columns = layer.row_and_column_costs()
+    places = [(r, slice(None)) for r in range(rows)] + [(slice(None), c) for c in range(columns)]
+    for place, found in zip(places, torch.cat([of_rows, of_columns]), strict=True):
+        if kept[place].any():
+            assert float(found) == pytest.approx(cost(~kept | one(kept.shape, place)), rel=1e-5, abs=1e-7)
+        else:
+            assert found == torch.inf
+    smaller = kept & p.some(rows)[:, None]
+    new, rise, _ = layer.remove(smaller)
+    expected = p.damage(~smaller) if update == "none" else p.brute_force(~smaller)[0]
+    assert rise == pytest.approx(expected, rel=1e-8, abs=1e-8) and not new[~smaller].any()
 
 
 @given(SEEDS, ROWS, COLUMNS)

@@ -79,8 +79,8 @@ def pair_matrices_surgeon(inverse_inputs: Tensor) -> Tensor:
 
 
 def removed_by_pairs(chosen: Tensor, which: Tensor) -> Tensor:
-    """Entries that the pairs ``which`` of the ``chosen`` groups remove: bool [R, C], from bool and int [R, C / 4]."""
+    """Entries that the pairs ``which`` of the ``chosen`` groups remove: bool [R, C], from bool and integers [R, C / 4]."""
     table = torch.zeros(len(PAIRS), GROUP_SIZE, dtype=torch.bool, device=which.device)
     for index, pair in enumerate(PAIRS):
         table[index, list(pair)] = True
-    return (table[which] & chosen[..., None]).flatten(start_dim=1)
+    return (table[which.long()] & chosen[..., None]).flatten(start_dim=1)

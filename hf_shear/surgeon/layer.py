@@ -63,7 +63,7 @@ class LayerSurgery:
             matrices = pair_matrices_surgeon(inverse(self.inputs))
         costs, which = pair_costs(self.weight, self._scales(self.outputs), matrices)
         whole = self.kept.view(len(self.kept), -1, GROUP_SIZE).all(dim=-1)
-        return costs.float().masked_fill(~whole, torch.inf), which
+        return costs.float().masked_fill(~whole, torch.inf), which.to(torch.int8)
 
     def remove(self, kept: Tensor) -> tuple[Tensor, float, int]:
         """The weight in float64 with zeros outside ``kept`` and the update of the rest.

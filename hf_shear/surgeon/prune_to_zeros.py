@@ -130,13 +130,17 @@ def _choose(
     def surgery(name: str) -> LayerSurgery:
         return LayerSurgery(linears[name].weight, masks[name], factors[name], settings)
 
+    def stored(costs: Tensor) -> Tensor:
+        return costs.cpu() if settings.layers_at_once else costs
+
     if settings.structure == "unstructured":
-        gone = cheapest({name: surgery(name).entry_costs() for name in linears}, budget)
-        return {name: kept & ~gone[name] for name, kept in masks.items()}
+        gone = cheapest({name: stored(surgery(name).entry_costs()) for name in linears}, budget)
+        return {name: kept & ~gone[name].to(kept.device) for name, kept in masks.items()}
     if settings.structure == "2:4":
-        found = {name: surgery(name).pair_costs() for name in linears}
+        found = {name: tuple(map(stored, surgery(name).pair_costs())) for name in linears}
         groups = cheapest({name: costs for name, (costs, _) in found.items()}, budget // 2)
-        return {name: kept & ~removed_by_pairs(groups[name], found[name][1]) for name, kept in masks.items()}
+        gone = {name: removed_by_pairs(groups[name], found[name][1]) for name in linears}
+        return {name: kept & ~gone[name].to(kept.device) for name, kept in masks.items()}
     found = {name: surgery(name).row_and_column_costs() for name in linears}
     costs = tuple({name: costs[kind] for name, costs in found.items()} for kind in (0, 1))
     kept_now = tuple({name: kept.any(dim=1 - kind) for name, kept in masks.items()} for kind in (0, 1))

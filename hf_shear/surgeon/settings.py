@@ -26,7 +26,7 @@ class SurgeonSettings:
         tolerance, max_iterations: of the joint update of entries and 2:4 (``updates.remove_entries_jointly``).
         damping: of both factors, times the mean of the diagonal (the value of the paper's code).
         layers_at_once: linear layers whose factors are collected in one pass over the text; None: all. A number moves
-            the factors to the CPU after each pass.
+            the factors to the CPU after each pass, and the costs of entries and 2:4 likewise.
     """
 
     structure: str = "rows_and_columns"
