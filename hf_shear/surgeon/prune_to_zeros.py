@@ -93,10 +93,10 @@ def prune_to_zeros(
     masks = _starting_masks(linears, masks)
     _check(linears, masks, settings, size, num_shots)
     _warn_of_short_text(linears, calibration, settings)
-    total, start = sum(kept.numel() for kept in masks.values()), _num_kept(masks)
-    losses, shots = [], []
+    total = sum(kept.numel() for kept in masks.values())
+    start, losses, shots = _num_kept(masks) / total, [], []
     for shot in range(num_shots):
-        target = (start / total) + (size - start / total) * (shot + 1) / num_shots
+        target = size + (start - size) * (1 - (shot + 1) / num_shots)  # exactly `size` in the last
         factors, loss = _factors(model, linears, calibration, settings)
         budget = _num_kept(masks) - int(-(-target * total // 1))  # never below the target
         chosen = _choose(linears, masks, factors, settings, max(0, budget))
