@@ -304,6 +304,12 @@ def test_short_text_is_warned_of(source):
         prune_to_zeros(model, 0.8, short)
 
 
+def test_damping_that_is_too_small_is_refused(source):
+    model = copy.deepcopy(source["opt"][0])
+    with pytest.warns(UserWarning, match="has no full rank"), pytest.raises(ValueError, match="not positive definite"):
+        prune_to_zeros(model, 0.8, own_text(model, 1, 8), SurgeonSettings("columns", damping=1e-30))
+
+
 def test_a_layer_that_is_all_zero_can_be_pruned_on(source):
     """Its neighbours' factors are zero: what they write or read costs nothing."""
     model, text, _ = source["llama"]

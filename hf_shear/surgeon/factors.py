@@ -45,8 +45,18 @@ def damped(factor: Tensor | None, size: int, damping: float, device: torch.devic
 
 
 def inverse(factor: Tensor) -> Tensor:
-    """Of a symmetric positive definite matrix, by Cholesky."""
-    return torch.cholesky_inverse(torch.linalg.cholesky(factor))
+    """Of a damped factor, by Cholesky.
+
+    Raises:
+        ValueError: it is not positive definite.
+    """
+    lower, failed = torch.linalg.cholesky_ex(factor)
+    if bool(failed):
+        raise ValueError(
+            f"A factor of {len(factor)} rows is not positive definite: `calibration` has too few tokens for it, or "
+            "`damping` is too small. Give more text, or more damping."
+        )
+    return torch.cholesky_inverse(lower)
 
 
 class _Sums:
