@@ -24,6 +24,7 @@ ALLOWED = {
     "criteria": {"masks", "modeling", "data", "curvature", "importance"},
     "compensation": {"masks", "modeling", "data", "curvature"},
     "one_shot": {"shapes", "masks", "modeling", "slicing", "data", "importance", "criteria", "compensation"},
+    "surgeon": {"data", "curvature"},
     "recovery": {"families", "shapes"},
     "training": {"shapes", "masks", "modeling", "slicing", "data", "recovery"},
     "evaluation": {"shapes", "data", "reporting"},
