@@ -1,6 +1,7 @@
 """Data by domain: reading, packing, dynamic batches and the rule that updates the domains' weights."""
 
 from hf_shear.data.calibration import Calibration
+from hf_shear.data.counted_tokens import counted_tokens
 from hf_shear.data.domains import load_domains, split_domains
 from hf_shear.data.loader import (
     IGNORED_LABEL,
@@ -30,6 +31,7 @@ __all__ = [
     "check_mixture_weights",
     "check_tokenizer_fits",
     "collate_domain_samples",
+    "counted_tokens",
     "first_sample",
     "is_stream",
     "load_domains",
