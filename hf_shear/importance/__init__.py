@@ -8,16 +8,19 @@ from .criterion import Criterion, Scores, criterion, name_of, ranks_of
 from .layer_influence import layer_influence
 from .layer_loss_rise import layer_loss_rise
 from .mask_start import mask_start_importance
+from .policy_gradient import PolicySettings, keep_probabilities
 from .taylor import check_taylor_options, random_importance, taylor_importance
 from .weight_gradients import weight_gradients
 
 __all__ = [
     "Criterion",
+    "PolicySettings",
     "Scores",
     "activation_sizes",
     "adapter_importance",
     "check_taylor_options",
     "criterion",
+    "keep_probabilities",
     "layer_influence",
     "layer_loss_rise",
     "mask_start_importance",
