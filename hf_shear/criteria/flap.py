@@ -46,4 +46,4 @@ def _standardised(scores: Tensor, gates: Tensor) -> Tensor:
     count = open_now.sum(dim=1, keepdim=True).clamp(min=1)
     centred = (flat - (flat * open_now).sum(dim=1, keepdim=True) / count) * open_now
     deviation = (centred.square().sum(dim=1, keepdim=True) / count).sqrt()
-    return torch.where(deviation > 0, centred / deviation, 0.0).view(scores.shape)
+    return torch.where(deviation == 0, 0.0, centred / deviation).view(scores.shape)

@@ -97,14 +97,18 @@ def sum_over_units(entries: Iterable[tuple[str, Tensor]], model: ShearingMixin) 
 
 
 def open_units(model: ShearingMixin) -> dict[str, Tensor]:
-    """1 for each unit that is open in the gates in use and 0 for others, float32 [*rows, units], for all kinds."""
+    """1 for each unit that is open in the gates in use and 0 for others, float32 [*rows, units], for all kinds.
+
+    A query head is open if it and its group are.
+    """
     gates = model.gates_in_use
-    return {
+    found = {
         kind.name: (gates[kind.name] != 0).float().to(model.device)
         if kind.name in gates
         else torch.ones(kind.mask_shape, device=model.device)
         for kind in model.masks.kinds.values()
     }
+    return found | {QUERY_HEAD: found[QUERY_HEAD] * found[KEY_VALUE_HEAD].unsqueeze(-1)}
 
 
 def _of_layer(tensor: Tensor, axis: str, layer: int | None) -> Tensor:
