@@ -3,7 +3,7 @@
 from .activation_moments import write_input_moments
 from .activation_sizes import activation_sizes
 from .adapter_gradients import adapter_importance
-from .coupled_weights import open_units, sum_over_units, weights_of, write_weights
+from .coupled_weights import open_units, sum_over_units, values_of, write_weights
 from .criterion import Criterion, Scores, criterion, name_of, ranks_of
 from .layer_influence import layer_influence
 from .layer_loss_rise import layer_loss_rise
@@ -30,8 +30,8 @@ __all__ = [
     "ranks_of",
     "sum_over_units",
     "taylor_importance",
+    "values_of",
     "weight_gradients",
-    "weights_of",
     "write_input_moments",
     "write_weights",
 ]

@@ -25,7 +25,8 @@ def activation_sizes(
 ) -> dict[str, Tensor]:
     """Sizes of activations over the counted tokens.
 
-    The size of a head (or group) at a token is the Euclidean norm of its outputs; hidden dimensions sum over all norms.
+    The size of a head (or group) at a token is the Euclidean norm of its outputs; hidden dimensions sum over all
+    norms that read the residual stream (of a family without such norms in its layers, over those that write to it).
 
     Args:
         aggregation: "l2", the mean over samples of the Euclidean norm over a sample's tokens; or "mean_abs", the mean
@@ -44,8 +45,8 @@ def activation_sizes(
     for index, layer in enumerate(model.model.layers):
         inputs[layer.mlp.down_proj] = partial(sizes.add_neurons, index)
         inputs[layer.self_attn.o_proj] = partial(sizes.add_heads, index, gates[QUERY_HEAD][index])
-        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-            outputs[norm] = partial(sizes.add_hidden, gates[LAYER][index])
+        for name in model.family.pre_norms or model.family.post_norms:
+            outputs[layer.get_submodule(name)] = partial(sizes.add_hidden, gates[LAYER][index])
     watch(model, batches, inputs, outputs)
     return sizes.means()
 

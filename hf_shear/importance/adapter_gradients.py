@@ -18,7 +18,6 @@ from .measuring import measuring, requiring_gradients, sample_losses
 from .over_ranks import sum_over_ranks
 from .taylor import WEIGHT_AGGREGATIONS, aggregate_weights
 
-ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LEARNING_RATE = 1e-3  # of the steps that adapters may take before their gradients are read
 _NAME = "importance"
 
@@ -104,12 +103,13 @@ def _train(model: ShearingMixin, parameters: list[Tensor], batches: list[dict[st
 
 @contextmanager
 def _adapters(model: ShearingMixin, rank: int, seed: int) -> Iterator[dict[str, nn.Module]]:
-    """LoRA layers of peft on ``ADAPTED`` within, by the names of the weights they adapt; then the layers themselves."""
+    """LoRA layers of peft on the projections within, by the names of the weights they adapt; then the layers themselves."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ImportError("gradient=adapters needs peft: pip install 'hf-shear[lora]'.") from error
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ADAPTED), lora_dropout=0.0)
+    names = [name for name, _ in model.family.projections()]
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=names, lora_dropout=0.0)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, adapter_name=_NAME)

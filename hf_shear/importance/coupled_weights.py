@@ -18,33 +18,24 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from ..families import GROUPS, HEADS, Axis
 from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from ..modeling import ShearingMixin, head_channel_masks
 from ..shapes import ModelShape
-
-_GROUPS = "group channels"  # of k and v
-_HEADS = "head channels"
-
-# What the axes of each module's weight stand for (None: the vocabulary, which stays); a bias has the first one.
-_AXES = {
-    "embed_tokens": (None, HIDDEN),
-    "lm_head": (None, HIDDEN),
-    "norm": (HIDDEN,),
-    "input_layernorm": (HIDDEN,),
-    "post_attention_layernorm": (HIDDEN,),
-    "q_proj": (_HEADS, HIDDEN),
-    "k_proj": (_GROUPS, HIDDEN),
-    "v_proj": (_GROUPS, HIDDEN),
-    "o_proj": (HIDDEN, _HEADS),
-    "gate_proj": (INTERMEDIATE, HIDDEN),
-    "up_proj": (INTERMEDIATE, HIDDEN),
-    "down_proj": (HIDDEN, INTERMEDIATE),
-}
 
 
 def weights_of(model: ShearingMixin) -> dict[str, Tensor]:
     """The model's weights by name, without its masks; tied ones once."""
     return {name: weight for name, weight in model.named_parameters() if not name.startswith("masks.")}
+
+
+def values_of(model: ShearingMixin) -> Iterator[tuple[str, Tensor]]:
+    """(name, what becomes 0 without its units) of each weight, in float32: the weight, of a norm what it scales by."""
+    family = model.family
+    offset = {"norm", *family.pre_norms, *family.post_norms}
+    for name, weight in weights_of(model).items():
+        value = weight.detach().float()
+        yield name, value + family.norm_offset if name.split(".")[-2] in offset else value
 
 
 def write_weights(model: ShearingMixin) -> Iterator[tuple[int, str, Tensor]]:
@@ -65,28 +56,28 @@ def sum_over_units(entries: Iterable[tuple[str, Tensor]], model: ShearingMixin) 
     Returns:
         float32 [*rows, units] for all kinds of units.
     """
-    shape, device = model.masks.source, model.device
-    axes = _axis_gates(model)
-    num_layers = shape.num_hidden_layers
-    sums = {axis: torch.zeros(gate.shape, device=device) for axis, gate in axes.items()}
+    shape, axes = model.masks.source, _axis_gates(model)
+    sums = {axis: torch.zeros_like(gate) for axis, gate in axes.items()}
     for name, tensor in entries:
         parts = name.split(".")
         layer = int(parts[2]) if parts[1] == "layers" else None
-        names = _AXES[parts[-2]][: tensor.dim()]
-        rows = [None if axis is None else _of_layer(axes[axis], axis, layer) for axis in names]
+        along = [_parts_of(axis) for axis in model.family.axes(parts[-2])[: tensor.dim()]]
         values = tensor.float()
-        for dim, gate in enumerate(rows):
-            if gate is not None:
+        for dim, units in enumerate(along):
+            if units:
+                gate = torch.cat([_of_layer(axes[unit], unit, layer) for unit in units])
                 values = values * (gate if dim == values.dim() - 1 else gate.unsqueeze(1))
         if layer is not None:
             values = values * axes[LAYER][layer]
             sums[LAYER][layer] += values.sum()
-        for dim, axis in enumerate(names):
-            if axis is not None:
-                along = values if values.dim() == 1 else values.sum(dim=1 - dim)
-                _of_layer(sums[axis], axis, layer).add_(along)
-    queries = sums[_HEADS].view(num_layers, shape.num_key_value_heads, -1, shape.head_dim).sum(dim=-1)
-    groups = sums[_GROUPS].view(num_layers, shape.num_key_value_heads, shape.head_dim).sum(dim=-1)
+        for dim, units in enumerate(along):
+            if units:
+                totals = [_of_layer(sums[unit], unit, layer) for unit in units]
+                added = values if values.dim() == 1 else values.sum(dim=1 - dim)
+                for total, part in zip(totals, added.split([len(total) for total in totals]), strict=True):
+                    total += part
+    queries = by_head(sums[HEADS], shape).sum(dim=-1)
+    groups = sums[GROUPS].unflatten(-1, (shape.num_key_value_heads, shape.head_dim)).sum(dim=-1)
     return {
         HIDDEN: sums[HIDDEN],
         LAYER: sums[LAYER],
@@ -111,6 +102,11 @@ def open_units(model: ShearingMixin) -> dict[str, Tensor]:
     return found | {QUERY_HEAD: found[QUERY_HEAD] * found[KEY_VALUE_HEAD].unsqueeze(-1)}
 
 
+def _parts_of(axis: Axis) -> tuple[str, ...]:
+    """Units along an axis, several one behind the other in a fused projection; none for an axis that stays whole."""
+    return axis if isinstance(axis, tuple) else () if axis is None else (axis,)
+
+
 def _of_layer(tensor: Tensor, axis: str, layer: int | None) -> Tensor:
     return tensor if axis == HIDDEN else tensor[layer]
 
@@ -122,8 +118,8 @@ def _axis_gates(model: ShearingMixin) -> dict[str, Tensor]:
         HIDDEN: gates[HIDDEN],
         LAYER: gates[LAYER],
         INTERMEDIATE: gates[INTERMEDIATE],
-        _HEADS: head_channel_masks(gates, shape),
-        _GROUPS: gates[KEY_VALUE_HEAD].repeat_interleave(shape.head_dim, dim=1),
+        HEADS: head_channel_masks(gates, shape),
+        GROUPS: gates[KEY_VALUE_HEAD].repeat_interleave(shape.head_dim, dim=1),
     }
 
 

@@ -1,9 +1,10 @@
 """Slopes of the loss by the gates of all units, per sample or per token, from one backward pass per batch.
 
 The gate z of a unit multiplies tensors on the way of the forward: a neuron's its input of down_proj, a head's the
-inputs of o_proj, a hidden dimension's the embedding, the outputs of norms, o_proj and down_proj, a layer's the outputs
-of o_proj and down_proj. So dL/dz is the sum of a * dL/da over those tensors a, and a sum over the positions of one
-sample alone is the slope of that sample's loss: samples do not see each other.
+inputs of o_proj, a hidden dimension's the embedding, the outputs of norms that read the residual stream, of o_proj and
+of down_proj, a layer's the outputs of o_proj and down_proj, or of the norms behind them where a family has those. So
+dL/dz is the sum of a * dL/da over those tensors a, and a sum over the positions of one sample alone is the slope of
+that sample's loss: samples do not see each other.
 
 Legend: B samples, T length, L layers, KV key/value heads, g query heads per KV head, ff MLP width, d hidden size.
 """
@@ -81,13 +82,18 @@ class _Places:
         self.layers: dict[int, Tensor] = {}  # [B, T or 1]
         self.handles = [model.model.embed_tokens.register_forward_hook(self._begin)]
         watch_output, watch_input = self._watch_output, self._watch_input
+        family = model.family
         for index, layer in enumerate(model.model.layers):
             attention, mlp = layer.self_attn.o_proj, layer.mlp.down_proj
+            pre_norms = [layer.get_submodule(name) for name in family.pre_norms]
+            post_norms = [layer.get_submodule(name) for name in family.post_norms]
+            add_layer = partial(self._add_layer, index)
+            self.handles += [module.register_forward_hook(watch_output(self.add_hidden)) for module in pre_norms]
+            self.handles += [module.register_forward_hook(watch_output(self.add_hidden)) for module in (attention, mlp)]
             self.handles += [
-                layer.input_layernorm.register_forward_hook(watch_output(self.add_hidden)),
-                layer.post_attention_layernorm.register_forward_hook(watch_output(self.add_hidden)),
-                attention.register_forward_hook(watch_output(partial(self._add_write, index))),
-                mlp.register_forward_hook(watch_output(partial(self._add_write, index))),
+                module.register_forward_hook(watch_output(add_layer)) for module in post_norms or (attention, mlp)
+            ]
+            self.handles += [
                 attention.register_forward_pre_hook(watch_input(partial(self._add_heads, index))),
                 mlp.register_forward_pre_hook(watch_input(partial(self._add_neurons, index))),
             ]
@@ -113,10 +119,8 @@ class _Places:
     def add_hidden(self, value: Tensor, gradient: Tensor) -> None:
         self.hidden = self.hidden + self._part(value, gradient)
 
-    def _add_write(self, layer: int, value: Tensor, gradient: Tensor) -> None:
-        part = self._part(value, gradient)
-        self.hidden = self.hidden + part
-        self.layers[layer] = self.layers.get(layer, 0.0) + part.sum(dim=-1)
+    def _add_layer(self, layer: int, value: Tensor, gradient: Tensor) -> None:
+        self.layers[layer] = self.layers.get(layer, 0.0) + self._part(value, gradient).sum(dim=-1)
 
     def _add_heads(self, layer: int, value: Tensor, gradient: Tensor) -> None:
         queries = by_head(self._part(value, gradient), self.shape).sum(dim=-1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..modeling import ShearingMixin
-from .coupled_weights import sum_over_units, weights_of
+from .coupled_weights import sum_over_units, values_of
 from .gate_slopes import mean_over_slopes
 from .micro_batches import micro_batches
 from .weight_gradients import WeightGradients, weight_gradients
@@ -67,17 +67,18 @@ def taylor_importance(
         scores = mean_over_slopes(model, parts, _MAGNITUDES[order], aggregation == "token")
         return {name: score.sqrt() for name, score in scores.items()} if order == "norm" else scores
     gradients = weight_gradients(model, parts, second=order != "first")
-    return aggregate_weights(_saliency(weights_of(model), gradients, order), model, aggregation)
+    return aggregate_weights(_saliency(values_of(model), gradients, order), model, aggregation)
 
 
 _MAGNITUDES = {"first": torch.abs, "mixed": lambda slope: (slope - slope.square() / 2).abs(), "norm": torch.square}
 
 
 @torch.no_grad()
-def _saliency(weights: dict[str, Tensor], gradients: WeightGradients, order: str) -> Iterator[tuple[str, Tensor]]:
+def _saliency(
+    weights: Iterable[tuple[str, Tensor]], gradients: WeightGradients, order: str
+) -> Iterator[tuple[str, Tensor]]:
     """What each weight adds to the slope, or to the loss, with its sign."""
-    for name, weight in weights.items():
-        weight = weight.detach().float()
+    for name, weight in weights:
         if order == "norm":
             yield name, weight.abs() * gradients.second[name].sqrt()
         elif order == "mixed":
