@@ -9,7 +9,7 @@ from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.data import Calibration
 from hf_shear.importance import ranks_of
 from hf_shear.importance.activation_moments import ChannelMoments
-from hf_shear.importance.adapter_gradients import estimated_gradient
+from hf_shear.importance.adapter_gradients import _adapters, estimated_gradient
 from hf_shear.importance.weight_gradients import weight_gradients
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from hf_shear.one_shot import resolve_criterion, score_units
@@ -272,3 +272,22 @@ def test_bad_options_are_refused_before_any_forward(source, samples, name, messa
     monkeypatch.setattr(ShearingLlamaForCausalLM, "forward", lambda *args, **kwargs: pytest.fail("a forward ran"))
     with pytest.raises(ValueError, match=message):
         scored(source, name, samples)
+
+
+def test_adapters_compute_through_closed_units(source, samples):
+    """Fresh ones change no logit, and the estimate at full rank fits the gradient through the same gates."""
+    model = ShearingLlamaForCausalLM.from_model(source, {"intermediate_size": 13, "hidden_size": 9})
+    gates = {kind.name: torch.ones(kind.mask_shape) for kind in model.masks.kinds.values()}
+    gates[INTERMEDIATE][:, ::2] = gates[KEY_VALUE_HEAD][1, 2] = gates[HIDDEN][5] = gates[LAYER][3] = 0
+    with torch.no_grad(), model.use_gates(gates):
+        wanted = model(samples["input_ids"]).logits
+        with _adapters(model, rank=3, seed=0):
+            torch.testing.assert_close(model(samples["input_ids"]).logits, wanted)
+        options = "taylor:aggregation=element"
+        exact = score_units(model, options, Calibration([samples]), [INTERMEDIATE])[INTERMEDIATE]
+        found = score_units(model, f"{options},gradient=adapters,rank=256", Calibration([samples]), [INTERMEDIATE])[
+            INTERMEDIATE
+        ]
+    assert (found[:, ::2] == 0).all() and (found[3] == 0).all()
+    pairs = torch.stack([found[:3, 1::2].flatten(), exact[:3, 1::2].flatten()])
+    assert torch.corrcoef(pairs)[0, 1] > 0.9
