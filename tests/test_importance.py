@@ -71,24 +71,27 @@ def test_scores_are_the_slopes_of_the_loss(build_llama, add_masks, batches, tied
     """Finite differences of the loss by each unit's gate, around open gates, for every unit of every kind."""
     source = build_llama(**SMALL, attention_bias=True, mlp_bias=True, tie_word_embeddings=tied).double()
     model = add_masks(source, SMALL_TARGET).double()
-    scores = taylor_importance(model, batches[:1])
+    one = {name: tensor[:1] for name, tensor in batches[0].items()}  # scores are means over samples
+    scores = taylor_importance(model, [one])
     assert tuple(scores) == UNIT_KINDS
     largest = 0.0
     for name, score in scores.items():
         assert score.shape == model.masks.kinds[name].mask_shape and score.dtype == torch.float32
         for index, value in enumerate(score.flatten().tolist()):
-            slope = abs(slope_of_loss(model, batches[0], name, index))
+            slope = abs(slope_of_loss(model, one, name, index))
             # Measured: at most 7e-5, since norms and the loss itself compute in float32, as in the stock model.
             assert value == pytest.approx(slope, rel=2e-3, abs=2e-4), (name, index)
             largest = max(largest, slope)
     assert largest > 0.1
 
 
-def test_scores_are_means_of_absolute_slopes_over_batches(model, batches):
+def test_scores_are_means_of_absolute_slopes_over_samples(model, batches):
     together = taylor_importance(model, iter(batches))
-    apart = [taylor_importance(model, [batch]) for batch in batches]
+    samples = [{name: row[None] for name, row in zip(batch, rows, strict=True)}
+               for batch in batches for rows in zip(*batch.values(), strict=True)]  # fmt: skip
+    apart = [taylor_importance(model, [sample]) for sample in samples]
     for name, score in together.items():
-        torch.testing.assert_close(score, sum(single[name] for single in apart) / 3)
+        torch.testing.assert_close(score, sum(single[name] for single in apart) / 6)
         assert (score >= 0).all() and (score > 0).any()
 
 

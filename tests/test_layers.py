@@ -20,7 +20,7 @@ ALLOWED = {
     "slicing": {"families", "shapes", "masks", "modeling", "reporting"},
     "data": set(),
     "curvature": set(),
-    "importance": {"shapes", "masks", "modeling", "data", "curvature"},
+    "importance": {"families", "shapes", "masks", "modeling", "data", "curvature"},
     "criteria": {"masks", "modeling", "data", "curvature", "importance"},
     "compensation": {"masks", "modeling", "data", "curvature"},
     "one_shot": {"shapes", "masks", "modeling", "slicing", "data", "importance", "criteria", "compensation"},

@@ -8,7 +8,7 @@ import torch
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.criteria.taylor import taylor
 from hf_shear.data import Calibration
-from hf_shear.importance import criterion, name_of
+from hf_shear.importance import criterion, name_of, ranks_of
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, UNIT_KINDS
 from hf_shear.one_shot import (
     criteria_by_kind,
@@ -162,6 +162,27 @@ def test_every_criterion_is_a_function_of_its_files_name(name):
     function = resolve_criterion(name)
     assert name_of(function) == name and set(function.ranks) <= set(UNIT_KINDS) and function.ranks
     assert resolve_criterion(function) is function
+
+
+@pytest.mark.parametrize("compensation", ["none", "least_squares"])
+@pytest.mark.parametrize("name", criterion_names())
+def test_every_criterion_prunes_what_it_ranks(build_llama, calibration, name, compensation):
+    """In two shots, so that each scores a model with closed units, and to the same units when it is run again."""
+    sizes = {
+        HIDDEN: {"hidden_size": 9},
+        LAYER: {"num_hidden_layers": 3},
+        KEY_VALUE_HEAD: {"num_key_value_heads": 2, "num_attention_heads": 6},
+        "query_head": {"num_attention_heads": 3},
+        INTERMEDIATE: {"intermediate_size": 13},
+    }
+    for kind in ranks_of(resolve_criterion(name)):
+        choice = f"{name}:steps=2" if name == "policy_gradient" else name
+        pruning, again = (
+            prune_one_shot(build_llama(), sizes[kind], calibration, choice, compensation, 2) for _ in range(2)
+        )
+        assert {size: getattr(pruning.model.config, size) for size in sizes[kind]} == sizes[kind]
+        assert pruning.kept == again.kept and set(pruning.scores) == {kind}
+        assert torch.isfinite(torch.tensor(loss(pruning.model, calibration)))
 
 
 def test_taylor_is_found_by_name_and_by_function():

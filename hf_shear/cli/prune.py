@@ -33,6 +33,7 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
     )
     compensation: str = field(default="none", metadata={"help": "Update of what remains: none or least_squares."})
     num_shots: int = field(default=1, metadata={"help": "Steps in which units are removed, each scored anew."})
+    protect: str = field(default="", metadata={"help": "Layers that stay, such as first:4,last:2 or 0,7."})
     calibration_batches: int = field(default=16, metadata={"help": "Batches behind scores and compensation."})
     batch_size: int = field(default=8, metadata={"help": "Samples of a batch."})
     seed: int = field(default=42, metadata={"help": "Of the calibration batches, or of the random choice."})
@@ -62,13 +63,14 @@ def run(arguments: Arguments) -> None:
     batches = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
     pruning = prune_one_shot(
         source, target, Calibration(list(batches), arguments.seed), criteria_from_words(arguments.criterion),
-        arguments.compensation, arguments.num_shots, arguments.as_family,
+        arguments.compensation, arguments.num_shots, as_family=arguments.as_family, protect=arguments.protect,
     )  # fmt: skip
     pruned = pruning.model
     masked = AutoShearingModelForCausalLM.from_model(source, target, as_family=arguments.as_family)
     provenance = provenance_record(
         masked, pruning.kept, seed=arguments.seed,
         method=" ".join(arguments.criterion), compensation=arguments.compensation, num_shots=arguments.num_shots,
+        protect=arguments.protect,
     )  # fmt: skip
     save_checkpoint(pruned, arguments.output_dir, tokenizer, provenance)
     shape = ", ".join(f"{name} {getattr(pruned.config, name)}" for name in SHAPE_NAMES)

@@ -1,6 +1,7 @@
 """Data by domain: reading, packing, dynamic batches and the rule that updates the domains' weights."""
 
 from hf_shear.data.calibration import Calibration
+from hf_shear.data.counted_tokens import counted_tokens
 from hf_shear.data.domains import load_domains, split_domains
 from hf_shear.data.loader import (
     IGNORED_LABEL,
@@ -13,6 +14,7 @@ from hf_shear.data.mixture import check_mixture_bounds, check_mixture_weights, u
 from hf_shear.data.packing import check_max_length, check_tokenizer_fits, pack_domains
 from hf_shear.data.reference_losses import reference_losses_by_size
 from hf_shear.data.sampler import DynamicBatchSampler
+from hf_shear.data.shared_text import shared_share, warn_of_shared_text
 from hf_shear.data.stream_loader import StreamDataLoader
 from hf_shear.data.streams import PackedStream, first_sample, is_stream
 
@@ -30,12 +32,15 @@ __all__ = [
     "check_mixture_weights",
     "check_tokenizer_fits",
     "collate_domain_samples",
+    "counted_tokens",
     "first_sample",
     "is_stream",
     "load_domains",
     "pack_domains",
     "reference_losses_by_size",
+    "shared_share",
     "split_domains",
     "update_mixture_weights",
     "warn_of_runaway",
+    "warn_of_shared_text",
 ]

@@ -1,6 +1,11 @@
 """What importance is measured by, and how a criterion is declared."""
 
+from .activation_moments import write_input_moments
+from .activation_sizes import activation_sizes
+from .adapter_gradients import adapter_importance
+from .coupled_weights import open_units, sum_over_units, values_of, write_weights
 from .criterion import Criterion, Scores, criterion, name_of, ranks_of
+from .layer_influence import layer_influence
 from .layer_loss_rise import layer_loss_rise
 from .mask_start import mask_start_importance
 from .removal_costs import RemovalCosts, removal_costs
@@ -9,13 +14,31 @@ from .taylor import random_importance, taylor_importance
 __all__ = [
     "Criterion",
     "RemovalCosts",
+from .policy_gradient import PolicySettings, keep_probabilities
+from .taylor import check_taylor_options, random_importance, taylor_importance
+from .weight_gradients import weight_gradients
+
+__all__ = [
+    "Criterion",
+    "PolicySettings",
     "Scores",
+    "activation_sizes",
+    "adapter_importance",
+    "check_taylor_options",
     "criterion",
+    "keep_probabilities",
+    "layer_influence",
     "layer_loss_rise",
     "mask_start_importance",
     "name_of",
+    "open_units",
     "random_importance",
     "ranks_of",
     "removal_costs",
+    "sum_over_units",
     "taylor_importance",
+    "values_of",
+    "weight_gradients",
+    "write_input_moments",
+    "write_weights",
 ]

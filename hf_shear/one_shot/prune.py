@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,11 +11,13 @@ from transformers import PreTrainedModel
 from ..compensation import CompensationReport, compensate
 from ..data import Calibration
 from ..importance import Scores
+from ..masks import LAYER
 from ..modeling import AutoShearingModelForCausalLM
 from ..shapes import TargetShape
 from ..slicing import KeptUnits, slice_model
 from .allocation import uniform_gates
 from .choose_criterion import CriterionChoice, criteria_by_kind
+from .protected_layers import protect_layers, protected_layers
 from .score import score_units
 
 
@@ -26,7 +28,7 @@ class OneShotPruning:
     Attributes:
         model: a stock model of the target's shape, in evaluation mode.
         kept: the units of the source that it keeps.
-        scores: of the last shot, [*rows, units] per kind of unit that lost some.
+        scores: of the last shot, [*rows, units] per kind of unit that lost some; infinite for protected layers.
         compensation: errors of what was compensated, one report per shot.
     """
 
@@ -44,6 +46,7 @@ def prune_one_shot(
     compensation: str = "none",
     num_shots: int = 1,
     as_family: str | None = None,
+    protect: str | Sequence[int] = (),
 ) -> OneShotPruning:
     """Prune ``model`` to ``target``: keep what ``criterion`` scores highest, and make up for the rest.
 
@@ -56,9 +59,11 @@ def prune_one_shot(
         compensation: "none" or "least_squares" (``hf_shear.compensation``).
         num_shots: steps in which units are removed; each scores and compensates anew what the ones before left.
         as_family: model_type that the result shall have, as in ``AutoShearingModelForCausalLM.from_pretrained``.
+        protect: layers that stay under any criterion: indices, or a text such as "first:4,last:2".
 
     Raises:
-        ValueError: the target does not fit, or the criterion cannot rank what is to be removed.
+        ValueError: the target does not fit, the criterion cannot rank what is to be removed, or more layers are
+            protected than the target keeps.
     """
     calibration = calibration if isinstance(calibration, Calibration) else Calibration(list(calibration))
     if num_shots < 1:
@@ -66,10 +71,12 @@ def prune_one_shot(
     masked = AutoShearingModelForCausalLM.from_model(model, target, as_family=as_family).eval()
     kinds = [kind.name for kind in masked.masks.constrained]
     criteria_by_kind(criterion, kinds)  # refused before any forward
+    layers = masked.masks.kinds[LAYER]
+    protected = protected_layers(protect, layers.num_units, layers.num_kept)
     gates, scores, reports = {}, {}, []
     for shot in range(num_shots):
         with masked.use_gates(gates):
-            scores = score_units(masked, criterion, calibration, kinds)
+            scores = protect_layers(score_units(masked, criterion, calibration, kinds), protected)
             chosen = uniform_gates(scores, masked.masks.kinds, gates, (shot + 1) / num_shots)
             reports.append(compensate(masked, chosen, calibration, compensation))
         gates = chosen

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from datasets import DatasetDict
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from ..data import load_domains
+from ..data import load_domains, warn_of_shared_text
 from ..importance import mask_start_importance
 from ..masks import MaskSettings
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel
@@ -136,7 +136,11 @@ def masked_source(run: Run) -> ShearingModel:
 def calibration(run: Run) -> list[dict]:
     """Batches of one optimizer step's size, whatever its micro-batches."""
     args = run.args
-    return list(run.data.calibration(args.samples_per_step(), run.pipeline.calibration_batches, args.seed))
+    batches = list(run.data.calibration(args.samples_per_step(), run.pipeline.calibration_batches, args.seed))
+    if args.process_index == 0:
+        judged = (sample["input_ids"] for samples in run.data.judged.values() for sample in samples)
+        warn_of_shared_text((row for batch in batches for row in batch["input_ids"]), judged)
+    return batches
 
 
 def learn_masks(run: Run) -> dict:

@@ -1,0 +1,128 @@
+"""From a number per weight to a number per unit: sums over the weights that a unit takes along.
+
+Legend: d hidden size, L layers, H query heads, KV key/value heads, g = H / KV, h head_dim, ff MLP width.
+
+| unit | its weights |
+|---|---|
+| hidden dimension | columns of q, k, v, gate, up, embedding, head; rows and biases of o, down; entries of norms |
+| layer | all of the layer |
+| key/value group | those of its query heads; rows and biases of k and v |
+| query head | rows and bias of q, columns of o |
+| neuron | rows and biases of gate and up, columns of down |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from ..families import GROUPS, HEADS, Axis
+from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
+from ..modeling import ShearingMixin, head_channel_masks
+from ..shapes import ModelShape
+
+
+def weights_of(model: ShearingMixin) -> dict[str, Tensor]:
+    """The model's weights by name, without its masks; tied ones once."""
+    return {name: weight for name, weight in model.named_parameters() if not name.startswith("masks.")}
+
+
+def values_of(model: ShearingMixin) -> Iterator[tuple[str, Tensor]]:
+    """(name, what becomes 0 without its units) of each weight, in float32: the weight, of a norm what it scales by."""
+    family = model.family
+    offset = {"norm", *family.pre_norms, *family.post_norms}
+    for name, weight in weights_of(model).items():
+        value = weight.detach().float()
+        yield name, value + family.norm_offset if name.split(".")[-2] in offset else value
+
+
+def write_weights(model: ShearingMixin) -> Iterator[tuple[int, str, Tensor]]:
+    """(layer, name, weight) of the matrices that write into the residual stream, o_proj and down_proj."""
+    for index, layer in enumerate(model.model.layers):
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            yield index, f"model.layers.{index}.{name}.weight", layer.get_submodule(name).weight
+
+
+@torch.no_grad()
+def sum_over_units(entries: Iterable[tuple[str, Tensor]], model: ShearingMixin) -> dict[str, Tensor]:
+    """Sum over each unit's weights.
+
+    Args:
+        entries: a name of ``weights_of`` and a tensor of that weight's shape; weights left out count as zeros.
+        model: whose gates in use say which weights are closed; those are left out.
+
+    Returns:
+        float32 [*rows, units] for all kinds of units.
+    """
+    shape, axes = model.masks.source, _axis_gates(model)
+    sums = {axis: torch.zeros_like(gate) for axis, gate in axes.items()}
+    for name, tensor in entries:
+        parts = name.split(".")
+        layer = int(parts[2]) if parts[1] == "layers" else None
+        along = [_parts_of(axis) for axis in model.family.axes(parts[-2])[: tensor.dim()]]
+        values = tensor.float()
+        for dim, units in enumerate(along):
+            if units:
+                gate = torch.cat([_of_layer(axes[unit], unit, layer) for unit in units])
+                values = values * (gate if dim == values.dim() - 1 else gate.unsqueeze(1))
+        if layer is not None:
+            values = values * axes[LAYER][layer]
+            sums[LAYER][layer] += values.sum()
+        for dim, units in enumerate(along):
+            if units:
+                totals = [_of_layer(sums[unit], unit, layer) for unit in units]
+                added = values if values.dim() == 1 else values.sum(dim=1 - dim)
+                for total, part in zip(totals, added.split([len(total) for total in totals]), strict=True):
+                    total += part
+    queries = by_head(sums[HEADS], shape).sum(dim=-1)
+    groups = sums[GROUPS].unflatten(-1, (shape.num_key_value_heads, shape.head_dim)).sum(dim=-1)
+    return {
+        HIDDEN: sums[HIDDEN],
+        LAYER: sums[LAYER],
+        KEY_VALUE_HEAD: groups + queries.sum(dim=-1),
+        QUERY_HEAD: queries,
+        INTERMEDIATE: sums[INTERMEDIATE],
+    }
+
+
+def open_units(model: ShearingMixin) -> dict[str, Tensor]:
+    """1 for each unit that is open in the gates in use and 0 for others, float32 [*rows, units], for all kinds.
+
+    A query head is open if it and its group are.
+    """
+    gates = model.gates_in_use
+    found = {
+        kind.name: (gates[kind.name] != 0).float().to(model.device)
+        if kind.name in gates
+        else torch.ones(kind.mask_shape, device=model.device)
+        for kind in model.masks.kinds.values()
+    }
+    return found | {QUERY_HEAD: found[QUERY_HEAD] * found[KEY_VALUE_HEAD].unsqueeze(-1)}
+
+
+def _parts_of(axis: Axis) -> tuple[str, ...]:
+    """Units along an axis, several one behind the other in a fused projection; none for an axis that stays whole."""
+    return axis if isinstance(axis, tuple) else () if axis is None else (axis,)
+
+
+def _of_layer(tensor: Tensor, axis: str, layer: int | None) -> Tensor:
+    return tensor if axis == HIDDEN else tensor[layer]
+
+
+def _axis_gates(model: ShearingMixin) -> dict[str, Tensor]:
+    """1 or 0 per index of each axis: [d], [L], [L, H * h], [L, KV * h], [L, ff]."""
+    gates, shape = open_units(model), model.masks.source
+    return {
+        HIDDEN: gates[HIDDEN],
+        LAYER: gates[LAYER],
+        INTERMEDIATE: gates[INTERMEDIATE],
+        HEADS: head_channel_masks(gates, shape),
+        GROUPS: gates[KEY_VALUE_HEAD].repeat_interleave(shape.head_dim, dim=1),
+    }
+
+
+def by_head(channels: Tensor, shape: ModelShape) -> Tensor:
+    """[..., H * h] as [..., KV, g, h]."""
+    return channels.unflatten(-1, (shape.num_key_value_heads, -1, shape.head_dim))

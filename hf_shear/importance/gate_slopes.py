@@ -1,0 +1,147 @@
+"""Slopes of the loss by the gates of all units, per sample or per token, from one backward pass per batch.
+
+The gate z of a unit multiplies tensors on the way of the forward: a neuron's its input of down_proj, a head's the
+inputs of o_proj, a hidden dimension's the embedding, the outputs of norms that read the residual stream, of o_proj and
+of down_proj, a layer's the outputs of o_proj and down_proj, or of the norms behind them where a family has those. So
+dL/dz is the sum of a * dL/da over those tensors a, and a sum over the positions of one sample alone is the slope of
+that sample's loss: samples do not see each other.
+
+Legend: B samples, T length, L layers, KV key/value heads, g query heads per KV head, ff MLP width, d hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
+from ..modeling import ShearingMixin
+from .coupled_weights import by_head
+from .measuring import measuring, requiring_gradients, sample_losses
+from .over_ranks import sum_over_ranks
+
+Magnitude = Callable[[Tensor], Tensor]
+
+
+def mean_over_slopes(
+    model: ShearingMixin,
+    batches: Iterable[dict[str, Tensor]],
+    magnitude: Magnitude = torch.abs,
+    per_token: bool = False,
+) -> dict[str, Tensor]:
+    """Mean over samples of ``magnitude`` of each unit's slope, weighted by the samples' predicted tokens.
+
+    Args:
+        model: a masked model; units closed in its gates in use have slope 0.
+        batches: split as memory asks for; the result does not depend on it.
+        magnitude: of slopes of a sample's mean loss, nats per token.
+        per_token: sum the magnitudes of every position's part of the slope, in place of the magnitude of their sum.
+
+    Returns:
+        float32 [*rows, units] for all kinds.
+
+    Raises:
+        ValueError: no tokens to predict, or slopes that are not finite.
+    """
+    places = _Places(model, magnitude, per_token)
+    num_tokens = torch.zeros((), dtype=torch.float64, device=model.device)
+    with measuring(model, places.handles), requiring_gradients(model, False), torch.enable_grad():
+        for batch in batches:
+            losses, counts = sample_losses(model, batch)
+            num_tokens += counts.sum()
+            places.weights = counts
+            (gradient,) = torch.autograd.grad((losses / counts.clamp(min=1)).sum(), [places.embedded])
+            places.add_hidden(places.embedded.detach(), gradient)
+            places.finish_batch()
+    sum_over_ranks(num_tokens, places.sums.values())
+    if num_tokens == 0:
+        raise ValueError("`batches` is empty or predicts no token: Taylor scores need at least one calibration batch.")
+    bad = [name for name, total in places.sums.items() if not bool(torch.isfinite(total).all())]
+    if bad:
+        raise ValueError(
+            f"The gates' gradients are not finite for {bad}: the source gives NaN or infinite losses on the calibration"
+            " text. Check the checkpoint and its dtype (float16 often overflows; bfloat16 or float32 does not)."
+        )
+    return {name: (total / num_tokens).float() for name, total in places.sums.items()}
+
+
+class _Places:
+    """Hooks on the tensors that gates multiply. Gradients are used as they come, and none is kept."""
+
+    def __init__(self, model: ShearingMixin, magnitude: Magnitude, per_token: bool):
+        self.magnitude, self.per_token, self.shape = magnitude, per_token, model.masks.source
+        self.sums = {
+            kind.name: torch.zeros(kind.mask_shape, device=model.device) for kind in model.masks.kinds.values()
+        }
+        self.embedded: Tensor = None  # the graph of a batch begins here
+        self.weights: Tensor = None  # [B]
+        self.hidden: Tensor | float = 0.0  # [B, T or 1, d]
+        self.layers: dict[int, Tensor] = {}  # [B, T or 1]
+        self.handles = [model.model.embed_tokens.register_forward_hook(self._begin)]
+        watch_output, watch_input = self._watch_output, self._watch_input
+        family = model.family
+        for index, layer in enumerate(model.model.layers):
+            attention, mlp = layer.self_attn.o_proj, layer.mlp.down_proj
+            pre_norms = [layer.get_submodule(name) for name in family.pre_norms]
+            post_norms = [layer.get_submodule(name) for name in family.post_norms]
+            add_layer = partial(self._add_layer, index)
+            self.handles += [module.register_forward_hook(watch_output(self.add_hidden)) for module in pre_norms]
+            self.handles += [module.register_forward_hook(watch_output(self.add_hidden)) for module in (attention, mlp)]
+            self.handles += [
+                module.register_forward_hook(watch_output(add_layer)) for module in post_norms or (attention, mlp)
+            ]
+            self.handles += [
+                attention.register_forward_pre_hook(watch_input(partial(self._add_heads, index))),
+                mlp.register_forward_pre_hook(watch_input(partial(self._add_neurons, index))),
+            ]
+        self.handles.append(model.model.norm.register_forward_hook(watch_output(self.add_hidden)))
+
+    def _begin(self, module, args, output: Tensor) -> Tensor:
+        self.embedded = output.detach().requires_grad_(True)
+        return self.embedded
+
+    @staticmethod
+    def _watch_output(add):
+        return lambda module, args, output: _when_known(output, add)
+
+    @staticmethod
+    def _watch_input(add):
+        return lambda module, args: _when_known(args[0], add)
+
+    def _part(self, value: Tensor, gradient: Tensor) -> Tensor:
+        """a * dL/da, [B, T or 1, C]."""
+        part = value.float() * gradient.float()
+        return part if self.per_token else part.sum(dim=1, keepdim=True)
+
+    def add_hidden(self, value: Tensor, gradient: Tensor) -> None:
+        self.hidden = self.hidden + self._part(value, gradient)
+
+    def _add_layer(self, layer: int, value: Tensor, gradient: Tensor) -> None:
+        self.layers[layer] = self.layers.get(layer, 0.0) + self._part(value, gradient).sum(dim=-1)
+
+    def _add_heads(self, layer: int, value: Tensor, gradient: Tensor) -> None:
+        queries = by_head(self._part(value, gradient), self.shape).sum(dim=-1)
+        self.sums[QUERY_HEAD][layer] += self._mean(queries)
+        self.sums[KEY_VALUE_HEAD][layer] += self._mean(queries.sum(dim=-1))
+
+    def _add_neurons(self, layer: int, value: Tensor, gradient: Tensor) -> None:
+        self.sums[INTERMEDIATE][layer] += self._mean(self._part(value, gradient))
+
+    def _mean(self, slopes: Tensor) -> Tensor:
+        """Magnitudes [B, T or 1, *units], summed over positions, and over samples by their weight."""
+        return torch.tensordot(self.weights, self.magnitude(slopes).sum(dim=1), dims=1)
+
+    def finish_batch(self) -> None:
+        self.sums[HIDDEN] += self._mean(self.hidden)
+        layers = torch.stack([self.layers[index] for index in range(len(self.layers))], dim=-1)
+        self.sums[LAYER] += self._mean(layers)
+        self.hidden, self.layers, self.embedded = 0.0, {}, None
+
+
+def _when_known(value: Tensor, add: Callable[[Tensor, Tensor], None]) -> None:
+    """Call ``add`` with the value and its gradient, once the backward pass has come there."""
+    detached = value.detach()
+    value.register_hook(lambda gradient: add(detached, gradient))

@@ -1,0 +1,38 @@
+"""How much a layer turns the residual stream (ShortGPT, arXiv 2403.03853, section 2.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..masks import LAYER
+from ..modeling import ShearingMixin
+from .measuring import watch
+from .over_ranks import sum_over_ranks
+
+
+def layer_influence(model: ShearingMixin, batches: Iterable[dict[str, Tensor]]) -> Tensor:
+    """1 - mean over counted tokens of cos(x_in, x_out) of each layer, from one forward per batch; higher = keep.
+
+    Returns:
+        float32 [layers], in [0, 2]; 0 for a layer that only scales, or is closed.
+
+    Raises:
+        ValueError: no token counts.
+    """
+    gaps = torch.zeros(model.masks.kinds[LAYER].num_units, dtype=torch.float64, device=model.device)
+    count = torch.zeros((), dtype=torch.float64, device=model.device)
+
+    def see(index: int, inputs: Tensor, outputs: Tensor, counted: Tensor) -> None:
+        if index == 0:  # each batch is counted once
+            count.add_(counted.sum())
+        cosine = F.cosine_similarity(inputs.float(), outputs.float(), dim=-1)
+        gaps[index] += ((1 - cosine) * counted).sum()
+
+    watch(model, batches, pairs={layer: partial(see, index) for index, layer in enumerate(model.model.layers)})
+    sum_over_ranks(gaps, count)
+    return (gaps / count).float()

@@ -1,0 +1,63 @@
+"""Gradients of the weights: of the mean loss, and their second moments over samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..modeling import ShearingMixin
+from .coupled_weights import weights_of
+from .measuring import measuring, requiring_gradients, sample_losses
+from .micro_batches import micro_batches
+from .over_ranks import sum_over_ranks
+
+
+@dataclass
+class WeightGradients:
+    """float32, by the weights' names.
+
+    Attributes:
+        mean: gradient of the mean loss per token.
+        second: mean over samples of the squared gradients of their mean losses, weighted by predicted tokens; empty
+            where it was not asked for.
+    """
+
+    mean: dict[str, Tensor]
+    second: dict[str, Tensor]
+
+
+def weight_gradients(
+    model: ShearingMixin, batches: Iterable[dict[str, Tensor]], second: bool = False
+) -> WeightGradients:
+    """Gradients of all weights, through the gates in use. They take the room of one or two float32 copies of the model.
+
+    Args:
+        second: also their second moments, which takes a backward pass for every sample.
+
+    Raises:
+        ValueError: no tokens to predict.
+    """
+    weights = weights_of(model)
+    total = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+    squares = {name: torch.zeros_like(gradient) for name, gradient in total.items()} if second else {}
+    num_tokens = torch.zeros((), dtype=torch.float64, device=model.device)
+    with measuring(model), requiring_gradients(model, True), torch.enable_grad():
+        for batch in batches:
+            for _, part in micro_batches(batch, 1 if second else None):
+                losses, counts = sample_losses(model, part)
+                gradients = torch.autograd.grad(losses.sum(), list(weights.values()))
+                num_tokens += counts.sum()
+                for name, gradient in zip(weights, gradients, strict=True):
+                    total[name] += gradient
+                    if second and counts[0] > 0:
+                        squares[name] += gradient.float().square() / counts[0]
+    sum_over_ranks(num_tokens, total.values(), squares.values())
+    if num_tokens == 0:
+        raise ValueError("`batches` is empty, or has no token to predict: gradients need calibration text.")
+    return WeightGradients(
+        {name: (tensor / num_tokens).float() for name, tensor in total.items()},
+        {name: (tensor / num_tokens).float() for name, tensor in squares.items()},
+    )

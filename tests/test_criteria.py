@@ -1,0 +1,293 @@
+"""Each criterion against its formula, by hand: loops over samples and tokens, two passes, finite differences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_shear import ShearingLlamaForCausalLM
+from hf_shear.data import Calibration
+from hf_shear.importance import ranks_of
+from hf_shear.importance.activation_moments import ChannelMoments
+from hf_shear.importance.adapter_gradients import _adapters, estimated_gradient
+from hf_shear.importance.weight_gradients import weight_gradients
+from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
+from hf_shear.one_shot import resolve_criterion, score_units
+
+LENGTHS = (9, 6, 9)
+
+
+@pytest.fixture
+def samples():
+    ids = torch.randint(3, 40, (3, 9), generator=torch.Generator().manual_seed(3))
+    labels = ids.clone()
+    for row, length in enumerate(LENGTHS):
+        labels[row, length:] = -100
+    return {"input_ids": ids, "labels": labels}
+
+
+@pytest.fixture
+def source(build_llama):
+    return build_llama(attention_bias=True, mlp_bias=True)
+
+
+def scored(source, name, samples):
+    model = ShearingLlamaForCausalLM.from_model(source)
+    return score_units(model, name, Calibration([samples]), ranks_of(resolve_criterion(name)))
+
+
+def seen(source, module, samples, output=False):
+    """Counted rows [tokens, C] of each sample that a module of the stock model reads, or writes."""
+    rows = []
+
+    def hook(_, args, out):
+        rows.append((out if output else args[0])[0])
+
+    handle = source.get_submodule(module).register_forward_hook(hook)
+    with torch.no_grad():
+        for ids, length in zip(samples["input_ids"], LENGTHS, strict=True):
+            source(ids[None])
+            rows[-1] = rows[-1][:length]
+    handle.remove()
+    return rows
+
+
+def test_magnitude_sums_the_weights_that_go_with_a_unit(source, samples):
+    scores, mlp, attention = (
+        scored(source, "magnitude", samples),
+        *(getattr(source.model.layers[2], name) for name in ("mlp", "self_attn")),
+    )
+    with torch.no_grad():
+        neuron = sum(
+            w.abs().sum() for w in (mlp.gate_proj.weight[5], mlp.up_proj.weight[5], mlp.down_proj.weight[:, 5])
+        )
+        neuron += mlp.gate_proj.bias[5].abs() + mlp.up_proj.bias[5].abs()
+        rows, group = slice(4 * 4, 4 * 5), slice(4, 8)  # head 4: query 1 of group 1
+        head = attention.q_proj.weight[rows].abs().sum() + attention.o_proj.weight[:, rows].abs().sum()
+        head += attention.q_proj.bias[rows].abs().sum()
+        shared = sum(
+            p.weight[group].abs().sum() + p.bias[group].abs().sum() for p in (attention.k_proj, attention.v_proj)
+        )
+        hidden = source.model.embed_tokens.weight[:, 7].abs().sum() + source.lm_head.weight[:, 7].abs().sum()
+        hidden += source.model.norm.weight[7].abs()
+        for layer in source.model.layers:
+            for module in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                hidden += module.weight[7].abs().sum() + module.bias[7].abs()
+            for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"):
+                hidden += layer.get_submodule(name).weight[:, 7].abs().sum()
+            hidden += layer.input_layernorm.weight[7].abs() + layer.post_attention_layernorm.weight[7].abs()
+        whole = sum(parameter.abs().sum() for parameter in source.model.layers[2].parameters())
+    torch.testing.assert_close(scores[INTERMEDIATE][2, 5], neuron)
+    torch.testing.assert_close(scores[QUERY_HEAD][2, 1, 1], head)
+    torch.testing.assert_close(scores[KEY_VALUE_HEAD][2, 1], scores[QUERY_HEAD][2, 1].sum() + shared)
+    torch.testing.assert_close(scores[HIDDEN][7], hidden)
+    torch.testing.assert_close(scores[LAYER][2], whole)
+
+
+@pytest.mark.parametrize("aggregation", ["l2", "mean_abs"])
+def test_activation_is_a_mean_of_sizes(source, samples, aggregation):
+    scores = scored(source, f"activation:aggregation={aggregation}", samples)
+
+    def mean(rows):  # of sizes [tokens, units] per sample
+        if aggregation == "l2":
+            return torch.stack([row.norm(dim=0) for row in rows]).mean(dim=0)
+        return torch.cat(rows).abs().mean(dim=0)
+
+    neurons = seen(source, "model.layers.1.mlp.down_proj", samples)
+    torch.testing.assert_close(scores[INTERMEDIATE][1], mean(neurons))
+    heads = [row.view(-1, 3, 3, 4) for row in seen(source, "model.layers.1.self_attn.o_proj", samples)]
+    torch.testing.assert_close(scores[QUERY_HEAD][1].flatten(), mean([row.norm(dim=-1).flatten(1) for row in heads]))
+    torch.testing.assert_close(scores[KEY_VALUE_HEAD][1], mean([row.flatten(2).norm(dim=-1) for row in heads]))
+    norms = ["model.norm"]
+    norms += [f"model.layers.{i}.{n}" for i in range(4) for n in ("input_layernorm", "post_attention_layernorm")]
+    torch.testing.assert_close(scores[HIDDEN], sum(mean(seen(source, norm, samples, output=True)) for norm in norms))
+
+
+def test_wanda_sp_and_flap_are_column_sums(source, samples):
+    wanda, flap = scored(source, "wanda_sp", samples), scored(source, "flap", samples)
+    for module, kinds in (("mlp.down_proj", (INTERMEDIATE,)), ("self_attn.o_proj", (QUERY_HEAD, KEY_VALUE_HEAD))):
+        weight = source.model.layers[3].get_submodule(module).weight.detach()
+        rows = torch.cat(seen(source, f"model.layers.3.{module}", samples)).double()
+        by_norm = weight.double().abs().sum(dim=0) * rows.square().mean(dim=0).sqrt()
+        by_variance = weight.double().square().sum(dim=0) * rows.var(dim=0, correction=0)
+        for kind in kinds:
+            shape = (*wanda[kind][3].shape, -1)
+            for scores, wanted in ((wanda, by_norm), (flap, by_variance)):
+                torch.testing.assert_close(scores[kind][3].double(), wanted.view(shape).sum(-1), rtol=1e-4, atol=0)
+    standard = scored(source, "flap:standardise=true", samples)
+    for score in standard.values():
+        torch.testing.assert_close(score.flatten(1).mean(dim=1), torch.zeros(4), rtol=0, atol=1e-5)
+        torch.testing.assert_close(score.flatten(1).std(dim=1, correction=0), torch.ones(4))
+    assert torch.equal(standard[INTERMEDIATE].argsort(), flap[INTERMEDIATE].argsort())
+
+
+def test_a_variance_far_below_the_squared_mean_is_exact():
+    """E[a^2] - E[a]^2 in float32 would lose it: the mean is 1000, the deviation .01."""
+    generator = torch.Generator().manual_seed(0)
+    values = (1000 + 0.01 * torch.randn(64, 50, 3, generator=generator, dtype=torch.float64)).float()
+    moments, counted = ChannelMoments(3, "cpu"), torch.ones(64, 50, dtype=torch.bool)
+    counted[:, 40:] = False
+    for start in range(0, 64, 8):
+        moments.add(values[start : start + 8], counted[start : start + 8])
+    exact = values[:, :40].double().flatten(0, 1)
+    torch.testing.assert_close(moments.variance.double(), exact.var(dim=0, correction=0), rtol=1e-2, atol=0)
+    naive = values[:, :40].square().mean(dim=(0, 1)) - values[:, :40].mean(dim=(0, 1)).square()
+    assert ((naive - moments.variance) / moments.variance).abs().max() > 0.5
+
+
+def test_flap_needs_two_tokens(source, samples):
+    one = samples["labels"].clone().fill_(-100)
+    one[0, 0] = samples["input_ids"][0, 0]
+    with pytest.raises(ValueError, match="at least 2 tokens of calibration text, but there is 1"):
+        scored(source, "flap", samples | {"labels": one})
+
+
+def test_block_influence_is_one_minus_the_mean_cosine(source, samples):
+    scores = scored(source, "block_influence", samples)[LAYER]
+    for index in range(4):
+        before = torch.cat(seen(source, f"model.layers.{index}", samples))
+        after = torch.cat(seen(source, f"model.layers.{index}", samples, output=True))
+        cosine = (before * after).sum(-1) / (before.norm(dim=-1) * after.norm(dim=-1))
+        assert scores[index].item() == pytest.approx(1 - cosine.mean().item(), abs=1e-6)
+    assert scores.min() > 1e-3
+
+
+# ---- Taylor ---------------------------------------------------------------------------------------------------
+
+
+def sample_gradients(source, samples):
+    """(share of the predicted tokens, gradients by name) of each sample's mean loss."""
+    found, total = [], sum(length - 1 for length in LENGTHS)
+    for ids, length in zip(samples["input_ids"], LENGTHS, strict=True):
+        loss = source(ids[None, :length], labels=ids[None, :length]).loss
+        names, weights = zip(*source.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(loss, weights)
+        found.append(((length - 1) / total, dict(zip(names, gradients, strict=True))))
+    return found
+
+
+def test_gradients_of_weights_are_those_of_the_mean_loss_and_their_squares_of_samples(source, samples):
+    apart = sample_gradients(source, samples)
+    found = weight_gradients(ShearingLlamaForCausalLM.from_model(source), [samples], second=True)
+    for name in found.mean:
+        mean = sum(share * gradients[name] for share, gradients in apart)
+        torch.testing.assert_close(found.mean[name], mean, rtol=1e-4, atol=1e-6)
+        squares = sum(share * gradients[name].square() for share, gradients in apart)
+        torch.testing.assert_close(found.second[name], squares, rtol=1e-4, atol=1e-7)
+    assert len(found.mean) == len(dict(source.named_parameters()))
+
+
+@pytest.mark.parametrize("order", ["first", "mixed", "norm"])
+def test_taylor_over_weights_is_the_formula_of_a_neuron(source, samples, order):
+    apart, neuron, prefix = sample_gradients(source, samples), 5, "model.layers.2.mlp."
+    parts = []
+    for name in ("gate_proj.weight", "up_proj.weight", "gate_proj.bias", "up_proj.bias", "down_proj.weight"):
+        pick = (slice(None), neuron) if name.startswith("down") else neuron
+        theta = source.get_parameter(prefix + name).detach()[pick].flatten()
+        g = sum(share * gradients[prefix + name][pick].flatten() for share, gradients in apart)
+        h = sum(share * gradients[prefix + name][pick].flatten().square() for share, gradients in apart)
+        formula = {"first": theta * g, "mixed": theta * g - theta**2 * h / 2, "norm": theta.abs() * h.sqrt()}
+        parts.append(formula[order])
+    parts = torch.cat(parts)
+    options = f"taylor:order={order},aggregation="
+    fine, coarse, fused = (scored(source, options + a, samples)[INTERMEDIATE] for a in ("element", "vector", "fused"))
+    torch.testing.assert_close(fine[2, neuron], parts.abs().sum(), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(coarse[2, neuron], parts.sum().abs(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(fused, coarse / coarse.std(correction=0) + fine / fine.std(correction=0))
+
+
+@pytest.mark.parametrize("order", ["first", "mixed", "norm"])
+def test_taylor_of_gates_is_the_formula_of_a_neuron(source, samples, order):
+    """The slope by a neuron's gate is theta * g over its column of down_proj, for each sample."""
+    name = "model.layers.2.mlp.down_proj.weight"
+    theta = source.get_parameter(name).detach()
+    slopes = [(share, (theta * gradients[name]).sum(dim=0)) for share, gradients in sample_gradients(source, samples)]
+    formula = {
+        "first": lambda: sum(share * s.abs() for share, s in slopes),
+        "mixed": lambda: sum(share * (s - s**2 / 2).abs() for share, s in slopes),
+        "norm": lambda: sum(share * s**2 for share, s in slopes).sqrt(),
+    }
+    scores = scored(source, f"taylor:order={order}", samples)[INTERMEDIATE][2]
+    torch.testing.assert_close(scores, formula[order](), rtol=1e-4, atol=1e-6)
+
+
+def test_taylor_per_token_is_activation_times_gradient(source, samples):
+    scores = scored(source, "taylor:aggregation=token", samples)
+    total, wanted = sum(length - 1 for length in LENGTHS), torch.zeros(22)
+    for ids, length in zip(samples["input_ids"], LENGTHS, strict=True):
+        kept = []
+        handle = source.model.layers[2].mlp.down_proj.register_forward_pre_hook(
+            lambda _, args, k=kept: k.append(args[0])
+        )
+        loss = source(ids[None, :length], labels=ids[None, :length]).loss
+        handle.remove()
+        (gradient,) = torch.autograd.grad(loss, kept)
+        wanted += (length - 1) / total * (kept[0].detach() * gradient).abs().sum(dim=(0, 1))
+    torch.testing.assert_close(scores[INTERMEDIATE][2], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_wanda_with_gradients_adds_the_norm_over_samples(source, samples):
+    name = "model.layers.2.mlp.down_proj.weight"
+    theta = source.get_parameter(name).detach().abs()
+    squares = sum(share * gradients[name].square() for share, gradients in sample_gradients(source, samples))
+    plain, weighted = (
+        scored(source, f"wanda_sp:gradient_weight={alpha}", samples)[INTERMEDIATE][2] for alpha in (0, 3)
+    )
+    torch.testing.assert_close(weighted - plain, 3 * (theta * squares.sqrt()).sum(dim=0), rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_of_fresh_adapters_project_those_of_weights(source, samples):
+    """B = 0, so g = G A^T A; at full rank and with orthogonal A that would be G itself."""
+    generator = torch.Generator().manual_seed(0)
+    gradient, a = torch.randn(7, 5, generator=generator), torch.linalg.qr(torch.randn(5, 5, generator=generator))[0]
+    b = torch.zeros(7, 5)
+    torch.testing.assert_close(estimated_gradient(a, b, b.T @ gradient, gradient @ a.T), gradient)
+    a, b = torch.randn(2, 5, generator=generator), torch.randn(7, 2, generator=generator)
+    grad_a, grad_b = b.T @ gradient, gradient @ a.T
+    step = b @ a - (b - grad_b) @ (a - grad_a)  # of one step of size 1 down both gradients
+    torch.testing.assert_close(estimated_gradient(a, b, grad_a, grad_b), step)
+    # With as many ranks as inputs the adapters' estimate ranks neurons nearly as the gradient itself does.
+    options = "taylor:aggregation=element"
+    exact = scored(source, options, samples)[INTERMEDIATE].flatten()
+    found = scored(source, f"{options},gradient=adapters,rank=256", samples)[INTERMEDIATE].flatten()
+    rough = scored(source, f"{options},gradient=adapters,rank=1", samples)[INTERMEDIATE].flatten()
+    fits = [torch.corrcoef(torch.stack([scores, exact]))[0, 1] for scores in (found, rough)]
+    assert fits[0] > 0.9 and fits[0] > fits[1]
+    trained = scored(source, f"{options},gradient=adapters,rank=256,adapter_steps=2", samples)[INTERMEDIATE].flatten()
+    assert not torch.equal(trained, found)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("taylor:order=third", "`order` of Taylor scores must be one of first, mixed, norm, but it is 'third'"),
+        ("taylor:aggregation=sum", "`aggregation` of Taylor scores must be one of gate, token, element"),
+        ("taylor:gradient=none", "`gradient` of Taylor scores must be weights or adapters, but it is 'none'"),
+        ("taylor:gradient=adapters", "needs order=first and an aggregation over weights .*'first' and 'gate'"),
+        ("taylor:gradient=adapters,aggregation=element,rank=0", "`rank` of the adapters must be at least 1"),
+        ("activation:aggregation=max", "`aggregation` must be one of l2, mean_abs, but it is 'max'"),
+    ],
+)
+def test_bad_options_are_refused_before_any_forward(source, samples, name, message, monkeypatch):
+    monkeypatch.setattr(ShearingLlamaForCausalLM, "forward", lambda *args, **kwargs: pytest.fail("a forward ran"))
+    with pytest.raises(ValueError, match=message):
+        scored(source, name, samples)
+
+
+def test_adapters_compute_through_closed_units(source, samples):
+    """Fresh ones change no logit, and the estimate at full rank fits the gradient through the same gates."""
+    model = ShearingLlamaForCausalLM.from_model(source, {"intermediate_size": 13, "hidden_size": 9})
+    gates = {kind.name: torch.ones(kind.mask_shape) for kind in model.masks.kinds.values()}
+    gates[INTERMEDIATE][:, ::2] = gates[KEY_VALUE_HEAD][1, 2] = gates[HIDDEN][5] = gates[LAYER][3] = 0
+    with torch.no_grad(), model.use_gates(gates):
+        wanted = model(samples["input_ids"]).logits
+        with _adapters(model, rank=3, seed=0):
+            torch.testing.assert_close(model(samples["input_ids"]).logits, wanted)
+        options = "taylor:aggregation=element"
+        exact = score_units(model, options, Calibration([samples]), [INTERMEDIATE])[INTERMEDIATE]
+        found = score_units(model, f"{options},gradient=adapters,rank=256", Calibration([samples]), [INTERMEDIATE])[
+            INTERMEDIATE
+        ]
+    assert (found[:, ::2] == 0).all() and (found[3] == 0).all()
+    pairs = torch.stack([found[:3, 1::2].flatten(), exact[:3, 1::2].flatten()])
+    assert torch.corrcoef(pairs)[0, 1] > 0.9

@@ -1,0 +1,62 @@
+"""Criteria on every family: under closed units they give the scores of the model that was cut, which is another path."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_families import build, target_of
+
+from hf_shear import slice_model
+from hf_shear.data import Calibration
+from hf_shear.families import FAMILIES
+from hf_shear.importance import ranks_of, taylor_importance
+from hf_shear.masks import HIDDEN, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, hard_topk
+from hf_shear.modeling import AutoShearingModelForCausalLM
+from hf_shear.one_shot import resolve_criterion, score_units
+
+CRITERIA = ("magnitude", "activation", "flap", "taylor", "taylor:aggregation=element", "block_influence")
+NAMES = [name for name, family in FAMILIES.items() if family.is_installed]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_under_closed_units_are_those_of_the_cut_model(name):
+    model = AutoShearingModelForCausalLM.from_model(build(name), target_of(name, "gqa", [0, 2]))
+    generator = torch.Generator().manual_seed(1)
+    gates = {
+        kind.name: hard_topk(torch.rand(kind.mask_shape, generator=generator), kind.num_kept)
+        for kind in model.masks.kinds.values()
+    }
+    gates[LAYER] = torch.tensor([1.0, 0.0, 1.0, 0.0])  # attention of both kinds, where they alternate
+    sliced, kept = slice_model(model, gates)
+    cut, layers = AutoShearingModelForCausalLM.from_model(sliced), torch.tensor(kept.layers)
+    ids = torch.randint(3, 40, (2, 9), generator=generator)
+    calibration = Calibration([{"input_ids": ids, "labels": ids}])
+    for criterion in CRITERIA:
+        kinds = ranks_of(resolve_criterion(criterion))
+        with model.use_gates(gates):
+            found = score_units(model, criterion, calibration, kinds)
+        for kind, wanted in score_units(cut, criterion, calibration, kinds).items():
+            whole = kind in (HIDDEN, LAYER)
+            if kind == HIDDEN and criterion == "magnitude" and FAMILIES[name].scaled_embedding:
+                continue  # the cut embedding is scaled by another sqrt(d), which its weights make up for
+            stays = gates[kind].bool() if whole else gates[kind].bool()[layers]
+            if kind == QUERY_HEAD:
+                stays = stays & gates[KEY_VALUE_HEAD].bool()[layers].unsqueeze(-1)
+            mine = (found[kind] if whole else found[kind][layers])[stays]
+            torch.testing.assert_close(
+                mine, wanted.flatten(), rtol=1e-3, atol=2e-5, msg=lambda m, c=criterion, k=kind: f"{c} {k}: {m}"
+            )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_taylor_scores_are_the_slopes_of_gates_on_every_family(name):
+    """Against autograd by the gates themselves, which the masked forward multiplies by."""
+    model = AutoShearingModelForCausalLM.from_model(build(name))
+    ids = torch.randint(3, 40, (1, 9), generator=torch.Generator().manual_seed(2))
+    batch = {"input_ids": ids, "labels": ids}
+    gates = {kind.name: torch.ones(kind.mask_shape, requires_grad=True) for kind in model.masks.kinds.values()}
+    with model.use_gates(gates):
+        slopes = torch.autograd.grad(model(**batch).loss, list(gates.values()))
+    scores = taylor_importance(model, [batch])
+    for kind, slope in zip(gates, slopes, strict=True):
+        torch.testing.assert_close(scores[kind], slope.abs(), rtol=1e-3, atol=2e-5)

@@ -1,0 +1,83 @@
+"""examples/docs/one_shot.md says of every criterion what it declares, and its code runs."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_shear.data import Calibration
+from hf_shear.masks import UNIT_KINDS
+from hf_shear.one_shot import criterion_names, resolve_criterion
+
+PAGE = (Path(__file__).resolve().parent.parent / "examples" / "docs" / "one_shot.md").read_text(encoding="utf-8")
+CRITERIA = PAGE.partition("## Criteria")[2]
+
+
+def rows(header: str) -> list[list[str]]:
+    """Cells of the table that starts with ``header``."""
+    lines = CRITERIA[CRITERIA.index(header) :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_table_says_what_criteria_declare():
+    table = {row[0]: row[1:] for row in rows("| criterion | hidden | layer | KV group | query head | neuron |")}
+    assert list(table) == criterion_names()
+    for name, cells in table.items():
+        function = resolve_criterion(name)
+        declared = [kind in function.ranks for kind in UNIT_KINDS] + [function.presumes_compensation]
+        assert cells[:6] == ["yes" if value else "-" for value in declared], name
+
+
+def test_the_table_of_options_has_them_all_with_their_defaults():
+    told = {(row[0], *row[1].split("=")) for row in rows("| criterion | option | meaning |")}
+    found = {
+        (name, key, str(parameter.default))
+        for name in criterion_names()
+        for key, parameter in inspect.signature(resolve_criterion(name)).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    assert told == found
+
+
+def test_ones_own_criterion_runs(build_llama, capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", CRITERIA, flags=re.DOTALL)
+    ids = torch.randint(3, 40, (4, 12), generator=torch.Generator().manual_seed(3))
+    model = build_llama()
+    names = {"model": model, "batches": [{"input_ids": ids, "labels": ids}]}
+    exec(compile(block, "one_shot.md", "exec"), names)
+    norms = model.model.layers[0].mlp.gate_proj.weight.detach().norm(dim=1)
+    assert names["pruning"].kept.intermediate[0] == sorted(norms.topk(16).indices.tolist())
+    assert capsys.readouterr().out.startswith("16 [")
+
+
+@pytest.mark.parametrize("name", criterion_names())
+def test_the_passes_are_those_of_the_table(build_llama, name):
+    """Forward and backward passes over three batches."""
+    from hf_shear import ShearingLlamaForCausalLM
+
+    passes = {row[0]: row[7] for row in rows("| criterion | hidden | layer | KV group | query head | neuron |")}[name]
+    model = ShearingLlamaForCausalLM.from_model(build_llama(), {"intermediate_size": 11})
+    counts = {"forward": 0, "backward": 0}
+
+    def count(module, args, output):
+        counts["forward"] += 1
+        if output.requires_grad:
+            output.register_hook(lambda _: counts.update(backward=counts["backward"] + 1))
+
+    model.model.layers[0].mlp.down_proj.register_forward_hook(count)
+    ids = torch.randint(3, 40, (3, 2, 8), generator=torch.Generator().manual_seed(3))
+    calibration = Calibration([{"input_ids": part, "labels": part} for part in ids])
+    options = {"steps": 2, "masks_per_step": 3} if name == "policy_gradient" else {}
+    resolve_criterion(name)(model, calibration, **options)
+    expected = {
+        "none": (0, 0),
+        "forward": (3, 0),
+        "forward, backward": (3, 3),
+        "L + 1 forwards": (5 * 3, 0),
+        "steps x masks_per_step forwards": (2 * 3, 0),
+    }
+    assert (counts["forward"], counts["backward"]) == expected[passes]
