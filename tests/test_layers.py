@@ -23,7 +23,7 @@ ALLOWED = {
     "importance": {"shapes", "masks", "modeling", "data", "curvature"},
     "criteria": {"masks", "modeling", "data", "curvature", "importance"},
     "compensation": {"masks", "modeling", "data", "curvature"},
-    "one_shot": {"shapes", "masks", "modeling", "slicing", "data", "importance", "criteria", "compensation"},
+    "one_shot": {"families", "shapes", "masks", "modeling", "slicing", "data", "importance", "criteria", "compensation"},
     "surgeon": {"data", "curvature"},
     "recovery": {"families", "shapes"},
     "training": {"shapes", "masks", "modeling", "slicing", "data", "recovery"},
