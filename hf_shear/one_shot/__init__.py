@@ -5,7 +5,7 @@ from .allocation import uniform_gates
 from .choose_criterion import CriterionChoice, criteria_by_kind, criteria_from_words, criterion_names, resolve_criterion
 from .global_allocation import close_cheapest
 from .open_units import OpenUnits, Unit
-from .plan import ALLOCATIONS, Plan, make_plan
+from .plan import ALLOCATIONS, UNIFORM, Plan, make_plan
 from .prune import OneShotPruning, prune_one_shot
 from .score import score_units
 
@@ -15,6 +15,7 @@ __all__ = [
     "OneShotPruning",
     "OpenUnits",
     "Plan",
+    "UNIFORM",
     "Unit",
     "close_by_influence",
     "close_cheapest",

@@ -41,7 +41,14 @@ NEMOTRON_NAS_KINDS = (LAYER, ATTENTION, MLP, INTERMEDIATE)
 """Kinds of units that layers of this format may keep different numbers of."""
 
 _CONFIGURATION = "configuration_decilm.py"
-_NAMED_BY_FORMAT = ("model_type", "architectures", "auto_map", "transformers_version", "layer_types")
+_NAMED_BY_FORMAT = ("model_type", "architectures", "auto_map", "transformers_version", "layer_types", "_name_or_path")
+
+_ALWAYS_NAMED = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "max_position_embeddings", "rms_norm_eps", "hidden_act", "attention_bias", "mlp_bias", "tie_word_embeddings",
+    "rope_parameters",
+)  # fmt: skip
+"""Written whatever transformers' defaults are, since other readers have defaults of their own."""
 
 
 def check_nemotron_nas(config: PretrainedConfig, shape: ModelShape, uneven: Collection[str]) -> None:
@@ -143,18 +150,24 @@ def nemotron_nas_config(model: LlamaForCausalLM, kept: KeptUnits) -> dict:
                 },
             }
         )
-    values = {name: value for name, value in config.to_dict().items() if name not in _NAMED_BY_FORMAT}
-    rope = config.rope_parameters  # written under its old names as well, which some readers alone know
-    scaling = None if rope["rope_type"] == "default" else {k: v for k, v in rope.items() if k != "rope_theta"}
+    values = config.to_diff_dict() | {name: getattr(config, name) for name in _ALWAYS_NAMED}
+    values = {name: value for name, value in values.items() if name not in _NAMED_BY_FORMAT}
     return values | {
         "model_type": "nemotron-nas",
         "architectures": ["DeciLMForCausalLM"],
         "auto_map": {"AutoConfig": "configuration_decilm.DeciLMConfig"},
         "block_configs": blocks,
         "intermediate_size": max(mlp_width(kept, layer) for layer in kept.layers),
-        "rope_theta": rope["rope_theta"],
-        "rope_scaling": scaling,
+        **_rope_under_old_names(config.rope_parameters),
     }
+
+
+def _rope_under_old_names(parameters: dict) -> dict:
+    """``rope_theta`` and ``rope_scaling``, which mlx-lm and SGLang read in place of ``rope_parameters``."""
+    named = {"rope_theta": parameters["rope_theta"]}
+    if parameters["rope_type"] != "default":
+        named["rope_scaling"] = {name: value for name, value in parameters.items() if name != "rope_theta"}
+    return named
 
 
 def nemotron_nas_state(model: LlamaForCausalLM, kept: KeptUnits) -> dict[str, Tensor]:
