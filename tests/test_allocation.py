@@ -1,5 +1,7 @@
 """Which units go under a parameter budget: exact accounting, global and adaptive allocation, early refusals."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from transformers import LlamaConfig
 
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.data import Calibration
-from hf_shear.importance import criterion, layer_influence, sub_layer_loss_rise
+from hf_shear.importance import criterion, is_comparable_across_layers, layer_influence, sub_layer_loss_rise
 from hf_shear.masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, QUERY_HEAD
 from hf_shear.one_shot import OpenUnits, Unit, close_cheapest, make_plan, prune_one_shot
 from hf_shear.one_shot.adaptive_allocation import centred
@@ -226,6 +228,15 @@ def test_sub_layer_rise_is_the_rise_of_the_loss(build_llama, add_masks, calibrat
     groups = outer[KEY_VALUE_HEAD].clone()
     groups[1] = 0
     assert float(found[ATTENTION][1]) == pytest.approx(loss({KEY_VALUE_HEAD: groups}) - loss(outer), abs=1e-5)
+
+
+def test_options_may_decide_whether_scores_compare():
+    @criterion(ranks=(INTERMEDIATE,), comparable_across_layers=lambda options: options.get("gradients", True))
+    def costs(model, calibration, *, gradients=True):
+        pytest.fail(NO_FORWARD)
+
+    assert is_comparable_across_layers(costs) and is_comparable_across_layers(partial(costs))
+    assert not is_comparable_across_layers(partial(costs, gradients=False))
 
 
 @criterion(ranks=(LAYER, INTERMEDIATE))

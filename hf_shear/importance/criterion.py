@@ -23,7 +23,10 @@ Criterion = Callable[..., Scores]
 
 
 def criterion(
-    *, ranks: Collection[str], presumes_compensation: bool = False, comparable_across_layers: bool = False
+    *,
+    ranks: Collection[str],
+    presumes_compensation: bool = False,
+    comparable_across_layers: bool | Callable[[dict], bool] = False,
 ) -> Callable[[Criterion], Criterion]:
     """Declare a function as a criterion.
 
@@ -32,7 +35,8 @@ def criterion(
         presumes_compensation: whether its scores are costs after the remaining weights were updated; without
             compensation it then ranks worse than it could.
         comparable_across_layers: whether scores of different layers and kinds of units have one unit of measure, such
-            as nats of loss. Where they have not, an allocation over all layers standardises them layer by layer.
+            as nats of loss; or a function that says so of the options that were set, by name.
+            Where they have not, an allocation over all layers standardises them layer by layer.
     """
 
     def declare(score: Criterion) -> Criterion:
@@ -50,7 +54,9 @@ def ranks_of(function: Criterion) -> tuple[str, ...]:
 
 def is_comparable_across_layers(function: Criterion) -> bool:
     """Whether a criterion's scores mean the same in every layer and for every kind of unit."""
-    return (function.func if isinstance(function, partial) else function).comparable_across_layers
+    options = function.keywords if isinstance(function, partial) else {}
+    declared = (function.func if isinstance(function, partial) else function).comparable_across_layers
+    return declared(options) if callable(declared) else declared
 
 
 def name_of(function: Criterion) -> str:

@@ -7,7 +7,7 @@ layers are standardised layer by layer first, as FLAP does (arXiv 2312.11983).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -40,16 +40,27 @@ def close_cheapest(
     Raises:
         ValueError: the budget cannot be met by these kinds of units.
     """
+    closed = _close_in_order(units, _in_order(units, scores, comparable, per_parameter), budget)
+    if units.num_parameters > budget:
+        # Which sub-layers stay as the last ones depends on the order; the smallest model goes by the largest units first.
+        for unit in reversed(closed):
+            units.reopen(unit)
+        closed = _close_in_order(units, _largest_first(units, scores), budget)
+    if units.num_parameters > budget:
+        raise ValueError(too_small(units, budget, scores))
+    give_back(units, closed, budget)
+
+
+def _close_in_order(units: OpenUnits, order: Iterable[Unit], budget: int) -> list[Closed]:
+    """Close units until the budget is met; returns those that were closed."""
     closed = []
-    for unit in _in_order(units, scores, comparable, per_parameter):
+    for unit in order:
         if units.num_parameters <= budget:
             break
         done = units.close(unit)
         if done is not None:
             closed.append(done)
-    if units.num_parameters > budget:
-        raise ValueError(too_small(units, budget, scores))
-    give_back(units, closed, budget)
+    return closed
 
 
 def give_back(units: OpenUnits, closed: list[Closed], budget: int) -> None:
@@ -60,17 +71,21 @@ def give_back(units: OpenUnits, closed: list[Closed], budget: int) -> None:
         units.reopen_within(unit, budget)
 
 
-def smallest_count(units: OpenUnits, kinds) -> int:
+def smallest_count(units: OpenUnits, kinds: Collection[str]) -> int:
     """Parameters that remain once everything of ``kinds`` is closed that may be; closes it."""
+    _close_in_order(units, _largest_first(units, kinds), 0)
+    return units.num_parameters
+
+
+def _largest_first(units: OpenUnits, kinds: Collection[str]) -> Iterator[Unit]:
     source = units.source
     for kind in [kind for kind in GLOBAL_KINDS if kind in kinds]:
         for layer in range(source.num_hidden_layers):
             for index in range(units_per_layer(kind, source)):
-                units.close(Unit(kind, layer, index))
-    return units.num_parameters
+                yield Unit(kind, layer, index)
 
 
-def too_small(units: OpenUnits, budget: int, kinds) -> str:
+def too_small(units: OpenUnits, budget: int, kinds: Collection[str]) -> str:
     """The text of the error for a budget that cannot be met."""
     return (
         f"`target` is a budget of {budget:,} parameters, but {units.num_parameters:,} remain when everything is removed"

@@ -122,6 +122,10 @@ class OpenUnits:
         self._set(closed, False)
         return False
 
+    def reopen(self, closed: Closed) -> None:
+        """Undo ``close``, in the reverse order."""
+        self._set(closed, closed.before)
+
     def _set(self, change: Closed, values: np.ndarray | bool) -> None:
         layer = change.unit.layer
         row = self._open[change.kind_of_row][layer]
