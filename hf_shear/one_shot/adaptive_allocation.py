@@ -33,7 +33,7 @@ def close_by_influence(
     scores: Scores,
     budget: int,
     delta: float,
-    amplitude: float = 1.0,
+    amplitude: float = 0.5,
     num_batches: int = 1,
 ) -> None:
     """Close units, step by step, until the model has at most ``budget`` parameters.

@@ -195,7 +195,7 @@ def global_options(*, per_parameter: bool = True) -> dict:
     return {"per_parameter": per_parameter}
 
 
-def adaptive_options(removed: float, *, num_steps: int = 50, amplitude: float = 1.0, num_batches: int = 1) -> dict:
+def adaptive_options(removed: float, *, num_steps: int = 50, amplitude: float = 0.5, num_batches: int = 1) -> dict:
     """Options of the adaptive allocation, to remove the share ``removed`` of the units in about ``num_steps`` steps."""
     if num_steps < 1 or num_batches < 1 or amplitude < 0:
         raise ValueError(
