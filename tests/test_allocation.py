@@ -145,7 +145,7 @@ def test_a_score_counts_per_parameter_that_it_frees():
 def test_pruning_to_a_budget(build_llama, calibration, allocation, compensation, num_shots):
     source = build_llama()
     budget = count_parameters(source.config) * 7 // 10
-    pruning = prune_one_shot(source, budget, calibration, "taylor", compensation, num_shots, allocation)
+    pruning = prune_one_shot(source, budget, calibration, "taylor", compensation, num_shots, allocation=allocation)
     assert budget - 3 * 18 < pruning.num_parameters <= budget == pruning.budget
     assert pruning.num_padded_parameters == pruning.model.num_parameters() >= pruning.num_parameters
     widths = {len(neurons) for neurons in pruning.kept.intermediate.values()}
@@ -157,10 +157,17 @@ def test_pruning_to_a_budget(build_llama, calibration, allocation, compensation,
 def test_whole_sub_layers_and_layers_stand_in_the_same_list(build_llama, calibration):
     source = build_llama()
     criteria = {"default": "taylor", ATTENTION: "sub_layer_rise", MLP: "sub_layer_rise", LAYER: "loss_rise"}
-    pruning = prune_one_shot(source, 0.4, calibration, criteria, "least_squares", 2, "global", units=GLOBAL_KINDS)
+    pruning = prune_one_shot(
+        source, 0.4, calibration, criteria, "least_squares", 2, allocation="global", units=GLOBAL_KINDS
+    )
     assert pruning.num_parameters <= 0.4 * source.num_parameters()
     kept = pruning.kept
     assert len(kept.layers) < 4 or any(not kept.heads[i] or not kept.intermediate[i] for i in kept.layers)
+
+
+def test_another_family_can_be_named(build_llama, calibration):
+    pruning = prune_one_shot(build_llama(), 0.7, calibration, "taylor", as_family="mistral", allocation="global")
+    assert pruning.model.config.model_type == "mistral" and pruning.num_parameters <= pruning.budget
 
 
 def test_a_uniform_budget_picks_a_shape(build_llama, calibration):
@@ -178,7 +185,9 @@ def test_a_removed_unit_never_comes_back(build_llama, calibration):
 
     for allocation in ("global", "adaptive:num_steps=3"):
         seen.clear()
-        prune_one_shot(build_llama(), 0.8, calibration, changing, "none", 4, allocation, ["intermediate"])
+        prune_one_shot(
+            build_llama(), 0.8, calibration, changing, "none", 4, allocation=allocation, units=["intermediate"]
+        )
         assert len(seen) == 4 and all(bool((later <= now).all()) for now, later in zip(seen, seen[1:], strict=False))
         assert [int(gate.sum()) for gate in seen] == sorted({int(gate.sum()) for gate in seen}, reverse=True)
 
@@ -206,7 +215,7 @@ def test_adaptive_spares_layers_of_influence(build_llama, calibration):
     influence = layer_influence(ShearingLlamaForCausalLM.from_model(source), calibration.batches)
     for amplitude in (0, 1):
         choice = f"adaptive:num_steps=10,amplitude={amplitude}"
-        kept = prune_one_shot(source, 0.8, calibration, "taylor", "none", 1, choice, ["intermediate"]).kept
+        kept = prune_one_shot(source, 0.8, calibration, "taylor", allocation=choice, units=["intermediate"]).kept
         widths[amplitude] = [len(kept.intermediate[layer]) for layer in range(4)]
     assert max(widths[0]) - min(widths[0]) <= 2
     assert widths[1][int(influence.argmax())] == max(widths[1]) > max(widths[0])

@@ -55,6 +55,7 @@ ALLOWED = {
         "reporting",
     },
     "cli": {
+        "families",
         "shapes",
         "masks",
         "modeling",
