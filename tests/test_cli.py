@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_shear.cli import VERBS, main
 from hf_shear.reporting import check_results, read_results
+from hf_shear.shapes import count_parameters
+from hf_shear.slicing import read_provenance
 
 SIZES = [word for name, size in TARGET.items() for word in (f"--{name}", str(size))]
 MAX_HELP_LINES = 48
@@ -160,6 +162,65 @@ def test_adapters_that_can_not_be_merged_are_refused_before_training(inputs, tmp
     assert main(["learn", str(inputs / "model"), *flags]) == 2
     assert "PROMPT_TUNING" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def prune_words(inputs, output_dir, *more, model="model"):
+    words = [
+        "prune",
+        str(inputs / model),
+        "--data_dir",
+        str(inputs / "text"),
+        "--max_length",
+        "16",
+        "--batch_size",
+        "2",
+    ]
+    words += ["--held_out_fraction", "0.3", "--eval_tokens", "64", "--calibration_batches", "2"]
+    return [*words, "--output_dir", str(output_dir), *more]
+
+
+@pytest.mark.parametrize("form", ["padded", "nemotron_nas"])
+def test_prune_to_a_budget_lets_layers_differ(inputs, tmp_path, form, capsys):
+    source = plain_model(attention_dropout=0.0, hidden_size=24)  # 6 heads of 4 channels: the format holds no others
+    source.save_pretrained(tmp_path / "square")
+    letter_tokenizer().save_pretrained(tmp_path / "square")
+    budget, folder = count_parameters(source.config) * 9 // 10, tmp_path / "pruned"
+    words = prune_words(inputs, folder, "--target_num_parameters", str(budget), model=tmp_path / "square")
+    assert main([*words, "--allocation", "global", "--units", "intermediate", "--form", form]) == 0
+    record = read_provenance(folder)
+    assert record["num_parameters"] <= budget == record["budget"] and record["form"] == form
+    assert f"{record['num_parameters']:,} parameters of a budget of {budget:,}" in capsys.readouterr().out
+    if form == "padded":
+        assert main(["inspect", str(folder)]) == 0
+        out = capsys.readouterr().out
+        widths = [len(neurons) for neurons in record["kept"]["intermediate"].values()]
+        assert len(set(widths)) > 1 and "Layers differ, and are padded" in out
+        assert [int(line.split()[-1]) for line in out.splitlines()[-len(widths) :]] == widths
+    else:
+        assert json.loads((folder / "config.json").read_text())["model_type"] == "nemotron-nas"
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([*SIZES, "--allocation", "global"], "is a shape, which every layer has alike"),
+        (["--target_num_parameters", "9000", "--allocation", "best"], "`allocation` must be one of"),
+        (
+            ["--target_num_parameters", "9000", "--allocation", "global", "--units", "hidden"],
+            "`units` must name some of",
+        ),
+        (
+            ["--target_num_parameters", "9000", "--allocation", "global", "--form", "nemotron_nas"],
+            "one number of query",
+        ),
+    ],
+)
+def test_prune_refuses_before_it_reads_weights(inputs, tmp_path, capsys, monkeypatch, flags, message):
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda *args, **kwargs: pytest.fail("weights were read")
+    )
+    assert main(prune_words(inputs, tmp_path / "pruned", *flags)) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_prune_reaches_the_shape(inputs, tmp_path):

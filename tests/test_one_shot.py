@@ -9,7 +9,7 @@ from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.criteria.taylor import taylor
 from hf_shear.data import Calibration
 from hf_shear.importance import criterion, name_of, ranks_of
-from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, UNIT_KINDS
+from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, RANKED_KINDS, UNIT_KINDS
 from hf_shear.one_shot import (
     criteria_by_kind,
     criteria_from_words,
@@ -160,7 +160,7 @@ def test_words_of_a_command_line():
 @pytest.mark.parametrize("name", criterion_names())
 def test_every_criterion_is_a_function_of_its_files_name(name):
     function = resolve_criterion(name)
-    assert name_of(function) == name and set(function.ranks) <= set(UNIT_KINDS) and function.ranks
+    assert name_of(function) == name and set(function.ranks) <= set(RANKED_KINDS) and function.ranks
     assert resolve_criterion(function) is function
 
 

@@ -13,6 +13,7 @@ from ..modeling import check_supported_source, is_masked_config
 from ..recovery import forward_flops_per_token
 from ..runs import TargetArguments, choose_target
 from ..shapes import SHAPE_NAMES, ModelShape, count_parameters
+from ..slicing import PROVENANCE_NAME, read_provenance
 from ..training.memory import estimate_memory
 from ..training.memory_setup import TrainingSetup
 
@@ -52,6 +53,8 @@ def run(arguments: Arguments) -> None:
         target = choose_target(arguments, config)[0]
     facts = {"checkpoint": arguments.checkpoint, "has_masks": masked}
     facts["now"] = describe(config, ModelShape.from_config(config), arguments.sequence_length)
+    if (Path(arguments.checkpoint) / PROVENANCE_NAME).is_file():
+        facts["kept_per_layer"] = widths_of_layers(read_provenance(arguments.checkpoint)["kept"])
     if target is not None:
         facts["target"] = describe(config, target, arguments.sequence_length)
         facts["training_memory_bytes"] = _training_memory(config, arguments.sequence_length)
@@ -68,6 +71,30 @@ def describe(config: PretrainedConfig, shape: ModelShape, sequence_length: int) 
         "kv_cache_bytes_per_token": kv_cache_bytes_per_token(shape, 2),
         "forward_flops_per_token": forward_flops_per_token(config, sequence_length, shape),
     }
+
+
+def widths_of_layers(kept: dict) -> list[dict[str, int]]:
+    """Sizes of each layer without padding, from the kept units of a provenance record; 0: no such sub-layer."""
+    return [
+        {
+            "source_layer": layer,
+            "num_attention_heads": len(kept["heads"][str(layer)]),
+            "num_key_value_heads": len(kept["key_value_heads"][str(layer)]),
+            "intermediate_size": len(kept["intermediate"][str(layer)]),
+        }
+        for layer in kept["layers"]
+    ]
+
+
+def _widths_table(layers: list[dict[str, int]]) -> list[str]:
+    """Lines for a checkpoint whose layers differ; the rest of their shape is zeros."""
+    if len({tuple(layer.values())[1:] for layer in layers}) < 2:
+        return []
+    lines = ["", "Layers differ, and are padded with zeros to the shape above:"]
+    lines.append(f"{'layer of the source':<22}{'heads':>8}{'KV heads':>10}{'neurons':>10}")
+    for source_layer, heads, groups, neurons in (layer.values() for layer in layers):
+        lines.append(f"{source_layer:<22}{heads:>8,}{groups:>10,}{neurons:>10,}")
+    return lines
 
 
 def _training_memory(config: PretrainedConfig, sequence_length: int) -> dict[str, int]:
@@ -93,6 +120,7 @@ def _table(facts: dict, config: PretrainedConfig, arguments: Arguments) -> str:
     for name, before, after in rows:
         line = f"{name:<26}{_number(before):>18}"
         lines.append(line + (f"{_number(after):>18}{after / before:>9.1%}" if target else ""))
+    lines += _widths_table(facts.get("kept_per_layer", []))
     if target:
         decode = now["bfloat16_bytes"] / target["bfloat16_bytes"]
         prefill = now["forward_flops_per_token"] / target["forward_flops_per_token"]

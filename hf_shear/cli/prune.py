@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from .. import runs
 from ..compensation import COMPENSATIONS
 from ..data import Calibration
-from ..modeling import AutoShearingModelForCausalLM
-from ..one_shot import criteria_from_words, prune_one_shot
-from ..shapes import SHAPE_NAMES
-from ..slicing import provenance_record, save_checkpoint
+from ..families import family_named
+from ..modeling import AutoShearingModelForCausalLM, as_family
+from ..one_shot import UNIFORM, criteria_from_words, make_plan, prune_one_shot
+from ..shapes import SHAPE_NAMES, TargetShape
+from ..slicing import NEMOTRON_NAS, provenance_record, save_checkpoint, save_nemotron_nas
 from ..training import ShearTrainingArguments
 
 SUMMARY = "Choose what to keep at once, by scores on calibration text, and cut."
@@ -32,6 +33,14 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
         metadata={"help": "Scores of the units; also by kind: activation layer=loss_rise"},
     )
     compensation: str = field(default="none", metadata={"help": "Update of what remains: none or least_squares."})
+    allocation: str = field(
+        default="uniform",
+        metadata={"help": "uniform; or, to --target_num_parameters, global or adaptive: layers differ in width"},
+    )
+    units: list[str] | None = field(
+        default=None, metadata={"help": "Kinds that global and adaptive remove: key_value_head intermediate ..."}
+    )
+    form: str = field(default="padded", metadata={"help": "Of uneven layers: padded with zeros, or nemotron_nas."})
     num_shots: int = field(default=1, metadata={"help": "Steps in which units are removed, each scored anew."})
     protect: str = field(default="", metadata={"help": "Layers that stay, such as first:4,last:2 or 0,7."})
     calibration_batches: int = field(default=16, metadata={"help": "Batches behind scores and compensation."})
@@ -55,23 +64,47 @@ def run(arguments: Arguments) -> None:
     """Score, cut, save."""
     path = arguments.model_name_or_path
     config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    target, reasons = runs.choose_target(arguments, config)
-    print("\n".join(filter(None, (reasons, f"Target: {target}"))))
+    if arguments.as_family is not None:
+        config = as_family(config, family_named(arguments.as_family))
+    target = _target(arguments, config)
+    criterion = criteria_from_words(arguments.criterion)
+    plan = make_plan(config, target, criterion, arguments.allocation, arguments.units, arguments.form)
     args = ShearTrainingArguments(arguments.output_dir, report_to="none")
     source = AutoModelForCausalLM.from_pretrained(path).to(args.device)
     data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, config)
     batches = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
     pruning = prune_one_shot(
-        source, target, Calibration(list(batches), arguments.seed), criteria_from_words(arguments.criterion),
-        arguments.compensation, arguments.num_shots, as_family=arguments.as_family, protect=arguments.protect,
+        source, target, Calibration(list(batches), arguments.seed), criterion, arguments.compensation,
+        arguments.num_shots, arguments.as_family, arguments.protect, arguments.allocation, arguments.units, arguments.form,
     )  # fmt: skip
     pruned = pruning.model
-    masked = AutoShearingModelForCausalLM.from_model(source, target, as_family=arguments.as_family)
+    masked = AutoShearingModelForCausalLM.from_model(source, plan.shape, as_family=arguments.as_family)
     provenance = provenance_record(
         masked, pruning.kept, seed=arguments.seed,
         method=" ".join(arguments.criterion), compensation=arguments.compensation, num_shots=arguments.num_shots,
-        protect=arguments.protect,
+        protect=arguments.protect, allocation=arguments.allocation, form=arguments.form,
+        num_parameters=pruning.num_parameters, num_padded_parameters=pruning.num_padded_parameters,
+        budget=pruning.budget,
     )  # fmt: skip
-    save_checkpoint(pruned, arguments.output_dir, tokenizer, provenance)
+    if arguments.form == NEMOTRON_NAS:
+        save_nemotron_nas(pruned, pruning.kept, arguments.output_dir, tokenizer, provenance)
+    else:
+        save_checkpoint(pruned, arguments.output_dir, tokenizer, provenance)
     shape = ", ".join(f"{name} {getattr(pruned.config, name)}" for name in SHAPE_NAMES)
     print(f"Wrote {arguments.output_dir}: {shape}.")
+    if pruning.uneven:
+        print(
+            f"{pruning.num_parameters:,} parameters of a budget of {pruning.budget:,};"
+            f" {pruning.num_padded_parameters:,} with the zeros that pad narrower layers to that shape."
+        )
+
+
+def _target(arguments: Arguments, config: PretrainedConfig) -> TargetShape | int:
+    """The shape; or the budget, where layers may differ in width."""
+    budget = arguments.target_num_parameters
+    target, reasons = runs.choose_target(arguments, config)  # checks that one way to name a target is used
+    if not arguments.allocation.startswith(UNIFORM) and budget is not None:
+        print(f"Target: at most {budget:,} parameters, allocation {arguments.allocation}")
+        return budget
+    print("\n".join(filter(None, (reasons, f"Target: {target}"))))
+    return target

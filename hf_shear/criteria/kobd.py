@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from ..data import Calibration
 from ..importance import Scores, criterion, removal_costs
-from ..masks import INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
+from ..masks import INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, SUB_LAYERS
 from ..modeling import ShearingMixin
 
 
-@criterion(ranks=(KEY_VALUE_HEAD, QUERY_HEAD, INTERMEDIATE, LAYER))
+@criterion(
+    ranks=(KEY_VALUE_HEAD, QUERY_HEAD, INTERMEDIATE, LAYER, *SUB_LAYERS),
+    comparable_across_layers=lambda options: options.get("gradients", True),
+)
 def kobd(
     model: ShearingMixin,
     calibration: Calibration,
@@ -24,4 +27,5 @@ def kobd(
         gradients, layers_per_pass, activation_checkpointing, store: as in ``llm_surgeon``.
     """
     passes = (layers_per_pass or None, activation_checkpointing, store or None)
-    return removal_costs(model, calibration, False, gradients, 0.0, *passes).units
+    costs = removal_costs(model, calibration, False, gradients, 0.0, *passes)
+    return costs.units | dict(zip(SUB_LAYERS, (costs.attention, costs.mlp), strict=True))

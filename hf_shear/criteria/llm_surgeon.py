@@ -5,11 +5,15 @@ from __future__ import annotations
 from ..curvature import DAMPING
 from ..data import Calibration
 from ..importance import Scores, criterion, removal_costs
-from ..masks import INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
+from ..masks import INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, SUB_LAYERS
 from ..modeling import ShearingMixin
 
 
-@criterion(ranks=(KEY_VALUE_HEAD, QUERY_HEAD, INTERMEDIATE, LAYER), presumes_compensation=True)
+@criterion(
+    ranks=(KEY_VALUE_HEAD, QUERY_HEAD, INTERMEDIATE, LAYER, *SUB_LAYERS),
+    presumes_compensation=True,
+    comparable_across_layers=lambda options: options.get("gradients", True),
+)
 def llm_surgeon(
     model: ShearingMixin,
     calibration: Calibration,
@@ -30,4 +34,5 @@ def llm_surgeon(
         store: where hidden states wait between passes, such as "cpu"; "": the model's device.
     """
     passes = (layers_per_pass or None, activation_checkpointing, store or None)
-    return removal_costs(model, calibration, True, gradients, damping, *passes).units
+    costs = removal_costs(model, calibration, True, gradients, damping, *passes)
+    return costs.units | dict(zip(SUB_LAYERS, (costs.attention, costs.mlp), strict=True))

@@ -8,7 +8,7 @@ from ..masks import LAYER
 from ..modeling import ShearingMixin
 
 
-@criterion(ranks=(LAYER,))
+@criterion(ranks=(LAYER,), comparable_across_layers=True)
 def loss_rise(model: ShearingMixin, calibration: Calibration) -> Scores:
     """Mean loss without each layer minus the mean loss with all, nats per token."""
     return {LAYER: layer_loss_rise(model, calibration.batches)}

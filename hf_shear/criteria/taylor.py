@@ -8,7 +8,7 @@ from ..masks import UNIT_KINDS
 from ..modeling import ShearingMixin
 
 
-@criterion(ranks=UNIT_KINDS)
+@criterion(ranks=UNIT_KINDS, comparable_across_layers=True)
 def taylor(
     model: ShearingMixin,
     calibration: Calibration,

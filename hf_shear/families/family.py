@@ -117,6 +117,43 @@ class Family:
         flag = self.biases.get(module)
         return flag == ALWAYS or (flag is not None and bool(getattr(config, flag)))
 
+    def unused_norms(self, config: PretrainedConfig, attention: bool, mlp: bool) -> set[str]:
+        """Norms that have nothing to do in a layer without its attention, or without its MLP.
+
+        Where the bias of o_proj or down_proj stays, so does a norm behind it.
+        """
+        unused = set() if attention else {*self.head_norms, *self.wide_head_norms}
+        for place, (present, write) in enumerate(((attention, "o_proj"), (mlp, "down_proj"))):
+            if not present:
+                unused |= {*self.pre_norms[place : place + 1]}
+                unused |= set() if self.has_bias(write, config) else {*self.post_norms[place : place + 1]}
+        return unused
+
+    def attention_parameters(self, config: PretrainedConfig, sizes: dict[str, float], head_dim: int) -> float:
+        """Parameters of a layer's attention and its norms; arguments as in ``layer_parameters``. 0 heads: none."""
+        if sizes[HEADS] == 0:
+            return self._left_of("o_proj", config, sizes)
+        count = len(self.head_norms) * head_dim + (sizes[HEADS] + sizes[GROUPS] if self.wide_head_norms else 0)
+        return count + self._sub_layer_parameters(self.attention, config, sizes)
+
+    def mlp_parameters(self, config: PretrainedConfig, sizes: dict[str, float]) -> float:
+        """Parameters of a layer's MLP and its norms; arguments as in ``layer_parameters``. 0 neurons: none."""
+        if sizes[NEURONS] == 0:
+            return self._left_of("down_proj", config, sizes)
+        return self._sub_layer_parameters(self.mlp, config, sizes)
+
+    def _sub_layer_parameters(
+        self, projections: dict[str, tuple[Axis, ...]], config: PretrainedConfig, sizes: dict[str, float]
+    ) -> float:
+        count = (bool(self.pre_norms) + bool(self.post_norms)) * sizes[HIDDEN]
+        for name, (rows, columns) in projections.items():
+            count += _length(rows, sizes) * (_length(columns, sizes) + self.has_bias(name, config))
+        return count
+
+    def _left_of(self, write: str, config: PretrainedConfig, sizes: dict[str, float]) -> float:
+        """Parameters of a removed sub-layer that stay: the bias that it wrote, and a norm behind it."""
+        return self.has_bias(write, config) * (1 + bool(self.post_norms)) * sizes[HIDDEN]
+
     def layer_parameters(self, config: PretrainedConfig, sizes: dict[str, float], head_dim: int) -> float:
         """Parameters of one layer.
 

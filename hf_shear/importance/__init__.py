@@ -4,28 +4,26 @@ from .activation_moments import write_input_moments
 from .activation_sizes import activation_sizes
 from .adapter_gradients import adapter_importance
 from .coupled_weights import open_units, sum_over_units, values_of, write_weights
-from .criterion import Criterion, Scores, criterion, name_of, ranks_of
+from .criterion import Criterion, Scores, criterion, is_comparable_across_layers, name_of, ranks_of
 from .layer_influence import layer_influence
 from .layer_loss_rise import layer_loss_rise
 from .mask_start import mask_start_importance
-from .removal_costs import RemovalCosts, removal_costs
-from .taylor import random_importance, taylor_importance
-
-__all__ = [
-    "Criterion",
-    "RemovalCosts",
 from .policy_gradient import PolicySettings, keep_probabilities
+from .removal_costs import RemovalCosts, removal_costs
+from .sub_layer_loss_rise import sub_layer_loss_rise
 from .taylor import check_taylor_options, random_importance, taylor_importance
 from .weight_gradients import weight_gradients
 
 __all__ = [
     "Criterion",
     "PolicySettings",
+    "RemovalCosts",
     "Scores",
     "activation_sizes",
     "adapter_importance",
     "check_taylor_options",
     "criterion",
+    "is_comparable_across_layers",
     "keep_probabilities",
     "layer_influence",
     "layer_loss_rise",
@@ -35,6 +33,7 @@ __all__ = [
     "random_importance",
     "ranks_of",
     "removal_costs",
+    "sub_layer_loss_rise",
     "sum_over_units",
     "taylor_importance",
     "values_of",

@@ -22,17 +22,26 @@ Scores = dict[str, Tensor]
 Criterion = Callable[..., Scores]
 
 
-def criterion(*, ranks: Collection[str], presumes_compensation: bool = False) -> Callable[[Criterion], Criterion]:
+def criterion(
+    *,
+    ranks: Collection[str],
+    presumes_compensation: bool = False,
+    comparable_across_layers: bool | Callable[[dict], bool] = False,
+) -> Callable[[Criterion], Criterion]:
     """Declare a function as a criterion.
 
     Args:
-        ranks: the kinds of units that it can rank (``hf_shear.masks.UNIT_KINDS``).
+        ranks: the kinds of units that it can rank (``hf_shear.masks.RANKED_KINDS``).
         presumes_compensation: whether its scores are costs after the remaining weights were updated; without
             compensation it then ranks worse than it could.
+        comparable_across_layers: whether scores of different layers and kinds of units have one unit of measure, such
+            as nats of loss; or a function that says so of the options that were set, by name.
+            Where they have not, an allocation over all layers standardises them layer by layer.
     """
 
     def declare(score: Criterion) -> Criterion:
         score.ranks, score.presumes_compensation = tuple(ranks), presumes_compensation
+        score.comparable_across_layers = comparable_across_layers
         return score
 
     return declare
@@ -41,6 +50,13 @@ def criterion(*, ranks: Collection[str], presumes_compensation: bool = False) ->
 def ranks_of(function: Criterion) -> tuple[str, ...]:
     """The kinds of units that a criterion ranks."""
     return (function.func if isinstance(function, partial) else function).ranks
+
+
+def is_comparable_across_layers(function: Criterion) -> bool:
+    """Whether a criterion's scores mean the same in every layer and for every kind of unit."""
+    options = function.keywords if isinstance(function, partial) else {}
+    declared = (function.func if isinstance(function, partial) else function).comparable_across_layers
+    return declared(options) if callable(declared) else declared
 
 
 def name_of(function: Criterion) -> str:

@@ -6,18 +6,35 @@ from .relaxed_topk import hard_topk, relaxed_topk
 from .schedule import MaskPhase, MaskSchedule
 from .settings import MASK_DRAWS, MASK_METHODS, MaskSettings
 from .shearing_masks import START_SPREAD, ShearingMasks
-from .unit_kinds import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, UNIT_KINDS, UnitKind, unit_kinds
+from .unit_kinds import (
+    ATTENTION,
+    HIDDEN,
+    INTERMEDIATE,
+    KEY_VALUE_HEAD,
+    LAYER,
+    MLP,
+    QUERY_HEAD,
+    RANKED_KINDS,
+    SUB_LAYERS,
+    UNIT_KINDS,
+    UnitKind,
+    unit_kinds,
+)
 from .unit_parameters import unit_parameters
 
 __all__ = [
+    "ATTENTION",
     "HIDDEN",
     "INTERMEDIATE",
     "KEY_VALUE_HEAD",
     "LAYER",
     "MASK_DRAWS",
     "MASK_METHODS",
+    "MLP",
     "QUERY_HEAD",
+    "RANKED_KINDS",
     "START_SPREAD",
+    "SUB_LAYERS",
     "UNIT_KINDS",
     "MaskPhase",
     "MaskSchedule",

@@ -24,6 +24,14 @@ QUERY_HEAD = "query_head"
 INTERMEDIATE = "intermediate"
 UNIT_KINDS = (HIDDEN, LAYER, KEY_VALUE_HEAD, QUERY_HEAD, INTERMEDIATE)
 
+ATTENTION = "attention"
+MLP = "mlp"
+SUB_LAYERS = (ATTENTION, MLP)
+"""Sub-layers have no gates of their own: one is removed when all KV heads, or all neurons, of its layer are closed."""
+
+RANKED_KINDS = (*UNIT_KINDS, *SUB_LAYERS)
+"""What a criterion may score: the kinds of units that have gates, and sub-layers, [L] each."""
+
 
 @dataclass(frozen=True)
 class UnitKind:

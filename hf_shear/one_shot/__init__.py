@@ -1,16 +1,28 @@
 """Prune at once: calibrate, score, allocate, compensate, slice."""
 
+from .adaptive_allocation import close_by_influence
 from .allocation import uniform_gates
 from .choose_criterion import CriterionChoice, criteria_by_kind, criteria_from_words, criterion_names, resolve_criterion
+from .global_allocation import close_cheapest
+from .open_units import OpenUnits, Unit
+from .plan import ALLOCATIONS, UNIFORM, Plan, make_plan
 from .prune import OneShotPruning, prune_one_shot
 from .score import score_units
 
 __all__ = [
+    "ALLOCATIONS",
     "CriterionChoice",
     "OneShotPruning",
+    "OpenUnits",
+    "Plan",
+    "UNIFORM",
+    "Unit",
+    "close_by_influence",
+    "close_cheapest",
     "criteria_by_kind",
     "criteria_from_words",
     "criterion_names",
+    "make_plan",
     "prune_one_shot",
     "resolve_criterion",
     "score_units",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from .. import criteria
 from ..importance import Criterion, name_of, ranks_of
-from ..masks import UNIT_KINDS
+from ..masks import RANKED_KINDS
 
 CriterionChoice = str | Criterion | Mapping[str, "str | Criterion"]
 DEFAULT_KIND = "default"
@@ -39,11 +39,11 @@ def resolve_criterion(choice: str | Criterion) -> Criterion:
     if name not in criterion_names():
         raise ValueError(f"`criterion` must be one of {', '.join(criterion_names())}, but it is {name!r}.")
     function = getattr(importlib.import_module(f"{criteria.__name__}.{name}"), name)
-    return partial(function, **_options(function, name, text)) if text else function
+    return partial(function, **named_options(function, f"Criterion {name!r}", text)) if text else function
 
 
-def _options(function: Criterion, name: str, text: str) -> dict:
-    """Options of a criterion from ``a=1,b=two``, as the types of their defaults."""
+def named_options(function: Callable, label: str, text: str) -> dict:
+    """Options of a function, which errors call ``label``, from ``a=1,b=two``, as the types of their defaults."""
     known = {
         key: parameter.default
         for key, parameter in inspect.signature(function).parameters.items()
@@ -54,14 +54,14 @@ def _options(function: Criterion, name: str, text: str) -> dict:
         key, separator, value = part.partition("=")
         if not separator or key not in known:
             raise ValueError(
-                f"Criterion {name!r} has no option {part!r}. Its options and defaults:"
+                f"{label} has no option {part!r}. Its options and defaults:"
                 f" {', '.join(f'{k}={v}' for k, v in known.items()) or 'none'}."
             )
         kind = type(known[key])
         try:
             options[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
         except (KeyError, ValueError) as error:
-            raise ValueError(f"Option {key!r} of criterion {name!r} must be a {kind.__name__}: {value!r}.") from error
+            raise ValueError(f"Option {key!r} of {label} must be a {kind.__name__}: {value!r}.") from error
     return options
 
 
@@ -76,9 +76,9 @@ def criteria_by_kind(choice: CriterionChoice, kinds: Collection[str]) -> dict[st
         ValueError: a criterion cannot rank what it is asked to, or a kind has none.
     """
     named = dict(choice) if isinstance(choice, Mapping) else {DEFAULT_KIND: choice}
-    unknown = sorted(set(named) - {*UNIT_KINDS, DEFAULT_KIND})
+    unknown = sorted(set(named) - {*RANKED_KINDS, DEFAULT_KIND})
     if unknown:
-        raise ValueError(f"`criterion` names {unknown}; kinds of units are {', '.join(UNIT_KINDS)} (and 'default').")
+        raise ValueError(f"`criterion` names {unknown}; kinds of units are {', '.join(RANKED_KINDS)} (and 'default').")
     chosen = {}
     for kind in kinds:
         if kind not in named and DEFAULT_KIND not in named:

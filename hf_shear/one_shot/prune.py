@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,13 +10,14 @@ from transformers import PreTrainedModel
 
 from ..compensation import CompensationReport, compensate
 from ..data import Calibration
+from ..families import family_named
 from ..importance import Scores
 from ..masks import LAYER
 from ..modeling import AutoShearingModelForCausalLM
-from ..shapes import TargetShape
-from ..slicing import KeptUnits, slice_model
-from .allocation import uniform_gates
-from .choose_criterion import CriterionChoice, criteria_by_kind
+from ..modeling import as_family as config_as_family
+from ..slicing import FORMS, KeptUnits, count_kept_parameters, slice_model, slice_uneven
+from .choose_criterion import CriterionChoice
+from .plan import UNIFORM, Target, make_plan
 from .protected_layers import protect_layers, protected_layers
 from .score import score_units
 
@@ -26,33 +27,49 @@ class OneShotPruning:
     """What one-shot pruning made.
 
     Attributes:
-        model: a stock model of the target's shape, in evaluation mode.
+        model: a stock model, in evaluation mode: of the target's shape, or of the largest layer's, with zeros where
+            others are narrower.
         kept: the units of the source that it keeps.
         scores: of the last shot, [*rows, units] per kind of unit that lost some; infinite for protected layers.
         compensation: errors of what was compensated, one report per shot.
+        num_parameters: of the kept units, without padding; never above a budget.
+        budget: parameters that were allowed; None where a shape was the target.
+        uneven: whether layers were free to end with different widths.
     """
 
     model: PreTrainedModel
     kept: KeptUnits
     scores: Scores
     compensation: list[CompensationReport]
+    num_parameters: int
+    budget: int | None
+    uneven: bool
+
+    @property
+    def num_padded_parameters(self) -> int:
+        """Parameters of ``model``, padding included."""
+        return self.model.num_parameters()
 
 
 def prune_one_shot(
     model: PreTrainedModel,
-    target: TargetShape | dict[str, int],
+    target: Target,
     calibration: Calibration | Iterable[dict[str, Tensor]],
     criterion: CriterionChoice = "taylor",
     compensation: str = "none",
     num_shots: int = 1,
     as_family: str | None = None,
     protect: str | Sequence[int] = (),
+    allocation: str = UNIFORM,
+    units: Collection[str] | None = None,
+    form: str = FORMS[0],
 ) -> OneShotPruning:
     """Prune ``model`` to ``target``: keep what ``criterion`` scores highest, and make up for the rest.
 
     Args:
         model: a stock or a masked model of a supported family; left as it is.
-        target: the shape to reach; any subset of the five names.
+        target: the shape to reach, any subset of the five names; or a budget, the largest number of parameters (an int)
+            or the share of the source's to keep (a float), embeddings included and tied weights counted once.
         calibration: text to score and compensate on (batches with ``input_ids`` and ``labels``).
         criterion: a name with options (``"taylor"``, ``"flap"``), a function declared by
             ``hf_shear.importance.criterion``, or a dict with one per kind of unit (and ``"default"``).
@@ -60,25 +77,33 @@ def prune_one_shot(
         num_shots: steps in which units are removed; each scores and compensates anew what the ones before left.
         as_family: model_type that the result shall have, as in ``AutoShearingModelForCausalLM.from_pretrained``.
         protect: layers that stay under any criterion: indices, or a text such as "first:4,last:2".
+        allocation: how layers share what is removed. "uniform": all have the target's shape, which a budget lets
+            ``shape_for_budget`` pick. Under a budget also "global", one list of the units of all layers, and "adaptive",
+            layers by their influence; options as in "global:per_parameter=false", "adaptive:num_steps=20,amplitude=0.5".
+        units: kinds that the allocations global ("layer", "attention", "mlp", "key_value_head", "query_head",
+            "intermediate") and adaptive ("key_value_head", "intermediate") remove; by default these last two.
+        form: how the result is to be saved: "padded", or "nemotron_nas" (``save_nemotron_nas``), for which what that
+            format cannot hold is refused here.
 
     Raises:
-        ValueError: the target does not fit, the criterion cannot rank what is to be removed, or more layers are
-            protected than the target keeps.
+        ValueError: the target does not fit, the criterion cannot rank what is to be removed, more layers are protected
+            than the target keeps, or ``form`` cannot hold the result; before any forward runs.
     """
     calibration = calibration if isinstance(calibration, Calibration) else Calibration(list(calibration))
     if num_shots < 1:
         raise ValueError(f"`num_shots` must be at least 1, but it is {num_shots}.")
-    masked = AutoShearingModelForCausalLM.from_model(model, target, as_family=as_family).eval()
-    kinds = [kind.name for kind in masked.masks.constrained]
-    criteria_by_kind(criterion, kinds)  # refused before any forward
+    config = model.config if as_family is None else config_as_family(model.config, family_named(as_family))
+    plan = make_plan(config, target, criterion, allocation, units, form)
+    masked = AutoShearingModelForCausalLM.from_model(model, plan.shape, as_family=as_family).eval()
     layers = masked.masks.kinds[LAYER]
     protected = protected_layers(protect, layers.num_units, layers.num_kept)
     gates, scores, reports = {}, {}, []
     for shot in range(num_shots):
         with masked.use_gates(gates):
-            scores = protect_layers(score_units(masked, criterion, calibration, kinds), protected)
-            chosen = uniform_gates(scores, masked.masks.kinds, gates, (shot + 1) / num_shots)
+            scores = protect_layers(score_units(masked, criterion, calibration, plan.kinds), protected)
+            chosen = plan.allocate(masked, calibration, scores, criterion, (shot + 1) / num_shots)
             reports.append(compensate(masked, chosen, calibration, compensation))
         gates = chosen
-    sliced, kept = slice_model(masked, gates)
-    return OneShotPruning(sliced, kept, scores, reports)
+    sliced, kept = slice_uneven(masked, gates) if plan.uneven else slice_model(masked, gates)
+    num_parameters = count_kept_parameters(masked.config, kept)
+    return OneShotPruning(sliced, kept, scores, reports, num_parameters, plan.budget, plan.uneven)

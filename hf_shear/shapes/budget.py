@@ -111,7 +111,7 @@ def shape_for_budget(
     """
     source = TargetShape.from_source(source_config).source
     num_source_parameters = count_parameters(source_config, source)
-    budget = _budget(num_source_parameters, num_parameters, fraction_kept)
+    budget = parameter_budget(num_source_parameters, num_parameters, fraction_kept)
     smallest = _smallest_shape(source_config, source)
     if budget < count_parameters(source_config, smallest):
         raise ValueError(_too_small(source_config, smallest, budget))
@@ -127,7 +127,12 @@ def shape_for_budget(
     )
 
 
-def _budget(num_source: int, num_parameters: int | None, fraction_kept: float | None) -> int:
+def parameter_budget(num_source: int, num_parameters: int | None = None, fraction_kept: float | None = None) -> int:
+    """The largest count allowed, from a number of parameters or the share of the source's ``num_source`` to keep.
+
+    Raises:
+        ValueError: both or neither are given, or the budget is out of range; the text names the range.
+    """
     if (num_parameters is None) == (fraction_kept is None):
         raise ValueError(
             "Give exactly one of `num_parameters` and `fraction_kept`, but "

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import shutil
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -58,17 +59,25 @@ def save_checkpoint(
 def _write(
     model: PreTrainedModel, state: dict[str, Tensor] | None, output_dir: Path, processing_class, provenance: dict | None
 ) -> None:
+    def write(folder: Path) -> None:
+        use_cache, model.config.use_cache = model.config.use_cache, True  # trainers switch it off for training
+        try:
+            model.save_pretrained(folder, state_dict=state)
+        finally:
+            model.config.use_cache = use_cache
+        if processing_class is not None:
+            processing_class.save_pretrained(folder)
+        if provenance is not None:
+            (folder / PROVENANCE_NAME).write_text(json.dumps(provenance, indent=1), encoding="utf-8")
+
+    replace_folder(output_dir, write)
+
+
+def replace_folder(output_dir: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` make a folder beside ``output_dir``, and put it in its place once it is complete."""
     unfinished = output_dir.with_name(output_dir.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    use_cache, model.config.use_cache = model.config.use_cache, True  # trainers switch it off for training
-    try:
-        model.save_pretrained(unfinished, state_dict=state)
-    finally:
-        model.config.use_cache = use_cache
-    if processing_class is not None:
-        processing_class.save_pretrained(unfinished)
-    if provenance is not None:
-        (unfinished / PROVENANCE_NAME).write_text(json.dumps(provenance, indent=1), encoding="utf-8")
+    write(unfinished)
     replaced = output_dir.with_name(output_dir.name + ".replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     if output_dir.exists():

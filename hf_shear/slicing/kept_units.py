@@ -40,25 +40,34 @@ class KeptUnits:
         }
 
 
-def kept_units_from_masks(kept: dict[str, Tensor], kinds: dict[str, UnitKind], source: ModelShape) -> KeptUnits:
+def kept_units_from_masks(
+    kept: dict[str, Tensor], kinds: dict[str, UnitKind], source: ModelShape, uneven: bool = False
+) -> KeptUnits:
     """Turn boolean masks (every kind, shapes as in ``unit_kinds``) into indices.
+
+    Args:
+        uneven: whether rows may keep any number of units, none included.
 
     Raises:
         ValueError: a row keeps another number of units than the target has. Rows of removed layers and groups are not
             looked at.
     """
+
+    def indices(row: Tensor, name: str, where: str) -> list[int]:
+        return row.nonzero().flatten().tolist() if uneven else _indices(row, kinds[name], where)
+
     group_size = kinds[QUERY_HEAD].num_units
-    layers = _indices(kept[LAYER], kinds[LAYER], "the model")
-    hidden = _indices(kept[HIDDEN], kinds[HIDDEN], "the model")
+    layers = indices(kept[LAYER], LAYER, "the model")
+    hidden = indices(kept[HIDDEN], HIDDEN, "the model")
     groups, heads, neurons = {}, {}, {}
     for layer in layers:
         where = f"layer {layer}"
-        groups[layer] = _indices(kept[KEY_VALUE_HEAD][layer], kinds[KEY_VALUE_HEAD], where)
-        neurons[layer] = _indices(kept[INTERMEDIATE][layer], kinds[INTERMEDIATE], where)
+        groups[layer] = indices(kept[KEY_VALUE_HEAD][layer], KEY_VALUE_HEAD, where)
+        neurons[layer] = indices(kept[INTERMEDIATE][layer], INTERMEDIATE, where)
         heads[layer] = [
             group * group_size + query
             for group in groups[layer]
-            for query in _indices(kept[QUERY_HEAD][layer, group], kinds[QUERY_HEAD], f"{where}, KV head {group}")
+            for query in indices(kept[QUERY_HEAD][layer, group], QUERY_HEAD, f"{where}, KV head {group}")
         ]
     return KeptUnits(layers, hidden, groups, heads, neurons)
 

@@ -41,7 +41,7 @@ def select_kept(
 
 def head_channels(heads: list[int], head_dim: int, device: torch.device) -> Tensor:
     """Channels of the given heads, in order."""
-    starts = torch.tensor(heads, device=device).unsqueeze(1) * head_dim
+    starts = torch.tensor(heads, dtype=torch.long, device=device).unsqueeze(1) * head_dim
     return (starts + torch.arange(head_dim, device=device)).flatten()
 
 
@@ -50,7 +50,7 @@ def _axis_indices(kept: KeptUnits, units: Axis, layer: int | None, source: Model
     indices, start = [], 0
     for unit in units if isinstance(units, tuple) else (units,):
         indices.append(start + _indices(kept, unit, layer, source.head_dim))
-        start += _source_length(unit, source)
+        start += axis_length(unit, source)
     return torch.cat(indices)
 
 
@@ -58,13 +58,16 @@ def _indices(kept: KeptUnits, unit: str, layer: int | None, head_dim: int) -> Te
     if unit == HIDDEN:
         return torch.tensor(kept.hidden)
     units = getattr(kept, unit)[layer]
-    return torch.tensor(units) if unit == NEURONS else head_channels(units, head_dim, torch.device("cpu"))
+    if unit == NEURONS:
+        return torch.tensor(units, dtype=torch.long)
+    return head_channels(units, head_dim, torch.device("cpu"))
 
 
-def _source_length(unit: str, source: ModelShape) -> int:
+def axis_length(unit: str, shape: ModelShape) -> int:
+    """Rows or columns that stand for all units of a kind."""
     return {
-        HIDDEN: source.hidden_size,
-        HEADS: source.num_attention_heads * source.head_dim,
-        GROUPS: source.num_key_value_heads * source.head_dim,
-        NEURONS: source.intermediate_size,
+        HIDDEN: shape.hidden_size,
+        HEADS: shape.num_attention_heads * shape.head_dim,
+        GROUPS: shape.num_key_value_heads * shape.head_dim,
+        NEURONS: shape.intermediate_size,
     }[unit]

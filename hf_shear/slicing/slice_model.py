@@ -8,10 +8,11 @@ keeps its weight without z.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..families import Family
 from ..masks import HIDDEN, INTERMEDIATE, ShearingMasks
@@ -66,13 +67,31 @@ def slice_model(
             for kind in masks.kinds.values()
         }
     kept = kept_units_from_masks(kept_masks, masks.kinds, masks.source)
+    config = config_for_shape(model.config, masks.target, kept.layers, config_class=model.family.config_class)
+    return build_sliced(model, config, gates, kept, dtype), kept
+
+
+def build_sliced(
+    model: ShearingModel,
+    config: PretrainedConfig,
+    gates: dict[str, Tensor],
+    kept: KeptUnits,
+    dtype: torch.dtype | None,
+    finish: Callable[[str, Tensor], Tensor] | None = None,
+) -> PreTrainedModel:
+    """A stock model of ``config`` with the kept rows and columns of a masked one, gates folded in.
+
+    Args:
+        finish: what is done to each weight of the sliced model, given its name there.
+    """
     family = model.family
-    config = config_for_shape(model.config, masks.target, kept.layers, config_class=family.config_class)
     config.dtype = dtype or model.dtype
     with torch.device("meta"):
         sliced = family.model_class(config)
     sharded = is_sharded(model)
     state = _sliced_state_dict(model, gates, kept, dtype)
+    if finish is not None:
+        state = {name: finish(name, weight) for name, weight in state.items()}
     if sharded and not is_main_process():
         sliced.to(config.dtype)
     else:
@@ -88,7 +107,7 @@ def slice_model(
     sliced.set_attn_implementation(model.config._attn_implementation)
     for parameter in sliced.parameters():
         parameter.requires_grad_(True)
-    return sliced.eval(), kept
+    return sliced.eval()
 
 
 def _whole_masks(masks: ShearingMasks) -> ShearingMasks:
