@@ -8,18 +8,14 @@ from .criterion import Criterion, Scores, criterion, name_of, ranks_of
 from .layer_influence import layer_influence
 from .layer_loss_rise import layer_loss_rise
 from .mask_start import mask_start_importance
-from .removal_costs import RemovalCosts, removal_costs
-from .taylor import random_importance, taylor_importance
-
-__all__ = [
-    "Criterion",
-    "RemovalCosts",
 from .policy_gradient import PolicySettings, keep_probabilities
+from .removal_costs import RemovalCosts, removal_costs
 from .taylor import check_taylor_options, random_importance, taylor_importance
 from .weight_gradients import weight_gradients
 
 __all__ = [
     "Criterion",
+    "RemovalCosts",
     "PolicySettings",
     "Scores",
     "activation_sizes",
