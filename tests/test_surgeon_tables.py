@@ -106,6 +106,22 @@ def test_the_page_shows_what_was_measured(tables):
     assert shown == tables.table(json.loads(RESULTS.read_text(encoding="utf-8")))
 
 
+def test_what_the_page_says_of_the_order_is_what_was_measured():
+    def perplexities(name: str) -> dict:
+        rows = json.loads(RESULTS.with_name(name).read_text(encoding="utf-8"))["records"]
+        return {(row["structure"], row["method"], row["target_size"]): row["perplexity"] for row in rows}
+
+    full, short = perplexities(RESULTS.name), perplexities("stories260k-32-samples.json")
+    for structure, method, size in full:
+        if method == "surgeon":
+            assert full[structure, "surgeon", size] < full[structure, "kobd", size]
+            if (structure, size) != ("unstructured", 90):
+                assert full[structure, "kobd", size] < full[structure, "magnitude", size]
+    for size in (90, 80, 70, 60, 50):
+        ahead = "kobd" if size >= 70 else "surgeon"
+        assert min(("kobd", "surgeon"), key=lambda way: short["rows_and_columns", way, size]) == ahead  # noqa: B023
+
+
 def test_the_memory_on_the_page_is_that_of_the_shapes():
     config = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32)  # Llama-2-7B
     hidden, wide = config.hidden_size, config.intermediate_size
