@@ -22,7 +22,7 @@ ALLOWED = {
     "curvature": set(),
     "importance": {"families", "shapes", "masks", "modeling", "data", "curvature"},
     "criteria": {"masks", "modeling", "data", "curvature", "importance"},
-    "compensation": {"masks", "modeling", "data", "curvature"},
+    "compensation": {"families", "masks", "modeling", "data", "curvature", "importance"},
     "one_shot": {"shapes", "masks", "modeling", "slicing", "data", "importance", "criteria", "compensation"},
     "surgeon": {"data", "curvature"},
     "recovery": {"families", "shapes"},

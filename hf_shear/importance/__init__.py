@@ -8,30 +8,29 @@ from .criterion import Criterion, Scores, criterion, name_of, ranks_of
 from .layer_influence import layer_influence
 from .layer_loss_rise import layer_loss_rise
 from .mask_start import mask_start_importance
-from .removal_costs import RemovalCosts, removal_costs
-from .taylor import random_importance, taylor_importance
-
-__all__ = [
-    "Criterion",
-    "RemovalCosts",
+from .options import keyword_options, options_from_text
 from .policy_gradient import PolicySettings, keep_probabilities
+from .removal_costs import RemovalCosts, removal_costs
 from .taylor import check_taylor_options, random_importance, taylor_importance
 from .weight_gradients import weight_gradients
 
 __all__ = [
     "Criterion",
     "PolicySettings",
+    "RemovalCosts",
     "Scores",
     "activation_sizes",
     "adapter_importance",
     "check_taylor_options",
     "criterion",
     "keep_probabilities",
+    "keyword_options",
     "layer_influence",
     "layer_loss_rise",
     "mask_start_importance",
     "name_of",
     "open_units",
+    "options_from_text",
     "random_importance",
     "ranks_of",
     "removal_costs",

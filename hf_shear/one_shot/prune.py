@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..compensation import CompensationReport, compensate
+from ..compensation import CompensationReport, check_compensation, compensate
 from ..data import Calibration
 from ..importance import Scores
 from ..masks import LAYER
@@ -56,7 +56,8 @@ def prune_one_shot(
         calibration: text to score and compensate on (batches with ``input_ids`` and ``labels``).
         criterion: a name with options (``"taylor"``, ``"flap"``), a function declared by
             ``hf_shear.importance.criterion``, or a dict with one per kind of unit (and ``"default"``).
-        compensation: "none" or "least_squares" (``hf_shear.compensation``).
+        compensation: a name with options (``"none"``, ``"least_squares"``, ``"least_squares_bias:towards=source"``; see
+            ``hf_shear.compensation.compensate``); the source is ``model``, whatever the shot.
         num_shots: steps in which units are removed; each scores and compensates anew what the ones before left.
         as_family: model_type that the result shall have, as in ``AutoShearingModelForCausalLM.from_pretrained``.
         protect: layers that stay under any criterion: indices, or a text such as "first:4,last:2".
@@ -69,6 +70,8 @@ def prune_one_shot(
     if num_shots < 1:
         raise ValueError(f"`num_shots` must be at least 1, but it is {num_shots}.")
     masked = AutoShearingModelForCausalLM.from_model(model, target, as_family=as_family).eval()
+    check_compensation(compensation, masked.config)
+    whole = AutoShearingModelForCausalLM.from_model(model, as_family=as_family).eval()  # shares the weights
     kinds = [kind.name for kind in masked.masks.constrained]
     criteria_by_kind(criterion, kinds)  # refused before any forward
     layers = masked.masks.kinds[LAYER]
@@ -78,7 +81,7 @@ def prune_one_shot(
         with masked.use_gates(gates):
             scores = protect_layers(score_units(masked, criterion, calibration, kinds), protected)
             chosen = uniform_gates(scores, masked.masks.kinds, gates, (shot + 1) / num_shots)
-            reports.append(compensate(masked, chosen, calibration, compensation))
+            reports.append(compensate(masked, chosen, calibration, compensation, whole))
         gates = chosen
     sliced, kept = slice_model(masked, gates)
     return OneShotPruning(sliced, kept, scores, reports)
