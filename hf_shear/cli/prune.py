@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .. import runs
-from ..compensation import COMPENSATIONS
+from ..compensation import resolve_compensation
 from ..data import Calibration
 from ..modeling import AutoShearingModelForCausalLM
 from ..one_shot import criteria_from_words, prune_one_shot
@@ -31,7 +31,7 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
         default_factory=lambda: ["taylor"],
         metadata={"help": "Scores of the units; also by kind: activation layer=loss_rise"},
     )
-    compensation: str = field(default="none", metadata={"help": "Update of what remains: none or least_squares."})
+    compensation: str = field(default="none", metadata={"help": "Update of what remains: least_squares, ..."})
     num_shots: int = field(default=1, metadata={"help": "Steps in which units are removed, each scored anew."})
     protect: str = field(default="", metadata={"help": "Layers that stay, such as first:4,last:2 or 0,7."})
     calibration_batches: int = field(default=16, metadata={"help": "Batches behind scores and compensation."})
@@ -44,10 +44,7 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
         for name in ("calibration_batches", "batch_size", "num_shots"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
-        if self.compensation not in COMPENSATIONS:
-            raise ValueError(
-                f"`compensation` must be one of {', '.join(COMPENSATIONS)}, but it is {self.compensation!r}."
-            )
+        resolve_compensation(self.compensation)
         criteria_from_words(self.criterion)
 
 
