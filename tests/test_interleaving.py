@@ -45,7 +45,7 @@ def test_the_target_is_reached_under_one_clock_and_budget(tmp_path, calibration,
     trainer = found.trainer
     assert {name: getattr(found.model.config, name) for name in TARGET} == TARGET
     assert trainer.tokens_seen() == CLOCK["num_tokens"]
-    assert trainer.events == {0: 1 / 3, 3: 2 / 3, 6: 1.0}
+    assert trainer.events == {0: 1 / 3, 1: 2 / 3, 3: 1.0}
     single = RecordingTrainer(plain_model(attention_dropout=0.0), make_args(tmp_path / "b", **CLOCK), train_domains(),
                               held_out_domains())  # fmt: skip
     single.train()
@@ -105,7 +105,7 @@ def test_moments_go_on_or_start_anew(tmp_path):
         model = ShearingLlamaForCausalLM.from_model(plain_model())
         trainer = InterleavedTrainer(
             model, make_args(tmp_path, max_steps=4), train_domains(), prune=lambda *_: {}, num_stages=2,
-            restart_moments=restart,
+            pruning_share=1.0, restart_moments=restart,
         )  # fmt: skip
         trainer.train()
         ages[restart] = int(trainer.optimizer.state[model.model.norm.weight]["step"])
@@ -116,7 +116,8 @@ def test_moments_go_on_or_start_anew(tmp_path):
     "arguments, message",
     [
         ((10, 0), "`num_stages` must be at least 1"),
-        ((10, 11), r"`num_stages` \(11\) is more than the 10 optimizer steps"),
+        ((10, 11, 1.0), r"`num_stages` \(11\) is more than the 10 optimizer steps"),
+        ((10, 6), r"`num_stages` \(6\) is more than the 5"),
         ((10, 6, 0.5), r"`num_stages` \(6\) is more than the 5"),
         ((10, 2, 1.5), "`pruning_share` must be above 0 and at most 1"),
     ],
@@ -133,7 +134,7 @@ def test_models_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_shapes_are_those_of_the_trained_model(tmp_path, calibration):
-    args = make_args(tmp_path, max_steps=2)
+    args = make_args(tmp_path, max_steps=4)
     found = prune_interleaved(plain_model(), TARGET, calibration, args, train_domains(), num_stages=2)
     shape = ModelShape.from_config(found.model.config)
     assert shape.num_hidden_layers == len(found.kept.layers) == TARGET["num_hidden_layers"]

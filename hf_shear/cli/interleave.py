@@ -15,7 +15,7 @@ from ..modeling import AutoShearingModelForCausalLM
 from ..one_shot import criteria_from_words
 from ..shapes import SHAPE_NAMES
 from ..slicing import provenance_record, save_checkpoint
-from ..training import ShearTrainingArguments
+from ..training import PRUNING_SHARE, ShearTrainingArguments
 
 SUMMARY = "Prune in stages and train in between, on one budget of tokens."
 EXAMPLE = "hf-shear interleave path/to/llama --data_dir text --hidden_size 2048 --num_tokens 1000000 --output_dir out"
@@ -39,7 +39,7 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
     )
     compensation: str = field(default="none", metadata={"help": "Update of what remains, at every stage."})
     num_stages: int = field(default=5, metadata={"help": "Times that units are removed, each scored anew."})
-    pruning_share: float = field(default=1.0, metadata={"help": "Of the steps, in which units are removed."})
+    pruning_share: float = field(default=PRUNING_SHARE, metadata={"help": "Of the steps, in which units are removed."})
     calibration_batches: int = field(default=16, metadata={"help": "Batches of a step's size behind the scores."})
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in --output_dir."})
 

@@ -17,14 +17,15 @@ from dataclasses import dataclass, field
 from ..compensation import resolve_compensation
 from ..importance import options_from_text
 from ..one_shot import criteria_from_words
+from ..training import PRUNING_SHARE
 
 ONE_SHOT, INTERLEAVED, LEARNED, SCRATCH = "one_shot", "interleaved", "learned", "scratch"
 OPTIONS = {
-    INTERLEAVED: {"stages": 5, "share": 1.0, "restart": False},
+    INTERLEAVED: {"stages": 5, "share": PRUNING_SHARE, "restart": False},
     LEARNED: {"share": 0.3},
     SCRATCH: {},
 }
-"""Options of what is not one-shot pruning, and their defaults. share: of the recovery tokens."""
+"""Options of what is not one-shot pruning, and their defaults. share: of the recovery budget."""
 UNIFORM = "uniform"
 _PARTS = re.compile(r"(?P<words>.*?)(?:\+(?P<compensation>[^\s@]+))?(?:@(?P<shots>\S+))?")
 

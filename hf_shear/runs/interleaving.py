@@ -16,7 +16,7 @@ from ..modeling import AutoShearingModelForCausalLM, ShearingModel
 from ..one_shot import CriterionChoice, criteria_by_kind, score_units, uniform_gates
 from ..shapes import TargetShape
 from ..slicing import KeptUnits, slice_model
-from ..training import InterleavedTrainer, ShearTrainingArguments
+from ..training import PRUNING_SHARE, InterleavedTrainer, ShearTrainingArguments
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def prune_interleaved(
     criterion: CriterionChoice = "taylor",
     compensation: str = "none",
     num_stages: int = 5,
-    pruning_share: float = 1.0,
+    pruning_share: float = PRUNING_SHARE,
     restart_moments: bool = False,
     as_family: str | None = None,
     resume_from_checkpoint: str | bool | None = None,

@@ -5,12 +5,13 @@ from .checks import check_domain_arguments
 from .domain_evaluation import evaluate_domains
 from .errors import TrainingDivergedError
 from .history import EvaluationLog
-from .interleaved import InterleavedTrainer, pruning_steps
+from .interleaved import PRUNING_SHARE, InterleavedTrainer, pruning_steps
 from .paper_recipe import PAPER_MASK_LEARNING
 from .trainer import ShearTrainer
 
 __all__ = [
     "PAPER_MASK_LEARNING",
+    "PRUNING_SHARE",
     "EvaluationLog",
     "InterleavedTrainer",
     "ShearTrainer",

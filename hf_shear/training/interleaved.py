@@ -20,11 +20,12 @@ from .arguments import ShearTrainingArguments
 from .trainer import ShearTrainer
 
 GATES_NAME = "gates.safetensors"
+PRUNING_SHARE = 0.5  # of the steps; with 1.0 the last stage had too little left to recover (model_cards/bench.md)
 Prune = Callable[[ShearingMixin, dict[str, Tensor], float], dict[str, Tensor]]
 """(model, gates in use, share of the way to the target that is to be gone) -> gates; may write to weights in place."""
 
 
-def pruning_steps(total_steps: int, num_stages: int, pruning_share: float = 1.0) -> dict[int, float]:
+def pruning_steps(total_steps: int, num_stages: int, pruning_share: float = PRUNING_SHARE) -> dict[int, float]:
     """Before which optimizer steps units are removed, and how far on the way to the target: step -> progress.
 
     The first stage is pruned before the first step; the last ends at ``pruning_share`` of all steps, and what remains is
@@ -73,7 +74,7 @@ class InterleavedTrainer(ShearTrainer):
         *arguments,
         prune: Prune,
         num_stages: int,
-        pruning_share: float = 1.0,
+        pruning_share: float = PRUNING_SHARE,
         restart_moments: bool = False,
         **kwargs,
     ):
