@@ -131,6 +131,70 @@ def test_export_cuts_what_learn_cut(inputs, learned, tmp_path):
     assert main(["export", str(learned / "pruned"), "--output_dir", str(tmp_path / "again")]) == 2
 
 
+@pytest.mark.parametrize("method", ["least_squares:towards=source", "least_squares_bias"])
+def test_export_makes_up_for_the_cut(inputs, learned, tmp_path, method):
+    checkpoint = max((learned / "mask_learning").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    words = ["export", str(checkpoint), "--output_dir", str(tmp_path / "cut"), "--compensation", method]
+    assert main(words) == 2  # no text
+    words += ["--data_dir", str(inputs / "text"), "--max_length", "16", "--eval_tokens", "64", "--batch_size", "4"]
+    assert main([*words, "--held_out_fraction", "0.3", "--calibration_batches", "4"]) == 0
+    made = read_provenance(tmp_path / "cut")["compensation"]
+    assert made["method"] == method and made["after"].keys() == made["before"].keys()
+    assert sum(made["after"].values()) < sum(made["before"].values())
+    cut = AutoModelForCausalLM.from_pretrained(tmp_path / "cut")
+    plain = AutoModelForCausalLM.from_pretrained(learned / "pruned")
+    assert cut.config.mlp_bias == ("bias" in method)
+    for name, weight in plain.state_dict().items():
+        changed = not torch.equal(weight, cut.state_dict()[name])
+        written = ("o_proj.weight", "down_proj.weight") if "source" not in method else ("_proj.weight",)
+        assert not changed or name.endswith(written), name
+
+
+def test_learn_makes_up_for_the_cut(inputs, tmp_path, capsys):
+    words = ["learn", str(inputs / "model"), *training_flags(inputs), "--output_dir", str(tmp_path / "run")]
+    assert main([*words, "--compensation", "magic"]) == 2
+    assert main([*words, "--compensation", "bias", "--paper", "true"]) == 2
+    assert "never hardened" in capsys.readouterr().err
+    assert main([*words, "--compensation", "least_squares_bias:towards=source"]) == 0
+    made = read_provenance(tmp_path / "run" / "pruned")["compensation"]
+    assert sum(made["after"].values()) < sum(made["before"].values())
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "pruned").config.attention_bias
+
+
+def test_prune_makes_up_for_the_cut(inputs, tmp_path, capsys):
+    words = ["prune", str(inputs / "model"), "--data_dir", str(inputs / "text"), *SIZES, "--max_length", "16",
+             "--eval_tokens", "64", "--held_out_fraction", "0.3", "--calibration_batches", "2", "--output_dir",
+             str(tmp_path / "cut")]  # fmt: skip
+    assert main([*words, "--compensation", "magic"]) == 2
+    assert "`compensation` must be one of none, bias" in capsys.readouterr().err
+    assert main([*words, "--compensation", "least_squares_bias:towards=source", "--num_shots", "2"]) == 0
+    assert read_provenance(tmp_path / "cut")["compensation"] == "least_squares_bias:towards=source"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "cut").config.mlp_bias
+
+
+def test_interleave_prunes_and_trains_by_turns(inputs, tmp_path, capsys):
+    unwanted = ("--mask_tokens", "--recovery_tokens")
+    flags = training_flags(inputs)
+    for name in unwanted:
+        place = flags.index(name)
+        del flags[place : place + 2]
+    words = ["interleave", str(inputs / "model"), *flags, "--output_dir", str(tmp_path / "run"), "--num_stages", "3"]
+    assert main(words) == 2
+    assert "`num_tokens` and `output_dir` are needed" in capsys.readouterr().err
+    words += ["--num_tokens", "768", "--compensation", "least_squares"]
+    assert main(words) == 0
+    assert "held-out loss" in capsys.readouterr().out
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "trained")
+    assert {name: getattr(model.config, name) for name in TARGET} == TARGET
+    made = read_provenance(tmp_path / "run" / "trained")["interleaved"]
+    assert made["tokens"] == 768 and made["num_stages"] == 3
+    assert main(words) == 2 and "holds a finished run" in capsys.readouterr().err
+    (tmp_path / "run" / "trained").rename(tmp_path / "first")
+    assert main([*words, "--resume", "true"]) == 0  # from the checkpoint of the last step
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "trained")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
 def test_lora_and_stored_teacher_logits_end_in_a_plain_checkpoint(inputs, tmp_path):
     pytest.importorskip("peft")
     flags = [*training_flags(inputs), "--output_dir", str(tmp_path / "run"), "--baselines", "false"]

@@ -22,7 +22,7 @@ ALLOWED = {
     "curvature": set(),
     "importance": {"families", "shapes", "masks", "modeling", "data", "curvature"},
     "criteria": {"masks", "modeling", "data", "curvature", "importance"},
-    "compensation": {"masks", "modeling", "data", "curvature"},
+    "compensation": {"families", "masks", "modeling", "data", "curvature", "importance"},
     "one_shot": {
         "families",
         "shapes",

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from ..modeling import AutoShearingModelForCausalLM, is_masked_config
+from .. import runs
+from ..compensation import SOURCE, resolve_compensation
+from ..data import Calibration
+from ..modeling import AutoShearingModelForCausalLM, ShearingModel, is_masked_config
 from ..recovery import merge_adapter
 from ..slicing import provenance_record, save_checkpoint, slice_model
+from ..training import ShearTrainingArguments
 
 SUMMARY = "Turn a masked checkpoint, or an adapter and its base, into a plain checkpoint."
 EXAMPLE = "hf-shear export sheared/mask_learning/checkpoint-500 --output_dir pruned --dtype bfloat16"
 POSITIONAL = ("checkpoint",)
 
 
-@dataclass
-class Arguments:
-    """What is exported, and where to."""
+@dataclass(kw_only=True)
+class Arguments(runs.DataArguments):
+    """What is exported, and where to; text, if what is cut is to be made up for."""
 
     checkpoint: str = field(metadata={"help": "A masked checkpoint, or the folder of an adapter."})
     output_dir: str = field(metadata={"help": "Folder to make; it must not exist."})
@@ -29,7 +33,20 @@ class Arguments:
         default="auto", metadata={"help": "Of the weights; auto: as they are."}
     )
 
+    compensation: str = field(default="none", metadata={"help": "What makes up for the cut; needs --data_dir."})
+    source: str | None = field(
+        default=None, metadata={"help": "The model before mask learning, if it moved; for towards=source."}
+    )
+    calibration_batches: int = field(default=16, metadata={"help": "Batches of text for the compensation."})
+    batch_size: int = field(default=8, metadata={"help": "Samples of a batch."})
+    seed: int = field(default=42, metadata={"help": "Of the calibration batches."})
+
     def __post_init__(self):
+        if resolve_compensation(self.compensation) is not None:
+            if self.is_adapter:
+                raise ValueError("`compensation` is for masks that are cut, but `checkpoint` is an adapter.")
+            if self.data_dir is None:
+                raise ValueError(f"`compensation={self.compensation!r}` needs text: give `--data_dir`.")
         if Path(self.output_dir).exists():
             raise ValueError(f"`output_dir` {self.output_dir!r} exists. Name a folder that does not.")
         if not Path(self.checkpoint).is_dir():
@@ -59,10 +76,30 @@ def run(arguments: Arguments) -> None:
                 " checkpoint already, or of another kind."
             )
         masked = AutoShearingModelForCausalLM.from_pretrained(arguments.checkpoint)
-        model, kept = slice_model(masked)
-        provenance, tokenizer_path = provenance_record(masked, kept), arguments.checkpoint
+        model, kept, facts = _cut(arguments, masked)
+        provenance, tokenizer_path = provenance_record(masked, kept, **facts), arguments.checkpoint
     tokenizer = None
     if any((Path(tokenizer_path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
     save_checkpoint(model, arguments.output_dir, tokenizer, provenance, dtype=dtype)
     print(f"Wrote {arguments.output_dir}." + ("" if tokenizer else " No tokenizer lies beside the checkpoint."))
+
+
+def _cut(arguments: Arguments, masked: ShearingModel):
+    """The sliced model, the kept units, and what compensation did, for the provenance."""
+    method = resolve_compensation(arguments.compensation)
+    if method is None:
+        return *slice_model(masked), {}
+    runs.check_learned_cut(arguments.compensation, masked.config)
+    source = None
+    if method.towards == SOURCE:
+        source = AutoModelForCausalLM.from_pretrained(
+            arguments.source or masked.config.source_name_or_path, dtype=masked.dtype
+        )
+    args = ShearTrainingArguments(arguments.output_dir, report_to="none")
+    tokenizer = AutoTokenizer.from_pretrained(arguments.checkpoint)
+    data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, masked.config)
+    batches = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
+    text = Calibration(list(batches), arguments.seed)
+    model, kept, report = runs.cut_learned_masks(masked.to(args.device), arguments.compensation, text, source)
+    return model, kept, {"compensation": {"method": arguments.compensation, **asdict(report)}}

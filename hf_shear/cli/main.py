@@ -20,7 +20,7 @@ from types import ModuleType
 from .terminal import quiet_when_piped
 from .verb_arguments import HelpAsked, parse_verb
 
-VERBS = ("inspect", "learn", "prune", "export", "recover", "evaluate", "plan", "report", "card", "push")
+VERBS = ("inspect", "learn", "prune", "interleave", "export", "recover", "evaluate", "plan", "report", "card", "push")
 
 OK, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: done; something failed on the way; a mistake in the command or what it names; stopped by Ctrl-C."""
@@ -71,5 +71,5 @@ def _overview() -> str:
         "Make a pretrained Llama small, train it back to strength, publish it.",
         "",
     ]
-    lines += [f"  {verb:<10}{_load(verb).SUMMARY}" for verb in VERBS]
+    lines += [f"  {verb:<12}{_load(verb).SUMMARY}" for verb in VERBS]
     return "\n".join([*lines, "", "hf-shear VERB --help tells each verb's arguments."])

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from .. import runs
-from ..compensation import COMPENSATIONS
+from ..compensation import resolve_compensation
 from ..data import Calibration
 from ..families import family_named
 from ..modeling import AutoShearingModelForCausalLM, as_family
@@ -32,7 +32,7 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
         default_factory=lambda: ["taylor"],
         metadata={"help": "Scores of the units; also by kind: activation layer=loss_rise"},
     )
-    compensation: str = field(default="none", metadata={"help": "Update of what remains: none or least_squares."})
+    compensation: str = field(default="none", metadata={"help": "Update of what remains: least_squares, ..."})
     allocation: str = field(
         default="uniform",
         metadata={"help": "uniform; or, to --target_num_parameters, global or adaptive: layers differ in width"},
@@ -53,10 +53,7 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
         for name in ("calibration_batches", "batch_size", "num_shots"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
-        if self.compensation not in COMPENSATIONS:
-            raise ValueError(
-                f"`compensation` must be one of {', '.join(COMPENSATIONS)}, but it is {self.compensation!r}."
-            )
+        resolve_compensation(self.compensation)
         criteria_from_words(self.criterion)
 
 

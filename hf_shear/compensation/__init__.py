@@ -1,5 +1,16 @@
 """What makes up for removed units: updates of the weights that remain, before any training."""
 
-from .compensate import COMPENSATIONS, CompensationReport, compensate
+from .add_biases import add_biases
+from .choose import COMPENSATIONS, SOURCE, Compensation, check_compensation, resolve_compensation
+from .compensate import CompensationReport, compensate
 
-__all__ = ["COMPENSATIONS", "CompensationReport", "compensate"]
+__all__ = [
+    "COMPENSATIONS",
+    "SOURCE",
+    "Compensation",
+    "CompensationReport",
+    "add_biases",
+    "check_compensation",
+    "compensate",
+    "resolve_compensation",
+]

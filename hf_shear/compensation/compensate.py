@@ -1,7 +1,7 @@
 """Compensation as a stage of its own: under any criterion, and for learned masks.
 
-Removed heads are columns of o_proj, removed neurons columns of down_proj: the remaining columns (or a bias) take over
-what can be told of the removed ones from them. Removed rows (hidden dimensions) need nothing of it.
+Removed heads are columns of o_proj, removed neurons columns of down_proj: the remaining columns, or a bias, take over
+what can be told of the removed ones from them. Removed hidden dimensions are made up for with ``towards=source`` alone.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..curvature import least_squares_columns, stream_inputs
+from ..curvature import InputMoments, stream_inputs
 from ..data import Calibration
-from ..modeling import ShearingMixin, open_columns
-
-COMPENSATIONS = ("none", "least_squares")
+from ..modeling import ShearingMixin
+from .add_biases import add_biases
+from .choose import MODULE, Compensation, check_compensation, resolve_compensation
+from .gap import Gap
+from .layer_parts import Part, layer_parts
+from .towards_reference import gaps_to_reference
 
 
 @dataclass
@@ -23,11 +26,14 @@ class CompensationReport:
     """Relative squared error of each compensated module's output on the calibration text.
 
     Attributes:
-        before, after: by module name, E|W a - W' a'|^2 / E|W a|^2 without and with compensation.
+        before, after: by module name, E|y - W' a' - b'|^2 / E|y|^2 without and with compensation, y what is wanted.
+        left_alone: names of the modules whose update would have raised that error once rounded to their dtype, and
+            was not made.
     """
 
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
+    left_alone: list[str] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -36,67 +42,142 @@ def compensate(
     gates: dict[str, Tensor],
     calibration: Calibration,
     method: str = "least_squares",
-    store: str | None = None,
+    reference: ShearingMixin | None = None,
 ) -> CompensationReport:
     """Update o_proj and down_proj of ``model`` for the units that ``gates`` closes and that are open in it now.
 
     Open now are those of ``model.gates_in_use`` (all, outside of ``use_gates``). The weights that change are replaced by
     new parameters, not written over: models that share them keep theirs.
 
+    With ``towards=module`` each module is made to give what it gives now, from the inputs that it has now. With
+    ``towards=source`` the residual stream behind it is fitted to that of ``reference``, from the inputs that the module
+    has once all layers below are pruned and compensated: this makes up for removed hidden dimensions and layers as well.
+    Where hidden dimensions are removed, the modules that read the residual stream are fitted to their outputs in
+    ``reference``, too.
+
     Args:
         model: a masked model.
         gates: 0 or 1, [*rows, units] per kind of unit.
-        store: where hidden states wait between layers, such as "cpu"; None: the model's device. One layer's statistics
-            are held at a time (``hf_shear.curvature.stream``).
+        calibration: the text that errors are measured on.
+        method: a name with options, such as "least_squares:damping=0.1" (``hf_shear.compensation.COMPENSATIONS``).
+        reference: a masked model with the source's shape and other weights, run with all gates open, for
+            ``towards=source``; default: ``model`` as it comes.
 
     Returns:
-        The errors of every module that lost inputs.
+        The errors of every module that was looked at.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: a method that is unknown or that the family does not admit, gates that are not 0 or 1, or inputs
+            that are not finite.
     """
-    if method not in COMPENSATIONS:
-        raise ValueError(f"`compensation` must be one of {', '.join(COMPENSATIONS)}, but it is {method!r}.")
+    check_compensation(method, model.config)
+    chosen = resolve_compensation(method)
     report = CompensationReport()
-    if method == "none":
+    if chosen is None:
         return report
-    now, later = open_columns(model, model.gates_in_use), open_columns(model, gates)
-    losing = {
-        (index, name)
-        for index, columns in enumerate(now)
-        for name in columns
-        if bool((now[index][name] & ~later[index][name]).any())
-    }
-    names = sorted({name for _, name in losing})
-    if not losing:
+    for kind, gate in gates.items():
+        if not bool(((gate == 0) | (gate == 1)).all()):
+            raise ValueError(
+                f"`gates[{kind!r}]` must be 0 or 1 for compensation, but masks have values between. Harden them"
+                " (`hardening_ratio` above 0) before they are cut."
+            )
+    if chosen.needs_bias:
+        add_biases(model)
+    if chosen.towards == MODULE:
+        _towards_own_outputs(model, gates, calibration, chosen, report)
         return report
-    with model.use_gates(model.gates_in_use):
-        for index, inputs in stream_inputs(model, calibration.batches, names, store=store):
-            for name in names:
-                if (index, name) not in losing:
-                    continue
-                module, gram = model.model.layers[index].get_submodule(name), inputs.pop(name).gram
-                errors = _compensate_module(module, gram, now[index][name], later[index][name])
-                label = f"model.layers.{index}.{name}"
-                report.before[label], report.after[label] = errors
+    reference = type(model).from_model(model if reference is None else reference)
+    if chosen.needs_bias:
+        add_biases(reference)
+    for name, part, gap in gaps_to_reference(model, reference, gates, calibration, chosen.store):
+        _update(model, name, gap, part, chosen, report)
     return report
 
 
-def _compensate_module(module: nn.Linear, gram: Tensor, open_now: Tensor, open_later: Tensor) -> tuple[float, float]:
-    """Give a linear layer its new weight; returns its relative errors without and with it."""
-    weight = module.weight
-    kept, removed = open_later.nonzero().flatten(), (open_now & ~open_later).nonzero().flatten()
-    new = weight.detach().clone()
-    new[:, kept], new[:, removed] = least_squares_columns(weight, gram, kept, removed), 0
-    closed = weight.detach().clone()
-    closed[:, ~open_later] = 0
-    whole = weight.detach().clone()
-    whole[:, ~open_now] = 0
-    module.weight = nn.Parameter(new, requires_grad=weight.requires_grad)
-    return _relative_error(whole, closed, gram), _relative_error(whole, new, gram)
+def _towards_own_outputs(
+    model: ShearingMixin,
+    gates: dict[str, Tensor],
+    calibration: Calibration,
+    chosen: Compensation,
+    report: CompensationReport,
+) -> None:
+    now, later = _writing_parts(model, model.gates_in_use), _writing_parts(model, gates)
+    losing = [key for key in later if bool((now[key].columns & ~later[key].columns).any())]
+    names = sorted({name for _, name in losing})
+    if not losing:
+        return
+    with model.use_gates(model.gates_in_use):
+        for index, moments in stream_inputs(model, calibration.batches, names, store=chosen.store):
+            for name in names:
+                if (index, name) in losing:
+                    part = later[index, name]
+                    weight = model.model.layers[index].get_submodule(name).weight[part.rows]
+                    removed = now[index, name].columns & ~part.columns
+                    gap = _gap_of_removed(weight, moments.pop(name), part.columns, removed)
+                    _update(model, f"model.layers.{index}.{name}", gap, part, chosen, report)
 
 
-def _relative_error(weight: Tensor, other: Tensor, gram: Tensor) -> float:
-    gap, weight, gram = (weight - other).double(), weight.double(), gram.double()
-    error, whole = ((gap @ gram) * gap).sum(), ((weight @ gram) * weight).sum()
-    return float(error / whole) if float(whole) > 0 else 0.0  # a module that writes nothing loses nothing
+def _writing_parts(model: ShearingMixin, gates: dict[str, Tensor]) -> dict[tuple[int, str], Part]:
+    """Every o_proj and down_proj of the layers that stay, by layer and name within it."""
+    return {
+        (index, part.name): part
+        for index in range(len(model.model.layers))
+        for parts in layer_parts(model, gates, index)
+        for part in parts
+        if part.writes
+    }
+
+
+def _gap_of_removed(weight: Tensor, moments: InputMoments, kept: Tensor, removed: Tensor) -> Gap:
+    """d = W_S a_S for the removed inputs S; y = W a over those that are open."""
+    weight, gram, mean = weight.double(), moments.gram.double(), moments.mean.double()
+    lost, everything = weight[:, removed], weight * (kept | removed)
+    return Gap(
+        cross=lost @ gram[removed][:, kept],
+        mean=lost @ mean[removed],
+        power=float(((lost @ gram[removed][:, removed]) * lost).sum()),
+        gram=gram[kept][:, kept],
+        input_mean=mean[kept],
+        wanted_power=float(((everything @ gram) * everything).sum()),
+        num_tokens=moments.num_tokens,
+    )
+
+
+def _update(
+    model: ShearingMixin, name: str, gap: Gap, part: Part, chosen: Compensation, report: CompensationReport
+) -> None:
+    """Update one module by the method, if that lowers its error, and note both errors."""
+    _check(name, gap)
+    module: nn.Linear = model.get_submodule(name)
+    update, bias = chosen.update(gap)
+    new_weight, new_bias = module.weight.detach().clone(), None
+    if update is not None:
+        block = (part.rows.nonzero(), part.columns.nonzero().t())
+        old = new_weight[block].double()
+        new_weight[block] = (old + update).to(new_weight.dtype)
+        update = new_weight[block].double() - old  # as rounded
+    if bias is not None and module.bias is None:
+        bias = None  # of a module that reads: its family has no bias there
+    if bias is not None:
+        new_bias = module.bias.detach().clone()
+        old = new_bias[part.rows].double()
+        new_bias[part.rows] = (old + bias).to(new_bias.dtype)
+        bias = new_bias[part.rows].double() - old
+    before, after = gap.error(), gap.error(update, bias)
+    if after > before:
+        report.left_alone.append(name)
+        after = before
+    else:
+        if update is not None:
+            module.weight = nn.Parameter(new_weight, requires_grad=module.weight.requires_grad)
+        if bias is not None:
+            module.bias = nn.Parameter(new_bias, requires_grad=module.bias.requires_grad)
+    report.before[name], report.after[name] = before, after
+
+
+def _check(name: str, gap: Gap) -> None:
+    if not bool(torch.isfinite(gap.gram).all() & torch.isfinite(gap.cross).all()):
+        raise ValueError(
+            f"The inputs of {name} are not finite on the calibration text. Check the checkpoint and its dtype (float16"
+            " often overflows; bfloat16 or float32 does not)."
+        )

@@ -8,6 +8,7 @@ from .criterion import Criterion, Scores, criterion, is_comparable_across_layers
 from .layer_influence import layer_influence
 from .layer_loss_rise import layer_loss_rise
 from .mask_start import mask_start_importance
+from .options import keyword_options, options_from_text
 from .policy_gradient import PolicySettings, keep_probabilities
 from .removal_costs import RemovalCosts, removal_costs
 from .sub_layer_loss_rise import sub_layer_loss_rise
@@ -25,11 +26,13 @@ __all__ = [
     "criterion",
     "is_comparable_across_layers",
     "keep_probabilities",
+    "keyword_options",
     "layer_influence",
     "layer_loss_rise",
     "mask_start_importance",
     "name_of",
     "open_units",
+    "options_from_text",
     "random_importance",
     "ranks_of",
     "removal_costs",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import pkgutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 
 from .. import criteria
-from ..importance import Criterion, name_of, ranks_of
+from ..importance import Criterion, keyword_options, name_of, options_from_text, ranks_of
 from ..masks import RANKED_KINDS
 
 CriterionChoice = str | Criterion | Mapping[str, "str | Criterion"]
@@ -39,30 +38,9 @@ def resolve_criterion(choice: str | Criterion) -> Criterion:
     if name not in criterion_names():
         raise ValueError(f"`criterion` must be one of {', '.join(criterion_names())}, but it is {name!r}.")
     function = getattr(importlib.import_module(f"{criteria.__name__}.{name}"), name)
-    return partial(function, **named_options(function, f"Criterion {name!r}", text)) if text else function
-
-
-def named_options(function: Callable, label: str, text: str) -> dict:
-    """Options of a function, which errors call ``label``, from ``a=1,b=two``, as the types of their defaults."""
-    known = {
-        key: parameter.default
-        for key, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    options = {}
-    for part in text.split(","):
-        key, separator, value = part.partition("=")
-        if not separator or key not in known:
-            raise ValueError(
-                f"{label} has no option {part!r}. Its options and defaults:"
-                f" {', '.join(f'{k}={v}' for k, v in known.items()) or 'none'}."
-            )
-        kind = type(known[key])
-        try:
-            options[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"Option {key!r} of {label} must be a {kind.__name__}: {value!r}.") from error
-    return options
+    if not text:
+        return function
+    return partial(function, **options_from_text(text, keyword_options(function), f"Criterion {name!r}"))
 
 
 def criteria_by_kind(choice: CriterionChoice, kinds: Collection[str]) -> dict[str, Criterion]:

@@ -11,14 +11,14 @@ from transformers import PretrainedConfig
 
 from ..data import Calibration
 from ..families import family_of
-from ..importance import Scores, is_comparable_across_layers, name_of
+from ..importance import Scores, is_comparable_across_layers, keyword_options, name_of, options_from_text
 from ..masks import INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, SUB_LAYERS, unit_kinds
 from ..modeling import ShearingMixin
 from ..shapes import TargetShape, count_parameters, parameter_budget, shape_for_budget
 from ..slicing import FORMS, NEMOTRON_NAS, check_nemotron_nas
 from .adaptive_allocation import ADAPTIVE_KINDS, close_by_influence
 from .allocation import uniform_gates
-from .choose_criterion import CriterionChoice, criteria_by_kind, named_options
+from .choose_criterion import CriterionChoice, criteria_by_kind
 from .global_allocation import GLOBAL_KINDS, close_cheapest, smallest_count, too_small
 from .open_units import OpenUnits, Unit
 
@@ -209,7 +209,7 @@ def _options(allocation: str, text: str, num_source: int, budget: int) -> dict:
     # At the source's size nothing is to be removed, and no step is taken.
     removed = max(1 - budget / num_source, 1 / num_source)
     function = global_options if allocation == GLOBAL else partial(adaptive_options, removed)
-    named = named_options(function, f"Allocation {allocation!r}", text) if text else {}
+    named = options_from_text(text, keyword_options(function), f"Allocation {allocation!r}") if text else {}
     return function(**named)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..compensation import CompensationReport, compensate
+from ..compensation import CompensationReport, check_compensation, compensate
 from ..data import Calibration
 from ..families import family_named
 from ..importance import Scores
@@ -73,7 +73,8 @@ def prune_one_shot(
         calibration: text to score and compensate on (batches with ``input_ids`` and ``labels``).
         criterion: a name with options (``"taylor"``, ``"flap"``), a function declared by
             ``hf_shear.importance.criterion``, or a dict with one per kind of unit (and ``"default"``).
-        compensation: "none" or "least_squares" (``hf_shear.compensation``).
+        compensation: a name with options (``"none"``, ``"least_squares"``, ``"least_squares_bias:towards=source"``; see
+            ``hf_shear.compensation.compensate``); the source is ``model``, whatever the shot.
         num_shots: steps in which units are removed; each scores and compensates anew what the ones before left.
         as_family: model_type that the result shall have, as in ``AutoShearingModelForCausalLM.from_pretrained``.
         protect: layers that stay under any criterion: indices, or a text such as "first:4,last:2".
@@ -94,7 +95,9 @@ def prune_one_shot(
         raise ValueError(f"`num_shots` must be at least 1, but it is {num_shots}.")
     config = model.config if as_family is None else config_as_family(model.config, family_named(as_family))
     plan = make_plan(config, target, criterion, allocation, units, form)
+    check_compensation(compensation, config)
     masked = AutoShearingModelForCausalLM.from_model(model, plan.shape, as_family=as_family).eval()
+    whole = AutoShearingModelForCausalLM.from_model(model, as_family=as_family).eval()  # shares the weights
     layers = masked.masks.kinds[LAYER]
     protected = protected_layers(protect, layers.num_units, layers.num_kept)
     gates, scores, reports = {}, {}, []
@@ -102,7 +105,7 @@ def prune_one_shot(
         with masked.use_gates(gates):
             scores = protect_layers(score_units(masked, criterion, calibration, plan.kinds), protected)
             chosen = plan.allocate(masked, calibration, scores, criterion, (shot + 1) / num_shots)
-            reports.append(compensate(masked, chosen, calibration, compensation))
+            reports.append(compensate(masked, chosen, calibration, compensation, whole))
         gates = chosen
     sliced, kept = slice_uneven(masked, gates) if plan.uneven else slice_model(masked, gates)
     num_parameters = count_kept_parameters(masked.config, kept)

@@ -3,6 +3,8 @@
 Everything here takes plain dicts and lists, so that it can be used on a results file alone.
 """
 
+from hf_shear.reporting.bench_plot import plot_bench
+from hf_shear.reporting.bench_table import bench_csv, bench_markdown, bench_rows
 from hf_shear.reporting.html_report import html_report, write_html_report
 from hf_shear.reporting.law_plots import plot_law_curves
 from hf_shear.reporting.plots import plot_domains, plot_kept_units, plot_sizes, require_matplotlib
@@ -25,12 +27,16 @@ __all__ = [
     "REPORT_NAME",
     "RESULTS_NAME",
     "SHAPE_NAMES",
+    "bench_csv",
+    "bench_markdown",
+    "bench_rows",
     "check_results",
     "collect_versions",
     "comparison_table",
     "html_report",
     "markdown_table",
     "model_record",
+    "plot_bench",
     "plot_domains",
     "plot_kept_units",
     "plot_law_curves",

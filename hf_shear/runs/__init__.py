@@ -1,9 +1,13 @@
 """Runs: arguments, folders, data, stages, baselines, reports; what the examples and the command line are made of."""
 
 from .baselines import BASELINES, baseline_learning_rates, baseline_model
+from .bench import BENCH_NAME, Bench, BenchArguments
+from .bench_method import BenchMethod
 from .choose_target import choose_target
 from .config_file import parse_arguments
 from .domain_data import DomainData, prepare_domain_data
+from .interleaving import InterleavedPruning, prune_interleaved
+from .learned_cut import check_learned_cut, cut_learned_masks
 from .pipeline_arguments import DataArguments, PipelineArguments, RecoveryArguments, TargetArguments
 from .report import (
     RESULTS_NAME,
@@ -31,9 +35,14 @@ from .whole_models import whole_models
 
 __all__ = [
     "BASELINES",
+    "BENCH_NAME",
     "RESULTS_NAME",
+    "Bench",
+    "BenchArguments",
+    "BenchMethod",
     "DataArguments",
     "DomainData",
+    "InterleavedPruning",
     "PipelineArguments",
     "RecoveryArguments",
     "Run",
@@ -41,8 +50,10 @@ __all__ = [
     "TargetArguments",
     "baseline_learning_rates",
     "baseline_model",
+    "check_learned_cut",
     "choose_target",
     "conclude",
+    "cut_learned_masks",
     "finished_stages",
     "judge",
     "judge_checkpoint",
@@ -53,6 +64,7 @@ __all__ = [
     "parse_arguments",
     "prepare_domain_data",
     "read_domains",
+    "prune_interleaved",
     "recover",
     "recovery_settings",
     "run_command",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..compensation import resolve_compensation
 from ..masks import MASK_DRAWS, MASK_METHODS, START_SPREAD
 from ..recovery import TEACHER_PLACEMENTS
 from .baselines import baseline_learning_rates
@@ -76,6 +77,9 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
     mask_start: Literal["taylor", "uniform"] = field(default="taylor", metadata={"help": "uniform: the paper."})
     mask_start_spread: float = field(default=START_SPREAD, metadata={"help": "log_alpha starts within +- this."})
     calibration_batches: int = field(default=16, metadata={"help": "Batches of a step's size, for Taylor scores."})
+    compensation: str = field(
+        default="none", metadata={"help": "What makes up for the learned cut: least_squares:towards=source, ..."}
+    )
     paper: bool = field(default=False, metadata={"help": "The paper's mask learning, whatever else is set."})
     baselines: bool = field(default=True, metadata={"help": "Train random, Taylor and scratch at equal tokens."})
     baseline_learning_rates: str | None = field(default=None, metadata={"help": "JSON: rate by baseline."})
@@ -87,6 +91,7 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
         super().__post_init__()
         for name in ("mask_tokens", "calibration_batches"):
             _check_at_least_one(self, name)
+        resolve_compensation(self.compensation)
         baseline_learning_rates(self.baseline_learning_rates)  # refused now, not after recovery
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import DistributedType
 from datasets import DatasetDict
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from ..data import load_domains, warn_of_shared_text
+from ..compensation import resolve_compensation
+from ..data import Calibration, load_domains, warn_of_shared_text
+from ..families import family_named, family_of
 from ..importance import mask_start_importance
 from ..masks import MaskSettings
-from ..modeling import AutoShearingModelForCausalLM, ShearingModel
+from ..modeling import AutoShearingModelForCausalLM, ShearingModel, as_family
 from ..recovery import merge_adapter, save_adapter_record
 from ..shapes import TargetShape
 from ..slicing import provenance_record, read_provenance, save_checkpoint, slice_model
@@ -22,6 +25,7 @@ from ..training import PAPER_MASK_LEARNING, ShearTrainer, ShearTrainingArguments
 from .baselines import BASELINES, baseline_learning_rates, baseline_model
 from .choose_target import choose_target
 from .domain_data import DomainData, prepare_domain_data
+from .learned_cut import check_learned_cut, cut_learned_masks
 from .pipeline_arguments import PipelineArguments
 from .report import judge_checkpoint, run_results, write_report
 from .run_folder import RunFolder, run_settings
@@ -81,6 +85,10 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     target, reasons = choose_target(pipeline, config)
     tokenizer = AutoTokenizer.from_pretrained(pipeline.model_name_or_path)
     check_teaching(pipeline, args, pipeline.teacher_name_or_path or pipeline.model_name_or_path, config, tokenizer)
+    hardened = not pipeline.paper and (pipeline.mask_method == "relaxed_topk" or args.hardening_ratio > 0)
+    sharded = PartialState().distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+    family = family_named(pipeline.as_family) if pipeline.as_family is not None else family_of(config)
+    check_learned_cut(pipeline.compensation, as_family(config, family), hardened, sharded)
     domains = read_domains(pipeline, args, default_domains)
     output_dir = None if args.output_dir == "trainer_output" else args.output_dir  # transformers' name for none given
     settings = run_settings(pipeline, target, args)
@@ -164,18 +172,30 @@ def learn_masks(run: Run) -> dict:
     trainer = ShearTrainer(model, args, run.train, run.data.held_out, run.tokenizer, teacher=teacher)
     trainer.train(resume_from_checkpoint=checkpoint)
     learned = time.perf_counter()
-    sliced, kept = slice_model(trainer.masked_model, dtype=run.source_dtype)
+    sliced, kept, compensation = _cut(run, trainer)
     record = trainer.stage_record(MASK_LEARNING)
-    facts = {"masks": trainer.mask_report, "kept": kept.to_dict()}
+    facts = {"masks": trainer.mask_report, "kept": kept.to_dict(), **compensation}
     found = {name: record[name] for name in ("reference_losses", "mixture_weights")}  # what recovery starts from
     provenance = provenance_record(model, seed=args.seed, mask_learning=record["tokens"], **found, **facts)
     save_checkpoint(sliced, folder.path / "pruned", run.tokenizer, provenance)
     exported = time.perf_counter()
     return facts | record | {
-        "calibration_tokens": pipeline.calibration_batches * args.samples_per_step() * pipeline.max_length * calibrated,
+        "calibration_tokens": pipeline.calibration_batches * args.samples_per_step() * pipeline.max_length
+        * (calibrated or "compensation" in facts),
         "model": judge_checkpoint(folder.path / "pruned", run.data.judged, args),
         "seconds": learned - start, "export_seconds": exported - learned,
     }  # fmt: skip
+
+
+def _cut(run: Run, trainer: ShearTrainer):
+    """The sliced model, the kept units, and what compensation did, if it was asked for."""
+    method = run.pipeline.compensation
+    if resolve_compensation(method) is None:
+        return *slice_model(trainer.masked_model, dtype=run.source_dtype), {}
+    text = Calibration.from_batches(calibration(run), run.args.train_batch_size, run.args.seed)
+    source = load_trained(run.pipeline.model_name_or_path)
+    sliced, kept, report = cut_learned_masks(trainer.masked_model, method, text, source, run.source_dtype)
+    return sliced, kept, {"compensation": {"method": method, **asdict(report)}}
 
 
 def load_trained(path, quantize: str = "none"):

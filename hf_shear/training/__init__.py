@@ -5,15 +5,19 @@ from .checks import check_domain_arguments
 from .domain_evaluation import evaluate_domains
 from .errors import TrainingDivergedError
 from .history import EvaluationLog
+from .interleaved import PRUNING_SHARE, InterleavedTrainer, pruning_steps
 from .paper_recipe import PAPER_MASK_LEARNING
 from .trainer import ShearTrainer
 
 __all__ = [
     "PAPER_MASK_LEARNING",
+    "PRUNING_SHARE",
     "EvaluationLog",
+    "InterleavedTrainer",
     "ShearTrainer",
     "ShearTrainingArguments",
     "TrainingDivergedError",
     "check_domain_arguments",
     "evaluate_domains",
+    "pruning_steps",
 ]

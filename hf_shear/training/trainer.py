@@ -98,7 +98,7 @@ class ShearTrainer(ResumableTrainer):
                 )
             args.max_steps = steps
         self._use_cache = model.config.use_cache  # transformers switches it off for training
-        self.learns_masks = isinstance(model, ShearingMixin)
+        self.learns_masks = isinstance(model, ShearingMixin) and bool(model.masks.constrained)
         model, self.base_digest = model_to_train(model, args, peft_config)
         super().__init__(
             model=model,

@@ -1,0 +1,34 @@
+"""Compare ways of pruning at one target shape, one calibration set and one recovery budget, over several seeds.
+
+    python examples/bench.py --source LLAMA --data_dir TEXT --intermediate_size 1024 --recovery_tokens 1000000 \\
+        --methods magnitude "taylor+least_squares@5" "flap layer=loss_rise" learned interleaved:stages=5:taylor \\
+        --seeds 0 1 2 --learning_rate 1e-3 --output_dir bench
+
+Methods are written as in hf_shear/runs/bench_method.py. Writes OUT/bench.json after every run, and a call goes on where
+the last one stopped; at the end OUT/bench.md, OUT/bench.csv and OUT/bench.png. `--help` lists these arguments and those of
+transformers.TrainingArguments; `--config FILE.yaml` sets any of them.
+"""
+
+from pathlib import Path
+
+from hf_shear import ShearTrainingArguments, runs
+from hf_shear.reporting import bench_csv, bench_markdown, plot_bench, require_matplotlib
+
+TOKENS = "give --recovery_tokens"
+NOT_HERE = {name: TOKENS for name in ("num_tokens", "max_steps", "num_train_epochs")} | {"seed": "give --seeds"}
+
+
+def main() -> None:
+    arguments, args = runs.parse_arguments((runs.BenchArguments, ShearTrainingArguments), refused=NOT_HERE)
+    require_matplotlib()
+    results = runs.Bench(arguments, args).run(tell=lambda text: print(text, flush=True))
+    folder = Path(args.output_dir)
+    table = bench_markdown(results)
+    (folder / "bench.md").write_text(table, encoding="utf-8")
+    (folder / "bench.csv").write_text(bench_csv(results), encoding="utf-8")
+    plot_bench(results, folder / "bench.png")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""``hf-shear interleave``: prune and train by turns, under one optimizer and one learning-rate schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from .. import runs
+from ..compensation import resolve_compensation
+from ..data import Calibration
+from ..modeling import AutoShearingModelForCausalLM
+from ..one_shot import criteria_from_words
+from ..shapes import SHAPE_NAMES
+from ..slicing import provenance_record, save_checkpoint
+from ..training import PRUNING_SHARE, ShearTrainingArguments
+
+SUMMARY = "Prune in stages and train in between, on one budget of tokens."
+EXAMPLE = "hf-shear interleave path/to/llama --data_dir text --hidden_size 2048 --num_tokens 1000000 --output_dir out"
+POSITIONAL = ("model_name_or_path",)
+OTHERS = (ShearTrainingArguments,)
+REFUSED = {name: "give --num_tokens" for name in ("max_steps", "num_train_epochs")} | {
+    "push_to_hub": "hf-shear push OUT REPO_ID",
+    "recovery_method": "all weights are trained between the stages",
+}
+TRAINED = "trained"  # folder of the result
+
+
+@dataclass(kw_only=True)
+class Arguments(runs.TargetArguments, runs.DataArguments):
+    """What is pruned, to which shape, by which scores, in how many stages."""
+
+    model_name_or_path: str = field(metadata={"help": "A plain checkpoint."})
+    criterion: list[str] = field(
+        default_factory=lambda: ["taylor"],
+        metadata={"help": "Scores of the units; also by kind: activation layer=loss_rise"},
+    )
+    compensation: str = field(default="none", metadata={"help": "Update of what remains, at every stage."})
+    num_stages: int = field(default=5, metadata={"help": "Times that units are removed, each scored anew."})
+    pruning_share: float = field(default=PRUNING_SHARE, metadata={"help": "Of the steps, in which units are removed."})
+    calibration_batches: int = field(default=16, metadata={"help": "Batches of a step's size behind the scores."})
+    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in --output_dir."})
+
+    def __post_init__(self):
+        if self.calibration_batches < 1:
+            raise ValueError(f"`calibration_batches` must be at least 1, but it is {self.calibration_batches}.")
+        criteria_from_words(self.criterion)
+        resolve_compensation(self.compensation)
+
+
+def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
+    """Prune and train by turns, cut, save to <output_dir>/trained."""
+    if args.num_tokens is None or args.output_dir == "trainer_output":
+        raise ValueError("`num_tokens` and `output_dir` are needed: the budget of all stages together, and a folder.")
+    folder = Path(args.output_dir) / TRAINED
+    if folder.exists():
+        raise ValueError(f"`output_dir` {args.output_dir!r} holds a finished run. Name another folder.")
+    path = arguments.model_name_or_path
+    config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    target, reasons = runs.choose_target(arguments, config)
+    print("\n".join(filter(None, (reasons, f"Target: {target}"))))
+    data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, config)
+    batches = data.calibration(args.samples_per_step(), arguments.calibration_batches, args.seed)
+    source = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)  # AdamW loses small steps in others
+    found = runs.prune_interleaved(
+        source, target, Calibration.from_batches(batches, args.train_batch_size, args.seed), args, data.train,
+        data.held_out, criterion=criteria_from_words(arguments.criterion), compensation=arguments.compensation,
+        num_stages=arguments.num_stages, pruning_share=arguments.pruning_share,
+        as_family=arguments.as_family, resume_from_checkpoint=arguments.resume or None,
+    )  # fmt: skip
+    facts = {name: getattr(arguments, name) for name in ("criterion", "compensation", "num_stages", "pruning_share")}
+    masked = AutoShearingModelForCausalLM.from_model(source, target, as_family=arguments.as_family)
+    facts["tokens"] = found.trainer.tokens_seen()
+    provenance = provenance_record(masked, found.kept, seed=args.seed, interleaved=facts)
+    dtype = getattr(config, "dtype", None)
+    save_checkpoint(found.model, folder, tokenizer, provenance, dtype=dtype if dtype != torch.float32 else None)
+    losses = runs.judge_checkpoint(folder, data.judged, args)
+    if args.process_index == 0:
+        shape = ", ".join(f"{name} {getattr(found.model.config, name)}" for name in SHAPE_NAMES)
+        print(f"{folder}: {shape}; held-out loss {losses['mean']:.3f}")

@@ -1,0 +1,40 @@
+"""Options in words, as in ``name:one=1,two=b``: of criteria, compensations and whatever else is chosen by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+
+
+def keyword_options(function: Callable) -> dict[str, object]:
+    """The options of a function, its keyword-only arguments, and their defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def options_from_text(text: str, known: Mapping[str, object], owner: str) -> dict[str, object]:
+    """Options from ``one=1,two=b``, as the types of their defaults.
+
+    Args:
+        text: without the name and the colon; "" holds none.
+        known: options and their defaults.
+        owner: whose options they are, such as "Criterion 'taylor'", for messages.
+
+    Raises:
+        ValueError: an unknown option, or a value of another type.
+    """
+    options = {}
+    for part in text.split(",") if text else ():
+        key, separator, value = part.partition("=")
+        if not separator or key not in known:
+            raise ValueError(
+                f"{owner} has no option {part!r}. Its options and defaults:"
+                f" {', '.join(f'{k}={v}' for k, v in known.items()) or 'none'}."
+            )
+        kind = type(known[key])
+        try:
+            options[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        except (KeyError, ValueError) as error:
+            owner = owner[0].lower() + owner[1:]
+            raise ValueError(f"Option {key!r} of {owner} must be a {kind.__name__}: {value!r}.") from error
+    return options

@@ -1,0 +1,239 @@
+"""The bench: k methods at one target, one calibration set a seed, one recovery budget, in one environment.
+
+Every run is pruning, judging, recovering, judging. Its record is written when it ends, and a later call goes on.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from ..compensation import check_compensation
+from ..data import Calibration
+from ..importance import mask_start_importance
+from ..masks import START_SPREAD, MaskSettings, unit_kinds
+from ..modeling import AutoShearingModelForCausalLM
+from ..one_shot import criteria_by_kind, prune_one_shot
+from ..reporting import collect_versions, write_results
+from ..shapes import ModelShape, TargetShape, count_parameters
+from ..training import ShearTrainer, ShearTrainingArguments, pruning_steps
+from .bench_method import INTERLEAVED, ONE_SHOT, BenchMethod
+from .choose_target import choose_target
+from .domain_data import DomainData
+from .interleaving import prune_interleaved
+from .learned_cut import cut_learned_masks
+from .peak_memory import peak_memory
+from .pipeline_arguments import DataArguments, TargetArguments
+from .report import judge, run_command
+from .stages import pack, read_domains
+
+BENCH_NAME = "bench.json"
+
+
+@dataclass(kw_only=True)
+class BenchArguments(TargetArguments, DataArguments):
+    """What is compared, on what."""
+
+    source: str = field(metadata={"help": "A plain checkpoint."})
+    methods: list[str] = field(metadata={"help": "Such as taylor 'flap layer=loss_rise+least_squares@5' learned."})
+    recovery_tokens: int = field(default=150_000, metadata={"help": "Training tokens of every method, masks included."})
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Of calibration draw, masks and training."}
+    )
+    calibration_batches: int = field(default=8, metadata={"help": "Batches of calibration text, the same for all."})
+    calibration_batch_size: int = field(default=8, metadata={"help": "Samples of each."})
+
+    def __post_init__(self):
+        for name in ("recovery_tokens", "calibration_batches", "calibration_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
+        if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
+            raise ValueError(f"`seeds` must be different numbers, at least one, but they are {self.seeds}.")
+        if self.as_family is not None:
+            raise ValueError("`as_family` is not for the bench: its methods are compared in the family of the source.")
+        for text in self.methods:
+            BenchMethod.parse(text)
+
+
+@dataclass
+class Pruned:
+    """What a method made before recovery.
+
+    Attributes:
+        model: plain.
+        tokens: of training that were spent on it.
+        trained_through: whether nothing is left to recover.
+        num_parameters: of the kept units.
+    """
+
+    model: PreTrainedModel
+    tokens: int = 0
+    trained_through: bool = False
+    num_parameters: int | None = None
+
+
+class Bench:
+    """All runs of one call.
+
+    Args:
+        arguments, args: as parsed; ``args.output_dir`` holds the results.
+
+    Raises:
+        ValueError: a method, the target or the text does not fit; before anything is trained.
+    """
+
+    def __init__(self, arguments: BenchArguments, args: ShearTrainingArguments):
+        if args.world_size > 1:
+            raise ValueError("The bench runs in one process: memory and seconds of several would not compare.")
+        self.arguments, self.args = arguments, args
+        self.methods = [BenchMethod.parse(text) for text in arguments.methods]
+        config = AutoConfig.from_pretrained(arguments.source)
+        self.target, _ = choose_target(arguments, config)
+        self._check_methods(config)
+        self.tokenizer = AutoTokenizer.from_pretrained(arguments.source)
+        self.data: DomainData = pack(arguments, read_domains(arguments, args), self.tokenizer, config)
+        self.path = Path(args.output_dir) / BENCH_NAME
+        self.results = self._open(config)
+
+    def _check_methods(self, config) -> None:
+        kinds = [kind.name for kind in _kinds_that_lose(config, self.target)]
+        steps = self.args.steps_for_tokens(self.arguments.recovery_tokens, self.arguments.max_length)
+        for method in self.methods:
+            check_compensation(method.compensation, config)
+            if method.kind in (ONE_SHOT, INTERLEAVED):
+                criteria_by_kind(method.criterion, kinds)
+            if method.kind == INTERLEAVED:
+                pruning_steps(steps, method.options["stages"], method.options["share"])
+
+    def _open(self, config) -> dict:
+        settings = {
+            "target_shape": self.target.to_dict(), "recovery_tokens": self.arguments.recovery_tokens,
+            "max_length": self.arguments.max_length, "eval_tokens": self.arguments.eval_tokens,
+            "held_out_fraction": self.arguments.held_out_fraction,
+            "calibration_tokens": self.arguments.calibration_batches * self.arguments.calibration_batch_size
+            * self.arguments.max_length, "learning_rate": self.args.learning_rate,
+            "samples_per_step": self.args.samples_per_step(),
+        }  # fmt: skip
+        if not self.path.is_file():
+            return {"settings": settings, "target_parameters": count_parameters(config, self.target), "runs": []}
+        results = json.loads(self.path.read_text(encoding="utf-8"))
+        if results["settings"] != settings:
+            changed = {name: (results["settings"].get(name), value) for name, value in settings.items()
+                       if results["settings"].get(name) != value}  # fmt: skip
+            raise ValueError(
+                f"`output_dir` {str(self.path.parent)!r} holds a bench with other settings (before, now): {changed}. Give"
+                " the same ones, or another folder."
+            )
+        return results
+
+    def run(self, tell: Callable[[str], None] = lambda text: None) -> dict:
+        """Do the runs that are not done yet, seed by seed; returns the results, which are written after each."""
+        if "source" not in self.results:
+            self.results["source"] = judge(self.load_source(), self.data.judged, self.args)
+        done = {(run["method"], run["seed"]) for run in self.results["runs"]}
+        for seed in self.arguments.seeds:
+            for method in self.methods:
+                if (method.text, seed) in done:
+                    continue
+                record = self.run_method(method, seed)
+                self.results["runs"].append(record)
+                self.results |= {"versions": collect_versions(), "command": run_command()}
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_results(self.path, self.results)
+                before = "-" if record["before"] is None else f"{record['before']['mean']:.4f}"
+                tell(f"seed {seed}, {method.text}: {before} -> {record['after']['mean']:.4f}")
+        return self.results
+
+    def load_source(self) -> PreTrainedModel:
+        """The source in float32, in which all are pruned and trained."""
+        return AutoModelForCausalLM.from_pretrained(self.arguments.source, dtype=torch.float32).to(self.args.device)
+
+    @cached_property
+    def _reference_losses(self) -> dict[str, float]:
+        return self.results["source"]["loss"]
+
+    def calibration(self, seed: int) -> Calibration:
+        """The text that every method of a seed is given."""
+        arguments = self.arguments
+        batches = self.data.calibration(arguments.calibration_batch_size, arguments.calibration_batches, seed)
+        return Calibration(list(batches), seed)
+
+    def run_method(self, method: BenchMethod, seed: int) -> dict:
+        """Prune, judge, recover, judge."""
+        calibration = self.calibration(seed)
+        source = self.load_source()
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            args = replace(self.args, output_dir=folder, seed=seed, save_strategy="no", disable_tqdm=True,
+                           reference_losses=self._reference_losses)  # fmt: skip
+            with peak_memory(args.device) as pruning:
+                pruned = getattr(self, f"_{method.kind}")(method, source, calibration, args)
+            seconds = {"pruning": time.perf_counter() - start}
+            del source
+            before = None if pruned.trained_through else _losses(judge(pruned.model, self.data.judged, args))
+            left, start = self.arguments.recovery_tokens - pruned.tokens, time.perf_counter()
+            tokens, recovery = 0, None
+            if not pruned.trained_through:
+                with peak_memory(args.device) as recovery:
+                    trainer = self._train(pruned.model, args, left)
+                tokens, pruned.model = trainer.tokens_seen(), trainer.accelerator.unwrap_model(trainer.model)
+            seconds["recovery"] = time.perf_counter() - start
+            after = judge(pruned.model, self.data.judged, args)
+        return {
+            "method": method.text, "seed": seed, "uneven": method.is_uneven, "before": before, "after": _losses(after),
+            "num_parameters": pruned.num_parameters or after["num_parameters"], "seconds": seconds,
+            "peak_bytes": {"pruning": pruning.num_bytes, "recovery": recovery and recovery.num_bytes},
+            "tokens": {"pruning": pruned.tokens, "recovery": tokens, "calibration": calibration.num_tokens},
+        }  # fmt: skip
+
+    def _train(self, model: PreTrainedModel, args: ShearTrainingArguments, num_tokens: int, **changes) -> ShearTrainer:
+        args = replace(args, num_tokens=num_tokens, **changes)
+        trainer = ShearTrainer(model, args, self.data.train, self.data.held_out)
+        trainer.train()
+        return trainer
+
+    def _one_shot(self, method: BenchMethod, source, calibration: Calibration, args) -> Pruned:
+        found = prune_one_shot(
+            source, self.target, calibration, method.criterion, method.compensation, method.num_shots
+        )
+        return Pruned(found.model)
+
+    def _scratch(self, method: BenchMethod, source, calibration: Calibration, args) -> Pruned:
+        config = prune_one_shot(source, self.target, calibration, "random").model.config
+        torch.manual_seed(args.seed)
+        return Pruned(type(source)(config).to(args.device))
+
+    def _interleaved(self, method: BenchMethod, source, calibration: Calibration, args) -> Pruned:
+        options = method.options
+        found = prune_interleaved(
+            source, self.target, calibration, replace(args, num_tokens=self.arguments.recovery_tokens), self.data.train,
+            self.data.held_out, criterion=method.criterion, compensation=method.compensation,
+            num_stages=options["stages"], pruning_share=options["share"], restart_moments=options["restart"],
+        )  # fmt: skip
+        return Pruned(found.model, found.trainer.tokens_seen(), trained_through=True)
+
+    def _learned(self, method: BenchMethod, source, calibration: Calibration, args) -> Pruned:
+        settings = MaskSettings(seed=args.seed)
+        masked = AutoShearingModelForCausalLM.from_model(copy.deepcopy(source), self.target, settings)  # trained
+        masked.masks.start_from_importance(mask_start_importance(masked, calibration.batches), START_SPREAD)
+        num_tokens = round(method.options["share"] * self.arguments.recovery_tokens)
+        trainer = self._train(masked, args, num_tokens, lr_scheduler_type="constant_with_warmup")
+        model, _, _ = cut_learned_masks(trainer.masked_model, method.compensation, calibration, source)
+        return Pruned(model, trainer.tokens_seen())
+
+
+def _losses(record: dict) -> dict:
+    return {name: record[name] for name in ("loss", "mean")}
+
+
+def _kinds_that_lose(config, target: TargetShape):
+    return [kind for kind in unit_kinds(ModelShape.from_config(config), target).values() if not kind.frozen]

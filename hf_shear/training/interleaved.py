@@ -1,0 +1,136 @@
+"""Prune and train by turns, under one optimizer and one learning-rate schedule.
+
+Adapt-Pruner (arXiv 2502.03460) prunes a little, trains a little, and so on; EfficientLLM (arXiv 2502.06663) does the
+same during pre-training. Here all stages train one full-size model, on which gates of 0 hold removed units closed. A
+closed unit gets no gradient, so what is trained is the pruned model, its moments of AdamW go on from stage to stage,
+and no shape between source and target has to be a valid one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerCallback
+
+from ..modeling import ShearingMixin
+from .arguments import ShearTrainingArguments
+from .trainer import ShearTrainer
+
+GATES_NAME = "gates.safetensors"
+PRUNING_SHARE = 0.5  # of the steps; with 1.0 the last stage had too little left to recover (model_cards/bench.md)
+Prune = Callable[[ShearingMixin, dict[str, Tensor], float], dict[str, Tensor]]
+"""(model, gates in use, share of the way to the target that is to be gone) -> gates; may write to weights in place."""
+
+
+def pruning_steps(total_steps: int, num_stages: int, pruning_share: float = PRUNING_SHARE) -> dict[int, float]:
+    """Before which optimizer steps units are removed, and how far on the way to the target: step -> progress.
+
+    The first stage is pruned before the first step; the last ends at ``pruning_share`` of all steps, and what remains is
+    trained at the target's size. So every stage is trained, and the last one longest where the share is below 1.
+
+    Raises:
+        ValueError: fewer steps than stages, no stage, or a share outside of (0, 1].
+    """
+    if num_stages < 1:
+        raise ValueError(f"`num_stages` must be at least 1, but it is {num_stages}.")
+    if not 0 < pruning_share <= 1:
+        raise ValueError(f"`pruning_share` must be above 0 and at most 1, but it is {pruning_share}.")
+    steps = [int(total_steps * pruning_share * stage / num_stages) for stage in range(num_stages)]
+    if len(set(steps)) < num_stages:
+        raise ValueError(
+            f"`num_stages` ({num_stages}) is more than the {int(total_steps * pruning_share)} optimizer steps that units"
+            " are removed in: each stage needs a step. Train on more tokens, or in fewer stages."
+        )
+    return {step: (stage + 1) / num_stages for stage, step in enumerate(steps)}
+
+
+class InterleavedTrainer(ShearTrainer):
+    """A :class:`ShearTrainer` that removes units at the steps of ``pruning_steps``.
+
+    Args:
+        model: a masked model without a target of its own (``ShearingLlamaForCausalLM.from_model(source)``): its masks
+            learn nothing. Everything ``prune`` may write to, such as biases, must be there already.
+        prune: chooses what is closed next.
+        num_stages: times that units are removed.
+        pruning_share: of the training steps, in which that happens.
+        restart_moments: start the moments of AdamW anew at each removal, in place of going on with them.
+        args, kwargs: as for :class:`ShearTrainer`; ``num_tokens`` is the budget of all stages together.
+
+    Attributes:
+        gates: in use, 0 or 1, by kind of unit; {} before the first stage.
+
+    Raises:
+        ValueError: the model has no masks or learns them, the backend spreads weights over processes, or the stages do
+            not fit the steps.
+    """
+
+    def __init__(
+        self,
+        model: ShearingMixin,
+        args: ShearTrainingArguments,
+        *arguments,
+        prune: Prune,
+        num_stages: int,
+        pruning_share: float = PRUNING_SHARE,
+        restart_moments: bool = False,
+        **kwargs,
+    ):
+        if not isinstance(model, ShearingMixin) or model.masks.constrained:
+            raise ValueError(
+                "`model` must have masks and no target of its own, since units are chosen here and not learned: make it"
+                " with ShearingLlamaForCausalLM.from_model(source)."
+            )
+        super().__init__(model, args, *arguments, **kwargs)
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ValueError("Interleaved pruning scores whole models: use one process or DDP, not DeepSpeed or FSDP.")
+        self.prune, self.restart_moments = prune, restart_moments
+        self.gates: dict[str, Tensor] = {}
+        self.events = pruning_steps(self.args.max_steps, num_stages, pruning_share)
+        self.add_callback(PruneCallback(self))
+
+    def train(self, *args, **kwargs):
+        """As ``ShearTrainer.train``, with the gates of each stage held closed."""
+        with self.masked_model.use_gates(self.gates):  # changed in place
+            return super().train(*args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        """As ``ShearTrainer.evaluate``, with the gates in use."""
+        with self.masked_model.use_gates(self.gates):
+            return super().evaluate(*args, **kwargs)
+
+    def remove_units(self, progress: float) -> None:
+        """Let ``prune`` close units, and go on with what is left."""
+        self.gates.update(self.prune(self.masked_model, dict(self.gates), progress))
+        if self.restart_moments:
+            self.optimizer.state.clear()
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        """Overridden: the gates are part of every checkpoint."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            gates = {name: gate.cpu().contiguous() for name, gate in self.gates.items()}
+            save_file(gates, os.path.join(output_dir, GATES_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        """Overridden: the gates of the checkpoint are in use again."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            path = os.path.join(checkpoint, GATES_NAME)
+            if not os.path.isfile(path):
+                raise ValueError(f"The checkpoint {str(checkpoint)!r} has no {GATES_NAME}: it is of another training.")
+            self.gates.update({name: gate.to(self.args.device) for name, gate in load_file(path).items()})
+
+
+class PruneCallback(TrainerCallback):
+    """Removes units before the steps that are named for it."""
+
+    def __init__(self, trainer: InterleavedTrainer):
+        self.trainer = trainer
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        progress = self.trainer.events.get(state.global_step)
+        if progress is not None:
+            self.trainer.remove_units(progress)

@@ -1,0 +1,140 @@
+"""Interleaved pruning: the target's shape, one clock, the budget in tokens, and nothing but kept units trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from training_helpers import (
+    LENGTH,
+    TARGET,
+    RecordingTrainer,
+    held_out_domains,
+    make_args,
+    masked_model,
+    plain_model,
+    train_domains,
+)
+
+from hf_shear import ShearingLlamaForCausalLM
+from hf_shear.data import Calibration
+from hf_shear.runs import prune_interleaved
+from hf_shear.shapes import ModelShape
+from hf_shear.training import InterleavedTrainer, pruning_steps
+
+STEP_TOKENS = 4 * LENGTH
+CLOCK = {"lr_scheduler_type": "cosine", "warmup_steps": 0.2, "max_steps": -1, "num_tokens": 10 * STEP_TOKENS}
+
+
+def rates(trainer) -> list[float]:
+    return [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
+
+
+@pytest.fixture
+def calibration():
+    ids = torch.tensor(train_domains()["books"][:8]["input_ids"])
+    return Calibration.from_batches([{"input_ids": ids, "labels": ids}], 4)
+
+
+@pytest.mark.parametrize("compensation", ["none", "least_squares_bias:towards=source"])
+def test_the_target_is_reached_under_one_clock_and_budget(tmp_path, calibration, compensation):
+    source = plain_model(attention_dropout=0.0)
+    weights = {name: value.clone() for name, value in source.state_dict().items()}
+    args = make_args(tmp_path / "a", **CLOCK)
+    found = prune_interleaved(source, TARGET, calibration, args, train_domains(), held_out_domains(),
+                              compensation=compensation, num_stages=3)  # fmt: skip
+    trainer = found.trainer
+    assert {name: getattr(found.model.config, name) for name in TARGET} == TARGET
+    assert trainer.tokens_seen() == CLOCK["num_tokens"]
+    assert trainer.events == {0: 1 / 3, 1: 2 / 3, 3: 1.0}
+    single = RecordingTrainer(plain_model(attention_dropout=0.0), make_args(tmp_path / "b", **CLOCK), train_domains(),
+                              held_out_domains())  # fmt: skip
+    single.train()
+    assert len(rates(trainer)) == 10 and rates(trainer) == rates(single)
+    assert all(torch.equal(value, weights[name]) for name, value in source.state_dict().items())
+
+    ids = calibration.batches[0]["input_ids"]
+    with torch.no_grad(), trainer.masked_model.eval().use_gates(trainer.gates):
+        assert torch.allclose(trainer.masked_model(ids).logits, found.model(ids).logits, atol=1e-5)
+    losses = trainer.evaluate(held_out_domains())  # after training, too, the closed units stay closed
+    sliced = RecordingTrainer(found.model, make_args(tmp_path / "c"), train_domains(), held_out_domains())
+    assert losses["eval_loss"] == pytest.approx(sliced.evaluate(held_out_domains())["eval_loss"], abs=1e-5)
+
+
+def test_each_stage_scores_what_the_ones_before_trained_and_closed(tmp_path):
+    seen = []
+
+    def prune(model, gates, progress):
+        seen.append((progress, dict(gates), model.model.embed_tokens.weight.detach().clone()))
+        gate = torch.ones(3, 24)
+        gate[:, : round(8 * progress)] = 0
+        return {"intermediate": gate}
+
+    model = ShearingLlamaForCausalLM.from_model(plain_model(attention_dropout=0.0))
+    start = {name: value.detach().clone() for name, value in model.named_parameters()}
+    args = make_args(tmp_path, max_steps=8, weight_decay=0.0)
+    trainer = InterleavedTrainer(model, args, train_domains(), prune=prune, num_stages=2, pruning_share=0.5)
+    trainer.train()
+    assert [progress for progress, _, _ in seen] == [0.5, 1.0] and trainer.events == {0: 0.5, 2: 1.0}
+    assert seen[0][1] == {} and int(seen[1][1]["intermediate"][0].sum()) == 20
+    assert not torch.equal(seen[0][2], seen[1][2])
+    for name, value in model.named_parameters():
+        if name.endswith("gate_proj.weight"):
+            assert torch.equal(value[:4], start[name][:4])  # closed from the first step on: never trained
+            assert not torch.equal(value[4:8], start[name][4:8])
+            assert not torch.equal(value[8:], start[name][8:])
+
+
+def test_a_resumed_run_is_the_one_that_was_not_stopped(tmp_path, calibration):
+    settings = CLOCK | {"save_strategy": "steps", "save_steps": 5}
+
+    def run(folder, **more):
+        args = make_args(tmp_path / folder, **settings)
+        return prune_interleaved(plain_model(), TARGET, calibration, args, train_domains(), held_out_domains(),
+                                 num_stages=4, **more)  # fmt: skip
+
+    whole = run("a")
+    again = run("a", resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-5"))
+    assert again.kept == whole.kept
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name])
+
+
+def test_moments_go_on_or_start_anew(tmp_path):
+    ages = {}
+    for restart in (False, True):
+        model = ShearingLlamaForCausalLM.from_model(plain_model())
+        trainer = InterleavedTrainer(
+            model, make_args(tmp_path, max_steps=4), train_domains(), prune=lambda *_: {}, num_stages=2,
+            pruning_share=1.0, restart_moments=restart,
+        )  # fmt: skip
+        trainer.train()
+        ages[restart] = int(trainer.optimizer.state[model.model.norm.weight]["step"])
+    assert ages == {False: 4, True: 2}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((10, 0), "`num_stages` must be at least 1"),
+        ((10, 11, 1.0), r"`num_stages` \(11\) is more than the 10 optimizer steps"),
+        ((10, 6), r"`num_stages` \(6\) is more than the 5"),
+        ((10, 6, 0.5), r"`num_stages` \(6\) is more than the 5"),
+        ((10, 2, 1.5), "`pruning_share` must be above 0 and at most 1"),
+    ],
+)
+def test_schedules_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pruning_steps(*arguments)
+
+
+def test_models_that_do_not_fit_are_refused(tmp_path):
+    for model in (plain_model(), masked_model()):
+        with pytest.raises(ValueError, match="`model` must have masks and no target of its own"):
+            InterleavedTrainer(model, make_args(tmp_path), train_domains(), prune=lambda *_: {}, num_stages=1)
+
+
+def test_shapes_are_those_of_the_trained_model(tmp_path, calibration):
+    args = make_args(tmp_path, max_steps=4)
+    found = prune_interleaved(plain_model(), TARGET, calibration, args, train_domains(), num_stages=2)
+    shape = ModelShape.from_config(found.model.config)
+    assert shape.num_hidden_layers == len(found.kept.layers) == TARGET["num_hidden_layers"]
