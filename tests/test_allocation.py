@@ -165,6 +165,43 @@ def test_whole_sub_layers_and_layers_stand_in_the_same_list(build_llama, calibra
     assert len(kept.layers) < 4 or any(not kept.heads[i] or not kept.intermediate[i] for i in kept.layers)
 
 
+def test_the_surgeon_ranks_units_and_sub_layers_in_one_list(build_llama, calibration):
+    units = [KEY_VALUE_HEAD, INTERMEDIATE, ATTENTION, MLP]
+    pruning = prune_one_shot(
+        build_llama(), 0.5, calibration, "llm_surgeon", "least_squares", allocation="global", units=units
+    )
+    assert pruning.num_parameters <= pruning.budget and set(pruning.scores) >= set(units)
+    with pytest.raises(ValueError, match="Scores of `criterion` llm_surgeon:gradients=False do not compare"):
+        prune_one_shot(build_llama(), 0.5, calibration, "llm_surgeon:gradients=false", allocation="global", units=units)
+
+
+def test_protected_layers_keep_their_sub_layers(build_llama, calibration):
+    choice = {"units": [ATTENTION, MLP, LAYER], "allocation": "global", "protect": "0,last:1"}
+    criteria = {"default": "sub_layer_rise", LAYER: "loss_rise"}
+    kept = prune_one_shot(build_llama(), 0.6, calibration, criteria, **choice).kept
+    assert all(len(kept.heads[layer]) == 9 and len(kept.intermediate[layer]) == 22 for layer in (0, 3))
+    with pytest.raises(ValueError, match="remain when everything is removed"):
+        prune_one_shot(build_llama(), 0.5, calibration, criteria, **choice | {"protect": "first:3"})
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("compensation", ["bias", "least_squares_bias:towards=source"])
+def test_biases_of_compensation_are_counted(build_llama, calibration, allocation, compensation):
+    """Also those of sub-layers that are gone, which then write a constant."""
+    source = build_llama()
+    more = {"units": [ATTENTION, MLP, INTERMEDIATE]} if allocation == "global" else {}
+    criteria = {"default": "taylor", ATTENTION: "sub_layer_rise", MLP: "sub_layer_rise"}
+    pruning = prune_one_shot(source, 0.5, calibration, criteria, compensation, 2, allocation=allocation, **more)
+    assert pruning.model.config.mlp_bias and pruning.model.config.attention_bias
+    assert pruning.num_parameters <= pruning.budget == source.num_parameters() // 2
+    if allocation == "uniform":
+        assert pruning.num_parameters == pruning.model.num_parameters()
+    else:
+        sub_layers = [bool(part[layer]) for part in (pruning.kept.heads, pruning.kept.intermediate) for layer in part]
+        assert not all(sub_layers)
+        assert any(bool(layer.mlp.down_proj.bias.any()) for layer in pruning.model.model.layers)
+
+
 def test_another_family_can_be_named(build_llama, calibration):
     pruning = prune_one_shot(build_llama(), 0.7, calibration, "taylor", as_family="mistral", allocation="global")
     assert pruning.model.config.model_type == "mistral" and pruning.num_parameters <= pruning.budget
@@ -198,7 +235,10 @@ def test_influence_is_that_of_the_layer_outputs(build_llama, add_masks, token_id
     masked = add_masks(source, {})
     with torch.no_grad():
         states = source(token_ids, output_hidden_states=True).hidden_states
-    batches = [{"input_ids": token_ids[:1], "labels": token_ids[:1]}, {"input_ids": token_ids[1:]}]
+    batches = [
+        {"input_ids": token_ids[:1], "labels": token_ids[:1]},
+        {"input_ids": token_ids[1:], "labels": token_ids[1:]},
+    ]
     found = layer_influence(masked, batches)
     for layer in range(3):  # the last state of the stock model is behind the final norm
         cosine = torch.nn.functional.cosine_similarity(states[layer], states[layer + 1], dim=-1)
@@ -270,6 +310,8 @@ def incomparable(model, calibration):
         ({"target": "small"}, "`target` must be a shape"),
         ({"allocation": "global", "criterion": "loss_rise"}, "`criterion` 'loss_rise' cannot rank"),
         ({"allocation": "global", "criterion": incomparable, "units": ["layer", "intermediate"]}, "do not compare between"),
+        ({"allocation": "global", "criterion": "policy_gradient"}, "learns towards the numbers of a target shape"),
+        ({"allocation": "global", "protect": "first:9"}, "`protect` has the part 'first:9'"),
         ({"form": "folded"}, "`form` must be one of padded, nemotron_nas"),
         ({"allocation": "global", "form": "nemotron_nas"}, "one number of query heads for all layers, so key_value_head"),
     ],

@@ -15,7 +15,7 @@ from launching import free_port
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.data import Calibration
 from hf_shear.importance import ranks_of
-from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, hard_topk
+from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, SUB_LAYERS, hard_topk
 from hf_shear.one_shot import criterion_names, resolve_criterion, score_units
 from hf_shear.slicing import slice_model
 
@@ -74,7 +74,8 @@ def test_scores_do_not_depend_on_the_batches(model, samples, name):
     parts = zip(*(tensor.split([1, 3, 2]) for tensor in samples.values()), strict=True)
     calibration = Calibration([dict(zip(samples, part, strict=True)) for part in parts])
     for kind, score in scored(model, name, calibration).items():
-        assert score.dtype == torch.float32 and score.shape == model.masks.kinds[kind].mask_shape
+        shape = model.masks.kinds[LAYER if kind in SUB_LAYERS else kind].mask_shape
+        assert score.dtype == torch.float32 and score.shape == shape
         torch.testing.assert_close(score, together[kind], rtol=2e-4, atol=2e-5)
 
 
@@ -105,8 +106,9 @@ def test_scores_under_closed_units_are_those_of_the_model_without_them(build_lla
     wanted = scored(ShearingLlamaForCausalLM.from_model(sliced), name, calibration)
     layers = torch.tensor(kept.layers)
     stayed = {kind: gate.bool() if kind in (HIDDEN, LAYER) else gate.bool()[layers] for kind, gate in gates.items()}
+    stayed |= dict.fromkeys(SUB_LAYERS, stayed[LAYER])
     for kind, score in wanted.items():
-        mine = found[kind] if kind in (HIDDEN, LAYER) else found[kind][layers]
+        mine = found[kind] if kind in (HIDDEN, LAYER, *SUB_LAYERS) else found[kind][layers]
         stays = stayed[kind]
         if kind == QUERY_HEAD:
             stays = stays & stayed[KEY_VALUE_HEAD].unsqueeze(-1)

@@ -9,7 +9,7 @@ from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.criteria.taylor import taylor
 from hf_shear.data import Calibration
 from hf_shear.importance import criterion, name_of, ranks_of
-from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, RANKED_KINDS, UNIT_KINDS
+from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, RANKED_KINDS, SUB_LAYERS, UNIT_KINDS
 from hf_shear.one_shot import (
     criteria_by_kind,
     criteria_from_words,
@@ -177,10 +177,15 @@ def test_every_criterion_prunes_what_it_ranks(build_llama, calibration, name, co
     }
     for kind in [kind for kind in ranks_of(resolve_criterion(name)) if kind in sizes]:
         choice = f"{name}:steps=2" if name == "policy_gradient" else name
+        by_budget = {"allocation": "global", "units": [kind]} if kind in SUB_LAYERS else {}  # no shape names sub-layers
+        target = 0.8 if by_budget else sizes[kind]
         pruning, again = (
-            prune_one_shot(build_llama(), sizes[kind], calibration, choice, compensation, 2) for _ in range(2)
+            prune_one_shot(build_llama(), target, calibration, choice, compensation, 2, **by_budget) for _ in range(2)
         )
-        assert {size: getattr(pruning.model.config, size) for size in sizes[kind]} == sizes[kind]
+        if by_budget:
+            assert pruning.num_parameters <= pruning.budget
+        else:
+            assert {size: getattr(pruning.model.config, size) for size in target} == target
         assert pruning.kept == again.kept and set(pruning.scores) == {kind}
         assert torch.isfinite(torch.tensor(loss(pruning.model, calibration)))
 

@@ -79,6 +79,7 @@ def test_the_passes_are_those_of_the_table(build_llama, name):
         "forward": (3, 0),
         "forward, backward": (3, 3),
         "L + 1 forwards": (5 * 3, 0),
+        "2 L + 1 forwards": (9 * 3, 0),
         "steps x masks_per_step forwards": (2 * 3, 0),
     }
     assert (counts["forward"], counts["backward"]) == expected[passes]

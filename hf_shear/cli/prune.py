@@ -65,7 +65,10 @@ def run(arguments: Arguments) -> None:
         config = as_family(config, family_named(arguments.as_family))
     target = _target(arguments, config)
     criterion = criteria_from_words(arguments.criterion)
-    plan = make_plan(config, target, criterion, arguments.allocation, arguments.units, arguments.form)
+    plan = make_plan(
+        config, target, criterion, arguments.allocation, arguments.units, arguments.form, arguments.protect,
+        arguments.compensation,
+    )  # fmt: skip
     args = ShearTrainingArguments(arguments.output_dir, report_to="none")
     source = AutoModelForCausalLM.from_pretrained(path).to(args.device)
     data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, config)

@@ -1,6 +1,6 @@
 """What makes up for removed units: updates of the weights that remain, before any training."""
 
-from .add_biases import add_biases
+from .add_biases import add_biases, config_with_biases
 from .choose import COMPENSATIONS, SOURCE, Compensation, check_compensation, resolve_compensation
 from .compensate import CompensationReport, compensate
 
@@ -12,5 +12,6 @@ __all__ = [
     "add_biases",
     "check_compensation",
     "compensate",
+    "config_with_biases",
     "resolve_compensation",
 ]

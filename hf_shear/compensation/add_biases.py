@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from ..families import family_of
 from ..modeling import ShearingMixin
@@ -21,6 +24,20 @@ def check_biases(config) -> None:
             f" {family.model_type!r} can have: the result would not be a stock checkpoint. Use 'least_squares', which"
             " changes weights alone."
         )
+
+
+def config_with_biases(config: PretrainedConfig) -> PretrainedConfig:
+    """A copy of ``config`` with the flags that ``add_biases`` sets.
+
+    Raises:
+        ValueError: as ``check_biases``.
+    """
+    check_biases(config)
+    config, family = copy.deepcopy(config), family_of(config)
+    for name in COMPENSATED:
+        if not family.has_bias(name, config):
+            setattr(config, family.biases[name], True)
+    return config
 
 
 def add_biases(model: ShearingMixin) -> None:

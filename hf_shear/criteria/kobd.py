@@ -27,5 +27,4 @@ def kobd(
         gradients, layers_per_pass, activation_checkpointing, store: as in ``llm_surgeon``.
     """
     passes = (layers_per_pass or None, activation_checkpointing, store or None)
-    costs = removal_costs(model, calibration, False, gradients, 0.0, *passes)
-    return costs.units | dict(zip(SUB_LAYERS, (costs.attention, costs.mlp), strict=True))
+    return removal_costs(model, calibration, False, gradients, 0.0, *passes).scores()

@@ -34,5 +34,4 @@ def llm_surgeon(
         store: where hidden states wait between passes, such as "cpu"; "": the model's device.
     """
     passes = (layers_per_pass or None, activation_checkpointing, store or None)
-    costs = removal_costs(model, calibration, True, gradients, damping, *passes)
-    return costs.units | dict(zip(SUB_LAYERS, (costs.attention, costs.mlp), strict=True))
+    return removal_costs(model, calibration, True, gradients, damping, *passes).scores()

@@ -8,7 +8,7 @@ from ..masks import UNIT_KINDS
 from ..modeling import ShearingMixin
 
 
-@criterion(ranks=UNIT_KINDS)
+@criterion(ranks=UNIT_KINDS, needs_target_shape=True)
 def policy_gradient(
     model: ShearingMixin,
     calibration: Calibration,

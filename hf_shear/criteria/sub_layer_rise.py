@@ -11,4 +11,4 @@ from ..modeling import ShearingMixin
 @criterion(ranks=SUB_LAYERS, comparable_across_layers=True)
 def sub_layer_rise(model: ShearingMixin, calibration: Calibration) -> Scores:
     """Mean loss without each sub-layer minus the mean loss with all, nats per token."""
-    return sub_layer_loss_rise(model, calibration.on(model.device))
+    return sub_layer_loss_rise(model, calibration.batches)

@@ -8,7 +8,7 @@ from ..masks import UNIT_KINDS
 from ..modeling import ShearingMixin
 
 
-@criterion(ranks=UNIT_KINDS, comparable_across_layers=True)
+@criterion(ranks=UNIT_KINDS, comparable_across_layers=lambda options: options.get("aggregation", "gate") != "fused")
 def taylor(
     model: ShearingMixin,
     calibration: Calibration,

@@ -4,7 +4,7 @@ from .activation_moments import write_input_moments
 from .activation_sizes import activation_sizes
 from .adapter_gradients import adapter_importance
 from .coupled_weights import open_units, sum_over_units, values_of, write_weights
-from .criterion import Criterion, Scores, criterion, is_comparable_across_layers, name_of, ranks_of
+from .criterion import Criterion, Scores, criterion, is_comparable_across_layers, name_of, needs_target_shape, ranks_of
 from .layer_influence import layer_influence
 from .layer_loss_rise import layer_loss_rise
 from .mask_start import mask_start_importance
@@ -31,6 +31,7 @@ __all__ = [
     "layer_loss_rise",
     "mask_start_importance",
     "name_of",
+    "needs_target_shape",
     "open_units",
     "options_from_text",
     "random_importance",

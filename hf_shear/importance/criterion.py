@@ -27,6 +27,7 @@ def criterion(
     ranks: Collection[str],
     presumes_compensation: bool = False,
     comparable_across_layers: bool | Callable[[dict], bool] = False,
+    needs_target_shape: bool = False,
 ) -> Callable[[Criterion], Criterion]:
     """Declare a function as a criterion.
 
@@ -37,11 +38,13 @@ def criterion(
         comparable_across_layers: whether scores of different layers and kinds of units have one unit of measure, such
             as nats of loss; or a function that says so of the options that were set, by name.
             Where they have not, an allocation over all layers standardises them layer by layer.
+        needs_target_shape: whether it asks the masked model how many units each row shall keep, which only a target
+            shape tells.
     """
 
     def declare(score: Criterion) -> Criterion:
         score.ranks, score.presumes_compensation = tuple(ranks), presumes_compensation
-        score.comparable_across_layers = comparable_across_layers
+        score.comparable_across_layers, score.needs_target_shape = comparable_across_layers, needs_target_shape
         return score
 
     return declare
@@ -57,6 +60,11 @@ def is_comparable_across_layers(function: Criterion) -> bool:
     options = function.keywords if isinstance(function, partial) else {}
     declared = (function.func if isinstance(function, partial) else function).comparable_across_layers
     return declared(options) if callable(declared) else declared
+
+
+def needs_target_shape(function: Criterion) -> bool:
+    """Whether a criterion needs to know how many units each row shall keep."""
+    return (function.func if isinstance(function, partial) else function).needs_target_shape
 
 
 def name_of(function: Criterion) -> str:

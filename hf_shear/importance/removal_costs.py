@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..curvature import DAMPING, ColumnCosts, stream_curvature, stream_inputs
 from ..data import Calibration
-from ..masks import INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
+from ..masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, QUERY_HEAD
 from ..modeling import ATTENTION_OUTPUT, MLP_OUTPUT, ShearingMixin, open_columns, written_weight
 from .criterion import Scores
 
@@ -36,6 +36,10 @@ class RemovalCosts:
     units: Scores
     attention: Tensor
     mlp: Tensor
+
+    def scores(self) -> Scores:
+        """Of every kind that they rank: units, and whole sub-layers."""
+        return self.units | {ATTENTION: self.attention, MLP: self.mlp}
 
 
 def removal_costs(

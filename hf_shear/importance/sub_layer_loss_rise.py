@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, MLP
 from ..modeling import ShearingMixin
+from .measuring import measuring, sample_losses
+from .over_ranks import sum_over_ranks
 
 _GATES = {ATTENTION: KEY_VALUE_HEAD, MLP: INTERMEDIATE}
 
@@ -21,31 +23,36 @@ def sub_layer_loss_rise(model: ShearingMixin, batches: Iterable[dict[str, Tensor
 
     Args:
         model: a masked model, left as it is; the gates in use stay in use.
-        batches: inputs with ``input_ids`` and ``labels`` on the model's device, of equal token counts.
+        batches: inputs with ``input_ids`` and ``labels``.
 
     Returns:
         float32 [layers] for ``"attention"`` and ``"mlp"``, nats per token.
 
     Raises:
-        ValueError: no batches.
+        ValueError: no tokens to predict, or a loss that is not finite.
     """
-    kinds, outer, num_layers = model.masks.kinds, model.gates_in_use, model.masks.source.num_hidden_layers
-    whole, rises, num_batches = 0.0, {name: torch.zeros(num_layers) for name in _GATES}, 0
-    was_training = model.training
-    model.eval()
-    try:
-        for inputs in batches:
-            with model.use_gates(outer):
-                whole += float(model(**inputs, use_cache=False).loss)
-            for name, kind in _GATES.items():
-                for layer in range(num_layers):
-                    gate = outer.get(kind, torch.ones(kinds[kind].mask_shape, device=model.device)).clone()
-                    gate[layer] = 0
-                    with model.use_gates(outer | {kind: gate}):
-                        rises[name][layer] += float(model(**inputs, use_cache=False).loss)
-            num_batches += 1
-    finally:
-        model.train(was_training)
-    if num_batches == 0:
-        raise ValueError("`batches` is empty: the loss rise of sub-layers needs at least one calibration batch.")
-    return {name: (total - whole) / num_batches for name, total in rises.items()}
+    outer, device = model.gates_in_use, model.device
+    variants = [outer]
+    for kind in _GATES.values():
+        for layer in range(model.masks.source.num_hidden_layers):
+            gate = outer.get(kind, torch.ones(model.masks.kinds[kind].mask_shape, device=device)).clone()
+            gate[layer] = 0
+            variants.append(outer | {kind: gate})
+    totals = torch.zeros(len(variants), dtype=torch.float64, device=device)
+    num_tokens = torch.zeros((), dtype=torch.float64, device=device)
+    with measuring(model):
+        for batch in batches:
+            for index, gates in enumerate(variants):
+                with model.use_gates(gates):
+                    losses, counts = sample_losses(model, batch)
+                totals[index] += losses.sum()
+            num_tokens += counts.sum()
+    sum_over_ranks(totals, num_tokens)
+    if num_tokens == 0:
+        raise ValueError(
+            "`batches` is empty or predicts no token: the loss rise of sub-layers needs at least one calibration batch."
+        )
+    if not bool(torch.isfinite(totals).all()):
+        raise ValueError("The loss without a sub-layer, or with all, is not finite on the calibration text.")
+    attention, mlp = ((totals[1:] - totals[0]) / num_tokens).float().chunk(2)
+    return {ATTENTION: attention, MLP: mlp}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..importance import Scores
-from ..masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, QUERY_HEAD
+from ..masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, QUERY_HEAD, unit_parameters
 from ..shapes import count_attention, count_mlp
 from .open_units import Closed, OpenUnits, Unit, units_per_layer
 
@@ -121,17 +121,9 @@ def _freed_by(kind: str, units: OpenUnits) -> int:
     config, source = units.config, units.source
     hidden, width, head_dim = source.hidden_size, source.intermediate_size, source.head_dim
     heads, groups = source.num_attention_heads, source.num_key_value_heads
-    attention = count_attention(config, hidden, heads, groups, head_dim)
-    mlp = count_mlp(config, hidden, width)
-    if kind == INTERMEDIATE:
-        return mlp - count_mlp(config, hidden, width - 1) if width > 1 else mlp
-    if kind == KEY_VALUE_HEAD:
-        fewer = heads - source.queries_per_group
-        return attention - count_attention(config, hidden, fewer, groups - 1, head_dim)
-    if kind == QUERY_HEAD:
-        return attention - count_attention(config, hidden, heads - 1, groups, head_dim) if heads > 1 else attention
     if kind == ATTENTION:
-        return attention - count_attention(config, hidden, 0, 0, head_dim)
+        whole = count_attention(config, hidden, heads, groups, head_dim)
+        return whole - count_attention(config, hidden, 0, 0, head_dim)
     if kind == MLP:
-        return mlp - count_mlp(config, hidden, 0)
-    return attention + mlp
+        return count_mlp(config, hidden, width) - count_mlp(config, hidden, 0)
+    return unit_parameters(config, source)[kind]

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral, Real
 
 from transformers import PretrainedConfig
 
+from ..compensation import check_compensation, config_with_biases, resolve_compensation
 from ..data import Calibration
 from ..families import family_of
-from ..importance import Scores, is_comparable_across_layers, keyword_options, name_of, options_from_text
-from ..masks import INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, SUB_LAYERS, unit_kinds
+from ..importance import (
+    Scores,
+    is_comparable_across_layers,
+    keyword_options,
+    name_of,
+    needs_target_shape,
+    options_from_text,
+)
+from ..masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, SUB_LAYERS, unit_kinds
 from ..modeling import ShearingMixin
 from ..shapes import TargetShape, count_parameters, parameter_budget, shape_for_budget
 from ..slicing import FORMS, NEMOTRON_NAS, check_nemotron_nas
@@ -21,6 +29,7 @@ from .allocation import uniform_gates
 from .choose_criterion import CriterionChoice, criteria_by_kind
 from .global_allocation import GLOBAL_KINDS, close_cheapest, smallest_count, too_small
 from .open_units import OpenUnits, Unit
+from .protected_layers import protected_layers
 
 Target = TargetShape | dict[str, int] | int | float
 
@@ -35,20 +44,24 @@ class Plan:
     """How a model is brought to its target.
 
     Attributes:
+        config: of the source, with the biases that compensation adds: its parameters are counted.
         shape: the target of a uniform allocation; the source's own shape for the others.
         budget: parameters, embeddings included and tied weights counted once; None where a shape is the target.
         kinds: of units that are removed.
         allocation: its name.
         options: of the allocation.
-        protected: units that stay.
+        protected_layers: indices of layers that stay; of an uneven allocation with both of their sub-layers.
+        protected: units that stay for the form's sake.
     """
 
+    config: PretrainedConfig
     shape: TargetShape
     budget: int | None
     kinds: tuple[str, ...]
     allocation: str
     options: dict
-    protected: frozenset[Unit]
+    protected_layers: list[int]
+    protected: frozenset[Unit] = frozenset()
 
     @property
     def uneven(self) -> bool:
@@ -67,9 +80,9 @@ class Plan:
         gates = model.gates_in_use
         if not self.uneven:
             return uniform_gates(scores, model.masks.kinds, gates, progress)
-        num_source = count_parameters(model.config, self.shape.source)
+        num_source = count_parameters(self.config, self.shape.source)
         budget = self.budget + round((num_source - self.budget) * (1 - progress))
-        units = OpenUnits(model.config, self.shape.source, gates, self.protected)
+        units = OpenUnits(self.config, self.shape.source, gates, self.protected)
         if self.allocation == GLOBAL:
             comparable = not _not_comparable(criterion, self.kinds)
             close_cheapest(units, scores, budget, comparable, **self.options)
@@ -85,17 +98,22 @@ def make_plan(
     allocation: str = UNIFORM,
     units: Collection[str] | None = None,
     form: str = FORMS[0],
+    protect: str | Sequence[int] = (),
+    compensation: str = "none",
 ) -> Plan:
     """Check what is asked for.
 
     Args:
         config: of the source.
-        target, allocation, units, form: as in ``prune_one_shot``.
+        target, allocation, units, form, protect, compensation: as in ``prune_one_shot``.
         criterion: must rank the units that are removed.
 
     Raises:
         ValueError: the target does not fit the allocation or the source, or the form cannot hold the result.
     """
+    check_compensation(compensation, config)
+    chosen = resolve_compensation(compensation)
+    own, config = config, config_with_biases(config) if chosen is not None and chosen.needs_bias else config
     name, _, text = allocation.partition(":")
     if name not in ALLOCATIONS:
         raise ValueError(f"`allocation` must be one of {', '.join(ALLOCATIONS)}, but it is {name!r}.")
@@ -103,20 +121,29 @@ def make_plan(
         raise ValueError(f"`form` must be one of {', '.join(FORMS)}, but it is {form!r}.")
     whole = TargetShape.from_source(config)
     if name == UNIFORM:
-        plan = _uniform_plan(config, target, text, units)
+        plan = _uniform_plan(own, config, target, text, units, protect)
     else:
-        budget = _budget(target, config, whole, name)
+        budget = _budget(target, own, whole, name)
         kinds = _kinds(units, name)
         _check_heads(config, kinds)
         options = _options(name, text, count_parameters(config, whole.source), budget)
-        protected = frozenset([Unit(SUB_LAYERS[0], 0, 0), Unit(LAYER, 0, 0)] if form == NEMOTRON_NAS else [])
-        plan = Plan(whole, budget, kinds, name, options, protected)
-        smallest = OpenUnits(config, whole.source, protected=protected)
+        num_layers = whole.source.num_hidden_layers
+        layers = protected_layers(protect, num_layers, num_layers)
+        protected = {Unit(kind, layer, 0) for layer in layers for kind in (LAYER, *SUB_LAYERS)}
+        protected |= {Unit(LAYER, 0, 0), Unit(ATTENTION, 0, 0)} if form == NEMOTRON_NAS else set()
+        plan = Plan(config, whole, budget, kinds, name, options, layers, frozenset(protected))
+        smallest = OpenUnits(config, whole.source, protected=plan.protected)
         if smallest_count(smallest, kinds) > budget:
             raise ValueError(too_small(smallest, budget, kinds))
     if form == NEMOTRON_NAS:
         check_nemotron_nas(config, plan.shape, plan.kinds if plan.uneven else ())
-    criteria_by_kind(criterion, plan.kinds)
+    functions = criteria_by_kind(criterion, plan.kinds)
+    shaped = sorted({name_of(function) for function in functions.values() if needs_target_shape(function)})
+    if plan.uneven and shaped:
+        raise ValueError(
+            f"`criterion` {', '.join(shaped)} learns towards the numbers of a target shape, which a budget shared by"
+            f" {name!r} allocation does not have. Name another criterion, or a target shape."
+        )
     if plan.uneven and (strange := _not_comparable(criterion, plan.kinds)):
         wholes = [kind for kind in plan.kinds if kind in (LAYER, *SUB_LAYERS)]
         if wholes:
@@ -128,7 +155,14 @@ def make_plan(
     return plan
 
 
-def _uniform_plan(config: PretrainedConfig, target: Target, text: str, units: Collection[str] | None) -> Plan:
+def _uniform_plan(
+    own: PretrainedConfig,
+    config: PretrainedConfig,
+    target: Target,
+    text: str,
+    units: Collection[str] | None,
+    protect: str | Sequence[int],
+) -> Plan:
     if text:
         raise ValueError(f"`allocation` 'uniform' has no options, but it is 'uniform:{text}'.")
     if units is not None:
@@ -142,10 +176,11 @@ def _uniform_plan(config: PretrainedConfig, target: Target, text: str, units: Co
     elif isinstance(target, dict):
         shape = TargetShape.from_dict(config, target)
     else:
-        choice = shape_for_budget(config, **_budget_argument(target))
-        shape, budget = choice.shape, choice.budget
+        budget = parameter_budget(count_parameters(own), **_budget_argument(target))
+        shape = shape_for_budget(config, num_parameters=budget).shape
     kinds = tuple(kind.name for kind in unit_kinds(shape.source, shape).values() if not kind.frozen)
-    return Plan(shape, budget, kinds, UNIFORM, {}, frozenset())
+    layers = protected_layers(protect, shape.source.num_hidden_layers, shape.num_hidden_layers)
+    return Plan(config, shape, budget, kinds, UNIFORM, {}, layers)
 
 
 def _budget_argument(target: int | float) -> dict:

@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..compensation import CompensationReport, check_compensation, compensate
+from ..compensation import CompensationReport, compensate
 from ..data import Calibration
 from ..families import family_named
 from ..importance import Scores
-from ..masks import LAYER
 from ..modeling import AutoShearingModelForCausalLM
 from ..modeling import as_family as config_as_family
 from ..slicing import FORMS, KeptUnits, count_kept_parameters, slice_model, slice_uneven
 from .choose_criterion import CriterionChoice
 from .plan import UNIFORM, Target, make_plan
-from .protected_layers import protect_layers, protected_layers
+from .protected_layers import protect_layers
 from .score import score_units
 
 
@@ -88,22 +87,20 @@ def prune_one_shot(
 
     Raises:
         ValueError: the target does not fit, the criterion cannot rank what is to be removed, more layers are protected
-            than the target keeps, or ``form`` cannot hold the result; before any forward runs.
+            than the target keeps, the family does not admit the compensation, or ``form`` cannot hold the result; before
+            any forward runs.
     """
     calibration = calibration if isinstance(calibration, Calibration) else Calibration(list(calibration))
     if num_shots < 1:
         raise ValueError(f"`num_shots` must be at least 1, but it is {num_shots}.")
     config = model.config if as_family is None else config_as_family(model.config, family_named(as_family))
-    plan = make_plan(config, target, criterion, allocation, units, form)
-    check_compensation(compensation, config)
+    plan = make_plan(config, target, criterion, allocation, units, form, protect, compensation)
     masked = AutoShearingModelForCausalLM.from_model(model, plan.shape, as_family=as_family).eval()
     whole = AutoShearingModelForCausalLM.from_model(model, as_family=as_family).eval()  # shares the weights
-    layers = masked.masks.kinds[LAYER]
-    protected = protected_layers(protect, layers.num_units, layers.num_kept)
     gates, scores, reports = {}, {}, []
     for shot in range(num_shots):
         with masked.use_gates(gates):
-            scores = protect_layers(score_units(masked, criterion, calibration, plan.kinds), protected)
+            scores = protect_layers(score_units(masked, criterion, calibration, plan.kinds), plan.protected_layers)
             chosen = plan.allocate(masked, calibration, scores, criterion, (shot + 1) / num_shots)
             reports.append(compensate(masked, chosen, calibration, compensation, whole))
         gates = chosen
