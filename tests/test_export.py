@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from training_helpers import (
     plain_model,
     weights_of,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from hf_shear import ShearingLlamaForCausalLM, slice_model
 from hf_shear.reporting import collect_versions
@@ -56,6 +57,17 @@ def test_tokenizer_and_provenance_are_optional(tmp_path):
     path = save_checkpoint(plain_model(), str(tmp_path / "a" / "out"))
     assert PROVENANCE_NAME not in names(path)
     assert "tokenizer.json" not in names(path)
+
+
+def test_the_sentencepiece_model_goes_along(tmp_path):
+    embedded = Path(__file__).resolve().parent.parent / "examples" / "embedded" / "model"
+    pieces = (embedded / "tokenizer.model").read_bytes()
+    first = save_checkpoint(plain_model(), tmp_path / "first", AutoTokenizer.from_pretrained(embedded))
+    assert (first / "tokenizer.model").read_bytes() == pieces
+    # From one export to the next too, and onto itself: the old folder is replaced only once the new one is whole.
+    second = save_checkpoint(plain_model(), first, AutoTokenizer.from_pretrained(first))
+    assert (second / "tokenizer.model").read_bytes() == pieces
+    assert "tokenizer.model" not in names(save_checkpoint(plain_model(), tmp_path / "third", letter_tokenizer()))
 
 
 class BrokenTokenizer:
@@ -132,3 +144,18 @@ def test_provenance_of_a_model_in_memory(tmp_path):
     assert record["source"]["name_or_path"] is None
     assert record["kept"] == {"layers": [0]}
     json.dumps(record)
+
+
+def test_the_rotary_embedding_stands_where_older_readers_look(tmp_path):
+    rope = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16}  # fmt: skip
+    config = LlamaConfig(**{**plain_model().config.to_dict(), "rope_parameters": rope})
+    folder = save_checkpoint(LlamaForCausalLM(config), tmp_path / "out")
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert fields["rope_theta"] == 500_000.0 and fields["rope_parameters"] == rope
+    assert fields["rope_scaling"] == {name: value for name, value in rope.items() if name != "rope_theta"}
+    loaded = AutoModelForCausalLM.from_pretrained(folder).config
+    assert loaded.rope_parameters == config.rope_parameters
+    plain = save_checkpoint(plain_model(), tmp_path / "plain")
+    fields = json.loads((plain / "config.json").read_text(encoding="utf-8"))
+    assert fields["rope_theta"] == fields["rope_parameters"]["rope_theta"] and fields["rope_scaling"] is None

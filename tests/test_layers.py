@@ -12,6 +12,7 @@ PACKAGE = Path(hf_shear.__file__).parent
 # What each package may import from hf_shear, besides itself. A new package must be given its place here.
 ALLOWED = {
     "families": set(),
+    "engines": set(),
     "shapes": {"families"},
     "masks": {"shapes"},
     "modeling": {"families", "shapes", "masks"},
@@ -71,6 +72,7 @@ ALLOWED = {
         "evaluation",
         "publishing",
         "scaling_law",
+        "engines",
         "runs",
     },
 }

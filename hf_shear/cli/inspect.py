@@ -1,15 +1,17 @@
-"""``hf-shear inspect``: what a checkpoint is, and what a target would remove of it; reads no weights."""
+"""``hf-shear inspect``: what a checkpoint is, what a target would remove of it, where it loads; reads no weights."""
 
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
 
+from ..engines import ENGINES, CheckpointFacts, Row, facts_of_config, where_it_loads
 from ..evaluation import kv_cache_bytes_per_token
-from ..modeling import check_supported_source, is_masked_config
+from ..modeling import MASKED_PREFIX, check_supported_source, is_masked_config
 from ..recovery import forward_flops_per_token
 from ..runs import TargetArguments, choose_target
 from ..shapes import SHAPE_NAMES, ModelShape, count_parameters
@@ -17,11 +19,12 @@ from ..slicing import PROVENANCE_NAME, read_provenance
 from ..training.memory import estimate_memory
 from ..training.memory_setup import TrainingSetup
 
-SUMMARY = "Show a checkpoint's shape, and what a target would remove, before a GPU is touched."
+SUMMARY = "Show a checkpoint's shape, what a target would remove, and which engines take it; reads no weights."
 EXAMPLE = "hf-shear inspect path/to/llama --hidden_size 2048 --num_attention_heads 16 --num_key_value_heads 16"
 POSITIONAL = ("checkpoint",)
 
 GIB = 2**30
+NOTE_WIDTH = 110  # characters
 
 
 @dataclass(kw_only=True)
@@ -58,7 +61,16 @@ def run(arguments: Arguments) -> None:
     if target is not None:
         facts["target"] = describe(config, target, arguments.sequence_length)
         facts["training_memory_bytes"] = _training_memory(config, arguments.sequence_length)
-    print(json.dumps(facts, indent=1) if arguments.json else _table(facts, config, arguments))
+    engine_facts = _engine_facts(arguments.checkpoint, config)
+    if target is not None:
+        engine_facts = engine_facts.resized(**target.sizes())
+    rows = where_it_loads(ENGINES, engine_facts)
+    facts["engines"] = [row.to_dict() for row in rows]
+    if arguments.json:
+        print(json.dumps(facts, indent=1))
+        return
+    of_what = "the target, once cut and saved" if target is not None else "this checkpoint"
+    print("\n".join([_table(facts, config, arguments), "", *_engine_lines(rows, of_what)]))
 
 
 def describe(config: PretrainedConfig, shape: ModelShape, sequence_length: int) -> dict:
@@ -95,6 +107,26 @@ def _widths_table(layers: list[dict[str, int]]) -> list[str]:
     for source_layer, heads, groups, neurons in (layer.values() for layer in layers):
         lines.append(f"{source_layer:<22}{heads:>8,}{groups:>10,}{neurons:>10,}")
     return lines
+
+
+def _engine_facts(checkpoint: str, config: PretrainedConfig) -> CheckpointFacts:
+    """What engines look at. A config without masks stands for the checkpoint that is cut out of a masked one."""
+    fields, _ = PretrainedConfig.get_config_dict(
+        checkpoint
+    )  # as written: transformers moves what older readers look for
+    fields["model_type"] = config.model_type.removeprefix(MASKED_PREFIX)
+    folder = Path(checkpoint)
+    return facts_of_config(fields, {path.name for path in folder.iterdir()} if folder.is_dir() else ())
+
+
+def _engine_lines(rows: list[Row], of_what: str) -> list[str]:
+    """One line per engine, and its notes below it."""
+    lines = [f"Where {of_what} loads besides transformers (run: compared here; read: in the engine's source):"]
+    for row in rows:
+        known = "" if row.evidence == "none" else f" ({row.evidence})"
+        lines.append(f"  {row.engine:<30}{row.verdict}{known}")
+        lines += [f"      {line}" for note in row.notes for line in textwrap.wrap(note, NOTE_WIDTH)]
+    return [*lines, "examples/docs/engines.md has the commands and the measurements."]
 
 
 def _training_memory(config: PretrainedConfig, sequence_length: int) -> dict[str, int]:

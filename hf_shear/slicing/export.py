@@ -20,6 +20,8 @@ from ..reporting import collect_versions
 from ..shapes import ModelShape
 from .gathering import check_dtype, full_parameters, is_main_process, is_sharded, on_main_process
 from .kept_units import KeptUnits
+from .older_config_fields import add_older_rope_fields
+from .tokenizer_files import save_tokenizer
 
 PROVENANCE_NAME = "shear_provenance.json"
 
@@ -39,7 +41,7 @@ def save_checkpoint(
     Args:
         model: a stock model, for example from ``slice_model``, without what a backend wraps around it.
         output_dir: folder to make; one that exists is replaced once the new one is complete.
-        processing_class: tokenizer to save along.
+        processing_class: tokenizer to save along, with its SentencePiece model if it has one.
         provenance: JSON-ready facts, written to ``shear_provenance.json``.
         dtype: of the saved weights; by default the model's. The model itself is left as it is.
 
@@ -63,10 +65,11 @@ def _write(
         use_cache, model.config.use_cache = model.config.use_cache, True  # trainers switch it off for training
         try:
             model.save_pretrained(folder, state_dict=state)
+            add_older_rope_fields(folder)
         finally:
             model.config.use_cache = use_cache
         if processing_class is not None:
-            processing_class.save_pretrained(folder)
+            save_tokenizer(processing_class, folder)
         if provenance is not None:
             (folder / PROVENANCE_NAME).write_text(json.dumps(provenance, indent=1), encoding="utf-8")
 

@@ -30,6 +30,7 @@ from ..masks import ATTENTION, INTERMEDIATE, LAYER, MLP
 from ..shapes import ModelShape
 from .export import PROVENANCE_NAME, replace_folder
 from .kept_units import KeptUnits
+from .tokenizer_files import save_tokenizer
 
 PADDED, NEMOTRON_NAS = "padded", "nemotron_nas"
 FORMS = (PADDED, NEMOTRON_NAS)
@@ -120,7 +121,7 @@ def save_nemotron_nas(
         shutil.copyfile(Path(__file__).with_name(_CONFIGURATION), folder / _CONFIGURATION)
         model.generation_config.save_pretrained(folder)
         if processing_class is not None:
-            processing_class.save_pretrained(folder)
+            save_tokenizer(processing_class, folder)
         if provenance is not None:
             (folder / PROVENANCE_NAME).write_text(json.dumps(provenance, indent=1), encoding="utf-8")
 

@@ -1,0 +1,245 @@
+"""Which engines take which checkpoint: the rules, what was measured, the page, and (slow) the engines themselves."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+
+from hf_shear.cli import main
+from hf_shear.engines import (
+    ACCEPTED,
+    ENGINES,
+    EVIDENCE,
+    REFUSED,
+    UNTESTED,
+    VERDICTS,
+    WRONG,
+    Engine,
+    Rule,
+    facts_of_config,
+    judge,
+    read_facts,
+    where_it_loads,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "model_cards" / "engines"
+SOURCES = ("stories260K", "embedded")
+MAX_LOGIT_DIFFERENCE = 2e-3  # of the deviation of the logits, in float32; 5e-5 of 7.7 is usual
+LLAMA = {
+    "model_type": "llama", "hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64,
+    "intermediate_size": 1024, "vocab_size": 1000, "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+}  # fmt: skip
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer.model")
+
+
+def results(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def verdicts(changes: dict, files=FILES) -> dict[str, str]:
+    return {row.engine: row.verdict for row in where_it_loads(ENGINES, facts_of_config(LLAMA | changes, files))}
+
+
+def test_facts_are_those_of_the_config():
+    facts = facts_of_config(LLAMA | {"attention_bias": True}, FILES)
+    assert facts.is_square and facts.attention_bias and not facts.mlp_bias and facts.tied
+    assert facts.row_lengths == {"hidden_size 512": 512, "heads x head_dim 512": 512, "intermediate_size 1024": 1024}
+    assert facts.not_multiples_of(32) == "" and facts.tokenizer == "tokenizer.model"
+    cut = facts.resized(hidden_size=500, num_attention_heads=4, intermediate_size=1000, num_hidden_layers=3)
+    assert cut.not_multiples_of(32) == "hidden_size 500, intermediate_size 1000" and not cut.is_square
+    assert cut.attention_bias and cut.head_dim == 64
+    assert cut.rope_at_top and not facts.rope_at_top  # exports say it where older readers look, too
+
+
+def test_what_a_config_leaves_out_is_what_transformers_assumes():
+    bare = {
+        "model_type": "llama",
+        "hidden_size": 96,
+        "num_attention_heads": 6,
+        "vocab_size": 10,
+        "intermediate_size": 7,
+    }
+    facts = facts_of_config(bare)
+    config = LlamaConfig(**{name: size for name, size in bare.items() if name != "model_type"})
+    assert (facts.head_dim, facts.num_key_value_heads) == (config.head_dim, config.num_key_value_heads)
+    assert (facts.rope_type, facts.rope_theta) == ("default", config.rope_parameters["rope_theta"])
+    assert facts.window is None and facts.tokenizer == "none"
+    with pytest.raises(ValueError, match="lacks hidden_size, vocab_size"):
+        facts_of_config({"model_type": "llama", "num_attention_heads": 2})
+
+
+def test_the_layers_of_a_nemotron_nas_have_widths_of_their_own():
+    blocks = [{"ffn": {"ffn_mult": 3 * 511 / 1024}}, {"ffn": {"no_op": True}}, {"ffn": {"intermediate_size": 300}}]
+    facts = facts_of_config(LLAMA | {"model_type": "nemotron-nas", "block_configs": blocks})
+    assert facts.intermediate_sizes == (300, 511)
+
+
+def test_the_worst_rule_decides_and_no_rule_means_untested():
+    def rule(verdict, applies=True, evidence="run"):
+        return Rule(verdict, lambda facts: applies, verdict, evidence, f"note of {verdict}")
+
+    base = Engine("base", "1", (rule(ACCEPTED), rule(WRONG, applies=False)))
+    facts = facts_of_config(LLAMA)
+    assert judge(base, facts).verdict == ACCEPTED
+    assert judge(Engine("not run", "1", (rule(ACCEPTED, applies=False),), base=base), facts).verdict == UNTESTED
+    quantised = Engine("quantised", "1", (rule(REFUSED, evidence="read"), rule(UNTESTED)), base=base)
+    row = judge(quantised, facts)
+    assert (row.verdict, row.evidence, row.notes) == (REFUSED, "read", ("note of refused",))
+    assert judge(Engine("none", "1", (rule(REFUSED, applies=False),)), facts).verdict == UNTESTED
+    assert judge(Engine("unknown", "1", (rule(ACCEPTED), rule(UNTESTED))), facts).verdict == UNTESTED
+
+
+def test_a_usual_llama_is_accepted_everywhere():
+    assert set(verdicts({}).values()) == {ACCEPTED}
+
+
+def test_inspect_prints_the_rows_of_the_checkpoint_and_of_the_target(tmp_path, capsys):
+    fields = {name: value for name, value in LLAMA.items() if name != "model_type"}
+    LlamaConfig(**fields, num_hidden_layers=3).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    assert main(["inspect", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {engine.name} " in printed for engine in ENGINES)
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    now = {row["engine"]: row["verdict"] for row in json.loads(capsys.readouterr().out)["engines"]}
+    assert now == verdicts({}) == {row.engine: row.verdict for row in where_it_loads(ENGINES, read_facts(tmp_path))}
+    assert main(["inspect", str(tmp_path), "--num_attention_heads", "4", "--num_key_value_heads", "2", "--json"]) == 0
+    target = {row["engine"]: row["verdict"] for row in json.loads(capsys.readouterr().out)["engines"]}
+    assert target == verdicts({"num_attention_heads": 4, "num_key_value_heads": 2}) != now
+
+
+def test_every_rule_has_words_a_verdict_and_evidence():
+    for engine in ENGINES:
+        assert engine.rules and engine.version
+        assert bool(engine.key) == bool(engine.precisions)
+        for rule in engine.rules:
+            assert rule.verdict in VERDICTS and rule.evidence in EVIDENCE and rule.when
+            assert (rule.evidence == "run") == bool(rule.forms), f"{engine.name}: {rule.when}"
+            assert (rule.evidence == "none") == (rule.verdict == UNTESTED), f"{engine.name}: {rule.when}"
+            assert rule.evidence != "run" or engine.precisions, f"{engine.name} was not run"
+
+
+def runs_of(form: str, key: str) -> list[tuple[dict, int]]:
+    """The records of a form in every source where the engine ran it, and the number of prompts."""
+    folder, _, name = form.rpartition("/")
+    found = [results(each) for each in ([folder] if folder else SOURCES)]
+    return [(each["runs"][name], each["prompts"]) for each in found if key in each["runs"].get(name, {})]
+
+
+def measured(facts: dict, prompts: int, deviation: float, is_float: bool) -> str:
+    """The verdict that a measurement supports."""
+    if facts["status"] == REFUSED:
+        return REFUSED
+    if is_float:
+        close = facts["max_logit_difference"] < MAX_LOGIT_DIFFERENCE * deviation
+        same_text = facts["greedy_equal"] == prompts and facts.get("same_tokens", prompts) == prompts
+        return ACCEPTED if close and same_text else WRONG
+    return ACCEPTED
+
+
+@pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine.key], ids=lambda engine: engine.name)
+def test_rules_that_were_run_say_what_was_measured(engine):
+    for rule in engine.rules:
+        for form in rule.forms:
+            runs = runs_of(form, engine.key)
+            assert runs, f"{engine.name}: no results of {form}"
+            for run, prompts in runs:
+                for precision in engine.precisions[:1] if engine.base is None else engine.precisions:
+                    facts = run[engine.key][precision]
+                    found = measured(facts, prompts, run["logit_deviation"], engine.base is None)
+                    assert found == rule.verdict, f"{engine.name} {precision}, {form}: {facts}"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_measured_checkpoint_gets_the_verdict_that_was_measured(name):
+    """`inspect` on the very checkpoints that were run must not contradict what came out."""
+    found = results(name)
+    for form, run in found["runs"].items():
+        files = {"tokenizer.json"} if form == "json_tokenizer" else FILES
+        facts = facts_of_config(run["config"], files)
+        for engine in ENGINES:
+            if engine.base is None and engine.key in run:
+                was = measured(run[engine.key][engine.precisions[0]], found["prompts"], run["logit_deviation"], True)
+                assert judge(engine, facts).verdict == was, f"{engine.name}, {form}"
+
+
+def test_quantised_text_is_that_of_the_same_weights():
+    """Where the engine computes in floats (MLX), the text of transformers on the dequantised weights is the same."""
+    compared = set()
+    for name in SOURCES:
+        found = results(name)
+        for form, run in found["runs"].items():
+            for precision in {"int8", "int4"} & run.get("mlx", {}).keys():
+                facts = run["mlx"][precision]
+                assert facts["same_weights"]["greedy_equal"] == found["prompts"], (name, form, precision)
+                compared.add((name, precision))
+    assert {("stories260K", "int8"), ("stories260K", "int4")} <= compared
+
+
+@pytest.fixture
+def examples(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "engines"))
+
+
+def test_the_page_is_built_from_the_rules_and_the_results(examples):
+    page = importlib.import_module("page")
+    assert page.PAGE.read_text(encoding="utf-8") == page.page()
+
+
+IMPORTS = {
+    "llama_cpp": "llama_cpp",
+    "ctranslate2": "ctranslate2",
+    "openvino": "optimum.intel",
+    "onnx": "optimum.onnxruntime",
+    "mlx": "mlx_lm",
+}
+
+
+def python_of(engine: str) -> str:
+    """The Python that has the engine: HF_SHEAR_PYTHON_LLAMA_CPP and so on, or this one. Skips if it has not."""
+    python = os.environ.get(f"HF_SHEAR_PYTHON_{engine.upper()}", sys.executable)
+    found = subprocess.run([python, "-c", f"import {IMPORTS[engine]}"], capture_output=True)
+    if found.returncode != 0:
+        pytest.skip(
+            f"{IMPORTS[engine]} is not installed in {python}; HF_SHEAR_PYTHON_{engine.upper()} names another Python"
+        )
+    if engine == "llama_cpp" and not os.environ.get("CONVERT_HF_TO_GGUF"):
+        pytest.skip("CONVERT_HF_TO_GGUF does not name llama.cpp's convert_hf_to_gguf.py")
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", IMPORTS)
+@pytest.mark.parametrize("source", SOURCES)
+def test_an_engine_gives_the_text_of_transformers(engine, source, tmp_path, request):
+    python = python_of(engine)
+    data = (
+        [] if source == "embedded" else ["--data_dir", str(request.getfixturevalue("shared_data") / "data/tinystories")]
+    )
+    path = ROOT / "examples/embedded/model"
+    if source == "stories260K":
+        path = request.getfixturevalue("shared_data") / "models/stories260K"
+    forms = ["uniform", "narrow_attention", "mlp_bias", "indivisible_mistral"]
+    output = tmp_path / "results.json"
+    command = [sys.executable, str(ROOT / "examples/engines/measure.py"), "--source", str(path), "--shapes", source, *data,
+               "--output", str(output), "--work_dir", str(tmp_path), "--engines", engine, "--forms", *forms,
+               "--python", f"{engine}={python}"]  # fmt: skip
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    found = json.loads(output.read_text(encoding="utf-8"))
+    for form in forms:
+        run = found["runs"][form]
+        facts = facts_of_config(run["config"], FILES)
+        for row in (each for each in ENGINES if each.key == engine):
+            for precision in run[engine].keys() & set(row.precisions[:1] if row.base is None else row.precisions):
+                was = measured(run[engine][precision], found["prompts"], run["logit_deviation"], row.base is None)
+                assert judge(row, facts).verdict == was, (form, precision, run[engine][precision])
