@@ -1,0 +1,80 @@
+"""The family of small sources: shapes follow one rule, the page shows what was measured, the weights are those measured."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_shear.data import load_domains, pack_domains, split_domains
+
+FAMILY = Path(__file__).resolve().parent.parent / "examples" / "family"
+MODELS = sorted((FAMILY / "models").iterdir(), key=lambda folder: int(folder.name))
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_family", FAMILY / "train_family.py")
+    module = importlib.util.module_from_spec(spec)
+    path = list(sys.path)
+    spec.loader.exec_module(module)
+    sys.path[:] = path
+    return module
+
+
+def facts(folder):
+    return json.loads((folder / "source.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("size", [0, 48, 100])
+def test_sizes_off_the_rule_are_refused(script, size):
+    with pytest.raises(ValueError, match=f"must be multiples of 32 of at least 64.*but one is {size}"):
+        script.shape_of(size)
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+def test_a_member_has_the_shape_of_its_size_and_the_family_s_tokenizer(script, folder):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    shape = script.shape_of(int(folder.name))
+    assert {name: getattr(model.config, name) for name in shape} == shape
+    assert {name: facts(folder)["shape"][name] for name in shape} == shape
+    assert model.num_parameters() == facts(folder)["num_parameters"] and model.dtype == torch.bfloat16
+    assert (folder / "tokenizer.json").read_bytes() == (MODELS[0] / "tokenizer.json").read_bytes()
+    assert facts(folder)["tokens"] == facts(MODELS[0])["tokens"]
+
+
+def test_larger_members_are_better_and_all_beat_a_unigram_model():
+    losses = [facts(folder)["mean"] for folder in MODELS]
+    assert losses == sorted(losses, reverse=True)
+    for folder in MODELS:
+        assert all(loss < facts(folder)["unigram_loss"][name] for name, loss in facts(folder)["loss"].items())
+
+
+def test_the_page_shows_what_was_measured():
+    lines = (FAMILY / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("| `models/")}
+    assert set(rows) == {f"`models/{folder.name}`" for folder in MODELS}
+    for folder in MODELS:
+        row, found = rows[f"`models/{folder.name}`"], facts(folder)
+        assert f"| {found['num_parameters']:,} | {found['mean']:.3f} |" in row
+
+
+def test_the_weights_are_those_that_were_measured(script, shared_data):
+    """Losses of the first held-out samples of two domains, by the smallest member."""
+    folder, source = MODELS[0], sys.modules["train_source"]
+    found = facts(folder)
+    arguments = found["arguments"]
+    domains = load_domains(shared_data / "data" / "redpajama_sample")
+    _, held_out = split_domains(domains, arguments["held_out_fraction"], arguments["seed"])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    held_out = {name: held_out[name] for name in ("cc", "wiki")}
+    packed = source.as_tensors(pack_domains(held_out, tokenizer, arguments["max_length"]))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for name, samples in packed.items():
+        probe = found["probe"][name]
+        own = samples[: probe["samples"]]
+        assert source.digest(own) == probe["sha256"]
+        assert source.mean_loss(model, own) == pytest.approx(probe["loss"], abs=1e-4)
