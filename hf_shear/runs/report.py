@@ -116,13 +116,14 @@ def _shifted(history: list[dict], tokens_before: int) -> list[dict]:
 def write_report(folder: Path, results: dict) -> str:
     """Check and write ``results.json``, draw the pictures, and return the table to print.
 
-    ``results`` holds, beside the contract's keys, ``kept`` (``KeptUnits.to_dict()``) and ``history`` (rows of
-    ``EvaluationLog.read`` over both stages).
+    ``results`` holds, beside the contract's keys, ``kept`` (``KeptUnits.to_dict()``, None where nobody noted it) and
+    ``history`` (rows of ``EvaluationLog.read`` over both stages).
     """
     check_results(results)
     write_results(folder / RESULTS_NAME, results)
     source = results["source"]["shape"]
-    plot_kept_units(results["kept"], source, folder / "kept_units.png")
+    if results["kept"] is not None:
+        plot_kept_units(results["kept"], source, folder / "kept_units.png")
     history = results["history"]
     if history:
         plot_domains(history, folder / "domains.png")
