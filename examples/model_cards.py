@@ -17,7 +17,7 @@ from hf_shear.publishing.card import check_license
 from hf_shear.publishing.local_paths import without_local_paths
 
 MODELS = Path(__file__).resolve().parent.parent / "model_cards" / "models"
-LEFT_OUT = ("kept",)  # long, and not on a card
+LEFT_OUT = ("baseline_history", "sizes", "kept")  # long, and not on a card
 FILES = {"results": "results.json", "evaluation": "evaluation.json", "provenance": "provenance.json"}
 FACTS = "card.json"  # what a card says that is in none of the run's files
 

@@ -100,6 +100,7 @@ def adopt(run: Run) -> dict:
         "kept": provenance.get("kept"),
         "tokens": provenance.get("mask_learning", 0),
         "history": [],
+        "sizes": [],
         "passes": {},
         "mixture_weights": run.args.mixture_weights,
         "reference_losses": run.args.reference_losses or run.folder.finished(SOURCE)["loss"],
