@@ -60,6 +60,14 @@ def test_prediction_of_a_way_of_recovery_is_within_a_tenth(memory_recovery, meth
     assert row["predicted_bytes"] == sum(row["parts"].values())
 
 
+def test_the_table_of_recovery_is_the_reports(memory_recovery):
+    report = json.loads((FOLDER / "reports" / "memory-recovery-2026-11.json").read_text(encoding="utf-8"))
+    text = (FOLDER.parent / "docs" / "memory.md").read_text(encoding="utf-8")
+    assert memory_recovery.report_table(report["measured"]) in text
+    greatest = max(abs(row["error"]) for row in report["measured"])
+    assert f"The greatest error is {100 * greatest:.1f} %, of {len(report['measured'])} ways." in text
+
+
 def test_the_peak_is_of_one_call_and_counts_what_is_freed(memory):
     def call():
         first = torch.zeros(1000, 1000)

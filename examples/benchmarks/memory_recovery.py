@@ -142,6 +142,23 @@ def print_rows(rows: list[dict], args: argparse.Namespace) -> None:
     print(f"  greatest error: {max(abs(row['error']) for row in rows):.1%}")
 
 
+def report_table(rows: list[dict]) -> str:
+    """Markdown for examples/docs/memory.md: predicted / measured MiB, a column for each place of the teacher."""
+    lines = ["| method | dtype | checkpointing | no teacher | on the device | stored logits |", "|---" * 6 + "|"]
+    for method in METHODS:
+        for dtype, words in (("float32", "float32"), ("mixed", "bf16 autocast")):
+            for checkpointing in (False, True):
+                key = {"method": method, "dtype": dtype, "activation_checkpointing": checkpointing}
+                cells = [cell(row) for row in rows if key.items() <= row.items()]
+                lines.append(f"| {method} | {words} | {'yes' if checkpointing else 'no'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cell(row: dict) -> str:
+    """Predicted / measured, in MiB."""
+    return " / ".join(f"{row[key] / memory.MEBIBYTE:.1f}" for key in ("predicted_bytes", "measured_bytes"))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure every way; print a table, then JSON."""
     args = memory.parse_arguments(arguments)
