@@ -50,8 +50,8 @@ LIKE = {"distilled_only": "distilled", "distilled_reverse": "distilled"}
 
 
 def best_rate(found: dict[float, float | None]) -> float:
-    """The rate with the lowest loss, which is None where training diverged."""
-    return min(found, key=lambda rate: math.inf if found[rate] is None else found[rate])
+    """The rate with the lowest loss, which is None where training diverged; the lowest rate if all did."""
+    return min(found, key=lambda rate: (math.inf if found[rate] is None else found[rate], rate))
 
 
 def next_rates(found: dict[float, float | None]) -> list[float]:
