@@ -11,7 +11,7 @@ import argparse
 import json
 import textwrap
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 from results_page import mean_and_spread
 
@@ -139,31 +139,46 @@ WAYS = {
 
 def advice(link: str) -> str:
     """What wins most often, over all sources and budgets, and how far what trains fewer weights is behind."""
-    winners: dict[str, list[str]] = {"tokens": [], "flops": []}
+    winners: dict[str, list[tuple[str, bool]]] = {"tokens": [], "flops": []}
     behind: dict[str, list[float]] = {"lora": [], "norms_and_biases": []}
     sources = results_by_source()
     for results in sources.values():
         for equal, found in winners.items():
-            means = {key: fmean(losses) for key, losses in means_of(results["runs"], equal).items()}
+            losses = means_of(results["runs"], equal)
             for budget in complete_budgets(results["runs"]):
-                at_budget = {arm: mean for (arm, other), mean in means.items() if other == budget}
-                found.append(min(at_budget, key=at_budget.get))
+                at_budget = {arm: seeds for (arm, other), seeds in losses.items() if other == budget}
+                found.append(winner(at_budget))
                 for arm, gaps in behind.items() if equal == "tokens" else ():
-                    gaps.append(at_budget[arm] - at_budget["full"])
+                    gaps.append(fmean(at_budget[arm]) - fmean(at_budget["full"]))
     lora, norms = (f"{min(gaps):.2f} to {max(gaps):.2f}" for gaps in behind.values())
-    where = {equal: WAYS[max(set(found), key=found.count)] for equal, found in winners.items()}
+    where = {
+        equal: WAYS[max(arms, key=arms.count)] for equal, found in winners.items() if (arms := [a for a, _ in found])
+    }
     return (
         f"**Which recovery** ({', '.join(sources)}; three seeds, [page]({link})). Where text is scarce: {where['tokens']},"
-        f" lowest at equal tokens ({counted(winners['tokens'])} budgets). Where compute is: {where['flops']}, lowest at"
-        f" equal FLOPs, the teacher's included ({counted(winners['flops'])}). At equal tokens `lora` is {lora} nats behind"
-        f" `full`, `norms_and_biases` {norms}: they save memory, not loss."
+        f" lowest at equal tokens ({counted(winners['tokens'])}). Where compute is: {where['flops']}, lowest at"
+        f" equal FLOPs with the teacher's ({counted(winners['flops'])}). At equal tokens `lora` is {lora} nats behind"
+        f" `full`, `norms_and_biases` {norms}."
     )
 
 
-def counted(winners: list[str]) -> str:
-    """How often each way won."""
-    counts = {arm: winners.count(arm) for arm in sorted(set(winners), key=winners.count, reverse=True)}
-    return ", ".join(f"`{arm}` in {count} of {len(winners)}" for arm, count in counts.items())
+def winner(losses: dict[str, list[float]]) -> tuple[str, bool]:
+    """The way with the lowest mean, and whether the next is less than a standard deviation over seeds away."""
+    first, second = sorted(losses, key=lambda arm: fmean(losses[arm]))[:2]
+    gap, spread = fmean(losses[second]) - fmean(losses[first]), max(stdev(losses[arm]) for arm in (first, second))
+    return first, gap < spread
+
+
+def counted(winners: list[tuple[str, bool]]) -> str:
+    """How often each way won, and how often by less than the seeds differ."""
+    arms = [arm for arm, _ in winners]
+    parts = []
+    for arm in sorted(set(arms), key=arms.count, reverse=True):
+        close = sum(narrow for other, narrow in winners if other == arm)
+        parts.append(
+            f"`{arm}` in {arms.count(arm)} of {len(arms)}" + (f", {close} within the seeds' spread" if close else "")
+        )
+    return "; ".join(parts)
 
 
 def advised(path: Path) -> str:
@@ -175,7 +190,7 @@ def advised(path: Path) -> str:
 
 def wrapped(text: str) -> str:
     """Lines of a length that is read in an editor."""
-    return textwrap.fill(text, 122, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(text, 124, break_long_words=False, break_on_hyphens=False)
 
 
 def add(name: str, paths: list[Path]) -> None:

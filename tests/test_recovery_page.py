@@ -58,6 +58,13 @@ def test_parts_are_put_together_and_budgets_without_all_runs_left_out(builder, t
         builder.add("both", [tmp_path / "second", tmp_path / "first"])
 
 
+def test_a_narrow_win_is_said(builder):
+    assert builder.winner({"full": [1.0, 1.2], "lora": [3.0, 3.1]}) == ("full", False)
+    assert builder.winner({"full": [1.0, 1.2], "lora": [1.1, 1.3]}) == ("full", True)
+    text = builder.counted([("full", False), ("full", True), ("lora", False)])
+    assert text == "`full` in 2 of 3, 1 within the seeds' spread; `lora` in 1 of 3"
+
+
 def test_rates_at_the_edge_of_the_sweep_are_said(builder):
     swept = [row(arm, "tokens", 1.0, rate=rate) for arm in ("full", "lora") for rate in (1.0, 2.0, 4.0)]
     results = {"runs": [row("full", "tokens", 1.0, rate=2.0), row("lora", "tokens", 1.0, rate=4.0)], "sweep": swept}
