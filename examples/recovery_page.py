@@ -155,10 +155,9 @@ def advice(link: str) -> str:
         equal: WAYS[max(arms, key=arms.count)] for equal, found in winners.items() if (arms := [a for a, _ in found])
     }
     return (
-        f"**Which recovery** ({', '.join(sources)}; three seeds, [page]({link})). Where text is scarce: {where['tokens']},"
-        f" lowest at equal tokens ({counted(winners['tokens'])}). Where compute is: {where['flops']}, lowest at"
-        f" equal FLOPs with the teacher's ({counted(winners['flops'])}). At equal tokens `lora` is {lora} nats behind"
-        f" `full`, `norms_and_biases` {norms}."
+        f"**Which recovery** ({', '.join(sources)}; [page]({link})). Lowest at equal tokens: {where['tokens']}"
+        f" ({counted(winners['tokens'])}). Lowest at equal FLOPs with the teacher's: {where['flops']}"
+        f" ({counted(winners['flops'])}). At equal tokens `lora` is {lora} nats behind `full`, `norms_and_biases` {norms}."
     )
 
 
@@ -185,12 +184,12 @@ def advised(path: Path) -> str:
     """The text of a file with the advice of today between its marks."""
     before, rest = path.read_text(encoding="utf-8").split(START)
     link = "model_cards/recovery.md" if path.parent == ROOT else "../../model_cards/recovery.md"
-    return f"{before}{START}\n{wrapped(advice(link))}\n{END}{rest.split(END)[1]}"
+    return f"{before}{START}\n{wrapped(advice(link))} {END}{rest.split(END)[1]}"
 
 
 def wrapped(text: str) -> str:
     """Lines of a length that is read in an editor."""
-    return textwrap.fill(text, 124, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(text, 122, break_long_words=False, break_on_hyphens=False)
 
 
 def add(name: str, paths: list[Path]) -> None:

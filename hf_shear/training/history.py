@@ -28,9 +28,11 @@ class EvaluationLog:
 
     @staticmethod
     def sizes(trainer) -> dict[str, float]:
-        """Entries with the sizes that the masks expect, and the targets of the step."""
+        """Entries with the tokens so far, the sizes that the masks expect, and the targets of the step."""
         masks = trainer.masked_model.masks
-        entries = {_EXPECTED + name: size for name, size in masks.expected_shape().items()}
+        trainer._set_phase(trainer.state.global_step)
+        entries: dict[str, float] = {"num_tokens": trainer.tokens_seen()}
+        entries |= {_EXPECTED + name: size for name, size in masks.expected_shape().items()}
         return entries | {_TARGET + name: size for name, size in masks.target_shape_now().items()}
 
     @staticmethod

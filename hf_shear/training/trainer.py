@@ -406,10 +406,8 @@ class ShearTrainer(ResumableTrainer):
         losses, num_tokens = self._domain_losses(datasets)
         metrics = {f"{metric_key_prefix}_loss": sum(losses.values()) / len(losses)}
         metrics |= {f"{metric_key_prefix}_{name}_loss": loss for name, loss in losses.items()}
-        metrics |= {
-            f"{metric_key_prefix}_tokens": num_tokens,
-            f"{metric_key_prefix}_runtime": round(time.perf_counter() - start, 4),
-        }
+        seconds = round(time.perf_counter() - start, 4)
+        metrics |= {f"{metric_key_prefix}_tokens": num_tokens, f"{metric_key_prefix}_runtime": seconds}
         if in_training:
             self._update_mixture(losses)
             metrics |= EvaluationLog.extra(self)
@@ -469,8 +467,7 @@ class ShearTrainer(ResumableTrainer):
             self.lagrangian_total.zero_()
             self._lagrangian_logged_at = self.state.global_step
         if "loss" in logs and self.learns_masks:
-            self._set_phase(self.state.global_step)
-            logs |= {"num_tokens": self.tokens_seen()} | EvaluationLog.sizes(self)
+            logs |= EvaluationLog.sizes(self)
         super().log(logs, start_time)
 
     def tokens_seen(self) -> int:
