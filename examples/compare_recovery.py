@@ -1,12 +1,14 @@
 """Compare ways of recovery at equal tokens and at equal FLOPs, from the same pruned models.
 
+    python examples/compare_seeds.py --output_dir seeds -- --stop_after mask_learning --config CONFIG
     python examples/compare_recovery.py --runs seeds/seed-0 seeds/seed-1 seeds/seed-2 --source LLAMA --data_dir TEXT \\
-        --budgets 100000 400000 --output recovery.json -- --config examples/configs/stories260k.yaml
+        --budgets 100000 400000 --sweep --output recovery.json -- --config CONFIG
 
 Each of `--runs` is a run of examples/shear.py (`--stop_after mask_learning` is enough) whose `pruned` model every arm
-starts from. Flags after `--` are those of examples/shear.py. `--sweep` tries learning rates at the first budget on the
-first run, and later calls with the same `--output` take the best. Results are kept run by run: a call goes on where the
-last one stopped.
+starts from. Without `--source` and `--data_dir` it is the embedded model on text from Python's own library, as there.
+Flags after `--` are those of examples/shear.py. `--sweep` tries learning rates at the first budget on the first run, each
+time more on the side of the best until that lies between two others; later calls with the same `--output` take the best.
+Results are kept run by run: a call goes on where the last one stopped.
 """
 
 import argparse
@@ -19,7 +21,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from shear import PipelineArguments
+from embedded.stdlib_domains import stdlib_domains
+from shear import EMBEDDED, PipelineArguments
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_shear import ShearTrainer, ShearTrainingArguments, runs
@@ -27,6 +30,8 @@ from hf_shear.data import load_domains
 from hf_shear.recovery import num_trainable, prepare_recovery, training_flops_per_token
 from hf_shear.recovery.adapters import peft_config_from
 from hf_shear.reporting import collect_versions, write_results
+from hf_shear.shapes import ModelShape, count_parameters
+from hf_shear.training.errors import TrainingDivergedError
 
 ARMS = {
     "full": {},
@@ -38,9 +43,26 @@ ARMS = {
     "lora_distilled": {"recovery_method": "lora", "distillation": "forward_kl"},
 }
 RATES = {"full": 1, "lora": 4, "norms_and_biases": 8, "distilled": 1, "lora_distilled": 4}
-"""Rates of a sweep: these multiples of the config's, times FACTORS. Others take that of the arm they resemble."""
-FACTORS = (0.5, 1.0, 2.0)
+"""A sweep starts at these multiples of the config's rate. Other arms take the rate of the arm they resemble."""
+STEP, MAX_RATES = 2.0, 9
+"""Between neighbouring rates of a sweep, and how many one arm tries at most."""
 LIKE = {"distilled_only": "distilled", "distilled_reverse": "distilled"}
+
+
+def best_rate(found: dict[float, float | None]) -> float:
+    """The rate with the lowest loss, which is None where training diverged; the lowest rate if all did."""
+    return min(found, key=lambda rate: (math.inf if found[rate] is None else found[rate], rate))
+
+
+def next_rates(found: dict[float, float | None]) -> list[float]:
+    """Rates to try next: the best one's neighbours that are not there yet; none if both are, or enough were tried.
+
+    Args:
+        found: loss by learning rate.
+    """
+    best = best_rate(found)
+    wanted = [rate for rate in (best / STEP, best * STEP) if not any(math.isclose(rate, other) for other in found)]
+    return wanted if len(found) + len(wanted) <= MAX_RATES else []
 
 
 class Comparison:
@@ -50,11 +72,29 @@ class Comparison:
         self.options, self.pipeline, self.args = options, pipeline, args
         self.source = AutoConfig.from_pretrained(options.source)
         tokenizer = AutoTokenizer.from_pretrained(options.source)
-        self.data = runs.pack(pipeline, load_domains(options.data_dir), tokenizer, self.source)
+        domains = load_domains(options.data_dir) if options.data_dir else stdlib_domains()
+        self.data = runs.pack(pipeline, domains, tokenizer, self.source)
         self.peft_config = {"r": options.rank, "lora_alpha": 2 * options.rank, "target_modules": "all-linear"}
         self.path = Path(options.output)
         empty = {"runs": [], "sweep": [], "versions": collect_versions()}
         self.results = json.loads(self.path.read_text()) if self.path.is_file() else empty
+        self.results["setup"] = self.setup()
+
+    def setup(self) -> dict:
+        """What every arm shares."""
+        config = AutoConfig.from_pretrained(self.options.runs[0] / "pruned")
+        models = {"source": self.source, "pruned": config}
+        return {
+            **{name: ModelShape.from_config(one).to_dict() for name, one in models.items()},
+            "num_parameters": {name: count_parameters(one) for name, one in models.items()},
+            "mask_tokens": self.learned(self.options.runs[0])["tokens"],
+            "domains": self.data.domains,
+            "train_tokens": sum(map(len, self.data.train.values())) * self.pipeline.max_length,
+            "eval_tokens": sum(map(len, self.data.judged.values())) * self.pipeline.max_length,
+            "max_length": self.pipeline.max_length,
+            "samples_per_step": self.args.samples_per_step(),
+            "lora_rank": self.options.rank,
+        }
 
     @lru_cache(maxsize=1)  # noqa: B019 one object a process
     def learned(self, run: Path) -> dict:
@@ -101,19 +141,34 @@ class Comparison:
         }  # fmt: skip
 
     def sweep(self, arms) -> None:
-        run, budget = self.options.runs[0], self.options.budgets[0]
+        """Try rates of each arm until the best lies between two others."""
         for arm in arms:
-            for factor in FACTORS:
-                rate = self.args.learning_rate * RATES[arm] * factor
-                if not any(row["arm"] == arm and row["learning_rate"] == rate for row in self.results["sweep"]):
-                    self.results["sweep"].append(self.run(arm, run, budget, rate))
-                    write_results(self.path, self.results)
+            rates = [self.args.learning_rate * RATES[arm]]
+            while rates:
+                for rate in rates:
+                    self.try_rate(arm, rate)
+                rates = next_rates({row["learning_rate"]: row["mean"] for row in self.swept(arm)})
+
+    def swept(self, arm: str) -> list[dict]:
+        """What the sweep has found of an arm."""
+        return [row for row in self.results["sweep"] if row["arm"] == LIKE.get(arm, arm)]
+
+    def try_rate(self, arm: str, rate: float) -> None:
+        if any(row["learning_rate"] == rate for row in self.swept(arm)):
+            return
+        try:
+            record = self.run(arm, self.options.runs[0], self.options.budgets[0], rate)
+        except TrainingDivergedError:
+            record = {"arm": arm, "tokens": self.options.budgets[0], "learning_rate": rate, "mean": None}
+        self.results["sweep"].append(record)
+        write_results(self.path, self.results)
+        print(f"{arm} at {rate:g}: {record['mean'] or 'diverged'}", flush=True)
 
     def rate(self, arm: str) -> float:
-        rows = [row for row in self.results["sweep"] if row["arm"] == LIKE.get(arm, arm)]
+        rows = self.swept(arm)
         if not rows:
             raise ValueError(f"No learning rate of {arm!r} yet: call with `--sweep` first.")
-        return min(rows, key=lambda row: row["mean"])["learning_rate"]
+        return best_rate({row["learning_rate"]: row["mean"] for row in rows})
 
     def compare(self, arms) -> None:
         for budget in self.options.budgets:
@@ -136,8 +191,8 @@ class Comparison:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, nargs="+", required=True)
-    parser.add_argument("--source", required=True)
-    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--source", default=str(EMBEDDED / "model"))
+    parser.add_argument("--data_dir", help="default: text of Python's own library")
     parser.add_argument("--budgets", type=int, nargs="+", required=True)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--rank", type=int, default=8, help="of LoRA")

@@ -2,7 +2,9 @@
 
     python examples/compare_seeds.py --output_dir seeds --seeds 0 1 2 -- --config my_run.yaml
 
-Flags after `--` go to examples/shear.py. A seed whose results are there already is not run again.
+Flags after `--` go to examples/shear.py. A seed whose results are there already is not run again. With
+`--stop_after mask_learning` among the flags there are no results yet: each `<output_dir>/seed-N/pruned` is what
+examples/compare_recovery.py starts from.
 """
 
 import argparse
@@ -17,7 +19,7 @@ SHEAR = Path(__file__).resolve().parent / "shear.py"
 
 
 def run_seeds(output_dir: Path, seeds: list[int], flags: list[str]) -> list[dict]:
-    """Results per seed, from runs in <output_dir>/seed-N."""
+    """Results per seed, from runs in <output_dir>/seed-N; none of seeds that were stopped before they had any."""
     for seed in seeds:
         folder = output_dir / f"seed-{seed}"
         if (folder / RESULTS_NAME).is_file():
@@ -25,7 +27,8 @@ def run_seeds(output_dir: Path, seeds: list[int], flags: list[str]) -> list[dict
         resume = ["--resume"] if (folder / "stages.json").is_file() else []
         command = [sys.executable, str(SHEAR), *flags, "--seed", str(seed), "--output_dir", str(folder), *resume]
         subprocess.run(command, check=True)
-    return [read_results(output_dir / f"seed-{seed}" / RESULTS_NAME) for seed in seeds]
+    paths = [output_dir / f"seed-{seed}" / RESULTS_NAME for seed in seeds]
+    return [read_results(path) for path in paths if path.is_file()]
 
 
 def main() -> None:
@@ -35,6 +38,9 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="flags of examples/shear.py, after --")
     arguments = parser.parse_args()
     results = run_seeds(arguments.output_dir, arguments.seeds, arguments.flags)
+    if not results:
+        print(f"No seed has results yet: every run was stopped before its end. Runs: {arguments.output_dir}/seed-*.")
+        return
     table = spread_table(results)
     (arguments.output_dir / "table.txt").write_text(table + "\n", encoding="utf-8")
     print(table)

@@ -1,10 +1,11 @@
 """Build the cards in model_cards/models from the results that runs left there.
 
-    python examples/model_cards.py                          # rebuild every card
+    python examples/model_cards.py          # rebuild every card, and the output that examples/docs/evaluation.md shows
     python examples/model_cards.py --add NAME RUN_FOLDER --license apache-2.0 --rebuild_command "accelerate launch ..."
 
 `--add` keeps results, evaluation and provenance of a run (without the long parts, and without paths) in
 model_cards/models/NAME. Every number of a card comes from those files; a test rebuilds the cards and compares.
+A licence that the Hub has no name for is `--license other --license_name "..." --license_link ...`.
 """
 
 import argparse
@@ -12,14 +13,16 @@ import dataclasses
 import json
 from pathlib import Path
 
-from hf_shear.publishing import SourceLicense, find_run, model_card, source_license, write_card
-from hf_shear.publishing.card import check_license
+from hf_shear.evaluation import evaluation_table
+from hf_shear.publishing import SourceLicense, find_run, model_card, named_license, source_license, write_card
 from hf_shear.publishing.local_paths import without_local_paths
 
 MODELS = Path(__file__).resolve().parent.parent / "model_cards" / "models"
-LEFT_OUT = ("kept",)  # long, and not on a card
+LEFT_OUT = ("baseline_history", "sizes", "kept")  # long, and not on a card
 FILES = {"results": "results.json", "evaluation": "evaluation.json", "provenance": "provenance.json"}
 FACTS = "card.json"  # what a card says that is in none of the run's files
+DOCS = MODELS.parent.parent / "examples" / "docs" / "evaluation.md"
+SHOWN, START, END = "embedded", "<!-- evaluation: start -->", "<!-- evaluation: end -->"
 
 
 def slimmed(name: str, content: dict) -> dict:
@@ -32,10 +35,10 @@ def slimmed(name: str, content: dict) -> dict:
     return without_local_paths(kept)
 
 
-def add(name: str, run_folder: Path, facts: dict, license: str | None) -> None:
+def add(name: str, run_folder: Path, facts: dict, license: SourceLicense | None) -> None:
     """Keep what a run says of its model."""
     run = find_run(run_folder)
-    found = check_license(license) if license else source_license(run.provenance)
+    found = license or source_license(run.provenance)
     facts = facts | {"arm": run.arm, "license": None if found is None else dataclasses.asdict(found)}
     folder = MODELS / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,6 +70,13 @@ def read(path: Path) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def documented() -> str:
+    """examples/docs/evaluation.md with what `hf-shear evaluate` prints of the model that is shown there."""
+    before, rest = DOCS.read_text(encoding="utf-8").split(START)
+    table = evaluation_table(read(MODELS / SHOWN / FILES["evaluation"])).rstrip()
+    return f"{before}{START}\n```\n{table}\n```\n{END}{rest.split(END)[1]}"
+
+
 def models() -> list[Path]:
     """Folders of all models, in order."""
     return sorted(path.parent for path in MODELS.glob(f"*/{FACTS}"))
@@ -76,15 +86,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--add", nargs=2, metavar=("NAME", "RUN_FOLDER"), help="keep the files of a run first")
     parser.add_argument("--license", help="of the source; what the source says by default")
+    parser.add_argument("--license_name", help="of `--license other`")
+    parser.add_argument("--license_link", help="of `--license other`")
     parser.add_argument("--source", help="what to call the source in the text")
     parser.add_argument("--base_model", help="the source's id on the Hub, if a copy was cut")
     parser.add_argument("--rebuild_command", help="the command that made the model, if the run did not record it")
     arguments = parser.parse_args()
     if arguments.add:
         facts = {name: getattr(arguments, name) for name in ("source", "base_model", "rebuild_command")}
-        add(arguments.add[0], Path(arguments.add[1]), facts, arguments.license)
+        license = named_license(arguments.license, arguments.license_name, arguments.license_link)
+        add(arguments.add[0], Path(arguments.add[1]), facts, license)
     for folder in models():
         print(write_card(card(folder), folder / "README.md", overwrite=True))
+    if MODELS / SHOWN in models():
+        DOCS.write_text(documented(), encoding="utf-8")
 
 
 if __name__ == "__main__":

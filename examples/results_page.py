@@ -18,7 +18,7 @@ RESULTS = ROOT / "model_cards" / "results"
 PAGE = ROOT / "model_cards" / "shearing.md"
 README = ROOT / "README.md"
 START, END = "<!-- results: start -->", "<!-- results: end -->"
-LEFT_OUT = ("history", "kept")  # long, and not on the page
+LEFT_OUT = ("history", "baseline_history", "sizes", "kept")  # long, and not on the page
 SWEEP_NAME = "learning_rates.json"
 
 

@@ -45,6 +45,7 @@ class Hub:
     requests: list[tuple[str, str]] = field(default_factory=list)
     puts: list[str] = field(default_factory=list)  # oids of large files that were sent, refused ones included
     failing_put: int | None = None  # number of the PUT that is refused, from 1
+    failing_status: int = 403  # with which
     failing_commits: int = 0
     refuse_writing: bool = False  # as a token does whose rights are for other repositories
     endpoint: str = ""
@@ -267,7 +268,7 @@ class Handler(BaseHTTPRequestHandler):
     def put(self, oid: str, body: bytes) -> None:
         self.hub.puts.append(oid)
         if len(self.hub.puts) == self.hub.failing_put:
-            return self.reply(403, {"error": "the storage refuses"})
+            return self.reply(self.hub.failing_status, {"error": "the storage refuses"})
         if hashlib.sha256(body).hexdigest() != oid:
             return self.reply(400, {"error": "other content"})
         self.hub.large_files[oid] = body

@@ -60,7 +60,8 @@ def read_run(folder: Path) -> Run:
                 continue
             records.setdefault((record["step"], record["micro_batch"], process), []).append(record)
     end = json.loads((folder / "end.json").read_text(encoding="utf-8"))
-    return Run(records, end, load_file(folder / "end" / "model.safetensors"))
+    (weights,) = (folder / "end").glob("*model.safetensors")  # of a model, or of its adapters
+    return Run(records, end, load_file(weights))
 
 
 def start(backend: str, folder: Path, source: Path, case: str, *more: str, processes: int = 2) -> subprocess.Popen:

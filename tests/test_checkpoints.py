@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
+from contextlib import nullcontext
 
 import pytest
 from safetensors import safe_open
-from training_helpers import make_args, make_trainer, masked_model, plain_model
+from training_helpers import full_disk, make_args, make_trainer, masked_model, plain_model
 
 from hf_shear.training.checkpoints import CheckpointError, check_resumable, is_whole, last_whole_checkpoint
 from hf_shear.training.mask_optimizer import MASK_STATE_NAME, MaskOptimizer
@@ -149,12 +149,8 @@ def test_a_full_disk_names_the_last_good_checkpoint(tmp_path):
     save = trainer._save_rng_state
 
     def fills_up(folder):
-        if folder.endswith("checkpoint-4"):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-        try:
+        with full_disk(1000) if folder.endswith("checkpoint-4") else nullcontext():
             save(folder)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     trainer._save_rng_state = fills_up
     with pytest.raises(

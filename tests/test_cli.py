@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import shutil
 
 import datasets
 import pytest
@@ -37,9 +38,9 @@ def inputs(tmp_path_factory):
         yield folder
 
 
-def training_flags(inputs) -> list[str]:
+def training_flags(inputs, sizes=SIZES) -> list[str]:
     return [
-        "--data_dir", str(inputs / "text"), *SIZES, "--max_length", "16", "--eval_tokens", "64", "--use_cpu", "true",
+        "--data_dir", str(inputs / "text"), *sizes, "--max_length", "16", "--eval_tokens", "64", "--use_cpu", "true",
         "--mask_tokens", "384", "--recovery_tokens", "384", "--held_out_fraction", "0.3", "--calibration_batches", "2",
         "--per_device_train_batch_size", "4", "--eval_steps", "3", "--eval_token_share", "0.5", "--disable_tqdm", "true",
         "--save_strategy", "steps", "--save_steps", "6", "--learning_rate", "0.01", "--logging_steps", "3",
@@ -219,6 +220,84 @@ def test_lora_and_stored_teacher_logits_end_in_a_plain_checkpoint(inputs, tmp_pa
     assert main([*words[:2], "--base", str(inputs / "model"), "--output_dir", str(tmp_path / "wrong")]) == 2
 
 
+@pytest.fixture(scope="module")
+def pruned(inputs):
+    """What ``hf-shear prune`` made."""
+    flags = ["--data_dir", str(inputs / "text"), "--max_length", "16", "--eval_tokens", "64", *SIZES]
+    flags += ["--held_out_fraction", "0.3", "--calibration_batches", "2", "--output_dir", str(inputs / "pruned")]
+    assert main(["prune", str(inputs / "model"), *flags]) == 0
+    return inputs / "pruned"
+
+
+def recovery_words(inputs, pruned, folder) -> list[str]:
+    flags = [*training_flags(inputs, sizes=()), "--pruned", str(pruned), "--output_dir", str(folder)]
+    return ["recover", str(inputs / "model"), *flags]
+
+
+def test_recover_starts_from_what_prune_made(inputs, pruned, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = [*recovery_words(inputs, pruned, run), "--distillation", "forward_kl"]
+    assert main(words) == 0
+    results = read_results(run / "results.json")
+    check_results(results)
+    assert results["masks"] is None and results["tokens"]["mask_learning"] == 0
+    assert results["kept"] == json.loads((pruned / "shear_provenance.json").read_text())["kept"]
+    assert all(record["tokens"] == results["tokens"]["recovery"] for record in results["baselines"].values())
+    assert results["history"][0]["reference_loss"] == results["source"]["loss"]
+    start, before, after = (
+        load_file(folder / "model.safetensors") for folder in (pruned, run / "pruned", run / "recovered")
+    )
+    assert all(torch.equal(before[name], value) for name, value in start.items())
+    assert any(not torch.equal(before[name], value) for name, value in after.items())
+    assert "What was kept" in (run / "report.html").read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert main(words) == 0  # goes on: every stage has finished before
+    assert "recovery (finished before)" in capsys.readouterr().out
+    assert main(["card", str(run), "--license", "mit"]) == 0
+    card = (run / "recovered" / "README.md").read_text(encoding="utf-8")
+    assert "What to keep was chosen with the method `taylor`" in card
+
+
+def test_recover_starts_from_any_plain_checkpoint_without_a_record(inputs, tmp_path):
+    plain_model(seed=5, **TARGET).save_pretrained(tmp_path / "bare")
+    words = recovery_words(inputs, tmp_path / "bare", tmp_path / "run")
+    assert main([*words, "--baselines", "false", "--recovery_method", "norms_and_biases"]) == 0
+    results = read_results(tmp_path / "run" / "results.json")
+    check_results(results)
+    assert results["kept"] is None and results["baselines"] == {}
+    assert main(["card", str(tmp_path / "run"), "--license", "mit"]) == 0
+    card = (tmp_path / "run" / "recovered" / "README.md").read_text(encoding="utf-8")
+    assert "What to keep was chosen before this run; by which method was not recorded." in card
+    assert (tmp_path / "run" / "recovered" / "tokenizer.json").is_file()  # the source's
+
+
+def test_what_recover_can_not_start_from(inputs, learned, pruned, tmp_path, capsys):
+    masked = max((learned / "mask_learning").glob("checkpoint-*"))
+    plain_model(**TARGET | {"vocab_size": 64}).save_pretrained(tmp_path / "vocabulary")
+    plain_model(**TARGET | {"intermediate_size": 48}).save_pretrained(tmp_path / "larger")
+    plain_model(**TARGET | {"head_dim": 2}).save_pretrained(tmp_path / "heads")
+    shutil.copytree(pruned, tmp_path / "other")
+    provenance = json.loads((pruned / "shear_provenance.json").read_text())
+    provenance["source"]["shape"]["hidden_size"] += 6
+    (tmp_path / "other" / "shear_provenance.json").write_text(json.dumps(provenance))
+    refused = {
+        tmp_path / "nowhere": "does not exist",
+        masked: "still has masks",
+        tmp_path / "vocabulary": "a vocabulary of 64 entries, the source 61",
+        tmp_path / "larger": "`intermediate_size` must be between 1 and the source's 24, but it is 48",
+        tmp_path / "heads": "heads of 2 channels, the source of 4",
+        tmp_path / "other": "was cut out of a model of another shape",
+    }
+    for path, text in refused.items():
+        assert main(recovery_words(inputs, path, tmp_path / "run")) == 2
+        assert text in capsys.readouterr().err
+    assert main([*recovery_words(inputs, pruned, tmp_path / "run"), "--hidden_size", "12"]) == 2
+    assert "`pruned` has its shape already: leave out `--hidden_size`" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main([*recovery_words(inputs, pruned, learned), "--distillation", "forward_kl"]) == 2
+    assert "has a pruned model of its own" in capsys.readouterr().err
+
+
 def test_adapters_that_can_not_be_merged_are_refused_before_training(inputs, tmp_path, capsys):
     pytest.importorskip("peft")
     flags = [*training_flags(inputs), "--output_dir", str(tmp_path / "run"), "--recovery_method", "lora"]
@@ -288,10 +367,7 @@ def test_prune_refuses_before_it_reads_weights(inputs, tmp_path, capsys, monkeyp
     assert message in capsys.readouterr().err
 
 
-def test_prune_reaches_the_shape(inputs, tmp_path):
-    flags = ["--data_dir", str(inputs / "text"), "--max_length", "16", "--eval_tokens", "64", *SIZES]
-    flags += ["--held_out_fraction", "0.3", "--calibration_batches", "2", "--output_dir", str(tmp_path / "pruned")]
-    assert main(["prune", str(inputs / "model"), *flags]) == 0
-    config = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned").config
+def test_prune_reaches_the_shape(pruned):
+    config = AutoModelForCausalLM.from_pretrained(pruned).config
     assert {name: getattr(config, name) for name in TARGET} == TARGET
-    assert json.loads((tmp_path / "pruned" / "shear_provenance.json").read_text())["method"] == "taylor"
+    assert json.loads((pruned / "shear_provenance.json").read_text())["method"] == "taylor"

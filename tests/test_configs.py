@@ -57,7 +57,7 @@ def test_there_are_four_paper_configs():
     assert len(CONFIGS) == 4
 
 
-@pytest.mark.parametrize("name", ["stories260k", "redpajama_sample"])
+@pytest.mark.parametrize("name", ["stories260k", "redpajama_sample", "family_96"])
 def test_config_of_a_measured_run(name, shear, tmp_path):
     flags = ["--config", str(EXAMPLES / "configs" / f"{name}.yaml"), "--output_dir", str(tmp_path)]
     pipeline, args = parse_arguments((shear.PipelineArguments, ShearTrainingArguments), flags)

@@ -15,8 +15,10 @@ from training_helpers import (
     make_trainer,
     masked_model,
     plain_model,
+    train_domains,
 )
 
+from hf_shear.recovery import Teacher, store_teacher_logits
 from hf_shear.training import EvaluationLog
 from hf_shear.training.cost import (
     CostCallback,
@@ -27,6 +29,7 @@ from hf_shear.training.cost import (
     training_setup,
 )
 from hf_shear.training.mask_report import mask_report, warn_if_off_target
+from hf_shear.training.memory_recovery import FrozenSetup, TeachingSetup
 from hf_shear.training.memory_setup import TrainingSetup
 from hf_shear.training.progress import EpochCallback, LinePrinterCallback, ShearProgressCallback, log_line
 
@@ -86,6 +89,30 @@ def test_the_setup_of_memory_is_read_off_the_trainer(tmp_path):
     trainer = make_trainer(masked_model(), make_args(tmp_path, bf16=True))
     trainer.model.bfloat16()  # its masks stay float32
     assert training_setup(trainer) == TrainingSetup(4, LENGTH, weight_dtype="bfloat16")
+
+
+def test_the_setup_of_a_recovery_is_read_off_the_trainer(tmp_path):
+    pytest.importorskip("peft")
+    norms = make_trainer(plain_model(), make_args(tmp_path, recovery_method="norms_and_biases"))
+    assert training_setup(norms) == TrainingSetup(4, LENGTH, frozen=FrozenSetup(18 * 7))
+    assert memory_line(norms).endswith("(126 parameters of norms and biases are trained)")
+    teacher = plain_model(3, intermediate_size=30)
+    config = {"r": 2, "target_modules": "all-linear"}
+    args = make_args(tmp_path, recovery_method="lora", peft_config=config, distillation="forward_kl")
+    adapters = make_trainer(plain_model(), args, teacher=teacher)
+    count = 3 * 2 * (2 * (18 + 24) + 2 * (18 + 12) + 3 * (18 + 24))
+    assert training_setup(adapters) == TrainingSetup(
+        4, LENGTH, frozen=FrozenSetup(count, True, 7 * 2), teaching=TeachingSetup(teacher.config)
+    )
+    said = f"({count:,} parameters of adapters are trained; the teacher on the device, the student's logits in chunks)"
+    assert memory_line(adapters).endswith(said) and "teacher " in memory_line(adapters)
+
+
+def test_the_setup_of_stored_logits(tmp_path):
+    stored = store_teacher_logits(train_domains(), Teacher(plain_model(3)), tmp_path / "logits", top_k=5)
+    trainer = make_trainer(plain_model(), make_args(tmp_path, distillation="forward_kl"), train=stored)
+    assert training_setup(trainer).teaching == TeachingSetup(None, "stored", top_k=5)
+    assert memory_line(trainer).endswith("(stored logits, the student's logits in chunks)")
 
 
 def shared_trainer(tmp_path, state, world_size=8):

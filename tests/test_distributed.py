@@ -30,7 +30,9 @@ from launching import (
     wait_for_records,
 )
 from training_helpers import plain_model
+from transformers import LlamaForCausalLM
 
+from hf_shear.recovery import merge_adapter
 from hf_shear.reporting import collect_versions
 from hf_shear.training.checkpoints import last_whole_checkpoint
 
@@ -169,6 +171,28 @@ def test_distillation_on_two_processes_is_that_on_one_and_resumes(backend, sourc
     (tmp_path / "end.json").unlink()
     again = run(backend, tmp_path, sources["still"], "recovery", *options, "--resume")
     assert again.end["history"] == found.end["history"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["ddp", "zero2", "zero3"])
+def test_lora_on_two_processes_is_that_on_one_and_resumes(backend, sources, single_runs, tmp_path):
+    pytest.importorskip("peft")
+    arguments = {"recovery_method": "lora", "peft_config": {"r": 4, "target_modules": "all-linear"}}
+    options = ("--save_steps", "4", "--arguments", json.dumps(arguments))
+    found, expected = run(backend, tmp_path, sources["still"], "recovery", *options), single_runs("recovery", *options)
+    gaps = assert_close(found, expected, BOUNDS)
+    assert found.weights.keys() == expected.weights.keys() and len(found.weights) == 2 * 7 * 3
+    moved = [value.abs().max().item() for name, value in found.weights.items() if "lora_B" in name]  # they start at 0
+    assert min(moved) > 100 * BOUNDS["weights"]
+    start = LlamaForCausalLM.from_pretrained(sources["still"])
+    merged = merge_adapter(sources["still"], tmp_path / "end")
+    assert type(merged) is LlamaForCausalLM and merged.state_dict().keys() == start.state_dict().keys()
+    record_result("backends", f"{backend}/recovery/lora", gaps)
+    (tmp_path / "checkpoint-8").rename(tmp_path / "later-8")
+    (tmp_path / "end.json").unlink()
+    again = run(backend, tmp_path, sources["still"], "recovery", *options, "--resume")
+    assert again.end["history"] == found.end["history"]
+    assert all(torch.equal(again.weights[name], value) for name, value in found.weights.items())
 
 
 @pytest.mark.slow

@@ -8,11 +8,25 @@ import math
 import numpy as np
 import pytest
 import torch
-from training_helpers import letter_tokenizer, plain_model, random_documents
+from datasets import Dataset
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from training_helpers import LENGTH, LETTERS, letter_tokenizer, plain_model, random_documents
+from transformers import PreTrainedTokenizerFast
 
 from hf_shear.cli import main
-from hf_shear.evaluation import document_losses, kv_cache_bytes_per_token, load_tasks, paired_difference, ratio_of_sums
+from hf_shear.evaluation import (
+    PerplexityProtocol,
+    SpeedProtocol,
+    document_losses,
+    kv_cache_bytes_per_token,
+    load_tasks,
+    measure_speed,
+    paired_difference,
+    ratio_of_sums,
+)
+from hf_shear.evaluation.perplexity import domain_losses, perplexity_record
 from hf_shear.shapes import ModelShape
+from hf_shear.training import evaluate_domains
 
 pytest.importorskip("evaluate")
 pytest.importorskip("lm_eval")
@@ -41,6 +55,83 @@ def test_document_losses_are_the_naive_ones(window, stride):
         assert losses.nats[index] == pytest.approx(naive_loss(model, ids, window, stride), rel=1e-5)
         assert losses.num_tokens[index] == len(ids) - 1
         assert losses.num_bytes[index] == len(text.encode("utf-8"))
+
+
+def test_the_loss_of_whole_documents_is_the_trainers_on_the_same_tokens():
+    model, tokenizer = plain_model(attention_dropout=0.0), letter_tokenizer()
+    texts = {name: random_documents(seed, 20, LENGTH - 1) for seed, name in enumerate(("books", "code"))}
+    samples = {
+        name: Dataset.from_dict(
+            {"input_ids": [[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]] for text in own]}
+        )
+        for name, own in texts.items()
+    }
+    assert {len(row) for own in samples.values() for row in own["input_ids"]} == {LENGTH}
+    expected, num_tokens = evaluate_domains(model, samples, 8)
+    losses = domain_losses(model, tokenizer, texts, PerplexityProtocol(LENGTH - 1, LENGTH - 1).resolved(model.config))
+    record = perplexity_record(losses, tokenizer, PerplexityProtocol().resolved(model.config))
+    assert {name: row["loss"] for name, row in record["domains"].items()} == pytest.approx(expected, abs=1e-6)
+    assert sum(row["num_tokens"] for row in record["domains"].values()) == num_tokens
+    assert record["mean_loss"] == pytest.approx(sum(expected.values()) / 2, abs=1e-6)
+
+
+def pair_tokenizer() -> PreTrainedTokenizerFast:
+    """One token for every two letters."""
+    special = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    pairs = {
+        first + second: len(special) + 26 * i + j for i, first in enumerate(LETTERS) for j, second in enumerate(LETTERS)
+    }
+    backend = Tokenizer(models.WordLevel(special | pairs, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(".."), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.filterwarnings("default")
+def test_models_with_different_tokenizers_compare_by_bits_per_byte(tmp_path, capsys):
+    """All tokens alike: a letter of 32 tokens, or two letters of 1,024, are 5 bits a byte, and not the same nats."""
+    for name, tokenizer, vocab_size in (("letters", letter_tokenizer(), 32), ("pairs", pair_tokenizer(), 1024)):
+        model = plain_model(vocab_size=vocab_size)
+        with torch.no_grad():
+            model.model.norm.weight.zero_()  # logits of zero
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    (tmp_path / "text" / "books").mkdir(parents=True)
+    texts = [text.replace(" ", "x") for text in random_documents(0, 12, 40)]
+    (tmp_path / "text" / "books" / "a.txt").write_text("\n<|endoftext|>\n".join(texts))
+    words = ["evaluate", str(tmp_path / "letters"), str(tmp_path / "pairs"), "--data_dir", str(tmp_path / "text")]
+    words += ["--all_documents", "--speed", "false", "--output", str(tmp_path / "evaluation.json")]
+    assert main(words) == 0
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    rows = {role: record[role]["perplexity"]["domains"]["books"] for role in ("source", "pruned")}
+    assert rows["source"]["num_bytes"] == rows["pruned"]["num_bytes"] == 12 * 40
+    assert rows["source"]["num_tokens"] == 2 * rows["pruned"]["num_tokens"] == 12 * 40
+    assert rows["source"]["bits_per_byte"] == pytest.approx(5, abs=1e-5)
+    assert rows["pruned"]["bits_per_byte"] == pytest.approx(5, abs=1e-5)
+    assert rows["pruned"]["loss"] == pytest.approx(2 * rows["source"]["loss"], abs=1e-5)
+    difference = record["differences"]["books"]
+    assert difference.keys() == {"bits_per_byte", "bits_per_byte_interval"}
+    assert difference["bits_per_byte"] == pytest.approx(0, abs=1e-5)
+    assert "The tokenizers differ: nats per token do not compare. Compare bits per byte." in capsys.readouterr().out
+
+
+def test_timed_models_take_turns_and_ratios_are_of_one_round(monkeypatch):
+    """A machine that gets slower and slower changes no ratio: a round's two times are neighbours."""
+    source, pruned, order = plain_model(0), plain_model(1), []
+
+    def one_round(model, protocol):
+        order.append("source" if model is source else "pruned")
+        slower = 2.0 ** ((len(order) - 1) // 2)  # twice as slow from round to round
+        return (slower * (3.0 if model is source else 1.0), slower * (8.0 if model is source else 2.0))
+
+    monkeypatch.setattr("hf_shear.evaluation.speed._one_round", one_round)
+    record = measure_speed(source, pruned, SpeedProtocol(batch_size=2, prompt_length=6, new_tokens=4, rounds=4))
+    assert order[:2] == ["source", "pruned"]  # not timed
+    rounds = [order[start : start + 2] for start in range(2, 10, 2)]
+    assert rounds == [["source", "pruned"], ["pruned", "source"]] * 2
+    assert record["prefill_ratio"] == {"median": 3.0, "low": 3.0, "high": 3.0}
+    assert record["decode_ratio"] == {"median": 4.0, "low": 4.0, "high": 4.0}
+    medians = [12 / (3 * slower) for slower in (2, 4, 8, 16)]
+    assert record["source"]["prefill_tokens_per_second"] == pytest.approx(sum(sorted(medians)[1:3]) / 2)
 
 
 def test_metrics_are_of_evaluate_and_need_no_network(monkeypatch):

@@ -347,6 +347,24 @@ def test_other_stages_get_lines_of_their_own():
     assert '<path class="c2" d="M0 6H26"/></svg>random' in content
 
 
+def test_baselines_have_loss_curves_and_no_place_in_the_charts_of_domains():
+    results = complete()
+    rows = [row | {"num_tokens": 700, "stage": "taylor"} for row in copy.deepcopy(results["history"][3:])]
+    content = html_report(results | {"baseline_history": {"taylor": rows}})
+    Page(content)
+    assert content.count('<path class="c2" d="M0 6H26"/></svg>taylor') == 1
+    first, last = (1.29 + rows[index]["loss"]["code"] - 1.2345 for index in (0, -1))
+    assert f"taylor from {first:.3f} to {last:.3f}" in content
+
+
+def test_sizes_are_drawn_at_every_logged_step():
+    results = complete()
+    shapes = {name: results["history"][0][name] for name in ("expected_shape", "target_shape")}
+    text = Page(html_report(results | {"sizes": [{"num_tokens": 100 * step, **shapes} for step in range(1, 10)]})).text
+    assert "(9 logged steps)" in text
+    assert "(3 logged steps)" in Page(html_report(results)).text  # of a run that has them at its evaluations only
+
+
 def test_a_line_chart_draws_what_it_is_given():
     chart = line_chart("c", [Series([(0, 0), (50, 50), (100, 100)], "c0")], description="d", y_limits=(0, 100))
     assert 'd="M0 1000L500 500L1000 0"' in chart

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, OPTConfig
 from hf_shear import MaskSettings, ShearingLlamaConfig, TargetShape
 from hf_shear.shapes import count_parameters, preset_shape
 from hf_shear.training.memory import estimate_memory, estimate_moments
+from hf_shear.training.memory_recovery import FrozenSetup, TeachingSetup
 from hf_shear.training.memory_setup import BACKENDS, ModelParts, TrainingSetup
 
 SHARED = [backend for backend in BACKENDS if backend != "single"]
@@ -166,6 +167,69 @@ def test_7b_does_not_fit_unsharded():
 def test_setups_that_do_not_exist_are_refused(fields, text):
     with pytest.raises(ValueError, match=text):
         replace(BASE, **fields)
+
+
+def test_what_is_frozen_has_no_gradients_and_no_moments():
+    weights, trained = 4 * count_parameters(llama()), 5_000
+    step = estimate_moments(llama(), replace(BASE, frozen=FrozenSetup(trained, True, 64)))["optimizer step"]
+    assert step.device == {"weights": weights + 4 * trained, "optimizer": 8 * trained, "gradients": 4 * trained}
+    norms = estimate_moments(llama(), replace(BASE, frozen=FrozenSetup(trained)))["optimizer step"]
+    assert norms.device == {"weights": weights, "optimizer": 8 * trained, "gradients": 4 * trained}
+    assert "embedding backward" not in estimate_moments(llama(), replace(BASE, frozen=FrozenSetup(trained)))
+
+
+def test_frozen_layers_keep_what_gradients_need_on_their_way():
+    """Counted by hand, per token: as for all weights, without inputs of frozen products and normed values."""
+    d, queries, keys, neurons, heads, layers, tokens = 96, 96, 48, 200, 6, 3, 128
+    shared = 4 * (2 * queries + 2 * keys) + 4 * heads
+    norms = estimate_moments(llama(), replace(BASE, frozen=FrozenSetup(99)))["loss backward"]
+    layer = 2 * 2 * 4 * d + shared + 4 * 3 * neurons
+    assert norms.device["activations"] == tokens * (layers * layer + 2 * 4 * d)
+    adapters = estimate_moments(llama(), replace(BASE, frozen=FrozenSetup(99, True, 28)))["loss backward"]
+    layer = 2 * 2 * 4 * d + shared + 4 * 4 * neurons + 4 * 28
+    assert adapters.device["activations"] == tokens * (layers * layer + 4 * d)
+
+
+@pytest.mark.parametrize(("quantize", "size"), [("8bit", 1), ("4bit", 0.5625)])
+def test_a_quantised_base_takes_its_bytes(quantize, size):
+    parts = ModelParts(llama())
+    frozen = replace(BASE, frozen=FrozenSetup(1_000, True, 8, quantize))
+    products = 3 * (96 * 96 * 2 + 96 * 48 * 2 + 3 * 96 * 200)
+    found = estimate_memory(llama(), frozen).device["weights"]
+    assert found == 4 * (parts.total - products) + size * products + 4 * 1_000
+
+
+def test_a_teacher_on_the_device_offloaded_and_stored():
+    teacher = llama(intermediate_size=400)
+    whole, head = 2 * count_parameters(teacher), 2 * 500 * 96
+    here = estimate_memory(llama(), replace(BASE, teaching=TeachingSetup(teacher, "device", 2)))
+    away = estimate_memory(llama(), replace(BASE, teaching=TeachingSetup(teacher, "cpu", 2)))
+    stored = estimate_memory(llama(), replace(BASE, teaching=TeachingSetup(None, "stored", top_k=8)))
+    assert (here.device["teacher"], here.host) == (whole, {})
+    assert (away.device["teacher"], away.host) == (head, {"teacher": whole})
+    assert (stored.device["teacher"], stored.host) == (128 * (4 * 8 + 2 * 9), {})
+
+
+def test_logits_of_a_distillation_are_of_one_chunk(monkeypatch):
+    teaching = replace(BASE, teaching=TeachingSetup(llama()))
+    assert estimate_moments(llama(), teaching)["loss backward"].device["logits"] == 7 * 4 * 128 * 500
+    monkeypatch.setattr("hf_shear.training.memory_recovery.MAX_CHUNK_LOGITS", 32 * 500)
+    assert estimate_moments(llama(), teaching)["loss backward"].device["logits"] == 7 * 4 * 32 * 500
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_training_fewer_weights_never_needs_more(backend):
+    setup = replace(BASE, backend=backend, num_devices=1 if backend == "single" else 2, reduce_bucket_size=1000)
+    peaks = [estimate_memory(llama(), replace(setup, frozen=frozen)).peak
+             for frozen in (FrozenSetup(200), FrozenSetup(5_000, True, 32), None)]  # fmt: skip
+    assert peaks[0] < peaks[1] < peaks[2]
+
+
+def test_a_teacher_that_is_nowhere_is_refused():
+    with pytest.raises(ValueError, match="`placement` must be 'stored' without a teacher"):
+        TeachingSetup(None, "device")
+    with pytest.raises(ValueError, match="`quantize` must be one of none, 8bit, 4bit, but it is '2bit'"):
+        FrozenSetup(10, quantize="2bit")
 
 
 def test_other_families_are_refused():

@@ -34,6 +34,40 @@ def test_prediction_is_within_a_tenth_of_the_measured_peak(memory, kind, dtype, 
     assert row["predicted_bytes"] == sum(row["parts"].values())
 
 
+@pytest.fixture
+def memory_recovery(memory):
+    pytest.importorskip("peft")
+    return importlib.import_module("memory_recovery")
+
+
+@pytest.mark.parametrize(
+    ("method", "teaching", "dtype", "checkpointing"),
+    [
+        ("lora", "none", "float32", False),
+        ("lora", "none", "mixed", True),
+        ("lora", "device", "mixed", False),
+        ("norms_and_biases", "none", "float32", True),
+        ("norms_and_biases", "stored", "mixed", False),
+        ("full", "device", "float32", False),
+        ("full", "stored", "mixed", True),
+    ],
+)
+def test_prediction_of_a_way_of_recovery_is_within_a_tenth(memory_recovery, method, teaching, dtype, checkpointing):
+    args = memory_recovery.memory.parse_arguments(["--device", "cpu", "--batch_size", "2", "--max_length", "64"])
+    row = memory_recovery.measured_row(args, "2m", dtype, checkpointing, method, teaching)
+    assert row["measured_bytes"] > 2**19
+    assert abs(row["error"]) < 0.1, row
+    assert row["predicted_bytes"] == sum(row["parts"].values())
+
+
+def test_the_table_of_recovery_is_the_reports(memory_recovery):
+    report = json.loads((FOLDER / "reports" / "memory-recovery-2026-11.json").read_text(encoding="utf-8"))
+    text = (FOLDER.parent / "docs" / "memory.md").read_text(encoding="utf-8")
+    assert memory_recovery.report_table(report["measured"]) in text
+    greatest = max(abs(row["error"]) for row in report["measured"])
+    assert f"The greatest error is {100 * greatest:.1f} %, of {len(report['measured'])} ways." in text
+
+
 def test_the_peak_is_of_one_call_and_counts_what_is_freed(memory):
     def call():
         first = torch.zeros(1000, 1000)

@@ -144,6 +144,22 @@ def test_the_licence_is_named_or_said_to_be_missing(files):
         card(files, license="other")
 
 
+def test_flags_name_a_licence_that_the_hub_has_no_name_for(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    words = ["card", str(run), "--output", str(tmp_path / "card.md")]
+    named = ["--license_name", "Terms of the texts", "--license_link", "https://example.org/terms"]
+    assert main([*words, "--license", "other", *named]) == 0
+    data = ModelCard((tmp_path / "card.md").read_text()).data
+    assert (data.license, data.license_name, data.license_link) == ("other", *named[1::2])
+    for wrong, text in (
+        (named, "give that too"),
+        (["--license", "mit", *named], "`license` is 'mit', which the Hub knows by itself"),
+        (["--license", "other"], "needs a name (`--license_name`)"),
+    ):
+        assert main([*words, "--overwrite", *wrong]) == 2
+        assert text in capsys.readouterr().err
+
+
 def test_unpublished_cards_say_how_to_publish_and_published_ones_name_it(files):
     unpublished, published = card(files), card(files, repo_id="tester/small")
     assert "This model is not published." in unpublished.text

@@ -26,6 +26,10 @@ def test_kept_cards_are_what_their_files_say(builder):
         assert (folder / "README.md").read_text(encoding="utf-8") == str(builder.card(folder)), folder.name
 
 
+def test_the_output_in_the_docs_is_that_of_a_kept_evaluation(builder):
+    assert builder.DOCS.read_text(encoding="utf-8") == builder.documented()
+
+
 def test_a_run_is_kept_without_its_long_parts_and_its_paths(builder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(builder, "MODELS", tmp_path / "models")
     run = make_run(tmp_path / "run")

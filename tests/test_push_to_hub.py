@@ -16,7 +16,7 @@ import torch
 from hub_server import serving
 from launching import free_port
 from publishing_helpers import SECRET_PATH, contents, make_run
-from training_helpers import assert_equal_weights, letter_tokenizer, masked_model
+from training_helpers import assert_equal_weights, full_disk, letter_tokenizer, masked_model
 from training_helpers import weights_of as weights_by_name
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -182,6 +182,23 @@ def test_a_commit_that_fails_sends_no_large_file_twice(hub, run):
     sent = len(hub.puts)
     push(hub, run)
     assert len(hub.puts) == sent > 0 and len(hub.repos[NAME].branches["main"]) == 2
+
+
+def test_a_push_needs_no_room_on_the_disk_here(hub, run):
+    before = contents(run)
+    with full_disk(0):
+        push(hub, run)
+    assert contents(run) == before and weights_of(run / "recovered") <= set(hub.files(NAME))
+
+
+def test_a_full_disk_of_the_hub_is_said_and_nothing_is_lost(hub, run):
+    before, hub.failing_put, hub.failing_status = contents(run), 1, 507
+    with pytest.raises(PushError, match="(?s)HTTP 507.*Nothing here was changed, and nothing was committed there"):
+        push(hub, run)
+    assert contents(run) == before and len(hub.repos[NAME].branches["main"]) == 1
+    hub.failing_put = None
+    push(hub, run)
+    assert weights_of(run / "recovered") <= set(hub.files(NAME))
 
 
 def test_a_taken_name_is_refused_and_replaced_when_asked(hub, run):

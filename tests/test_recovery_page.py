@@ -1,24 +1,98 @@
-"""model_cards/recovery.md says what its results say."""
+"""model_cards/recovery.md and the advice in the README say what the results say; a sweep ends with a best rate inside."""
 
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_the_page_is_built_from_the_results(monkeypatch):
+@pytest.fixture
+def builder(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    module = importlib.import_module("recovery_page")
-    assert module.PAGE.read_text(encoding="utf-8") == module.page()
+    return importlib.import_module("recovery_page")
 
 
-def test_a_table_has_the_mean_the_spread_and_the_winner(monkeypatch):
+def row(arm: str, equal: str, mean: float, budget: int = 10, run: int = 0, rate: float = 1.0) -> dict:
+    return {"arm": arm, "equal": equal, "mean": mean, "budget": budget, "run": run, "learning_rate": rate}
+
+
+def test_the_page_is_built_from_the_results(builder):
+    assert builder.PAGE.read_text(encoding="utf-8") == builder.page()
+    for path in builder.ADVISED:
+        assert path.read_text(encoding="utf-8") == builder.advised(path)
+
+
+def test_a_table_has_the_mean_the_spread_and_the_winner(builder):
+    rows = [row("full", "tokens", 2.0), row("full", "tokens", 4.0, run=1), row("lora", "flops", 5.0)]
+    rows += [row("lora", "flops", 5.0, run=1), row("lora", "tokens", 1.0), row("lora", "tokens", 1.0, run=1)]
+    assert "| full | **3.000 ± 1.414** |\n| lora | 5.000 ± 0.000 |" in builder.table(rows, "flops")
+    assert "| full | 3.000 ± 1.414 |\n| lora | **1.000 ± 0.000** |" in builder.table(rows, "tokens")
+
+
+def test_parts_are_put_together_and_budgets_without_all_runs_left_out(builder, tmp_path, monkeypatch):
+    monkeypatch.setattr(builder, "RESULTS", tmp_path)
+    first = [row("full", "tokens", 2.0, budget, run) for budget in (10, 20) for run in (0, 1)]
+    second = [
+        row("lora", equal, 3.0, budget, run)
+        for budget, run in ((10, 0), (10, 1), (20, 0))
+        for equal in ("tokens", "flops")
+    ]
+    for name, runs in (("first", first), ("second", second)):
+        content = {"setup": {"mask_tokens": 5}, "runs": runs, "sweep": [], "versions": {}}
+        (tmp_path / name).write_text(json.dumps(content))
+    builder.add("both", [tmp_path / "second", tmp_path / "first"])
+    found = builder.results_by_source()["both"]
+    assert len(json.loads((tmp_path / "both.json").read_text())["runs"]) == len(first) + len(second)
+    assert builder.complete_budgets(found["runs"]) == [10]
+    assert {(one["arm"], one["equal"], one["run"]) for one in found["runs"]} == {
+        ("full", "tokens", 0), ("full", "tokens", 1), ("lora", "tokens", 0), ("lora", "tokens", 1),
+        ("lora", "flops", 0), ("lora", "flops", 1),
+    }  # fmt: skip
+    (tmp_path / "second").write_text(json.dumps({"setup": {"mask_tokens": 6}, "runs": [], "sweep": [], "versions": {}}))
+    with pytest.raises(ValueError, match="not of the same models and data"):
+        builder.add("both", [tmp_path / "second", tmp_path / "first"])
+
+
+def test_a_narrow_win_is_said(builder):
+    assert builder.winner({"full": [1.0, 1.2], "lora": [3.0, 3.1]}) == ("full", False)
+    assert builder.winner({"full": [1.0, 1.2], "lora": [1.1, 1.3]}) == ("full", True)
+    text = builder.counted([("full", False), ("full", True), ("lora", False)])
+    assert text == "`full` in 2 of 3, 1 within the seeds' spread; `lora` in 1 of 3"
+
+
+def test_rates_at_the_edge_of_the_sweep_are_said(builder):
+    swept = [row(arm, "tokens", 1.0, rate=rate) for arm in ("full", "lora") for rate in (1.0, 2.0, 4.0)]
+    results = {"runs": [row("full", "tokens", 1.0, rate=2.0), row("lora", "tokens", 1.0, rate=4.0)], "sweep": swept}
+    assert (
+        builder.rates_text(results)
+        == "Learning rates: full 2, lora 4. Those of lora lie at the edge of what was tried."
+    )
+    results["runs"][1]["learning_rate"] = 2.0
+    assert builder.rates_text(results).endswith("Each lies between two others that were tried.")
+
+
+@pytest.mark.parametrize("best", [0.0625, 1.0, 8.0])
+def test_a_sweep_goes_on_until_the_best_rate_lies_between_two_others(monkeypatch, best):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    module = importlib.import_module("recovery_page")
-    rows = [{"arm": arm, "budget": 10, "equal": equal, "mean": mean} for arm, equal, mean in
-            (("full", "tokens", 2.0), ("full", "tokens", 4.0), ("lora", "flops", 5.0), ("lora", "flops", 5.0),
-             ("lora", "tokens", 1.0), ("lora", "tokens", 1.0))]  # fmt: skip
-    assert "| full | **3.000 ± 1.414** |\n| lora | 5.000 ± 0.000 |" in module.table(rows, "flops")
-    assert "| full | 3.000 ± 1.414 |\n| lora | **1.000 ± 0.000** |" in module.table(rows, "tokens")
+    compare = importlib.import_module("compare_recovery")
+    found, rates = {}, [1.0]
+    while rates:
+        found |= {rate: None if rate > 4 * best else abs(rate - best) for rate in rates}
+        rates = compare.next_rates(found)
+    assert compare.best_rate(found) == best
+    assert {best / 2, best * 2} <= set(found) and len(found) <= compare.MAX_RATES
+
+
+def test_a_sweep_ends(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    compare = importlib.import_module("compare_recovery")
+    found, rates = {}, [1.0]
+    while rates:
+        found |= {rate: 1 / rate for rate in rates}  # the larger the better, for ever
+        rates = compare.next_rates(found)
+    assert len(found) <= compare.MAX_RATES

@@ -96,6 +96,7 @@ def test_results_keep_the_contract_and_add_up(stages, results):
 def test_recovery_goes_on_counting_where_mask_learning_stopped(results):
     assert [(row["stage"], row["num_tokens"]) for row in results["history"]] == [
         ("mask_learning", 500), ("mask_learning", 1000), ("recovery", 5000)]  # fmt: skip
+    assert [row["num_tokens"] for row in results["baseline_history"]["taylor"]] == [5000]
 
 
 def test_the_report_holds_results_pictures_and_the_table(results, tmp_path):
@@ -109,7 +110,7 @@ def test_the_report_holds_results_pictures_and_the_table(results, tmp_path):
 
 
 def test_without_a_history_there_is_nothing_to_draw_over_time(results, tmp_path):
-    write_report(tmp_path, results | {"history": []})
+    write_report(tmp_path, results | {"history": [], "sizes": []})
     assert {path.name for path in tmp_path.iterdir()} == {RESULTS_NAME, "kept_units.png", "table.txt", "report.html"}
 
 

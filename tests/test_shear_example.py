@@ -169,6 +169,10 @@ def test_the_results_keep_the_contract(whole, inputs):
     assert results["seconds"]["total"] > results["seconds"]["mask_learning"] > 0
     assert results["seed"] == 42
     assert [row["stage"] for row in results["history"]] == ["mask_learning"] * 2 + ["recovery"] * 2
+    assert [row["num_tokens"] for row in results["sizes"]] == [3 * STEP_TOKENS, 6 * STEP_TOKENS]
+    assert all(row["target_shape"] == TARGET for row in results["sizes"])
+    for name, rows in results["baseline_history"].items():
+        assert [row["num_tokens"] for row in rows] == [step * STEP_TOKENS for step in (3, 6, 9, 12)], name
 
 
 def test_the_losses_are_those_of_the_checkpoints(whole, shear, inputs):

@@ -29,7 +29,7 @@ import source_tokenizer  # noqa: E402
 import stdlib_domains  # noqa: E402
 import train_source  # noqa: E402
 
-from hf_shear.data import pack_domains, split_domains  # noqa: E402
+from hf_shear.data import load_domains, pack_domains, split_domains  # noqa: E402
 
 MODEL = EMBEDDED / "model"
 LIBRARY = Path(os.__file__).parent
@@ -51,6 +51,17 @@ def domains(documents: list[stdlib_domains.Document]) -> DatasetDict:
 @pytest.fixture(scope="module")
 def sides(domains: DatasetDict) -> tuple[DatasetDict, DatasetDict]:
     return split_domains(domains)
+
+
+def test_held_out_documents_as_files_are_read_back_as_they_are(sides, tmp_path):
+    _, held_out = sides
+    stdlib_domains.write_domains(held_out, tmp_path / "text")
+    found = load_domains(tmp_path / "text", group_field="group")
+    assert {name: dataset.to_dict() for name, dataset in found.items()} == {
+        name: dataset.to_dict() for name, dataset in held_out.items()
+    }
+    with pytest.raises(ValueError, match="exists. Name a folder that does not"):
+        stdlib_domains.write_domains(held_out, tmp_path / "text")
 
 
 # Code and documentation strings -----------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+from types import SimpleNamespace
+
 import pytest
 import torch
-from training_helpers import LENGTH, VOCAB_SIZE, make_domains, plain_model
+from training_helpers import LENGTH, VOCAB_SIZE, full_disk, make_domains, plain_model
 
 from hf_shear.recovery import Teacher, check_teacher_logits, load_teacher_logits, store_teacher_logits
 from hf_shear.recovery.teacher_logits import _write, bytes_per_token
@@ -65,6 +68,29 @@ def test_an_interrupted_call_goes_on_with_what_is_missing(teacher, tmp_path, mon
     for name in SIZES:
         assert found[name].to_dict() == expected[name].to_dict() == load_teacher_logits(tmp_path)[name].to_dict()
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_a_disk_without_room_is_refused_before_the_teacher_runs(teacher, tmp_path, monkeypatch):
+    domains = make_domains(SIZES)
+    needed = bytes_per_token(TOP_K) * LENGTH * sum(SIZES.values())
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    monkeypatch.setattr("hf_shear.recovery.teacher_logits._batches", lambda *_: pytest.fail("the teacher ran"))
+    with pytest.raises(OSError, match=f"books, code take {needed:,} bytes .* but {needed - 1:,} are free") as raised:
+        store_teacher_logits(domains, teacher, tmp_path, top_k=TOP_K)
+    assert raised.value.errno == errno.ENOSPC
+
+
+def test_a_disk_that_fills_up_leaves_whole_domains_and_the_next_call_goes_on(teacher, tmp_path):
+    domains = make_domains({"books": 5, "code": 60})
+    with full_disk(12_000), pytest.raises(OSError, match="'code' were not stored.*run the same again"):
+        store_teacher_logits(domains, teacher, tmp_path, top_k=TOP_K)
+    assert {path.name for path in tmp_path.iterdir()} == {"books.arrow", "teacher_logits.json"}
+    books = (tmp_path / "books.arrow").read_bytes()
+    found = store_teacher_logits(domains, teacher, tmp_path, top_k=TOP_K)
+    assert (tmp_path / "books.arrow").read_bytes() == books
+    expected = store_teacher_logits(domains, teacher, tmp_path / "whole", top_k=TOP_K)
+    for name in domains:
+        assert found[name].to_dict() == expected[name].to_dict()
 
 
 def test_a_folder_is_of_one_teacher_and_one_setting(teacher, tmp_path):

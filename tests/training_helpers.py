@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import random
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -128,6 +131,17 @@ def make_args(output_dir: str | Path, **changes) -> ShearTrainingArguments:
         "report_to": "none",
     }
     return ShearTrainingArguments(output_dir=str(output_dir), **(fields | changes))
+
+
+@contextmanager
+def full_disk(num_bytes: int) -> Iterator[None]:
+    """Within, no file can grow beyond ``num_bytes``: writing fails as on a full disk, with OSError."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class RecordingTrainer(ShearTrainer):

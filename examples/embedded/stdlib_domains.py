@@ -9,15 +9,20 @@ Every document names its ``group``. The split into a training and a held-out par
 (`hf_shear.data.split_domains` hashes the name), so that a module's code and its docstrings lie on the same side,
 and so does everything that is nearly the same text (`decimal` and `_pydecimal`, a section that two topics quote).
 
-    python examples/embedded/stdlib_domains.py        # the sizes of the domains on both sides
+    python examples/embedded/stdlib_domains.py                      # the sizes of the domains on both sides
+    python examples/embedded/stdlib_domains.py --held_out FOLDER    # and the held-out documents, as files
+
+What ``--held_out`` writes is for ``hf-shear evaluate --data_dir FOLDER --all_documents``: no model here was trained on it.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import gc
 import importlib
 import inspect
+import json
 import logging
 import os
 import re
@@ -336,10 +341,30 @@ def domain_sizes(train: DatasetDict, held_out: DatasetDict) -> dict[str, dict[st
     return sizes
 
 
+def write_domains(domains: DatasetDict, folder: str | Path) -> None:
+    """One ``<domain>.jsonl`` for each domain, a document with its group in every line.
+
+    Raises:
+        ValueError: there is something at ``folder`` already.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"`held_out` {str(folder)!r} exists. Name a folder that does not.")
+    folder.mkdir(parents=True)
+    for name, dataset in domains.items():
+        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row) + "\n" for row in dataset)
+
+
 def main() -> None:
     from hf_shear.data import split_domains
 
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--held_out", help="folder to make, for the held-out documents of each domain")
+    arguments = parser.parse_args()
     train, held_out = split_domains(stdlib_domains())
+    if arguments.held_out is not None:
+        write_domains(held_out, arguments.held_out)
     for name, sizes in domain_sizes(train, held_out).items():
         print(f"{name:12}", "  ".join(f"{key}: {value:,}" for key, value in sizes.items()))
 

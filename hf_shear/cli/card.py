@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..publishing import CARD_NAME, find_run, model_card, source_license, write_card
+from ..publishing import CARD_NAME, find_run, model_card, named_license, source_license, write_card
 
 SUMMARY = "Write a model's card from its results, without a network."
 EXAMPLE = "hf-shear card runs/001 --license apache-2.0"
@@ -23,6 +23,8 @@ class Arguments:
     license: str | None = field(
         default=None, metadata={"help": "Of the source, such as apache-2.0; what the source says by default."}
     )
+    license_name: str | None = field(default=None, metadata={"help": "Of `--license other`: its name in words."})
+    license_link: str | None = field(default=None, metadata={"help": "Of `--license other`: where its text is."})
     base_model: str | None = field(default=None, metadata={"help": "The source's id on the Hub, if a copy was cut."})
     source_name: str | None = field(default=None, metadata={"help": "What to call the source in the text."})
     rebuild_command: str | None = field(
@@ -35,10 +37,11 @@ class Arguments:
 
 def run(arguments: Arguments) -> None:
     """Write the card and say where."""
+    license = named_license(arguments.license, arguments.license_name, arguments.license_link)
     files = find_run(arguments.folder)
     card = model_card(
         files.results, provenance=files.provenance, evaluation=files.evaluation, arm=files.arm,
-        license=arguments.license or source_license(files.provenance), base_model=arguments.base_model,
+        license=license or source_license(files.provenance), base_model=arguments.base_model,
         source=arguments.source_name, rebuild_command=arguments.rebuild_command, datasets=arguments.datasets,
         language=arguments.language,
     )  # fmt: skip

@@ -27,4 +27,7 @@ def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
     if args.process_index == 0:
         shape = ", ".join(f"{name} {learned['model']['shape'][name]}" for name in SHAPE_NAMES)
         print(f"{opened.folder.path / 'pruned'}: {shape}; held-out loss {learned['model']['mean']:.3f}")
-        print(f"Recover it with: hf-shear recover {opened.folder.path} and the same flags")
+        same = "the same flags" + (
+            f" and --output_dir {opened.folder.path}" if args.output_dir == "trainer_output" else ""
+        )
+        print(f"Recover it with: hf-shear recover {pipeline.model_name_or_path} and {same}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..publishing import push_to_hub
+from ..publishing import named_license, push_to_hub
 
 SUMMARY = "Publish a model with its card and results on the Hub, in one commit."
 EXAMPLE = "hf auth login && hf-shear push runs/001 MY_NAME/MY_MODEL --private"
@@ -25,6 +25,8 @@ class Arguments:
     license: str | None = field(
         default=None, metadata={"help": "Of the source, such as apache-2.0; what the source says by default."}
     )
+    license_name: str | None = field(default=None, metadata={"help": "Of `--license other`: its name in words."})
+    license_link: str | None = field(default=None, metadata={"help": "Of `--license other`: where its text is."})
     base_model: str | None = field(default=None, metadata={"help": "The source's id on the Hub, if a copy was cut."})
     revision: str | None = field(default=None, metadata={"help": "Branch; main by default."})
     commit_message: str | None = field(default=None, metadata={"help": "Of the one commit."})
@@ -34,7 +36,8 @@ def run(arguments: Arguments) -> None:
     """Publish and say where."""
     commit = push_to_hub(
         arguments.folder, arguments.repo_id, private=arguments.private or None, masked=arguments.masked,
-        overwrite=arguments.overwrite, license=arguments.license, base_model=arguments.base_model,
+        overwrite=arguments.overwrite, base_model=arguments.base_model,
+        license=named_license(arguments.license, arguments.license_name, arguments.license_link),
         revision=arguments.revision, commit_message=arguments.commit_message,
     )  # fmt: skip
     print(f"Published: {commit.commit_url}")

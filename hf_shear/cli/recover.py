@@ -1,11 +1,13 @@
-"""``hf-shear recover``: train a pruned model of ``hf-shear learn`` back to strength."""
+"""``hf-shear recover``: train a pruned model back to strength, one of ``hf-shear learn`` or from anywhere."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from .. import runs
+from ..evaluation import check_checkpoint
+from ..reporting import require_matplotlib
 from ..training import ShearTrainingArguments
 from . import learn
 
@@ -14,18 +16,44 @@ EXAMPLE = "hf-shear recover path/to/llama --output_dir sheared --data_dir text -
 POSITIONAL = ("model_name_or_path",)
 OTHERS = (ShearTrainingArguments,)
 REFUSED = learn.REFUSED | {"resume": "this verb always goes on", "overwrite": "this verb always goes on"}
-Arguments = learn.Arguments
+
+
+@dataclass(kw_only=True)
+class Arguments(learn.Arguments):
+    """As for ``hf-shear learn``, and where to start."""
+
+    pruned: str | None = field(
+        default=None, metadata={"help": "Start from this plain checkpoint, in place of one of `hf-shear learn`."}
+    )
 
 
 def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
-    """Go on with the run in ``output_dir``: recovery, baselines if asked for, and the report."""
+    """Go on with the run in ``output_dir``, or start one from ``pruned``: recovery, baselines if asked for, report."""
     started = time.perf_counter()
     if args.output_dir == "trainer_output":
-        raise ValueError("`output_dir` is needed: the folder of the run that `hf-shear learn` made.")
-    run = runs.open_run(replace(pipeline, resume=True), args)
-    learned = run.folder.finished("mask_learning")
-    if learned is None:
-        raise ValueError(f"The run in {str(run.folder.path)!r} has no pruned model yet. Finish `hf-shear learn` first.")
+        raise ValueError("`output_dir` is needed: the folder of the run that `hf-shear learn` made, or a new one.")
+    require_matplotlib()  # for the report; now, not after the training
+    run, learned = _adopted(pipeline, args) if pipeline.pruned is not None else _learned(pipeline, args)
     run = runs.with_teacher_logits(run)
     recovered = run.stage("recovery", runs.recover, learned)
     runs.conclude(run, learned, recovered, started)
+
+
+def _learned(pipeline: Arguments, args: ShearTrainingArguments) -> tuple[runs.Run, dict]:
+    """The run of ``hf-shear learn``, and its record."""
+    run = runs.open_run(replace(pipeline, resume=True), args)
+    learned = run.folder.finished("mask_learning")
+    if learned is None:
+        raise ValueError(
+            f"The run in {str(run.folder.path)!r} has no pruned model yet. Finish `hf-shear learn` first, or start from"
+            " another pruned checkpoint in another folder with `--pruned`."
+        )
+    return run, learned
+
+
+def _adopted(pipeline: Arguments, args: ShearTrainingArguments) -> tuple[runs.Run, dict]:
+    """A run from a checkpoint that is pruned already, and the record of that."""
+    check_checkpoint("pruned", pipeline.pruned)
+    run = runs.open_adopting_run(pipeline, args)
+    run.stage("source", runs.judge_source)
+    return run, run.stage(runs.ADOPTED, runs.adopt)

@@ -12,6 +12,7 @@ SUMMARY = "Show a run on one page: what was kept, losses, comparison, speed. One
 EXAMPLE = "hf-shear report runs/001"
 POSITIONAL = ("run_folder",)
 _STAGES = ("source", "mask_learning", "recovery")  # every run has them; baselines may follow
+_INSTEAD = {"mask_learning": "adopted"}  # of a run that started from a pruned checkpoint
 
 
 @dataclass
@@ -33,7 +34,7 @@ def _why_no_results(folder: Path) -> str:
     finished = finished_stages(folder)
     if finished is None:
         return "no run wrote there. Name the `--output_dir` of a run."
-    missing = [stage for stage in _STAGES if stage not in finished]
+    missing = [stage for stage in _STAGES if not {stage, _INSTEAD.get(stage, stage)} & set(finished)]
     if missing:
         return f"its run has not finished {', '.join(missing)}. Continue it with `--resume`; it writes them at its end."
     return "its stages are finished, but not its baselines or its last step. Continue it with `--resume`."

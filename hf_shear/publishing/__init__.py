@@ -1,6 +1,6 @@
 """How it is published: a card written from the results, and one commit to the Hub."""
 
-from .card import model_card, write_card
+from .card import model_card, named_license, write_card
 from .hub_access import PushError
 from .push import push_to_hub
 from .run_files import CARD_NAME, RunFiles, find_run
@@ -13,6 +13,7 @@ __all__ = [
     "SourceLicense",
     "find_run",
     "model_card",
+    "named_license",
     "push_to_hub",
     "source_license",
     "write_card",

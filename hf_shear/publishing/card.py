@@ -74,6 +74,31 @@ def model_card(
     return ModelCard(f"---\n{_metadata(facts, datasets, language).to_yaml()}\n---\n\n{_body(facts)}")
 
 
+def named_license(identifier: str | None, name: str | None = None, link: str | None = None) -> SourceLicense | None:
+    """A licence as flags name it; None where none is named.
+
+    Args:
+        identifier: as the Hub names it; "other" for one that the Hub has no name for.
+        name, link: of one that is "other": its name in words, and where its text is.
+
+    Raises:
+        ValueError: a name or a link of none, or of one that the Hub names itself; or as ``check_license``.
+    """
+    if identifier is None:
+        if name or link:
+            raise ValueError(
+                "`license_name` and `license_link` are of a licence that is `--license other`: give that too."
+            )
+        return None
+    identifier = identifier.strip().lower()
+    if (name or link) and identifier != "other":
+        raise ValueError(
+            f"`license_name` and `license_link` are for `--license other`, but `license` is {identifier!r}, which the Hub"
+            " knows by itself. Leave them out."
+        )
+    return check_license(SourceLicense(identifier, "whoever wrote this card", name, link))
+
+
 def check_license(license: SourceLicense | str | None) -> SourceLicense | None:
     """A licence given as the Hub's identifier, or as it was found.
 
@@ -81,7 +106,7 @@ def check_license(license: SourceLicense | str | None) -> SourceLicense | None:
         ValueError: the identifier is no such one, or "other" without a name and a link.
     """
     if isinstance(license, str):
-        license = SourceLicense(license.strip().lower(), "whoever wrote this card")
+        return named_license(license)
     if license is None:
         return None
     if not license.identifier or not all(char.isalnum() or char in ".-" for char in license.identifier):
@@ -91,8 +116,8 @@ def check_license(license: SourceLicense | str | None) -> SourceLicense | None:
         )
     if license.identifier == "other" and not license.name:
         raise ValueError(
-            "`license` 'other' needs a name, and a link or a licence file beside the source's weights:"
-            " `SourceLicense('other', 'the file LICENSE', name=..., link=...)`."
+            "`license` 'other' needs a name (`--license_name`), and a link (`--license_link`) or a licence file beside the"
+            " source's weights: `SourceLicense('other', 'the file LICENSE', name=..., link=...)`."
         )
     return license
 

@@ -70,6 +70,8 @@ def _choice(facts: CardFacts, tokens: dict) -> str:
     if method:
         return f"- What to keep was chosen with the method `{method}`."
     masks = (facts.provenance.get("mask_settings") or {}).get("method")
+    if masks is None and facts.results.get("masks", {}) is None:
+        return "- What to keep was chosen before this run; by which method was not recorded."
     how = MASK_METHODS.get(masks, "learned masks (the method was not recorded)")
     return (
         f"- What to keep was learned with {how}, in {tokens['mask_learning']:,} training tokens."

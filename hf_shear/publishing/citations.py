@@ -16,10 +16,11 @@ LLM_SURGEON = """@inproceedings{vanderouderaa2024surgeon,
   year={2024},
   url={https://arxiv.org/abs/2312.17244}
 }"""
-P2_LAW = """@article{chen2024p2law,
+P2_LAW = """@inproceedings{chen2025p2law,
   title={P$^2$ Law: Scaling Law for Post-Training After Model Pruning},
-  author={Xiaodong Chen and others},
-  year={2024},
+  author={Xiaodong Chen and Yuxuan Hu and Xiaokang Zhang and Yanling Wang and Cuiping Li and Hong Chen and Jing Zhang},
+  booktitle={Annual Meeting of the Association for Computational Linguistics},
+  year={2025},
   url={https://arxiv.org/abs/2411.10272}
 }"""
 

@@ -104,6 +104,25 @@ def add_adapters(model: PreTrainedModel, peft_config=None) -> nn.Module:
         return peft.get_peft_model(model, peft_config)
 
 
+def adapter_width(model: nn.Module) -> int:
+    """Ranks of one layer's adapters, added up; a mean over layers that differ, 0 for adapters without a rank."""
+    ranks = [rank for module in model.modules() for rank in _ranks(module)]
+    return sum(ranks) // model.config.num_hidden_layers
+
+
+def _ranks(module: nn.Module) -> list[int]:
+    tuned = isinstance(module, _peft().tuners.tuners_utils.BaseTunerLayer)
+    return list(module.r.values()) if tuned and isinstance(getattr(module, "r", None), dict) else []
+
+
+def quantisation(config: PretrainedConfig) -> str:
+    """ "8bit" or "4bit" for frozen weights that bitsandbytes has quantised, else "none"."""
+    found = getattr(config, "quantization_config", None)
+    if getattr(found, "load_in_8bit", False):
+        return "8bit"
+    return "4bit" if getattr(found, "load_in_4bit", False) else "none"
+
+
 def check_mergeable(config: PretrainedConfig, peft_config) -> None:
     """Refuse, before training, adapters that could not be merged into a plain checkpoint at its end.
 

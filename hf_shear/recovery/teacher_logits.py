@@ -8,9 +8,11 @@ Legend: S tokens of a sample, k stored tokens per position.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -74,6 +76,8 @@ def store_teacher_logits(
     Raises:
         ValueError: ``top_k`` does not fit the vocabulary, a domain is a stream or empty or has teacher logits already, or
             the folder holds other settings or samples, or those of another teacher.
+        OSError: the disk has no room for what is missing, which is checked before the teacher runs, or it fills up on
+            the way; domains that are whole stay.
     """
     _check_domains(datasets)
     if not (math.isfinite(temperature) and temperature > 0):
@@ -94,12 +98,10 @@ def store_teacher_logits(
         "teacher": _first_answer(next(iter(datasets.values())), teacher, settings),
     }
     _check_record(folder, record)
-    for name, dataset in datasets.items():
-        path = _path(folder, name)
-        if not path.is_file():
-            unfinished = path.with_suffix(".unfinished")
-            _write(unfinished, dataset, _batches(dataset, teacher, batch_size, name, settings))
-            os.replace(unfinished, path)
+    missing = {name: dataset for name, dataset in datasets.items() if not _path(folder, name).is_file()}
+    _check_room(folder, missing, top_k)
+    for name, dataset in missing.items():
+        _store(_path(folder, name), dataset, _batches(dataset, teacher, batch_size, name, settings))
     return load_teacher_logits(folder)
 
 
@@ -170,6 +172,36 @@ def check_teacher_logits(
 
 def _path(folder: Path, name: str) -> Path:
     return folder / f"{name}.arrow"
+
+
+def _check_room(folder: Path, missing: Mapping[str, Dataset], top_k: int) -> None:
+    """Raise OSError, before hours of work, if the disk has no room for the domains that are not there yet."""
+    tokens = sum(len(dataset) * len(dataset[0]["input_ids"]) for dataset in missing.values())
+    needed, free = tokens * bytes_per_token(top_k), shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"the teacher logits of {', '.join(missing)} take {needed:,} bytes ({tokens:,} tokens, `distillation_top_k`"
+            f" {top_k}), but {free:,} are free. Free some, store fewer with a lower `distillation_top_k`, or keep the"
+            " teacher beside the student (`teacher_placement`)",
+            str(folder),
+        )
+
+
+def _store(path: Path, dataset: Dataset, batches: Iterator[dict]) -> None:
+    """Write one domain whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    try:
+        _write(unfinished, dataset, batches)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)  # gives the disk back what it took
+        raise OSError(
+            error.errno,
+            f"the teacher logits of {path.stem!r} were not stored ({error.strerror or error}); domains that were stored"
+            " before are whole. Make room and run the same again: it goes on with this domain",
+            str(path),
+        ) from error
+    os.replace(unfinished, path)
 
 
 def _check_domains(datasets: Mapping[str, Dataset]) -> None:

@@ -51,4 +51,5 @@ def prepare_recovery(model: PreTrainedModel, method: str, peft_config=None) -> n
 
 def num_trainable(model: nn.Module) -> int:
     """Number of parameters that training changes."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trained)  # whole under ZeRO-3, too

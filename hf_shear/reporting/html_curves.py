@@ -30,16 +30,17 @@ def stage_looks(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def loss_curves_section(results: Mapping[str, Any]) -> str:
-    """Mean held-out loss over tokens, one line per stage."""
+    """Mean held-out loss over tokens, one line per stage and baseline."""
     history = results.get("history") or []
+    drawn = [*history, *_baseline_rows(results)]
+    looks = stage_looks(drawn)
     by_stage = {
-        stage: [(row["num_tokens"], _mean(row["loss"])) for row in _rows(history, stage) if row.get("loss")]
-        for stage in stage_looks(history)
+        stage: [(row["num_tokens"], _mean(row["loss"])) for row in _rows(drawn, stage) if row.get("loss")]
+        for stage in looks
     }
     by_stage = {stage: points for stage, points in by_stage.items() if points}
     if not by_stage:
         return section("Loss curves", note("No evaluation during training was recorded, so there are no curves."))
-    looks = stage_looks(history)
     series = [Series(points, looks[stage]) for stage, points in by_stage.items()]
     legend = [(looks[stage], stage_label(stage)) for stage in by_stage]
     reference = next((row["reference_loss"] for row in history if row.get("reference_loss")), None)
@@ -152,6 +153,12 @@ def _domain_table(results: Mapping[str, Any], domains: Sequence[str]) -> str:
 
 def _rows(history: Sequence[Mapping[str, Any]], stage: str) -> list[Mapping[str, Any]]:
     return [row for row in history if str(row.get("stage", "training")) == stage]
+
+
+def _baseline_rows(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Rows of the baselines, which begin at no tokens: each is a training of its own, beside the stages of the run."""
+    by_name = results.get("baseline_history") or {}
+    return [{**row, "stage": stage} for stage, rows in by_name.items() for row in rows]
 
 
 def _points(rows: Sequence[Mapping[str, Any]], key: str, domain: str) -> list[tuple[float, float]]:

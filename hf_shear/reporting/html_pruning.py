@@ -166,13 +166,13 @@ def _kept_table(units: Mapping[str, Any], shape: Mapping[str, int]) -> str:
 def sizes_section(results: Mapping[str, Any]) -> str:
     """Expected sizes against the targets of the time, and how clean the choice was at the end."""
     title = "Expected and target sizes"
-    rows = [row for row in results.get("history") or [] if row.get("expected_shape")]
+    rows = results.get("sizes") or [row for row in results.get("history") or [] if row.get("expected_shape")]
     masks, source, final = results.get("masks"), _shape(results, "source"), results.get("target_shape") or {}
     parts = []
     if rows and source:
         parts.append(_sizes_charts(rows, source, final))
     else:
-        parts.append(note("No evaluation during mask learning was recorded, so there are no curves of the sizes."))
+        parts.append(note("No step of mask learning was recorded, so there are no curves of the sizes."))
     if masks:
         parts.append(_masks_table(masks, final))
     else:
@@ -194,14 +194,14 @@ def _sizes_charts(rows: Sequence[Mapping[str, Any]], source: Mapping[str, int], 
         if expected is None:
             continue
         goal = f" <small>to {final[key]:,} of {source[key]:,}</small>" if key in final else ""
-        description = f"Expected {label} in mask learning; the last evaluation expects {expected:,.2f}."
+        description = f"Expected {label} in mask learning; {expected:,.2f} at the last logged step."
         figures.append(
             line_chart(
                 text(label) + goal, series, description=description, y_limits=(0, 104), y_format="{:.0f} %".format
             )
         )
     looks = [("c0", "expected size"), ("c2 dash", "target at that step"), ("cn dotted", "final target")]
-    count = "one evaluation, so one point" if len(rows) == 1 else f"{len(rows):,} evaluations"
+    count = "one logged step, so one point" if len(rows) == 1 else f"{len(rows):,} logged steps"
     intro = f"While masks are learned: the size they expect to keep, as a share of the source’s ({count})."
     return note(intro) + line_legend(looks) + panels(figures)
 

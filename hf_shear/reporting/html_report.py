@@ -1,7 +1,8 @@
 """One page that shows a whole run: a single HTML file that opens offline and fetches nothing.
 
     results.json      the contract of ``hf_shear.reporting.results``; here every part may be missing. Also read: ``kept``,
-                      ``history``, ``passes``, ``command`` (str), ``recovery`` (``method``, ``distillation``)
+                      ``history``, ``baseline_history``, ``sizes``, ``passes``, ``command`` (str), ``recovery`` (``method``,
+                      ``distillation``)
     evaluation.json   what ``hf-shear evaluate`` writes, if it was run
 
 All numbers on the page come from these two files; what they lack is said in a sentence.

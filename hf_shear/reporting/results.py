@@ -2,7 +2,8 @@
 
     source | pruned | recovered   a model record: `shape`, `num_parameters`, `loss`, `mean`, `eval_tokens`
     target_shape                  the five shape names
-    masks                         `expected_shape` (floats) and `kept_below_half` (counts), by shape name
+    masks                         `expected_shape` (floats) and `kept_below_half` (counts), by shape name; None for a model
+                                  that was pruned before the run
     tokens                        mask_learning, recovery, evaluation
     seconds                       mask_learning, recovery, evaluation, export, baselines, total
     baselines                     name -> a model record with `tokens` and `learning_rate`
@@ -139,9 +140,11 @@ def check_results(results: Mapping[str, Any]) -> None:
     _check_counts(target, SHAPE_NAMES, "target_shape", minimum=1)
     for name in ("pruned", "recovered"):
         _check_same_shape(results[name]["shape"], target, name)
-    masks = _mapping(_get(results, "masks", ""), "masks")
-    _check_numbers(_get(masks, "expected_shape", "masks"), SHAPE_NAMES, "masks.expected_shape")
-    _check_counts(_get(masks, "kept_below_half", "masks"), SHAPE_NAMES, "masks.kept_below_half")
+    masks = _get(results, "masks", "")
+    if masks is not None:
+        _mapping(masks, "masks")
+        _check_numbers(_get(masks, "expected_shape", "masks"), SHAPE_NAMES, "masks.expected_shape")
+        _check_counts(_get(masks, "kept_below_half", "masks"), SHAPE_NAMES, "masks.kept_below_half")
     _check_counts(_get(results, "tokens", ""), TOKEN_NAMES, "tokens")
     _check_numbers(_get(results, "seconds", ""), SECONDS_NAMES, "seconds")
     baselines = _mapping(_get(results, "baselines", ""), "baselines")

@@ -1,5 +1,6 @@
 """Runs: arguments, folders, data, stages, baselines, reports; what the examples and the command line are made of."""
 
+from .adoption import ADOPTED, adopt, open_adopting_run
 from .baselines import BASELINES, baseline_learning_rates, baseline_model
 from .bench import BENCH_NAME, Bench, BenchArguments
 from .bench_method import BenchMethod
@@ -34,6 +35,7 @@ from .stages import (
 from .whole_models import whole_models
 
 __all__ = [
+    "ADOPTED",
     "BASELINES",
     "BENCH_NAME",
     "RESULTS_NAME",
@@ -48,6 +50,7 @@ __all__ = [
     "Run",
     "RunFolder",
     "TargetArguments",
+    "adopt",
     "baseline_learning_rates",
     "baseline_model",
     "check_learned_cut",
@@ -59,6 +62,7 @@ __all__ = [
     "judge_checkpoint",
     "judge_source",
     "learn_masks",
+    "open_adopting_run",
     "open_run",
     "pack",
     "parse_arguments",

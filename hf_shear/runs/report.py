@@ -95,6 +95,8 @@ def run_results(
         "kept": learned["kept"],
         "passes": {"mask_learning": learned["passes"], "recovery": recovered["passes"]},
         "history": learned["history"] + _shifted(recovered["history"], learned["tokens"]),
+        "baseline_history": {name: stage["history"] for name, stage in baselines.items()},
+        "sizes": learned.get("sizes") or [row for row in learned["history"] if "expected_shape" in row],
     }
 
 
@@ -116,20 +118,21 @@ def _shifted(history: list[dict], tokens_before: int) -> list[dict]:
 def write_report(folder: Path, results: dict) -> str:
     """Check and write ``results.json``, draw the pictures, and return the table to print.
 
-    ``results`` holds, beside the contract's keys, ``kept`` (``KeptUnits.to_dict()``) and ``history`` (rows of
-    ``EvaluationLog.read`` over both stages).
+    ``results`` holds, beside the contract's keys, ``kept`` (``KeptUnits.to_dict()``, None where nobody noted it),
+    ``history`` (rows of ``EvaluationLog.read`` over both stages), ``baseline_history`` (such rows by baseline, counted from
+    its own start) and ``sizes`` (rows of ``EvaluationLog.read_sizes``).
     """
     check_results(results)
     write_results(folder / RESULTS_NAME, results)
     source = results["source"]["shape"]
-    plot_kept_units(results["kept"], source, folder / "kept_units.png")
+    if results["kept"] is not None:
+        plot_kept_units(results["kept"], source, folder / "kept_units.png")
     history = results["history"]
     if history:
         plot_domains(history, folder / "domains.png")
-    learning = [row for row in history if "expected_shape" in row]
-    if learning:
+    if results["sizes"]:
         sizes = {name: results["target_shape"][name] for name in SHAPE_NAMES}
-        plot_sizes(learning, sizes, folder / "sizes.png", source_shape=source)
+        plot_sizes(results["sizes"], sizes, folder / "sizes.png", source_shape=source)
     table = comparison_table(results)
     (folder / "table.txt").write_text(table + "\n", encoding="utf-8")
     write_html_report(folder)

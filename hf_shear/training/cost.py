@@ -9,8 +9,13 @@ from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from ..recovery import num_trainable
+from ..data import first_sample
+from ..recovery import TEACHER_IDS, num_trainable
+from ..recovery.adapters import adapter_width, quantisation
+from ..recovery.teachers import OFFLOADED, ON_DEVICE, STORED
+from ..recovery.trainable import FULL, LORA
 from .memory import estimate_memory
+from .memory_recovery import FrozenSetup, TeachingSetup
 from .memory_setup import TrainingSetup
 from .progress import tell
 
@@ -76,8 +81,32 @@ def training_setup(trainer) -> TrainingSetup:
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         backend=backend,
         num_devices=args.world_size,
+        frozen=_frozen(trainer),
+        teaching=_teaching(trainer),
         **more,
     )
+
+
+def _frozen(trainer) -> FrozenSetup | None:
+    """What is trained, if that is not all."""
+    method, model = trainer.args.recovery_method, trainer.model
+    if method == FULL:
+        return None
+    adapters = method == LORA
+    return FrozenSetup(
+        num_trainable(model), adapters, adapter_width(model) if adapters else 0, quantisation(model.config)
+    )
+
+
+def _teaching(trainer) -> TeachingSetup | None:
+    """The teacher, or its stored logits."""
+    if trainer.distiller is None:
+        return None
+    teacher = trainer.distiller.teacher
+    if teacher is not None:
+        return TeachingSetup(teacher.model.config, teacher.placement, teacher.head.weight.element_size())
+    sample = first_sample(next(iter(trainer.train_dataset.values())))
+    return TeachingSetup(None, STORED, top_k=len(sample[TEACHER_IDS]) // trainer.sample_length)
 
 
 def memory_line(trainer) -> str:
@@ -92,19 +121,22 @@ def memory_line(trainer) -> str:
         sharing = f"{setup.backend} on {sharing}"
     text = ", ".join(f"{name} {_gib(value)}" for name, value in estimate.device.items())
     line = f"memory per device with AdamW, {sharing}, about {_gib(estimate.peak)} ({estimate.moment}): {text}"
-    left_out = []
-    if trainer.args.recovery_method != "full":
-        left_out.append(
-            "it counts gradients and moments for all weights, of which this run trains"
-            f" {num_trainable(trainer.model):,} parameters"
-        )
-    if trainer.distiller is not None:
-        left_out.append(
-            "it counts whole logits, of which distillation keeps chunks"
-            + (", and not the teacher" if trainer.distiller.teacher is not None else "")
-        )
-    line += f" ({'; '.join(left_out)})" if left_out else ""
+    counted = _counted(setup)
+    line += f" ({'; '.join(counted)})" if counted else ""
     return line + (f"; on the host {_gib(sum(estimate.host.values()))}" if estimate.host else "")
+
+
+def _counted(setup: TrainingSetup) -> list[str]:
+    """What the estimate takes into account of a way of recovery, in words."""
+    found = []
+    if setup.frozen is not None:
+        kind = "parameters of adapters" if setup.frozen.adapters else "parameters of norms and biases"
+        frozen = "" if setup.frozen.quantize == "none" else f", the frozen ones in {setup.frozen.quantize}"
+        found.append(f"{setup.frozen.num_trained:,} {kind} are trained{frozen}")
+    if setup.teaching is not None:
+        where = {ON_DEVICE: "the teacher on the device", OFFLOADED: "the teacher offloaded", STORED: "stored logits"}
+        found.append(f"{where[setup.teaching.placement]}, the student's logits in chunks")
+    return found
 
 
 def cost_report(trainer) -> str:

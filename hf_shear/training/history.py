@@ -18,14 +18,32 @@ class EvaluationLog:
         entries |= {_REFERENCE + name: loss for name, loss in (trainer.reference_losses or {}).items()}
         if trainer.learns_masks:
             masks = trainer.masked_model.masks
-            entries |= {_EXPECTED + name: size for name, size in masks.expected_shape().items()}
-            entries |= {_TARGET + name: size for name, size in masks.target_shape_now().items()}
+            entries |= EvaluationLog.sizes(trainer)
             if masks.has_multipliers:
                 names = [kind.name for kind in masks.constrained]
                 linear, quadratic = masks.multiplier_linear.tolist(), masks.multiplier_quadratic.tolist()
                 entries |= {f"multiplier_linear/{name}": value for name, value in zip(names, linear, strict=True)}
                 entries |= {f"multiplier_quadratic/{name}": value for name, value in zip(names, quadratic, strict=True)}
         return entries
+
+    @staticmethod
+    def sizes(trainer) -> dict[str, float]:
+        """Entries with the tokens so far, the sizes that the masks expect, and the targets of the step."""
+        masks = trainer.masked_model.masks
+        trainer._set_phase(trainer.state.global_step)
+        entries: dict[str, float] = {"num_tokens": trainer.tokens_seen()}
+        entries |= {_EXPECTED + name: size for name, size in masks.expected_shape().items()}
+        return entries | {_TARGET + name: size for name, size in masks.target_shape_now().items()}
+
+    @staticmethod
+    def read_sizes(log_history: list[dict]) -> list[dict]:
+        """Rows with ``num_tokens``, ``expected_shape`` and ``target_shape``, one for each logged step that has them."""
+        rows = {
+            entry["num_tokens"]: {"num_tokens": entry["num_tokens"]} | _shapes(entry)
+            for entry in log_history
+            if "num_tokens" in entry and _EXPECTED + SHAPE_NAMES[0] in entry
+        }
+        return [rows[num_tokens] for num_tokens in sorted(rows)]  # an evaluation and a log of one step are one row
 
     @staticmethod
     def read(log_history: list[dict], stage: str, domains: list[str]) -> list[dict]:
@@ -55,7 +73,11 @@ class EvaluationLog:
             if _REFERENCE + domains[0] in entry:
                 row["reference_loss"] = {name: entry[_REFERENCE + name] for name in domains}
             if _EXPECTED + SHAPE_NAMES[0] in entry:
-                row["expected_shape"] = {name: entry[_EXPECTED + name] for name in SHAPE_NAMES}
-                row["target_shape"] = {name: entry[_TARGET + name] for name in SHAPE_NAMES}
+                row |= _shapes(entry)
             rows.append(row)
         return rows
+
+
+def _shapes(entry: dict) -> dict[str, dict]:
+    kinds = {"expected_shape": _EXPECTED, "target_shape": _TARGET}
+    return {kind: {name: entry[prefix + name] for name in SHAPE_NAMES} for kind, prefix in kinds.items()}

@@ -13,6 +13,9 @@ A step is followed through the moments at which memory can be greatest; the esti
     embedding backward      all gradients (a tied embedding's up to three times: its own part, the head's, their sum)
     optimizer step          all gradients, and what the optimizer makes of them
 
+Before them a teacher has its forward. With frozen weights there is no gradient of the embedding, and distillation has
+logits of one chunk only (``memory_recovery.py``).
+
 Between them memory rises or falls evenly. What is kept for the backward pass was counted in transformers' Llama with sdpa
 attention (``torch.autograd.graph.saved_tensors_hooks``); examples/benchmarks/memory.py compares with measured peaks.
 """
@@ -23,8 +26,10 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
+from . import memory_recovery
+from .memory_recovery import FLOAT32
 from .memory_setup import ModelParts, TrainingSetup
-from .memory_sharding import ADAM_MOMENTS, FLOAT32, buffer_bytes, optimizer_bytes, shard_moment
+from .memory_sharding import ADAM_MOMENTS, buffer_bytes, optimizer_bytes, shard_moment
 
 # Copies of all masks in the graph of one forward (noise, scores, gates, their products); an upper estimate.
 GATE_COPIES = 12
@@ -65,12 +70,12 @@ def estimate_memory(config: PretrainedConfig, setup: TrainingSetup) -> MemoryEst
 
 def estimate_moments(config: PretrainedConfig, setup: TrainingSetup) -> dict[str, MemoryEstimate]:
     """The same for every moment of a step, not only the greatest one."""
-    sizes = ModelParts(config)
+    sizes = ModelParts(config, setup.frozen)
     device, host = _standing(sizes, setup)
     estimates = {}
     for moment, parts in _moments(sizes, setup).items():
         if setup.gradient_accumulation_steps > 1:  # from the second micro-batch on
-            parts["gradients"] = sizes.total * setup.weight_bytes
+            parts["gradients"] = sizes.trained * sizes.trained_bytes(setup.weight_bytes)
         parts = device | shard_moment(moment, parts, sizes, setup)
         estimates[moment] = MemoryEstimate(moment, _whole(parts), _whole(host))
     return estimates
@@ -84,7 +89,7 @@ def _whole(parts: dict[str, float]) -> dict[str, int]:
 def _standing(sizes: ModelParts, setup: TrainingSetup) -> tuple[dict[str, float], dict[str, float]]:
     """Bytes on the device and on the host that every moment of a step has in common."""
     device = {
-        "weights": sizes.total * setup.weight_bytes / (setup.num_devices if setup.shards_weights else 1),
+        "weights": memory_recovery.weights_of(sizes, setup) / (setup.num_devices if setup.shards_weights else 1),
         "optimizer": optimizer_bytes(sizes, setup),
         # Value, gradient and two moments, in float32 and whole on every device, and the gates of one forward.
         "masks": sizes.masks * FLOAT32 * (2 + ADAM_MOMENTS + GATE_COPIES),
@@ -93,26 +98,33 @@ def _standing(sizes: ModelParts, setup: TrainingSetup) -> tuple[dict[str, float]
     host: dict[str, float] = {}
     if setup.offload:
         wide = setup.weight_bytes if setup.backend == "fsdp2" else FLOAT32
-        host = {"optimizer": device.pop("optimizer"), "gradients": sizes.total * wide / setup.num_devices}
+        host = {"optimizer": device.pop("optimizer"), "gradients": sizes.trained * wide / setup.num_devices}
         if setup.backend == "fsdp2":
             host["weights"] = device.pop("weights")
-    return device, host
+    teacher, teacher_host = memory_recovery.teacher_parts(setup)
+    return device | teacher, host | teacher_host
 
 
 def _moments(sizes: ModelParts, setup: TrainingSetup) -> dict[str, dict[str, float]]:
     """Bytes beyond the standing ones, by moment of the step and by what they are for."""
     tokens, compute, size = setup.tokens, setup.compute_bytes, setup.weight_bytes
     kept, inside, casts = _kept_of_layers(sizes, setup), _inside_of_layer(sizes, setup), _casts(sizes, setup)
-    everything = kept + tokens * _norm_bytes(sizes, setup, consumers=1)
+    everything = kept + tokens * _norm_bytes(sizes, setup, consumers=0 if setup.frozen is not None else 1)
     logits, head = tokens * sizes.vocabulary, sizes.embedding
     last = sizes.total - sizes.outside_layers - sizes.layer + head  # parameters whose gradients are there by then
-    return {
-        "forward": {
-            "casts": casts["forward"],
-            "activations": everything,
-            "logits": logits * (compute + FLOAT32 + (FLOAT32 if compute < FLOAT32 else 0)),
-        },
-        "loss backward": {"casts": casts["backward"], "activations": everything, "logits": logits * 3 * FLOAT32},
+    in_forward, in_backward = logits * (compute + FLOAT32 + (FLOAT32 if compute < FLOAT32 else 0)), logits * 3 * FLOAT32
+    moments = {}
+    if setup.teaching is not None:
+        everything += memory_recovery.hidden_of_both(sizes, setup)
+        logits = memory_recovery.chunk_logits(sizes, setup)
+        in_forward, in_backward = memory_recovery.logits_bytes(sizes, setup)
+        if setup.teaching.teacher is not None:
+            moments["teacher forward"] = memory_recovery.teacher_forward(setup)
+    if setup.frozen is not None:
+        head, last, size = 0, sizes.trained, sizes.trained_bytes(size)
+    moments |= {
+        "forward": {"casts": casts["forward"], "activations": everything, "logits": in_forward},
+        "loss backward": {"casts": casts["backward"], "activations": everything, "logits": in_backward},
         "head backward": {
             "casts": casts["backward"],
             "activations": everything,
@@ -134,8 +146,11 @@ def _moments(sizes: ModelParts, setup: TrainingSetup) -> dict[str, dict[str, flo
             "gradients": sizes.total * size,
             "workspace": head * size * _tied_copies(sizes, setup),
         },
-        "optimizer step": {"gradients": sizes.total * size},
+        "optimizer step": {"gradients": sizes.trained * size},
     }  # fmt: skip
+    if setup.frozen is not None:
+        del moments["embedding backward"]
+    return moments
 
 
 def _tied_copies(sizes: ModelParts, setup: TrainingSetup) -> int:
@@ -145,6 +160,8 @@ def _tied_copies(sizes: ModelParts, setup: TrainingSetup) -> int:
 
 def _norm_bytes(sizes: ModelParts, setup: TrainingSetup, consumers: int) -> int:
     """Bytes per token that a norm and its ``consumers`` (linear layers) keep of their inputs."""
+    if setup.frozen is not None:
+        return memory_recovery.norm_bytes(sizes, setup, consumers)
     if setup.stream_bytes > setup.compute_bytes:  # autocast: the stream and its normed values, a cast per consumer
         return (2 * FLOAT32 + consumers * setup.compute_bytes) * sizes.hidden
     return (FLOAT32 + 2 * setup.compute_bytes) * sizes.hidden  # the stream in float32, normed, and times the weight
@@ -152,6 +169,8 @@ def _norm_bytes(sizes: ModelParts, setup: TrainingSetup, consumers: int) -> int:
 
 def _layer_bytes(sizes: ModelParts, setup: TrainingSetup) -> int:
     """Bytes per token that one layer keeps."""
+    if setup.frozen is not None:
+        return memory_recovery.layer_bytes(sizes, setup)
     attention = 2 * sizes.queries + 2 * sizes.keys  # rotated q and k, v, the output
     mlp = 4 * sizes.neurons  # gate, silu(gate), up, and their product
     norms = _norm_bytes(sizes, setup, consumers=3) + _norm_bytes(sizes, setup, consumers=2)
@@ -181,7 +200,10 @@ def _casts(sizes: ModelParts, setup: TrainingSetup) -> dict[str, int]:
     if not setup.autocast or setup.shards_weights:  # ZeRO-3's linear layer casts again, FSDP2 gathers in bfloat16
         return {"forward": 0, "backward": 0, "layer": 0}
     layer, head = sizes.cast_weights * setup.compute_bytes, sizes.embedding * setup.compute_bytes
+    layer += sizes.adapters * setup.compute_bytes // sizes.layers
     forward = sizes.layers * layer + head
-    # Checkpointed layers keep none, but autocast remembers them until the forward ends.
+    # Checkpointed layers keep none, but autocast remembers them until the forward ends, if their weights are trained.
     backward = layer + head if setup.activation_checkpointing else forward
+    if setup.frozen is not None and setup.activation_checkpointing:
+        forward = backward = head
     return {"forward": forward, "backward": backward, "layer": layer}

@@ -10,6 +10,7 @@ from transformers import PretrainedConfig
 from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, unit_kinds
 from ..modeling import is_masked_config
 from ..shapes import ModelShape, count_parameters
+from .memory_recovery import FLOAT32, FrozenSetup, TeachingSetup
 
 BACKENDS = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -30,6 +31,8 @@ class TrainingSetup:
         num_devices: N, over which the backend shards.
         offload: optimizer (and with it ZeRO's gradients, FSDP's shards of everything) in the host's memory.
         reduce_bucket_size: DeepSpeed's (its default), in elements.
+        frozen: what is trained where not all weights are; None for all.
+        teaching: the teacher of a distillation; None for none.
 
     Raises:
         ValueError: a value is not one of the allowed ones, or the backend can not do what is asked for.
@@ -45,6 +48,8 @@ class TrainingSetup:
     num_devices: int = 1
     offload: bool = False
     reduce_bucket_size: int = 500_000_000
+    frozen: FrozenSetup | None = None
+    teaching: TeachingSetup | None = None
 
     def __post_init__(self):
         for name in ("micro_batch_size", "sequence_length", "gradient_accumulation_steps", "num_devices"):
@@ -104,9 +109,14 @@ class TrainingSetup:
 
 
 class ModelParts:
-    """Sizes and parameter counts of the parts of a model."""
+    """Sizes and parameter counts of the parts of a model.
 
-    def __init__(self, config: PretrainedConfig):
+    Args:
+        config: of the model, without adapters.
+        frozen: what is trained of it, if not all.
+    """
+
+    def __init__(self, config: PretrainedConfig, frozen: FrozenSetup | None = None):
         shape = ModelShape.from_config(config)
         self.hidden, self.layers = shape.hidden_size, shape.num_hidden_layers
         self.heads, self.neurons = shape.num_attention_heads, shape.intermediate_size
@@ -116,6 +126,8 @@ class ModelParts:
         self.embedding = self.vocabulary * self.hidden
         self.outside_layers = self.embedding * (1 if self.tied else 2)
         self.layer = (self.total - self.outside_layers - self.hidden) // self.layers
+        self.trained = self.total if frozen is None else frozen.num_trained
+        self.adapters = frozen.num_trained if frozen is not None and frozen.adapters else 0
         masked = _masked_units(config, shape)
         self.masks = sum(masked.values())
         writes = HIDDEN in masked or LAYER in masked
@@ -124,10 +136,18 @@ class ModelParts:
         self.masked_down = self.hidden * self.neurons * (writes or INTERMEDIATE in masked)
 
     @property
+    def products(self) -> int:
+        """Weights of one layer's products."""
+        return self.hidden * (2 * self.queries + 2 * self.keys + 3 * self.neurons)
+
+    @property
     def cast_weights(self) -> int:
         """Weights of one layer that autocast casts and the backward pass keeps: all products', masked ones apart."""
-        products = self.hidden * (2 * self.queries + 2 * self.keys + 3 * self.neurons)
-        return products - self.masked_output - self.masked_down
+        return self.products - self.masked_output - self.masked_down
+
+    def trained_bytes(self, weight_bytes: int) -> int:
+        """Bytes of one trained value: adapters are in float32 beside weights of any dtype."""
+        return FLOAT32 if self.adapters else weight_bytes
 
 
 def _masked_units(config: PretrainedConfig, shape: ModelShape) -> dict[str, int]:

@@ -6,9 +6,9 @@ sum was compared with two processes of each (examples/docs/memory.md).
 
 from __future__ import annotations
 
+from .memory_recovery import FLOAT32
 from .memory_setup import ModelParts, TrainingSetup
 
-FLOAT32 = 4  # bytes
 ADAM_MOMENTS = 2  # each as large as the parameter
 
 # DeepSpeed's defaults (deepspeed/runtime/zero/config.py), in parameters.
@@ -25,18 +25,18 @@ FSDP_GRADIENT_LAYERS = 2
 def optimizer_bytes(sizes: ModelParts, setup: TrainingSetup) -> float:
     """AdamW's moments, and with DeepSpeed the float32 copy of the weights (even of float32 ones) that it updates."""
     if setup.is_zero:
-        return sizes.total * (ADAM_MOMENTS + 1) * FLOAT32 / setup.num_devices
+        return sizes.trained * (ADAM_MOMENTS + 1) * FLOAT32 / setup.num_devices
     share = setup.num_devices if setup.backend == "fsdp2" else 1
-    return sizes.total * ADAM_MOMENTS * setup.weight_bytes / share
+    return sizes.trained * ADAM_MOMENTS * sizes.trained_bytes(setup.weight_bytes) / share
 
 
 def buffer_bytes(sizes: ModelParts, setup: TrainingSetup) -> float:
     """What is allocated once, for all steps."""
     size = setup.weight_bytes
     if setup.backend == "ddp":
-        return sizes.total * size  # gradients are reduced in buckets, copies of them
+        return sizes.trained * sizes.trained_bytes(size)  # gradients are reduced in buckets, copies of them
     if setup.backend == "zero3":  # one bucket is filled while another is reduced; gradients have their place for good
-        gradients = 0 if setup.offload else sizes.total * size / setup.num_devices
+        gradients = 0 if setup.offload else sizes.trained * sizes.trained_bytes(size) / setup.num_devices
         return 2 * setup.reduce_bucket_size * size + gradients
     return setup.reduce_bucket_size * size if setup.is_zero else 0
 
@@ -61,7 +61,7 @@ def _zero_moment(moment: str, parts: dict[str, float], sizes: ModelParts, setup:
     if setup.backend in ("zero1", "zero2") and moment == "embedding backward" and not setup.offload:
         parts["gradients"] += gradients * share  # the device's share is copied before the rest is freed
     if moment == "optimizer step" and not setup.offload:  # a float32 copy of the gradients
-        updated = sizes.total * share
+        updated = sizes.trained * share
         parts["workspace"] = FLOAT32 * (min(updated, SUB_GROUP_SIZE) if setup.backend == "zero3" else updated)
     return parts
 
@@ -69,14 +69,17 @@ def _zero_moment(moment: str, parts: dict[str, float], sizes: ModelParts, setup:
 def _fsdp_moment(moment: str, parts: dict[str, float], sizes: ModelParts, setup: TrainingSetup) -> dict[str, float]:
     """Embedding and head belong to the outermost unit: gathered from forward to backward, reduced at the very end."""
     parts, gathered, gradients = dict(parts), sizes.outside_layers, 0
-    if moment == "head backward":
+    if moment in ("top layer backward", "bottom layer backward"):
+        gathered += FSDP_GATHERED_LAYERS * sizes.layer
+    if setup.frozen is not None:  # what is trained is small: its gradients are counted unsharded
+        gradients = sizes.trained
+    elif moment == "head backward":
         gradients = sizes.embedding
     elif moment in ("top layer backward", "bottom layer backward"):
-        gathered += FSDP_GATHERED_LAYERS * sizes.layer
         gradients = sizes.embedding + FSDP_GRADIENT_LAYERS * sizes.layer
     elif moment == "embedding backward":
         gradients = 2 * sizes.outside_layers
-    elif moment == "optimizer step":
+    if moment == "optimizer step":
         gathered = 0
     size = setup.compute_bytes
     sharded = 0 if setup.offload else parts.get("gradients", 0) / setup.num_devices

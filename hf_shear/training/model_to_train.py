@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 
 from ..modeling import ShearingMixin
 from ..recovery import prepare_recovery
@@ -35,6 +35,7 @@ def model_to_train(
         return prepare_recovery(model, args.recovery_method, peft_config), None
     peft_config = peft_config_from(args.peft_config) if peft_config is None else peft_config
     digest = weights_digest(model)
+    set_seed(args.seed)  # as a Trainer does with a model of its own making: adapters start at random
     return prepare_recovery(model, LORA, peft_config), digest
 
 

@@ -45,7 +45,7 @@ class ResumableTrainer(Trainer):
     def _save(self, output_dir=None, state_dict=None):
         """Overridden: adapters are saved with a note of the weights they belong to."""
         super()._save(output_dir, state_dict)
-        if self.args.recovery_method == "lora":
+        if self.args.recovery_method == "lora" and self.args.should_save:  # the main process alone makes the folder
             folder = output_dir if output_dir is not None else self.args.output_dir
             save_adapter_record(folder, self.base_digest, base_model=self.model.config.name_or_path)
 

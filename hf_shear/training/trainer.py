@@ -406,10 +406,8 @@ class ShearTrainer(ResumableTrainer):
         losses, num_tokens = self._domain_losses(datasets)
         metrics = {f"{metric_key_prefix}_loss": sum(losses.values()) / len(losses)}
         metrics |= {f"{metric_key_prefix}_{name}_loss": loss for name, loss in losses.items()}
-        metrics |= {
-            f"{metric_key_prefix}_tokens": num_tokens,
-            f"{metric_key_prefix}_runtime": round(time.perf_counter() - start, 4),
-        }
+        seconds = round(time.perf_counter() - start, 4)
+        metrics |= {f"{metric_key_prefix}_tokens": num_tokens, f"{metric_key_prefix}_runtime": seconds}
         if in_training:
             self._update_mixture(losses)
             metrics |= EvaluationLog.extra(self)
@@ -456,7 +454,7 @@ class ShearTrainer(ResumableTrainer):
         self.sampler.set_mixture_weights(weights)
 
     def log(self, logs, start_time=None):
-        """Overridden: adds the Lagrangian, and the two parts of a distillation loss, where there are any."""
+        """Overridden: adds the Lagrangian, the masks' sizes, and the two parts of a distillation loss, if there are any."""
         if "loss" in logs and self.distiller is not None:
             steps = self.state.global_step - self._parts_logged_at
             # Where every process divides by its own tokens, the step's loss is the mean over processes.
@@ -468,6 +466,8 @@ class ShearTrainer(ResumableTrainer):
             logs["lagrangian_loss"] = self.lagrangian_total.item() / steps
             self.lagrangian_total.zero_()
             self._lagrangian_logged_at = self.state.global_step
+        if "loss" in logs and self.learns_masks:
+            logs |= EvaluationLog.sizes(self)
         super().log(logs, start_time)
 
     def tokens_seen(self) -> int:
@@ -479,6 +479,7 @@ class ShearTrainer(ResumableTrainer):
         return {
             "tokens": self.tokens_seen(),
             "history": EvaluationLog.read(self.state.log_history, stage, list(self.train_dataset)),
+            "sizes": EvaluationLog.read_sizes(self.state.log_history),
             "passes": self.sampler.passes,
             "mixture_weights": self.sampler.mixture_weights,
             "reference_losses": self.reference_losses,

@@ -1,0 +1,127 @@
+"""Recovery from a pruned checkpoint that no mask learning of this run made."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+
+from ..modeling import check_supported_source
+from ..recovery import check_same_tokens
+from ..reporting import collect_versions
+from ..shapes import SHAPE_NAMES, ModelShape
+from ..slicing import PROVENANCE_NAME, read_provenance, save_checkpoint
+from .report import judge_checkpoint
+from .run_folder import finished_stages
+from .stages import MASK_LEARNING, SOURCE, Run, open_run
+from .whole_models import whole_models
+
+ADOPTED = "adopted"
+TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
+
+def open_adopting_run(pipeline, args) -> Run:
+    """As ``open_run``, towards the shape that a pruned checkpoint has already; a run that is there is continued.
+
+    Args:
+        pipeline: arguments with ``model_name_or_path``, the source, and ``pruned``, a plain checkpoint with the source's
+            tokens and a shape that can be cut out of it.
+        args: of the training.
+
+    Raises:
+        ValueError: the two do not fit together, a target is named beside the checkpoint, or the folder holds a run with
+            a pruned model of its own.
+    """
+    named = [name for name in (*SHAPE_NAMES, "preset", "target_num_parameters") if getattr(pipeline, name) is not None]
+    if named:
+        raise ValueError(f"`pruned` has its shape already: leave out {', '.join(f'`--{name}`' for name in named)}.")
+    source = AutoConfig.from_pretrained(pipeline.model_name_or_path)
+    check_supported_source(source)
+    shape = _checked_shape(pipeline, source)
+    finished = finished_stages(args.output_dir)
+    if MASK_LEARNING in (finished or ()):
+        raise ValueError(
+            f"The run in {str(args.output_dir)!r} has learned masks and has a pruned model of its own. Recover that one"
+            " without `--pruned`, or name another `--output_dir`."
+        )
+    return open_run(replace(pipeline, **shape.sizes(), resume=finished is not None), args)
+
+
+def _checked_shape(pipeline, source: PretrainedConfig) -> ModelShape:
+    """The checkpoint's shape; whether it can be cut out of the source is checked where the target is made of it."""
+    path = pipeline.pruned
+    config = AutoConfig.from_pretrained(path)
+    check_supported_source(config)
+    shape, head_dim = ModelShape.from_config(config), ModelShape.from_config(source).head_dim
+    if config.vocab_size != source.vocab_size:
+        raise ValueError(
+            f"`pruned` {path!r} has a vocabulary of {config.vocab_size} entries, the source {source.vocab_size}. Name the"
+            " model that it was cut out of."
+        )
+    if shape.head_dim != head_dim:
+        raise ValueError(
+            f"`pruned` {path!r} has heads of {shape.head_dim} channels, the source of {head_dim}. Name the model that it"
+            " was cut out of."
+        )
+    cut_of = (_provenance(path).get("source") or {}).get("shape")
+    if cut_of is not None and cut_of != ModelShape.from_config(source).to_dict():
+        raise ValueError(
+            f"`pruned` {path!r} was cut out of a model of another shape than the source's, as its {PROVENANCE_NAME} says"
+            f" ({cut_of}). Name that model."
+        )
+    if any((Path(path) / name).is_file() for name in TOKENIZER_NAMES):
+        tokenizers = (AutoTokenizer.from_pretrained(name) for name in (path, pipeline.model_name_or_path))
+        check_same_tokens(*tokenizers)
+    return shape
+
+
+def _provenance(path: str) -> dict:
+    return read_provenance(path) if (Path(path) / PROVENANCE_NAME).is_file() else {}
+
+
+def adopt(run: Run) -> dict:
+    """Copy the checkpoint to <output_dir>/pruned and judge it; a record as that of ``learn_masks``, without masks.
+
+    Domains are steered to the source's held-out losses, as after mask learning, unless the arguments give others, and
+    start with the arguments' weights.
+    """
+    start, path, judged = time.perf_counter(), run.pipeline.pruned, run.data.judged
+    with whole_models():
+        model = AutoModelForCausalLM.from_pretrained(path)
+    provenance = _provenance(path) or _unknown_origin(run)
+    if "recovery" in provenance:  # trained after its cut: here that is what recovery starts from
+        provenance["trained_before"] = provenance.pop("recovery")
+    saved = save_checkpoint(model, run.folder.path / "pruned", run.tokenizer, provenance)
+    exported = time.perf_counter()
+    return {
+        "masks": None,
+        "kept": provenance.get("kept"),
+        "tokens": provenance.get("mask_learning", 0),
+        "history": [],
+        "sizes": [],
+        "passes": {},
+        "mixture_weights": run.args.mixture_weights,
+        "reference_losses": run.args.reference_losses or run.folder.finished(SOURCE)["loss"],
+        "reference_tokens": 0,
+        "calibration_tokens": 0,
+        "eval_samples": max(map(len, judged.values())),
+        "model": judge_checkpoint(saved, judged, run.args),
+        "seconds": 0.0,
+        "export_seconds": exported - start,
+    }
+
+
+def _unknown_origin(run: Run) -> dict:
+    """Provenance of a checkpoint that has none: the source that it was given with, and its shape."""
+    source = AutoConfig.from_pretrained(run.pipeline.model_name_or_path)
+    return {
+        "source": {
+            "name_or_path": run.pipeline.model_name_or_path,
+            "revision": getattr(source, "_commit_hash", None),
+            "shape": run.target.source.to_dict(),
+        },
+        "target_shape": run.target.sizes(),
+        "versions": collect_versions(),
+    }
