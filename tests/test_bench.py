@@ -14,7 +14,7 @@ from test_shear_example import inputs  # noqa: F401 a fixture: a tiny model and 
 
 from hf_shear import ShearTrainingArguments
 from hf_shear.reporting import bench_csv, bench_markdown, bench_rows, plot_bench
-from hf_shear.runs import BenchArguments, BenchMethod
+from hf_shear.runs import Bench, BenchArguments, BenchMethod
 from hf_shear.runs.peak_memory import peak_memory
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -34,7 +34,7 @@ def test_methods_are_read():
     method = BenchMethod.parse("learned:share=0.2+least_squares")
     assert (method.kind, method.options, method.compensation) == ("learned", {"share": 0.2}, "least_squares")
     method = BenchMethod.parse("interleaved:stages=3,share=0.5:taylor layer=loss_rise+bias")
-    assert method.options == {"stages": 3, "share": 0.5, "restart": False}
+    assert method.options == {"stages": 3, "share": 0.5, "restart": True}
     assert method.criterion == {"default": "taylor", "layer": "loss_rise"} and method.compensation == "bias"
     assert BenchMethod.parse("interleaved:taylor").criterion == {"default": "taylor"}
     assert BenchMethod.parse("scratch").kind == "scratch"
@@ -128,6 +128,27 @@ def test_table_and_picture_hold_the_numbers(finished):
     rows = list(csv.DictReader(io.StringIO((folder / "bench.csv").read_text())))
     assert {row["method"] for row in rows} == set(METHODS) and float(rows[0]["after_mean"]) == pytest.approx(mean)
     assert (folder / "bench.png").stat().st_size > 10_000
+
+
+@pytest.mark.filterwarnings("ignore:These domains have fewer", "ignore:.*calibration text has")
+def test_uneven_methods_are_compared_at_equal_parameters(inputs, tmp_path):  # noqa: F811
+    arguments = BenchArguments(
+        source=inputs["model_name_or_path"], data_dir=inputs["data_dir"], intermediate_size=16, max_length=16,
+        eval_tokens=64, held_out_fraction=0.3, methods=["taylor allocation=global+least_squares", "taylor"], seeds=[0],
+        recovery_tokens=2 * STEP_TOKENS, calibration_batches=2, calibration_batch_size=4,
+    )  # fmt: skip
+    args = ShearTrainingArguments(
+        str(tmp_path), per_device_train_batch_size=4, use_cpu=True, report_to="none", eval_token_share=0.9,
+        disable_tqdm=True,
+    )  # fmt: skip
+    results = Bench(arguments, args).run()
+    uneven, even = results["runs"]
+    assert (uneven["uneven"], even["uneven"]) == (True, False)
+    assert even["num_parameters"] == results["target_parameters"]
+    assert 0.95 * even["num_parameters"] < uneven["num_parameters"] <= even["num_parameters"]
+    arguments.methods[0] = "taylor allocation=everywhere"
+    with pytest.raises(ValueError, match="`allocation` must be one of uniform, global, adaptive"):
+        Bench(arguments, args)
 
 
 def results_of(losses: dict[str, list[float]]) -> dict:

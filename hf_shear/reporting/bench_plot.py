@@ -27,7 +27,7 @@ def plot_bench(results: Mapping[str, Any], path: str | os.PathLike | None = None
     rows = bench_rows(results)
     figure = _new_figure(1.3 + ROW_HEIGHT * len(rows))
     panels = figure.subplots(1, 2, sharey=True)
-    names = ["\n".join(textwrap.wrap(row["method"] + (" *" if row["uneven"] else ""), NAME_WIDTH)) for row in rows]
+    names = [_broken(row["method"]) + (" *" if row["uneven"] else "") for row in rows]
     for axes, part, title in zip(panels, ("before", "after"), ("before recovery", "after recovery"), strict=True):
         for place, row in enumerate(rows):
             if row[part] is None:
@@ -45,6 +45,11 @@ def plot_bench(results: Mapping[str, Any], path: str | os.PathLike | None = None
     if any(row["uneven"] for row in rows):
         figure.text(0.01, 0.005, "* layers of different widths", fontsize=SMALL_FONT_SIZE)
     return _save(figure, path)
+
+
+def _broken(method: str) -> str:
+    """A method's name in lines; one may end before a compensation."""
+    return "\n".join(textwrap.wrap(method.replace("+", " +"), NAME_WIDTH, break_long_words=False)).replace(" +", "+")
 
 
 def _mark_source(axes, loss: float) -> None:

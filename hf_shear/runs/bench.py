@@ -22,7 +22,7 @@ from ..data import Calibration
 from ..importance import mask_start_importance
 from ..masks import START_SPREAD, MaskSettings, unit_kinds
 from ..modeling import AutoShearingModelForCausalLM
-from ..one_shot import criteria_by_kind, prune_one_shot
+from ..one_shot import criteria_by_kind, make_plan, prune_one_shot
 from ..reporting import collect_versions, write_results
 from ..shapes import ModelShape, TargetShape, count_parameters
 from ..training import ShearTrainer, ShearTrainingArguments, pruning_steps
@@ -109,7 +109,10 @@ class Bench:
         steps = self.args.steps_for_tokens(self.arguments.recovery_tokens, self.arguments.max_length)
         for method in self.methods:
             check_compensation(method.compensation, config)
-            if method.kind in (ONE_SHOT, INTERLEAVED):
+            if method.kind == ONE_SHOT:
+                target = count_parameters(config, self.target) if method.is_uneven else self.target
+                make_plan(config, target, method.criterion, method.allocation)
+            if method.kind == INTERLEAVED:
                 criteria_by_kind(method.criterion, kinds)
             if method.kind == INTERLEAVED:
                 pruning_steps(steps, method.options["stages"], method.options["share"])
@@ -202,10 +205,10 @@ class Bench:
         return trainer
 
     def _one_shot(self, method: BenchMethod, source, calibration: Calibration, args) -> Pruned:
-        found = prune_one_shot(
-            source, self.target, calibration, method.criterion, method.compensation, method.num_shots
-        )
-        return Pruned(found.model)
+        target = self.results["target_parameters"] if method.is_uneven else self.target
+        found = prune_one_shot(source, target, calibration, method.criterion, method.compensation, method.num_shots,
+                               allocation=method.allocation)  # fmt: skip
+        return Pruned(found.model, num_parameters=found.num_parameters if method.is_uneven else None)
 
     def _scratch(self, method: BenchMethod, source, calibration: Calibration, args) -> Pruned:
         config = prune_one_shot(source, self.target, calibration, "random").model.config

@@ -21,7 +21,7 @@ from ..training import PRUNING_SHARE
 
 ONE_SHOT, INTERLEAVED, LEARNED, SCRATCH = "one_shot", "interleaved", "learned", "scratch"
 OPTIONS = {
-    INTERLEAVED: {"stages": 5, "share": PRUNING_SHARE, "restart": False},
+    INTERLEAVED: {"stages": 5, "share": PRUNING_SHARE, "restart": True},
     LEARNED: {"share": 0.3},
     SCRATCH: {},
 }

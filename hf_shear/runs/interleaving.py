@@ -46,7 +46,7 @@ def prune_interleaved(
     compensation: str = "none",
     num_stages: int = 5,
     pruning_share: float = PRUNING_SHARE,
-    restart_moments: bool = False,
+    restart_moments: bool = True,
     as_family: str | None = None,
     resume_from_checkpoint: str | bool | None = None,
 ) -> InterleavedPruning:

@@ -2,8 +2,8 @@
 
 Adapt-Pruner (arXiv 2502.03460) prunes a little, trains a little, and so on; EfficientLLM (arXiv 2502.06663) does the
 same during pre-training. Here all stages train one full-size model, on which gates of 0 hold removed units closed. A
-closed unit gets no gradient, so what is trained is the pruned model, its moments of AdamW go on from stage to stage,
-and no shape between source and target has to be a valid one.
+closed unit gets no gradient, so what is trained is the pruned model, and no shape between source and target has to be a
+valid one.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class InterleavedTrainer(ShearTrainer):
         prune: chooses what is closed next.
         num_stages: times that units are removed.
         pruning_share: of the training steps, in which that happens.
-        restart_moments: start the moments of AdamW anew at each removal, in place of going on with them.
+        restart_moments: start the moments of AdamW anew at each removal; False: go on with them, which lost more
+            (model_cards/bench.md).
         args, kwargs: as for :class:`ShearTrainer`; ``num_tokens`` is the budget of all stages together.
 
     Attributes:
@@ -75,7 +76,7 @@ class InterleavedTrainer(ShearTrainer):
         prune: Prune,
         num_stages: int,
         pruning_share: float = PRUNING_SHARE,
-        restart_moments: bool = False,
+        restart_moments: bool = True,
         **kwargs,
     ):
         if not isinstance(model, ShearingMixin) or model.masks.constrained:
