@@ -7,10 +7,13 @@ from typing import Literal
 
 from ..compensation import resolve_compensation
 from ..masks import MASK_DRAWS, MASK_METHODS, START_SPREAD
+from ..one_shot import criteria_from_words
 from ..recovery import TEACHER_PLACEMENTS
 from .baselines import baseline_learning_rates
 
 QUANTISATIONS = ("none", "8bit", "4bit")
+MASK_STARTS = ("taylor", "uniform")
+"""Besides these, ``mask_start`` takes criteria as ``hf-shear prune`` does."""
 STOPS = ("teacher_logits", "mask_learning", "recovery")
 
 
@@ -74,7 +77,10 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
     mask_tokens: int = field(default=48_000, metadata={"help": "Training tokens of mask learning."})
     mask_method: Literal[MASK_METHODS] = field(default="relaxed_topk", metadata={"help": "hard_concrete: the paper."})
     mask_draw: Literal[MASK_DRAWS] = field(default="per_step", metadata={"help": "per_micro_batch: reference code."})
-    mask_start: Literal["taylor", "uniform"] = field(default="taylor", metadata={"help": "uniform: the paper."})
+    mask_start: str = field(
+        default=MASK_STARTS[0],
+        metadata={"help": "uniform: the paper; or criteria: 'llm_surgeon hidden=taylor layer=loss_rise'."},
+    )
     mask_start_spread: float = field(default=START_SPREAD, metadata={"help": "log_alpha starts within +- this."})
     calibration_batches: int = field(default=16, metadata={"help": "Batches of a step's size, for Taylor scores."})
     compensation: str = field(
@@ -92,6 +98,8 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
         for name in ("mask_tokens", "calibration_batches"):
             _check_at_least_one(self, name)
         resolve_compensation(self.compensation)
+        if self.mask_start not in MASK_STARTS:
+            criteria_from_words(self.mask_start.split())
         baseline_learning_rates(self.baseline_learning_rates)  # refused now, not after recovery
 
 

@@ -10,14 +10,16 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from datasets import DatasetDict
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from ..compensation import resolve_compensation
 from ..data import Calibration, load_domains, warn_of_shared_text
 from ..families import family_named, family_of
 from ..importance import mask_start_importance
-from ..masks import MaskSettings
+from ..masks import MaskSettings, unit_kinds
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel, as_family
+from ..one_shot import criteria_by_kind, criteria_from_words, score_units
 from ..recovery import merge_adapter, save_adapter_record
 from ..shapes import TargetShape
 from ..slicing import provenance_record, read_provenance, save_checkpoint, slice_model
@@ -26,7 +28,7 @@ from .baselines import BASELINES, baseline_learning_rates, baseline_model
 from .choose_target import choose_target
 from .domain_data import DomainData, prepare_domain_data
 from .learned_cut import check_learned_cut, cut_learned_masks
-from .pipeline_arguments import PipelineArguments
+from .pipeline_arguments import MASK_STARTS, PipelineArguments
 from .report import judge_checkpoint, run_results, write_report
 from .run_folder import RunFolder, run_settings
 from .teaching import STORED, check_teaching, load_teacher, store_logits, stored_logits
@@ -89,6 +91,9 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     sharded = PartialState().distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
     family = family_named(pipeline.as_family) if pipeline.as_family is not None else family_of(config)
     check_learned_cut(pipeline.compensation, as_family(config, family), hardened, sharded)
+    if pipeline.mask_start not in MASK_STARTS:
+        kinds = [kind.name for kind in unit_kinds(target.source, target).values() if not kind.frozen]
+        criteria_by_kind(criteria_from_words(pipeline.mask_start.split()), kinds)
     domains = read_domains(pipeline, args, default_domains)
     output_dir = None if args.output_dir == "trainer_output" else args.output_dir  # transformers' name for none given
     settings = run_settings(pipeline, target, args)
@@ -155,12 +160,10 @@ def learn_masks(run: Run) -> dict:
     """Learn the masks, slice, and export to <output_dir>/pruned."""
     pipeline, folder = run.pipeline, run.folder
     checkpoint, importance = folder.last_checkpoint(MASK_LEARNING), None
-    calibrated = pipeline.mask_start == "taylor" and not pipeline.paper
+    calibrated = pipeline.mask_start != "uniform" and not pipeline.paper
     if calibrated and checkpoint is None:
         with whole_models():
-            source, batches = masked_source(run), calibration(run)
-            importance = mask_start_importance(source.to(run.args.device), batches, run.args.train_batch_size)
-        del source
+            importance = _mask_start(run)
     model = masked_source(run)
     if importance is not None:
         model.masks.start_from_importance(importance, pipeline.mask_start_spread)
@@ -185,6 +188,19 @@ def learn_masks(run: Run) -> dict:
         "model": judge_checkpoint(folder.path / "pruned", run.data.judged, args),
         "seconds": learned - start, "export_seconds": exported - learned,
     }  # fmt: skip
+
+
+def _mask_start(run: Run) -> dict[str, Tensor]:
+    """Scores that log_alpha starts from."""
+    source, text = masked_source(run).to(run.args.device), calibration(run)
+    if run.pipeline.mask_start == "taylor":
+        return mask_start_importance(source, text, run.args.train_batch_size)
+    choice = criteria_from_words(run.pipeline.mask_start.split())
+    kinds = [kind.name for kind in source.masks.constrained]
+    with source.use_gates({}):
+        return score_units(
+            source, choice, Calibration.from_batches(text, run.args.train_batch_size, run.args.seed), kinds
+        )
 
 
 def _cut(run: Run, trainer: ShearTrainer):
