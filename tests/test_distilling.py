@@ -214,7 +214,9 @@ def test_stored_logits_train_as_the_live_teacher_does(tmp_path):
 def test_the_cost_report_says_what_its_memory_counts(tmp_path):
     assert "are trained" not in memory_line(trainer_of(tmp_path))
     line = memory_line(trainer_of(tmp_path, **METHODS["norms_and_biases"] | DISTILLED))
-    counted = "126 parameters of norms and biases are trained; the teacher on the device, the student's logits in chunks"
+    counted = (
+        "126 parameters of norms and biases are trained; the teacher on the device, the student's logits in chunks"
+    )
     assert line.endswith(f"({counted})")
 
 
