@@ -331,6 +331,11 @@ def test_targets_from_names_a_budget_and_a_preset(shear, inputs):
         ),
         ({"mask_tokens": 0}, "`mask_tokens` must be at least 1, but it is 0"),
         ({"recovery_tokens": -5}, "`recovery_tokens` must be at least 1, but it is -5"),
+        (
+            {"mask_start": "talyor"},
+            "`mask_start` must be taylor or uniform, or name criteria, but it is 'talyor'",
+        ),
+        ({"mask_start": "loss_rise"}, "`criterion` 'loss_rise' cannot rank 'hidden'"),
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(run, tmp_path, monkeypatch, changes, text):
@@ -340,9 +345,7 @@ def test_bad_input_is_refused_before_anything_runs(run, tmp_path, monkeypatch, c
     assert not (tmp_path / "run").exists() or [path.name for path in (tmp_path / "run").iterdir()] == ["stages.json"]
 
 
-@pytest.mark.parametrize(
-    "changes", [{"stop_after": "pruning"}, {"mask_start": "talyor"}, {"mask_method": "topk"}, {"mask_draw": "never"}]
-)
+@pytest.mark.parametrize("changes", [{"stop_after": "pruning"}, {"mask_method": "topk"}, {"mask_draw": "never"}])
 def test_a_misspelt_choice_is_refused_with_the_choices(run, tmp_path, capsys, changes):
     with pytest.raises(SystemExit):
         run(tmp_path / "run", **changes)

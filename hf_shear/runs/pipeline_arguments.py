@@ -99,7 +99,13 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
             _check_at_least_one(self, name)
         resolve_compensation(self.compensation)
         if self.mask_start not in MASK_STARTS:
-            criteria_from_words(self.mask_start.split())
+            try:
+                criteria_from_words(self.mask_start.split())
+            except ValueError as error:
+                raise ValueError(
+                    f"`mask_start` must be {' or '.join(MASK_STARTS)}, or name criteria, but it is {self.mask_start!r}:"
+                    f" {error}"
+                ) from error
         baseline_learning_rates(self.baseline_learning_rates)  # refused now, not after recovery
 
 
