@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.data import Calibration
@@ -41,6 +43,16 @@ def test_the_table_of_options_has_them_all_with_their_defaults():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
     assert told == found
+
+
+def test_the_first_example_runs(build_llama, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.partition("\n## ")[0], flags=re.DOTALL)
+    ids = torch.randint(3, 40, (16, 12), generator=torch.Generator().manual_seed(3))
+    names = {"model": build_llama(), "batches": [{"input_ids": ids, "labels": ids}]}
+    exec(compile(block, "one_shot.md", "exec"), names)
+    assert AutoModelForCausalLM.from_pretrained("pruned").config.intermediate_size == 16
+    assert len(json.loads(capsys.readouterr().out.splitlines()[-1])) == 16
 
 
 def test_ones_own_criterion_runs(build_llama, capsys):
