@@ -67,4 +67,6 @@ def _default(field: dataclasses.Field) -> str:
     if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
         return " (required)"
     value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    return "" if value in (None, "", []) else f" ({value})"
+    if isinstance(value, list):
+        value = " ".join(map(str, value))
+    return "" if value in (None, "") else f" ({value})"
