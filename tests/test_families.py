@@ -289,7 +289,7 @@ def test_what_is_no_mistral_is_refused(build_llama):
         AutoShearingModelForCausalLM.from_model(build_llama(attention_bias=True), as_family="mistral")
     with pytest.raises(ValueError, match="'mistral' has no exact equivalent of model_type 'llama'"):
         ShearingLlamaForCausalLM.from_model(MistralForCausalLM(MistralConfig(**SIZES)))
-    with pytest.raises(ValueError, match="`as_family` must be one of arcee"):
+    with pytest.raises(ValueError, match="The model_type must be one of arcee.*but it is 'opt'"):
         AutoShearingModelForCausalLM.from_model(build_llama(), as_family="opt")
 
 

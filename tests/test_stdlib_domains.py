@@ -30,6 +30,7 @@ import stdlib_domains  # noqa: E402
 import train_source  # noqa: E402
 
 from hf_shear.data import load_domains, pack_domains, split_domains  # noqa: E402
+from hf_shear.shapes import count_parameters
 
 MODEL = EMBEDDED / "model"
 LIBRARY = Path(os.__file__).parent
@@ -367,6 +368,27 @@ def test_unigram_loss_by_hand() -> None:
     train, held_out = torch.tensor([[0, 0, 1]]), torch.tensor([[2, 0, 2]])  # counts + 1: 3, 2, 1 of 6
     expected = -(math.log(3 / 6) + math.log(1 / 6)) / 2
     assert train_source.unigram_loss(train, held_out, 3) == pytest.approx(expected)
+
+
+class TinyTokenizer:
+    bos_token_id = eos_token_id = 2
+
+    def __len__(self):
+        return 40
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen3", "phi3"])
+def test_any_family_can_be_the_source(model_type):
+    arguments = train_source.SourceArguments("folder", hidden_size=16, model_type=model_type)
+    model = train_source.build_model(arguments, TinyTokenizer())
+    assert model.config.model_type == model_type and model.config.head_dim == 2
+    assert model.num_parameters() == count_parameters(model.config)
+
+
+def test_a_family_that_can_not_be_sheared_is_refused():
+    arguments = train_source.SourceArguments("folder", model_type="opt")
+    with pytest.raises(ValueError, match="The model_type must be one of .*llama.*'opt'"):
+        train_source.build_model(arguments, TinyTokenizer())
 
 
 def test_script_trains_measures_and_goes_on_after_a_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
-"""Train a small Llama and its tokenizer from scratch on text domains, and measure it: a source model to shear.
+"""Train a small source model to shear and its tokenizer, from scratch on text domains, and measure it.
 
     python examples/embedded/train_source.py --output_dir source                       # the standard library's text
     python examples/embedded/train_source.py --output_dir source --data_dir my_folder  # a sub-folder per domain
+    python examples/embedded/train_source.py --output_dir source --model_type qwen3     # another family than Llama
 
 Only the training side of `hf_shear.data.split_domains` is read, by the tokenizer as well. The result is a plain
 Hugging Face checkpoint with tokenizer and generation config, and ``source.json``: the held-out loss of every domain
@@ -33,12 +34,12 @@ from stdlib_domains import domain_sizes, stdlib_domains
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 from hf_shear.data import load_domains, pack_domains, split_domains
+from hf_shear.families import family_named
 
 logger = logging.getLogger("train_source")
 
@@ -82,6 +83,7 @@ class SourceArguments:
     seed: int = 0
     num_threads: int = 1
     dtype: str = "float32"
+    model_type: str = "llama"
 
     @property
     def num_steps(self) -> int:
@@ -100,6 +102,7 @@ HELP = {
     "seed": "of the split, the first weights and the order of the samples",
     "num_threads": "threads of torch",
     "dtype": "of the saved weights; they are rounded to it before anything is measured",
+    "model_type": "any family that can be sheared: llama, mistral, qwen3, ...",
 }
 
 
@@ -117,8 +120,9 @@ def parse_arguments(arguments: list[str] | None = None) -> SourceArguments:
 # Model, data ------------------------------------------------------------------------------------------------
 
 
-def build_model(arguments: SourceArguments, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    config = LlamaConfig(
+def build_model(arguments: SourceArguments, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    family = family_named(arguments.model_type)
+    config = family.config_class(
         vocab_size=len(tokenizer),
         head_dim=arguments.hidden_size // arguments.num_attention_heads,
         max_position_embeddings=arguments.max_position_embeddings,
@@ -129,7 +133,7 @@ def build_model(arguments: SourceArguments, tokenizer: PreTrainedTokenizerFast) 
         **{name: getattr(arguments, name) for name in SHAPE_NAMES},
     )
     torch.manual_seed(arguments.seed)
-    model = LlamaForCausalLM(config)
+    model = family.model_class(config)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -189,7 +193,7 @@ def learning_rate_factor(step: int, num_steps: int) -> float:
     return FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_optimizer(model: LlamaForCausalLM, arguments: SourceArguments) -> torch.optim.AdamW:
+def build_optimizer(model: PreTrainedModel, arguments: SourceArguments) -> torch.optim.AdamW:
     """AdamW; weight decay on matrices, not on norms."""
     parameters = list(model.parameters())
     groups = [
@@ -199,7 +203,7 @@ def build_optimizer(model: LlamaForCausalLM, arguments: SourceArguments) -> torc
     return torch.optim.AdamW(groups, lr=arguments.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
-def train(model: LlamaForCausalLM, stream: SampleStream, arguments: SourceArguments, checkpoint: Path) -> float:
+def train(model: PreTrainedModel, stream: SampleStream, arguments: SourceArguments, checkpoint: Path) -> float:
     """All steps, from the checkpoint on if there is one; returns the seconds of all parts of the run.
 
     Raises:
@@ -251,7 +255,7 @@ def _log_progress(
 
 
 def _save(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     arguments: SourceArguments,
     progress: dict[str, float],
@@ -266,7 +270,7 @@ def _save(
 
 
 def _resume(
-    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, arguments: SourceArguments, checkpoint: Path
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, arguments: SourceArguments, checkpoint: Path
 ) -> tuple[int, float]:
     """(first step to do, seconds spent before)."""
     if not checkpoint.exists():
@@ -287,7 +291,7 @@ def _resume(
 
 
 @torch.no_grad()
-def mean_loss(model: LlamaForCausalLM, samples: torch.Tensor) -> float:
+def mean_loss(model: PreTrainedModel, samples: torch.Tensor) -> float:
     """Nats per predicted token over samples [N, max_length]; N * (max_length - 1) tokens are predicted."""
     model.eval()
     total = 0.0
@@ -311,7 +315,7 @@ def digest(samples: torch.Tensor) -> str:
 
 
 def measure(
-    model: LlamaForCausalLM, train: dict[str, torch.Tensor], held_out: dict[str, torch.Tensor]
+    model: PreTrainedModel, train: dict[str, torch.Tensor], held_out: dict[str, torch.Tensor]
 ) -> dict[str, dict]:
     """The held-out numbers of `source.json`, each by domain."""
     loss = {name: mean_loss(model, samples) for name, samples in held_out.items()}
@@ -342,7 +346,7 @@ def prepare_tokenizer(train: DatasetDict, arguments: SourceArguments) -> PreTrai
     return AutoTokenizer.from_pretrained(folder)
 
 
-def describe(model: LlamaForCausalLM, arguments: SourceArguments) -> dict:
+def describe(model: PreTrainedModel, arguments: SourceArguments) -> dict:
     """What was trained and with what, for `source.json`."""
     packages = ("torch", "transformers", "tokenizers", "sentencepiece", "datasets")
     recipe = {key: value for key, value in asdict(arguments).items() if key not in ("output_dir", "data_dir")}

@@ -196,7 +196,7 @@ def family_named(model_type: str) -> Family:
     """
     supported = supported_model_types()
     if model_type not in supported:
-        raise ValueError(f"`as_family` must be one of {', '.join(supported)}, but it is {model_type!r}.")
+        raise ValueError(f"The model_type must be one of {', '.join(supported)}, but it is {model_type!r}.")
     return next(family for family in _by_config_class().values() if family.model_type == model_type)
 
 
