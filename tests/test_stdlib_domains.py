@@ -30,7 +30,7 @@ import stdlib_domains  # noqa: E402
 import train_source  # noqa: E402
 
 from hf_shear.data import load_domains, pack_domains, split_domains  # noqa: E402
-from hf_shear.shapes import count_parameters
+from hf_shear.shapes import count_parameters  # noqa: E402
 
 MODEL = EMBEDDED / "model"
 LIBRARY = Path(os.__file__).parent

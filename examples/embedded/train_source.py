@@ -130,6 +130,7 @@ def build_model(arguments: SourceArguments, tokenizer: PreTrainedTokenizerFast) 
         rms_norm_eps=1e-5,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
         **{name: getattr(arguments, name) for name in SHAPE_NAMES},
     )
     torch.manual_seed(arguments.seed)
