@@ -1,6 +1,7 @@
 """Which units go under a parameter budget: exact accounting, global and adaptive allocation, early refusals."""
 
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -225,7 +226,7 @@ def test_a_removed_unit_never_comes_back(build_llama, calibration):
         prune_one_shot(
             build_llama(), 0.8, calibration, changing, "none", 4, allocation=allocation, units=["intermediate"]
         )
-        assert len(seen) == 4 and all(bool((later <= now).all()) for now, later in zip(seen, seen[1:], strict=False))
+        assert len(seen) == 4 and all(bool((later <= now).all()) for now, later in pairwise(seen))
         assert [int(gate.sum()) for gate in seen] == sorted({int(gate.sum()) for gate in seen}, reverse=True)
 
 

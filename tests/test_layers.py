@@ -9,6 +9,23 @@ import hf_shear
 
 PACKAGE = Path(hf_shear.__file__).parent
 
+# What the stages of a run are made of; the command line has these too.
+STAGES = {
+    "families",
+    "shapes",
+    "masks",
+    "modeling",
+    "slicing",
+    "importance",
+    "criteria",
+    "compensation",
+    "one_shot",
+    "data",
+    "recovery",
+    "training",
+    "reporting",
+}
+
 # What each package may import from hf_shear, besides itself. A new package must be given its place here.
 ALLOWED = {
     "families": set(),
@@ -40,41 +57,8 @@ ALLOWED = {
     "training": {"shapes", "masks", "modeling", "slicing", "data", "recovery"},
     "evaluation": {"shapes", "data", "reporting"},
     "publishing": {"shapes", "masks", "modeling", "reporting", "slicing"},
-    "runs": {
-        "families",
-        "shapes",
-        "masks",
-        "modeling",
-        "slicing",
-        "importance",
-        "criteria",
-        "compensation",
-        "one_shot",
-        "data",
-        "recovery",
-        "training",
-        "reporting",
-    },
-    "cli": {
-        "families",
-        "shapes",
-        "masks",
-        "modeling",
-        "slicing",
-        "importance",
-        "criteria",
-        "compensation",
-        "one_shot",
-        "data",
-        "recovery",
-        "training",
-        "reporting",
-        "evaluation",
-        "publishing",
-        "scaling_law",
-        "engines",
-        "runs",
-    },
+    "runs": STAGES,
+    "cli": STAGES | {"evaluation", "publishing", "scaling_law", "engines", "runs"},
 }
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +126,7 @@ class RecoveryRun:
                 f"`tokens` of run {self.name!r} must be whole numbers, but it ends at {self.tokens[-1]:g}: that looks like"
                 f" {UNITS_HINT}"
             )
-        if any(after <= before for before, after in zip(self.tokens, self.tokens[1:], strict=False)):
+        if any(after <= before for before, after in pairwise(self.tokens)):
             raise ValueError(
                 f"`tokens` of run {self.name!r} must rise from checkpoint to checkpoint; sort or split it."
             )

@@ -30,6 +30,7 @@ from ..masks import ATTENTION, INTERMEDIATE, LAYER, MLP
 from ..shapes import ModelShape
 from .export import PROVENANCE_NAME, replace_folder
 from .kept_units import KeptUnits
+from .older_config_fields import older_rope_fields
 from .tokenizer_files import save_tokenizer
 
 PADDED, NEMOTRON_NAS = "padded", "nemotron_nas"
@@ -159,16 +160,8 @@ def nemotron_nas_config(model: LlamaForCausalLM, kept: KeptUnits) -> dict:
         "auto_map": {"AutoConfig": "configuration_decilm.DeciLMConfig"},
         "block_configs": blocks,
         "intermediate_size": max(mlp_width(kept, layer) for layer in kept.layers),
-        **_rope_under_old_names(config.rope_parameters),
+        **{name: value for name, value in older_rope_fields(config.rope_parameters).items() if value is not None},
     }
-
-
-def _rope_under_old_names(parameters: dict) -> dict:
-    """``rope_theta`` and ``rope_scaling``, which mlx-lm and SGLang read in place of ``rope_parameters``."""
-    named = {"rope_theta": parameters["rope_theta"]}
-    if parameters["rope_type"] != "default":
-        named["rope_scaling"] = {name: value for name, value in parameters.items() if name != "rope_theta"}
-    return named
 
 
 def nemotron_nas_state(model: LlamaForCausalLM, kept: KeptUnits) -> dict[str, Tensor]:

@@ -18,12 +18,17 @@ def add_older_rope_fields(folder: Path) -> None:
     rope = fields.get("rope_parameters") or {}
     if "rope_theta" not in rope:  # none, or one for each type of layer, which the older fields cannot say
         return
+    text = json.dumps({**older_rope_fields(rope), **fields}, indent=2, sort_keys=True)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def older_rope_fields(rope: dict) -> dict:
+    """`rope_theta` and `rope_scaling` (None for the default), which say what these `rope_parameters` say."""
     scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
     older = {"rope_theta": rope["rope_theta"], "rope_scaling": None if _is_default(scaling) else scaling}
     if "partial_rotary_factor" in rope:
         older["partial_rotary_factor"] = rope["partial_rotary_factor"]
-    text = json.dumps({**older, **fields}, indent=2, sort_keys=True)
-    path.write_text(text + "\n", encoding="utf-8")
+    return older
 
 
 def _is_default(scaling: dict) -> bool:
