@@ -32,7 +32,8 @@ def test_methods_are_read():
     method = BenchMethod.parse("taylor allocation=global+bias")
     assert (method.allocation, method.is_uneven, method.compensation) == ("global", True, "bias")
     method = BenchMethod.parse("learned:share=0.2+least_squares")
-    assert (method.kind, method.options, method.compensation) == ("learned", {"share": 0.2}, "least_squares")
+    assert (method.kind, method.compensation) == ("learned", "least_squares")
+    assert method.options == {"share": 0.2, "masks": "relaxed_topk", "start": "taylor", "weights": "trained"}
     method = BenchMethod.parse("interleaved:stages=3,share=0.5:taylor layer=loss_rise+bias")
     assert method.options == {"stages": 3, "share": 0.5, "restart": True}
     assert method.criterion == {"default": "taylor", "layer": "loss_rise"} and method.compensation == "bias"
@@ -54,6 +55,7 @@ def test_methods_are_read():
         ("learned taylor", "'learned' takes nothing more"),
         ("scratch+bias", "'scratch' takes nothing more"),
         ("learned:share=2", "a share must be above 0 and at most 1"),
+        ("learned:masks=soft", "masks must be one of relaxed_topk, hard_concrete, paper"),
         ("learned:tokens=2", "Method 'learned' has no option 'tokens=2'"),
         ("interleaved:taylor allocation=global", "one-shot pruning has one allocation"),
     ],
@@ -149,6 +151,29 @@ def test_uneven_methods_are_compared_at_equal_parameters(inputs, tmp_path):  # n
     arguments.methods[0] = "taylor allocation=everywhere"
     with pytest.raises(ValueError, match="`allocation` must be one of uniform, global, adaptive"):
         Bench(arguments, args)
+
+
+@pytest.mark.filterwarnings("ignore:These domains have fewer", "ignore:.*calibration text has", "ignore:Masks")
+@pytest.mark.parametrize("masks", ["paper", "hard_concrete", "relaxed_topk"])
+def test_frozen_weights_stay_the_source_s_while_masks_are_learned(inputs, tmp_path, masks):  # noqa: F811
+    arguments = BenchArguments(
+        source=inputs["model_name_or_path"], data_dir=inputs["data_dir"], intermediate_size=16, max_length=16,
+        eval_tokens=64, held_out_fraction=0.3, methods=[f"learned:share=0.5,masks={masks},weights=frozen"], seeds=[0],
+        recovery_tokens=8 * STEP_TOKENS, calibration_batches=2, calibration_batch_size=4,
+    )  # fmt: skip
+    args = ShearTrainingArguments(
+        str(tmp_path), per_device_train_batch_size=4, use_cpu=True, report_to="none", eval_strategy="no",
+        disable_tqdm=True, shape_gap_tolerance=1e9,
+    )  # fmt: skip
+    bench = Bench(arguments, args)
+    bench.results["source"] = {"loss": dict.fromkeys(bench.data.train, 1.0)}
+    source = bench.load_source()
+    for weights, same in (("frozen", True), ("trained", False)):
+        method = BenchMethod.parse(f"learned:share=0.5,masks={masks},weights={weights}")
+        pruned = bench._learned(method, source, bench.calibration(0), args)
+        name = "model.embed_tokens.weight"  # no gate acts on it, and no hidden dimension is removed
+        assert torch.equal(pruned.model.state_dict()[name], source.state_dict()[name]) == same
+        assert pruned.tokens == 4 * STEP_TOKENS
 
 
 def results_of(losses: dict[str, list[float]]) -> dict:

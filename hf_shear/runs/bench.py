@@ -25,8 +25,8 @@ from ..modeling import AutoShearingModelForCausalLM
 from ..one_shot import criteria_by_kind, make_plan, prune_one_shot
 from ..reporting import collect_versions, write_results
 from ..shapes import ModelShape, TargetShape, count_parameters
-from ..training import ShearTrainer, ShearTrainingArguments, pruning_steps
-from .bench_method import INTERLEAVED, ONE_SHOT, BenchMethod
+from ..training import PAPER_MASK_LEARNING, ShearTrainer, ShearTrainingArguments, pruning_steps
+from .bench_method import INTERLEAVED, ONE_SHOT, PAPER, BenchMethod
 from .choose_target import choose_target
 from .domain_data import DomainData
 from .interleaving import prune_interleaved
@@ -225,11 +225,17 @@ class Bench:
         return Pruned(found.model, found.trainer.tokens_seen(), trained_through=True)
 
     def _learned(self, method: BenchMethod, source, calibration: Calibration, args) -> Pruned:
-        settings = MaskSettings(seed=args.seed)
+        options = method.options
+        paper = options["masks"] == PAPER
+        settings = MaskSettings.paper(args.seed) if paper else MaskSettings(options["masks"], args.seed)
         masked = AutoShearingModelForCausalLM.from_model(copy.deepcopy(source), self.target, settings)  # trained
-        masked.masks.start_from_importance(mask_start_importance(masked, calibration.batches), START_SPREAD)
-        num_tokens = round(method.options["share"] * self.arguments.recovery_tokens)
-        trainer = self._train(masked, args, num_tokens, lr_scheduler_type="constant_with_warmup")
+        if options["start"] == "taylor" and not paper:
+            masked.masks.start_from_importance(mask_start_importance(masked, calibration.batches), START_SPREAD)
+        stage = PAPER_MASK_LEARNING if paper else {"lr_scheduler_type": "constant_with_warmup"}
+        if options["weights"] == "frozen":
+            stage = stage | {"learning_rate": 0.0}  # masks have a rate of their own
+        num_tokens = round(options["share"] * self.arguments.recovery_tokens)
+        trainer = self._train(masked, args, num_tokens, **stage)
         model, _, _ = cut_learned_masks(trainer.masked_model, method.compensation, calibration, source)
         return Pruned(model, trainer.tokens_seen())
 
