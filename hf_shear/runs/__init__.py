@@ -8,6 +8,7 @@ from .choose_target import choose_target
 from .config_file import parse_arguments
 from .domain_data import DomainData, prepare_domain_data
 from .interleaving import InterleavedPruning, prune_interleaved
+from .learned_arm import masked_arm
 from .learned_cut import check_learned_cut, cut_learned_masks
 from .pipeline_arguments import DataArguments, PipelineArguments, RecoveryArguments, TargetArguments
 from .report import (
@@ -62,6 +63,7 @@ __all__ = [
     "judge_checkpoint",
     "judge_source",
     "learn_masks",
+    "masked_arm",
     "open_adopting_run",
     "open_run",
     "pack",

@@ -5,7 +5,6 @@ Every run is pruning, judging, recovering, judging. Its record is written when i
 
 from __future__ import annotations
 
-import copy
 import json
 import tempfile
 import time
@@ -19,17 +18,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from ..compensation import check_compensation
 from ..data import Calibration
-from ..importance import mask_start_importance
-from ..masks import START_SPREAD, MaskSettings, unit_kinds
-from ..modeling import AutoShearingModelForCausalLM
+from ..masks import unit_kinds
 from ..one_shot import criteria_by_kind, make_plan, prune_one_shot
 from ..reporting import collect_versions, write_results
 from ..shapes import ModelShape, TargetShape, count_parameters
-from ..training import PAPER_MASK_LEARNING, ShearTrainer, ShearTrainingArguments, pruning_steps
-from .bench_method import INTERLEAVED, ONE_SHOT, PAPER, BenchMethod
+from ..training import ShearTrainer, ShearTrainingArguments, pruning_steps
+from .bench_method import INTERLEAVED, ONE_SHOT, BenchMethod
 from .choose_target import choose_target
 from .domain_data import DomainData
 from .interleaving import prune_interleaved
+from .learned_arm import masked_arm
 from .learned_cut import cut_learned_masks
 from .peak_memory import peak_memory
 from .pipeline_arguments import DataArguments, TargetArguments
@@ -225,16 +223,9 @@ class Bench:
         return Pruned(found.model, found.trainer.tokens_seen(), trained_through=True)
 
     def _learned(self, method: BenchMethod, source, calibration: Calibration, args) -> Pruned:
-        options = method.options
-        paper = options["masks"] == PAPER
-        settings = MaskSettings.paper(args.seed) if paper else MaskSettings(options["masks"], args.seed)
-        masked = AutoShearingModelForCausalLM.from_model(copy.deepcopy(source), self.target, settings)  # trained
-        if options["start"] == "taylor" and not paper:
-            masked.masks.start_from_importance(mask_start_importance(masked, calibration.batches), START_SPREAD)
-        stage = PAPER_MASK_LEARNING if paper else {"lr_scheduler_type": "constant_with_warmup"}
-        if options["weights"] == "frozen":
-            stage = stage | {"learning_rate": 0.0}  # masks have a rate of their own
-        num_tokens = round(options["share"] * self.arguments.recovery_tokens)
+        options = dict(method.options)
+        num_tokens = round(options.pop("share") * self.arguments.recovery_tokens)
+        masked, stage = masked_arm(source, self.target, args.seed, calibration.batches, **options)
         trainer = self._train(masked, args, num_tokens, **stage)
         model, _, _ = cut_learned_masks(trainer.masked_model, method.compensation, calibration, source)
         return Pruned(model, trainer.tokens_seen())

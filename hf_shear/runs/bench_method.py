@@ -17,20 +17,17 @@ from dataclasses import dataclass, field
 
 from ..compensation import resolve_compensation
 from ..importance import options_from_text
-from ..masks import MASK_METHODS
 from ..one_shot import criteria_from_words
 from ..training import PRUNING_SHARE
+from .learned_arm import ARM_CHOICES, ARM_DEFAULTS
 
 ONE_SHOT, INTERLEAVED, LEARNED, SCRATCH = "one_shot", "interleaved", "learned", "scratch"
 OPTIONS = {
     INTERLEAVED: {"stages": 5, "share": PRUNING_SHARE, "restart": True},
-    LEARNED: {"share": 0.3, "masks": "relaxed_topk", "start": "taylor", "weights": "trained"},
+    LEARNED: {"share": 0.3, **ARM_DEFAULTS},
     SCRATCH: {},
 }
 """Options of what is not one-shot pruning, and their defaults. share: of the recovery budget."""
-PAPER = "paper"
-CHOICES = {"masks": (*MASK_METHODS, PAPER), "start": ("taylor", "uniform"), "weights": ("trained", "frozen")}
-"""What an option of words may be."""
 UNIFORM = "uniform"
 _PARTS = re.compile(r"(?P<words>.*?)(?:\+(?P<compensation>[^\s@]+))?(?:@(?P<shots>\S+))?")
 
@@ -111,7 +108,7 @@ def _kind(words: list[str], text: str) -> tuple[str, dict, list[str]]:
     options = known | options
     if "share" in options and not 0 < options["share"] <= 1:
         raise ValueError(f"`methods` has {text!r}: a share must be above 0 and at most 1.")
-    for option, choices in CHOICES.items():
+    for option, choices in ARM_CHOICES.items():
         if option in options and options[option] not in choices:
             raise ValueError(f"`methods` has {text!r}: {option} must be one of {', '.join(choices)}.")
     return name, options, left
