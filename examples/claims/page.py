@@ -1,0 +1,143 @@
+"""The page of a claim, and the table of all of them.
+
+    python examples/claims/page.py    # every page from its results, and the tables of model_cards/claims.md and README.md
+
+Every number comes from model_cards/claims/*.json; a test builds the pages and tables anew and compares.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from study import (  # noqa: E402
+    CONFIGS,
+    EXAMPLES,
+    RESULTS,
+    STORIES,
+    WORKS,
+    Claim,
+    SourceResults,
+    markdown_table,
+    results_of,
+    verdict,
+)
+
+README = EXAMPLES.parent / "README.md"
+INDEX = RESULTS.parent / "claims.md"
+MARKS = "<!-- claims: start -->\n\n", "\n<!-- claims: end -->"
+INTRODUCTION = """# The papers' claims, in miniature
+
+Each headline claim of the three works, measured on models that anyone can make or get: members of `examples/family`
+(1.3 M parameters and less or more, seven text domains) and stories260K (TinyStories), which we did not train. Arms have
+equal tokens and shapes unless a page says otherwise. A comparison is held if the means differ by more than the larger
+sample standard deviation over the seeds; a claim is held if all of its comparisons are, partly if some are. These models
+have seen little text: what does not hold here may hold at the papers' size, and the other way round.
+
+Text: the seven domains are those of RedPajama (samples: the repository of LLM-Shearing, or any text with a folder per
+domain); stories260K is in llama2.c's releases (tinyllamas) and TinyStories on the Hub. Mixtures start uniform."""
+GPU_SECONDS_PER_STEP = 0.05
+"""A guess, said to be one: models this small leave a GPU waiting for its kernels to be launched."""
+STEP_TOKENS_FIELD = "tokens"
+
+
+def claim_page(module, sources: list[SourceResults]) -> str:
+    """A claim's page."""
+    claim: Claim = module.CLAIM
+    title, paper = WORKS[claim.work]
+    where = (
+        f" ([{paper}](https://arxiv.org/abs/{paper})" + (f", {claim.section})" if claim.section else ")")
+        if paper
+        else ""
+    )
+    checks = [check for source in sources for check in module.checks(source)]
+    parts = [f"# {title} {claim.number}: {verdict(checks)}", f"> {claim.statement}{where}"]
+    if claim.note:
+        parts.append(claim.note)
+    for source in sources:
+        found = module.checks(source)
+        parts += [f"## {source.name}: {verdict(found)}", module.table(source)]
+        parts.append("\n".join(f"- {check.state}: {check.text}." for check in found))
+        passes = passes_line(source)
+        if passes:
+            parts.append(passes)
+    parts += [f"![{claim.statement}]({claim.name}.png)", "## Again", again(claim, sources)]
+    return "\n\n".join(parts) + "\n"
+
+
+def passes_line(source: SourceResults) -> str:
+    """Passes over each domain in the longest arm."""
+    trained = [run for run in source.runs if run.get("passes")]
+    if not trained:
+        return ""
+    longest = max(trained, key=lambda run: run["tokens"])
+    passes = ", ".join(f"{name} {number:.1f}" for name, number in longest["passes"].items())
+    return f"Passes over the text in the longest arm ({longest['tokens']:,} tokens): {passes}."
+
+
+def again(claim: Claim, sources: list[SourceResults]) -> str:
+    """The command, and how long it takes."""
+    names = [source.name for source in sources]
+    flags = ["--data_dir SEVEN_DOMAINS"] if set(names) - {STORIES} else []
+    flags += ["--stories STORIES260K TINYSTORIES"] if STORIES in names else []
+    seconds = sum(run["run_seconds"] for source in sources for run in source.runs)
+    steps = sum(
+        run.get(STEP_TOKENS_FIELD, 0) / (source.settings["batch_size"] * source.settings["max_length"])
+        for source in sources
+        for run in source.runs
+    )
+    time = f"{seconds / 60:.0f} minutes of one CPU core, beside other work (so at most that on two cores)"
+    gpu = f"about {max(1, round(steps * GPU_SECONDS_PER_STEP / 60))} minutes if a step takes {GPU_SECONDS_PER_STEP} s"
+    return (
+        f"```bash\npython examples/claims/{claim.name}.py {' '.join(flags)}\n```\n\n"
+        f"took {time}. On one GPU, where it was not run: {gpu}. `--small` finishes in minutes and proves nothing."
+        f" Settings: [`{claim.name}.yaml`](../../examples/claims/configs/{claim.name}.yaml)."
+        f" Numbers: [`{claim.name}.json`]({claim.name}.json)."
+    )
+
+
+def modules() -> list:
+    """The scripts of all claims, in the order of works and numbers."""
+    found = [importlib.import_module(path.stem) for path in CONFIGS.glob("*.yaml")]
+    return sorted(found, key=lambda module: (list(WORKS).index(module.CLAIM.work), module.CLAIM.number))
+
+
+def claims_table(folder: str) -> str:
+    """Every claim with its verdict; ``folder``: where the pages are, seen from the table's file."""
+    rows = []
+    for module in modules():
+        claim, path = module.CLAIM, RESULTS / f"{module.CLAIM.name}.json"
+        if not path.is_file():
+            continue
+        sources = results_of(path)
+        found = verdict([check for source in sources for check in module.checks(source)])
+        work = f"{WORKS[claim.work][0]} {claim.number}"
+        rows.append((f"[{work}]({folder}/{claim.name}.md)", claim.statement, found))
+    return markdown_table(("claim", "what", "verdict"), rows)
+
+
+def put_between(text: str, marks: tuple[str, str], inner: str) -> str:
+    """``text`` with what is between the two marks replaced."""
+    before, _, rest = text.partition(marks[0])
+    _, found, after = rest.partition(marks[1])
+    if not found:
+        raise ValueError(f"The text needs the marks {marks}.")
+    return before + marks[0] + inner + marks[1] + after
+
+
+def main() -> None:
+    for module in modules():
+        path = RESULTS / f"{module.CLAIM.name}.json"
+        if path.is_file():
+            path.with_suffix(".md").write_text(claim_page(module, results_of(path)), encoding="utf-8")
+    INDEX.write_text(f"{INTRODUCTION}\n\n{claims_table('claims')}\n", encoding="utf-8")
+    readme = README.read_text(encoding="utf-8")
+    if MARKS[0] in readme:
+        README.write_text(put_between(readme, MARKS, claims_table("model_cards/claims")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Dynamic batch loading against constant proportions, in recovery from the same pruned model.
+
+python examples/claims/sheared_llama_4_dynamic_batches.py --data_dir SEVEN_DOMAINS
+"""
+
+import statistics
+import sys
+
+from study import Claim, SourceResults, Study, compare, main, markdown_table, summary
+
+CLAIM = Claim(
+    name="sheared_llama_4_dynamic_batches",
+    statement="Dynamic batches bring the domains back more evenly than constant proportions",
+    section="sections 2.2 and 5",
+    note="The excess loss of a domain is its loss above the source's, after recovery from the same one-shot pruned model. "
+    "Both arms start from uniform proportions.",
+)
+ARMS = {"constant": False, "dynamic": True}
+MEASURES = {"largest": max, "spread": lambda values: max(values) - min(values), "average": statistics.fmean}
+
+
+def runs(study: Study) -> None:
+    for seed in study.seeds:
+        for arm, dynamic in ARMS.items():
+            study.run({"arm": arm, "seed": seed}, lambda seed=seed, dynamic=dynamic: recover(study, seed, dynamic))
+
+
+def recover(study: Study, seed: int, dynamic: bool) -> dict:
+    pruned = study.prune(study.target(), seed, criterion="taylor", compensation="none")
+    model, facts = study.train(pruned, study.num_tokens, seed, dynamic_batches=dynamic)
+    judged = study.judged(model)
+    excess = {name: loss - study.source_losses[name] for name, loss in judged["loss"].items()}
+    return facts | judged | {name: measure(excess.values()) for name, measure in MEASURES.items()}
+
+
+def checks(source: SourceResults) -> list:
+    return [
+        compare(f"{name} excess loss over the domains, dynamic below constant",
+                source.values(name, arm="dynamic"), source.values(name, arm="constant"))
+        for name in MEASURES
+    ]  # fmt: skip
+
+
+def table(source: SourceResults) -> str:
+    rows = [(arm, *(summary(source.values(name, arm=arm)) for name in MEASURES)) for arm in ARMS]
+    return markdown_table(("batches", *(f"{name} excess loss" for name in MEASURES)), rows)
+
+
+def draw(source: SourceResults, axes) -> None:
+    domains = list(source.select(arm="source")[0]["loss"])
+    reference = source.select(arm="source")[0]["loss"]
+    for number, arm in enumerate(ARMS):
+        found = source.select(arm=arm)
+        means = [statistics.fmean(run["loss"][name] - reference[name] for run in found) for name in domains]
+        axes.bar([place + 0.4 * number for place in range(len(domains))], means, width=0.38, label=arm)
+    axes.set_xticks([place + 0.2 for place in range(len(domains))], domains, rotation=30, ha="right")
+    axes.set_ylabel("excess loss (nats per token)")
+    axes.legend(frameon=False)
+
+
+if __name__ == "__main__":
+    main(sys.modules[__name__])
