@@ -11,7 +11,7 @@ from study import Claim, SourceResults, Study, compare, main, markdown_table, su
 CLAIM = Claim(
     name="sheared_llama_4_dynamic_batches",
     statement="Dynamic batches bring the domains back more evenly than constant proportions",
-    section="sections 2.2 and 5",
+    section="sections 2.2 and 4",
     note="The excess loss of a domain is its loss above the source's, after recovery from the same one-shot pruned model. "
     "Both arms start from uniform proportions.",
 )

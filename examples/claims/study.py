@@ -221,7 +221,10 @@ class Study:
             if key.items() <= run.items():
                 return run
         start = time.perf_counter()
-        record = key | make()
+        record = make()
+        if shared := key.keys() & record.keys():
+            raise ValueError(f"What was measured must not be named as the arm's key is: {sorted(shared)}.")
+        record = key | record
         record["run_seconds"] = time.perf_counter() - start
         self.runs.append(record)
         results = read(self.output)
@@ -255,7 +258,7 @@ class Study:
             trainer.train()
             facts = trainer.stage_record("training")
         facts = {name: facts[name] for name in ("tokens", "history", "sizes", "passes", "mixture_weights")}
-        return trainer.accelerator.unwrap_model(trainer.model), facts | {"masks": trainer.mask_report}
+        return trainer.accelerator.unwrap_model(trainer.model), facts | {"mask_report": trainer.mask_report}
 
     def learn(
         self, target: TargetShape, num_tokens: int, seed: int, compensation: str = "none", options: dict | None = None,

@@ -1,0 +1,87 @@
+"""What the P2 law says of tokens, sizes and fractions that it has not seen, against guesses without a law.
+
+python examples/claims/p2_law_2_extrapolation.py --data_dir SEVEN_DOMAINS
+"""
+
+import sys
+import warnings
+from statistics import fmean
+
+from p2_runs import recovery_runs
+from study import HELD, LOST, Check, Claim, SourceResults, Study, main, markdown_table
+
+from hf_shear.scaling_law import TEST_NAMES, ScalingLawWarning, generalisation_errors
+
+CLAIM = Claim(
+    name="p2_law_2_extrapolation",
+    statement="The law predicts later tokens, a larger source and a larger fraction, better than guesses without a law",
+    section="section 5",
+    note="The runs of claim 1. Errors are mean |predicted - measured loss| over mean (L - L0) of a run, and the mean over "
+    "the runs that were held out. `carried` keeps the last L - L0 that was seen, `power_law` is one fitted to that run "
+    "alone; for sizes and fractions both see the first 20 % of the held-out run, which the law does not, and `neighbour` "
+    "takes L - L0 of the nearest run that was fitted.",
+)
+LAW = "p2"
+TITLES = {"tokens": "last 20 % of the tokens", "size": "largest source", "fraction": "largest fraction"}
+
+
+def runs(study: Study) -> None:
+    for seed in study.seeds:
+        found = recovery_runs(study, seed)
+        for test in TEST_NAMES:
+            study.run({"test": test, "seed": seed}, lambda test=test, found=found: errors(found, test))
+
+
+def errors(found, test: str) -> dict:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScalingLawWarning)
+        rows = generalisation_errors(found, test, (LAW,))
+    return {"errors": {row["method"]: row["relative_error"] for row in rows}, "tokens": 0}
+
+
+def mean_errors(source: SourceResults, test: str) -> dict[str, float]:
+    """By method, over the seeds."""
+    found = [run["errors"] for run in source.select(test=test)]
+    return {method: fmean(errors[method] for errors in found) for method in found[0]}
+
+
+def checks(source: SourceResults) -> list:
+    result = []
+    for test in TEST_NAMES:
+        errors = mean_errors(source, test)
+        own = errors.pop(LAW)
+        best = min(errors, key=errors.get)
+        text = f"{TITLES[test]}: error of the law {own:.1%}, of the best guess ({best}) {errors[best]:.1%}"
+        result.append(Check(text, HELD if own < errors[best] else LOST))
+    return result
+
+
+def table(source: SourceResults) -> str:
+    by_test = {test: mean_errors(source, test) for test in TEST_NAMES}
+    methods = list(dict.fromkeys(method for errors in by_test.values() for method in errors))
+    rows = [
+        (method, *(f"{errors[method]:.1%}" if method in errors else "" for errors in by_test.values()))
+        for method in methods
+    ]
+    return markdown_table(("method", *TITLES.values()), rows)
+
+
+def draw(source: SourceResults, axes) -> None:
+    for place, test in enumerate(TEST_NAMES):
+        errors = mean_errors(source, test)
+        for number, (method, error) in enumerate(errors.items()):
+            axes.bar(
+                place + 0.2 * number, 100 * error, width=0.18, color="C1" if method == LAW else f"C{7 + number % 2}"
+            )
+            axes.text(
+                place + 0.2 * number, 100 * error, f" {method}", rotation=90, ha="center", va="bottom", fontsize=7
+            )
+    axes.set_xticks(
+        [place + 0.3 for place in range(len(TEST_NAMES))], [TITLES[test] for test in TEST_NAMES], fontsize=8
+    )
+    axes.set_ylabel("error (% of mean L - L0)")
+    axes.margins(y=0.25)
+
+
+if __name__ == "__main__":
+    main(sys.modules[__name__])
