@@ -97,7 +97,7 @@ class SourceResults:
 
     def select(self, **key) -> list[dict]:
         """Runs whose key has these entries, by seed."""
-        found = [run for run in self.runs if all(run[name] == value for name, value in key.items())]
+        found = [run for run in self.runs if all(run.get(name) == value for name, value in key.items())]
         return sorted(found, key=lambda run: run["seed"])
 
     def values(self, field: str, **key) -> list[float]:
