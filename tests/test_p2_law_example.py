@@ -127,3 +127,21 @@ def test_the_page_is_built_from_its_fits(scripts):
         assert not list(build.RESULTS.glob("*.json")), "runs without a page: call examples/p2_law_page.py"
         pytest.skip("no runs are kept yet")
     assert build.PAGE.read_text(encoding="utf-8") == build.page()
+
+
+@pytest.mark.slow
+def test_kept_runs_give_the_kept_fits_again(scripts):
+    _, build = scripts
+    kept = sorted(build.RESULTS.glob(f"*{build.FIT_SUFFIX}"))
+    assert kept
+    for path in kept:
+        expected = json.loads(path.read_text(encoding="utf-8"))
+        found = build.analyse(path.with_name(path.name.replace(build.FIT_SUFFIX, ".json")))
+        for name in ("controlled", "uncontrolled"):
+            for test, rows in expected[name]["tests"].items():
+                again = {row["method"]: row["relative_error"] for row in found[name]["tests"][test]}
+                assert again == pytest.approx({row["method"]: row["relative_error"] for row in rows}, rel=1e-3)
+        constants = {name: row["value"] for name, row in found["controlled"]["constants"].items()}
+        assert constants == pytest.approx(
+            {n: r["value"] for n, r in expected["controlled"]["constants"].items()}, rel=1e-2
+        )
