@@ -239,7 +239,7 @@ class Study:
     def judged(self, model: PreTrainedModel) -> dict:
         """Held-out loss per domain and their mean, parameters, shape."""
         with tempfile.TemporaryDirectory() as folder:
-            found = judge(model, self.data.judged, self._arguments(folder, 1, 0))
+            found = judge(model, self.data.judged, self._arguments(folder, 1, 0, learning_rate=0.0))
         return {name: found[name] for name in ("loss", "mean", "num_parameters", "shape")}
 
     def train(
@@ -289,10 +289,12 @@ class Study:
     def _arguments(self, folder: str, num_tokens: int, seed: int, **changes) -> ShearTrainingArguments:
         own = dict(
             num_tokens=num_tokens, per_device_train_batch_size=self.batch_size, eval_strategy="steps", eval_steps=0.1,
-            per_device_eval_batch_size=2 * self.batch_size, learning_rate=self.learning_rate, warmup_steps=0.05,
+            per_device_eval_batch_size=2 * self.batch_size, warmup_steps=0.05,
             lr_scheduler_type="cosine", save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
             eval_token_share=0.2, shape_gap_tolerance=1.0, seed=seed,
         )  # fmt: skip
+        if "learning_rate" not in changes:
+            own["learning_rate"] = self.learning_rate
         return ShearTrainingArguments(folder, **(own | self.settings.get("training", {}) | changes))
 
 
