@@ -28,7 +28,7 @@ from study import (  # noqa: E402
 
 README = EXAMPLES.parent / "README.md"
 INDEX = RESULTS.parent / "claims.md"
-MARKS = "<!-- claims: start -->\n\n", "\n<!-- claims: end -->"
+MARKS = "<!-- claims: start -->\n\n", "\n\n<!-- claims: end -->"
 INTRODUCTION = """# The papers' claims, in miniature
 
 Each headline claim of the three works, measured on models that anyone can make or get: members of `examples/family`
@@ -105,8 +105,8 @@ def modules() -> list:
     return sorted(found, key=lambda module: (list(WORKS).index(module.CLAIM.work), module.CLAIM.number))
 
 
-def claims_table(folder: str) -> str:
-    """Every claim with its verdict; ``folder``: where the pages are, seen from the table's file."""
+def claim_rows(folder: str) -> list[tuple[str, str, str, str]]:
+    """Work, link, statement and verdict of every claim that was measured; ``folder``: of the pages, from the table."""
     rows = []
     for module in modules():
         claim, path = module.CLAIM, RESULTS / f"{module.CLAIM.name}.json"
@@ -114,9 +114,24 @@ def claims_table(folder: str) -> str:
             continue
         sources = results_of(path)
         found = verdict([check for source in sources for check in module.checks(source)])
-        work = f"{WORKS[claim.work][0]} {claim.number}"
-        rows.append((f"[{work}]({folder}/{claim.name}.md)", claim.statement, found))
-    return markdown_table(("claim", "what", "verdict"), rows)
+        work = WORKS[claim.work][0]
+        rows.append((work, f"[{work} {claim.number}]({folder}/{claim.name}.md)", claim.statement, found))
+    return rows
+
+
+def claims_table(folder: str) -> str:
+    """A row for every claim."""
+    return markdown_table(("claim", "what", "verdict"), [row[1:] for row in claim_rows(folder)])
+
+
+def short_table(folder: str) -> str:
+    """A row for every work, its claims below each other: the README's."""
+    lines: dict[str, list[tuple[str, str]]] = {}
+    for work, link, statement, found in claim_rows(folder):
+        number = link.replace(f"[{work} ", "[")
+        lines.setdefault(work, []).append((f"{number} {statement}", found))
+    rows = [(work, *("<br>".join(column) for column in zip(*own, strict=True))) for work, own in lines.items()]
+    return markdown_table(("work", "claim", "verdict"), rows)
 
 
 def put_between(text: str, marks: tuple[str, str], inner: str) -> str:
@@ -136,7 +151,7 @@ def main() -> None:
     INDEX.write_text(f"{INTRODUCTION}\n\n{claims_table('claims')}\n", encoding="utf-8")
     readme = README.read_text(encoding="utf-8")
     if MARKS[0] in readme:
-        README.write_text(put_between(readme, MARKS, claims_table("model_cards/claims")), encoding="utf-8")
+        README.write_text(put_between(readme, MARKS, short_table("model_cards/claims")), encoding="utf-8")
 
 
 if __name__ == "__main__":
