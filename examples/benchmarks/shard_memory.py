@@ -53,6 +53,7 @@ CALCULATED = {
     "Llama-3.1-70B": (8192, 80, 64, 8, 28672, 128256),
 }
 PRUNE, EXPORT = COMMANDS = ("prune", "export")
+ANY_TARGET = "prune, any target"
 MIN_SHARDS = 4
 LIMIT = 1.2  # of the model: what a command may need
 BFLOAT16_BYTES, FLOAT32_BYTES = 2, 4
@@ -223,24 +224,29 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, dict]:
 
 
 def calculated(config: LlamaConfig) -> dict[str, float]:
-    """Peak over the model's bytes, from its sizes.
+    """Peak over the model's bytes, from its sizes; and of a prune to any target (``ANY_TARGET``), an upper bound.
 
     prune: all weights have been read for the scores, beside the float32 copies of a block; then the largest module is
     cut while all is there, with its cut rows and the product with its mask beside it. export: each weight is read when
     it is cut, so that the result is all there is at the end, beside one module.
     """
     source = _bytes(config)
-    sliced = LlamaConfig(
-        **{name: getattr(config, name) for name in SIZES} | target_sizes(config), head_dim=config.head_dim
-    )
-    module = max(config.vocab_size, config.intermediate_size) * config.hidden_size * BFLOAT16_BYTES
-    cut = max(sliced.vocab_size, sliced.intermediate_size) * sliced.hidden_size * BFLOAT16_BYTES
+    sizes = {name: getattr(config, name) for name in SIZES} | target_sizes(config)
+    sliced = LlamaConfig(**sizes, head_dim=config.head_dim, tie_word_embeddings=False)
+    module, cut = _largest_module(config), _largest_module(sliced)
     blocks = BLOCK_COPIES * min(BLOCK, module // BFLOAT16_BYTES) * FLOAT32_BYTES
-    return {PRUNE: 1 + max(blocks, 2 * cut) / source, EXPORT: (_bytes(sliced) + module) / source}
+    return {
+        PRUNE: 1 + max(blocks, 2 * cut) / source,
+        ANY_TARGET: 1 + max(blocks, 2 * module) / source,
+        EXPORT: (_bytes(sliced) + module) / source,
+    }
+
+
+def _largest_module(config: LlamaConfig) -> int:
+    return max(config.vocab_size, config.intermediate_size) * config.hidden_size * BFLOAT16_BYTES
 
 
 def _bytes(config: LlamaConfig) -> int:
-    config.tie_word_embeddings = False
     with torch.device("meta"):
         return LlamaForCausalLM(config).num_parameters() * BFLOAT16_BYTES
 
@@ -267,11 +273,15 @@ def measured_table(report: dict) -> str:
 
 def calculated_table() -> str:
     """Markdown: one row per model."""
-    lines = ["| model | GB | prune: peak / model | GB | export: peak / model | GB |", "|---" * 6 + "|"]
+    columns = {PRUNE: "prune", ANY_TARGET: "prune, any target, at most", EXPORT: "export"}
+    lines = [
+        f"| model | GB | {' | '.join(f'{title}: peak / model | GB' for title in columns.values())} |",
+        "|---" * 8 + "|",
+    ]
     for name, sizes in CALCULATED.items():
         config = source_config(sizes)
         size, shares = _bytes(config) / GIGABYTE, calculated(config)
-        cells = " | ".join(f"{shares[command]:.2f} | {shares[command] * size:.1f}" for command in COMMANDS)
+        cells = " | ".join(f"{shares[column]:.2f} | {shares[column] * size:.1f}" for column in columns)
         lines.append(f"| {name} | {size:.1f} | {cells} |")
     return "\n".join(lines)
 
