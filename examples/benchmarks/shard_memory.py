@@ -35,7 +35,7 @@ from hf_shear.cli.main import main as hf_shear
 from hf_shear.importance.coupled_weights import BLOCK
 from hf_shear.masks import ShearingMasks
 from hf_shear.reporting import collect_versions
-from hf_shear.shapes import SHAPE_NAMES, ModelShape
+from hf_shear.shapes import SHAPE_NAMES, ModelShape, count_parameters
 
 SIZES = (*SHAPE_NAMES, "vocab_size")
 MODELS = {
@@ -247,8 +247,7 @@ def _largest_module(config: LlamaConfig) -> int:
 
 
 def _bytes(config: LlamaConfig) -> int:
-    with torch.device("meta"):
-        return LlamaForCausalLM(config).num_parameters() * BFLOAT16_BYTES
+    return count_parameters(config) * BFLOAT16_BYTES
 
 
 # ---- what is printed ------------------------------------------------------------------------------------------------
