@@ -11,6 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
+from hf_shear.publishing.local_paths import without_local_paths
 from hf_shear.reporting import read_results, spread_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,6 +21,7 @@ README = ROOT / "README.md"
 START, END = "<!-- results: start -->", "<!-- results: end -->"
 LEFT_OUT = ("history", "baseline_history", "sizes", "kept")  # long, and not on the page
 SWEEP_NAME = "learning_rates.json"
+FAMILY = "family-"  # begins the names of settings that show another family than Llama; they are not in the README
 
 
 def settings(recipes: bool = False) -> dict[str, list[dict]]:
@@ -34,6 +36,7 @@ def add(name: str, paths: list[Path]) -> None:
     (RESULTS / name).mkdir(parents=True, exist_ok=True)
     for path in paths:
         results = {key: value for key, value in read_results(path).items() if key not in LEFT_OUT}
+        results = without_local_paths(results)
         text = json.dumps(results, indent=1)
         (RESULTS / name / f"seed-{results['seed']}.json").write_text(text + "\n", encoding="utf-8")
 
@@ -109,7 +112,7 @@ def readme_table() -> str:
     arms = ["source", "recovered", "taylor", "random", "scratch"]
     lines = ["| run | seeds | kept | " + " | ".join(arms) + " |", "|---" * (len(arms) + 3) + "|"]
     for name, runs in settings().items():
-        if not set(runs[0]["baselines"]) >= set(arms[2:]):
+        if name.startswith(FAMILY) or not set(runs[0]["baselines"]) >= set(arms[2:]):
             continue
         cells = []
         for arm in arms:

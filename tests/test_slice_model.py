@@ -372,8 +372,8 @@ def test_generation_settings_and_attention_come_along(build_llama, add_masks):
 def scale_final_norm_twice(monkeypatch):
     original = slice_module._sliced_state_dict
 
-    def wrong(model, gates, kept, dtype=None):
-        state = original(model, gates, kept, dtype)
+    def wrong(model, gates, kept, *rest):
+        state = original(model, gates, kept, *rest)
         state["model.norm.weight"] = state["model.norm.weight"] * gates[HIDDEN][kept.hidden]
         return state
 
@@ -384,8 +384,8 @@ def scale_untied_head_too(monkeypatch):
     """The reference's export: z in the embeddings, the final norm and the head."""
     original = slice_module._sliced_state_dict
 
-    def wrong(model, gates, kept, dtype=None):
-        state = original(model, gates, kept, dtype)
+    def wrong(model, gates, kept, *rest):
+        state = original(model, gates, kept, *rest)
         state["lm_head.weight"] = state["lm_head.weight"] * gates[HIDDEN][kept.hidden]
         return state
 
@@ -426,8 +426,8 @@ def leave_bias_unmasked_in_the_slice(name):
     def patch(monkeypatch):
         original = slice_module._sliced_state_dict
 
-        def wrong(model, gates, kept, dtype=None):
-            state = original(model, gates, kept, dtype)
+        def wrong(model, gates, kept, *rest):
+            state = original(model, gates, kept, *rest)
             for place, index in enumerate(kept.layers):
                 bias = model.model.layers[index].get_submodule(name).bias
                 state[f"model.layers.{place}.{name}.bias"] = bias[kept.hidden]

@@ -76,8 +76,9 @@ def run(arguments: Arguments) -> None:
                 " checkpoint already, or of another kind."
             )
         masked = AutoShearingModelForCausalLM.from_pretrained(arguments.checkpoint)
-        model, kept, facts = _cut(arguments, masked)
+        model, kept, facts = _cut(arguments, masked, dtype)
         provenance, tokenizer_path = provenance_record(masked, kept, **facts), arguments.checkpoint
+        dtype = None  # what was cut is in it
     tokenizer = None
     if any((Path(tokenizer_path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
@@ -85,11 +86,11 @@ def run(arguments: Arguments) -> None:
     print(f"Wrote {arguments.output_dir}." + ("" if tokenizer else " No tokenizer lies beside the checkpoint."))
 
 
-def _cut(arguments: Arguments, masked: ShearingModel):
+def _cut(arguments: Arguments, masked: ShearingModel, dtype: torch.dtype | None):
     """The sliced model, the kept units, and what compensation did, for the provenance."""
     method = resolve_compensation(arguments.compensation)
     if method is None:
-        return *slice_model(masked), {}
+        return *slice_model(masked, dtype=dtype, release_source=True), {}
     runs.check_learned_cut(arguments.compensation, masked.config)
     source = None
     if method.towards == SOURCE:
@@ -101,5 +102,5 @@ def _cut(arguments: Arguments, masked: ShearingModel):
     data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, masked.config)
     batches = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
     text = Calibration(list(batches), arguments.seed)
-    model, kept, report = runs.cut_learned_masks(masked.to(args.device), arguments.compensation, text, source)
+    model, kept, report = runs.cut_learned_masks(masked.to(args.device), arguments.compensation, text, source, dtype)
     return model, kept, {"compensation": {"method": arguments.compensation, **asdict(report)}}

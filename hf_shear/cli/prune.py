@@ -11,7 +11,7 @@ from .. import runs
 from ..compensation import resolve_compensation
 from ..data import Calibration
 from ..families import family_named
-from ..modeling import AutoShearingModelForCausalLM, as_family
+from ..modeling import as_family
 from ..one_shot import UNIFORM, criteria_from_words, make_plan, prune_one_shot
 from ..shapes import SHAPE_NAMES, TargetShape
 from ..slicing import NEMOTRON_NAS, provenance_record, save_checkpoint, save_nemotron_nas
@@ -65,7 +65,7 @@ def run(arguments: Arguments) -> None:
         config = as_family(config, family_named(arguments.as_family))
     target = _target(arguments, config)
     criterion = criteria_from_words(arguments.criterion)
-    plan = make_plan(
+    make_plan(  # refuses before anything is loaded
         config, target, criterion, arguments.allocation, arguments.units, arguments.form, arguments.protect,
         arguments.compensation,
     )  # fmt: skip
@@ -76,11 +76,11 @@ def run(arguments: Arguments) -> None:
     pruning = prune_one_shot(
         source, target, Calibration(list(batches), arguments.seed), criterion, arguments.compensation,
         arguments.num_shots, arguments.as_family, arguments.protect, arguments.allocation, arguments.units, arguments.form,
+        release_source=True,
     )  # fmt: skip
     pruned = pruning.model
-    masked = AutoShearingModelForCausalLM.from_model(source, plan.shape, as_family=arguments.as_family)
     provenance = provenance_record(
-        masked, pruning.kept, seed=arguments.seed,
+        pruning.masked_config, pruning.kept, seed=arguments.seed,
         method=" ".join(arguments.criterion), compensation=arguments.compensation, num_shots=arguments.num_shots,
         protect=arguments.protect, allocation=arguments.allocation, form=arguments.form,
         num_parameters=pruning.num_parameters, num_padded_parameters=pruning.num_padded_parameters,

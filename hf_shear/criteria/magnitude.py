@@ -11,4 +11,4 @@ from ..modeling import ShearingMixin
 @criterion(ranks=UNIT_KINDS)
 def magnitude(model: ShearingMixin, calibration: Calibration, *, power: float = 1.0) -> Scores:
     """Sum of |W|^power over all weights that the unit takes along (``hf_shear/importance/coupled_weights.py``)."""
-    return sum_over_units(((name, value.abs() ** power) for name, value in values_of(model)), model)
+    return sum_over_units(values_of(model), model, measure=lambda value: value.abs() ** power)

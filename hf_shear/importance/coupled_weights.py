@@ -13,7 +13,7 @@ Legend: d hidden size, L layers, H query heads, KV key/value heads, g = H / KV, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from ..modeling import ShearingMixin, head_channel_masks
 from ..shapes import ModelShape
 
+BLOCK = 2**22
+"""Numbers of a weight that are looked at at a time: 16 MB in float32, and as much again for each step between."""
+
 
 def weights_of(model: ShearingMixin) -> dict[str, Tensor]:
     """The model's weights by name, without its masks; tied ones once."""
@@ -30,12 +33,12 @@ def weights_of(model: ShearingMixin) -> dict[str, Tensor]:
 
 
 def values_of(model: ShearingMixin) -> Iterator[tuple[str, Tensor]]:
-    """(name, what becomes 0 without its units) of each weight, in float32: the weight, of a norm what it scales by."""
+    """(name, what becomes 0 without its units) of each weight: the weight, of a norm what it scales by, in float32."""
     family = model.family
     offset = {"norm", *family.pre_norms, *family.post_norms}
     for name, weight in weights_of(model).items():
-        value = weight.detach().float()
-        yield name, value + family.norm_offset if name.split(".")[-2] in offset else value
+        value = weight.detach()
+        yield name, value.float() + family.norm_offset if name.split(".")[-2] in offset else value
 
 
 def write_weights(model: ShearingMixin) -> Iterator[tuple[int, str, Tensor]]:
@@ -46,12 +49,16 @@ def write_weights(model: ShearingMixin) -> Iterator[tuple[int, str, Tensor]]:
 
 
 @torch.no_grad()
-def sum_over_units(entries: Iterable[tuple[str, Tensor]], model: ShearingMixin) -> dict[str, Tensor]:
+def sum_over_units(
+    entries: Iterable[tuple[str, Tensor]], model: ShearingMixin, measure: Callable[[Tensor], Tensor] | None = None
+) -> dict[str, Tensor]:
     """Sum over each unit's weights.
 
     Args:
         entries: a name of ``weights_of`` and a tensor of that weight's shape; weights left out count as zeros.
         model: whose gates in use say which weights are closed; those are left out.
+        measure: what is summed, of each number, from float32 to float32; by default the number. It is made of a few
+            rows at a time: of a whole embedding it would take several times the embedding's memory.
 
     Returns:
         float32 [*rows, units] for all kinds of units.
@@ -62,19 +69,15 @@ def sum_over_units(entries: Iterable[tuple[str, Tensor]], model: ShearingMixin) 
         parts = name.split(".")
         layer = int(parts[2]) if parts[1] == "layers" else None
         along = [_parts_of(axis) for axis in model.family.axes(parts[-2])[: tensor.dim()]]
-        values = tensor.float()
-        for dim, units in enumerate(along):
-            if units:
-                gate = torch.cat([_of_layer(axes[unit], unit, layer) for unit in units])
-                values = values * (gate if dim == values.dim() - 1 else gate.unsqueeze(1))
+        gates = [None if not units else torch.cat([_of_layer(axes[unit], unit, layer) for unit in units])
+                 for units in along]  # fmt: skip
+        total, added = _sums_along(tensor, gates, None if layer is None else axes[LAYER][layer], measure)
         if layer is not None:
-            values = values * axes[LAYER][layer]
-            sums[LAYER][layer] += values.sum()
-        for dim, units in enumerate(along):
+            sums[LAYER][layer] += total
+        for units, along_axis in zip(along, added, strict=True):
             if units:
                 totals = [_of_layer(sums[unit], unit, layer) for unit in units]
-                added = values if values.dim() == 1 else values.sum(dim=1 - dim)
-                for total, part in zip(totals, added.split([len(total) for total in totals]), strict=True):
+                for total, part in zip(totals, along_axis.split([len(total) for total in totals]), strict=True):
                     total += part
     queries = by_head(sums[HEADS], shape).sum(dim=-1)
     groups = sums[GROUPS].unflatten(-1, (shape.num_key_value_heads, shape.head_dim)).sum(dim=-1)
@@ -85,6 +88,32 @@ def sum_over_units(entries: Iterable[tuple[str, Tensor]], model: ShearingMixin) 
         QUERY_HEAD: queries,
         INTERMEDIATE: sums[INTERMEDIATE],
     }
+
+
+def _sums_along(
+    tensor: Tensor, gates: list[Tensor | None], layer_gate: Tensor | None, measure: Callable[[Tensor], Tensor] | None
+) -> tuple[Tensor, list[Tensor]]:
+    """Sum of what is open of a matrix or a vector, and for each axis the sums at its places; float32."""
+    total = tensor.new_zeros((), dtype=torch.float32)
+    added = [tensor.new_zeros(size, dtype=torch.float32) for size in tensor.shape]
+    num_rows = max(1, BLOCK // tensor[0].numel())
+    for start in range(0, len(tensor), num_rows):
+        rows = slice(start, start + num_rows)
+        values = tensor[rows].float()
+        if measure is not None:
+            values = measure(values)
+        if gates[0] is not None:
+            gate = gates[0][rows]
+            values = values * (gate if values.dim() == 1 else gate.unsqueeze(1))
+        if values.dim() == 2 and gates[1] is not None:
+            values = values * gates[1]
+        if layer_gate is not None:
+            values = values * layer_gate
+        total += values.sum()
+        added[0][rows] = values if values.dim() == 1 else values.sum(dim=1)
+        if values.dim() == 2:
+            added[1] += values.sum(dim=0)
+    return total, added
 
 
 def open_units(model: ShearingMixin) -> dict[str, Tensor]:

@@ -79,6 +79,7 @@ def _saliency(
 ) -> Iterator[tuple[str, Tensor]]:
     """What each weight adds to the slope, or to the loss, with its sign."""
     for name, weight in weights:
+        weight = weight.float()
         if order == "norm":
             yield name, weight.abs() * gradients.second[name].sqrt()
         elif order == "mixed":

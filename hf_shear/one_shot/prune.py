@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..compensation import CompensationReport, compensate
 from ..data import Calibration
@@ -14,7 +14,7 @@ from ..families import family_named
 from ..importance import Scores
 from ..modeling import AutoShearingModelForCausalLM
 from ..modeling import as_family as config_as_family
-from ..slicing import FORMS, KeptUnits, count_kept_parameters, slice_model, slice_uneven
+from ..slicing import FORMS, KeptUnits, count_kept_parameters, release_weights, slice_model, slice_uneven
 from .choose_criterion import CriterionChoice
 from .plan import UNIFORM, Target, make_plan
 from .protected_layers import protect_layers
@@ -29,6 +29,7 @@ class OneShotPruning:
         model: a stock model, in evaluation mode: of the target's shape, or of the largest layer's, with zeros where
             others are narrower.
         kept: the units of the source that it keeps.
+        masked_config: of the masked model that was cut, for ``provenance_record``.
         scores: of the last shot, [*rows, units] per kind of unit that lost some; infinite for protected layers.
         compensation: errors of what was compensated, one report per shot.
         num_parameters: of the kept units, without padding; never above a budget.
@@ -38,6 +39,7 @@ class OneShotPruning:
 
     model: PreTrainedModel
     kept: KeptUnits
+    masked_config: PretrainedConfig
     scores: Scores
     compensation: list[CompensationReport]
     num_parameters: int
@@ -62,11 +64,12 @@ def prune_one_shot(
     allocation: str = UNIFORM,
     units: Collection[str] | None = None,
     form: str = FORMS[0],
+    release_source: bool = False,
 ) -> OneShotPruning:
     """Prune ``model`` to ``target``: keep what ``criterion`` scores highest, and make up for the rest.
 
     Args:
-        model: a stock or a masked model of a supported family; left as it is.
+        model: a stock or a masked model of a supported family; left as it is, but for ``release_source``.
         target: the shape to reach, any subset of the five names; or a budget, the largest number of parameters (an int)
             or the share of the source's to keep (a float), embeddings included and tied weights counted once.
         calibration: text to score and compensate on (batches with ``input_ids`` and ``labels``).
@@ -84,6 +87,7 @@ def prune_one_shot(
             "intermediate") and adaptive ("key_value_head", "intermediate") remove; by default these last two.
         form: how the result is to be saved: "padded", or "nemotron_nas" (``save_nemotron_nas``), for which what that
             format cannot hold is refused here.
+        release_source: let go of each weight of ``model`` once it is cut, as in ``slice_model``.
 
     Raises:
         ValueError: the target does not fit, the criterion cannot rank what is to be removed, more layers are protected
@@ -104,6 +108,10 @@ def prune_one_shot(
             chosen = plan.allocate(masked, calibration, scores, criterion, (shot + 1) / num_shots)
             reports.append(compensate(masked, chosen, calibration, compensation, whole))
         gates = chosen
-    sliced, kept = slice_uneven(masked, gates) if plan.uneven else slice_model(masked, gates)
+    if release_source:
+        for holder in (model, whole):
+            release_weights(holder)  # `masked` shares them, and lets go of one after another
+    cut = slice_uneven if plan.uneven else slice_model
+    sliced, kept = cut(masked, gates, release_source=release_source)
     num_parameters = count_kept_parameters(masked.config, kept)
-    return OneShotPruning(sliced, kept, scores, reports, num_parameters, plan.budget, plan.uneven)
+    return OneShotPruning(sliced, kept, masked.config, scores, reports, num_parameters, plan.budget, plan.uneven)

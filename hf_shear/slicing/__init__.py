@@ -3,6 +3,7 @@
 from .export import PROVENANCE_NAME, provenance_record, read_provenance, save_checkpoint
 from .kept_units import KeptUnits, kept_units_from_masks
 from .nemotron_nas import FORMS, NEMOTRON_NAS, check_nemotron_nas, save_nemotron_nas
+from .releasing import release_weights
 from .select_kept import select_kept
 from .slice_model import slice_model
 from .uneven import count_kept_parameters, padded_shape, slice_uneven
@@ -18,6 +19,7 @@ __all__ = [
     "padded_shape",
     "provenance_record",
     "read_provenance",
+    "release_weights",
     "save_checkpoint",
     "save_nemotron_nas",
     "select_kept",

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..modeling import ShearingMixin
 from ..reporting import collect_versions
@@ -130,15 +130,15 @@ def read_provenance(checkpoint: str | os.PathLike) -> dict:
     return json.loads((Path(checkpoint) / PROVENANCE_NAME).read_text(encoding="utf-8"))
 
 
-def provenance_record(model: PreTrainedModel, kept: KeptUnits | dict, **facts: object) -> dict:
+def provenance_record(model: PreTrainedModel | PretrainedConfig, kept: KeptUnits | dict, **facts: object) -> dict:
     """What a sliced checkpoint is made of: source name and revision, target, kept units, versions.
 
     Args:
-        model: the masked model that was sliced.
+        model: the masked model that was sliced, or its config.
         kept: the kept units, indices of every mask into the source.
         facts: anything more, JSON-ready.
     """
-    config = model.config
+    config = model if isinstance(model, PretrainedConfig) else model.config
     return {
         "source": {
             "name_or_path": config.source_name_or_path,

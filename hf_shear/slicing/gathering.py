@@ -6,8 +6,7 @@ is not sharded passes through as it is, in one process or in several.
 
 from __future__ import annotations
 
-import ctypes
-import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+
+from .releasing import release_weights, return_freed_memory, return_mapped_pages
 
 # Parts of a parameter's name that wrappers add: torch's checkpoint_wrapper and torch.compile.
 _WRAPPER_NAMES = ("_checkpoint_wrapped_module", "_orig_mod")
@@ -38,22 +39,32 @@ def gathered(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield [_whole(parameter) for parameter in parameters]
 
 
-def full_parameters(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+def full_parameters(model: nn.Module, release: bool = False) -> Iterator[dict[str, Tensor]]:
     """The whole parameters of a model by name, those of one module (a linear layer, an embedding, a norm) at a time.
 
     The largest come first: what is gathered, and needs room for itself twice, then stands beside little that is kept. A
     tied parameter comes once, under its first name. Each dict is emptied at the next step, and what ZeRO-3 gathered for
     it is freed: copy what is to stay.
+
+    Args:
+        release: let the model itself go of each module's parameters at the next step as well. Not for a sharded model.
     """
     sharded = is_sharded(model)
-    for unit in _units(model):
+    units = _units(model)
+    while units:
+        unit = units.popleft()
         with gathered(unit.values()) as tensors:
             whole = dict(zip(unit, tensors, strict=True))
             del tensors
             yield whole
+            if release:
+                return_mapped_pages(whole.values())
             whole.clear()  # a loop's variable would keep it while the next one is gathered
-        if sharded:
-            _return_freed_memory()
+        if release:
+            release_weights(model, unit.values())
+            unit.clear()
+        if sharded or release:
+            return_freed_memory()
 
 
 def num_processes() -> int:
@@ -96,26 +107,16 @@ def check_dtype(dtype: torch.dtype | None) -> None:
         )
 
 
-def _return_freed_memory() -> None:
-    """Give what was freed back to the system.
-
-    glibc keeps freed blocks of up to 32 MiB for itself, scattered among those that stay. Measured over all layers of a
-    model on the CPU, a process that keeps nothing grew by up to three quarters of the model.
-    """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none, and need none
-        if trim is not None:
-            trim(0)
-
-
-def _units(model: nn.Module) -> list[dict[str, Tensor]]:
+def _units(model: nn.Module) -> deque[dict[str, Tensor]]:
     """Parameters by name, grouped by the module that has them; the largest groups first."""
     units: dict[str, dict[str, Tensor]] = {}
     for name, parameter in _named_parameters(model):
         parts = [part for part in name.split(".") if part not in _WRAPPER_NAMES]
         units.setdefault(".".join(parts[:-1]), {})[".".join(parts)] = parameter
-    return sorted(
-        units.values(), key=lambda unit: sum(_whole_size(parameter) for parameter in unit.values()), reverse=True
+    return deque(
+        sorted(
+            units.values(), key=lambda unit: sum(_whole_size(parameter) for parameter in unit.values()), reverse=True
+        )
     )
 
 

@@ -27,7 +27,10 @@ _WRITES_TO_RESIDUAL = ("o_proj", "down_proj")
 
 @torch.no_grad()
 def slice_model(
-    model: ShearingModel, gates: dict[str, Tensor] | None = None, dtype: torch.dtype | None = None
+    model: ShearingModel,
+    gates: dict[str, Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+    release_source: bool = False,
 ) -> tuple[PreTrainedModel, KeptUnits]:
     """Slice a masked model to its target shape.
 
@@ -41,14 +44,16 @@ def slice_model(
             is removed, and each row must keep the target's number. Kinds left out are kept whole. The same in every
             process.
         dtype: of the sliced weights, which are cast after masks are folded in; by default the source's.
+        release_source: let go of each weight of ``model`` once it is cut, which leaves it without weights (on the meta
+            device): the two models are then never in memory together. Not for a sharded model, which its backend holds.
 
     Returns:
         A stock model of the target's shape, in the dtype and on the device of the source if nothing else is said, in
         evaluation mode, and the units that were kept. Its logits equal the masked model's in evaluation mode.
 
     Raises:
-        ValueError: the model has no masks, a row of ``gates`` keeps another number of units than the target, or
-            ``dtype`` is not a floating-point one.
+        ValueError: the model has no masks, a row of ``gates`` keeps another number of units than the target,
+            ``dtype`` is not a floating-point one, or a sharded source is to be released.
     """
     if not isinstance(model, ShearingModel):
         raise ValueError(
@@ -68,7 +73,7 @@ def slice_model(
         }
     kept = kept_units_from_masks(kept_masks, masks.kinds, masks.source)
     config = config_for_shape(model.config, masks.target, kept.layers, config_class=model.family.config_class)
-    return build_sliced(model, config, gates, kept, dtype), kept
+    return build_sliced(model, config, gates, kept, dtype, release_source=release_source), kept
 
 
 def build_sliced(
@@ -78,20 +83,25 @@ def build_sliced(
     kept: KeptUnits,
     dtype: torch.dtype | None,
     finish: Callable[[str, Tensor], Tensor] | None = None,
+    release_source: bool = False,
 ) -> PreTrainedModel:
     """A stock model of ``config`` with the kept rows and columns of a masked one, gates folded in.
 
     Args:
         finish: what is done to each weight of the sliced model, given its name there.
+        release_source: as in ``slice_model``.
     """
-    family = model.family
+    family, device = model.family, model.device
     config.dtype = dtype or model.dtype
     with torch.device("meta"):
         sliced = family.model_class(config)
     sharded = is_sharded(model)
-    state = _sliced_state_dict(model, gates, kept, dtype)
-    if finish is not None:
-        state = {name: finish(name, weight) for name, weight in state.items()}
+    if sharded and release_source:
+        raise ValueError(
+            "`release_source` must be False for a model that is spread over processes, but it is True. Its backend holds"
+            " the weights: leave it out, and delete the model with its engine."
+        )
+    state = _sliced_state_dict(model, gates, kept, dtype, finish, release_source)
     if sharded and not is_main_process():
         sliced.to(config.dtype)
     else:
@@ -101,7 +111,7 @@ def build_sliced(
         sliced.model.rotary_emb = rotary
         rotary.config = config
         if family.scaled_embedding:
-            sliced.model.embed_tokens.embed_scale = torch.tensor(config.hidden_size**0.5, device=model.device)
+            sliced.model.embed_tokens.embed_scale = torch.tensor(config.hidden_size**0.5, device=device)
     sliced.tie_weights()
     sliced.generation_config = copy.deepcopy(model.generation_config)
     sliced.set_attn_implementation(model.config._attn_implementation)
@@ -123,7 +133,12 @@ def _whole_masks(masks: ShearingMasks) -> ShearingMasks:
 
 
 def _sliced_state_dict(
-    model: ShearingModel, gates: dict[str, Tensor], kept: KeptUnits, dtype: torch.dtype | None = None
+    model: ShearingModel,
+    gates: dict[str, Tensor],
+    kept: KeptUnits,
+    dtype: torch.dtype | None,
+    finish: Callable[[str, Tensor], Tensor] | None,
+    release: bool,
 ) -> dict[str, Tensor]:
     """The kept rows and columns, with the masks folded into embeddings, norms, o_proj and down_proj.
 
@@ -132,14 +147,24 @@ def _sliced_state_dict(
     keep = is_main_process() or not is_sharded(model)
     device = "cpu" if is_sharded(model) else None
     state = {}
-    for weights in full_parameters(model):
+    for weights in full_parameters(model, release):
         if keep:
             cut = _cut(weights, model, gates, kept)
-            state |= {name: weight.to(device=device, dtype=dtype) for name, weight in cut.items()}
-            del cut  # what is kept may be copies of it, that need no room beside what comes next
+            for name in list(cut):
+                # Out of `cut`: what is kept may be a copy of it, that needs no room beside what comes next.
+                weight = cut.pop(name).to(device=device, dtype=dtype)
+                if release:
+                    weight = _own(weight, weights)
+                state[name] = weight if finish is None else finish(name, weight)
     if keep and model.config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     return state
+
+
+def _own(weight: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """A weight in memory of its own: what no kind of unit cuts (a norm over each head) is the source's tensor so far."""
+    sources = {source.untyped_storage().data_ptr() for source in weights.values()}
+    return weight.clone() if weight.untyped_storage().data_ptr() in sources else weight
 
 
 def _cut(

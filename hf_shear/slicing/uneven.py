@@ -35,7 +35,7 @@ from .slice_model import build_sliced
 
 @torch.no_grad()
 def slice_uneven(
-    model: ShearingModel, gates: dict[str, Tensor], dtype: torch.dtype | None = None
+    model: ShearingModel, gates: dict[str, Tensor], dtype: torch.dtype | None = None, release_source: bool = False
 ) -> tuple[PreTrainedModel, KeptUnits]:
     """Slice a masked model by gates that may keep another number of units in each layer, or none of a sub-layer.
 
@@ -43,7 +43,7 @@ def slice_uneven(
         model: as in ``slice_model``.
         gates: values in [0, 1] per kind of unit; a unit whose gate is 0 is removed. A layer of which all KV heads, or
             all neurons, are closed has no such sub-layer (where o_proj or down_proj has a bias, that stays).
-        dtype: as in ``slice_model``.
+        dtype, release_source: as in ``slice_model``.
 
     Returns:
         A stock model with the widths of ``padded_shape``, and the units that were kept. Its logits equal the masked
@@ -68,7 +68,7 @@ def slice_uneven(
     def pad(name: str, weight: Tensor) -> Tensor:
         return _padded(name, weight, kept, source, shape, config)
 
-    return build_sliced(model, config, gates, kept, dtype, pad), kept
+    return build_sliced(model, config, gates, kept, dtype, pad, release_source), kept
 
 
 def padded_shape(config: PretrainedConfig, kept: KeptUnits) -> ModelShape:

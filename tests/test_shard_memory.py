@@ -1,0 +1,86 @@
+"""The benchmark of slicing checkpoints in shards: what it writes and prints, and (slow) that the limit is kept."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+from hf_shear import ShearingLlamaForCausalLM
+
+FOLDER = Path(__file__).resolve().parents[1] / "examples" / "benchmarks"
+REPORT = FOLDER / "reports" / "shard-memory.json"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmark reads /proc")
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("shard_memory")
+
+
+def test_the_synthetic_checkpoints_are_real_ones(benchmark, tmp_path):
+    config = benchmark.source_config(benchmark.MODELS["small"])
+    benchmark.write_checkpoints(tmp_path, config, 4)
+    assert len(list((tmp_path / "plain").glob("*.safetensors"))) >= 4
+    plain, found = LlamaForCausalLM.from_pretrained(tmp_path / "plain", output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"] and plain.dtype == torch.bfloat16
+    masked = ShearingLlamaForCausalLM.from_pretrained(tmp_path / "masked")  # refuses what lacks weights
+    assert masked.masks.target.hidden_size == benchmark.target_sizes(config)["hidden_size"] == 32
+    assert all(torch.equal(weight, masked.get_parameter(name)) for name, weight in plain.named_parameters())
+
+
+def test_a_command_is_measured_in_this_process(benchmark, tmp_path, capsys):
+    benchmark.write_checkpoints(tmp_path, benchmark.source_config(benchmark.MODELS["small"]), 4)
+    benchmark.main(["--model", "small", "--worker", "export", str(tmp_path)])
+    measured = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert measured["before_bytes"] > 2**20 and measured["extra_peak_bytes"] >= 0
+    weights = load_file(tmp_path / "export" / "model.safetensors").values()
+    assert sum(weight.nbytes for weight in weights) <= measured["written_bytes"]
+
+
+def test_a_command_that_fails_is_told(benchmark, tmp_path):
+    with pytest.raises(RuntimeError, match="hf-shear export .* ended with 2"):
+        benchmark.main(["--model", "small", "--worker", "export", str(tmp_path)])
+
+
+def test_pages_say_what_the_report_says(benchmark):
+    report = json.loads(REPORT.read_text(encoding="utf-8"))
+    text = (FOLDER.parent / "docs" / "memory.md").read_text(encoding="utf-8")
+    assert benchmark.measured_table(report) in text
+    assert benchmark.calculated_table() in text
+    measured = report["measured"]
+    assert measured["shards"] >= 4 and measured["model_bytes"] > 13 * 10**9
+    for command in benchmark.COMMANDS:
+        assert measured[command]["peak_over_model"] < benchmark.LIMIT
+        assert abs(measured[command]["peak_over_model"] - measured[command]["calculated"]) < 0.05
+    for sizes in benchmark.CALCULATED.values():
+        assert max(benchmark.calculated(benchmark.source_config(sizes)).values()) < benchmark.LIMIT
+
+
+def test_commands_of_the_readme_are_understood(benchmark):
+    lines = (FOLDER / "README.md").read_text(encoding="utf-8").splitlines()
+    lines = [line for line in lines if line.startswith("python examples/benchmarks/shard_memory.py")]
+    assert len(lines) >= 2
+    for line in lines:
+        benchmark.parse_arguments(shlex.split(line, comments=True)[2:])
+
+
+@pytest.mark.slow
+def test_no_command_needs_more_than_the_limit(benchmark):
+    command = [sys.executable, str(FOLDER / "shard_memory.py"), "--model", "410m"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    measured = json.loads(done.stdout.splitlines()[-1])["measured"]
+    assert measured["shards"] >= 4
+    for name in benchmark.COMMANDS:
+        assert 0.3 < measured[name]["peak_over_model"] < benchmark.LIMIT, (name, measured[name])
+    assert measured["export"]["peak_over_model"] < 0.6  # the source is not in memory at any moment
