@@ -256,7 +256,7 @@ def test_recover_starts_from_what_prune_made(inputs, pruned, tmp_path, capsys):
     assert "recovery (finished before)" in capsys.readouterr().out
     assert main(["card", str(run), "--license", "mit"]) == 0
     card = (run / "recovered" / "README.md").read_text(encoding="utf-8")
-    assert "What to keep was chosen with the method `taylor`" in card
+    assert f"What to keep was chosen with the method `{' '.join(default_criterion_words())}`" in card
 
 
 def test_recover_starts_from_any_plain_checkpoint_without_a_record(inputs, tmp_path):
