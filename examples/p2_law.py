@@ -157,7 +157,8 @@ class FamilyRuns:
             options.batch_size, -(-options.calibration_samples // options.batch_size), options.seed
         )
         target = shape_for_budget(model.config, fraction_kept=1 - fraction).shape
-        return prune_one_shot(model, target, Calibration(list(batches), options.seed), options.criterion).model
+        calibration = Calibration(list(batches), options.seed)  # no compensation, one shot: as the published curves
+        return prune_one_shot(model, target, calibration, options.criterion, "none", num_shots=1).model
 
     def arguments(self, folder: str, hidden_size: int) -> ShearTrainingArguments:
         """A constant rate, the same domains throughout, and evaluations of the same samples at the same steps."""

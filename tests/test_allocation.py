@@ -169,7 +169,7 @@ def test_whole_sub_layers_and_layers_stand_in_the_same_list(build_llama, calibra
 def test_the_surgeon_ranks_units_and_sub_layers_in_one_list(build_llama, calibration):
     units = [KEY_VALUE_HEAD, INTERMEDIATE, ATTENTION, MLP]
     pruning = prune_one_shot(
-        build_llama(), 0.5, calibration, "llm_surgeon", "least_squares", allocation="global", units=units
+        build_llama(), 0.5, calibration, "llm_surgeon", "least_squares", 1, allocation="global", units=units
     )
     assert pruning.num_parameters <= pruning.budget and set(pruning.scores) >= set(units)
     with pytest.raises(ValueError, match="Scores of `criterion` llm_surgeon:gradients=False do not compare"):
@@ -179,7 +179,7 @@ def test_the_surgeon_ranks_units_and_sub_layers_in_one_list(build_llama, calibra
 def test_protected_layers_keep_their_sub_layers(build_llama, calibration):
     choice = {"units": [ATTENTION, MLP, LAYER], "allocation": "global", "protect": "0,last:1"}
     criteria = {"default": "sub_layer_rise", LAYER: "loss_rise"}
-    kept = prune_one_shot(build_llama(), 0.6, calibration, criteria, **choice).kept
+    kept = prune_one_shot(build_llama(), 0.6, calibration, criteria, "none", 1, **choice).kept
     assert all(len(kept.heads[layer]) == 9 and len(kept.intermediate[layer]) == 22 for layer in (0, 3))
     with pytest.raises(ValueError, match="remain when everything is removed"):
         prune_one_shot(build_llama(), 0.5, calibration, criteria, **choice | {"protect": "first:3"})
@@ -204,12 +204,14 @@ def test_biases_of_compensation_are_counted(build_llama, calibration, allocation
 
 
 def test_another_family_can_be_named(build_llama, calibration):
-    pruning = prune_one_shot(build_llama(), 0.7, calibration, "taylor", as_family="mistral", allocation="global")
+    pruning = prune_one_shot(
+        build_llama(), 0.7, calibration, "taylor", "none", 1, as_family="mistral", allocation="global"
+    )
     assert pruning.model.config.model_type == "mistral" and pruning.num_parameters <= pruning.budget
 
 
 def test_a_uniform_budget_picks_a_shape(build_llama, calibration):
-    pruning = prune_one_shot(build_llama(), 0.5, calibration, "random")
+    pruning = prune_one_shot(build_llama(), 0.5, calibration, "random", "none", 1)
     assert not pruning.uneven and pruning.num_parameters == pruning.model.num_parameters() <= pruning.budget
 
 
@@ -256,7 +258,9 @@ def test_adaptive_spares_layers_of_influence(build_llama, calibration):
     influence = layer_influence(ShearingLlamaForCausalLM.from_model(source), calibration.batches)
     for amplitude in (0, 1):
         choice = f"adaptive:num_steps=10,amplitude={amplitude}"
-        kept = prune_one_shot(source, 0.8, calibration, "taylor", allocation=choice, units=["intermediate"]).kept
+        kept = prune_one_shot(
+            source, 0.8, calibration, "taylor", "none", 1, allocation=choice, units=["intermediate"]
+        ).kept
         widths[amplitude] = [len(kept.intermediate[layer]) for layer in range(4)]
     assert max(widths[0]) - min(widths[0]) <= 2
     assert widths[1][int(influence.argmax())] == max(widths[1]) > max(widths[0])

@@ -15,6 +15,7 @@ from training_helpers import TARGET, letter_tokenizer, plain_model, random_docum
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_shear.cli import VERBS, main
+from hf_shear.one_shot import default_criterion_words
 from hf_shear.reporting import check_results, read_results
 from hf_shear.shapes import count_parameters
 from hf_shear.slicing import read_provenance
@@ -255,7 +256,7 @@ def test_recover_starts_from_what_prune_made(inputs, pruned, tmp_path, capsys):
     assert "recovery (finished before)" in capsys.readouterr().out
     assert main(["card", str(run), "--license", "mit"]) == 0
     card = (run / "recovered" / "README.md").read_text(encoding="utf-8")
-    assert "What to keep was chosen with the method `taylor`" in card
+    assert f"What to keep was chosen with the method `{' '.join(default_criterion_words())}`" in card
 
 
 def test_recover_starts_from_any_plain_checkpoint_without_a_record(inputs, tmp_path):
@@ -367,7 +368,9 @@ def test_prune_refuses_before_it_reads_weights(inputs, tmp_path, capsys, monkeyp
     assert message in capsys.readouterr().err
 
 
-def test_prune_reaches_the_shape(pruned):
+def test_prune_reaches_the_shape_by_default(pruned):
     config = AutoModelForCausalLM.from_pretrained(pruned).config
     assert {name: getattr(config, name) for name in TARGET} == TARGET
-    assert json.loads((pruned / "shear_provenance.json").read_text())["method"] == "taylor"
+    made = read_provenance(pruned)
+    assert made["method"] == " ".join(default_criterion_words())
+    assert (made["compensation"], made["num_shots"]) == ("least_squares", 5)

@@ -148,7 +148,7 @@ def test_biases_that_the_source_has_are_kept(build_llama, calibration):
         assert torch.equal(masked(ids).logits, source(ids).logits)
     assert masked.config.mlp_bias and not source.config.mlp_bias
     old = source.model.layers[0].self_attn.o_proj.bias
-    pruned = prune_one_shot(source, COLUMNS, calibration, "taylor", "bias").model
+    pruned = prune_one_shot(source, COLUMNS, calibration, "taylor", "bias", num_shots=1).model
     assert pruned.model.layers[0].self_attn.q_proj.bias.any()
     assert not torch.equal(pruned.model.layers[0].self_attn.o_proj.bias, old)
 
@@ -217,7 +217,7 @@ def test_an_update_that_would_raise_the_error_is_not_made_and_is_reported(build_
 @pytest.mark.parametrize("name", METHODS)
 def test_in_half_precision_the_error_does_not_rise(build_llama, calibration, name):
     source = build_llama().to(torch.bfloat16)
-    (report,) = prune_one_shot(source, COLUMNS, calibration, "taylor", name).compensation
+    (report,) = prune_one_shot(source, COLUMNS, calibration, "taylor", name, num_shots=1).compensation
     assert all(report.after[module] <= report.before[module] for module in report.before)
 
 
@@ -225,9 +225,8 @@ def test_too_few_tokens_are_warned_of_and_do_no_harm_on_them(build_llama):
     ids = torch.randint(3, 40, (1, 9), generator=torch.Generator().manual_seed(3))
     few = Calibration([{"input_ids": ids, "labels": ids}])
     with pytest.warns(UserWarning, match="calibration text has 9 tokens, fewer than the 22 inputs of mlp.down_proj"):
-        report = prune_one_shot(build_llama(), {"intermediate_size": 13}, few, "taylor", "least_squares").compensation[
-            0
-        ]
+        pruning = prune_one_shot(build_llama(), {"intermediate_size": 13}, few, "taylor", "least_squares", num_shots=1)
+    (report,) = pruning.compensation
     assert all(report.after[name] <= report.before[name] for name in report.before)
 
 
@@ -270,20 +269,22 @@ def test_families_that_could_not_hold_the_result_are_refused(calibration):
     target = {"intermediate_size": 13}
     with pytest.raises(ValueError, match="needs one on o_proj and down_proj, which no config of the family 'mistral'"):
         prune_one_shot(source, target, calibration, "taylor", "bias")
-    report = prune_one_shot(source, target, calibration, "taylor", "least_squares:towards=source").compensation[0]
+    report = prune_one_shot(source, target, calibration, "taylor", "least_squares:towards=source", 1).compensation[0]
     assert sum(report.after.values()) < sum(report.before.values())
     source = Gemma2ForCausalLM(Gemma2Config(**sizes, **counts))
     with pytest.raises(ValueError, match="towards=source fits what .* in the family 'gemma2' that is normalised"):
         prune_one_shot(source, target, calibration, "taylor", "least_squares:towards=source")
-    report = prune_one_shot(source, target, calibration, "taylor", "least_squares").compensation[0]
+    report = prune_one_shot(source, target, calibration, "taylor", "least_squares", 1).compensation[0]
     assert sum(report.after.values()) < sum(report.before.values())
 
 
 def test_removed_hidden_dimensions_are_made_up_for_by_what_reads_and_what_writes(build_llama, calibration):
     source = build_llama()
-    plain = prune_one_shot(source, {"hidden_size": 9}, calibration, "taylor")
-    assert not prune_one_shot(source, {"hidden_size": 9}, calibration, "taylor", "least_squares").compensation[0].before
-    mended = prune_one_shot(source, {"hidden_size": 9}, calibration, "taylor", "least_squares:towards=source")
+    plain, same, mended = (
+        prune_one_shot(source, {"hidden_size": 9}, calibration, "taylor", method, num_shots=1)
+        for method in ("none", "least_squares", "least_squares:towards=source")
+    )
+    assert not same.compensation[0].before
     assert plain.kept == mended.kept
     (report,) = mended.compensation
     assert {name.split(".")[-1] for name in report.before} == {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_families import build, target_of
 
-from hf_shear import slice_model
+from hf_shear import prune_one_shot, slice_model
 from hf_shear.data import Calibration
 from hf_shear.families import FAMILIES
 from hf_shear.importance import ranks_of, taylor_importance
@@ -46,6 +46,17 @@ def test_scores_under_closed_units_are_those_of_the_cut_model(name):
             torch.testing.assert_close(
                 mine, wanted.flatten(), rtol=1e-3, atol=2e-5, msg=lambda m, c=criterion, k=kind: f"{c} {k}: {m}"
             )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_family_is_pruned_by_default(name):
+    """Hidden dimensions, layers, heads (where the family has them cut) and neurons, with nothing named."""
+    source, target = build(name), target_of(name, "gqa", [0, 2])
+    ids = torch.randint(3, 40, (4, 12), generator=torch.Generator().manual_seed(1))
+    pruning = prune_one_shot(source, target, [{"input_ids": ids, "labels": ids}], num_shots=1)
+    assert {size: getattr(pruning.model.config, size) for size in target} == target
+    (report,) = pruning.compensation
+    assert report.before and sum(report.after.values()) < sum(report.before.values())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,7 +14,10 @@ from test_families import build
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.curvature import InputMoments, ShortCalibrationWarning, stream_curvature, stream_inputs
 from hf_shear.curvature.moments import add_products, mirror
+from hf_shear.data import Calibration
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD
+from hf_shear.surgeon import collect_factors, decoder_linears
+from hf_shear.surgeon.factors import mean_loss
 
 NAMES = ("self_attn.o_proj", "mlp.down_proj")
 
@@ -271,25 +274,54 @@ def test_batches_without_anything_to_predict_are_refused(build_llama):
 # ---- over ranks -----------------------------------------------------------------------------------------------------
 
 
+def factors_of(model, batches):
+    """A and G of all linear layers, and the loss: what zeros are chosen by."""
+    factors, loss = collect_factors(model, decoder_linears(model), Calibration(batches))
+    assert loss == mean_loss(model, Calibration(batches))
+    return {name: (found.inputs, found.outputs) for name, found in factors.items()}, loss
+
+
 def curvature_of_rank(rank, port, model, ids, path=None):
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     try:
         share = ids[:3] if rank == 0 else ids[3:]  # unequal shares, in unequal numbers of batches
         found = streamed(model, batches_of(share, 2), layers_per_pass=2)
+        factors = factors_of(model, batches_of(share, 2))
     finally:
         dist.destroy_process_group()
     if path is not None:
-        torch.save(found, path)
-    return found
+        torch.save((found, factors), path)
+    return found, factors
 
 
 def test_two_ranks_find_what_one_does(build_llama, tmp_path):
     ids, port, path = samples(), free_port(), tmp_path / "other.pt"
-    alone = streamed(build_llama(), batches_of(ids, 10))
+    alone, (factors, loss) = (
+        streamed(build_llama(), batches_of(ids, 10)),
+        factors_of(build_llama(), batches_of(ids, 10)),
+    )
     context = multiprocessing.get_context("spawn")
     other = context.Process(target=curvature_of_rank, args=(1, port, build_llama(), ids, path))
     other.start()
-    assert_same(curvature_of_rank(0, port, build_llama(), ids), alone, 1e-5)
+    results = [curvature_of_rank(0, port, build_llama(), ids)]
     other.join()
     assert other.exitcode == 0
-    assert_same(torch.load(path), alone, 1e-5)
+    results.append(torch.load(path))
+    for found, (found_factors, found_loss) in results:
+        assert_same(found, alone, 1e-5)
+        assert found_loss == pytest.approx(loss, rel=1e-6)
+        torch.testing.assert_close(found_factors, factors, rtol=1e-4, atol=1e-5)
+
+
+def test_the_zeros_rank_by_the_same_moments(build_llama):
+    """Two collectors, one definition: with padding and ignored labels, under any batch size."""
+    ids = samples()
+    mask = torch.ones_like(ids)
+    mask[2, 7:] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:4, :3] = -100
+    wanted = streamed(build_llama(), batches_of(ids, 4, labels, attention_mask=mask))
+    factors, _ = factors_of(build_llama(), batches_of(ids, 5, labels, attention_mask=mask))
+    for place, streams in enumerate(wanted):
+        found = {(index, name): factors[f"model.layers.{index}.{name}"][place].double() for index, name in streams}
+        torch.testing.assert_close(found, streams, rtol=1e-4, atol=1e-5)

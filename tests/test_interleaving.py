@@ -35,13 +35,20 @@ def calibration():
     return Calibration.from_batches([{"input_ids": ids, "labels": ids}], 4)
 
 
-@pytest.mark.parametrize("compensation", ["none", "least_squares_bias:towards=source"])
-def test_the_target_is_reached_under_one_clock_and_budget(tmp_path, calibration, compensation):
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {},  # the LLM Surgeon, and least squares
+        {"criterion": "taylor", "compensation": "none"},
+        {"criterion": "taylor", "compensation": "least_squares_bias:towards=source"},
+    ],
+)
+def test_the_target_is_reached_under_one_clock_and_budget(tmp_path, calibration, choice):
     source = plain_model(attention_dropout=0.0)
     weights = {name: value.clone() for name, value in source.state_dict().items()}
     args = make_args(tmp_path / "a", **CLOCK)
     found = prune_interleaved(source, TARGET, calibration, args, train_domains(), held_out_domains(),
-                              compensation=compensation, num_stages=3)  # fmt: skip
+                              num_stages=3, **choice)  # fmt: skip
     trainer = found.trainer
     assert {name: getattr(found.model.config, name) for name in TARGET} == TARGET
     assert trainer.tokens_seen() == CLOCK["num_tokens"]

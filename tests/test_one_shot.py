@@ -11,9 +11,11 @@ from hf_shear.data import Calibration
 from hf_shear.importance import criterion, name_of, ranks_of
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, RANKED_KINDS, SUB_LAYERS, UNIT_KINDS
 from hf_shear.one_shot import (
+    DEFAULT_CRITERION,
     criteria_by_kind,
     criteria_from_words,
     criterion_names,
+    default_criterion_words,
     prune_one_shot,
     resolve_criterion,
 )
@@ -69,8 +71,8 @@ def test_the_target_is_reached_and_the_source_left_alone(build_llama, calibratio
 
 def test_compensation_never_raises_the_error_and_lowers_the_loss(build_llama, calibration):
     source = build_llama()
-    plain = prune_one_shot(source, COLUMNS, calibration, "random")
-    mended = prune_one_shot(source, COLUMNS, calibration, "random", "least_squares")
+    plain = prune_one_shot(source, COLUMNS, calibration, "random", "none", num_shots=1)
+    mended = prune_one_shot(source, COLUMNS, calibration, "random", "least_squares", num_shots=1)
     assert plain.kept == mended.kept
     (report,) = mended.compensation
     assert sorted(report.before) == sorted(report.after) and len(report.before) == 8
@@ -95,7 +97,7 @@ def test_a_removed_unit_never_comes_back(build_llama, calibration):
         scores = torch.arange(22.0).repeat(4, 1)
         return {INTERMEDIATE: scores if len(seen) % 2 else -scores}
 
-    kept = prune_one_shot(build_llama(), {"intermediate_size": 10}, calibration, by_turns, num_shots=4).kept
+    kept = prune_one_shot(build_llama(), {"intermediate_size": 10}, calibration, by_turns, "none", num_shots=4).kept
     assert [int(gate.sum(1)[0]) for gate in seen] == [22, 19, 16, 13]
     assert kept.intermediate[0] == [
         6,
@@ -124,7 +126,7 @@ def test_a_criterion_per_kind_is_called_once(build_llama, calibration):
         }
 
     choice = {"default": first, LAYER: "loss_rise", HIDDEN: "taylor"}
-    pruning = prune_one_shot(build_llama(), TARGET, calibration, choice)
+    pruning = prune_one_shot(build_llama(), TARGET, calibration, choice, "none", num_shots=1)
     assert calls == ["first"] and set(pruning.scores) == set(UNIT_KINDS)
 
 
@@ -197,6 +199,35 @@ def test_taylor_is_found_by_name_and_by_function():
 def test_empty_calibration_is_refused():
     with pytest.raises(ValueError, match="`batches` is empty"):
         Calibration([])
+
+
+def test_the_defaults_are_those_that_won_the_bench(build_llama, calibration):
+    by_default = prune_one_shot(build_llama(), TARGET, calibration)
+    named = dict(DEFAULT_CRITERION)
+    assert named == {"default": "llm_surgeon", HIDDEN: "activation", LAYER: "loss_rise"}
+    assert criteria_from_words(default_criterion_words()) == named
+    told = prune_one_shot(build_llama(), TARGET, calibration, named, "least_squares", num_shots=5)
+    assert by_default.kept == told.kept and by_default.compensation == told.compensation
+    assert len(told.compensation) == 5 and any(report.before for report in told.compensation)
+
+
+@pytest.mark.parametrize("allocation", ["global", "adaptive:num_steps=10"])
+def test_uneven_models_are_pruned_by_default(build_llama, calibration, allocation):
+    pruning = prune_one_shot(build_llama(), 0.7, calibration, allocation=allocation)
+    assert pruning.num_parameters <= pruning.budget
+
+
+def test_a_criterion_alone_is_compensated_too(build_llama, calibration):
+    """The defaults do not depend on each other."""
+    pruning = prune_one_shot(build_llama(), COLUMNS, calibration, "taylor", num_shots=1)
+    told = prune_one_shot(build_llama(), COLUMNS, calibration, "taylor", "least_squares", num_shots=1)
+    assert pruning.compensation == told.compensation and pruning.compensation[0].before
+
+
+def test_a_surgeon_alone_names_what_to_give_for_the_kinds_it_cannot_rank(build_llama, calibration):
+    message = "'llm_surgeon' cannot rank 'hidden'.*'hidden': 'activation'.*--criterion llm_surgeon hidden=activation"
+    with pytest.raises(ValueError, match=message):
+        prune_one_shot(build_llama(), TARGET, calibration, "llm_surgeon")
 
 
 @pytest.mark.parametrize("num_shots", [0, -1])

@@ -50,7 +50,7 @@ def test_it_beats_random_by_forward_passes_alone(source, calibration, monkeypatc
 
     def loss(criterion, seed=3):
         text = Calibration(calibration.batches, seed)
-        pruned = prune_one_shot(source, {"intermediate_size": 11}, text, criterion).model
+        pruned = prune_one_shot(source, {"intermediate_size": 11}, text, criterion, "none", num_shots=1).model
         with torch.no_grad():
             return pruned(**calibration.batches[0]).loss.item()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib import import_module
 
 import pytest
 import torch
@@ -99,6 +100,8 @@ def test_costs_of_a_pruned_model_are_those_of_its_slice(build_llama, calibration
         {"hidden_size": 12, "num_key_value_heads": 2, "num_attention_heads": 6, "intermediate_size": 13},
         calibration,
         "taylor",
+        "none",
+        num_shots=1,
     )
     kept, masked = sliced.kept, ShearingLlamaForCausalLM.from_model(source).eval()
     gates = {HIDDEN: torch.zeros(18), KEY_VALUE_HEAD: torch.zeros(4, 3), INTERMEDIATE: torch.zeros(4, 22)}
@@ -130,7 +133,7 @@ def test_a_dead_neuron_costs_nothing_and_goes_first(build_llama, calibration):
     for name in ("llm_surgeon", "kobd"):
         scores = resolve_criterion(name)(masked, calibration)[INTERMEDIATE]
         assert float(scores[1, 4]) == 0 and int((scores == 0).sum()) == 1
-        kept = prune_one_shot(source, {"intermediate_size": 21}, calibration, name, "least_squares").kept
+        kept = prune_one_shot(source, {"intermediate_size": 21}, calibration, name, "least_squares", num_shots=1).kept
         assert 4 not in kept.intermediate[1]
 
 
@@ -160,6 +163,38 @@ def test_a_model_that_gives_nan_is_refused_with_the_layer(build_llama, calibrati
         removal_costs(masked, calibration)
 
 
+@pytest.mark.parametrize(
+    "criterion, compensation, num_collected",
+    [
+        ("llm_surgeon", "least_squares", 0),
+        ("llm_surgeon", "bias", 0),
+        ("llm_surgeon:layers_per_pass=2", "least_squares", 2),  # that holds two layers at once, not all
+        ("llm_surgeon:gradients=false", "least_squares", 2),
+        ("kobd", "least_squares", 2),
+    ],
+)
+def test_inputs_are_collected_once_for_costs_and_update(
+    build_llama, calibration, monkeypatch, criterion, compensation, num_collected
+):
+    """Two shots; the result is the same to the last bit as where each collects for itself."""
+    collecting, pruning = (import_module(f"hf_shear.{name}") for name in ("compensation.compensate", "one_shot.prune"))
+    calls, stream = [], collecting.stream_inputs
+    monkeypatch.setattr(collecting, "stream_inputs", lambda *args, **kwargs: calls.append(1) or stream(*args, **kwargs))
+
+    def pruned():
+        calls.clear()
+        return prune_one_shot(build_llama(), COLUMNS, calibration, criterion, compensation, num_shots=2)
+
+    shared = pruned()
+    assert len(calls) == num_collected
+    monkeypatch.setattr(pruning, "reads_own_inputs", lambda choice: False)
+    alone = pruned()
+    assert len(calls) == 2 and shared.compensation == alone.compensation
+    assert all(
+        torch.equal(weight, alone.model.state_dict()[name]) for name, weight in shared.model.state_dict().items()
+    )
+
+
 @pytest.mark.slow
 def test_on_a_trained_model_costs_rank_better_than_taylor(shared_data):
     """The pilot's ordering: curvature costs with least squares below Taylor with least squares."""
@@ -173,7 +208,8 @@ def test_on_a_trained_model_costs_rank_better_than_taylor(shared_data):
     calibration = Calibration.from_batches([{"input_ids": ids[:64], "labels": ids[:64]}], 8)
 
     def loss(criterion):
-        pruned = prune_one_shot(source, {"intermediate_size": 120}, calibration, criterion, "least_squares").model
+        target = {"intermediate_size": 120}
+        pruned = prune_one_shot(source, target, calibration, criterion, "least_squares", num_shots=1).model
         with torch.no_grad():
             return float(pruned(input_ids=ids[-64:], labels=ids[-64:]).loss)
 

@@ -26,7 +26,7 @@ def runs(study: Study) -> None:
 
 
 def recover(study: Study, seed: int, dynamic: bool) -> dict:
-    pruned = study.prune(study.target(), seed, criterion="taylor", compensation="none")
+    pruned = study.prune(study.target(), seed, criterion="taylor", compensation="none", num_shots=1)
     model, facts = study.train(pruned, study.num_tokens, seed, dynamic_batches=dynamic)
     judged = study.judged(model)
     excess = {name: loss - study.source_losses[name] for name, loss in judged["loss"].items()}

@@ -282,7 +282,7 @@ class Study:
 
     def scratch(self, target: TargetShape, seed: int) -> PreTrainedModel:
         """Random weights of the target's shape."""
-        config = self.prune(target, seed, criterion="random", compensation="none").config
+        config = self.prune(target, seed, criterion="random", compensation="none", num_shots=1).config
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(copy.deepcopy(config))
 

@@ -57,7 +57,7 @@ LLAMA3_ROPE = {
 def prune(source: str, sizes: dict[str, int], batches: list[dict], folder: Path) -> None:
     """Write the source, cut to ``sizes`` by Taylor scores with compensation, as hf_shear writes every checkpoint."""
     model = LlamaForCausalLM.from_pretrained(source)
-    pruning = prune_one_shot(model, sizes, batches, criterion="taylor", compensation="least_squares")
+    pruning = prune_one_shot(model, sizes, batches, criterion="taylor", compensation="least_squares", num_shots=1)
     save_checkpoint(pruning.model, folder, AutoTokenizer.from_pretrained(source), {"method": "taylor", "sizes": sizes})
 
 

@@ -12,7 +12,7 @@ from .. import runs
 from ..compensation import resolve_compensation
 from ..data import Calibration
 from ..modeling import AutoShearingModelForCausalLM
-from ..one_shot import criteria_from_words
+from ..one_shot import DEFAULT_COMPENSATION, criteria_from_words, default_criterion_words
 from ..shapes import SHAPE_NAMES
 from ..slicing import provenance_record, save_checkpoint
 from ..training import PRUNING_SHARE, ShearTrainingArguments
@@ -34,10 +34,13 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
 
     model_name_or_path: str = field(metadata={"help": "A plain checkpoint."})
     criterion: list[str] = field(
-        default_factory=lambda: ["taylor"],
+        default_factory=default_criterion_words,
         metadata={"help": "Scores of the units; also by kind: activation layer=loss_rise"},
     )
-    compensation: str = field(default="none", metadata={"help": "Update of what remains, at every stage."})
+    compensation: str = field(
+        default=DEFAULT_COMPENSATION,
+        metadata={"help": "Update of what remains, at every stage, under any criterion; or none."},
+    )
     num_stages: int = field(default=5, metadata={"help": "Times that units are removed, each scored anew."})
     pruning_share: float = field(default=PRUNING_SHARE, metadata={"help": "Of the steps, in which units are removed."})
     calibration_batches: int = field(default=16, metadata={"help": "Batches of a step's size behind the scores."})

@@ -11,8 +11,21 @@ from .. import runs
 from ..compensation import resolve_compensation
 from ..data import Calibration
 from ..families import family_named
+<<<<<<< HEAD
 from ..modeling import as_family
 from ..one_shot import UNIFORM, criteria_from_words, make_plan, prune_one_shot
+=======
+from ..modeling import AutoShearingModelForCausalLM, as_family
+from ..one_shot import (
+    DEFAULT_COMPENSATION,
+    DEFAULT_NUM_SHOTS,
+    UNIFORM,
+    criteria_from_words,
+    default_criterion_words,
+    make_plan,
+    prune_one_shot,
+)
+>>>>>>> oneshot
 from ..shapes import SHAPE_NAMES, TargetShape
 from ..slicing import NEMOTRON_NAS, provenance_record, save_checkpoint, save_nemotron_nas
 from ..training import ShearTrainingArguments
@@ -29,10 +42,12 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
     model_name_or_path: str = field(metadata={"help": "A plain checkpoint of a supported family."})
     output_dir: str = field(metadata={"help": "Folder to make; it must not exist."})
     criterion: list[str] = field(
-        default_factory=lambda: ["taylor"],
+        default_factory=default_criterion_words,
         metadata={"help": "Scores of the units; also by kind: activation layer=loss_rise"},
     )
-    compensation: str = field(default="none", metadata={"help": "Update of what remains: least_squares, ..."})
+    compensation: str = field(
+        default=DEFAULT_COMPENSATION, metadata={"help": "Update of what remains, under any criterion; or none."}
+    )
     allocation: str = field(
         default="uniform",
         metadata={"help": "uniform; or, to --target_num_parameters, global or adaptive: layers differ in width"},
@@ -41,7 +56,9 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
         default=None, metadata={"help": "Kinds that global and adaptive remove: key_value_head intermediate ..."}
     )
     form: str = field(default="padded", metadata={"help": "Of uneven layers: padded with zeros, or nemotron_nas."})
-    num_shots: int = field(default=1, metadata={"help": "Steps in which units are removed, each scored anew."})
+    num_shots: int = field(
+        default=DEFAULT_NUM_SHOTS, metadata={"help": "Steps in which units are removed, each scored anew."}
+    )
     protect: str = field(default="", metadata={"help": "Layers that stay, such as first:4,last:2 or 0,7."})
     calibration_batches: int = field(default=16, metadata={"help": "Batches behind scores and compensation."})
     batch_size: int = field(default=8, metadata={"help": "Samples of a batch."})

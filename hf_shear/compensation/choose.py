@@ -52,6 +52,16 @@ def check_compensation(choice: str, config: PretrainedConfig) -> None:
             )
 
 
+def reads_own_inputs(choice: str) -> bool:
+    """Whether a method fits modules from the inputs that they have before anything more is removed.
+
+    They are what a criterion that shares its inputs collected a moment ago; with ``towards=source`` inputs are those of
+    the pruned and compensated layers below, which nobody knows before.
+    """
+    chosen = resolve_compensation(choice)
+    return chosen is not None and chosen.towards == MODULE
+
+
 def resolve_compensation(choice: str) -> Compensation | None:
     """The method that a name with options stands for (``"least_squares:damping=0.1"``); None for "none".
 

@@ -6,12 +6,13 @@ what can be told of the removed ones from them. Removed hidden dimensions are ma
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from ..curvature import InputMoments, stream_inputs
+from ..curvature import InputMoments, InputsByModule, stream_inputs
 from ..data import Calibration
 from ..modeling import ShearingMixin
 from .add_biases import add_biases
@@ -43,6 +44,7 @@ def compensate(
     calibration: Calibration,
     method: str = "least_squares",
     reference: ShearingMixin | None = None,
+    shared_inputs: InputsByModule | None = None,
 ) -> CompensationReport:
     """Update o_proj and down_proj of ``model`` for the units that ``gates`` closes and that are open in it now.
 
@@ -62,6 +64,8 @@ def compensate(
         method: a name with options, such as "least_squares:damping=0.1" (``hf_shear.compensation.COMPENSATIONS``).
         reference: a masked model with the source's shape and other weights, run with all gates open, for
             ``towards=source``; default: ``model`` as it comes.
+        shared_inputs: A of o_proj and down_proj of every layer, as collected on ``calibration`` from ``model`` with the
+            weights and gates that it has now, for ``towards=module``; used up. Without it, or empty, A is collected here.
 
     Returns:
         The errors of every module that was looked at.
@@ -84,7 +88,7 @@ def compensate(
     if chosen.needs_bias:
         add_biases(model)
     if chosen.towards == MODULE:
-        _towards_own_outputs(model, gates, calibration, chosen, report)
+        _towards_own_outputs(model, gates, calibration, chosen, report, shared_inputs)
         return report
     reference = type(model).from_model(model if reference is None else reference)
     if chosen.needs_bias:
@@ -100,6 +104,7 @@ def _towards_own_outputs(
     calibration: Calibration,
     chosen: Compensation,
     report: CompensationReport,
+    shared_inputs: InputsByModule | None,
 ) -> None:
     now, later = _writing_parts(model, model.gates_in_use), _writing_parts(model, gates)
     losing = [key for key in later if bool((now[key].columns & ~later[key].columns).any())]
@@ -107,7 +112,7 @@ def _towards_own_outputs(
     if not losing:
         return
     with model.use_gates(model.gates_in_use):
-        for index, moments in stream_inputs(model, calibration.batches, names, store=chosen.store):
+        for index, moments in _inputs_of_layers(model, calibration, names, chosen, shared_inputs):
             for name in names:
                 if (index, name) in losing:
                     part = later[index, name]
@@ -115,6 +120,20 @@ def _towards_own_outputs(
                     removed = now[index, name].columns & ~part.columns
                     gap = _gap_of_removed(weight, moments.pop(name), part.columns, removed)
                     _update(model, f"model.layers.{index}.{name}", gap, part, chosen, report)
+
+
+def _inputs_of_layers(
+    model: ShearingMixin,
+    calibration: Calibration,
+    names: list[str],
+    chosen: Compensation,
+    shared_inputs: InputsByModule | None,
+) -> Iterator[tuple[int, dict[str, InputMoments]]]:
+    if not shared_inputs:
+        yield from stream_inputs(model, calibration.batches, names, store=chosen.store)
+        return
+    for index in range(len(model.model.layers)):
+        yield index, {name: shared_inputs.pop((index, name)) for name in names}
 
 
 def _writing_parts(model: ShearingMixin, gates: dict[str, Tensor]) -> dict[tuple[int, str], Part]:

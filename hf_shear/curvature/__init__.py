@@ -3,7 +3,7 @@
 from .costs import ColumnCosts, row_costs
 from .factors import DAMPING
 from .least_squares import least_squares_columns, update_rows
-from .moments import GradientMoments, InputMoments
+from .moments import GradientMoments, InputMoments, InputsByModule
 from .stream import OUTPUT_PROJECTIONS, LayerCurvature, ShortCalibrationWarning, stream_curvature, stream_inputs
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "ColumnCosts",
     "GradientMoments",
     "InputMoments",
+    "InputsByModule",
     "LayerCurvature",
     "ShortCalibrationWarning",
     "least_squares_columns",

@@ -67,7 +67,7 @@ def _moved(value: Any, device: torch.device, known: dict[int, Tensor]) -> Any:
     return type(value)(_moved(item, device, known) for item in value) if type(value) in (list, tuple) else value
 
 
-def _counted_tokens(inputs: dict[str, Tensor]) -> Tensor | None:
+def counted_tokens(inputs: dict[str, Tensor]) -> Tensor | None:
     """Tokens that are neither padding nor have a label that is ignored; None: all."""
     mask, labels = inputs.get("attention_mask"), inputs.get("labels")
     counted = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
@@ -146,7 +146,7 @@ class LayerStream:
             pass
         finally:
             handle.remove()
-        return WaitingBatch(found[0], arguments, inputs, _counted_tokens(inputs))
+        return WaitingBatch(found[0], arguments, inputs, counted_tokens(inputs))
 
     def run(self, index: int, hidden: Tensor, batch: WaitingBatch) -> Tensor:
         """Layer ``index`` on hidden states."""

@@ -122,6 +122,10 @@ class InputMoments:
         return self.first / self.num_tokens
 
 
+InputsByModule = dict[tuple[int, str], InputMoments]
+"""A of linear layers by (index of the decoder layer, name within it), handed from what collected it to what needs it."""
+
+
 @dataclass
 class GradientMoments:
     """Sums over tokens of the gradients of what a linear layer wrote, in float32 or wider.

@@ -65,7 +65,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and weights without gradients."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
@@ -189,7 +189,7 @@ def stream_curvature(
     size = num_layers if layers_per_pass is None else layers_per_pass
     if size < 1:
         raise ValueError(f"`layers_per_pass` must be at least 1, but it is {layers_per_pass}.")
-    with _frozen(model):
+    with frozen(model):
         stream = LayerStream(model, batches, store)
         if inverted:
             warn_if_short(model, names, stream.num_tokens)

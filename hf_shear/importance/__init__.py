@@ -4,7 +4,16 @@ from .activation_moments import write_input_moments
 from .activation_sizes import activation_sizes
 from .adapter_gradients import adapter_importance
 from .coupled_weights import open_units, sum_over_units, values_of, write_weights
-from .criterion import Criterion, Scores, criterion, is_comparable_across_layers, name_of, needs_target_shape, ranks_of
+from .criterion import (
+    Criterion,
+    Scores,
+    criterion,
+    is_comparable_across_layers,
+    name_of,
+    needs_target_shape,
+    ranks_of,
+    shares_inputs,
+)
 from .layer_influence import layer_influence
 from .layer_loss_rise import layer_loss_rise
 from .mask_start import mask_start_importance
@@ -37,6 +46,7 @@ __all__ = [
     "random_importance",
     "ranks_of",
     "removal_costs",
+    "shares_inputs",
     "sub_layer_loss_rise",
     "sum_over_units",
     "taylor_importance",

@@ -28,6 +28,7 @@ def criterion(
     presumes_compensation: bool = False,
     comparable_across_layers: bool | Callable[[dict], bool] = False,
     needs_target_shape: bool = False,
+    shares_inputs: bool = False,
 ) -> Callable[[Criterion], Criterion]:
     """Declare a function as a criterion.
 
@@ -40,11 +41,14 @@ def criterion(
             Where they have not, an allocation over all layers standardises them layer by layer.
         needs_target_shape: whether it asks the masked model how many units each row shall keep, which only a target
             shape tells.
+        shares_inputs: whether it takes a third argument, a dict (``hf_shear.curvature.InputsByModule``) that it may fill
+            with second moments which it collects anyway, so that compensation need not collect them again.
     """
 
     def declare(score: Criterion) -> Criterion:
         score.ranks, score.presumes_compensation = tuple(ranks), presumes_compensation
         score.comparable_across_layers, score.needs_target_shape = comparable_across_layers, needs_target_shape
+        score.shares_inputs = shares_inputs
         return score
 
     return declare
@@ -65,6 +69,11 @@ def is_comparable_across_layers(function: Criterion) -> bool:
 def needs_target_shape(function: Criterion) -> bool:
     """Whether a criterion needs to know how many units each row shall keep."""
     return (function.func if isinstance(function, partial) else function).needs_target_shape
+
+
+def shares_inputs(function: Criterion) -> bool:
+    """Whether a criterion hands on the second moments of inputs that it collects."""
+    return (function.func if isinstance(function, partial) else function).shares_inputs
 
 
 def name_of(function: Criterion) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..curvature import DAMPING, ColumnCosts, stream_curvature, stream_inputs
+from ..curvature import DAMPING, ColumnCosts, InputsByModule, stream_curvature, stream_inputs
 from ..data import Calibration
 from ..masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, QUERY_HEAD
 from ..modeling import ATTENTION_OUTPUT, MLP_OUTPUT, ShearingMixin, open_columns, written_weight
@@ -51,6 +51,7 @@ def removal_costs(
     layers_per_pass: int | None = None,
     activation_checkpointing: bool = False,
     store: str | None = None,
+    shared_inputs: InputsByModule | None = None,
 ) -> RemovalCosts:
     """Costs of all units that ``model.gates_in_use`` leaves open.
 
@@ -61,6 +62,8 @@ def removal_costs(
             forward passes suffice.
         damping: as in ``ColumnCosts``.
         layers_per_pass, activation_checkpointing, store: as in ``stream_curvature``.
+        shared_inputs: filled with A of o_proj and down_proj of every layer, for what comes after; None: A is dropped layer
+            by layer.
 
     Raises:
         ValueError: as ``stream_curvature`` and ``ColumnCosts``.
@@ -81,6 +84,8 @@ def removal_costs(
         layers = ((index, inputs, {}) for index, inputs in stream_inputs(model, calibration.batches, names, **options))
     for index, inputs, outputs in layers:
         for name in names:
+            if shared_inputs is not None:
+                shared_inputs[index, name] = inputs[name]
             costs = ColumnCosts(
                 written_weight(model, index, name, gates),
                 inputs.pop(name).gram,

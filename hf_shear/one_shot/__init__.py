@@ -3,6 +3,7 @@
 from .adaptive_allocation import close_by_influence
 from .allocation import uniform_gates
 from .choose_criterion import CriterionChoice, criteria_by_kind, criteria_from_words, criterion_names, resolve_criterion
+from .defaults import DEFAULT_COMPENSATION, DEFAULT_CRITERION, DEFAULT_NUM_SHOTS, default_criterion_words
 from .global_allocation import close_cheapest
 from .open_units import OpenUnits, Unit
 from .plan import ALLOCATIONS, UNIFORM, Plan, make_plan
@@ -12,6 +13,9 @@ from .score import score_units
 __all__ = [
     "ALLOCATIONS",
     "CriterionChoice",
+    "DEFAULT_COMPENSATION",
+    "DEFAULT_CRITERION",
+    "DEFAULT_NUM_SHOTS",
     "OneShotPruning",
     "OpenUnits",
     "Plan",
@@ -22,6 +26,7 @@ __all__ = [
     "criteria_by_kind",
     "criteria_from_words",
     "criterion_names",
+    "default_criterion_words",
     "make_plan",
     "prune_one_shot",
     "resolve_criterion",

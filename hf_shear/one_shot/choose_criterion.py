@@ -69,7 +69,8 @@ def criteria_by_kind(choice: CriterionChoice, kinds: Collection[str]) -> dict[st
             raise ValueError(
                 f"`criterion` {name_of(function)!r} cannot rank {kind!r}, of which units are removed (it ranks"
                 f" {', '.join(ranks_of(function))}). Name one that can for this kind, such as"
-                f" {{{kind!r}: {able[0]!r}}}; these can: {', '.join(able)}."
+                f" {{{kind!r}: {able[0]!r}}} beside 'default' (--criterion {name_of(function)} {kind}={able[0]}); these"
+                f" can: {', '.join(able)}."
             )
         chosen[kind] = function
     return chosen

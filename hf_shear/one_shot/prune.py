@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..compensation import CompensationReport, compensate
+from ..compensation import CompensationReport, compensate, reads_own_inputs
 from ..data import Calibration
 from ..families import family_named
 from ..importance import Scores
@@ -16,9 +16,12 @@ from ..modeling import AutoShearingModelForCausalLM
 from ..modeling import as_family as config_as_family
 from ..slicing import FORMS, KeptUnits, count_kept_parameters, release_weights, slice_model, slice_uneven
 from .choose_criterion import CriterionChoice
+from .defaults import DEFAULT_COMPENSATION, DEFAULT_CRITERION, DEFAULT_NUM_SHOTS
 from .plan import UNIFORM, Target, make_plan
 from .protected_layers import protect_layers
 from .score import score_units
+
+Gates = dict[str, Tensor]  # 0 or 1, [*rows, units] by kind
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,9 @@ def prune_one_shot(
     model: PreTrainedModel,
     target: Target,
     calibration: Calibration | Iterable[dict[str, Tensor]],
-    criterion: CriterionChoice = "taylor",
-    compensation: str = "none",
-    num_shots: int = 1,
+    criterion: CriterionChoice = DEFAULT_CRITERION,
+    compensation: str = DEFAULT_COMPENSATION,
+    num_shots: int = DEFAULT_NUM_SHOTS,
     as_family: str | None = None,
     protect: str | Sequence[int] = (),
     allocation: str = UNIFORM,
@@ -74,10 +77,14 @@ def prune_one_shot(
             or the share of the source's to keep (a float), embeddings included and tied weights counted once.
         calibration: text to score and compensate on (batches with ``input_ids`` and ``labels``).
         criterion: a name with options (``"taylor"``, ``"flap"``), a function declared by
-            ``hf_shear.importance.criterion``, or a dict with one per kind of unit (and ``"default"``).
+            ``hf_shear.importance.criterion``, or a dict with one per kind of unit (and ``"default"``). Default: what lost
+            least in model_cards/bench.md, the LLM Surgeon for heads and neurons, the size of activations for hidden
+            dimensions, the rise of the loss for layers.
         compensation: a name with options (``"none"``, ``"least_squares"``, ``"least_squares_bias:towards=source"``; see
-            ``hf_shear.compensation.compensate``); the source is ``model``, whatever the shot.
-        num_shots: steps in which units are removed; each scores and compensates anew what the ones before left.
+            ``hf_shear.compensation.compensate``); the source is ``model``, whatever the shot. The default holds under any
+            criterion, because it lowered the loss under each that was measured.
+        num_shots: steps in which units are removed; each scores and compensates anew what the ones before left, and takes
+            as long as a pruning in one.
         as_family: model_type that the result shall have, as in ``AutoShearingModelForCausalLM.from_pretrained``.
         protect: layers that stay under any criterion: indices, or a text such as "first:4,last:2".
         allocation: how layers share what is removed. "uniform": all have the target's shape, which a budget lets
@@ -101,13 +108,20 @@ def prune_one_shot(
     plan = make_plan(config, target, criterion, allocation, units, form, protect, compensation)
     masked = AutoShearingModelForCausalLM.from_model(model, plan.shape, as_family=as_family).eval()
     whole = AutoShearingModelForCausalLM.from_model(model, as_family=as_family).eval()  # shares the weights
+
+    def one_shot(gates: Gates, progress: float) -> tuple[Gates, Scores, CompensationReport]:
+        # Scores and compensation see one model: the same weights, gates and text. So A is collected once, and dropped here.
+        shared_inputs = {} if reads_own_inputs(compensation) else None
+        with masked.use_gates(gates):
+            scores = score_units(masked, criterion, calibration, plan.kinds, shared_inputs)
+            scores = protect_layers(scores, plan.protected_layers)
+            chosen = plan.allocate(masked, calibration, scores, criterion, progress)
+            return chosen, scores, compensate(masked, chosen, calibration, compensation, whole, shared_inputs)
+
     gates, scores, reports = {}, {}, []
     for shot in range(num_shots):
-        with masked.use_gates(gates):
-            scores = protect_layers(score_units(masked, criterion, calibration, plan.kinds), plan.protected_layers)
-            chosen = plan.allocate(masked, calibration, scores, criterion, (shot + 1) / num_shots)
-            reports.append(compensate(masked, chosen, calibration, compensation, whole))
-        gates = chosen
+        gates, scores, report = one_shot(gates, (shot + 1) / num_shots)
+        reports.append(report)
     if release_source:
         for holder in (model, whole):
             release_weights(holder)  # `masked` shares them, and lets go of one after another

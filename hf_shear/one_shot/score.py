@@ -8,19 +8,24 @@ from functools import partial
 import torch
 
 from ..data import Calibration
-from ..importance import Criterion, Scores
+from ..importance import Criterion, Scores, shares_inputs
 from ..modeling import ShearingMixin
 from .choose_criterion import CriterionChoice, criteria_by_kind
 
 
 def score_units(
-    model: ShearingMixin, choice: CriterionChoice, calibration: Calibration, kinds: Collection[str]
+    model: ShearingMixin,
+    choice: CriterionChoice,
+    calibration: Calibration,
+    kinds: Collection[str],
+    shared_inputs: dict | None = None,
 ) -> Scores:
     """Scores of the units of ``kinds``, each by its criterion, all gates open but those in use.
 
     Args:
         model: a masked model; left as it is.
         choice: as in ``criteria_by_kind``.
+        shared_inputs: filled by a criterion that shares what ``compensate`` collects, too; None: nothing is kept.
 
     Returns:
         float32 [*rows, units] per kind; higher = keep.
@@ -35,7 +40,8 @@ def score_units(
         for kind, function in chosen.items():
             known = next((result for done, result in found if done is function or _same(done, function)), None)
             if known is None:
-                known = function(model, calibration)
+                sharing = shared_inputs is not None and shares_inputs(function)
+                known = function(model, calibration, *([shared_inputs] if sharing else []))
                 found.append((function, known))
             scores[kind] = known[kind].float()
     bad = [kind for kind, score in scores.items() if not bool(torch.isfinite(score).all())]

@@ -53,7 +53,8 @@ def baseline_model(
         raise ValueError(f"Unknown baseline {name!r}; there are {', '.join(BASELINES)}.")
     text = Calibration.from_batches(calibration, micro_batch_size, seed)
     criterion = "random" if name == "scratch" else name
-    model = prune_one_shot(source, source.masks.target, text, criterion).model
+    # A baseline stays what it was published as, whatever one-shot pruning does by default.
+    model = prune_one_shot(source, source.masks.target, text, criterion, compensation="none", num_shots=1).model
     if name == "scratch":
         torch.manual_seed(seed)
         model = type(model)(model.config)

@@ -209,7 +209,7 @@ class Bench:
         return Pruned(found.model, num_parameters=found.num_parameters if method.is_uneven else None)
 
     def _scratch(self, method: BenchMethod, source, calibration: Calibration, args) -> Pruned:
-        config = prune_one_shot(source, self.target, calibration, "random").model.config
+        config = prune_one_shot(source, self.target, calibration, "random", "none", num_shots=1).model.config
         torch.manual_seed(args.seed)
         return Pruned(type(source)(config).to(args.device))
 

@@ -10,10 +10,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..compensation import SOURCE, add_biases, check_compensation, compensate, resolve_compensation
+from ..compensation import SOURCE, add_biases, check_compensation, compensate, reads_own_inputs, resolve_compensation
 from ..data import Calibration
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel
-from ..one_shot import CriterionChoice, criteria_by_kind, score_units, uniform_gates
+from ..one_shot import (
+    DEFAULT_COMPENSATION,
+    DEFAULT_CRITERION,
+    CriterionChoice,
+    criteria_by_kind,
+    score_units,
+    uniform_gates,
+)
 from ..shapes import TargetShape
 from ..slicing import KeptUnits, slice_model
 from ..training import PRUNING_SHARE, InterleavedTrainer, ShearTrainingArguments
@@ -42,8 +49,8 @@ def prune_interleaved(
     train_dataset: Mapping,
     eval_dataset: Mapping | None = None,
     *,
-    criterion: CriterionChoice = "taylor",
-    compensation: str = "none",
+    criterion: CriterionChoice = DEFAULT_CRITERION,
+    compensation: str = DEFAULT_COMPENSATION,
     num_stages: int = 5,
     pruning_share: float = PRUNING_SHARE,
     restart_moments: bool = True,
@@ -54,7 +61,8 @@ def prune_interleaved(
 
     Args:
         model: a stock or a masked Llama; left as it is.
-        target, calibration, criterion, compensation, as_family: as in ``prune_one_shot``; every stage scores anew.
+        target, calibration, criterion, compensation, as_family: as in ``prune_one_shot``, with the same defaults; every
+            stage scores and compensates anew, so that these are its shots, with training in between.
         args, train_dataset, eval_dataset: as for ``ShearTrainer``.
         num_stages, pruning_share, restart_moments: as for ``InterleavedTrainer``.
         resume_from_checkpoint: as for ``Trainer.train``.
@@ -74,9 +82,10 @@ def prune_interleaved(
     def prune(now: ShearingModel, gates: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
         twin = AutoShearingModelForCausalLM.from_model(now, target).eval()
         with twin.use_gates(gates):
-            scores = score_units(twin, criterion, calibration, kinds)
+            shared_inputs = {} if reads_own_inputs(compensation) else None
+            scores = score_units(twin, criterion, calibration, kinds, shared_inputs)
             chosen = uniform_gates(scores, twin.masks.kinds, gates, progress)
-            compensate(twin, chosen, calibration, compensation, source)
+            compensate(twin, chosen, calibration, compensation, source, shared_inputs)
         _copy_weights(twin, now)
         return chosen
 

@@ -1,11 +1,13 @@
 """Write an uneven model in the nemotron-nas format (DeciLMForCausalLM), whose layers have MLP widths of their own.
 
-Read by vLLM, SGLang, TensorRT-LLM, llama.cpp and mlx-lm. Per layer, ``block_configs`` says:
+mlx-lm and llama.cpp, run, compute the same function from it. For vLLM and SGLang the keys and weights were checked against
+their readers' sources, untested; TensorRT-LLM, which knows the format, was neither read nor run. Per layer,
+``block_configs`` says:
 
     attention   n_heads_in_group: query heads per KV head, of the model's ``num_attention_heads``; or no_op
     ffn         ffn_mult: the width is int(2 * ffn_mult * d / 3), rounded up to a multiple of 256; or no_op
 
-What the readers have in common sets the rules here (examples/docs/one_shot.md lists them by reader and version):
+What those four readers have in common sets the rules here (examples/docs/one_shot.md lists them by reader and version):
     - All layers with attention have the same number of query heads, and a head has hidden_size / num_attention_heads
       channels (llama.cpp and mlx-lm do not read head_dim).
     - The first layer has attention (vLLM's layer expects a residual stream that an attention began).
@@ -37,7 +39,7 @@ PADDED, NEMOTRON_NAS = "padded", "nemotron_nas"
 FORMS = (PADDED, NEMOTRON_NAS)
 
 MLP_MULTIPLE = 256
-"""All readers round the width of an MLP up to a multiple of this."""
+"""Those readers round the width of an MLP up to a multiple of this."""
 
 NEMOTRON_NAS_KINDS = (LAYER, ATTENTION, MLP, INTERMEDIATE)
 """Kinds of units that layers of this format may keep different numbers of."""

@@ -4,7 +4,9 @@ Legend: y = W a, W [R, C]; N tokens read, P tokens predicted; g gradient by y of
 
 The mean loss of a predicted token has the empirical Fisher (true labels) F ~ G (x) A with A = E[a a^T] over the tokens
 read and G = sum(g g^T) / P, if tokens are taken as independent (arXiv 2312.17244, section 3.1): so all costs are in
-nats per token and compare over layers. Layers that read the same tensor (q, k and v; gate and up) share A.
+nats per token and compare over layers. Layers that read the same tensor (q, k and v; gate and up) share A. Tokens of
+padding and with ignored labels do not count. Where torch.distributed is initialised, factors and losses are those of all
+ranks' text together.
 """
 
 from __future__ import annotations
@@ -16,9 +18,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..curvature import GradientMoments, InputMoments
+from ..curvature.factors import check_finite, damped
+from ..curvature.layer_stream import counted_tokens
+from ..curvature.moments import count_over_ranks, sum_over_ranks
+from ..curvature.stream import frozen
 from ..data import Calibration
 
-TINY = 1e-20  # damping of a factor that is all zero: such outputs or inputs cost nothing
+TINY = 1e-20  # more damping, of no weight unless there is nothing else
 
 
 @dataclass
@@ -34,52 +41,41 @@ class KroneckerFactors:
     outputs: Tensor | None
 
 
-def damped(factor: Tensor | None, size: int, damping: float, device: torch.device) -> Tensor:
-    """A factor in float64 on ``device`` with ``damping`` times the mean of its diagonal added to the diagonal."""
+def damped_factor(factor: Tensor | None, size: int, damping: float, device: torch.device) -> Tensor:
+    """A factor in float64 on ``device``, damped as everywhere (``hf_shear.curvature.factors.damped``); None: I."""
     if factor is None:
         return torch.eye(size, dtype=torch.float64, device=device)
-    wide = factor.to(device=device, dtype=torch.float64, copy=True)
-    diagonal = wide.diagonal()
-    diagonal += max(damping * float(diagonal.mean()), TINY)
+    wide = damped(factor.to(device), damping)
+    # Costs of units leave what is dead out of the system. Here all entries have a place in the masks: a dead factor must
+    # have an inverse, and entries of dead inputs, which all cost nothing without damping, go in the order of their size.
+    if not bool(wide.diagonal().all()):
+        wide.diagonal().add_(TINY)
     return wide
 
 
-def inverse(factor: Tensor) -> Tensor:
-    """Of a damped factor, by Cholesky.
+class _Collector:
+    """Hooks that sum what one pass over the calibration text shows of some linear layers.
 
-    Raises:
-        ValueError: it is not positive definite.
+    The sums are those of ``hf_shear.curvature``. The pass is not: ``stream_curvature`` leads families that it knows from
+    decoder layer to decoder layer, while this is for any causal language model, and one threshold over all layers needs
+    all factors at once anyway.
     """
-    lower, failed = torch.linalg.cholesky_ex(factor)
-    if bool(failed):
-        raise ValueError(
-            f"A factor of {len(factor)} rows is not positive definite: `calibration` has too few tokens for it, or "
-            "`damping` is too small. Give more text, or more damping."
-        )
-    return torch.cholesky_inverse(lower)
-
-
-class _Sums:
-    """Hooks that sum what one pass over the calibration text shows of some linear layers."""
 
     def __init__(self, linears: dict[str, nn.Linear], needs_outputs: bool):
         self.needs_outputs = needs_outputs
         self.leaders: dict[str, str] = {}  # whose inputs a layer shares (its own for the first that reads them)
-        self.inputs: dict[str, Tensor] = {}
-        self.outputs: dict[str, Tensor] = {}
-        self.num_tokens: dict[str, int] = dict.fromkeys(linears, 0)
+        self.inputs: dict[str, InputMoments] = {}
+        self.outputs: dict[str, GradientMoments] = {}
         self.last: tuple[str, Tensor] | None = None
-        self.real: Tensor | None = None  # bool [samples * length]: tokens that are not padding
+        self.counted: Tensor | None = None  # bool [samples, length]: tokens that count; None: all
         self.scale = 1.0
-        self.handles = []
-        for name, module in linears.items():
-            self.handles.append(module.register_forward_hook(self._hook(name)))
+        self.handles = [module.register_forward_hook(self._hook(name)) for name, module in linears.items()]
 
     def _hook(self, name: str):
         def after_forward(module: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
             self._add_inputs(name, args[0])
             if self.needs_outputs:
-                output.register_hook(lambda gradient: self._add(self.outputs, name, gradient * self.scale))
+                output.register_hook(lambda gradient: self._add_gradients(name, gradient))
 
         return after_forward
 
@@ -89,18 +85,21 @@ class _Sums:
         if self.leaders.setdefault(name, leader) != leader:
             raise RuntimeError(f"{name} shared its inputs with other layers in one batch, and not in another.")
         self.last = (leader, inputs)
-        self.num_tokens[name] += inputs[..., 0].numel() if self.real is None else int(self.real.sum())
         if leader == name:
-            self._add(self.inputs, name, inputs)
+            if name not in self.inputs:
+                self.inputs[name] = InputMoments.zeros(inputs.shape[-1], inputs.device, _sum_dtype(inputs))
+            # Models differ in whether linear layers read [samples, length, C] or [samples * length, C].
+            flat = inputs.flatten(end_dim=-2)
+            self.inputs[name].add(flat if self.counted is None else flat[self.counted.flatten()])
 
-    def _add(self, sums: dict[str, Tensor], name: str, values: Tensor) -> None:
-        flat = values.detach().flatten(end_dim=-2)
-        if self.real is not None:
-            flat = flat[self.real]
-        flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
-        if name not in sums:
-            sums[name] = torch.zeros(flat.shape[1], flat.shape[1], dtype=flat.dtype, device=flat.device)
-        sums[name].addmm_(flat.t(), flat)
+    def _add_gradients(self, name: str, gradients: Tensor) -> None:
+        if name not in self.outputs:
+            self.outputs[name] = GradientMoments.zeros(gradients.shape[-1], gradients.device, _sum_dtype(gradients))
+        self.outputs[name].add(gradients * self.scale)
+
+
+def _sum_dtype(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)
 
 
 def collect_factors(
@@ -126,79 +125,72 @@ def collect_factors(
     names, factors, loss = list(linears), {}, 0.0
     for start in range(0, len(names), layers_at_once or len(names)):
         part = {name: linears[name] for name in names[start : start + (layers_at_once or len(names))]}
-        sums = _Sums(part, needs_outputs)
+        collector = _Collector(part, needs_outputs)
         try:
-            loss = _pass_over(model, calibration, sums)
+            loss = _pass_over(model, calibration, collector)
         finally:
-            for handle in sums.handles:
+            for handle in collector.handles:
                 handle.remove()
-        shared: dict[str, Tensor] = {}
         for name in part:
-            if not sums.num_tokens[name]:
+            if name not in collector.leaders:
                 raise ValueError(f"{name} reads no token of `calibration`: nothing is known of it.")
-            leader = sums.leaders[name]
-            if leader not in shared:
-                shared[leader] = _finite(f"inputs of {name}", sums.inputs[leader] / sums.num_tokens[leader])
-                shared[leader] = shared[leader].cpu() if layers_at_once else shared[leader]
+            if needs_outputs and name not in collector.outputs:
+                raise ValueError(f"The loss on `calibration` does not depend on {name}: it cannot be ranked.")
+        device = "cpu" if layers_at_once else None
+        shared = {name: _factor(f"A of {name}", moments, device) for name, moments in collector.inputs.items()}
+        for name in part:
             outputs = None
             if needs_outputs:
-                if name not in sums.outputs:
-                    raise ValueError(f"The loss on `calibration` does not depend on {name}: it cannot be ranked.")
-                outputs = _finite(f"output gradients of {name}", sums.outputs[name] / calibration.num_predicted)
-                outputs = outputs.cpu() if layers_at_once else outputs
-            factors[name] = KroneckerFactors(shared[leader], outputs)
+                moments = collector.outputs.pop(name)
+                moments.num_predicted = calibration.num_predicted
+                outputs = _factor(f"G of {name}", moments, device)
+            factors[name] = KroneckerFactors(shared[collector.leaders[name]], outputs)
     return factors, loss
 
 
+def _factor(what: str, moments: InputMoments | GradientMoments, device: str | None) -> Tensor:
+    """The factor over all ranks, on ``device``; None: where it was collected."""
+    moments.all_reduce()
+    factor = moments.gram
+    check_finite(factor, what)
+    return factor.to(device=device)
+
+
 def mean_loss(model: PreTrainedModel, calibration: Calibration) -> float:
-    """Nats per predicted token, in evaluation mode."""
+    """Nats per predicted token over all ranks, in evaluation mode."""
     return _pass_over(model, calibration, None)
 
 
-def _pass_over(model: PreTrainedModel, calibration: Calibration, sums: _Sums | None) -> float:
-    total = 0.0
+def _pass_over(model: PreTrainedModel, calibration: Calibration, collector: _Collector | None) -> float:
+    total = torch.zeros((), dtype=torch.float64)
     with _only_activations_have_gradients(model):
         for batch in calibration.on(model.device):
             num_predicted = Calibration([batch]).num_predicted
-            mask = batch.get("attention_mask")
-            backward = sums is not None and sums.needs_outputs
-            if sums is not None:
-                sums.real = None if mask is None or bool(mask.all()) else mask.flatten().bool()
-                sums.scale = num_predicted  # the model's loss is a mean
+            backward = collector is not None and collector.needs_outputs
+            if collector is not None:
+                collector.counted = counted_tokens(batch)
+                collector.scale = num_predicted  # the model's loss is a mean
             with torch.set_grad_enabled(backward):
                 loss = model(**batch, use_cache=False).loss
             if not bool(loss.detach().isfinite()):
                 raise ValueError(f"The model's loss on `calibration` must be finite, but it is {float(loss.detach())}.")
             if backward:
                 loss.backward()
-            if sums is not None:
-                sums.last = None  # what is shared is shared within one batch
+            if collector is not None:
+                collector.last = None  # what is shared is shared within one batch
             total += float(loss.detach()) * num_predicted
-    return total / calibration.num_predicted
+    num_predicted = count_over_ranks(calibration.num_predicted, model.device)
+    return float(sum_over_ranks(total.to(model.device))) / num_predicted
 
 
 @contextmanager
 def _only_activations_have_gradients(model: PreTrainedModel):
     """Evaluation mode, weights without gradients, and a graph that starts at the embeddings' output."""
-    was_training = model.training
-    needing = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    embeddings = model.get_input_embeddings()
-    handle = embeddings.register_forward_hook(
+    handle = model.get_input_embeddings().register_forward_hook(
         lambda _, __, output: output.requires_grad_() if torch.is_grad_enabled() else None
     )
-    model.eval()
-    for parameter in needing:
-        parameter.requires_grad_(False)
     try:
-        yield
+        with frozen(model):
+            yield
     finally:
         handle.remove()
-        for parameter in needing:
-            parameter.requires_grad_(True)
-        model.train(was_training)
-
-
-def _finite(what: str, factor: Tensor) -> Tensor:
-    if not bool(factor.isfinite().all()):
-        raise ValueError(f"The {what} must be finite on `calibration`, but they hold infinite values or NaN.")
-    return factor

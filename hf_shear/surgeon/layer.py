@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..curvature.factors import inverse
 from .costs import (
     GROUP_SIZE,
     column_costs,
@@ -17,7 +18,7 @@ from .costs import (
     pair_matrices_surgeon,
     row_costs,
 )
-from .factors import KroneckerFactors, damped, inverse
+from .factors import KroneckerFactors, damped_factor
 from .settings import SurgeonSettings
 from .updates import quadratic_form, remove_entries_in_blocks, remove_entries_jointly, remove_rows_and_columns
 
@@ -28,8 +29,8 @@ class LayerSurgery:
     def __init__(self, weight: Tensor, kept: Tensor, factors: KroneckerFactors, settings: SurgeonSettings):
         self.weight, self.kept, self.settings = weight.detach().double(), kept, settings
         size, damping = weight.shape, settings.damping if settings.update != "none" else 0.0  # nothing to invert
-        self.inputs = damped(factors.inputs, size[1], damping, weight.device)
-        self.outputs = damped(factors.outputs, size[0], damping, weight.device)
+        self.inputs = damped_factor(factors.inputs, size[1], damping, weight.device)
+        self.outputs = damped_factor(factors.outputs, size[0], damping, weight.device)
 
     def row_and_column_costs(self) -> tuple[Tensor, Tensor]:
         """[R] and [C], float32; infinite for what is gone, and for a kind that is not to be removed.
@@ -60,7 +61,7 @@ class LayerSurgery:
         if self.settings.update == "none":
             matrices = pair_matrices_damage(self.inputs)
         else:
-            matrices = pair_matrices_surgeon(inverse(self.inputs))
+            matrices = pair_matrices_surgeon(inverse(self.inputs, "A"))
         costs, which = pair_costs(self.weight, self._scales(self.outputs), matrices)
         whole = self.kept.view(len(self.kept), -1, GROUP_SIZE).all(dim=-1)
         return costs.float().masked_fill(~whole, torch.inf), which.to(torch.int8)
@@ -82,14 +83,14 @@ class LayerSurgery:
                 self.inputs,
                 self.outputs,
                 kept,
-                inverse(self.inputs),
-                inverse(self.outputs),
+                inverse(self.inputs, "A"),
+                inverse(self.outputs, "G"),
                 self.settings.tolerance,
                 self.settings.max_iterations,
             )
         else:
             block_size = 1 if update == "independent" else self.settings.block_size
-            factors = inverse(self.inputs), inverse(self.outputs)
+            factors = inverse(self.inputs, "A"), inverse(self.outputs, "G")
             new = remove_entries_in_blocks(self.weight, *factors, kept, block_size)
         return new, float(quadratic_form(new - self.weight, self.inputs, self.outputs)), iterations
 
@@ -97,4 +98,4 @@ class LayerSurgery:
         """1 / diag(X^-1), or diag(X) where what remains is not updated."""
         if self.settings.update == "none" or not len(factor):
             return factor.diagonal()
-        return 1 / inverse(factor).diagonal()
+        return 1 / inverse(factor, "A factor of what remains").diagonal()

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..curvature import ShortCalibrationWarning
+from ..curvature.moments import count_over_ranks
 from ..data import Calibration
 from .costs import GROUP_SIZE, removed_by_pairs
 from .factors import KroneckerFactors, collect_factors, mean_loss
@@ -221,10 +223,13 @@ def _check_groups(name: str, kept: Tensor) -> None:
 
 
 def _warn_of_short_text(linears: dict[str, nn.Linear], calibration: Calibration, settings: SurgeonSettings) -> None:
+    first = next(iter(linears.values()))
+    num_tokens = count_over_ranks(calibration.num_tokens, first.weight.device)
     largest = max(max(module.weight.shape) for module in linears.values())
-    if settings.curvature != "none" and calibration.num_tokens < largest:
+    if settings.curvature != "none" and num_tokens < largest:
         warnings.warn(
-            f"`calibration` holds {calibration.num_tokens} tokens, but the largest linear layer has {largest} inputs or "
+            f"`calibration` holds {num_tokens} tokens, but the largest linear layer has {largest} inputs or "
             f"outputs: its factor has no full rank, and damping alone fills it. Give at least {largest} tokens.",
+            ShortCalibrationWarning,
             stacklevel=3,
         )

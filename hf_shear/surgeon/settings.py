@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..curvature import DAMPING
+
 STRUCTURES = ("rows", "columns", "rows_and_columns", "2:4", "unstructured")
 CURVATURES = ("kronecker", "inputs", "none")
 UPDATES = ("joint", "blocks", "independent", "none")
@@ -35,7 +37,7 @@ class SurgeonSettings:
     block_size: int = 512
     tolerance: float = 1e-3
     max_iterations: int = 100
-    damping: float = 0.01
+    damping: float = DAMPING
     layers_at_once: int | None = None
 
     def __post_init__(self):

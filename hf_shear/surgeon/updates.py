@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..curvature.factors import cholesky
+
 BLOCKS_AT_ONCE_ENTRIES = 2**24  # of the systems that are solved together: 128 MiB in float64
 
 
@@ -108,6 +110,6 @@ def _without_columns(weight: Tensor, inputs: Tensor, kept: Tensor) -> Tensor:
     new = torch.zeros_like(weight)
     if kept.any():
         system, cross = inputs[kept][:, kept], inputs[kept][:, ~kept]  # A_KK, A_KS
-        update = torch.cholesky_solve(cross @ weight[:, ~kept].t(), torch.linalg.cholesky(system))
+        update = torch.cholesky_solve(cross @ weight[:, ~kept].t(), cholesky(system, "A factor of what remains"))
         new[:, kept] = weight[:, kept] + update.t()
     return new
