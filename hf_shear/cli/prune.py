@@ -11,11 +11,7 @@ from .. import runs
 from ..compensation import resolve_compensation
 from ..data import Calibration
 from ..families import family_named
-<<<<<<< HEAD
 from ..modeling import as_family
-from ..one_shot import UNIFORM, criteria_from_words, make_plan, prune_one_shot
-=======
-from ..modeling import AutoShearingModelForCausalLM, as_family
 from ..one_shot import (
     DEFAULT_COMPENSATION,
     DEFAULT_NUM_SHOTS,
@@ -25,7 +21,6 @@ from ..one_shot import (
     make_plan,
     prune_one_shot,
 )
->>>>>>> oneshot
 from ..shapes import SHAPE_NAMES, TargetShape
 from ..slicing import NEMOTRON_NAS, provenance_record, save_checkpoint, save_nemotron_nas
 from ..training import ShearTrainingArguments
