@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "embedded"))
 
 from train_source import main as train_source  # noqa: E402
 
-SIZES = (96, 128, 192, 256)
+SIZES = (64, 96, 128, 192)
 LAYER_WIDTH, HEAD_DIM, QUERIES_PER_GROUP = 32, 16, 2  # hidden dimensions per layer, channels per head, heads per group
 MLP_RATIO, MLP_MULTIPLE = 8 / 3, 32
 LEARNING_RATE_AT_128 = 3e-3
