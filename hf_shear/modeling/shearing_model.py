@@ -18,6 +18,8 @@ from .mixin import ShearingMixin
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
 
+GROUPED_MULTIPLE = 8  # values of two bytes in the 16 bytes that torch.nn.functional.grouped_mm asks strides to divide
+
 # Arguments of the stock `from_pretrained` that a config may have an attribute for: they are passed on, not set on it.
 LOADING_OPTIONS = (
     "dtype",
@@ -75,6 +77,8 @@ class ShearingModel(ShearingMixin):
         if config is None:
             hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
             config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_options)
+            if "experts_implementation" in kwargs:
+                config._experts_implementation = kwargs["experts_implementation"]
             for name in [name for name in kwargs if name not in LOADING_OPTIONS and hasattr(config, name)]:
                 setattr(config, name, kwargs.pop(name))
         masked = is_masked_config(config)
@@ -129,6 +133,8 @@ class ShearingModel(ShearingMixin):
         masked.tie_weights()
         masked.generation_config = copy.deepcopy(model.generation_config)
         masked.set_attn_implementation(model.config._attn_implementation)
+        if masked.family.has_experts:
+            masked.set_experts_implementation(model.config._experts_implementation)
         return masked.train(model.training)
 
 
@@ -184,7 +190,21 @@ def _masked_config(
         )
     config = as_family(config, family)
     target = TargetShape.from_dict(config, _named_sizes(target_shape))
+    if family.has_experts:
+        _check_grouped(config, target)
     return cls.config_class.from_source(config, target, mask_settings or MaskSettings(), revision)
+
+
+def _check_grouped(config: PretrainedConfig, target: TargetShape) -> None:
+    """Refuse a hidden size whose sliced experts torch's grouped matrix product, transformers' default, does not take."""
+    size = target.hidden_size
+    if size != target.source.hidden_size and size % GROUPED_MULTIPLE and config._experts_implementation != "eager":
+        raise ValueError(
+            f"`hidden_size` must be a multiple of {GROUPED_MULTIPLE} in a mixture of experts, but it is {size}: torch"
+            " multiplies all experts at once only where rows of weights fill 16 bytes. Give"
+            f" {-(-size // GROUPED_MULTIPLE) * GROUPED_MULTIPLE}, or load source and result with"
+            " experts_implementation='eager'."
+        )
 
 
 def _named_sizes(target_shape: TargetShape | dict[str, int | None]) -> dict[str, int]:
