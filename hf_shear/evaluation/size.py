@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..shapes import SHAPE_NAMES, ModelShape
+from ..shapes import NUM_EXPERTS, SHAPE_NAMES, ModelShape
 from .checkpoints import weight_files
 
 
@@ -25,7 +25,7 @@ def config_shape(config: PretrainedConfig) -> ModelShape:
     if missing:
         raise ValueError(f"The config (model_type {config.model_type!r}) must give {', '.join(missing)}.")
     head_dim = getattr(config, "head_dim", None) or sizes["hidden_size"] // sizes["num_attention_heads"]
-    return ModelShape(**sizes, head_dim=head_dim)
+    return ModelShape(**sizes, head_dim=head_dim, num_experts=getattr(config, NUM_EXPERTS, None) or None)
 
 
 def kv_cache_bytes_per_token(shape: ModelShape, bytes_per_value: int) -> int:

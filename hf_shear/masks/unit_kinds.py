@@ -1,6 +1,7 @@
 """The kinds of units that masks remove, and how many of each a source has and a target keeps.
 
-Legend: d hidden size, L layers, H query heads, KV key/value heads, g = H / KV query heads per KV head, ff MLP width, E experts.
+Legend: d hidden size, L layers, H query heads, KV key/value heads, g = H / KV query heads per KV head, ff MLP width,
+E experts.
 
 | kind           | rows    | units | acts on                                                        | reference |
 |----------------|---------|-------|----------------------------------------------------------------|-----------|

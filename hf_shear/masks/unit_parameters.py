@@ -13,10 +13,10 @@ from .unit_kinds import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUE
 def unit_parameters(config: PretrainedConfig, shape: ModelShape | None = None) -> dict[str, int]:
     """Parameters of one unit, by kind: exact as long as the other kinds have the sizes of ``shape``.
 
-    A neuron, an expert, a KV group (its query heads with it) and a query head are those of one layer; a hidden dimension runs
-    through all layers, the embeddings and the head. Units of different kinds overlap: without a layer its neurons are
-    gone as well, and a neuron is larger the more hidden dimensions there are. So count them one after another, each at
-    the sizes that the ones before it left; within one kind and within one layer counts add up.
+    A neuron, an expert, a KV group (its query heads with it) and a query head are those of one layer; a hidden
+    dimension runs through all layers, the embeddings and the head. Units of different kinds overlap: without a layer its
+    neurons are gone as well, and a neuron is larger the more hidden dimensions there are. So count them one after
+    another, each at the sizes that the ones before it left; within one kind and within one layer counts add up.
 
     Args:
         config: of the model; gives the family, the vocabulary, the tie flag and biases.

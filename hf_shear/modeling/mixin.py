@@ -103,8 +103,8 @@ class MaskedDecoderLayer:
 class ShearingMixin:
     """Gives masks to a stock causal language model: ``class ShearingX(ShearingMixin, X)``.
 
-    Masks act at places that every family has: embeddings, norms, o_proj and down_proj, or router and experts. They are drawn once per
-    forward, before any layer runs, so that a checkpointed layer sees the same masks when it is recomputed.
+    Masks act at places that every family has: embeddings, norms, o_proj and down_proj, or router and experts. They are
+    drawn once per forward, before any layer runs, so that a checkpointed layer sees the same masks when it is recomputed.
     """
 
     _keep_in_fp32_modules_strict = ["masks"]

@@ -28,7 +28,7 @@ def score_units(
     Raises:
         ValueError: as in ``criteria_by_kind``; or scores that are not finite.
     """
-    chosen = criteria_by_kind(choice, kinds)
+    chosen = criteria_by_kind(choice, kinds, model.family)
     found = []  # (criterion, its scores): one call for all the kinds that it ranks
     scores = {}
     with model.use_gates(model.gates_in_use):
