@@ -33,7 +33,7 @@ def test_scores_under_closed_units_are_those_of_the_cut_model(name):
     ids = torch.randint(3, 40, (2, 9), generator=generator)
     calibration = Calibration([{"input_ids": ids, "labels": ids}])
     for criterion in FOR_EXPERTS if model.family.has_experts else CRITERIA:
-        kinds = [kind for kind in ranks_of(resolve_criterion(criterion)) if kind in model.masks.kinds]
+        kinds = ranks_of(resolve_criterion(criterion))
         with model.use_gates(gates):
             found = score_units(model, criterion, calibration, kinds)
         for kind, wanted in score_units(cut, criterion, calibration, kinds).items():

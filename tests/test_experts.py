@@ -17,13 +17,14 @@ from hf_shear import MaskSettings, slice_model
 from hf_shear.cli.main import main
 from hf_shear.data import Calibration
 from hf_shear.families import FAMILIES, supported_model_types
-from hf_shear.importance import sum_over_units, values_of
+from hf_shear.importance import ranks_of, sum_over_units, values_of
 from hf_shear.masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, ShearingMasks, unit_parameters
 from hf_shear.modeling import AutoShearingModelForCausalLM
 from hf_shear.modeling.experts import MaskedRouter
-from hf_shear.one_shot import prune_one_shot
+from hf_shear.one_shot import prune_one_shot, resolve_criterion, score_units
+from hf_shear.publishing.run_files import _check_same_model
 from hf_shear.recovery import forward_flops_per_token
-from hf_shear.shapes import SHAPE_NAMES, ModelShape, TargetShape, count_parameters, shape_for_budget
+from hf_shear.shapes import SHAPE_NAMES, ModelShape, TargetShape, config_for_shape, count_parameters, shape_for_budget
 from hf_shear.slicing import save_checkpoint, slice_uneven
 from hf_shear.training.memory import estimate_memory
 from hf_shear.training.memory_setup import TrainingSetup
@@ -259,6 +260,36 @@ def test_router_logits_are_refused(token_ids):
         masked("mixtral", {"num_experts": 4})(token_ids, output_router_logits=True)
 
 
+REAL = {  # sizes of well-known checkpoints, and the parameters that are published of them
+    "mixtral": ({}, 46_702_792_704),  # Mixtral-8x7B: the defaults of its config
+    "qwen3_moe": ({"num_hidden_layers": 48, "head_dim": 128, "norm_topk_prob": True}, 30_532_122_624),  # Qwen3-30B-A3B
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_counts_of_real_checkpoints(name):
+    changes, published = REAL[name]
+    family = FAMILIES[name]
+    config = family.config_class(**changes)
+    assert count_parameters(config) == published
+    target = TargetShape.from_source(config, num_experts=config.num_experts // 2, hidden_size=1024)
+    with torch.device("meta"):
+        cut = family.model_class(config_for_shape(config, target, config_class=family.config_class))
+    assert cut.num_parameters() == count_parameters(config, target)
+    assert getattr(cut.config, family.mlp_width) == target.intermediate_size
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_is_known_again_by_its_config(name, tmp_path):
+    sliced, _ = slice_model(masked(name, {"num_experts": 4}))
+    sliced.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    sizes = ModelShape.from_config(sliced.config).to_dict()
+    _check_same_model({"pruned": {"shape": sizes}}, "pruned", config, tmp_path)
+    with pytest.raises(ValueError, match="`num_experts` is 4, and 6 in `pruned`"):
+        _check_same_model({"pruned": {"shape": sizes | {"num_experts": 6}}}, "pruned", config, tmp_path)
+
+
 # ---- criteria -------------------------------------------------------------------------------------------------
 
 
@@ -309,6 +340,14 @@ def test_what_can_not_work_with_experts_is_refused(name):
         slice_uneven(masked(name, {"num_experts": 4}), expert_gates())
     with pytest.raises(ValueError, match="mixture of experts has not been measured"):
         estimate_memory(source.config, TrainingSetup(1, 16))
+
+
+def test_a_criterion_scores_the_kinds_that_a_model_has():
+    kinds = ranks_of(resolve_criterion("magnitude"))
+    assert {EXPERT, INTERMEDIATE} <= set(kinds)
+    for name, absent in (("mixtral", INTERMEDIATE), ("llama", EXPERT)):
+        model = AutoShearingModelForCausalLM.from_model(build(name))
+        assert set(score_units(model, "magnitude", calibration(), kinds)) == set(kinds) - {absent}
 
 
 def test_whole_layers_can_be_ranked_by_the_loss_without_them():

@@ -358,10 +358,11 @@ def test_the_page_names_every_family_and_what_can_be_removed():
     rows = {}
     for line in page.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 7 and cells[0].startswith("`"):
-            rows[cells[0].strip("`")] = cells[1:6]
+        if len(cells) == 8 and cells[0].startswith("`"):
+            rows[cells[0].strip("`")] = cells[1:7]
     assert set(rows) == set(FAMILIES)
-    for name, (class_name, layers, hidden, heads, neurons) in rows.items():
+    for name, (class_name, layers, hidden, heads, neurons, experts) in rows.items():
         assert class_name.strip("`") == f"Shearing{FAMILIES[name].model_name}"
-        assert (layers, hidden, neurons) == ("yes", "yes", "yes")
+        assert (layers, hidden) == ("yes", "yes")
+        assert (neurons, experts) == (("no", "yes") if FAMILIES[name].has_experts else ("yes", "-"))
         assert heads == ("no" if FAMILIES[name].fixed_sizes else "yes")

@@ -12,7 +12,7 @@ from transformers.utils import cached_file, extract_commit_hash
 
 from ..families import family_of, supported_model_types
 from ..masks import MaskSettings, ShearingMasks
-from ..shapes import SHAPE_NAMES, TargetShape
+from ..shapes import ModelShape, TargetShape
 from .configuration import as_family, is_masked_config
 from .mixin import ShearingMixin
 
@@ -33,7 +33,7 @@ LOADING_OPTIONS = (
 
 
 class ShearingModel(ShearingMixin):
-    """A stock causal language model whose hidden dimensions, layers, heads and MLP neurons carry masks.
+    """A stock causal language model whose hidden dimensions, layers, heads and MLP neurons, or experts, carry masks.
 
     (arXiv 2310.06694, section 2.1.) One class per family: ``ShearingLlamaForCausalLM``, ``ShearingQwen2ForCausalLM``, ...
 
@@ -60,7 +60,7 @@ class ShearingModel(ShearingMixin):
 
         Args:
             pretrained_model_name_or_path: a folder or a Hub name.
-            target_shape: the shape to reach; any subset of the five names. Required for a plain checkpoint; for a
+            target_shape: the shape to reach; any subset of its names of sizes. Required for a plain checkpoint; for a
                 masked one it may be left out, and must agree if given.
             mask_settings: how masks are parameterised and drawn.
             config, kwargs: as for any ``from_pretrained``; where ``config`` is not given, ``kwargs`` that are
@@ -184,9 +184,10 @@ def _masked_config(
         return config
     check_supported_source(config)
     if target_shape is None:
+        names = ModelShape.from_config(config).size_names
         raise ValueError(
             "`target_shape` is needed to add masks to a plain checkpoint. Give any of"
-            f" {', '.join(SHAPE_NAMES)}, for example target_shape={{'intermediate_size': ...}}."
+            f" {', '.join(names)}, for example target_shape={{{names[-1]!r}: ...}}."
         )
     config = as_family(config, family)
     target = TargetShape.from_dict(config, _named_sizes(target_shape))
