@@ -17,7 +17,7 @@ from hf_shear import MaskSettings, slice_model
 from hf_shear.cli.main import main
 from hf_shear.data import Calibration
 from hf_shear.families import FAMILIES, supported_model_types
-from hf_shear.importance import ranks_of, sum_over_units, values_of
+from hf_shear.importance import expert_loss_rise, ranks_of, sum_over_units, values_of
 from hf_shear.masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, ShearingMasks, unit_parameters
 from hf_shear.modeling import AutoShearingModelForCausalLM
 from hf_shear.modeling.experts import MaskedRouter
@@ -88,6 +88,14 @@ def test_experts_one_after_another(name, token_ids, tmp_path):
     assert model.config._experts_implementation == sliced.config._experts_implementation == "eager"
     expected = logits(model, token_ids, expert_gates())
     assert (logits(sliced, token_ids) - expected).abs().max() < 1e-5 * expected.abs().max()
+    build(name).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`hidden_size` must be a multiple of 8.*but it is 12.*Give 16, or"):
+        AutoShearingModelForCausalLM.from_pretrained(tmp_path, target_shape={"hidden_size": 12})
+    loaded = AutoShearingModelForCausalLM.from_pretrained(
+        tmp_path, target_shape={"hidden_size": 12}, experts_implementation="eager"
+    ).eval()
+    expected = logits(loaded, token_ids)
+    assert (logits(slice_model(loaded)[0], token_ids) - expected).abs().max() < 1e-5 * expected.abs().max()
     at_once = masked(name, {"num_experts": 4})
     one_by_one = masked(name, {"num_experts": 4}, experts_implementation="eager")
     assert at_once.config._experts_implementation == "grouped_mm"
@@ -293,11 +301,14 @@ def test_a_checkpoint_is_known_again_by_its_config(name, tmp_path):
 # ---- criteria -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("criterion", ["random", "magnitude", "taylor", "taylor:aggregation=fused", "policy_gradient"])
+CRITERIA = ("random", "magnitude", "taylor", "taylor:aggregation=fused", "policy_gradient", "expert_rise")
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("name", NAMES)
 def test_criteria_rank_experts(name, criterion):
-    choice = {"default": criterion if criterion != "policy_gradient" else "policy_gradient:steps=2"}
-    pruning = prune_one_shot(build(name), {"num_experts": 3, "hidden_size": 16}, calibration(), choice, num_shots=2)
+    choice = {EXPERT: f"{criterion}:steps=2" if criterion == "policy_gradient" else criterion, "default": "magnitude"}
+    pruning = prune_one_shot(build(name), {"num_experts": 3, "hidden_size": 16}, calibration(), choice)
     assert pruning.scores[EXPERT].shape == (LAYERS, EXPERTS)
     assert ModelShape.from_config(pruning.model.config).num_experts == 3
     assert pruning.num_parameters == pruning.model.num_parameters()
@@ -318,15 +329,35 @@ def test_the_magnitude_of_an_expert_is_that_of_its_weights(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_rise_without_an_expert_is_that_of_the_cut_model(name):
+    source, text = build(name), calibration()
+
+    def loss(model):
+        with torch.no_grad():
+            return sum(model(**batch).loss.item() for batch in text.batches) / len(text.batches)
+
+    model = masked(name, {"num_experts": 5})
+    gates = {EXPERT: torch.ones(LAYERS, EXPERTS)}
+    gates[EXPERT][[0, 1, 3], 0] = gates[EXPERT][2, 5] = 0
+    others = {EXPERT: gates[EXPERT].clone()}
+    others[EXPERT][2, 5] = 1
+    with model.use_gates(others):
+        rises = score_units(model, "expert_rise", text, [EXPERT])[EXPERT]
+        before = loss(model)
+    assert rises[2, 5].item() == pytest.approx(loss(slice_model(model, gates)[0]) - before, abs=1e-5)
+    assert abs(rises[2, 5]) > 1e-3 and bool((rises[[0, 1, 3], 0] == 0).all())
+    with pytest.raises(ValueError, match="the loss rise of experts needs at least one calibration batch"):
+        expert_loss_rise(model, [])
+    assert loss(source) == pytest.approx(loss(masked(name, {})), abs=1e-6)  # nothing was left closed
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_what_can_not_work_with_experts_is_refused(name):
     source, text = build(name), calibration()
     for criterion, words in (
-        (
-            {EXPERT: "loss_rise", "default": "taylor"},
-            "cannot rank 'expert'.*these can: magnitude, policy_gradient, random",
-        ),
+        ({EXPERT: "loss_rise", "default": "taylor"}, "cannot rank 'expert'.*these can: expert_rise, magnitude"),
         ("flap", "'flap' measures the MLP of a layer"),
-        ("taylor:gradient=adapters", "measures the MLP of a layer.*Name one of magnitude"),
+        ("taylor:gradient=adapters", "measures the MLP of a layer.*Name one of expert_rise"),
         ({EXPERT: "taylor", "default": "activation"}, "'activation' measures the MLP of a layer"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -348,6 +379,17 @@ def test_a_criterion_scores_the_kinds_that_a_model_has():
     for name, absent in (("mixtral", INTERMEDIATE), ("llama", EXPERT)):
         model = AutoShearingModelForCausalLM.from_model(build(name))
         assert set(score_units(model, "magnitude", calibration(), kinds)) == set(kinds) - {absent}
+
+
+def test_a_dense_model_has_no_experts_to_close():
+    with pytest.raises(ValueError, match="`model` must be a mixture of experts, but a llama has none"):
+        expert_loss_rise(AutoShearingModelForCausalLM.from_model(build("llama")), calibration().batches)
+
+
+def test_experts_go_in_several_shots():
+    target = {"num_experts": 2}
+    pruning = prune_one_shot(build("mixtral"), target, calibration(), {EXPERT: "taylor"}, num_shots=2)
+    assert {len(kept) for kept in pruning.kept.experts.values()} == {2}
 
 
 def test_whole_layers_can_be_ranked_by_the_loss_without_them():

@@ -5,6 +5,7 @@ from .activation_sizes import activation_sizes
 from .adapter_gradients import adapter_importance
 from .coupled_weights import open_units, sum_over_units, values_of, write_weights
 from .criterion import Criterion, Scores, criterion, is_comparable_across_layers, name_of, needs_target_shape, ranks_of
+from .expert_loss_rise import expert_loss_rise
 from .layer_influence import layer_influence
 from .layer_loss_rise import layer_loss_rise
 from .mask_start import mask_start_importance
@@ -24,6 +25,7 @@ __all__ = [
     "adapter_importance",
     "check_taylor_options",
     "criterion",
+    "expert_loss_rise",
     "is_comparable_across_layers",
     "keep_probabilities",
     "keyword_options",
