@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
 from hf_shear import MaskSettings, slice_model
 from hf_shear.cli.main import main
 from hf_shear.data import Calibration
+from hf_shear.evaluation.size import config_shape
 from hf_shear.families import FAMILIES, supported_model_types
 from hf_shear.importance import expert_loss_rise, ranks_of, sum_over_units, values_of
 from hf_shear.masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, ShearingMasks, unit_parameters
@@ -24,6 +25,8 @@ from hf_shear.modeling.experts import MaskedRouter
 from hf_shear.one_shot import prune_one_shot, resolve_criterion, score_units
 from hf_shear.publishing.run_files import _check_same_model
 from hf_shear.recovery import forward_flops_per_token
+from hf_shear.reporting.html_pruning import kept_section, shape_section
+from hf_shear.reporting.results import _check_same_shape
 from hf_shear.shapes import SHAPE_NAMES, ModelShape, TargetShape, config_for_shape, count_parameters, shape_for_budget
 from hf_shear.slicing import save_checkpoint, slice_uneven
 from hf_shear.training.memory import estimate_memory
@@ -439,6 +442,19 @@ def test_masks_start_from_scores_of_experts():
     assert all(set(kept[EXPERT][layer].nonzero().flatten().tolist()) == set(scores[layer].topk(4).indices.tolist())
                for layer in range(LAYERS))  # fmt: skip
     assert bool(kept[HIDDEN].all()) and bool(kept[KEY_VALUE_HEAD].all())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reports_show_experts(name):
+    model = masked(name, {"num_experts": 4, "num_hidden_layers": 3})
+    sliced, kept = slice_model(model)
+    before, after = (ModelShape.from_config(part.config).to_dict() for part in (model, sliced))
+    results = {"source": {"shape": before}, "target_shape": after, "kept": json.loads(json.dumps(kept.to_dict()))}
+    assert "4 of 6 experts in each layer" in kept_section(results) and "6 → <b>4</b>" in shape_section(results)
+    _check_same_shape(after, model.masks.target.sizes(), "pruned")
+    with pytest.raises(ValueError, match="`pruned.shape.num_experts` must be the target's"):
+        _check_same_shape(after, model.masks.target.sizes() | {"num_experts": 5}, "pruned")
+    assert config_shape(sliced.config).num_experts == 4
 
 
 # ---- the command line -----------------------------------------------------------------------------------------

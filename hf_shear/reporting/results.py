@@ -1,7 +1,7 @@
 """The results file of one run: what is in it, how it is written, read and checked.
 
     source | pruned | recovered   a model record: `shape`, `num_parameters`, `loss`, `mean`, `eval_tokens`
-    target_shape                  the five shape names
+    target_shape                  the five shape names, and `num_experts` of a mixture of experts
     masks                         `expected_shape` (floats) and `kept_below_half` (counts), by shape name; None for a model
                                   that was pruned before the run
     tokens                        mask_learning, recovery, evaluation
