@@ -15,7 +15,7 @@ from embedded.stdlib_domains import stdlib_domains
 
 from hf_shear import ShearTrainingArguments, runs
 from hf_shear.reporting import require_matplotlib
-from hf_shear.shapes import SHAPE_NAMES
+from hf_shear.shapes import TARGET_NAMES
 
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
 TOKENS = "give --mask_tokens and --recovery_tokens"
@@ -35,7 +35,7 @@ def main() -> None:
     started = time.perf_counter()
     pipeline, args = runs.parse_arguments(
         (PipelineArguments, ShearTrainingArguments), default_config=EMBEDDED / "shear.yaml",
-        unless=["model_name_or_path"], instead={"preset": SHAPE_NAMES, "target_num_parameters": SHAPE_NAMES},
+        unless=["model_name_or_path"], instead={"preset": TARGET_NAMES, "target_num_parameters": TARGET_NAMES},
         refused=NOT_HERE,
     )  # fmt: skip
     require_matplotlib()

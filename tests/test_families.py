@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Mistr
 from hf_shear import ShearingLlamaForCausalLM, slice_model
 from hf_shear.families import FAMILIES, supported_model_types
 from hf_shear.families.family import ALWAYS
-from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
+from hf_shear.masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from hf_shear.modeling import (
     AutoShearingModelForCausalLM,
     ShearingMistralForCausalLM,
@@ -24,7 +24,7 @@ from hf_shear.modeling import (
     is_masked_config,
     shearing_class,
 )
-from hf_shear.shapes import SHAPE_NAMES, TargetShape, count_parameters
+from hf_shear.shapes import ModelShape, TargetShape, count_parameters
 
 FLOAT32_BOUND = 1e-5  # of the largest logit
 BFLOAT16_BOUND = 0.12  # of the logits' standard deviation; measured: at most .078
@@ -50,6 +50,8 @@ HEADS = {
 LAYERS = {"ends removed": [1, 2], "middle removed": [0, 3], "none removed": [0, 1, 2, 3]}
 ALTERNATING = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
 WINDOW = {"sliding_window": 3}
+# torch multiplies all experts at once, and only where rows of weights fill 16 bytes.
+EXPERTS = {"hidden_size": 24, "num_local_experts": 6, "num_experts_per_tok": 2}
 
 # What a config needs besides a Llama's fields, so that every part of the family does something.
 CONFIGS = {
@@ -67,6 +69,8 @@ CONFIGS = {
     "olmo3": WINDOW | {"layer_types": ALTERNATING},
     "exaone4": WINDOW | {"layer_types": ALTERNATING},
     "seed_oss": {"attention_dropout": 0.0, "residual_dropout": 0.0},
+    "mixtral": WINDOW | EXPERTS | {"intermediate_size": 16},
+    "qwen3_moe": EXPERTS | {"moe_intermediate_size": 16, "norm_topk_prob": False},
 }  # fmt: skip
 
 
@@ -93,7 +97,10 @@ def build(name, seed=0, bias=True, tied=False, **changes):
 
 def target_of(name, attention, layers, **changes):
     heads = {} if FAMILIES[name].fixed_sizes else HEADS[attention][1]
-    return {"hidden_size": 12, "num_hidden_layers": len(layers), "intermediate_size": 13, **heads, **changes}
+    widths = {"hidden_size": 12, "intermediate_size": 13}
+    if FAMILIES[name].has_experts:
+        widths = {"hidden_size": 16, "num_experts": 4}
+    return {**widths, "num_hidden_layers": len(layers), **heads, **changes}
 
 
 def random_gates(model, kept_layers, seed=0):
@@ -130,7 +137,6 @@ def assert_invariant(model, gates, ids, folder):
     sliced.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == family.model_type and config["architectures"] == [family.model_name]
-    assert {name: config[name] for name in SHAPE_NAMES} == model.masks.target.sizes()
     assert config["head_dim"] == model.masks.source.head_dim
     for name in ("layer_types", "no_rope_layers"):
         if getattr(model.config, name, None) is not None:
@@ -139,6 +145,7 @@ def assert_invariant(model, gates, ids, folder):
     assert type(loaded) is family.model_class
     assert not (info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"])
     assert torch.equal(logits(loaded, ids), found)
+    assert ModelShape.from_config(loaded.config).sizes() == model.masks.target.sizes()
     assert loaded.num_parameters() == count_parameters(loaded.config)
     return sliced, kept
 
@@ -176,24 +183,29 @@ def test_masked_equals_sliced_equals_loaded(name, attention, tied, bias, layers,
     source = build(name, bias=bias, tied=tied, **HEADS[attention][0])
     model = AutoShearingModelForCausalLM.from_model(source, target_of(name, attention, layers)).eval()
     gates = random_gates(model, layers)
-    assert {HIDDEN, INTERMEDIATE} <= gates.keys() and all(((g > 0) & (g < 1)).any() for g in gates.values())
+    assert {HIDDEN, in_mlp(name)} <= gates.keys() and all(((g > 0) & (g < 1)).any() for g in gates.values())
     assert_invariant(model, gates, token_ids, tmp_path)
+
+
+def in_mlp(name):
+    return EXPERT if FAMILIES[name].has_experts else INTERMEDIATE
 
 
 def kinds_of_families():
     for name in supported_model_types():
         heads = () if FAMILIES[name].fixed_sizes else (KEY_VALUE_HEAD, QUERY_HEAD)
-        yield from ((name, kind) for kind in (HIDDEN, LAYER, INTERMEDIATE, *heads))
+        yield from ((name, kind) for kind in (HIDDEN, LAYER, in_mlp(name), *heads))
 
 
 @pytest.mark.parametrize("name, kind", list(kinds_of_families()))
 def test_each_kind_alone(name, kind, token_ids, tmp_path):
     target = {
-        HIDDEN: {"hidden_size": 9},
+        HIDDEN: {"hidden_size": 8 if FAMILIES[name].has_experts else 9},
         LAYER: {"num_hidden_layers": 2},
         KEY_VALUE_HEAD: {"num_attention_heads": 6, "num_key_value_heads": 2},
         QUERY_HEAD: {"num_attention_heads": 6},
         INTERMEDIATE: {"intermediate_size": 13},
+        EXPERT: {"num_experts": 3},
     }[kind]
     model = AutoShearingModelForCausalLM.from_model(build(name, tied=True), target).eval()
     gates = random_gates(model, [0, 2])
@@ -346,10 +358,11 @@ def test_the_page_names_every_family_and_what_can_be_removed():
     rows = {}
     for line in page.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 7 and cells[0].startswith("`"):
-            rows[cells[0].strip("`")] = cells[1:6]
+        if len(cells) == 8 and cells[0].startswith("`"):
+            rows[cells[0].strip("`")] = cells[1:7]
     assert set(rows) == set(FAMILIES)
-    for name, (class_name, layers, hidden, heads, neurons) in rows.items():
+    for name, (class_name, layers, hidden, heads, neurons, experts) in rows.items():
         assert class_name.strip("`") == f"Shearing{FAMILIES[name].model_name}"
-        assert (layers, hidden, neurons) == ("yes", "yes", "yes")
+        assert (layers, hidden) == ("yes", "yes")
+        assert (neurons, experts) == (("no", "yes") if FAMILIES[name].has_experts else ("yes", "-"))
         assert heads == ("no" if FAMILIES[name].fixed_sizes else "yes")

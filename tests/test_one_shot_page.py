@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_families import build
 from transformers import AutoModelForCausalLM
 
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.data import Calibration
 from hf_shear.masks import UNIT_KINDS
+from hf_shear.modeling import AutoShearingModelForCausalLM
 from hf_shear.one_shot import criterion_names, resolve_criterion
 
 PAGE = (Path(__file__).resolve().parent.parent / "examples" / "docs" / "one_shot.md").read_text(encoding="utf-8")
@@ -73,7 +75,10 @@ def test_the_passes_are_those_of_the_table(build_llama, name):
     passes = {row[0]: row[7] for row in rows("| criterion | hidden | layer | KV group | query head | neuron |")}[name]
     if passes == "see Curvature":
         pytest.skip("its own benchmark counts them")
-    model = ShearingLlamaForCausalLM.from_model(build_llama(), {"intermediate_size": 11})
+    if name == "expert_rise":
+        model = AutoShearingModelForCausalLM.from_model(build("mixtral"), {"num_experts": 4})
+    else:
+        model = ShearingLlamaForCausalLM.from_model(build_llama(), {"intermediate_size": 11})
     counts = {"forward": 0, "backward": 0}
 
     def count(module, args, output):
@@ -81,7 +86,7 @@ def test_the_passes_are_those_of_the_table(build_llama, name):
         if output.requires_grad:
             output.register_hook(lambda _: counts.update(backward=counts["backward"] + 1))
 
-    model.model.layers[0].mlp.down_proj.register_forward_hook(count)
+    model.model.layers[0].mlp.register_forward_hook(count)
     ids = torch.randint(3, 40, (3, 2, 8), generator=torch.Generator().manual_seed(3))
     calibration = Calibration([{"input_ids": part, "labels": part} for part in ids])
     options = {"steps": 2, "masks_per_step": 3} if name == "policy_gradient" else {}
@@ -91,6 +96,7 @@ def test_the_passes_are_those_of_the_table(build_llama, name):
         "forward": (3, 0),
         "forward, backward": (3, 3),
         "L + 1 forwards": (5 * 3, 0),
+        "L E + 1 forwards": (25 * 3, 0),
         "2 L + 1 forwards": (9 * 3, 0),
         "steps x masks_per_step forwards": (2 * 3, 0),
     }

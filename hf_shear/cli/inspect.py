@@ -14,7 +14,7 @@ from ..evaluation import kv_cache_bytes_per_token
 from ..modeling import MASKED_PREFIX, check_supported_source, is_masked_config
 from ..recovery import forward_flops_per_token
 from ..runs import TargetArguments, choose_target
-from ..shapes import SHAPE_NAMES, ModelShape, count_parameters
+from ..shapes import TARGET_NAMES, ModelShape, count_parameters
 from ..slicing import PROVENANCE_NAME, read_provenance
 from ..training.memory import estimate_memory
 from ..training.memory_setup import TrainingSetup
@@ -38,7 +38,7 @@ class Arguments(TargetArguments):
     @property
     def names_a_target(self) -> bool:
         """Whether any size, preset or budget is given."""
-        return any(getattr(self, name) is not None for name in (*SHAPE_NAMES, "preset", "target_num_parameters"))
+        return any(getattr(self, name) is not None for name in (*TARGET_NAMES, "preset", "target_num_parameters"))
 
 
 def run(arguments: Arguments) -> None:
@@ -60,7 +60,8 @@ def run(arguments: Arguments) -> None:
         facts["kept_per_layer"] = widths_of_layers(read_provenance(arguments.checkpoint)["kept"])
     if target is not None:
         facts["target"] = describe(config, target, arguments.sequence_length)
-        facts["training_memory_bytes"] = _training_memory(config, arguments.sequence_length)
+        if target.num_experts is None:
+            facts["training_memory_bytes"] = _training_memory(config, arguments.sequence_length)
     engine_facts = _engine_facts(arguments.checkpoint, config)
     if target is not None:
         engine_facts = engine_facts.resized(**target.sizes())
@@ -137,7 +138,7 @@ def _training_memory(config: PretrainedConfig, sequence_length: int) -> dict[str
 
 def _table(facts: dict, config: PretrainedConfig, arguments: Arguments) -> str:
     now, target = facts["now"], facts.get("target")
-    rows = [(name, now["shape"][name], target and target["shape"][name]) for name in (*SHAPE_NAMES, "head_dim")]
+    rows = [(name, size, target and target["shape"][name]) for name, size in now["shape"].items()]
     rows += [
         ("parameters", now["num_parameters"], target and target["num_parameters"]),
         ("MiB in bfloat16", now["bfloat16_bytes"] / 2**20, target and target["bfloat16_bytes"] / 2**20),
@@ -156,11 +157,14 @@ def _table(facts: dict, config: PretrainedConfig, arguments: Arguments) -> str:
     if target:
         decode = now["bfloat16_bytes"] / target["bfloat16_bytes"]
         prefill = now["forward_flops_per_token"] / target["forward_flops_per_token"]
-        peak = facts["training_memory_bytes"]["mask_learning_one_device"] / GIB
         lines += [
             "",
             f"Expected, not measured: decoding up to {decode:.2f} x as fast (bytes of weights), prefill up to"
             f" {prefill:.2f} x (FLOPs).",
+        ]
+    if "training_memory_bytes" in facts:
+        peak = facts["training_memory_bytes"]["mask_learning_one_device"] / GIB
+        lines += [
             f"Mask learning needs about {peak:.1f} GiB on one device (bf16 autocast, AdamW, checkpointing, one sequence of"
             f" {arguments.sequence_length:,});",
             "examples/docs/memory.md has the ways to shard it.",

@@ -13,7 +13,7 @@ from ..compensation import resolve_compensation
 from ..data import Calibration
 from ..modeling import AutoShearingModelForCausalLM
 from ..one_shot import DEFAULT_COMPENSATION, criteria_from_words, default_criterion_words
-from ..shapes import SHAPE_NAMES
+from ..shapes import ModelShape
 from ..slicing import provenance_record, save_checkpoint
 from ..training import PRUNING_SHARE, ShearTrainingArguments
 
@@ -81,5 +81,5 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     save_checkpoint(found.model, folder, tokenizer, provenance, dtype=dtype if dtype != torch.float32 else None)
     losses = runs.judge_checkpoint(folder, data.judged, args)
     if args.process_index == 0:
-        shape = ", ".join(f"{name} {getattr(found.model.config, name)}" for name in SHAPE_NAMES)
+        shape = ", ".join(f"{name} {size}" for name, size in ModelShape.from_config(found.model.config).sizes().items())
         print(f"{folder}: {shape}; held-out loss {losses['mean']:.3f}")

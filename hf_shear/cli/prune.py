@@ -21,7 +21,7 @@ from ..one_shot import (
     make_plan,
     prune_one_shot,
 )
-from ..shapes import SHAPE_NAMES, TargetShape
+from ..shapes import ModelShape, TargetShape
 from ..slicing import NEMOTRON_NAS, provenance_record, save_checkpoint, save_nemotron_nas
 from ..training import ShearTrainingArguments
 
@@ -102,7 +102,7 @@ def run(arguments: Arguments) -> None:
         save_nemotron_nas(pruned, pruning.kept, arguments.output_dir, tokenizer, provenance)
     else:
         save_checkpoint(pruned, arguments.output_dir, tokenizer, provenance)
-    shape = ", ".join(f"{name} {getattr(pruned.config, name)}" for name in SHAPE_NAMES)
+    shape = ", ".join(f"{name} {size}" for name, size in ModelShape.from_config(pruned.config).sizes().items())
     print(f"Wrote {arguments.output_dir}: {shape}.")
     if pruning.uneven:
         print(

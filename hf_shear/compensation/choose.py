@@ -41,6 +41,11 @@ class Compensation:
 def check_compensation(choice: str, config: PretrainedConfig) -> None:
     """Raise ValueError for a method that is unknown, or that models of this family do not admit."""
     chosen = resolve_compensation(choice)
+    if chosen is not None and family_of(config).has_experts:
+        raise ValueError(
+            f"`compensation` must be 'none' for a {family_of(config).model_type}, but it is {choice!r}: what removed"
+            " experts gave depends on the routing, which no linear layer can make up for."
+        )
     if chosen is not None and chosen.needs_bias:
         check_biases(config)
     if chosen is not None and chosen.towards == SOURCE:

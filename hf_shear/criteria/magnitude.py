@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ..data import Calibration
 from ..importance import Scores, criterion, sum_over_units, values_of
-from ..masks import UNIT_KINDS
+from ..masks import ALL_UNIT_KINDS
 from ..modeling import ShearingMixin
 
 
-@criterion(ranks=UNIT_KINDS)
+@criterion(ranks=ALL_UNIT_KINDS)
 def magnitude(model: ShearingMixin, calibration: Calibration, *, power: float = 1.0) -> Scores:
     """Sum of |W|^power over all weights that the unit takes along (``hf_shear/importance/coupled_weights.py``)."""
     return sum_over_units(values_of(model), model, measure=lambda value: value.abs() ** power)

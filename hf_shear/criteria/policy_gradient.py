@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ..data import Calibration
 from ..importance import PolicySettings, Scores, criterion, keep_probabilities
-from ..masks import UNIT_KINDS
+from ..masks import ALL_UNIT_KINDS
 from ..modeling import ShearingMixin
 
 
-@criterion(ranks=UNIT_KINDS, needs_target_shape=True)
+@criterion(ranks=ALL_UNIT_KINDS, needs_target_shape=True)
 def policy_gradient(
     model: ShearingMixin,
     calibration: Calibration,

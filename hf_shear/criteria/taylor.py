@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ..data import Calibration
 from ..importance import Scores, adapter_importance, check_taylor_options, criterion, taylor_importance
-from ..masks import UNIT_KINDS
+from ..masks import ALL_UNIT_KINDS
 from ..modeling import ShearingMixin
 
 
-@criterion(ranks=UNIT_KINDS, comparable_across_layers=lambda options: options.get("aggregation", "gate") != "fused")
+@criterion(ranks=ALL_UNIT_KINDS, comparable_across_layers=lambda options: options.get("aggregation", "gate") != "fused")
 def taylor(
     model: ShearingMixin,
     calibration: Calibration,

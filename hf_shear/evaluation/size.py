@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..shapes import SHAPE_NAMES, ModelShape
+from ..shapes import NUM_EXPERTS, SHAPE_NAMES, ModelShape
 from .checkpoints import weight_files
 
 
@@ -25,7 +25,9 @@ def config_shape(config: PretrainedConfig) -> ModelShape:
     if missing:
         raise ValueError(f"The config (model_type {config.model_type!r}) must give {', '.join(missing)}.")
     head_dim = getattr(config, "head_dim", None) or sizes["hidden_size"] // sizes["num_attention_heads"]
-    return ModelShape(**sizes, head_dim=head_dim)
+    experts = getattr(config, NUM_EXPERTS, None)
+    num_experts = experts if isinstance(experts, int) and experts > 0 else None
+    return ModelShape(**sizes, head_dim=head_dim, num_experts=num_experts)
 
 
 def kv_cache_bytes_per_token(shape: ModelShape, bytes_per_value: int) -> int:

@@ -3,20 +3,24 @@
 A family that fits has decoder layers of attention and MLP that both add to one residual stream, RMS norms, an ``o_proj``
 that reads the heads and a ``down_proj`` that reads the neurons. The rest is in its row of ``hf_shear/families/table.py``.
 
-Legend: d hidden size, H query heads, KV key/value heads, D head_dim, ff MLP width.
+In a mixture of experts the MLP is a router (``mlp.gate``) and experts whose weights lie in one tensor per projection.
+
+Legend: d hidden size, H query heads, KV key/value heads, D head_dim, ff MLP width (of one expert), E experts.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import transformers
 from transformers import PretrainedConfig
 
-HIDDEN, HEADS, GROUPS, NEURONS = "hidden", "heads", "key_value_heads", "intermediate"
-"""What an axis of a weight stands for: d, H * D, KV * D, ff. None: kept whole."""
+HIDDEN, HEADS, GROUPS, NEURONS, EXPERTS = "hidden", "heads", "key_value_heads", "intermediate", "experts"
+"""What an axis of a weight stands for: d, H * D, KV * D, ff, E. None: kept whole."""
 
 Axis = str | tuple[str, ...] | None  # a tuple: parts of a fused projection, one behind the other
 
@@ -36,6 +40,11 @@ SEPARATE_MLP: dict[str, tuple[Axis, ...]] = {
     "down_proj": (HIDDEN, NEURONS),
 }
 FUSED_MLP: dict[str, tuple[Axis, ...]] = {"gate_up_proj": ((NEURONS, NEURONS), HIDDEN), "down_proj": (HIDDEN, NEURONS)}
+MIXTURE: dict[str, tuple[Axis, ...]] = {
+    "gate": (EXPERTS, HIDDEN),
+    "experts.gate_up_proj": (EXPERTS, (NEURONS, NEURONS), HIDDEN),
+    "experts.down_proj": (EXPERTS, HIDDEN, NEURONS),
+}
 UNGATED_MLP: dict[str, tuple[Axis, ...]] = {"up_proj": (NEURONS, HIDDEN), "down_proj": (HIDDEN, NEURONS)}
 
 ALWAYS = "always"
@@ -52,7 +61,8 @@ class Family:
     Attributes:
         model_type: of its configs.
         config_name, model_name: classes of transformers.
-        attention, mlp: axes of the weights of a layer's projections, by module name.
+        attention, mlp: axes of the weights of a layer's projections, by module name; of the experts of a mixture by the
+            names of their module and their parameter.
         biases: the config's flag (or ``ALWAYS``) that gives a projection a bias, by module name.
         pre_norms: norms of a layer that read the residual stream.
         post_norms: norms of a layer that read what attention, then what the MLP, writes, before it is added.
@@ -61,6 +71,10 @@ class Family:
         norm_offset: added to a norm's weight before it scales (1 in Gemma).
         norm_scales_in_float32: the weight multiplies before the norm's output is cast to the model's dtype.
         scaled_embedding: embeddings are multiplied by sqrt(d).
+        mlp_width: the config's field for ff.
+        routing_weights_sum_to_one: the config's flag (or ``ALWAYS``) that divides the weights of the experts that a token
+            is routed to by their sum; None where there are no experts.
+        required: values that fields of the config must have; with others it describes a model that does not fit.
     """
 
     model_type: str
@@ -76,6 +90,9 @@ class Family:
     norm_offset: float = 0.0
     norm_scales_in_float32: bool = False
     scaled_embedding: bool = False
+    mlp_width: str = "intermediate_size"
+    routing_weights_sum_to_one: str | None = None
+    required: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_installed(self) -> bool:
@@ -93,8 +110,13 @@ class Family:
         return getattr(transformers, self.model_name)
 
     @property
+    def has_experts(self) -> bool:
+        """Whether its MLPs are mixtures of experts, which are removed in place of neurons."""
+        return any(EXPERTS in axes for axes in self.mlp.values())
+
+    @property
     def fixed_sizes(self) -> tuple[str, ...]:
-        """Sizes that a target shape can not reduce."""
+        """Numbers of heads that a target shape can not reduce."""
         return ("num_attention_heads", "num_key_value_heads") if self.wide_head_norms else ()
 
     def projections(self) -> Iterator[tuple[str, tuple[Axis, ...]]]:
@@ -102,8 +124,11 @@ class Family:
         yield from self.attention.items()
         yield from self.mlp.items()
 
-    def axes(self, module: str) -> tuple[Axis, ...]:
-        """What the axes of the weight of a module stand for, by the last part of its name; a bias has the first."""
+    def axes(self, name: str) -> tuple[Axis, ...]:
+        """What the axes of a parameter stand for, by its name in the model; a bias has the first of its weight's."""
+        module, parameter = name.split(".")[-2:]
+        if module == "experts":
+            return self.mlp[f"{module}.{parameter}"]
         if module in ("embed_tokens", "lm_head"):
             return None, HIDDEN
         if module == "norm" or module in self.pre_norms or module in self.post_norms:
@@ -116,6 +141,11 @@ class Family:
         """Whether a projection has a bias under this config."""
         flag = self.biases.get(module)
         return flag == ALWAYS or (flag is not None and bool(getattr(config, flag)))
+
+    def routing_weights_sum_to_one_in(self, config: PretrainedConfig) -> bool:
+        """Whether the weights of the experts that a token is routed to sum to 1 under this config."""
+        flag = self.routing_weights_sum_to_one
+        return flag == ALWAYS or bool(getattr(config, flag))
 
     def unused_norms(self, config: PretrainedConfig, attention: bool, mlp: bool) -> set[str]:
         """Norms that have nothing to do in a layer without its attention, or without its MLP.
@@ -137,8 +167,8 @@ class Family:
         return count + self._sub_layer_parameters(self.attention, config, sizes)
 
     def mlp_parameters(self, config: PretrainedConfig, sizes: dict[str, float]) -> float:
-        """Parameters of a layer's MLP and its norms; arguments as in ``layer_parameters``. 0 neurons: none."""
-        if sizes[NEURONS] == 0:
+        """Parameters of a layer's MLP and its norms; arguments as in ``layer_parameters``. 0 neurons, or experts: none."""
+        if sizes[EXPERTS if self.has_experts else NEURONS] == 0:
             return self._left_of("down_proj", config, sizes)
         return self._sub_layer_parameters(self.mlp, config, sizes)
 
@@ -146,8 +176,8 @@ class Family:
         self, projections: dict[str, tuple[Axis, ...]], config: PretrainedConfig, sizes: dict[str, float]
     ) -> float:
         count = (bool(self.pre_norms) + bool(self.post_norms)) * sizes[HIDDEN]
-        for name, (rows, columns) in projections.items():
-            count += _length(rows, sizes) * (_length(columns, sizes) + self.has_bias(name, config))
+        for name, axes in projections.items():
+            count += _size(axes, sizes) + self.has_bias(name, config) * _length(axes[0], sizes)
         return count
 
     def _left_of(self, write: str, config: PretrainedConfig, sizes: dict[str, float]) -> float:
@@ -158,22 +188,35 @@ class Family:
         """Parameters of one layer.
 
         Args:
-            sizes: d, H * D, KV * D and ff, by ``HIDDEN``, ``HEADS``, ``GROUPS``, ``NEURONS``; may be fractions.
+            sizes: d, H * D, KV * D, ff, and of a mixture E, by ``HIDDEN``, ``HEADS``, ``GROUPS``, ``NEURONS``,
+                ``EXPERTS``; may be fractions.
         """
         count = (len(self.pre_norms) + len(self.post_norms)) * sizes[HIDDEN] + len(self.head_norms) * head_dim
         if self.wide_head_norms:
             count += sizes[HEADS] + sizes[GROUPS]
-        for name, (rows, _) in self.projections():
-            count += self.has_bias(name, config) * _length(rows, sizes)
+        for name, axes in self.projections():
+            count += self.has_bias(name, config) * _length(axes[0], sizes)
         return count + self.layer_matrix_parameters(sizes)
 
     def layer_matrix_parameters(self, sizes: dict[str, float]) -> float:
         """Parameters of the projections of one layer, without biases; arguments as above."""
-        return sum(_length(rows, sizes) * _length(columns, sizes) for _, (rows, columns) in self.projections())
+        return sum(_size(axes, sizes) for _, axes in self.projections())
+
+    def layer_active_parameters(self, config: PretrainedConfig, sizes: dict[str, float]) -> float:
+        """As ``layer_matrix_parameters``, of what one token passes: of the experts only those that it is routed to."""
+        if not self.has_experts:
+            return self.layer_matrix_parameters(sizes)
+        per_expert = {name: axes for name, axes in self.mlp.items() if name != "gate"}
+        idle = sizes[EXPERTS] - config.num_experts_per_tok
+        return self.layer_matrix_parameters(sizes) - idle * sum(_size(axes[1:], sizes) for axes in per_expert.values())
 
 
 def _length(axis: Axis, sizes: dict[str, float]) -> float:
     return sum(sizes[part] for part in axis) if isinstance(axis, tuple) else sizes[axis]
+
+
+def _size(axes: tuple[Axis, ...], sizes: dict[str, float]) -> float:
+    return math.prod(_length(axis, sizes) for axis in axes)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .family import ALWAYS, ATTENTION_BIAS, FUSED_ATTENTION, FUSED_MLP, MLP_BIAS, UNGATED_MLP, Family
+from .family import ALWAYS, ATTENTION_BIAS, FUSED_ATTENTION, FUSED_MLP, MIXTURE, MLP_BIAS, UNGATED_MLP, Family
 
 _QKV_ALWAYS = dict.fromkeys(("q_proj", "k_proj", "v_proj"), ALWAYS)
 _QKV_BIAS = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attention_bias")
@@ -13,6 +13,9 @@ _FOUR_NORMS = {
 }
 _POST_NORMS = {"pre_norms": (), "post_norms": ("post_attention_layernorm", "post_feedforward_layernorm")}
 _GEMMA = {"biases": ATTENTION_BIAS, "norm_offset": 1.0, "norm_scales_in_float32": True, "scaled_embedding": True}
+
+# With router logits a model's loss has a part for the balance of experts, in which removed ones would count.
+_ROUTED = {"output_router_logits": False}
 
 _ROWS = (
     Family("llama", "LlamaConfig", "LlamaForCausalLM", biases=ATTENTION_BIAS | MLP_BIAS),
@@ -50,6 +53,15 @@ _ROWS = (
     Family(
         "glm4", "Glm4Config", "Glm4ForCausalLM", biases=_QKV_BIAS, mlp=FUSED_MLP,
         post_norms=("post_self_attn_layernorm", "post_mlp_layernorm"),
+    ),
+    Family(
+        "mixtral", "MixtralConfig", "MixtralForCausalLM",
+        mlp=MIXTURE, routing_weights_sum_to_one=ALWAYS, required=_ROUTED,
+    ),
+    Family(
+        "qwen3_moe", "Qwen3MoeConfig", "Qwen3MoeForCausalLM", biases=ATTENTION_BIAS, head_norms=_QK_NORM,
+        mlp=MIXTURE, mlp_width="moe_intermediate_size", routing_weights_sum_to_one="norm_topk_prob",
+        required=_ROUTED | {"mlp_only_layers": [], "decoder_sparse_step": 1},
     ),
 )  # fmt: skip
 

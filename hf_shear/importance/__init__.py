@@ -14,6 +14,7 @@ from .criterion import (
     ranks_of,
     shares_inputs,
 )
+from .expert_loss_rise import expert_loss_rise
 from .layer_influence import layer_influence
 from .layer_loss_rise import layer_loss_rise
 from .mask_start import mask_start_importance
@@ -33,6 +34,7 @@ __all__ = [
     "adapter_importance",
     "check_taylor_options",
     "criterion",
+    "expert_loss_rise",
     "is_comparable_across_layers",
     "keep_probabilities",
     "keyword_options",

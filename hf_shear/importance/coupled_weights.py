@@ -1,6 +1,6 @@
 """From a number per weight to a number per unit: sums over the weights that a unit takes along.
 
-Legend: d hidden size, L layers, H query heads, KV key/value heads, g = H / KV, h head_dim, ff MLP width.
+Legend: d hidden size, L layers, H query heads, KV key/value heads, g = H / KV, h head_dim, ff MLP width, E experts.
 
 | unit | its weights |
 |---|---|
@@ -9,17 +9,18 @@ Legend: d hidden size, L layers, H query heads, KV key/value heads, g = H / KV, 
 | key/value group | those of its query heads; rows and biases of k and v |
 | query head | rows and bias of q, columns of o |
 | neuron | rows and biases of gate and up, columns of down |
+| expert | its gate, up and down, its row of the router |
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from ..families import GROUPS, HEADS, Axis
-from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
+from ..families import EXPERTS, GROUPS, HEADS, Axis
+from ..masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from ..modeling import ShearingMixin, head_channel_masks
 from ..shapes import ModelShape
 
@@ -68,7 +69,7 @@ def sum_over_units(
     for name, tensor in entries:
         parts = name.split(".")
         layer = int(parts[2]) if parts[1] == "layers" else None
-        along = [_parts_of(axis) for axis in model.family.axes(parts[-2])[: tensor.dim()]]
+        along = [_parts_of(axis, axes) for axis in model.family.axes(name)[: tensor.dim()]]
         gates = [None if not units else torch.cat([_of_layer(axes[unit], unit, layer) for unit in units])
                  for units in along]  # fmt: skip
         total, added = _sums_along(tensor, gates, None if layer is None else axes[LAYER][layer], measure)
@@ -81,19 +82,20 @@ def sum_over_units(
                     total += part
     queries = by_head(sums[HEADS], shape).sum(dim=-1)
     groups = sums[GROUPS].unflatten(-1, (shape.num_key_value_heads, shape.head_dim)).sum(dim=-1)
+    in_mlp = {EXPERT: sums[EXPERTS]} if EXPERTS in sums else {INTERMEDIATE: sums[INTERMEDIATE]}
     return {
         HIDDEN: sums[HIDDEN],
         LAYER: sums[LAYER],
         KEY_VALUE_HEAD: groups + queries.sum(dim=-1),
         QUERY_HEAD: queries,
-        INTERMEDIATE: sums[INTERMEDIATE],
+        **in_mlp,
     }
 
 
 def _sums_along(
     tensor: Tensor, gates: list[Tensor | None], layer_gate: Tensor | None, measure: Callable[[Tensor], Tensor] | None
 ) -> tuple[Tensor, list[Tensor]]:
-    """Sum of what is open of a matrix or a vector, and for each axis the sums at its places; float32."""
+    """Sum of what is open of a tensor, and for each axis the sums at its places; float32."""
     total = tensor.new_zeros((), dtype=torch.float32)
     added = [tensor.new_zeros(size, dtype=torch.float32) for size in tensor.shape]
     num_rows = max(1, BLOCK // tensor[0].numel())
@@ -102,17 +104,20 @@ def _sums_along(
         values = tensor[rows].float()
         if measure is not None:
             values = measure(values)
-        if gates[0] is not None:
-            gate = gates[0][rows]
-            values = values * (gate if values.dim() == 1 else gate.unsqueeze(1))
-        if values.dim() == 2 and gates[1] is not None:
-            values = values * gates[1]
+        for dim, gate in enumerate(gates):
+            if gate is not None:
+                own = gate[rows] if dim == 0 else gate
+                values = values * own.view(-1, *[1] * (values.dim() - 1 - dim))
         if layer_gate is not None:
             values = values * layer_gate
         total += values.sum()
-        added[0][rows] = values if values.dim() == 1 else values.sum(dim=1)
-        if values.dim() == 2:
-            added[1] += values.sum(dim=0)
+        for dim, sums in enumerate(added):
+            others = [other for other in range(values.dim()) if other != dim]
+            own = values.sum(dim=others) if others else values
+            if dim == 0:
+                sums[rows] = own
+            else:
+                sums += own
     return total, added
 
 
@@ -131,9 +136,11 @@ def open_units(model: ShearingMixin) -> dict[str, Tensor]:
     return found | {QUERY_HEAD: found[QUERY_HEAD] * found[KEY_VALUE_HEAD].unsqueeze(-1)}
 
 
-def _parts_of(axis: Axis) -> tuple[str, ...]:
-    """Units along an axis, several one behind the other in a fused projection; none for an axis that stays whole."""
-    return axis if isinstance(axis, tuple) else () if axis is None else (axis,)
+def _parts_of(axis: Axis, axes: Collection[str]) -> tuple[str, ...]:
+    """Units along an axis, several one behind the other in a fused projection; none for an axis that stays whole, which
+    is one that is not in ``axes``: neurons of experts."""
+    parts = axis if isinstance(axis, tuple) else (axis,)
+    return parts if set(parts) <= set(axes) else ()
 
 
 def _of_layer(tensor: Tensor, axis: str, layer: int | None) -> Tensor:
@@ -141,12 +148,13 @@ def _of_layer(tensor: Tensor, axis: str, layer: int | None) -> Tensor:
 
 
 def _axis_gates(model: ShearingMixin) -> dict[str, Tensor]:
-    """1 or 0 per index of each axis: [d], [L], [L, H * h], [L, KV * h], [L, ff]."""
+    """1 or 0 per index of each axis: [d], [L], [L, ff] or [L, E], [L, H * h], [L, KV * h]."""
     gates, shape = open_units(model), model.masks.source
+    in_mlp = {EXPERTS: gates[EXPERT]} if EXPERT in gates else {INTERMEDIATE: gates[INTERMEDIATE]}
     return {
         HIDDEN: gates[HIDDEN],
         LAYER: gates[LAYER],
-        INTERMEDIATE: gates[INTERMEDIATE],
+        **in_mlp,
         HEADS: head_channel_masks(gates, shape),
         GROUPS: gates[KEY_VALUE_HEAD].repeat_interleave(shape.head_dim, dim=1),
     }

@@ -2,11 +2,13 @@
 
 The gate z of a unit multiplies tensors on the way of the forward: a neuron's its input of down_proj, a head's the
 inputs of o_proj, a hidden dimension's the embedding, the outputs of norms that read the residual stream, of o_proj and
-of down_proj, a layer's the outputs of o_proj and down_proj, or of the norms behind them where a family has those. So
+of down_proj, a layer's the outputs of o_proj and down_proj, or of the norms behind them where a family has those; an
+expert's the weight that its router gives it, and the output of a mixture stands for that of down_proj. So
 dL/dz is the sum of a * dL/da over those tensors a, and a sum over the positions of one sample alone is the slope of
 that sample's loss: samples do not see each other.
 
-Legend: B samples, T length, L layers, KV key/value heads, g query heads per KV head, ff MLP width, d hidden size.
+Legend: B samples, T length, L layers, KV key/value heads, g query heads per KV head, ff MLP width, d hidden size, E
+experts.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
+from ..masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from ..modeling import ShearingMixin
 from .coupled_weights import by_head
 from .measuring import measuring, requiring_gradients, sample_losses
@@ -84,7 +86,7 @@ class _Places:
         watch_output, watch_input = self._watch_output, self._watch_input
         family = model.family
         for index, layer in enumerate(model.model.layers):
-            attention, mlp = layer.self_attn.o_proj, layer.mlp.down_proj
+            attention, mlp = layer.self_attn.o_proj, layer.mlp if family.has_experts else layer.mlp.down_proj
             pre_norms = [layer.get_submodule(name) for name in family.pre_norms]
             post_norms = [layer.get_submodule(name) for name in family.post_norms]
             add_layer = partial(self._add_layer, index)
@@ -93,10 +95,11 @@ class _Places:
             self.handles += [
                 module.register_forward_hook(watch_output(add_layer)) for module in post_norms or (attention, mlp)
             ]
-            self.handles += [
-                attention.register_forward_pre_hook(watch_input(partial(self._add_heads, index))),
-                mlp.register_forward_pre_hook(watch_input(partial(self._add_neurons, index))),
-            ]
+            self.handles.append(attention.register_forward_pre_hook(watch_input(partial(self._add_heads, index))))
+            if family.has_experts:
+                self.handles.append(layer.mlp.gate.register_forward_hook(partial(self._watch_router, index)))
+            else:
+                self.handles.append(mlp.register_forward_pre_hook(watch_input(partial(self._add_neurons, index))))
         self.handles.append(model.model.norm.register_forward_hook(watch_output(self.add_hidden)))
 
     def _begin(self, module, args, output: Tensor) -> Tensor:
@@ -129,6 +132,18 @@ class _Places:
 
     def _add_neurons(self, layer: int, value: Tensor, gradient: Tensor) -> None:
         self.sums[INTERMEDIATE][layer] += self._mean(self._part(value, gradient))
+
+    def _watch_router(self, layer: int, module, args, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Weights and indices [B * T, k] of the experts that tokens are routed to."""
+        _, weights, indices = output
+        _when_known(weights, partial(self._add_experts, layer, indices))
+
+    def _add_experts(self, layer: int, indices: Tensor, value: Tensor, gradient: Tensor) -> None:
+        slopes = torch.zeros(len(indices), self.sums[EXPERT].shape[-1], device=value.device)
+        slopes.scatter_add_(1, indices, value.float() * gradient.float())
+        slopes = slopes.unflatten(0, (len(self.weights), -1))  # [B, T, E]
+        slopes = slopes if self.per_token else slopes.sum(dim=1, keepdim=True)
+        self.sums[EXPERT][layer] += self._mean(slopes)
 
     def _mean(self, slopes: Tensor) -> Tensor:
         """Magnitudes [B, T or 1, *units], summed over positions, and over samples by their weight."""

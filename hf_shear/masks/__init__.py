@@ -7,7 +7,9 @@ from .schedule import MaskPhase, MaskSchedule
 from .settings import MASK_DRAWS, MASK_METHODS, MaskSettings
 from .shearing_masks import START_SPREAD, ShearingMasks
 from .unit_kinds import (
+    ALL_UNIT_KINDS,
     ATTENTION,
+    EXPERT,
     HIDDEN,
     INTERMEDIATE,
     KEY_VALUE_HEAD,
@@ -23,7 +25,9 @@ from .unit_kinds import (
 from .unit_parameters import unit_parameters
 
 __all__ = [
+    "ALL_UNIT_KINDS",
     "ATTENTION",
+    "EXPERT",
     "HIDDEN",
     "INTERMEDIATE",
     "KEY_VALUE_HEAD",

@@ -6,6 +6,8 @@ A *gate* is a value in [0, 1]; a dict of gates is keyed by the kind of unit (``u
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from .lagrangian import ascend, lagrangian_penalty
 from .relaxed_topk import hard_topk, relaxed_topk
 from .schedule import MaskPhase
 from .settings import MaskSettings
-from .unit_kinds import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, UnitKind, unit_kinds
+from .unit_kinds import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, UnitKind, unit_kinds
 
 _UNIFORM_EPS = 1e-6
 
@@ -50,7 +52,7 @@ class ShearingMasks(nn.Module):
 
     @property
     def constrained(self) -> list[UnitKind]:
-        """The kinds that lose units, in the order of ``UNIT_KINDS``."""
+        """The kinds that lose units, in the order of ``ALL_UNIT_KINDS``."""
         return [kind for kind in self.kinds.values() if not kind.frozen]
 
     @property
@@ -249,7 +251,7 @@ class ShearingMasks(nn.Module):
             "num_hidden_layers": self.expected_open(self.kinds[LAYER]).sum().item(),
             "num_attention_heads": (groups * queries.sum(dim=-1)).sum(dim=-1).mean().item(),
             "num_key_value_heads": groups.sum(dim=-1).mean().item(),
-            "intermediate_size": self.expected_open(self.kinds[INTERMEDIATE]).sum(dim=-1).mean().item(),
+            **self._mlp_sizes(lambda kind: self.expected_open(kind).sum(dim=-1).mean().item()),
         }
 
     def target_shape_now(self) -> dict[str, float]:
@@ -260,7 +262,7 @@ class ShearingMasks(nn.Module):
             "num_hidden_layers": budgets[LAYER],
             "num_attention_heads": budgets[KEY_VALUE_HEAD] * budgets[QUERY_HEAD],
             "num_key_value_heads": budgets[KEY_VALUE_HEAD],
-            "intermediate_size": budgets[INTERMEDIATE],
+            **self._mlp_sizes(lambda kind: budgets[kind.name]),
         }
 
     @torch.no_grad()
@@ -285,8 +287,16 @@ class ShearingMasks(nn.Module):
             "num_hidden_layers": low[LAYER],
             "num_attention_heads": (heads_kept & (groups.unsqueeze(-1) * queries < 0.5)).sum().item(),
             "num_key_value_heads": low[KEY_VALUE_HEAD],
-            "intermediate_size": low[INTERMEDIATE],
+            **self._mlp_sizes(lambda kind: low[kind.name], whole=0),
         }
+
+    def _mlp_sizes(self, of: Callable[[UnitKind], float], whole: float | None = None) -> dict[str, float]:
+        """What ``of`` says of an MLP's units, by shape name; ``whole`` of the neurons of experts, which all stay
+        (default: their number)."""
+        if EXPERT not in self.kinds:
+            return {"intermediate_size": of(self.kinds[INTERMEDIATE])}
+        neurons = self.source.intermediate_size if whole is None else whole
+        return {"intermediate_size": neurons, "num_experts": of(self.kinds[EXPERT])}
 
 
 def _name(kind: UnitKind) -> str:

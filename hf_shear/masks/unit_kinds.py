@@ -1,6 +1,7 @@
 """The kinds of units that masks remove, and how many of each a source has and a target keeps.
 
-Legend: d hidden size, L layers, H query heads, KV key/value heads, g = H / KV query heads per KV head, ff MLP width.
+Legend: d hidden size, L layers, H query heads, KV key/value heads, g = H / KV query heads per KV head, ff MLP width,
+E experts.
 
 | kind           | rows    | units | acts on                                                        | reference |
 |----------------|---------|-------|----------------------------------------------------------------|-----------|
@@ -9,6 +10,9 @@ Legend: d hidden size, L layers, H query heads, KV key/value heads, g = H / KV q
 | key_value_head | [L]     | KV    | all query heads of the group, before o_proj                    | head_z (g = 1) |
 | query_head     | [L, KV] | g     | one query head of the group, before o_proj                     | -         |
 | intermediate   | [L]     | ff    | input of down_proj                                             | intermediate_z |
+| expert         | [L]     | E     | the router's logits (closed: none is routed to) and weights    | -         |
+
+A mixture of experts has experts in place of neurons: its kinds are the others and ``expert``.
 """
 
 from __future__ import annotations
@@ -22,14 +26,17 @@ LAYER = "layer"
 KEY_VALUE_HEAD = "key_value_head"
 QUERY_HEAD = "query_head"
 INTERMEDIATE = "intermediate"
+EXPERT = "expert"
 UNIT_KINDS = (HIDDEN, LAYER, KEY_VALUE_HEAD, QUERY_HEAD, INTERMEDIATE)
+"""Those of a dense model."""
+ALL_UNIT_KINDS = (*UNIT_KINDS, EXPERT)
 
 ATTENTION = "attention"
 MLP = "mlp"
 SUB_LAYERS = (ATTENTION, MLP)
 """Sub-layers have no gates of their own: one is removed when all KV heads, or all neurons, of its layer are closed."""
 
-RANKED_KINDS = (*UNIT_KINDS, *SUB_LAYERS)
+RANKED_KINDS = (*ALL_UNIT_KINDS, *SUB_LAYERS)
 """What a criterion may score: the kinds of units that have gates, and sub-layers, [L] each."""
 
 
@@ -58,15 +65,19 @@ class UnitKind:
 
 
 def unit_kinds(source: ModelShape, target: ModelShape) -> dict[str, UnitKind]:
-    """All five kinds for a source and a target, keyed by name, in the order of ``UNIT_KINDS``."""
+    """All five kinds for a source and a target, keyed by name, in the order of ``ALL_UNIT_KINDS``."""
     layers, groups = source.num_hidden_layers, source.num_key_value_heads
     source_group_size = source.num_attention_heads // groups
     target_group_size = target.num_attention_heads // target.num_key_value_heads
+    if source.num_experts is None:
+        in_mlp = UnitKind(INTERMEDIATE, (layers,), source.intermediate_size, target.intermediate_size)
+    else:
+        in_mlp = UnitKind(EXPERT, (layers,), source.num_experts, target.num_experts)
     kinds = (
         UnitKind(HIDDEN, (), source.hidden_size, target.hidden_size),
         UnitKind(LAYER, (), layers, target.num_hidden_layers),
         UnitKind(KEY_VALUE_HEAD, (layers,), groups, target.num_key_value_heads),
         UnitKind(QUERY_HEAD, (layers, groups), source_group_size, target_group_size),
-        UnitKind(INTERMEDIATE, (layers,), source.intermediate_size, target.intermediate_size),
+        in_mlp,
     )
     return {kind.name: kind for kind in kinds}

@@ -7,16 +7,16 @@ from dataclasses import replace
 from transformers import PretrainedConfig
 
 from ..shapes import ModelShape, count_parameters
-from .unit_kinds import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
+from .unit_kinds import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 
 
 def unit_parameters(config: PretrainedConfig, shape: ModelShape | None = None) -> dict[str, int]:
     """Parameters of one unit, by kind: exact as long as the other kinds have the sizes of ``shape``.
 
-    A neuron, a KV group (its query heads with it) and a query head are those of one layer; a hidden dimension runs
-    through all layers, the embeddings and the head. Units of different kinds overlap: without a layer its neurons are
-    gone as well, and a neuron is larger the more hidden dimensions there are. So count them one after another, each at
-    the sizes that the ones before it left; within one kind and within one layer counts add up.
+    A neuron, an expert, a KV group (its query heads with it) and a query head are those of one layer; a hidden
+    dimension runs through all layers, the embeddings and the head. Units of different kinds overlap: without a layer its
+    neurons are gone as well, and a neuron is larger the more hidden dimensions there are. So count them one after
+    another, each at the sizes that the ones before it left; within one kind and within one layer counts add up.
 
     Args:
         config: of the model; gives the family, the vocabulary, the tie flag and biases.
@@ -33,8 +33,11 @@ def unit_parameters(config: PretrainedConfig, shape: ModelShape | None = None) -
         LAYER: (1, {"num_hidden_layers": layers + 1}),
         KEY_VALUE_HEAD: (layers, {"num_key_value_heads": groups + 1, "num_attention_heads": (groups + 1) * size}),
         QUERY_HEAD: (layers * groups, {"num_attention_heads": groups * (size + 1)}),
-        INTERMEDIATE: (layers, {"intermediate_size": shape.intermediate_size + 1}),
     }
+    if shape.num_experts is None:
+        larger[INTERMEDIATE] = layers, {"intermediate_size": shape.intermediate_size + 1}
+    else:
+        larger[EXPERT] = layers, {"num_experts": shape.num_experts + 1}
     own = count_parameters(config, shape)
     return {
         kind: int(count_parameters(config, replace(shape, **sizes)) - own) // rows

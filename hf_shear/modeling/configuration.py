@@ -29,7 +29,7 @@ class ShearingConfig:
     """What the config of every masked model has besides its source's: target shape and the masks' settings.
 
     Attributes:
-        target_shape: the five shape names of the target (and head_dim).
+        target_shape: the sizes of the target by name (and head_dim).
         mask_settings: fields of :class:`~hf_shear.masks.MaskSettings`.
         mask_phase: fields of :class:`~hf_shear.masks.MaskPhase` when the model was saved.
         source_name_or_path, source_revision: where the plain checkpoint came from.

@@ -17,8 +17,9 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..families import Family, family_of
-from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, MaskPhase, ShearingMasks
+from ..masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, MaskPhase, ShearingMasks
 from ..shapes import ModelShape
+from .experts import MaskedExperts, MaskedRouter
 from .folding import MaskedEmbedding, MaskedLinear, MaskedRMSNorm, make_masked
 
 
@@ -43,7 +44,9 @@ class LayerGates:
         hidden, hidden_count: [d] and a scalar, for the norms.
         heads: [H * head_dim], on the inputs of o_proj.
         neurons: [ff], on the inputs of down_proj.
-        writes: [d] or [1], on the outputs of o_proj and down_proj; where a norm stands behind them, without the layer.
+        experts: [E], on the router of a mixture of experts.
+        writes: [d] or [1], on the outputs of o_proj and down_proj, or of the experts; where a norm stands behind them,
+            without the layer.
         post_norms: [1], the layer, on the norms behind them.
     """
 
@@ -53,11 +56,13 @@ class LayerGates:
         hidden_count: Tensor | None,
         heads: Tensor | None,
         neurons: Tensor | None,
+        experts: Tensor | None,
         writes: Tensor | None,
         post_norms: Tensor | None,
     ):
         self.hidden, self.hidden_count = hidden, hidden_count
-        self.heads, self.neurons, self.writes, self.post_norms = heads, neurons, writes, post_norms
+        self.heads, self.neurons, self.experts = heads, neurons, experts
+        self.writes, self.post_norms = writes, post_norms
 
 
 _LAYER_GATES = "shearing_layer_gates"
@@ -86,17 +91,20 @@ class MaskedDecoderLayer:
         for name in self.family.post_norms:
             norm = self.get_submodule(name)
             norm.output_mask, norm.kept_count = gates.post_norms, gates.hidden_count
-        attention, mlp = self.self_attn.o_proj, self.mlp.down_proj
+        attention = self.self_attn.o_proj
         attention.input_mask, attention.output_mask = gates.heads, gates.writes
-        mlp.input_mask, mlp.output_mask = gates.neurons, gates.writes
+        if self.family.has_experts:
+            self.mlp.gate.output_mask, self.mlp.experts.output_mask = gates.experts, gates.writes
+        else:
+            self.mlp.down_proj.input_mask, self.mlp.down_proj.output_mask = gates.neurons, gates.writes
         return super().forward(*args, **kwargs)
 
 
 class ShearingMixin:
     """Gives masks to a stock causal language model: ``class ShearingX(ShearingMixin, X)``.
 
-    Masks act at places that every family has: embeddings, norms, o_proj and down_proj. They are drawn once per
-    forward, before any layer runs, so that a checkpointed layer sees the same masks when it is recomputed.
+    Masks act at places that every family has: embeddings, norms, o_proj and down_proj, or router and experts. They are
+    drawn once per forward, before any layer runs, so that a checkpointed layer sees the same masks when it is recomputed.
     """
 
     _keep_in_fp32_modules_strict = ["masks"]
@@ -116,7 +124,12 @@ class ShearingMixin:
             norm.scales_in_float32 = self.family.norm_scales_in_float32
         for layer in self.model.layers:
             make_masked(layer.self_attn.o_proj, MaskedLinear)
-            make_masked(layer.mlp.down_proj, MaskedLinear)
+            if self.family.has_experts:
+                make_masked(layer.mlp.gate, MaskedRouter)
+                layer.mlp.gate.weights_sum_to_one = self.family.routing_weights_sum_to_one_in(config)
+                make_masked(layer.mlp.experts, MaskedExperts)
+            else:
+                make_masked(layer.mlp.down_proj, MaskedLinear)
             make_masked(layer, MaskedDecoderLayer)
             layer.family = self.family
 
@@ -237,10 +250,10 @@ class ShearingMixin:
         num_layers = len(self.model.layers)
         writes, post_norms = residual_write_masks(gates, num_layers, self.family)
         heads = _per_layer(head_channel_masks(gates, self.masks.source), num_layers)
-        neurons = _per_layer(gates.get(INTERMEDIATE), num_layers)
+        neurons, experts = (_per_layer(gates.get(kind), num_layers) for kind in (INTERMEDIATE, EXPERT))
         hidden, count = gates.get(HIDDEN), self.masks.hidden_count(gates)
         return [
-            LayerGates(hidden, count, heads[index], neurons[index], writes[index], post_norms[index])
+            LayerGates(hidden, count, heads[index], neurons[index], experts[index], writes[index], post_norms[index])
             for index in range(num_layers)
         ]
 
@@ -248,13 +261,18 @@ class ShearingMixin:
         """As the stock model's, through the masks: drawn in training mode, deterministic in evaluation mode.
 
         Raises:
-            ValueError: ``inputs_embeds`` are given in place of ``input_ids``.
+            ValueError: ``inputs_embeds`` are given in place of ``input_ids``, or ``output_router_logits``.
         """
         if input_ids is None:
             raise ValueError(
                 "`input_ids` must be given to a masked model, but it is None. `inputs_embeds` in its place would keep"
                 " removed hidden dimensions open, since masks close them behind the model's own embedding: pass"
                 " `input_ids`."
+            )
+        if kwargs.get("output_router_logits"):
+            raise ValueError(
+                "`output_router_logits` must be False or left out with masks, but it is True: the loss for the balance of"
+                " experts, which comes with it, would count those that are removed."
             )
         layer_gates, lagrangian_loss = self._draw_gates()
         outputs = super().forward(input_ids, *args, **(kwargs | {"return_dict": True, _LAYER_GATES: layer_gates}))

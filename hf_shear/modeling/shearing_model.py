@@ -12,11 +12,13 @@ from transformers.utils import cached_file, extract_commit_hash
 
 from ..families import family_of, supported_model_types
 from ..masks import MaskSettings, ShearingMasks
-from ..shapes import SHAPE_NAMES, TargetShape
+from ..shapes import ModelShape, TargetShape
 from .configuration import as_family, is_masked_config
 from .mixin import ShearingMixin
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
+
+GROUPED_MULTIPLE = 8  # values of two bytes in the 16 bytes that torch.nn.functional.grouped_mm asks strides to divide
 
 # Arguments of the stock `from_pretrained` that a config may have an attribute for: they are passed on, not set on it.
 LOADING_OPTIONS = (
@@ -31,7 +33,7 @@ LOADING_OPTIONS = (
 
 
 class ShearingModel(ShearingMixin):
-    """A stock causal language model whose hidden dimensions, layers, heads and MLP neurons carry masks.
+    """A stock causal language model whose hidden dimensions, layers, heads and MLP neurons, or experts, carry masks.
 
     (arXiv 2310.06694, section 2.1.) One class per family: ``ShearingLlamaForCausalLM``, ``ShearingQwen2ForCausalLM``, ...
 
@@ -58,7 +60,7 @@ class ShearingModel(ShearingMixin):
 
         Args:
             pretrained_model_name_or_path: a folder or a Hub name.
-            target_shape: the shape to reach; any subset of the five names. Required for a plain checkpoint; for a
+            target_shape: the shape to reach; any subset of its names of sizes. Required for a plain checkpoint; for a
                 masked one it may be left out, and must agree if given.
             mask_settings: how masks are parameterised and drawn.
             config, kwargs: as for any ``from_pretrained``; where ``config`` is not given, ``kwargs`` that are
@@ -75,6 +77,8 @@ class ShearingModel(ShearingMixin):
         if config is None:
             hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
             config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_options)
+            if "experts_implementation" in kwargs:
+                config._experts_implementation = kwargs["experts_implementation"]
             for name in [name for name in kwargs if name not in LOADING_OPTIONS and hasattr(config, name)]:
                 setattr(config, name, kwargs.pop(name))
         masked = is_masked_config(config)
@@ -129,6 +133,8 @@ class ShearingModel(ShearingMixin):
         masked.tie_weights()
         masked.generation_config = copy.deepcopy(model.generation_config)
         masked.set_attn_implementation(model.config._attn_implementation)
+        if masked.family.has_experts:
+            masked.set_experts_implementation(model.config._experts_implementation)
         return masked.train(model.training)
 
 
@@ -178,13 +184,28 @@ def _masked_config(
         return config
     check_supported_source(config)
     if target_shape is None:
+        names = ModelShape.from_config(config).size_names
         raise ValueError(
             "`target_shape` is needed to add masks to a plain checkpoint. Give any of"
-            f" {', '.join(SHAPE_NAMES)}, for example target_shape={{'intermediate_size': ...}}."
+            f" {', '.join(names)}, for example target_shape={{{names[-1]!r}: ...}}."
         )
     config = as_family(config, family)
     target = TargetShape.from_dict(config, _named_sizes(target_shape))
+    if family.has_experts:
+        _check_grouped(config, target)
     return cls.config_class.from_source(config, target, mask_settings or MaskSettings(), revision)
+
+
+def _check_grouped(config: PretrainedConfig, target: TargetShape) -> None:
+    """Refuse a hidden size whose sliced experts torch's grouped matrix product, transformers' default, does not take."""
+    size = target.hidden_size
+    if size != target.source.hidden_size and size % GROUPED_MULTIPLE and config._experts_implementation != "eager":
+        raise ValueError(
+            f"`hidden_size` must be a multiple of {GROUPED_MULTIPLE} in a mixture of experts, but it is {size}: torch"
+            " multiplies all experts at once only where rows of weights fill 16 bytes. Give"
+            f" {-(-size // GROUPED_MULTIPLE) * GROUPED_MULTIPLE}, or load source and result with"
+            " experts_implementation='eager'."
+        )
 
 
 def _named_sizes(target_shape: TargetShape | dict[str, int | None]) -> dict[str, int]:

@@ -8,6 +8,7 @@ from functools import wraps
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..families import FAMILIES, Family, family_named, family_of
+from .checkpoint_names import share_weight_names
 from .configuration import shearing_config_class
 from .shearing_model import HUB_OPTIONS, ShearingModel, check_supported_source
 
@@ -33,6 +34,8 @@ _CLASSES = {family.model_type: _make_class(family) for family in FAMILIES.values
 for _class in _CLASSES.values():
     globals()[_class.__name__] = _class  # pickle and users find it by its name
     AutoModelForCausalLM.register(_class.config_class, _class)
+for _family in _CLASSES:
+    share_weight_names(_family)
 
 
 class AutoShearingModelForCausalLM:

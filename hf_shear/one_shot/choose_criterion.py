@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping
 from functools import partial
 
 from .. import criteria
+from ..families import Family
 from ..importance import Criterion, keyword_options, name_of, options_from_text, ranks_of
-from ..masks import RANKED_KINDS
+from ..masks import EXPERT, INTERMEDIATE, RANKED_KINDS
 
 CriterionChoice = str | Criterion | Mapping[str, "str | Criterion"]
 DEFAULT_KIND = "default"
@@ -43,12 +44,15 @@ def resolve_criterion(choice: str | Criterion) -> Criterion:
     return partial(function, **options_from_text(text, keyword_options(function), f"Criterion {name!r}"))
 
 
-def criteria_by_kind(choice: CriterionChoice, kinds: Collection[str]) -> dict[str, Criterion]:
+def criteria_by_kind(
+    choice: CriterionChoice, kinds: Collection[str], family: Family | None = None
+) -> dict[str, Criterion]:
     """The criterion of each kind of unit that is to be ranked.
 
     Args:
         choice: one criterion for all, or a dict with one per kind and perhaps ``"default"`` for the rest.
         kinds: those to rank.
+        family: of the model; None: any.
 
     Raises:
         ValueError: a criterion cannot rank what it is asked to, or a kind has none.
@@ -64,6 +68,8 @@ def criteria_by_kind(choice: CriterionChoice, kinds: Collection[str]) -> dict[st
                 f"`criterion` has none for {kind!r}, of which units are removed. Name one, or a 'default'."
             )
         function = resolve_criterion(named.get(kind, named.get(DEFAULT_KIND)))
+        if family is not None and family.has_experts:
+            _check_for_experts(function, family)
         if kind not in ranks_of(function):
             able = [name for name in criterion_names() if kind in ranks_of(resolve_criterion(name))]
             raise ValueError(
@@ -74,6 +80,18 @@ def criteria_by_kind(choice: CriterionChoice, kinds: Collection[str]) -> dict[st
             )
         chosen[kind] = function
     return chosen
+
+
+def _check_for_experts(function: Criterion, family: Family) -> None:
+    """Refuse what measures the parts of a dense MLP, whatever it is to rank: it looks at all of the model."""
+    ranks = ranks_of(function)
+    on_adapters = isinstance(function, partial) and function.keywords.get("gradient") == "adapters"
+    if (INTERMEDIATE in ranks and EXPERT not in ranks) or on_adapters:
+        able = [name for name in criterion_names() if EXPERT in ranks_of(resolve_criterion(name))]
+        raise ValueError(
+            f"`criterion` {name_of(function)!r} measures the MLP of a layer, in place of which a {family.model_type} has"
+            f" experts. Name one of {', '.join(able)}, or for whole layers one that ranks nothing else, such as loss_rise."
+        )
 
 
 def criteria_from_words(words: Collection[str]) -> dict[str, str]:

@@ -120,6 +120,11 @@ def make_plan(
     if form not in FORMS:
         raise ValueError(f"`form` must be one of {', '.join(FORMS)}, but it is {form!r}.")
     whole = TargetShape.from_source(config)
+    if name != UNIFORM and whole.num_experts is not None:
+        raise ValueError(
+            f"`allocation` must be {UNIFORM!r} for a mixture of experts, but it is {name!r}: its config has one number of"
+            " experts for all layers."
+        )
     if name == UNIFORM:
         plan = _uniform_plan(own, config, target, text, units, protect)
     else:
@@ -137,7 +142,7 @@ def make_plan(
             raise ValueError(too_small(smallest, budget, kinds))
     if form == NEMOTRON_NAS:
         check_nemotron_nas(config, plan.shape, plan.kinds if plan.uneven else ())
-    functions = criteria_by_kind(criterion, plan.kinds)
+    functions = criteria_by_kind(criterion, plan.kinds, family_of(config))
     shaped = sorted({name_of(function) for function in functions.values() if needs_target_shape(function)})
     if plan.uneven and shaped:
         raise ValueError(

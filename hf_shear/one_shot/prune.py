@@ -73,7 +73,7 @@ def prune_one_shot(
 
     Args:
         model: a stock or a masked model of a supported family; left as it is, but for ``release_source``.
-        target: the shape to reach, any subset of the five names; or a budget, the largest number of parameters (an int)
+        target: the shape to reach, any subset of its names of sizes; or a budget, the largest number of parameters (an int)
             or the share of the source's to keep (a float), embeddings included and tied weights counted once.
         calibration: text to score and compensate on (batches with ``input_ids`` and ``labels``).
         criterion: a name with options (``"taylor"``, ``"flap"``), a function declared by

@@ -9,6 +9,7 @@ import torch
 
 from ..data import Calibration
 from ..importance import Criterion, Scores, shares_inputs
+from ..masks import EXPERT, INTERMEDIATE
 from ..modeling import ShearingMixin
 from .choose_criterion import CriterionChoice, criteria_by_kind
 
@@ -25,6 +26,8 @@ def score_units(
     Args:
         model: a masked model; left as it is.
         choice: as in ``criteria_by_kind``.
+        kinds: those to score. A dense model has no experts and a mixture no neurons to score: of these two, the kind that
+            it has not is left out, so that ``ranks_of`` a criterion will do for both.
         shared_inputs: filled by a criterion that shares what ``compensate`` collects, too; None: nothing is kept.
 
     Returns:
@@ -33,7 +36,8 @@ def score_units(
     Raises:
         ValueError: as in ``criteria_by_kind``; or scores that are not finite.
     """
-    chosen = criteria_by_kind(choice, kinds)
+    absent = INTERMEDIATE if model.family.has_experts else EXPERT
+    chosen = criteria_by_kind(choice, [kind for kind in kinds if kind != absent], model.family)
     found = []  # (criterion, its scores): one call for all the kinds that it ranks
     scores = {}
     with model.use_gates(model.gates_in_use):

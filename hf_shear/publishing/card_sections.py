@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..reporting import SHAPE_NAMES, markdown_table
+from ..reporting import TARGET_NAMES, markdown_table
 from .card_facts import CardFacts, short_count
 from .citations import citations
 
@@ -39,7 +39,7 @@ def removed(facts: CardFacts) -> str:
     """The shape before and after."""
     before, after = facts.results["source"]["shape"], facts.record["shape"]
     lines = ["| | source | this model | kept |", "|---|---|---|---|"]
-    for name in (*SHAPE_NAMES, "head_dim"):
+    for name in (*TARGET_NAMES, "head_dim"):
         if name in before and name in after:
             lines.append(
                 f"| `{name}` | {before[name]:,} | {after[name]:,} | {100 * after[name] / before[name]:.1f} % |"

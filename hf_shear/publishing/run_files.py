@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..reporting import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, SHAPE_NAMES, read_results
+from ..reporting import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, TARGET_NAMES, read_results
 from ..slicing import PROVENANCE_NAME
 from .checkpoint_files import checkpoint_config, is_masked
 
@@ -91,6 +91,14 @@ def _arm(checkpoint: Path, provenance: dict | None) -> str:
     return "recovered" if "recovery" in provenance else "pruned"
 
 
+# How configs of mixtures of experts name a size, before its own name.
+_OTHER_FIELDS = {"intermediate_size": "moe_intermediate_size", "num_experts": "num_local_experts"}
+
+
+def _size(config: dict, name: str) -> int | None:
+    return config.get(_OTHER_FIELDS.get(name), config.get(name))
+
+
 def _check_same_model(results: dict, arm: str, config: dict, checkpoint: Path) -> None:
     if arm not in results:
         raise ValueError(
@@ -98,10 +106,11 @@ def _check_same_model(results: dict, arm: str, config: dict, checkpoint: Path) -
             " Finish the run (`--resume`), and publish it then."
         )
     shape = results[arm].get("shape", {})
-    different = [name for name in SHAPE_NAMES if shape.get(name) != config.get(name)]
+    sizes = {name: _size(config, name) for name in TARGET_NAMES}
+    different = [name for name, size in sizes.items() if shape.get(name) != size]
     if different:
         name = different[0]
         raise ValueError(
-            f"{str(checkpoint)!r} is not the model of the results beside it: `{name}` is {config.get(name)}, and"
+            f"{str(checkpoint)!r} is not the model of the results beside it: `{name}` is {sizes[name]}, and"
             f" {shape.get(name)} in `{arm}` of the results. Put the results of this checkpoint there."
         )

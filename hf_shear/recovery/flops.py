@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
-from ..families import GROUPS, HEADS, HIDDEN, NEURONS, family_of
+from ..families import EXPERTS, GROUPS, HEADS, HIDDEN, NEURONS, family_of
 from ..shapes import ModelShape
 
 BACKWARD_TO_INPUTS = 1
@@ -17,7 +17,7 @@ BACKWARD_TO_WEIGHTS = 1
 
 
 def forward_flops_per_token(config: PretrainedConfig, sample_length: int, shape: ModelShape | None = None) -> float:
-    """FLOPs of one forward pass for each token: two per weight of a matrix, and causal attention.
+    """FLOPs of one forward pass for each token: two per weight of a matrix that it passes, and causal attention.
 
     Attention costs 2 * 2 * H * D for each earlier token (scores, values), of which there are S / 2 on average.
     """
@@ -27,8 +27,14 @@ def forward_flops_per_token(config: PretrainedConfig, sample_length: int, shape:
 
 def _matrix_flops(config: PretrainedConfig, shape: ModelShape) -> float:
     query, key = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    sizes = {HIDDEN: shape.hidden_size, HEADS: query, GROUPS: key, NEURONS: shape.intermediate_size}
-    layer = family_of(config).layer_matrix_parameters(sizes)
+    sizes = {
+        HIDDEN: shape.hidden_size,
+        HEADS: query,
+        GROUPS: key,
+        NEURONS: shape.intermediate_size,
+        EXPERTS: shape.num_experts,
+    }
+    layer = family_of(config).layer_active_parameters(config, sizes)
     return 2 * (shape.num_hidden_layers * layer + config.vocab_size * shape.hidden_size)
 
 

@@ -17,11 +17,15 @@ from hf_shear.reporting.html_charts import (
     linear_ticks,
 )
 from hf_shear.reporting.html_page import note, panels, section, table, text
-from hf_shear.reporting.plots import GAP_OF_GROUPS, kept_per_layer
-from hf_shear.reporting.results import SHAPE_NAMES
+from hf_shear.reporting.plots import GAP_OF_GROUPS, kept_per_layer, mlp_units
+from hf_shear.reporting.results import TARGET_NAMES
 
 SHAPE_LABELS = dict(
-    zip(SHAPE_NAMES, ("hidden size", "layers", "attention heads", "key-value heads", "MLP size"), strict=True)
+    zip(
+        TARGET_NAMES,
+        ("hidden size", "layers", "attention heads", "key-value heads", "MLP size", "experts"),
+        strict=True,
+    )
 )
 MAX_STRIPES = 512  # hidden dimensions drawn one by one; beyond, averages of this many neighbours' share:
 NUM_BINS = 128
@@ -30,7 +34,7 @@ _CELL, _GAP = 100, 10  # units of a head in a drawing of its own size, and of th
 
 
 def shape_section(results: Mapping[str, Any]) -> str:
-    """The five sizes before and after."""
+    """The sizes before and after."""
     source, target = _shape(results, "source"), results.get("target_shape") or _shape(results, "recovered")
     if not source or not target:
         return section(
@@ -97,10 +101,10 @@ def _heads_map(units: Mapping[str, Any], shape: Mapping[str, int], removed: Sequ
 
 
 def _mlp_map(units: Mapping[str, Any], shape: Mapping[str, int], removed: Sequence[int]) -> str:
-    total, num_layers = shape["intermediate_size"], shape["num_hidden_layers"]
+    (name, total), num_layers = mlp_units(shape), shape["num_hidden_layers"]
     row, whole, kept, labels = UNITS / num_layers, [], [], []
     for layer in units["layers"]:
-        count = len(units["intermediate"][layer])
+        count = len(units[name][layer])
         top = f"M0 {row * (layer + 0.05):.1f}"
         whole.append(f"{top}h{UNITS}v{row * 0.9:.1f}H0z")
         kept.append(f"{top}h{UNITS * count / total:.1f}v{row * 0.9:.1f}H0z")
@@ -110,7 +114,7 @@ def _mlp_map(units: Mapping[str, Any], shape: Mapping[str, int], removed: Sequen
     drawn = [f'<path class="cut" d="{"".join(whole)}"/><path class="kept" d="{"".join(kept)}"/>']
     labels += [f'<span class="x" style="left:{share}%">{share} %</span>' for share in (0, 25, 50, 75, 100)]
     labels.append('<span class="xl">share of the MLP kept</span>')
-    counts = f"{_range(units['intermediate'])} of {total:,} units in each layer"
+    counts = f"{_range(units[name])} of {total:,} {'experts' if name == 'experts' else 'units'} in each layer"
     description = f"MLP units kept by layer: {counts} that was kept. The table below lists them."
     return _layer_figure(f"MLP: {counts}", drawn, labels, description, num_layers, removed)
 
@@ -154,11 +158,11 @@ def _hidden_strip(indices: Sequence[int], size: int) -> str:
 
 
 def _kept_table(units: Mapping[str, Any], shape: Mapping[str, int]) -> str:
-    rows = []
+    rows, (name, _) = [], mlp_units(shape)
     for layer in sorted(units["layers"]):
         heads, groups = units["heads"][layer], units["key_value_heads"][layer]
-        rows.append((str(layer), _spans(heads), _spans(groups), f"{len(units['intermediate'][layer]):,}"))
-    headings = ("layer", "heads", "key-value heads", "MLP units")
+        rows.append((str(layer), _spans(heads), _spans(groups), f"{len(units[name][layer]):,}"))
+    headings = ("layer", "heads", "key-value heads", "experts" if name == "experts" else "MLP units")
     whole = table("Units kept in each layer", headings, rows, "all numbered as in the source, from 0")
     return f"<details><summary>The same as a table</summary>{whole}</details>\n"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_shear.reporting.results import SHAPE_NAMES
+from hf_shear.reporting.results import TARGET_NAMES
 from hf_shear.reporting.table import short_name
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def plot_sizes(
         ValueError: no rows, tokens that fall, or sizes above the source's.
     """
     _check_history(history, stages=False)
-    names = [name for name in SHAPE_NAMES if any(name in row.get("expected_shape", {}) for row in history)]
+    names = [name for name in TARGET_NAMES if any(name in row.get("expected_shape", {}) for row in history)]
     if not names:
         raise ValueError("`history` must hold rows with `expected_shape`, but none has it.")
     scale, unit = _token_unit(history[-1]["num_tokens"])
@@ -182,6 +182,7 @@ def kept_per_layer(kept: Mapping[str, Any], shape: Mapping[str, int]) -> dict[st
         "key_value_heads": shape["num_key_value_heads"],
         "intermediate": shape["intermediate_size"],
     }
+    limits |= dict([mlp_units(shape)])
     for name, limit in limits.items():
         by_layer = {int(layer): indices for layer, indices in kept[name].items()}
         if set(by_layer) != set(units["layers"]):
@@ -254,11 +255,18 @@ def _draw_heads(axes: Axes, units: Mapping[str, Any], shape: Mapping[str, int]) 
     _title(axes, title)
 
 
+def mlp_units(shape: Mapping[str, int]) -> tuple[str, int]:
+    """What is removed of an MLP, by its name in `kept`, and how many the source has: experts where there are any."""
+    if "num_experts" in shape:
+        return "experts", shape["num_experts"]
+    return "intermediate", shape["intermediate_size"]
+
+
 def _draw_mlp(axes: Axes, units: Mapping[str, Any], shape: Mapping[str, int]) -> None:
     """Layers x share of the MLP as bars, with the number kept written into them."""
-    total, num_layers = shape["intermediate_size"], shape["num_hidden_layers"]
+    (name, total), num_layers = mlp_units(shape), shape["num_hidden_layers"]
     layers = sorted(units["layers"])
-    shares = [len(units["intermediate"][layer]) / total for layer in layers]
+    shares = [len(units[name][layer]) / total for layer in layers]
     axes.barh(layers, [1.0] * len(layers), height=0.8, color=GROUP_CUT)
     axes.barh(layers, shares, height=0.8, color=KEPT)
     if num_layers <= 48:  # beyond, a row is lower than the digits
@@ -267,7 +275,7 @@ def _draw_mlp(axes: Axes, units: Mapping[str, Any], shape: Mapping[str, int]) ->
             axes.text(
                 share - 0.02 if inside else share + 0.02,
                 layer,
-                f"{len(units['intermediate'][layer]):,}",
+                f"{len(units[name][layer]):,}",
                 color="white" if inside else "black",
                 ha="right" if inside else "left",
                 va="center",
@@ -275,7 +283,9 @@ def _draw_mlp(axes: Axes, units: Mapping[str, Any], shape: Mapping[str, int]) ->
             )
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of the MLP kept")
-    _title(axes, f"MLP: {_range(units['intermediate'])} of {total:,}\nunits in each layer")
+    _title(
+        axes, f"MLP: {_range(units[name])} of {total:,}\n{'experts' if name == 'experts' else 'units'} in each layer"
+    )
 
 
 def _draw_hidden(axes: Axes, indices: Sequence[int], size: int) -> None:

@@ -1,7 +1,7 @@
 """The results file of one run: what is in it, how it is written, read and checked.
 
     source | pruned | recovered   a model record: `shape`, `num_parameters`, `loss`, `mean`, `eval_tokens`
-    target_shape                  the five shape names
+    target_shape                  the five shape names, and `num_experts` of a mixture of experts
     masks                         `expected_shape` (floats) and `kept_below_half` (counts), by shape name; None for a model
                                   that was pruned before the run
     tokens                        mask_learning, recovery, evaluation
@@ -30,6 +30,8 @@ SHAPE_NAMES = (
     "num_key_value_heads",
     "intermediate_size",
 )
+TARGET_NAMES = (*SHAPE_NAMES, "num_experts")
+"""As `SHAPE_NAMES`, with the size that only records of mixtures of experts have."""
 RESULTS_NAME, EVALUATION_NAME, REPORT_NAME = "results.json", "evaluation.json", "report.html"
 """Files of a run's folder: this one, what `hf-shear evaluate` adds, and the page made of both."""
 
@@ -198,9 +200,11 @@ def _check_baseline(record: Any, path: str) -> None:
 
 
 def _check_same_shape(shape: Mapping[str, int], target: Mapping[str, int], path: str) -> None:
-    for name in SHAPE_NAMES:
-        if shape[name] != target[name]:
-            raise ValueError(f"`{path}.shape.{name}` must be the target's ({target[name]}), but it is {shape[name]}.")
+    for name in TARGET_NAMES:
+        if shape.get(name) != target.get(name):
+            raise ValueError(
+                f"`{path}.shape.{name}` must be the target's ({target.get(name)}), but it is {shape.get(name)}."
+            )
 
 
 def _check_domains(results: Mapping[str, Any], baselines: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hf_shear.reporting.results import MODEL_NAMES, SHAPE_NAMES
+from hf_shear.reporting.results import MODEL_NAMES, TARGET_NAMES
 
 # Smaller differences of mean loss are called a tie: in nats per token. One seed on a held-out set of some
 # 1e5 tokens cannot tell less apart; `spread_table` replaces it by the measured spread of several seeds.
@@ -221,7 +221,7 @@ def _conditions(recovered: Arm, other: Arm) -> str:
     """What the two had in common, as the numbers say."""
     parts = [_token_condition(recovered.tokens, other.tokens)]
     own, others = recovered.record["shape"], other.record["shape"]
-    differing = [name for name in (*SHAPE_NAMES, "head_dim") if own.get(name) != others.get(name)]
+    differing = [name for name in (*TARGET_NAMES, "head_dim") if own.get(name) != others.get(name)]
     if differing:
         listed = ", ".join(f"{name} {own.get(name)} against {others.get(name)}" for name in differing)
         parts.append(f"unequal shape ({listed})")

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from ..modeling import check_supported_source
 from ..recovery import check_same_tokens
 from ..reporting import collect_versions
-from ..shapes import SHAPE_NAMES, ModelShape
+from ..shapes import TARGET_NAMES, ModelShape
 from ..slicing import PROVENANCE_NAME, read_provenance, save_checkpoint
 from .report import judge_checkpoint
 from .run_folder import finished_stages
@@ -34,7 +34,7 @@ def open_adopting_run(pipeline, args) -> Run:
         ValueError: the two do not fit together, a target is named beside the checkpoint, or the folder holds a run with
             a pruned model of its own.
     """
-    named = [name for name in (*SHAPE_NAMES, "preset", "target_num_parameters") if getattr(pipeline, name) is not None]
+    named = [name for name in (*TARGET_NAMES, "preset", "target_num_parameters") if getattr(pipeline, name) is not None]
     if named:
         raise ValueError(f"`pruned` has its shape already: leave out {', '.join(f'`--{name}`' for name in named)}.")
     source = AutoConfig.from_pretrained(pipeline.model_name_or_path)

@@ -6,7 +6,7 @@ from transformers import PretrainedConfig
 
 from ..families import family_named
 from ..modeling import as_family, check_supported_source
-from ..shapes import SHAPE_NAMES, TargetShape, preset_shape, shape_for_budget
+from ..shapes import TARGET_NAMES, TargetShape, preset_shape, shape_for_budget
 
 
 def choose_target(pipeline, config: PretrainedConfig) -> tuple[TargetShape, str | None]:
@@ -27,10 +27,10 @@ def choose_target(pipeline, config: PretrainedConfig) -> tuple[TargetShape, str 
     check_supported_source(config)
     if pipeline.as_family is not None:
         config = as_family(config, family_named(pipeline.as_family))
-    named = {name: getattr(pipeline, name) for name in SHAPE_NAMES if getattr(pipeline, name) is not None}
+    named = {name: getattr(pipeline, name) for name in TARGET_NAMES if getattr(pipeline, name) is not None}
     ways = [bool(named), pipeline.preset is not None, pipeline.target_num_parameters is not None]
     if sum(ways) != 1:
-        raise ValueError(f"Name a target one way: {', '.join(SHAPE_NAMES)}, `--preset` or `--target_num_parameters`.")
+        raise ValueError(f"Name a target one way: {', '.join(TARGET_NAMES)}, `--preset` or `--target_num_parameters`.")
     if pipeline.preset is not None:
         return preset_shape(pipeline.preset, config), None
     if pipeline.target_num_parameters is not None:

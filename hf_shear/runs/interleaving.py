@@ -77,7 +77,7 @@ def prune_interleaved(
         add_biases(masked)
     source = copy.deepcopy(masked).eval() if method is not None and method.towards == SOURCE else None
     kinds = [kind.name for kind in AutoShearingModelForCausalLM.from_model(masked, target).masks.constrained]
-    criteria_by_kind(criterion, kinds)
+    criteria_by_kind(criterion, kinds, masked.family)
 
     def prune(now: ShearingModel, gates: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
         twin = AutoShearingModelForCausalLM.from_model(now, target).eval()

@@ -39,6 +39,7 @@ class TargetArguments:
     num_attention_heads: int | None = field(default=None, metadata={"help": "Target size."})
     num_key_value_heads: int | None = field(default=None, metadata={"help": "Target size."})
     intermediate_size: int | None = field(default=None, metadata={"help": "Target size."})
+    num_experts: int | None = field(default=None, metadata={"help": "Target size of a mixture of experts."})
     target_num_parameters: int | None = field(default=None, metadata={"help": "Pick a shape of at most this size."})
     as_family: str | None = field(
         default=None, metadata={"help": "'mistral': a Llama without biases as one, for any number of heads."}
@@ -58,7 +59,7 @@ class RecoveryArguments(DataArguments):
     )
     distillation_top_k: int = field(default=32, metadata={"help": "Stored teacher logits per token."})
     quantize: Literal[QUANTISATIONS] = field(
-        default="none", metadata={"help": "Frozen weights under 'lora' (bitsandbytes); merged into the full ones."}
+        default="none", metadata={"help": "Frozen weights under 'lora' (bitsandbytes), merged at full."}
     )
     keep_adapter: bool = field(
         default=False, metadata={"help": "Keep the adapter of 'lora' beside what it is merged to."}

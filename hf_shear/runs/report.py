@@ -26,7 +26,7 @@ from ..reporting import (
     write_html_report,
     write_results,
 )
-from ..shapes import SHAPE_NAMES, ModelShape, count_parameters
+from ..shapes import TARGET_NAMES, ModelShape, count_parameters
 from ..training import ShearTrainingArguments, evaluate_domains
 from .whole_models import whole_models
 
@@ -131,7 +131,7 @@ def write_report(folder: Path, results: dict) -> str:
     if history:
         plot_domains(history, folder / "domains.png")
     if results["sizes"]:
-        sizes = {name: results["target_shape"][name] for name in SHAPE_NAMES}
+        sizes = {name: results["target_shape"][name] for name in TARGET_NAMES if name in results["target_shape"]}
         plot_sizes(results["sizes"], sizes, folder / "sizes.png", source_shape=source)
     table = comparison_table(results)
     (folder / "table.txt").write_text(table + "\n", encoding="utf-8")

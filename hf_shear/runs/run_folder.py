@@ -13,14 +13,14 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from ..shapes import SHAPE_NAMES, ModelShape
+from ..shapes import TARGET_NAMES, ModelShape
 from ..training.checkpoints import TRAINER_STATE_NAME, last_whole_checkpoint
 from ..training.state_file import STATE_NAME, write_json_atomically
 
 _STAGES_NAME = "stages.json"
 _UNUSED = {"settings", "source"}  # what a run has recorded that was refused, or stopped, before any training
 _FREE_SETTINGS = {
-    "num_proc", "baselines", "baseline_learning_rates", "stop_after", "resume", "overwrite", "keep_adapter", *SHAPE_NAMES,
+    "num_proc", "baselines", "baseline_learning_rates", "stop_after", "resume", "overwrite", "keep_adapter", *TARGET_NAMES,
 }  # fmt: skip
 _RECOVERY_SETTINGS = ("recovery_method", "distillation", "distillation_temperature", "distillation_weight")
 

@@ -1,7 +1,7 @@
 """Shapes: what a source model is, what it shall become, and what either costs in parameters."""
 
 from .budget import BudgetChoice, parameter_budget, shape_for_budget
-from .model_shape import SHAPE_NAMES, ModelShape
+from .model_shape import NUM_EXPERTS, SHAPE_NAMES, TARGET_NAMES, ModelShape
 from .parameter_count import count_embedding_parameters, count_parameters
 from .presets import PRESETS, preset_shape
 from .shape_config import ShapeAcceptance, config_for_shape
@@ -9,8 +9,10 @@ from .target_shape import TargetShape
 from .uneven_count import LayerSizes, count_attention, count_mlp, count_uneven_parameters
 
 __all__ = [
+    "NUM_EXPERTS",
     "PRESETS",
     "SHAPE_NAMES",
+    "TARGET_NAMES",
     "BudgetChoice",
     "LayerSizes",
     "ModelShape",

@@ -16,7 +16,7 @@ from numbers import Integral, Real
 
 from transformers import PretrainedConfig
 
-from .model_shape import ModelShape
+from .model_shape import TARGET_NAMES, ModelShape
 from .parameter_count import (
     count_embedding_parameters,
     count_for_sizes,
@@ -110,6 +110,11 @@ def shape_for_budget(
         ValueError: both or neither are given, or the budget is out of range; the text names the range.
     """
     source = TargetShape.from_source(source_config).source
+    if source.num_experts is not None:
+        raise ValueError(
+            "A shape for a budget of parameters can not be picked for a mixture of experts. Name the sizes of the target:"
+            f" any of {', '.join(name for name in TARGET_NAMES if name != 'intermediate_size')}."
+        )
     num_source_parameters = count_parameters(source_config, source)
     budget = parameter_budget(num_source_parameters, num_parameters, fraction_kept)
     smallest = _smallest_shape(source_config, source)

@@ -1,8 +1,11 @@
-"""The sizes of a model: five names that shearing can reduce, and `head_dim`, which it never changes."""
+"""The sizes of a model: five names that shearing can reduce, and `head_dim`, which it never changes.
+
+A mixture of experts has a sixth, `num_experts`; its `intermediate_size` is the width of one expert, and stays.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
@@ -19,6 +22,10 @@ SHAPE_NAMES = (
 )
 """The sizes that a target shape may reduce, in the order in which they are always written."""
 
+NUM_EXPERTS = "num_experts"
+TARGET_NAMES = (*SHAPE_NAMES, NUM_EXPERTS)
+"""As `SHAPE_NAMES`, with the one that only mixtures of experts have."""
+
 
 def check_size(name: str, value: Any) -> int:
     """`value` as a plain int. Raises ValueError unless it is an integer (no bool, no float) of 1 or more."""
@@ -31,7 +38,8 @@ def check_size(name: str, value: Any) -> int:
 
 def check_supported(config: PretrainedConfig) -> None:
     """Raises ValueError if the family of `config` is not supported, or its layers differ in shape."""
-    if family_of(config) is None:
+    family = family_of(config)
+    if family is None:
         raise ValueError(
             f"The config must be of a supported family (model_type: {', '.join(supported_model_types())}), but it is a "
             f"{type(config).__name__} (model_type {getattr(config, 'model_type', None)!r}). To add a family: "
@@ -41,11 +49,22 @@ def check_supported(config: PretrainedConfig) -> None:
         raise ValueError(
             "The config must give all layers one shape, but its `per_layer_config` gives them different ones."
         )
+    for name, value in family.required.items():
+        if getattr(config, name) != value:
+            raise ValueError(
+                f"The {type(config).__name__} must have `{name}` {value!r}, but it is {getattr(config, name)!r}. Models"
+                f" with another one can not be sheared. {_FIXES.get(name, '')}".rstrip()
+            )
+
+
+_FIXES = {"output_router_logits": "Load it with output_router_logits=False; the logits are the same."}
 
 
 @dataclass(frozen=True)
 class ModelShape:
     """The sizes of one model. All are counts of 1 or more; heads are a multiple of key/value heads.
+
+    `num_experts` is None where there are none: such a shape has the five sizes alone.
 
     Raises ValueError on construction when a size is not a positive integer or heads do not divide.
     """
@@ -56,9 +75,10 @@ class ModelShape:
     num_key_value_heads: int
     intermediate_size: int
     head_dim: int
+    num_experts: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self):
-        for name in (*SHAPE_NAMES, "head_dim"):
+        for name in (*self.size_names, "head_dim"):
             object.__setattr__(self, name, check_size(name, getattr(self, name)))
         if self.num_attention_heads % self.num_key_value_heads != 0:
             raise ValueError(
@@ -77,7 +97,11 @@ class ModelShape:
             ValueError: the family is not supported, or the config's sizes are malformed.
         """
         check_supported(config)
+        family = family_of(config)
         sizes = {name: getattr(config, name, None) for name in (*SHAPE_NAMES, "head_dim")}
+        sizes["intermediate_size"] = getattr(config, family.mlp_width)
+        if family.has_experts:
+            sizes[NUM_EXPERTS] = config.num_experts
         if sizes["num_key_value_heads"] is None:
             sizes["num_key_value_heads"] = sizes["num_attention_heads"]
         try:
@@ -93,12 +117,17 @@ class ModelShape:
         """g: query heads that share one key/value head (1 in multi-head attention)."""
         return self.num_attention_heads // self.num_key_value_heads
 
+    @property
+    def size_names(self) -> tuple[str, ...]:
+        """The names of its sizes: five, and `num_experts` if it has experts."""
+        return SHAPE_NAMES if self.num_experts is None else TARGET_NAMES
+
     def sizes(self) -> dict[str, int]:
-        """The five sizes by name, without head_dim."""
-        return {name: getattr(self, name) for name in SHAPE_NAMES}
+        """The sizes by name, without head_dim."""
+        return {name: getattr(self, name) for name in self.size_names}
 
     def to_dict(self) -> dict[str, int]:
-        """The five sizes and head_dim, ready for JSON."""
+        """The sizes and head_dim, ready for JSON."""
         return {**self.sizes(), "head_dim": self.head_dim}
 
     def __str__(self) -> str:

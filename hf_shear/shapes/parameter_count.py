@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig
 
-from ..families import GROUPS, HEADS, HIDDEN, NEURONS, family_of
+from ..families import EXPERTS, GROUPS, HEADS, HIDDEN, NEURONS, family_of
 from .model_shape import ModelShape, check_supported
 
 
@@ -37,7 +37,7 @@ def count_embedding_parameters(config: PretrainedConfig, shape: ModelShape | Non
 
 
 def count_for_sizes(config: PretrainedConfig, sizes: Mapping[str, float], head_dim: int) -> float:
-    """As `count_parameters`, from the five sizes by name, which may be fractions (a search needs them)."""
+    """As `count_parameters`, from the sizes by name, which may be fractions (a search needs them)."""
     hidden_size = sizes["hidden_size"]
     layer = count_layer_parameters(
         config,
@@ -46,6 +46,7 @@ def count_for_sizes(config: PretrainedConfig, sizes: Mapping[str, float], head_d
         sizes["num_key_value_heads"] * head_dim,
         sizes["intermediate_size"],
         head_dim,
+        sizes.get("num_experts"),
     )
     return _embedding_parameters(config, hidden_size) + sizes["num_hidden_layers"] * layer + hidden_size
 
@@ -57,9 +58,10 @@ def count_layer_parameters(
     key_size: float,
     intermediate_size: float,
     head_dim: int,
+    num_experts: float | None = None,
 ) -> float:
     """Parameters of one layer; `query_size` is heads * head_dim, `key_size` key/value heads * head_dim."""
-    sizes = {HIDDEN: hidden_size, HEADS: query_size, GROUPS: key_size, NEURONS: intermediate_size}
+    sizes = {HIDDEN: hidden_size, HEADS: query_size, GROUPS: key_size, NEURONS: intermediate_size, EXPERTS: num_experts}
     return family_of(config).layer_parameters(config, sizes, head_dim)
 
 

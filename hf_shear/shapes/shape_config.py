@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 
 from ..families import family_of
-from .model_shape import SHAPE_NAMES, ModelShape
+from .model_shape import TARGET_NAMES, ModelShape
 
 _COMMON_FIELDS = {field.name for field in fields(PretrainedConfig)}
 _WRITTEN_BY_CLASS = {"model_type", "transformers_version"}
@@ -46,6 +46,7 @@ def config_for_shape(
         raise ValueError(f"`head_dim` must stay at the source's {source.head_dim}, but the shape has {shape.head_dim}.")
     layers = _check_kept_layers(kept_layers, shape.num_hidden_layers, source.num_hidden_layers)
     changes: dict[str, Any] = {**shape.to_dict(), **_cut_layer_lists(source_config, layers)}
+    changes[family_of(source_config).mlp_width] = changes.pop("intermediate_size")
     config_class = type(source_config) if config_class is None else config_class
     try:
         if config_class is type(source_config):
@@ -129,7 +130,10 @@ def _fields_for_class(source_config: PretrainedConfig, config_class: type[Pretra
     """Keyword arguments that carry everything but the shape of `source_config` into `config_class`."""
     own_fields = {field.name for field in fields(config_class)}
     foreign_fields = {field.name for field in fields(type(source_config))} - own_fields
-    dropped = foreign_fields | {*SHAPE_NAMES, "head_dim", "architectures"} | _WRITTEN_BY_CLASS
+    width = family_of(source_config).mlp_width
+    sizes = {width if name == "intermediate_size" else name for name in (*TARGET_NAMES, "head_dim")}
+    sizes |= {source_config.attribute_map.get(name, name) for name in sizes}  # under which `to_dict` has them
+    dropped = foreign_fields | sizes | {"architectures"} | _WRITTEN_BY_CLASS
     values = {name: value for name, value in source_config.to_dict().items() if name not in dropped}
     values["name_or_path"] = values.pop("_name_or_path", "")
     values["attn_implementation"] = source_config._attn_implementation

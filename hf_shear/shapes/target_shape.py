@@ -13,12 +13,13 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from .model_shape import SHAPE_NAMES, ModelShape, check_size
+from .model_shape import NUM_EXPERTS, SHAPE_NAMES, TARGET_NAMES, ModelShape, check_size
 from .nearest_shape import nearest_shape
 from .shape_config import ShapeAcceptance
 
 SMALLER_RULE = "A target shape can only be smaller than the source model, and not empty."
 REMOVED_RULE = "Key/value heads are removed, not merged."
+WHOLE_RULE = "Experts are removed whole, with all their neurons."
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class TargetShape(ModelShape):
         super().__post_init__()
         if self.head_dim != self.source.head_dim:
             raise ValueError(_other_head_dim(self.source.head_dim, self.head_dim, f"Give {self.source.head_dim}."))
-        problem = _broken_rule(self.sizes(), SHAPE_NAMES, self.source)
+        problem = _broken_rule(self.sizes(), SHAPE_NAMES, self.source) or _broken_expert_rule(
+            self.num_experts, self.intermediate_size, self.source
+        )
         if problem is not None:
             raise ValueError(problem)
 
@@ -45,8 +48,12 @@ class TargetShape(ModelShape):
         num_attention_heads: int | None = None,
         num_key_value_heads: int | None = None,
         intermediate_size: int | None = None,
+        num_experts: int | None = None,
     ) -> TargetShape:
         """The shape with the given sizes and the source's for the rest; head_dim and vocabulary never change.
+
+        A mixture of experts takes `num_experts`, at least as many as a token is routed to, in place of
+        `intermediate_size`.
 
         Where heads are given without key/value heads, multi-head attention stays multi-head, and
         grouped-query attention keeps the source's key/value heads.
@@ -67,30 +74,35 @@ class TargetShape(ModelShape):
         }
         named = {name: _plain(value) for name, value in given.items() if value is not None}
         requested = _complete(named, source)
+        num_experts = source.num_experts if num_experts is None else num_experts
+        fewest = source_config.num_experts_per_tok if source.num_experts is not None else 1
+        problem = _broken_expert_rule(num_experts, named.get("intermediate_size"), source, fewest)
+        if problem is not None:
+            raise ValueError(problem)
         problem = _broken_rule(requested, named, source) or _refused_by_class(requested, acceptance)
         if problem is not None:
             raise ValueError(f"{problem} {_advice(requested, named, source, acceptance)}")
-        return cls(**requested, head_dim=source.head_dim, source=source)
+        return cls(**requested, num_experts=_plain(num_experts), head_dim=source.head_dim, source=source)
 
     @classmethod
     def from_dict(cls, source_config: PretrainedConfig, sizes: Mapping[str, Any]) -> TargetShape:
         """The shape that `to_dict` wrote, or any subset of its entries, checked as in `from_source`.
 
         Raises:
-            ValueError: a key is not one of the five names or head_dim, head_dim is not the source's, or the
+            ValueError: a key is not one of the source's names of sizes or head_dim, head_dim is not the source's, or the
                 target is not allowed.
         """
-        unknown = sorted(str(key) for key in sizes if key not in (*SHAPE_NAMES, "head_dim"))
+        source = ModelShape.from_config(source_config)
+        unknown = sorted(str(key) for key in sizes if key not in (*source.size_names, "head_dim"))
         if unknown:
             raise ValueError(
                 f"A target shape has no size named {', '.join(map(repr, unknown))}. "
-                f"Its names are {', '.join(SHAPE_NAMES)} (and head_dim, which must be the source's)."
+                f"Its names are {', '.join(source.size_names)} (and head_dim, which must be the source's)."
             )
-        source = ModelShape.from_config(source_config)
         head_dim = sizes.get("head_dim")
         if head_dim is not None and check_size("head_dim", head_dim) != source.head_dim:
             raise ValueError(_other_head_dim(source.head_dim, head_dim, f"Leave it out: it is {source.head_dim}."))
-        return cls.from_source(source_config, **{name: sizes[name] for name in SHAPE_NAMES if name in sizes})
+        return cls.from_source(source_config, **{name: sizes[name] for name in TARGET_NAMES if name in sizes})
 
     @property
     def removes_nothing(self) -> bool:
@@ -115,8 +127,8 @@ def _plain(value: Any) -> Any:
 
 
 def _complete(named: Mapping[str, Any], source: ModelShape) -> dict[str, Any]:
-    """The five sizes: those named, and the source's for the rest, except that MHA stays MHA."""
-    sizes = {**source.sizes(), **named}
+    """The five sizes that all models have: those named, and the source's for the rest, except that MHA stays MHA."""
+    sizes = {**{name: getattr(source, name) for name in SHAPE_NAMES}, **named}
     heads_alone = "num_attention_heads" in named and "num_key_value_heads" not in named
     if heads_alone and source.queries_per_group == 1:
         sizes["num_key_value_heads"] = named["num_attention_heads"]
@@ -146,6 +158,28 @@ def _broken_rule(requested: Mapping[str, Any], named: Collection[str], source: M
             f"but {both} make it {heads // kv_heads}. {REMOVED_RULE}"
         )
     return None
+
+
+def _broken_expert_rule(num_experts: Any, intermediate_size: Any, source: ModelShape, fewest: int = 1) -> str | None:
+    """The first rule of mixtures of experts that a target breaks, in words; None for another kind of model, and if it
+    breaks none. A token is routed to `fewest` experts; an `intermediate_size` of None is the source's."""
+    if source.num_experts is None:
+        if num_experts is None:
+            return None
+        return f"`{NUM_EXPERTS}` must be left out, but it is {num_experts!r}: the source is no mixture of experts."
+    if intermediate_size not in (None, source.intermediate_size):
+        return (
+            f"`intermediate_size` must stay at the source's {source.intermediate_size} in a mixture of experts, but it is"
+            f" {intermediate_size!r}. {WHOLE_RULE} Give `{NUM_EXPERTS}` in its place."
+        )
+    try:
+        size = check_size(NUM_EXPERTS, num_experts)
+    except ValueError as error:
+        return str(error)
+    if fewest <= size <= source.num_experts:
+        return None
+    least = f"{fewest}, to which each token is routed (`num_experts_per_tok`)," if fewest > 1 else "1"
+    return f"`{NUM_EXPERTS}` must be between {least} and the source's {source.num_experts}, but it is {size}."
 
 
 def _refused_by_class(requested: Mapping[str, int], acceptance: ShapeAcceptance) -> str | None:

@@ -12,17 +12,18 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from ..families import GROUPS, HEADS, HIDDEN, NEURONS, family_of
+from ..families import EXPERTS, GROUPS, HEADS, HIDDEN, NEURONS, family_of
 from .parameter_count import count_for_sizes
 
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """Widths of one layer; 0 heads or 0 neurons: no such sub-layer."""
+    """Widths of one layer; 0 heads, 0 neurons or 0 experts: no such sub-layer; None: no mixture of experts."""
 
     num_heads: int
     num_key_value_heads: int
     num_neurons: int
+    num_experts: int | None = None
 
 
 def count_attention(config: PretrainedConfig, hidden_size: int, num_heads: int, num_groups: int, head_dim: int) -> int:
@@ -31,19 +32,20 @@ def count_attention(config: PretrainedConfig, hidden_size: int, num_heads: int, 
     return family_of(config).attention_parameters(config, sizes, head_dim)
 
 
-def count_mlp(config: PretrainedConfig, hidden_size: int, num_neurons: int) -> int:
+def count_mlp(config: PretrainedConfig, hidden_size: int, num_neurons: int, num_experts: int | None = None) -> int:
     """Parameters of a layer's MLP with its norms."""
-    return family_of(config).mlp_parameters(config, {HIDDEN: hidden_size, NEURONS: num_neurons})
+    sizes = {HIDDEN: hidden_size, NEURONS: num_neurons, EXPERTS: num_experts}
+    return family_of(config).mlp_parameters(config, sizes)
 
 
 def count_uneven_parameters(
     config: PretrainedConfig, hidden_size: int, head_dim: int, layers: Iterable[LayerSizes]
 ) -> int:
     """Parameters of a causal language model with these layers, tied weights counted once."""
-    names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+    names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "num_experts")
     outside_layers = count_for_sizes(config, {"hidden_size": hidden_size, **dict.fromkeys(names, 0)}, head_dim)
     return outside_layers + sum(
         count_attention(config, hidden_size, layer.num_heads, layer.num_key_value_heads, head_dim)
-        + count_mlp(config, hidden_size, layer.num_neurons)
+        + count_mlp(config, hidden_size, layer.num_neurons, layer.num_experts)
         for layer in layers
     )

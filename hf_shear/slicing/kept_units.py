@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, UnitKind
+from ..masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, UnitKind
 from ..shapes import ModelShape
 
 
@@ -19,7 +19,8 @@ class KeptUnits:
         hidden: kept hidden dimensions.
         key_value_heads: kept KV heads of each kept layer.
         heads: kept query heads of each kept layer, group by group.
-        intermediate: kept MLP neurons of each kept layer.
+        intermediate: kept MLP neurons of each kept layer; of experts all.
+        experts: kept experts of each kept layer; empty where there are none.
     """
 
     layers: list[int]
@@ -27,16 +28,15 @@ class KeptUnits:
     key_value_heads: dict[int, list[int]]
     heads: dict[int, list[int]]
     intermediate: dict[int, list[int]]
+    experts: dict[int, list[int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
-        """JSON-ready, layer indices as strings."""
+        """JSON-ready, layer indices as strings; without ``experts`` where there are none."""
+        names = ("key_value_heads", "heads", "intermediate", *(["experts"] if self.experts else []))
         return {
             "layers": self.layers,
             "hidden": self.hidden,
-            **{
-                name: {str(layer): indices for layer, indices in getattr(self, name).items()}
-                for name in ("key_value_heads", "heads", "intermediate")
-            },
+            **{name: {str(layer): indices for layer, indices in getattr(self, name).items()} for name in names},
         }
 
 
@@ -59,17 +59,21 @@ def kept_units_from_masks(
     group_size = kinds[QUERY_HEAD].num_units
     layers = indices(kept[LAYER], LAYER, "the model")
     hidden = indices(kept[HIDDEN], HIDDEN, "the model")
-    groups, heads, neurons = {}, {}, {}
+    groups, heads, neurons, experts = {}, {}, {}, {}
     for layer in layers:
         where = f"layer {layer}"
         groups[layer] = indices(kept[KEY_VALUE_HEAD][layer], KEY_VALUE_HEAD, where)
-        neurons[layer] = indices(kept[INTERMEDIATE][layer], INTERMEDIATE, where)
+        if EXPERT in kinds:
+            neurons[layer] = list(range(source.intermediate_size))
+            experts[layer] = indices(kept[EXPERT][layer], EXPERT, where)
+        else:
+            neurons[layer] = indices(kept[INTERMEDIATE][layer], INTERMEDIATE, where)
         heads[layer] = [
             group * group_size + query
             for group in groups[layer]
             for query in indices(kept[QUERY_HEAD][layer, group], QUERY_HEAD, f"{where}, KV head {group}")
         ]
-    return KeptUnits(layers, hidden, groups, heads, neurons)
+    return KeptUnits(layers, hidden, groups, heads, neurons, experts)
 
 
 def _indices(row: Tensor, kind: UnitKind, where: str) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..families import GROUPS, HEADS, HIDDEN, NEURONS, Axis, Family
+from ..families import EXPERTS, GROUPS, HEADS, HIDDEN, NEURONS, Axis, Family
 from ..shapes import ModelShape
 from .kept_units import KeptUnits
 
@@ -32,7 +32,7 @@ def select_kept(
             if layer not in places:
                 continue
             parts[2] = places[layer]
-        for axis, units in enumerate(family.axes(parts[-2])[: tensor.dim()]):
+        for axis, units in enumerate(family.axes(name)[: tensor.dim()]):
             if units is not None:
                 tensor = tensor.index_select(axis, _axis_indices(kept, units, layer, source).to(tensor.device))
         selected[".".join(parts)] = tensor
@@ -58,7 +58,7 @@ def _indices(kept: KeptUnits, unit: str, layer: int | None, head_dim: int) -> Te
     if unit == HIDDEN:
         return torch.tensor(kept.hidden)
     units = getattr(kept, unit)[layer]
-    if unit == NEURONS:
+    if unit in (NEURONS, EXPERTS):
         return torch.tensor(units, dtype=torch.long)
     return head_channels(units, head_dim, torch.device("cpu"))
 
@@ -70,4 +70,5 @@ def axis_length(unit: str, shape: ModelShape) -> int:
         HEADS: shape.num_attention_heads * shape.head_dim,
         GROUPS: shape.num_key_value_heads * shape.head_dim,
         NEURONS: shape.intermediate_size,
+        EXPERTS: shape.num_experts,
     }[unit]

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..families import Family
-from ..masks import HIDDEN, INTERMEDIATE, ShearingMasks
+from ..masks import EXPERT, HIDDEN, INTERMEDIATE, ShearingMasks
 from ..modeling import ShearingModel, head_channel_masks, residual_write_masks, scale_norm_weight, scale_weight
 from ..shapes import ModelShape, config_for_shape
 from .gathering import check_dtype, full_parameters, is_main_process, is_sharded
@@ -23,6 +23,7 @@ from .kept_units import KeptUnits, kept_units_from_masks
 from .select_kept import head_channels, select_kept
 
 _WRITES_TO_RESIDUAL = ("o_proj", "down_proj")
+_EXPERT_WRITES = ".experts.down_proj"
 
 
 @torch.no_grad()
@@ -115,6 +116,8 @@ def build_sliced(
     sliced.tie_weights()
     sliced.generation_config = copy.deepcopy(model.generation_config)
     sliced.set_attn_implementation(model.config._attn_implementation)
+    if family.has_experts:
+        sliced.set_experts_implementation(model.config._experts_implementation)
     for parameter in sliced.parameters():
         parameter.requires_grad_(True)
     return sliced.eval()
@@ -180,18 +183,38 @@ def _cut(
     if family.scaled_embedding and len(kept.hidden) < source.hidden_size:
         _fold_embedding_scale(state, (source.hidden_size / len(kept.hidden)) ** 0.5, tied, family)
     writes, post_norms = residual_write_masks(gates, source.num_hidden_layers, family)
+    for name in [name for name in state if name.endswith(_EXPERT_WRITES)]:
+        index = kept.layers[int(name.split(".")[2])]
+        state[name] = _scaled_experts(state[name], _kept_write(writes[index], kept), _expert_mask(gates, kept, index))
     for name in [name for name in state if name.endswith(".weight")]:
         module = name.removesuffix(".weight")
         if module.endswith(_WRITES_TO_RESIDUAL):
             index = kept.layers[int(module.split(".")[2])]
-            write = writes[index]
-            if write is not None:
-                write = write[kept.hidden] if write.numel() > 1 else write.expand(len(kept.hidden))
+            write = _kept_write(writes[index], kept)
             _fold_write(state, module, write, _column_mask(module, gates, kept, index, source))
         elif module.split(".")[-1] in family.post_norms:
             mask = post_norms[kept.layers[int(module.split(".")[2])]]
             state[name] = _scaled_norm(state[name], mask, family)
     return state
+
+
+def _kept_write(write: Tensor | None, kept: KeptUnits) -> Tensor | None:
+    """The mask [d] or [1] on a write into the residual stream, as that of the kept dimensions."""
+    if write is None:
+        return None
+    return write[kept.hidden] if write.numel() > 1 else write.expand(len(kept.hidden))
+
+
+def _expert_mask(gates: dict[str, Tensor], kept: KeptUnits, index: int) -> Tensor | None:
+    """The gates of the kept experts of the source's layer ``index``; None = open."""
+    return gates[EXPERT][index][kept.experts[index]] if EXPERT in gates else None
+
+
+def _scaled_experts(weight: Tensor, write: Tensor | None, experts: Tensor | None) -> Tensor:
+    """down_proj of all experts, [E, d, ff], its outputs scaled by ``write`` [d] and ``experts`` [E]; None = 1."""
+    if write is not None:
+        weight = weight * write.to(weight).unsqueeze(-1)
+    return weight if experts is None else weight * experts.to(weight).view(-1, 1, 1)
 
 
 def _column_mask(

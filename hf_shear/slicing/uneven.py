@@ -50,9 +50,15 @@ def slice_uneven(
         model's under ``gates``.
 
     Raises:
-        ValueError: as in ``slice_model``; or no layer stays.
+        ValueError: as in ``slice_model``; no layer stays; or the model is a mixture of experts, in which a token could be
+            routed to an expert of zeros.
     """
     check_dtype(dtype)
+    if model.family.has_experts:
+        raise ValueError(
+            f"Layers of a {model.family.model_type} must all keep the same numbers of units: a narrower one could only be"
+            " padded with experts of zeros, to which tokens would be routed. Use `slice_model`."
+        )
     kinds = model.masks.kinds
     masks = {
         name: gates[name].bool().cpu() if name in gates else torch.ones(kind.mask_shape, dtype=torch.bool)
@@ -108,7 +114,12 @@ def padded_shape(config: PretrainedConfig, kept: KeptUnits) -> ModelShape:
 def layer_sizes(kept: KeptUnits) -> Iterator[LayerSizes]:
     """Widths of the kept layers, in order."""
     for layer in kept.layers:
-        yield LayerSizes(len(kept.heads[layer]), len(kept.key_value_heads[layer]), len(kept.intermediate[layer]))
+        yield LayerSizes(
+            len(kept.heads[layer]),
+            len(kept.key_value_heads[layer]),
+            len(kept.intermediate[layer]),
+            len(kept.experts[layer]) if kept.experts else None,
+        )
 
 
 def count_kept_parameters(config: PretrainedConfig, kept: KeptUnits) -> int:
@@ -133,7 +144,7 @@ def _padded(
     family = family_of(config)
     if module in family.unused_norms(config, bool(kept.heads[layer]), bool(kept.intermediate[layer])):
         return torch.zeros_like(weight)
-    for axis, units in enumerate(family.axes(module)[: weight.dim()]):
+    for axis, units in enumerate(family.axes(name)[: weight.dim()]):
         if units is not None and units != HIDDEN:
             places, length = _places(units, layer, kept, source, shape)
             size = list(weight.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..shapes import SHAPE_NAMES
+from ..shapes import SHAPE_NAMES, TARGET_NAMES
 
 _MIXTURE, _REFERENCE, _EXPECTED, _TARGET = "mixture/", "reference/", "expected/", "target/"
 
@@ -80,4 +80,7 @@ class EvaluationLog:
 
 def _shapes(entry: dict) -> dict[str, dict]:
     kinds = {"expected_shape": _EXPECTED, "target_shape": _TARGET}
-    return {kind: {name: entry[prefix + name] for name in SHAPE_NAMES} for kind, prefix in kinds.items()}
+    return {
+        kind: {name: entry[prefix + name] for name in TARGET_NAMES if prefix + name in entry}
+        for kind, prefix in kinds.items()
+    }

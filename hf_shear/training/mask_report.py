@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 
 from ..masks import ShearingMasks
-from ..shapes import SHAPE_NAMES
 
 
 def mask_report(masks: ShearingMasks) -> dict:
@@ -17,7 +16,7 @@ def mask_report(masks: ShearingMasks) -> dict:
     return {
         "expected_shape": expected,
         "kept_below_half": masks.kept_below_half(),
-        "gap": {name: abs(expected[name] - getattr(target, name)) / getattr(target, name) for name in SHAPE_NAMES},
+        "gap": {name: abs(expected[name] - getattr(target, name)) / getattr(target, name) for name in expected},
     }
 
 

@@ -62,7 +62,7 @@ def estimate_memory(config: PretrainedConfig, setup: TrainingSetup) -> MemoryEst
     a fragmented allocator take, so leave a margin.
 
     Raises:
-        ValueError: the config's family is not supported, or its sizes are malformed.
+        ValueError: the config's family is not supported, or a mixture of experts, or its sizes are malformed.
     """
     moments = estimate_moments(config, setup)
     return max(moments.values(), key=lambda estimate: estimate.peak)

@@ -118,6 +118,8 @@ class ModelParts:
 
     def __init__(self, config: PretrainedConfig, frozen: FrozenSetup | None = None):
         shape = ModelShape.from_config(config)
+        if shape.num_experts is not None:
+            raise ValueError("The memory of a mixture of experts has not been measured, so it is not estimated.")
         self.hidden, self.layers = shape.hidden_size, shape.num_hidden_layers
         self.heads, self.neurons = shape.num_attention_heads, shape.intermediate_size
         self.queries, self.keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim

@@ -76,4 +76,5 @@ _SHORT_NAMES = {
     "num_attention_heads": "heads",
     "num_key_value_heads": "KV heads",
     "intermediate_size": "MLP",
+    "num_experts": "experts",
 }

@@ -1,0 +1,51 @@
+"""How far the loss rises when units are closed, one variant after another: forward passes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..modeling import ShearingMixin
+from .measuring import measuring, sample_losses
+from .over_ranks import sum_over_ranks
+
+
+@torch.no_grad()
+def loss_rises(
+    model: ShearingMixin, batches: Iterable[dict[str, Tensor]], closed: Sequence[dict[str, Tensor]], what: str
+) -> Tensor:
+    """Mean loss per token under each of ``closed``, minus that under the gates in use; a forward pass for each, and one.
+
+    Args:
+        model: a masked model, left as it is.
+        batches: inputs with ``input_ids`` and ``labels``.
+        closed: gates that take the place of those in use.
+        what: the units that they close, for messages.
+
+    Returns:
+        float32 [variants], nats per token.
+
+    Raises:
+        ValueError: no tokens to predict, or a loss that is not finite.
+    """
+    outer = model.gates_in_use
+    variants = [outer, *(outer | gates for gates in closed)]
+    totals = torch.zeros(len(variants), dtype=torch.float64, device=model.device)
+    num_tokens = torch.zeros((), dtype=torch.float64, device=model.device)
+    with measuring(model):
+        for batch in batches:
+            for index, gates in enumerate(variants):
+                with model.use_gates(gates):
+                    losses, counts = sample_losses(model, batch)
+                totals[index] += losses.sum()
+            num_tokens += counts.sum()
+    sum_over_ranks(totals, num_tokens)
+    if num_tokens == 0:
+        raise ValueError(
+            f"`batches` is empty or predicts no token: the loss rise of {what}s needs at least one calibration batch."
+        )
+    if not bool(torch.isfinite(totals).all()):
+        raise ValueError(f"The loss without a {what}, or with all, is not finite on the calibration text.")
+    return ((totals[1:] - totals[0]) / num_tokens).float()
