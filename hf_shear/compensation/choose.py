@@ -44,7 +44,7 @@ def check_compensation(choice: str, config: PretrainedConfig) -> None:
     if chosen is not None and family_of(config).has_experts:
         raise ValueError(
             f"`compensation` must be 'none' for a {family_of(config).model_type}, but it is {choice!r}: what removed"
-            " experts gave depends on the routing, which no linear layer can make up for."
+            " experts gave depends on the routing, which no linear layer can make up for. Say `compensation='none'`."
         )
     if chosen is not None and chosen.needs_bias:
         check_biases(config)
