@@ -13,8 +13,9 @@ CLAIM = Claim(
     statement="Updates that are correlated over all removed weights beat independent ones",
     section="sections 3 and 4",
     note="One shot, no training after it; both arms of a cell remove the same weights on the same text and differ in the "
-    "update alone. Correlated: the exact minimum of the quadratic form under all zeros of a matrix, where the paper takes "
-    "blocks. Neurons and KV groups: columns of down_proj and o_proj, updated by the activations of the unpruned source.",
+    "update alone. Correlated: the exact minimum of the quadratic form under all zeros of a matrix; for single weights the "
+    "paper correlates blocks of them. Neurons and KV groups: columns of down_proj and o_proj, updated by the activations "
+    "of the unpruned source.",
 )
 
 

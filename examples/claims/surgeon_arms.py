@@ -166,16 +166,19 @@ def rise_table(source: SourceResults, arms: Sequence[str]) -> str:
         shots = shots_of(settings, *cell)
         name = cell_name(*cell) + (f", in {shots} shots" if shots > 1 else "")
         rows.append((name, *(summary(rises(source, arm, cell)) for arm in arms)))
+    draws = len({run["seed"] for run in source.runs})
     tokens = settings["calibration_batches"] * settings["batch_size"] * settings["max_length"]
     return (
         f"Held-out loss above the source's ({dense:.3f} nats per token) right after the cut, mean ± sample standard"
-        f" deviation over {len(settings['seeds'])} draws of {tokens:,} tokens of calibration text:\n\n"
+        f" deviation over {draws} draws of {tokens:,} tokens of calibration text:\n\n"
         + markdown_table(("removed", *arms), rows)
     )
 
 
 def draw_rises(source: SourceResults, axes, arms: Sequence[str]) -> None:
     """A group of points per cell, one per arm, with the spread over the draws."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     places, lowest = range(len(cells(source.settings))), float("inf")
     for number, arm in enumerate(arms):
         found = [rises(source, arm, cell) for cell in cells(source.settings)]
@@ -186,8 +189,11 @@ def draw_rises(source: SourceResults, axes, arms: Sequence[str]) -> None:
         lowest = min(lowest, *(mean - spread for mean, spread in zip(means, spreads, strict=True)))
     if lowest > 0:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xticks(places, [cell_name(*cell).replace(" of ", " of\n").replace(" and ", "\nand ") for cell in
                              cells(source.settings)], fontsize=8)  # fmt: skip
     axes.set_xlim(-0.5, len(places) - 0.5)
     axes.set_ylabel("loss above the source's (nats per token)")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
