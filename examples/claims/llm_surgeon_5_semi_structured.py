@@ -14,8 +14,8 @@ CLAIM = Claim(
     section="section 4",
     note="One shot, no training after it. K-OBD has both factors and no update; activations alone have the update and the "
     "identity for the factor of the gradients. All rank over all layers at once, magnitude too. Costs by activations alone "
-    "are squared errors of a layer's outputs and not nats, so over layers they compare unlike things; at 50 % in 2:4, where "
-    "every group of four has lost two, layers no longer compete. Magnitude knows no text, hence no spread.",
+    "are squared errors of a layer's outputs and not nats, so over layers they compare unlike things; in 2:4 at 50 %, "
+    "where every group of four has lost two, layers no longer compete. Magnitude knows no text, hence no spread.",
 )
 ARMS = {"surgeon": surgeon, "K-OBD": kobd, "A alone": activations, "magnitude": magnitude}
 ORDER = [("surgeon", "K-OBD"), ("surgeon", "A alone"), ("K-OBD", "magnitude"), ("A alone", "magnitude")]
