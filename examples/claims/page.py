@@ -90,10 +90,12 @@ def again(claim: Claim, sources: list[SourceResults]) -> str:
         for run in source.runs
     )
     time = f"{seconds / 60:.0f} minutes of one CPU core, beside other work (so at most that on two cores)"
-    gpu = f"about {max(1, round(steps * GPU_SECONDS_PER_STEP / 60))} minutes if a step takes {GPU_SECONDS_PER_STEP} s"
+    minutes = max(1, round(steps * GPU_SECONDS_PER_STEP / 60))
+    gpu = f"On one GPU, where it was not run: about {minutes} minutes if a step takes {GPU_SECONDS_PER_STEP} s."
+    gpu = gpu if steps else "Nothing was trained, and nothing was run on a GPU."
     return (
         f"```bash\npython examples/claims/{claim.name}.py {' '.join(flags)}\n```\n\n"
-        f"took {time}. On one GPU, where it was not run: {gpu}. `--small` finishes in minutes and proves nothing."
+        f"took {time}. {gpu} `--small` finishes in minutes and proves nothing."
         f" Settings: [`{claim.name}.yaml`](../../examples/claims/configs/{claim.name}.yaml)."
         f" Numbers: [`{claim.name}.json`]({claim.name}.json)."
     )

@@ -1,0 +1,52 @@
+"""The update of the remaining weights, with against without, at 20 and 30 % of the linear weights removed.
+
+python examples/claims/llm_surgeon_1_update.py --data_dir SEVEN_DOMAINS --stories STORIES260K TINYSTORIES
+"""
+
+import sys
+
+from study import Claim, SourceResults, Study, compare, main
+from surgeon_arms import UNITS, cell_name, cells, draw_rises, kobd, measure, prune_units, rise_table, rises, surgeon
+
+CLAIM = Claim(
+    name="llm_surgeon_1_update",
+    statement="Updating the weights that stay lowers the loss at 20 to 30 % removed",
+    section="sections 3 and 4",
+    note="No training after the cut. Neurons and KV groups, in one shot: both arms remove the same units, the cheapest "
+    "without an update (K-OBD), and one of them makes up for those by least squares. Rows and columns, set to zero in "
+    "several shots as in the paper: K-OBD against the surgeon, each with its own costs, so that the arm without update has "
+    "the best choice for it.",
+)
+
+
+def updated(study: Study, structure: str, fraction: float, seed: int):
+    if structure == UNITS:
+        return prune_units(study, fraction, seed, "kobd", "least_squares").model
+    return surgeon(study, structure, fraction, seed)
+
+
+ARMS = {"without update": kobd, "with update": updated}
+
+
+def runs(study: Study) -> None:
+    measure(study, ARMS)
+
+
+def checks(source: SourceResults) -> list:
+    return [
+        compare(f"{cell_name(*cell)}: loss with update below without",
+                rises(source, "with update", cell), rises(source, "without update", cell))
+        for cell in cells(source.settings)
+    ]  # fmt: skip
+
+
+def table(source: SourceResults) -> str:
+    return rise_table(source, list(ARMS))
+
+
+def draw(source: SourceResults, axes) -> None:
+    draw_rises(source, axes, list(ARMS))
+
+
+if __name__ == "__main__":
+    main(sys.modules[__name__])

@@ -1,0 +1,51 @@
+"""Several shots, each with new curvature and a new update, against one.
+
+python examples/claims/llm_surgeon_3_shots.py --data_dir SEVEN_DOMAINS --stories STORIES260K TINYSTORIES
+"""
+
+import sys
+from functools import partial
+
+from study import Claim, SourceResults, Study, compare, main
+from surgeon_arms import Arm, cell_name, cells, draw_rises, measure, rise_table, rises, surgeon
+
+CLAIM = Claim(
+    name="llm_surgeon_3_shots",
+    statement="Several shots beat one",
+    section="sections 3 and 4",
+    note="The surgeon with its update, no training between shots or after. All shots of a draw see the same calibration "
+    "text. The paper takes up to 40 shots.",
+)
+
+
+def arms(settings: dict) -> dict[str, Arm]:
+    return {name_of(number): partial(surgeon, num_shots=number) for number in settings["shots"]}
+
+
+def name_of(num_shots: int) -> str:
+    return f"{num_shots} shot" + "s" * (num_shots > 1)
+
+
+def runs(study: Study) -> None:
+    measure(study, arms(study.settings))
+
+
+def checks(source: SourceResults) -> list:
+    one, *several = arms(source.settings)
+    return [
+        compare(f"{cell_name(*cell)}: {name} below {one}", rises(source, name, cell), rises(source, one, cell))
+        for cell in cells(source.settings)
+        for name in several
+    ]
+
+
+def table(source: SourceResults) -> str:
+    return rise_table(source, list(arms(source.settings)))
+
+
+def draw(source: SourceResults, axes) -> None:
+    draw_rises(source, axes, list(arms(source.settings)))
+
+
+if __name__ == "__main__":
+    main(sys.modules[__name__])

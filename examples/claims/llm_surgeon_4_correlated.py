@@ -1,0 +1,55 @@
+"""One update for all that is removed together, against the sum of the updates for each removed part alone.
+
+python examples/claims/llm_surgeon_4_correlated.py --data_dir SEVEN_DOMAINS --stories STORIES260K TINYSTORIES
+"""
+
+import sys
+
+from study import Claim, SourceResults, Study, compare, main
+from surgeon_arms import UNITS, cell_name, cells, draw_rises, measure, rise_table, rises, surgeon, units_updated_once
+
+CLAIM = Claim(
+    name="llm_surgeon_4_correlated",
+    statement="Updates that are correlated over all removed weights beat independent ones",
+    section="sections 3 and 4",
+    note="One shot, no training after it; both arms of a cell remove the same weights on the same text and differ in the "
+    "update alone. Correlated: the exact minimum of the quadratic form under all zeros of a matrix; for single weights the "
+    "paper correlates blocks of them. Neurons and KV groups: columns of down_proj and o_proj, updated by the activations "
+    "of the unpruned source.",
+)
+
+
+def update(joint: bool):
+    def arm(study: Study, structure: str, fraction: float, seed: int):
+        if structure == UNITS:
+            return units_updated_once(study, fraction, seed, joint)
+        return surgeon(study, structure, fraction, seed, update="joint" if joint else "independent")
+
+    return arm
+
+
+ARMS = {"independent": update(joint=False), "correlated": update(joint=True)}
+
+
+def runs(study: Study) -> None:
+    measure(study, ARMS)
+
+
+def checks(source: SourceResults) -> list:
+    return [
+        compare(f"{cell_name(*cell)}: correlated below independent",
+                rises(source, "correlated", cell), rises(source, "independent", cell))
+        for cell in cells(source.settings)
+    ]  # fmt: skip
+
+
+def table(source: SourceResults) -> str:
+    return rise_table(source, list(ARMS))
+
+
+def draw(source: SourceResults, axes) -> None:
+    draw_rises(source, axes, list(ARMS))
+
+
+if __name__ == "__main__":
+    main(sys.modules[__name__])

@@ -1,0 +1,45 @@
+"""2:4 and single weights: the surgeon against K-OBD and activations alone, and these against magnitude.
+
+python examples/claims/llm_surgeon_5_semi_structured.py --data_dir SEVEN_DOMAINS --stories STORIES260K TINYSTORIES
+"""
+
+import sys
+
+from study import Claim, SourceResults, Study, compare, main
+from surgeon_arms import activations, cell_name, cells, draw_rises, kobd, magnitude, measure, rise_table, rises, surgeon
+
+CLAIM = Claim(
+    name="llm_surgeon_5_semi_structured",
+    statement="For 2:4 and for single weights the surgeon beats K-OBD and activations alone, and both beat magnitude",
+    section="section 4",
+    note="One shot, no training after it. K-OBD has both factors and no update; activations alone have the update and the "
+    "identity for the factor of the gradients. All rank over all layers at once, magnitude too. Costs by activations alone "
+    "are squared errors of a layer's outputs and not nats, so over layers they compare unlike things; in 2:4 at 50 %, "
+    "where every group of four has lost two, layers no longer compete. Magnitude knows no text, hence no spread.",
+)
+ARMS = {"surgeon": surgeon, "K-OBD": kobd, "A alone": activations, "magnitude": magnitude}
+ORDER = [("surgeon", "K-OBD"), ("surgeon", "A alone"), ("K-OBD", "magnitude"), ("A alone", "magnitude")]
+
+
+def runs(study: Study) -> None:
+    measure(study, ARMS, without_draws=["magnitude"])
+
+
+def checks(source: SourceResults) -> list:
+    return [
+        compare(f"{cell_name(*cell)}: {better} below {worse}", rises(source, better, cell), rises(source, worse, cell))
+        for cell in cells(source.settings)
+        for better, worse in ORDER
+    ]
+
+
+def table(source: SourceResults) -> str:
+    return rise_table(source, list(ARMS))
+
+
+def draw(source: SourceResults, axes) -> None:
+    draw_rises(source, axes, list(ARMS))
+
+
+if __name__ == "__main__":
+    main(sys.modules[__name__])
