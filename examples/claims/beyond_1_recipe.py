@@ -188,6 +188,8 @@ def draw(source: SourceResults, axes) -> None:
         )
     axes.axhline(fmean(run["mean"] for run in best_runs(source, best_of_ours(source))), color="0.7", linewidth=0.8)
     axes.set_xscale("log")
+    axes.set_xticks(ticks := [flops for flops, _ in paper_curve(source)], [f"{flops:.2g}" for flops in ticks])
+    axes.minorticks_off()
     axes.set_xlabel("FLOPs of pruning and training")
     axes.set_ylabel("held-out loss at the end (nats per token)")
     axes.legend(frameon=False, fontsize=8)

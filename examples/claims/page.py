@@ -83,15 +83,15 @@ def again(claim: Claim, sources: list[SourceResults]) -> str:
     names = [source.name for source in sources]
     flags = ["--data_dir SEVEN_DOMAINS"] if set(names) - {STORIES} else []
     flags += ["--stories STORIES260K TINYSTORIES"] if STORIES in names else []
-    seconds = sum(run["run_seconds"] for source in sources for run in source.runs)
+    seconds = sum(run["run_seconds"] + run.get("training_seconds", 0) for source in sources for run in source.runs)
     steps = sum(
         run.get(STEP_TOKENS_FIELD, 0) / (source.settings["batch_size"] * source.settings["max_length"])
         for source in sources
         for run in source.runs
     )
-    time = f"{seconds / 60:.0f} minutes of one CPU core, beside other work (so at most that on two cores)"
+    time = f"{max(1, round(seconds / 60))} min of one CPU core, beside other work (so at most that on two cores)"
     minutes = max(1, round(steps * GPU_SECONDS_PER_STEP / 60))
-    gpu = f"On one GPU, where it was not run: about {minutes} minutes if a step takes {GPU_SECONDS_PER_STEP} s."
+    gpu = f"On one GPU, where it was not run: about {minutes} min if a step takes {GPU_SECONDS_PER_STEP} s."
     gpu = gpu if steps else "Nothing was trained, and nothing was run on a GPU."
     return (
         f"```bash\npython examples/claims/{claim.name}.py {' '.join(flags)}\n```\n\n"
