@@ -131,7 +131,8 @@ def test_pages_and_tables_show_what_was_measured(load):
         assert path.with_suffix(".png").is_file()
     index = page.INDEX.read_text(encoding="utf-8")
     assert page.claims_table("claims") in index
-    assert page.short_table("model_cards/claims") in (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert page.short_table("model_cards/claims") in readme and page.headline("model_cards/claims") in readme
     assert len(re.findall(r"^\| \[", index, flags=re.M)) == len(found)
 
 

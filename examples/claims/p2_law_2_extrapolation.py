@@ -16,7 +16,8 @@ CLAIM = Claim(
     name="p2_law_2_extrapolation",
     statement="The law predicts later tokens, a larger source and a larger fraction, better than guesses without a law",
     section="section 5",
-    note="The runs of claim 1, which takes the time. Errors are mean |predicted - measured loss| over mean (L - L0) of a run, and the mean over "
+    note="The runs of claim 1, which takes the time. "
+    "Errors are mean |predicted - measured loss| over mean (L - L0) of a run, and the mean over "
     "the runs that were held out. `carried` keeps the last L - L0 that was seen, `power_law` is one fitted to that run "
     "alone; for sizes and fractions both see the first 20 % of the held-out run, which the law does not, and `neighbour` "
     "takes L - L0 of the nearest run that was fitted.",

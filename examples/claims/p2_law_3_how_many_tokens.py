@@ -14,7 +14,8 @@ CLAIM = Claim(
     name="p2_law_3_how_many_tokens",
     statement="A larger fraction removed needs more recovery tokens, a larger source fewer",
     section="section 4",
-    note="The runs of claim 1, which takes the time. Measured: the tokens at which L - L0 has come down to the same height in every run, "
+    note="The runs of claim 1, which takes the time. "
+    "Measured: the tokens at which L - L0 has come down to the same height in every run, "
     "between checkpoints by interpolation. The height is the highest last L - L0 of all runs, so that every run gets "
     "there. The second part depends on how well the sources were trained, which here saw as many tokens as each other.",
 )

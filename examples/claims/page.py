@@ -28,7 +28,9 @@ from study import (  # noqa: E402
 
 README = EXAMPLES.parent / "README.md"
 INDEX = RESULTS.parent / "claims.md"
-MARKS = "<!-- claims: start -->\n\n", "\n\n<!-- claims: end -->"
+TABLE_MARKS = "<!-- claims: start -->", "<!-- claims: end -->"
+HEADLINE_MARKS = "<!-- headline: start -->", "<!-- headline: end -->"
+RECIPE = "beyond_1_recipe"
 INTRODUCTION = """# The papers' claims, in miniature
 
 Each headline claim of the three works, measured on models that anyone can make or get: members of `examples/family`
@@ -128,12 +130,19 @@ def claims_table(folder: str) -> str:
 
 def short_table(folder: str) -> str:
     """A row for every work, its claims below each other: the README's."""
-    lines: dict[str, list[tuple[str, str]]] = {}
+    lines: dict[str, list[str]] = {}
     for work, link, statement, found in claim_rows(folder):
         number = link.replace(f"[{work} ", "[")
-        lines.setdefault(work, []).append((f"{number} {statement}", found))
-    rows = [(work, *("<br>".join(column) for column in zip(*own, strict=True))) for work, own in lines.items()]
-    return markdown_table(("work", "claim", "verdict"), rows)
+        lines.setdefault(work, []).append(f"{number} {statement}: **{found}**")
+    return markdown_table(("work", "claims and verdicts"), [(work, "<br>".join(own)) for work, own in lines.items()])
+
+
+def headline(folder: str) -> str:
+    """What the recipe's claim found, on every source: the first number of the README."""
+    module = importlib.import_module(RECIPE)
+    found = " and ".join(module.headline(source) for source in results_of(RESULTS / f"{RECIPE}.json"))
+    first = "To reach the same loss, Sheared LLaMA's own recipe needs"
+    return f"**{first} {found} as many FLOPs as ours ([how, and on what]({folder}/{RECIPE}.md)).**"
 
 
 def put_between(text: str, marks: tuple[str, str], inner: str) -> str:
@@ -152,8 +161,10 @@ def main() -> None:
             path.with_suffix(".md").write_text(claim_page(module, results_of(path)), encoding="utf-8")
     INDEX.write_text(f"{INTRODUCTION}\n\n{claims_table('claims')}\n", encoding="utf-8")
     readme = README.read_text(encoding="utf-8")
-    if MARKS[0] in readme:
-        README.write_text(put_between(readme, MARKS, short_table("model_cards/claims")), encoding="utf-8")
+    readme = put_between(readme, TABLE_MARKS, f"\n\n{short_table('model_cards/claims')}\n\n")
+    if (RESULTS / f"{RECIPE}.json").is_file():
+        readme = put_between(readme, HEADLINE_MARKS, f"\n{headline('model_cards/claims')}\n")
+    README.write_text(readme, encoding="utf-8")
 
 
 if __name__ == "__main__":
