@@ -4,9 +4,10 @@ python examples/claims/llm_surgeon_1_update.py --data_dir SEVEN_DOMAINS --storie
 """
 
 import sys
+from functools import partial
 
-from study import Claim, SourceResults, Study, compare, main
-from surgeon_arms import UNITS, cell_name, cells, draw_rises, kobd, measure, prune_units, rise_table, rises, surgeon
+from study import Claim, Study, main
+from surgeon_arms import UNITS, draw_rises, kobd, lower_in_every_cell, measure, prune_units, rise_table, surgeon
 
 CLAIM = Claim(
     name="llm_surgeon_1_update",
@@ -28,24 +29,10 @@ def updated(study: Study, structure: str, fraction: float, seed: int):
 ARMS = {"without update": kobd, "with update": updated}
 
 
-def runs(study: Study) -> None:
-    measure(study, ARMS)
-
-
-def checks(source: SourceResults) -> list:
-    return [
-        compare(f"{cell_name(*cell)}: loss with update below without",
-                rises(source, "with update", cell), rises(source, "without update", cell))
-        for cell in cells(source.settings)
-    ]  # fmt: skip
-
-
-def table(source: SourceResults) -> str:
-    return rise_table(source, list(ARMS))
-
-
-def draw(source: SourceResults, axes) -> None:
-    draw_rises(source, axes, list(ARMS))
+runs = partial(measure, arms=ARMS)
+checks = partial(lower_in_every_cell, better="with update", worse="without update")
+table = partial(rise_table, arms=list(ARMS))
+draw = partial(draw_rises, arms=list(ARMS))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ python examples/claims/llm_surgeon_4_correlated.py --data_dir SEVEN_DOMAINS --st
 """
 
 import sys
+from functools import partial
 
-from study import Claim, SourceResults, Study, compare, main
-from surgeon_arms import UNITS, cell_name, cells, draw_rises, measure, rise_table, rises, surgeon, units_updated_once
+from study import Claim, Study, main
+from surgeon_arms import UNITS, draw_rises, lower_in_every_cell, measure, rise_table, surgeon, units_updated_once
 
 CLAIM = Claim(
     name="llm_surgeon_4_correlated",
@@ -31,24 +32,10 @@ def update(joint: bool):
 ARMS = {"independent": update(joint=False), "correlated": update(joint=True)}
 
 
-def runs(study: Study) -> None:
-    measure(study, ARMS)
-
-
-def checks(source: SourceResults) -> list:
-    return [
-        compare(f"{cell_name(*cell)}: correlated below independent",
-                rises(source, "correlated", cell), rises(source, "independent", cell))
-        for cell in cells(source.settings)
-    ]  # fmt: skip
-
-
-def table(source: SourceResults) -> str:
-    return rise_table(source, list(ARMS))
-
-
-def draw(source: SourceResults, axes) -> None:
-    draw_rises(source, axes, list(ARMS))
+runs = partial(measure, arms=ARMS)
+checks = partial(lower_in_every_cell, better="correlated", worse="independent")
+table = partial(rise_table, arms=list(ARMS))
+draw = partial(draw_rises, arms=list(ARMS))
 
 
 if __name__ == "__main__":

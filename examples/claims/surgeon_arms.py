@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from study import SourceResults, Study, markdown_table, summary
+from study import Check, SourceResults, Study, compare, markdown_table, summary
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_shear import prune_one_shot
@@ -156,6 +156,16 @@ def cell_name(structure: str, fraction: float) -> str:
 def rises(source: SourceResults, arm: str, cell: tuple[str, float]) -> list[float]:
     """Loss above the source's of each draw."""
     return source.values("rise", arm=arm, structure=cell[0], fraction=cell[1])
+
+
+def lower_in_every_cell(source: SourceResults, better: str, worse: str) -> list[Check]:
+    """One arm's loss against another's, cell by cell."""
+    return [
+        compare(
+            f"{cell_name(*cell)}: loss {better} below {worse}", rises(source, better, cell), rises(source, worse, cell)
+        )
+        for cell in cells(source.settings)
+    ]
 
 
 def rise_table(source: SourceResults, arms: Sequence[str]) -> str:
