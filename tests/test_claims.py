@@ -56,7 +56,7 @@ def test_every_claim_is_a_script_with_a_config(load, name):
 
 
 def test_no_script_is_without_a_config():
-    helpers = {"study", "page", "p2_runs", "surgeon_arms"}
+    helpers = {"study", "claims_page", "p2_runs", "surgeon_arms"}
     assert {path.stem for path in CLAIMS.glob("*.py")} - helpers == set(NAMES)
 
 
@@ -80,7 +80,7 @@ def test_a_claim_is_held_when_all_its_comparisons_are(load, states, expected):
 
 @QUIET
 def test_arms_are_kept_and_go_on(load, tiny, capsys):
-    study, claim, page = load("study"), load("sheared_llama_5_mask_budget"), load("page")
+    study, claim, page = load("study"), load("sheared_llama_5_mask_budget"), load("claims_page")
     output = tiny / "claims" / f"{claim.CLAIM.name}.json"
 
     def new(**changes):
@@ -123,7 +123,7 @@ def test_a_study_compares_equal_shapes(load, tiny):
 
 
 def test_pages_and_tables_show_what_was_measured(load):
-    page, study = load("page"), load("study")
+    page, study = load("claims_page"), load("study")
     found = [module for module in page.modules() if (study.RESULTS / f"{module.CLAIM.name}.json").is_file()]
     for module in found:
         path = study.RESULTS / f"{module.CLAIM.name}.json"

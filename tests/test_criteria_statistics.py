@@ -34,8 +34,8 @@ OPTIONS = [
     "taylor:aggregation=element,gradient=adapters,rank=2",
     "wanda_sp:gradient_weight=100",
 ]
-# Curvature has tests of its own: tests/test_curvature*.py.
-OTHERS = ("random", "policy_gradient", "llm_surgeon", "kobd")
+# Curvature has tests of its own, tests/test_curvature*.py; so have experts, tests/test_experts.py.
+OTHERS = ("random", "policy_gradient", "llm_surgeon", "kobd", "expert_rise")
 MEASURED = [name for name in criterion_names() if name not in OTHERS] + OPTIONS
 # Adapters are drawn for all inputs, and deviations run over all units, so that closed ones change the scale of these.
 CLOSABLE = [name for name in MEASURED if "adapters" not in name and "fused" not in name]

@@ -378,6 +378,17 @@ def test_what_can_not_work_with_experts_is_refused(name):
         estimate_memory(source.config, TrainingSetup(1, 16))
 
 
+def test_text_without_counted_tokens_and_weights_with_nan_are_refused():
+    model, text = masked("mixtral", {"num_experts": 4}), calibration()
+    nothing = [batch | {"labels": torch.full_like(batch["labels"], -100)} for batch in text.batches]
+    with pytest.raises(ValueError, match="calibration|[Nn]o token"):
+        score_units(model, "expert_rise", Calibration(nothing), [EXPERT])
+    with torch.no_grad():
+        model.model.layers[1].mlp.experts.down_proj[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        score_units(model, "expert_rise", text, [EXPERT])
+
+
 def test_a_criterion_scores_the_kinds_that_a_model_has():
     kinds = ranks_of(resolve_criterion("magnitude"))
     assert {EXPERT, INTERMEDIATE} <= set(kinds)

@@ -360,7 +360,7 @@ def draw(module, path: Path) -> None:
 
 def main(module, command_line: Sequence[str] | None = None) -> None:
     """Run a claim's script."""
-    from page import claim_page
+    from claims_page import claim_page
 
     options = parse(module.CLAIM, command_line)
     path = options.output / f"{module.CLAIM.name}.json"

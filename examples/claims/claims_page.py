@@ -1,6 +1,6 @@
 """The page of a claim, and the table of all of them.
 
-    python examples/claims/page.py    # every page from its results, and the tables of model_cards/claims.md and README.md
+    python examples/claims/claims_page.py    # all pages, and the tables of model_cards/claims.md and README.md
 
 Every number comes from model_cards/claims/*.json; a test builds the pages and tables anew and compares.
 """
