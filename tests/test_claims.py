@@ -124,11 +124,10 @@ def test_a_study_compares_equal_shapes(load, tiny):
 
 def test_pages_and_tables_show_what_was_measured(load):
     page, study = load("claims_page"), load("study")
-    found = [module for module in page.modules() if (study.RESULTS / f"{module.CLAIM.name}.json").is_file()]
+    found = [module for module in page.modules() if page.is_finished(study.RESULTS / f"{module.CLAIM.name}.json")]
     for module in found:
         path = study.RESULTS / f"{module.CLAIM.name}.json"
         assert path.with_suffix(".md").read_text(encoding="utf-8") == page.claim_page(module, study.results_of(path))
-        assert path.with_suffix(".png").is_file()
     index = page.INDEX.read_text(encoding="utf-8")
     assert page.claims_table("claims") in index
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -72,7 +72,16 @@ def test_several_shards_are_cut_to_what_one_file_is(folders, source):
     sizes = [word for name, size in TARGET.items() for word in (f"--{name}", str(size))]
     text = ["--data_dir", str(folders / "text"), "--max_length", "16", "--eval_tokens", "64"]
     for form in ("whole", "shards"):
-        words = ["prune", str(folders / form / "plain"), *text, *sizes, "--criterion", "magnitude"]
+        words = [
+            "prune",
+            str(folders / form / "plain"),
+            *text,
+            *sizes,
+            "--criterion",
+            "magnitude",
+            "--compensation",
+            "none",
+        ]
         assert main([*words, "--output_dir", str(folders / form / "pruned")]) == 0
         assert main(["export", str(folders / form / "masked"), "--output_dir", str(folders / form / "exported")]) == 0
     for name in ("pruned", "exported"):

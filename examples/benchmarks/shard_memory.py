@@ -159,16 +159,8 @@ def command_line(command: str, folder: Path, config: LlamaConfig) -> list[str]:
         return ["export", str(folder / "masked"), "--output_dir", str(folder / EXPORT)]
     flags = [word for name, size in target_sizes(config).items() for word in (f"--{name}", str(size))]
     text = ["--data_dir", str(folder / "text"), "--max_length", "64", "--calibration_batches", "1"]
-    return [
-        "prune",
-        str(folder / "plain"),
-        *text,
-        "--criterion",
-        "magnitude",
-        *flags,
-        "--output_dir",
-        str(folder / PRUNE),
-    ]
+    cheapest = ["--criterion", "magnitude", "--compensation", "none", "--num_shots", "1"]
+    return ["prune", str(folder / "plain"), *text, *cheapest, *flags, "--output_dir", str(folder / PRUNE)]
 
 
 def worker(args: argparse.Namespace) -> None:

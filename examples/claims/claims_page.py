@@ -109,12 +109,17 @@ def modules() -> list:
     return sorted(found, key=lambda module: (list(WORKS).index(module.CLAIM.work), module.CLAIM.number))
 
 
+def is_finished(path: Path) -> bool:
+    """Whether all arms of a results file are there: its picture is drawn after the last one."""
+    return path.is_file() and path.with_suffix(".png").is_file()
+
+
 def claim_rows(folder: str) -> list[tuple[str, str, str, str]]:
     """Work, link, statement and verdict of every claim that was measured; ``folder``: of the pages, from the table."""
     rows = []
     for module in modules():
         claim, path = module.CLAIM, RESULTS / f"{module.CLAIM.name}.json"
-        if not path.is_file():
+        if not is_finished(path):
             continue
         sources = results_of(path)
         found = verdict([check for source in sources for check in module.checks(source)])
@@ -157,7 +162,7 @@ def put_between(text: str, marks: tuple[str, str], inner: str) -> str:
 def main() -> None:
     for module in modules():
         path = RESULTS / f"{module.CLAIM.name}.json"
-        if path.is_file():
+        if is_finished(path):
             path.with_suffix(".md").write_text(claim_page(module, results_of(path)), encoding="utf-8")
     INDEX.write_text(f"{INTRODUCTION}\n\n{claims_table('claims')}\n", encoding="utf-8")
     readme = README.read_text(encoding="utf-8")
