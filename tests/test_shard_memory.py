@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,8 +77,11 @@ def test_commands_of_the_readme_are_understood(benchmark):
 
 
 @pytest.mark.slow
-def test_no_command_needs_more_than_the_limit(benchmark):
-    command = [sys.executable, str(FOLDER / "shard_memory.py"), "--model", "410m"]
+def test_no_command_needs_more_than_the_limit(benchmark, tmp_path):
+    """Of 3B parameters, because what reading the text takes, some 0.2 GB whatever the model, is much for a small one."""
+    if shutil.disk_usage(tmp_path).free < 20e9:
+        pytest.skip("needs 20 GB of disk")
+    command = [sys.executable, str(FOLDER / "shard_memory.py"), "--model", "3b", "--work_dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     measured = json.loads(done.stdout.splitlines()[-1])["measured"]
     assert measured["shards"] >= 4
