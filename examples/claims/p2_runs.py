@@ -7,7 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from study import EXAMPLES, Study
+from study import EXAMPLES, RESULTS, Study
 
 sys.path.insert(0, str(EXAMPLES))
 
@@ -21,7 +21,7 @@ FAMILY = EXAMPLES / "family" / "models"
 def recovery_runs(study: Study, seed: int) -> list[RecoveryRun]:
     """The runs of one seed against their controls; those that are missing are made first, which takes long.
 
-    They are kept in ``scaling_law`` beside the claims' folder.
+    They are kept in ``scaling_law``, beside model_cards/claims or in the folder that is given.
     """
     path = runs_file(study.output.parent, study.name, seed)
     flags = study.recovery | {"family": FAMILY, "data_dir": study.data_dir, "output": path, "seed": seed}
@@ -34,7 +34,8 @@ def recovery_runs(study: Study, seed: int) -> list[RecoveryRun]:
 
 def runs_file(folder: Path, family: str, seed: int) -> Path:
     """Where the runs of a seed are; ``examples/p2_law_page.py`` reads the same folder."""
-    return folder.parent / "scaling_law" / (f"{family}.json" if seed == 0 else f"{family}-seed-{seed}.json")
+    place = folder.parent if folder == RESULTS else folder
+    return place / "scaling_law" / (f"{family}.json" if seed == 0 else f"{family}-seed-{seed}.json")
 
 
 def cost(study: Study, seed: int) -> dict:
