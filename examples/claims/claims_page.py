@@ -35,10 +35,10 @@ INTRODUCTION = """# The papers' claims, in miniature
 
 Each headline claim of the three works, measured on models that anyone can make or get: members of
 [`examples/family`](../examples/family) (`family-128` is the one of 128 hidden dimensions; seven text domains) and
-stories260K (TinyStories), which we did not train. Arms have equal tokens and shapes unless a page says otherwise. A comparison is
-held if the means differ by more than the larger sample standard deviation over the seeds; a claim is held if all of its
-comparisons are, partly if some are. These models are small and have seen little text: what does not hold here may
-hold at the papers' size, and the other way round.
+stories260K (TinyStories), which we did not train. Arms have equal tokens and shapes unless a page says otherwise. A
+comparison is held if the means differ by more than the larger sample standard deviation over the seeds; a claim is
+held if all of its comparisons are, partly if some are. These models are small and have seen little text: what does
+not hold here may hold at the papers' size, and the other way round.
 
 Text: the seven domains are those of RedPajama (samples: the repository of LLM-Shearing, or any text with a folder per
 domain); stories260K is in llama2.c's releases (tinyllamas) and TinyStories on the Hub. Mixtures start uniform."""
