@@ -81,5 +81,5 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     save_checkpoint(found.model, folder, tokenizer, provenance, dtype=dtype if dtype != torch.float32 else None)
     losses = runs.judge_checkpoint(folder, data.judged, args)
     if args.process_index == 0:
-        shape = ", ".join(f"{name} {size}" for name, size in ModelShape.from_config(found.model.config).sizes().items())
+        shape = ModelShape.from_config(found.model.config).sizes_text()
         print(f"{folder}: {shape}; held-out loss {losses['mean']:.3f}")

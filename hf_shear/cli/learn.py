@@ -24,7 +24,7 @@ def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
     opened = runs.with_teacher_logits(opened)
     learned = opened.stage("mask_learning", runs.learn_masks)
     if args.process_index == 0:
-        shape = ", ".join(f"{name} {size}" for name, size in opened.target.sizes().items())
+        shape = opened.target.sizes_text()
         print(f"{opened.folder.path / 'pruned'}: {shape}; held-out loss {learned['model']['mean']:.3f}")
         same = "the same flags" + (
             f" and --output_dir {opened.folder.path}" if args.output_dir == "trainer_output" else ""

@@ -102,8 +102,7 @@ def run(arguments: Arguments) -> None:
         save_nemotron_nas(pruned, pruning.kept, arguments.output_dir, tokenizer, provenance)
     else:
         save_checkpoint(pruned, arguments.output_dir, tokenizer, provenance)
-    shape = ", ".join(f"{name} {size}" for name, size in ModelShape.from_config(pruned.config).sizes().items())
-    print(f"Wrote {arguments.output_dir}: {shape}.")
+    print(f"Wrote {arguments.output_dir}: {ModelShape.from_config(pruned.config).sizes_text()}.")
     if pruning.uneven:
         print(
             f"{pruning.num_parameters:,} parameters of a budget of {pruning.budget:,};"

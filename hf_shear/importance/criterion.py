@@ -54,26 +54,31 @@ def criterion(
     return declare
 
 
+def _declared(function: Criterion) -> Criterion:
+    """The function that was declared, without the options that were set."""
+    return function.func if isinstance(function, partial) else function
+
+
 def ranks_of(function: Criterion) -> tuple[str, ...]:
     """The kinds of units that a criterion ranks."""
-    return (function.func if isinstance(function, partial) else function).ranks
+    return _declared(function).ranks
 
 
 def is_comparable_across_layers(function: Criterion) -> bool:
     """Whether a criterion's scores mean the same in every layer and for every kind of unit."""
     options = function.keywords if isinstance(function, partial) else {}
-    declared = (function.func if isinstance(function, partial) else function).comparable_across_layers
+    declared = _declared(function).comparable_across_layers
     return declared(options) if callable(declared) else declared
 
 
 def needs_target_shape(function: Criterion) -> bool:
     """Whether a criterion needs to know how many units each row shall keep."""
-    return (function.func if isinstance(function, partial) else function).needs_target_shape
+    return _declared(function).needs_target_shape
 
 
 def shares_inputs(function: Criterion) -> bool:
     """Whether a criterion hands on the second moments of inputs that it collects."""
-    return (function.func if isinstance(function, partial) else function).shares_inputs
+    return _declared(function).shares_inputs
 
 
 def name_of(function: Criterion) -> str:

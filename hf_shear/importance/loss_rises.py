@@ -9,12 +9,17 @@ from torch import Tensor
 
 from ..modeling import ShearingMixin
 from .measuring import measuring, sample_losses
+from .micro_batches import micro_batches
 from .over_ranks import sum_over_ranks
 
 
 @torch.no_grad()
 def loss_rises(
-    model: ShearingMixin, batches: Iterable[dict[str, Tensor]], closed: Sequence[dict[str, Tensor]], what: str
+    model: ShearingMixin,
+    batches: Iterable[dict[str, Tensor]],
+    closed: Sequence[dict[str, Tensor]],
+    what: str,
+    micro_batch_size: int | None = None,
 ) -> Tensor:
     """Mean loss per token under each of ``closed``, minus that under the gates in use; a forward pass for each, and one.
 
@@ -23,6 +28,7 @@ def loss_rises(
         batches: inputs with ``input_ids`` and ``labels``.
         closed: gates that take the place of those in use.
         what: the units that they close, for messages.
+        micro_batch_size: samples per forward. Default: a batch at once.
 
     Returns:
         float32 [variants], nats per token.
@@ -36,16 +42,20 @@ def loss_rises(
     num_tokens = torch.zeros((), dtype=torch.float64, device=model.device)
     with measuring(model):
         for batch in batches:
-            for index, gates in enumerate(variants):
-                with model.use_gates(gates):
-                    losses, counts = sample_losses(model, batch)
-                totals[index] += losses.sum()
-            num_tokens += counts.sum()
+            for _, part in micro_batches(batch, micro_batch_size):
+                for index, gates in enumerate(variants):
+                    with model.use_gates(gates):
+                        losses, counts = sample_losses(model, part)
+                    totals[index] += losses.sum()
+                num_tokens += counts.sum()
     sum_over_ranks(totals, num_tokens)
     if num_tokens == 0:
         raise ValueError(
             f"`batches` is empty or predicts no token: the loss rise of {what}s needs at least one calibration batch."
         )
     if not bool(torch.isfinite(totals).all()):
-        raise ValueError(f"The loss without a {what}, or with all, is not finite on the calibration text.")
+        raise ValueError(
+            f"The loss without a {what}, or with all, is not finite on the calibration text: check the checkpoint and its"
+            " dtype (float16 often overflows; bfloat16 or float32 does not)."
+        )
     return ((totals[1:] - totals[0]) / num_tokens).float()

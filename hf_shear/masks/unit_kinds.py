@@ -65,7 +65,7 @@ class UnitKind:
 
 
 def unit_kinds(source: ModelShape, target: ModelShape) -> dict[str, UnitKind]:
-    """All five kinds for a source and a target, keyed by name, in the order of ``ALL_UNIT_KINDS``."""
+    """The five kinds for a source and a target, keyed by name, in the order of ``ALL_UNIT_KINDS``."""
     layers, groups = source.num_hidden_layers, source.num_key_value_heads
     source_group_size = source.num_attention_heads // groups
     target_group_size = target.num_attention_heads // target.num_key_value_heads

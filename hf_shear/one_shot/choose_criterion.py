@@ -71,7 +71,7 @@ def criteria_by_kind(
         if family is not None and family.has_experts:
             _check_for_experts(function, family)
         if kind not in ranks_of(function):
-            able = [name for name in criterion_names() if kind in ranks_of(resolve_criterion(name))]
+            able = _able_to_rank(kind)
             raise ValueError(
                 f"`criterion` {name_of(function)!r} cannot rank {kind!r}, of which units are removed (it ranks"
                 f" {', '.join(ranks_of(function))}). Name one that can for this kind, such as"
@@ -82,15 +82,19 @@ def criteria_by_kind(
     return chosen
 
 
+def _able_to_rank(kind: str) -> list[str]:
+    return [name for name in criterion_names() if kind in ranks_of(resolve_criterion(name))]
+
+
 def _check_for_experts(function: Criterion, family: Family) -> None:
     """Refuse what measures the parts of a dense MLP, whatever it is to rank: it looks at all of the model."""
     ranks = ranks_of(function)
     on_adapters = isinstance(function, partial) and function.keywords.get("gradient") == "adapters"
     if (INTERMEDIATE in ranks and EXPERT not in ranks) or on_adapters:
-        able = [name for name in criterion_names() if EXPERT in ranks_of(resolve_criterion(name))]
         raise ValueError(
             f"`criterion` {name_of(function)!r} measures the MLP of a layer, in place of which a {family.model_type} has"
-            f" experts. Name one of {', '.join(able)}, or for whole layers one that ranks nothing else, such as loss_rise."
+            f" experts. Name one of {', '.join(_able_to_rank(EXPERT))}, or for whole layers one that ranks nothing else,"
+            " such as loss_rise."
         )
 
 

@@ -126,6 +126,10 @@ class ModelShape:
         """The sizes by name, without head_dim."""
         return {name: getattr(self, name) for name in self.size_names}
 
+    def sizes_text(self) -> str:
+        """The sizes in a line: "hidden_size 64, num_hidden_layers 4, ..."."""
+        return ", ".join(f"{name} {size}" for name, size in self.sizes().items())
+
     def to_dict(self) -> dict[str, int]:
         """The sizes and head_dim, ready for JSON."""
         return {**self.sizes(), "head_dim": self.head_dim}
