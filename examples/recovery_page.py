@@ -13,13 +13,14 @@ import textwrap
 from pathlib import Path
 from statistics import fmean, stdev
 
+from marked_text import put_between
 from results_page import mean_and_spread
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "model_cards" / "recovery"
 PAGE = ROOT / "model_cards" / "recovery.md"
 ADVISED = (ROOT / "README.md", ROOT / "examples" / "docs" / "recovery.md")
-START, END = "<!-- recovery: start -->", "<!-- recovery: end -->"
+MARKS = "<!-- recovery: start -->", "<!-- recovery: end -->"
 
 INTRODUCTION = """# Ways of recovery, measured
 
@@ -182,9 +183,8 @@ def counted(winners: list[tuple[str, bool]]) -> str:
 
 def advised(path: Path) -> str:
     """The text of a file with the advice of today between its marks."""
-    before, rest = path.read_text(encoding="utf-8").split(START)
     link = "model_cards/recovery.md" if path.parent == ROOT else "../../model_cards/recovery.md"
-    return f"{before}{START}\n{wrapped(advice(link))} {END}{rest.split(END)[1]}"
+    return put_between(path.read_text(encoding="utf-8"), MARKS, f"\n{wrapped(advice(link))} ")
 
 
 def wrapped(text: str) -> str:

@@ -11,6 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
+from marked_text import put_between
+
 from hf_shear.publishing.local_paths import without_local_paths
 from hf_shear.reporting import read_results, spread_table
 
@@ -18,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "model_cards" / "results"
 PAGE = ROOT / "model_cards" / "shearing.md"
 README = ROOT / "README.md"
-START, END = "<!-- results: start -->", "<!-- results: end -->"
+MARKS = "<!-- results: start -->", "<!-- results: end -->"
 LEFT_OUT = ("history", "baseline_history", "sizes", "kept")  # long, and not on the page
 SWEEP_NAME = "learning_rates.json"
 FAMILY = "family-"  # begins the names of settings that show another family than Llama; they are not in the README
@@ -125,9 +127,7 @@ def readme_table() -> str:
 
 def readme() -> str:
     """The README with today's table between its markers."""
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(START)
-    return f"{before}{START}\n\n{readme_table()}\n\n{END}{rest.split(END)[1]}"
+    return put_between(README.read_text(encoding="utf-8"), MARKS, f"\n\n{readme_table()}\n\n")
 
 
 def main() -> None:

@@ -11,8 +11,9 @@ import importlib
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from marked_text import put_between  # noqa: E402
 from study import (  # noqa: E402
     CONFIGS,
     EXAMPLES,
@@ -44,7 +45,6 @@ Text: the seven domains are those of RedPajama (samples: the repository of LLM-S
 domain); stories260K is in llama2.c's releases (tinyllamas) and TinyStories on the Hub. Mixtures start uniform."""
 GPU_SECONDS_PER_STEP = 0.05
 """A guess, said to be one: models this small leave a GPU waiting for its kernels to be launched."""
-STEP_TOKENS_FIELD = "tokens"
 
 
 def claim_page(module, sources: list[SourceResults]) -> str:
@@ -88,7 +88,7 @@ def again(claim: Claim, sources: list[SourceResults]) -> str:
     flags += ["--stories STORIES260K TINYSTORIES"] if STORIES in names else []
     seconds = sum(run["run_seconds"] + run.get("training_seconds", 0) for source in sources for run in source.runs)
     steps = sum(
-        run.get(STEP_TOKENS_FIELD, 0) / (source.settings["batch_size"] * source.settings["max_length"])
+        run.get("tokens", 0) / (source.settings["batch_size"] * source.settings["max_length"])
         for source in sources
         for run in source.runs
     )
@@ -149,15 +149,6 @@ def headline(folder: str) -> str:
     found = " and ".join(module.headline(source) for source in results_of(RESULTS / f"{RECIPE}.json"))
     first = "To reach the same loss, Sheared LLaMA's own recipe needs"
     return f"**{first} {found} as many FLOPs as ours ([how, and on what]({folder}/{RECIPE}.md)).**"
-
-
-def put_between(text: str, marks: tuple[str, str], inner: str) -> str:
-    """``text`` with what is between the two marks replaced."""
-    before, _, rest = text.partition(marks[0])
-    _, found, after = rest.partition(marks[1])
-    if not found:
-        raise ValueError(f"The text needs the marks {marks}.")
-    return before + marks[0] + inner + marks[1] + after
 
 
 def main() -> None:

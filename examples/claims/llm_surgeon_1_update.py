@@ -30,7 +30,7 @@ ARMS = {"without update": kobd, "with update": updated}
 
 
 runs = partial(measure, arms=ARMS)
-checks = partial(lower_in_every_cell, better="with update", worse="without update")
+checks = partial(lower_in_every_cell, pairs=[("with update", "without update")])
 table = partial(rise_table, arms=list(ARMS))
 draw = partial(draw_rises, arms=list(ARMS))
 

@@ -4,9 +4,11 @@ python examples/claims/llm_surgeon_2_curvature.py --data_dir SEVEN_DOMAINS --sto
 """
 
 import sys
+from functools import partial
+from itertools import pairwise
 
-from study import Claim, SourceResults, Study, compare, main
-from surgeon_arms import activations, cell_name, cells, draw_rises, magnitude, measure, rise_table, rises, surgeon
+from study import Claim, main
+from surgeon_arms import activations, draw_rises, lower_in_every_cell, magnitude, measure, rise_table, surgeon
 
 CLAIM = Claim(
     name="llm_surgeon_2_curvature",
@@ -21,25 +23,10 @@ CLAIM = Claim(
 ARMS = {"A and G": surgeon, "A alone": activations, "magnitude": magnitude}
 
 
-def runs(study: Study) -> None:
-    measure(study, ARMS, without_draws=["magnitude"])
-
-
-def checks(source: SourceResults) -> list:
-    names = list(ARMS)
-    return [
-        compare(f"{cell_name(*cell)}: {better} below {worse}", rises(source, better, cell), rises(source, worse, cell))
-        for cell in cells(source.settings)
-        for better, worse in zip(names, names[1:], strict=False)
-    ]
-
-
-def table(source: SourceResults) -> str:
-    return rise_table(source, list(ARMS))
-
-
-def draw(source: SourceResults, axes) -> None:
-    draw_rises(source, axes, list(ARMS))
+runs = partial(measure, arms=ARMS, without_draws=["magnitude"])
+checks = partial(lower_in_every_cell, pairs=list(pairwise(ARMS)))
+table = partial(rise_table, arms=list(ARMS))
+draw = partial(draw_rises, arms=list(ARMS))
 
 
 if __name__ == "__main__":

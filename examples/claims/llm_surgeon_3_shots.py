@@ -6,8 +6,8 @@ python examples/claims/llm_surgeon_3_shots.py --data_dir SEVEN_DOMAINS --stories
 import sys
 from functools import partial
 
-from study import Claim, SourceResults, Study, compare, main
-from surgeon_arms import Arm, cell_name, cells, draw_rises, measure, rise_table, rises, surgeon
+from study import Claim, SourceResults, Study, main
+from surgeon_arms import Arm, draw_rises, lower_in_every_cell, measure, rise_table, surgeon
 
 CLAIM = Claim(
     name="llm_surgeon_3_shots",
@@ -32,11 +32,7 @@ def runs(study: Study) -> None:
 
 def checks(source: SourceResults) -> list:
     one, *several = arms(source.settings)
-    return [
-        compare(f"{cell_name(*cell)}: {name} below {one}", rises(source, name, cell), rises(source, one, cell))
-        for cell in cells(source.settings)
-        for name in several
-    ]
+    return lower_in_every_cell(source, [(name, one) for name in several])
 
 
 def table(source: SourceResults) -> str:

@@ -33,7 +33,7 @@ ARMS = {"independent": update(joint=False), "correlated": update(joint=True)}
 
 
 runs = partial(measure, arms=ARMS)
-checks = partial(lower_in_every_cell, better="correlated", worse="independent")
+checks = partial(lower_in_every_cell, pairs=[("correlated", "independent")])
 table = partial(rise_table, arms=list(ARMS))
 draw = partial(draw_rises, arms=list(ARMS))
 

@@ -4,9 +4,10 @@ python examples/claims/llm_surgeon_5_semi_structured.py --data_dir SEVEN_DOMAINS
 """
 
 import sys
+from functools import partial
 
-from study import Claim, SourceResults, Study, compare, main
-from surgeon_arms import activations, cell_name, cells, draw_rises, kobd, magnitude, measure, rise_table, rises, surgeon
+from study import Claim, main
+from surgeon_arms import activations, draw_rises, kobd, lower_in_every_cell, magnitude, measure, rise_table, surgeon
 
 CLAIM = Claim(
     name="llm_surgeon_5_semi_structured",
@@ -21,24 +22,10 @@ ARMS = {"surgeon": surgeon, "K-OBD": kobd, "A alone": activations, "magnitude": 
 ORDER = [("surgeon", "K-OBD"), ("surgeon", "A alone"), ("K-OBD", "magnitude"), ("A alone", "magnitude")]
 
 
-def runs(study: Study) -> None:
-    measure(study, ARMS, without_draws=["magnitude"])
-
-
-def checks(source: SourceResults) -> list:
-    return [
-        compare(f"{cell_name(*cell)}: {better} below {worse}", rises(source, better, cell), rises(source, worse, cell))
-        for cell in cells(source.settings)
-        for better, worse in ORDER
-    ]
-
-
-def table(source: SourceResults) -> str:
-    return rise_table(source, list(ARMS))
-
-
-def draw(source: SourceResults, axes) -> None:
-    draw_rises(source, axes, list(ARMS))
+runs = partial(measure, arms=ARMS, without_draws=["magnitude"])
+checks = partial(lower_in_every_cell, pairs=ORDER)
+table = partial(rise_table, arms=list(ARMS))
+draw = partial(draw_rises, arms=list(ARMS))
 
 
 if __name__ == "__main__":

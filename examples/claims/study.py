@@ -10,7 +10,6 @@ import argparse
 import copy
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -373,4 +372,3 @@ def main(module, command_line: Sequence[str] | None = None) -> None:
     for source in results_of(path):
         for check in module.checks(source):
             print(f"{source.name}: {check.state}: {check.text}")
-    sys.stdout.flush()

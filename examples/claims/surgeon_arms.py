@@ -158,13 +158,12 @@ def rises(source: SourceResults, arm: str, cell: tuple[str, float]) -> list[floa
     return source.values("rise", arm=arm, structure=cell[0], fraction=cell[1])
 
 
-def lower_in_every_cell(source: SourceResults, better: str, worse: str) -> list[Check]:
-    """One arm's loss against another's, cell by cell."""
+def lower_in_every_cell(source: SourceResults, pairs: Sequence[tuple[str, str]]) -> list[Check]:
+    """Of each pair of arms the first one's loss below the second one's, cell by cell."""
     return [
-        compare(
-            f"{cell_name(*cell)}: loss {better} below {worse}", rises(source, better, cell), rises(source, worse, cell)
-        )
+        compare(f"{cell_name(*cell)}: {better} below {worse}", rises(source, better, cell), rises(source, worse, cell))
         for cell in cells(source.settings)
+        for better, worse in pairs
     ]
 
 
