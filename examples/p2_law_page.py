@@ -15,6 +15,7 @@ from statistics import fmean
 
 import numpy as np
 from p2_law import law_runs
+from spreads import percent, spread_of
 
 from hf_shear.reporting import plot_law_curves, write_results
 from hf_shear.scaling_law import TEST_NAMES, LawFit, ScalingLawWarning, fit_law, generalisation_errors
@@ -26,15 +27,17 @@ PAGE = ROOT / "model_cards" / "scaling_law.md"
 FIT_SUFFIX = ".fit.json"
 LAWS = ("p2", "p2_five", "chinchilla")
 RELATIVE = "p2, relative"
+SEED_MARK = "-seed-"
+"""NAME.json holds the runs of a family's first seed, NAME-seed-N.json those of another one."""
 NUM_BOOTSTRAP = 200
 GAIN = 0.01  # nats per doubling
 
 INTRODUCTION = """# The P2 law, measured
 
 Recovery runs of `examples/p2_law.py`: every member of a family of sources (`examples/family/train_family.py`) pruned in one
-shot to three fractions and trained on at a constant learning rate, one seed each, with its control (the same source,
-unpruned, on the same tokens). Fitted by `hf_shear.scaling_law`; how to read and use it:
-[scaling_law.md](../examples/docs/scaling_law.md).
+shot to three fractions and trained on at a constant learning rate, with its control (the same source, unpruned, on the
+same tokens in the same order). A seed stands for another calibration draw and another order of the text. Fitted by
+`hf_shear.scaling_law`; how to read and use it: [scaling_law.md](../examples/docs/scaling_law.md).
 
 Errors are mean |predicted - measured loss| / mean (L - L0) over the checkpoints of a run, and the mean over runs. The three
 tests are those of arXiv 2411.10272: the last 20 % of the tokens, the largest source, the largest fraction; each is fitted
@@ -42,7 +45,7 @@ without what it is asked for. `carried` keeps the last L - L0 that was seen; `po
 the tests of size and fraction both see the first 20 % of the run, which the law does not; `neighbour` takes L - L0 of the
 nearest run that was fitted. `p2` and `p2_five` are told the control's loss at each checkpoint;
 `p2, relative` is fitted to residuals relative to the mean L - L0 of their run. The verdicts are on `p2`, as in
-the paper."""
+the paper: the law wins, or loses, if the means over the seeds differ by more than the larger sample standard deviation."""
 
 TEST_TITLES = {"tokens": "last 20 % of tokens", "size": "largest source", "fraction": "largest fraction"}
 
@@ -116,53 +119,74 @@ def draw(path: Path) -> None:
 def page() -> str:
     """The page from the fits."""
     parts = [INTRODUCTION]
+    families: dict[str, list[dict]] = {}
     for path in sorted(RESULTS.glob(f"*{FIT_SUFFIX}")):
-        parts += section(path.name.removesuffix(FIT_SUFFIX), json.loads(path.read_text(encoding="utf-8")))
+        family = path.name.removesuffix(FIT_SUFFIX).partition(SEED_MARK)[0]
+        families.setdefault(family, []).append(json.loads(path.read_text(encoding="utf-8")))
+    for family, analyses in families.items():
+        parts += section(family, sorted(analyses, key=lambda analysis: analysis["settings"]["seed"]))
     return "\n\n".join(parts) + "\n"
 
 
-def section(name: str, analysis: dict) -> list[str]:
-    """One family."""
-    settings, main = analysis["settings"], analysis["controlled"]
+def section(name: str, analyses: list[dict]) -> list[str]:
+    """One family, the analyses by seed."""
+    settings, mains = analyses[0]["settings"], [analysis["controlled"] for analysis in analyses]
+    main, seeds = mains[0], [analysis["settings"]["seed"] for analysis in analyses]
+    of_seeds = (
+        f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}, mean ± standard deviation"
+    )
     text = (
         f"{main['num_runs']} runs of {settings['num_tokens']:,} tokens with {main['num_checkpoints']} checkpoints each,"
         f" {settings['criterion']}, learning rate {settings['learning_rate']:g} x 128 / hidden size,"
-        f" seed {settings['seed']}."
+        f" {of_seeds}."
     )
-    parts = [f"## {name}", text, "### Does it predict?", tests_table(main["tests"]), *verdicts(main["tests"])]
-    parts += [
-        "Without controls (L0 is the source as it was), the same:",
-        tests_table(analysis["uncontrolled"]["tests"]),
-    ]
-    parts += ["### The fit of all runs", constants_text(main), runs_table(main)]
-    pictures = sorted(RESULTS.glob(f"{name}-*.png"))
+    tests = errors_by_test([main["tests"] for main in mains])
+    uncontrolled = errors_by_test([analysis["uncontrolled"]["tests"] for analysis in analyses])
+    parts = [f"## {name}", text, "### Does it predict?", tests_table(tests), verdicts(tests)]
+    parts += ["Without controls (L0 is the source as it was), the same:", tests_table(uncontrolled)]
+    for seed, own in zip(seeds, mains, strict=True):
+        parts += [f"### The fit of all runs, seed {seed}", constants_text(own)]
+    parts += [f"The runs of seed {seeds[0]}:", runs_table(main)]
+    pictures = sorted(path for path in RESULTS.glob(f"{name}-*.png") if SEED_MARK not in path.name)
     return parts + [f"![L - L0 of {picture.stem}](scaling_law/{picture.name})" for picture in pictures]
 
 
-def tests_table(tests: dict) -> str:
+def errors_by_test(analyses: list[dict]) -> dict[str, dict[str, list[float]]]:
+    """Relative errors by test and method, one of each seed."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for tests in analyses:
+        for test, rows in tests.items():
+            for row in rows:
+                found.setdefault(test, {}).setdefault(row["method"], []).append(row["relative_error"])
+    return found
+
+
+def tests_table(tests: dict[str, dict[str, list[float]]]) -> str:
     """Error of each method in each test; the lowest of a column is bold."""
-    errors = {test: {row["method"]: row["relative_error"] for row in rows} for test, rows in tests.items()}
-    methods = list(dict.fromkeys(method for rows in errors.values() for method in rows))
-    lines = ["| method | " + " | ".join(TEST_TITLES[test] for test in errors) + " |", "|---" * (len(errors) + 1) + "|"]
+    methods = list(dict.fromkeys(method for rows in tests.values() for method in rows))
+    lines = ["| method | " + " | ".join(TEST_TITLES[test] for test in tests) + " |", "|---" * (len(tests) + 1) + "|"]
     for method in methods:
         cells = []
-        for rows in errors.values():
-            text = "" if method not in rows else f"{rows[method]:.1%}"
-            cells.append(f"**{text}**" if rows.get(method) == min(rows.values()) else text)
+        for rows in tests.values():
+            text = "" if method not in rows else percent(rows[method])
+            best = min(rows, key=lambda name, rows=rows: fmean(rows[name]))
+            cells.append(f"**{text}**" if method == best else text)
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def verdicts(tests: dict) -> list[str]:
+def verdicts(tests: dict[str, dict[str, list[float]]]) -> str:
     """For each test, whether the P2 law beats every baseline."""
     lines = []
     for test, rows in tests.items():
-        errors = {row["method"]: row["relative_error"] for row in rows}
-        baseline = min((name for name in errors if name not in (*LAWS, RELATIVE)), key=errors.get)
-        won = "wins" if errors["p2"] < errors[baseline] else "does not win"
-        best = f"the best baseline is `{baseline}` at {errors[baseline]:.1%}"
-        lines.append(f"- {TEST_TITLES[test]}: the P2 law {won}: {errors['p2']:.1%}; {best}.")
-    return ["\n".join(lines)]
+        baseline = min((name for name in rows if name not in (*LAWS, RELATIVE)), key=lambda name: fmean(rows[name]))
+        own, rival = rows["p2"], rows[baseline]
+        spread = max(spread_of(own), spread_of(rival))
+        gap = fmean(rival) - fmean(own)
+        won = "is level with the best baseline" if abs(gap) <= spread else "wins" if gap > 0 else "does not win"
+        best = f"the best baseline is `{baseline}` at {percent(rival)}"
+        lines.append(f"- {TEST_TITLES[test]}: the P2 law {won}: {percent(own)}; {best}.")
+    return "\n".join(lines)
 
 
 def constants_text(facts: dict) -> str:
@@ -205,7 +229,8 @@ def main(command_line: list[str] | None = None) -> None:
         for path in sorted(RESULTS.glob("*.json")):
             if not path.name.endswith(FIT_SUFFIX):
                 write_results(path.with_name(path.stem + FIT_SUFFIX), analyse(path))
-                draw(path)
+                if SEED_MARK not in path.name:
+                    draw(path)
     PAGE.write_text(page(), encoding="utf-8")
 
 

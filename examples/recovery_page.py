@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from marked_text import put_between
-from results_page import mean_and_spread
+from spreads import mean_and_spread
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "model_cards" / "recovery"

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 from marked_text import put_between
+from spreads import mean_and_spread
 
 from hf_shear.publishing.local_paths import without_local_paths
 from hf_shear.reporting import read_results, spread_table
@@ -100,13 +101,6 @@ def recipes_table() -> str:
         cut, end = (mean_and_spread([run[arm]["mean"] for run in runs]) for arm in ("pruned", "recovered"))
         lines.append(f"| {name.removeprefix('recipe-')} | {len(runs)} | {cut} | {end} |")
     return "\n".join(lines)
-
-
-def mean_and_spread(values: list[float]) -> str:
-    """Mean and sample standard deviation."""
-    mean = sum(values) / len(values)
-    deviation = (sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)) ** 0.5
-    return f"{mean:.3f} ± {deviation:.3f}"
 
 
 def readme_table() -> str:

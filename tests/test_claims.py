@@ -104,7 +104,7 @@ def test_arms_are_kept_and_go_on(load, tiny, capsys):
     study.draw(claim, output)
     assert output.with_suffix(".png").stat().st_size > 10_000
     text = page.claim_page(claim, [source])
-    assert study.summary(source.values("mean", mask_tokens=256)) in text
+    assert study.mean_and_spread(source.values("mean", mask_tokens=256)) in text
     assert f"# Sheared LLaMA 5: {study.verdict(claim.checks(source))}" in text
 
 
@@ -120,6 +120,57 @@ def test_a_study_compares_equal_shapes(load, tiny):
     assert shapes[0] == shapes[1] == shapes[2] and shapes[0]["intermediate_size"] == 16
     weights = [model.state_dict()["model.embed_tokens.weight"] for model in models]
     assert not (weights[0] == weights[1]).all()
+
+
+def test_flops_for_a_loss_lie_between_the_points_of_a_curve(load):
+    flops_at = load("beyond_1_recipe").flops_at
+    points = [(1e9, 3.0), (4e9, 2.0), (16e9, 1.0)]
+    assert flops_at(points, 3.5) == 1e9  # it needs no more
+    assert flops_at(points, 2.5) == pytest.approx(2e9)
+    assert flops_at(points, 1.0) == pytest.approx(16e9)
+    assert flops_at(points, 0.9) is None
+
+
+def recipe_results(paper: dict[float, tuple[float, ...]]) -> dict:
+    """Settings and runs of one source: losses of the paper's recipe by share, at 1, 2 and 4 times the FLOPs."""
+    settings = {
+        "seeds": [0],
+        "multiples": [1],
+        "paper_multiples": [1, 2, 4],
+        "paper_shares": [*paper],
+        "ours": {"us": {}},
+        "controls": {},
+    }
+    arms = [("us", None, 1, 2.5)]
+    arms += [("paper", share, m, loss) for share, own in paper.items() for m, loss in zip((1, 2, 4), own, strict=True)]
+    runs = [{"arm": arm, "share": share, "rate": 0.1, "multiple": m, "seed": 0, "mean": loss, "flops": 1e9 * m}
+            for arm, share, m, loss in arms]  # fmt: skip
+    return {"name": "known", "settings": settings, "runs": runs}
+
+
+def test_the_paper_gets_the_share_that_needs_the_fewest_flops(load):
+    recipe, study = load("beyond_1_recipe"), load("study")
+    slow, fast, ahead, never = (4.0, 3.0, 2.0), (3.0, 2.5, 2.0), (2.4, 2.0, 1.0), (9.0, 8.0, 7.0)
+    for own, ratio, words in (
+        ({0.1: slow}, 2 * 2**0.5, "2.8 times"),
+        ({0.1: slow, 0.2: fast}, 2, "2.0 times"),
+        ({0.1: slow, 0.2: ahead}, 1, "1.0 times"),
+        ({0.1: never}, 4, "more than 4.0 times"),
+    ):
+        source = study.SourceResults(**recipe_results(own))
+        assert recipe.flops_ratio(source)[0] == pytest.approx(ratio)
+        assert recipe.times(source) == words
+    assert [check.state for check in recipe.checks(study.SourceResults(**recipe_results({0.1: ahead})))] == [
+        "not held"
+    ] * 2
+    assert [check.state for check in recipe.checks(study.SourceResults(**recipe_results({0.1: slow})))] == ["held"] * 2
+
+
+def test_tokens_rise_only_beyond_the_spread(load):
+    rising = load("p2_law_3_how_many_tokens").rising
+    assert rising([[1.0, 1.1], [2.0, 2.1], [3.0, 3.1]]) == "held"
+    assert rising([[1.0, 1.1], [1.0, 1.2], [3.0, 3.1]]) == "tie"
+    assert rising([[1.0, 1.1], [1.0, 1.2], [0.5, 0.6]]) == "not held"
 
 
 def test_pages_and_tables_show_what_was_measured(load):

@@ -72,9 +72,9 @@ def test_runs_have_their_control_and_go_on(family, scripts):
         make.main(words(family))
 
 
-def known_results(exponent_noise: float = 2e-4) -> dict:
+def known_results(exponent_noise: float = 2e-4, seed: int = 0) -> dict:
     """Results of four members whose runs follow the law, on controls that fall."""
-    runs, random = [], np.random.default_rng(0)
+    runs, random = [], np.random.default_rng(seed)
     tokens = np.linspace(1e8, 1e9, 20).round()
     for name, size in (("96", 1e8), ("128", 3e8), ("192", 1e9), ("256", 3e9)):
         control = source_loss(size) - 0.05 * np.linspace(0.1, 1, 20)
@@ -86,7 +86,13 @@ def known_results(exponent_noise: float = 2e-4) -> dict:
                 "fraction_removed": 1 - kept / size, "source_tokens": 2e9, "start_loss": source_loss(size),
                 "tokens": tokens.tolist(), "losses": (control + rise).tolist(),
             })  # fmt: skip
-    settings = {"num_tokens": 10**9, "criterion": "taylor", "learning_rate": 1e-3, "seed": 0, "fractions": [*FRACTIONS]}
+    settings = {
+        "num_tokens": 10**9,
+        "criterion": "taylor",
+        "learning_rate": 1e-3,
+        "seed": seed,
+        "fractions": [*FRACTIONS],
+    }
     return {"settings": settings, "runs": runs, "versions": {}}
 
 
@@ -95,13 +101,16 @@ def test_the_page_says_who_wins(tmp_path, scripts, monkeypatch):
     _, build = scripts
     monkeypatch.setattr(build, "RESULTS", tmp_path)
     monkeypatch.setattr(build, "PAGE", tmp_path / "page.md")
-    (tmp_path / "known.json").write_text(json.dumps(known_results()))
+    for seed, name in ((0, "known"), (1, "known-seed-1")):
+        known = known_results(seed=seed)
+        (tmp_path / f"{name}.json").write_text(json.dumps(known))
     monkeypatch.setattr(build, "NUM_BOOTSTRAP", 20)
     build.main([])
     page = (tmp_path / "page.md").read_text()
     for test in build.TEST_TITLES.values():
         assert f"- {test}: the P2 law wins" in page
-    assert "12 runs of 1,000,000,000 tokens with 20 checkpoints each" in page
+    assert "12 runs of 1,000,000,000 tokens with 20 checkpoints each" in page and "seeds 0, 1, mean" in page
+    assert page.count("## known") == 1 and "The fit of all runs, seed 1" in page
     assert "not identified: none" in page and "![L - L0 of known-25](scaling_law/known-25.png)" in page
     fit = json.loads((tmp_path / "known.fit.json").read_text())
     rho = fit["controlled"]["constants"]["rho_exponent"]
@@ -115,10 +124,20 @@ def test_the_page_says_who_wins(tmp_path, scripts, monkeypatch):
 
 def test_a_law_that_loses_is_said(scripts):
     _, build = scripts
-    rows = [{"method": "p2", "relative_error": 0.3}, {"method": "carried", "relative_error": 0.2},
-            {"method": "power_law", "relative_error": 0.25}]  # fmt: skip
-    (text,) = build.verdicts({"size": rows})
-    assert text == "- largest source: the P2 law does not win: 30.0%; the best baseline is `carried` at 20.0%."
+    rows = {"p2": [0.3], "carried": [0.2], "power_law": [0.25]}
+    text = build.verdicts({"size": rows})
+    assert text == "- largest source: the P2 law does not win: 30.0 %; the best baseline is `carried` at 20.0 %."
+
+
+def test_a_lead_within_the_spread_over_the_seeds_is_no_win(scripts):
+    _, build = scripts
+    tests = [{"size": [{"method": "p2", "relative_error": own}, {"method": "carried", "relative_error": 0.25}]}
+             for own in (0.1, 0.3)]  # fmt: skip
+    text = build.verdicts(build.errors_by_test(tests))
+    assert text == (
+        "- largest source: the P2 law is level with the best baseline: 20.0 ± 14.1 %; the best baseline is `carried` at"
+        " 25.0 ± 0.0 %."
+    )
 
 
 def test_the_page_is_built_from_its_fits(scripts):

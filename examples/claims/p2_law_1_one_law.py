@@ -7,7 +7,7 @@ import sys
 from statistics import fmean
 
 from p2_runs import cost, fitted, recovery_runs
-from study import HELD, LOST, Check, Claim, SourceResults, Study, main, markdown_table
+from study import Check, Claim, SourceResults, Study, main, markdown_table, percent, state_of
 
 CLAIM = Claim(
     name="p2_law_1_one_law",
@@ -15,7 +15,10 @@ CLAIM = Claim(
     section="sections 4 and 5",
     note="Every member of the family, pruned at once to three fractions and trained on at a constant learning rate, each "
     "with a control: the unpruned member on the same tokens. The error of a run is mean |fitted - measured loss| over "
-    "mean (L - L0). The Chinchilla form sees the size of the pruned model and the tokens alone.",
+    "mean (L - L0). The Chinchilla form sees the size of the pruned model and the tokens alone. A seed stands for another "
+    "calibration draw and another order of the text. Why it may not hold: the sources are small and still learn, the "
+    "mildest cuts leave an L - L0 of a few hundredths of a nat, of which noise is a good part (the worst runs are those), "
+    "and four sizes within one decade do not tell alpha and N_C apart.",
 )
 FORMS = ("p2", "p2_five", "chinchilla")
 ALLOWED_ERROR = 0.10
@@ -43,18 +46,21 @@ def fit(study: Study, found, form: str, seed: int) -> dict:
     return {"errors": {row["name"]: row["relative_error"] for row in rows}, "points": points} | trained
 
 
-def mean_error(source: SourceResults, form: str) -> float:
-    return fmean(fmean(run["errors"].values()) for run in source.select(form=form))
+def errors(source: SourceResults, form: str, over_runs=fmean) -> list[float]:
+    """The mean, or another number, over the runs of each seed."""
+    return [over_runs(run["errors"].values()) for run in source.select(form=form)]
 
 
 def checks(source: SourceResults) -> list:
-    own, worst = mean_error(source, FORMS[0]), max(max(run["errors"].values()) for run in source.select(form=FORMS[0]))
-    rival = mean_error(source, "chinchilla")
-    allowed = f"at most {ALLOWED_ERROR:.0%}"
+    own, worst, rival = errors(source, FORMS[0]), errors(source, FORMS[0], max), errors(source, "chinchilla")
+    limit = f"below {100 * ALLOWED_ERROR:.0f} %"
     return [
-        Check(f"mean error of L - L0 over the runs {own:.1%}, {allowed}", HELD if own <= ALLOWED_ERROR else LOST),
-        Check(f"error of the worst run {worst:.1%}, {allowed}", HELD if worst <= ALLOWED_ERROR else LOST),
-        Check(f"mean error below that of the Chinchilla form ({rival:.1%})", HELD if own < rival else LOST),
+        Check(f"mean error of L - L0 over the runs {limit}: {percent(own)}", state_of(own, [ALLOWED_ERROR])),
+        Check(f"error of the worst run {limit}: {percent(worst)}", state_of(worst, [ALLOWED_ERROR])),
+        Check(
+            f"mean error below that of the Chinchilla form: {percent(own)} against {percent(rival)}",
+            state_of(own, rival),
+        ),
     ]
 
 
@@ -62,9 +68,8 @@ def table(source: SourceResults) -> str:
     names = list(source.select(form=FORMS[0])[0]["errors"])
     rows = []
     for name in names:
-        rows.append(
-            (name, *(f"{fmean(run['errors'][name] for run in source.select(form=form)):.1%}" for form in FORMS))
-        )
+        found = ([run["errors"][name] for run in source.select(form=form)] for form in FORMS)
+        rows.append((name, *map(percent, found)))
     return markdown_table(("run", *(f"error, {form}" for form in FORMS)), rows)
 
 
@@ -78,7 +83,7 @@ def draw(source: SourceResults, axes) -> None:
     for number, size in enumerate(sizes):
         axes.plot([], [], color=f"C{number}", label=size)
     axes.set_xlabel("recovery tokens")
-    axes.set_ylabel("L - L0 (nats per token); lines: the law")
+    axes.set_ylabel("L - L0 of the first seed (nats per token); lines: the law")
     axes.set_yscale("log")
     axes.legend(frameon=False, title="hidden size of the source", fontsize=8)
 

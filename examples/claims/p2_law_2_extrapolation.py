@@ -8,7 +8,7 @@ import warnings
 from statistics import fmean
 
 from p2_runs import recovery_runs
-from study import HELD, LOST, Check, Claim, SourceResults, Study, main, markdown_table
+from study import Check, Claim, SourceResults, Study, main, markdown_table, percent, spread_of, state_of
 
 from hf_shear.scaling_law import TEST_NAMES, ScalingLawWarning, generalisation_errors
 
@@ -20,7 +20,9 @@ CLAIM = Claim(
     "Errors are mean |predicted - measured loss| over mean (L - L0) of a run, and the mean over "
     "the runs that were held out. `carried` keeps the last L - L0 that was seen, `power_law` is one fitted to that run "
     "alone; for sizes and fractions both see the first 20 % of the held-out run, which the law does not, and `neighbour` "
-    "takes L - L0 of the nearest run that was fitted.",
+    "takes L - L0 of the nearest run that was fitted. Why it may not hold: in the last fifth of a run L - L0 is nearly "
+    "flat here, so that the last value is hard to beat, by a law that misses single runs by as much as claim 1 says; and "
+    "four sizes within one decade leave the part of the size open, while a neighbour is close.",
 )
 LAW = "p2"
 TITLES = {"tokens": "last 20 % of the tokens", "size": "largest source", "fraction": "largest fraction"}
@@ -40,28 +42,28 @@ def errors(found, test: str) -> dict:
     return {"errors": {row["method"]: row["relative_error"] for row in rows}, "tokens": 0}
 
 
-def mean_errors(source: SourceResults, test: str) -> dict[str, float]:
-    """By method, over the seeds."""
+def errors_of(source: SourceResults, test: str) -> dict[str, list[float]]:
+    """By method, of each seed."""
     found = [run["errors"] for run in source.select(test=test)]
-    return {method: fmean(errors[method] for errors in found) for method in found[0]}
+    return {method: [errors[method] for errors in found] for method in found[0]}
 
 
 def checks(source: SourceResults) -> list:
     result = []
     for test in TEST_NAMES:
-        errors = mean_errors(source, test)
+        errors = errors_of(source, test)
         own = errors.pop(LAW)
-        best = min(errors, key=errors.get)
-        text = f"{TITLES[test]}: error of the law {own:.1%}, of the best guess ({best}) {errors[best]:.1%}"
-        result.append(Check(text, HELD if own < errors[best] else LOST))
+        best = min(errors, key=lambda method: fmean(errors[method]))
+        text = f"{TITLES[test]}, error of the law below the best guess' ({best}): {percent(own)} against"
+        result.append(Check(f"{text} {percent(errors[best])}", state_of(own, errors[best])))
     return result
 
 
 def table(source: SourceResults) -> str:
-    by_test = {test: mean_errors(source, test) for test in TEST_NAMES}
+    by_test = {test: errors_of(source, test) for test in TEST_NAMES}
     methods = list(dict.fromkeys(method for errors in by_test.values() for method in errors))
     rows = [
-        (method, *(f"{errors[method]:.1%}" if method in errors else "" for errors in by_test.values()))
+        (method, *(percent(errors[method]) if method in errors else "" for errors in by_test.values()))
         for method in methods
     ]
     return markdown_table(("method", *TITLES.values()), rows)
@@ -69,14 +71,11 @@ def table(source: SourceResults) -> str:
 
 def draw(source: SourceResults, axes) -> None:
     for place, test in enumerate(TEST_NAMES):
-        errors = mean_errors(source, test)
-        for number, (method, error) in enumerate(errors.items()):
-            axes.bar(
-                place + 0.2 * number, 100 * error, width=0.18, color="C1" if method == LAW else f"C{7 + number % 2}"
-            )
-            axes.text(
-                place + 0.2 * number, 100 * error, f" {method}", rotation=90, ha="center", va="bottom", fontsize=7
-            )
+        for number, (method, errors) in enumerate(errors_of(source, test).items()):
+            left, height, spread = place + 0.2 * number, 100 * fmean(errors), 100 * spread_of(errors)
+            colour = "C1" if method == LAW else f"C{7 + number % 2}"
+            axes.bar(left, height, yerr=spread, width=0.18, color=colour, ecolor="0.3", capsize=2)
+            axes.text(left, height + spread, f" {method}", rotation=90, ha="center", va="bottom", fontsize=7)
     axes.set_xticks(
         [place + 0.3 for place in range(len(TEST_NAMES))], [TITLES[test] for test in TEST_NAMES], fontsize=8
     )

@@ -5,7 +5,7 @@ python examples/claims/sheared_llama_1_target_shapes.py --data_dir SEVEN_DOMAINS
 
 import sys
 
-from study import HELD, LOST, Check, Claim, SourceResults, Study, main, markdown_table, summary
+from study import HELD, LOST, Check, Claim, SourceResults, Study, main, markdown_table, mean_and_spread
 
 from hf_shear.reporting import SHAPE_NAMES
 
@@ -58,7 +58,7 @@ def table(source: SourceResults) -> str:
     rows = []
     for name, sizes in source.settings["targets"].items():
         gaps = [f"{100 * max(source.values('gap', target=name, masks=masks)):.2f} %" for masks in MASKS]
-        losses = [summary(source.values("mean", target=name, masks=masks)) for masks in MASKS]
+        losses = [mean_and_spread(source.values("mean", target=name, masks=masks)) for masks in MASKS]
         parameters = source.select(target=name)[0]["num_parameters"]
         rows.append(
             (name, ", ".join(f"{key} {size}" for key, size in sizes.items()), f"{parameters:,}", *gaps, *losses)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
-from study import HELD, LOST, Check, Claim, SourceResults, Study, compare, main, markdown_table, summary
+from study import HELD, LOST, Check, Claim, SourceResults, Study, compare, main, markdown_table, mean_and_spread
 
 CLAIM = Claim(
     name="sheared_llama_2_scratch",
@@ -89,7 +89,9 @@ def table(source: SourceResults) -> str:
     rows = []
     for arm, multiple in ((SHEARED, 1), *((SCRATCH, multiple) for multiple in means(source))):
         chosen = source.select(arm=arm, multiple=multiple)
-        rows.append((arm, f"{multiple:g}", f"{chosen[0]['tokens']:,}", summary([run["mean"] for run in chosen])))
+        rows.append(
+            (arm, f"{multiple:g}", f"{chosen[0]['tokens']:,}", mean_and_spread([run["mean"] for run in chosen]))
+        )
     return markdown_table(("arm", "times the tokens", "tokens", "held-out loss"), rows)
 
 

@@ -5,7 +5,7 @@ python examples/claims/sheared_llama_3_one_shot.py --stories STORIES260K TINYSTO
 
 import sys
 
-from study import Claim, SourceResults, Study, compare, main, markdown_table, summary
+from study import Claim, SourceResults, Study, compare, main, markdown_table, mean_and_spread
 from transformers import AutoConfig
 
 from hf_shear.recovery.flops import training_flops_per_token
@@ -69,7 +69,7 @@ def table(source: SourceResults) -> str:
         for budget in BUDGETS:
             chosen = source.select(arm=arm, budget=budget)
             if chosen:
-                losses = (summary([run[name] for run in chosen]) for name in ("before", "mean"))
+                losses = (mean_and_spread([run[name] for run in chosen]) for name in ("before", "mean"))
                 rows.append((arm, budget, f"{chosen[0]['tokens']:,}", f"{chosen[0]['num_parameters']:,}", *losses))
     return markdown_table(("arm", "budget", "tokens", "parameters", "loss at the cut", "loss at the end"), rows)
 

@@ -6,7 +6,7 @@ python examples/claims/sheared_llama_4_dynamic_batches.py --data_dir SEVEN_DOMAI
 import statistics
 import sys
 
-from study import Claim, SourceResults, Study, compare, main, markdown_table, summary
+from study import Claim, SourceResults, Study, compare, main, markdown_table, mean_and_spread
 
 CLAIM = Claim(
     name="sheared_llama_4_dynamic_batches",
@@ -42,7 +42,7 @@ def checks(source: SourceResults) -> list:
 
 
 def table(source: SourceResults) -> str:
-    rows = [(arm, *(summary(source.values(name, arm=arm)) for name in MEASURES)) for arm in ARMS]
+    rows = [(arm, *(mean_and_spread(source.values(name, arm=arm)) for name in MEASURES)) for arm in ARMS]
     return markdown_table(("batches", *(f"{name} excess loss" for name in MEASURES)), rows)
 
 

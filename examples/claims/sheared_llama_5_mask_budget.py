@@ -6,7 +6,7 @@ python examples/claims/sheared_llama_5_mask_budget.py --stories STORIES260K TINY
 import sys
 from statistics import fmean
 
-from study import Claim, SourceResults, Study, compare, main, markdown_table, summary
+from study import Claim, SourceResults, Study, compare, main, markdown_table, mean_and_spread
 
 CLAIM = Claim(
     name="sheared_llama_5_mask_budget",
@@ -43,7 +43,7 @@ def checks(source: SourceResults) -> list:
 
 def table(source: SourceResults) -> str:
     rows = [
-        (f"{tokens:,}", *(summary(source.values(field, mask_tokens=tokens)) for field in ("before", "mean")))
+        (f"{tokens:,}", *(mean_and_spread(source.values(field, mask_tokens=tokens)) for field in ("before", "mean")))
         for tokens in source.settings["mask_tokens"]
     ]
     return markdown_table(("tokens of mask learning", "loss at the cut", "loss after recovery"), rows)

@@ -8,7 +8,7 @@ import tempfile
 from statistics import fmean
 
 import torch
-from study import Claim, SourceResults, Study, compare, main, markdown_table, summary
+from study import Claim, SourceResults, Study, compare, main, markdown_table, mean_and_spread
 from transformers import AutoModelForSequenceClassification
 
 CLAIM = Claim(
@@ -99,7 +99,9 @@ def table(source: SourceResults) -> str:
         loss, found = source.values("mean", arm=arm), source.select(arm=arm)
         first = [run["curve"][0][1] for run in found]
         accuracy = [run["accuracy"] for run in found]
-        rows.append((arm, f"{found[0]['tokens']:,}", summary(loss), summary(first), summary(accuracy)))
+        rows.append(
+            (arm, f"{found[0]['tokens']:,}", mean_and_spread(loss), mean_and_spread(first), mean_and_spread(accuracy))
+        )
     step = source.select(arm=ARMS[0])[0]["curve"][0][0]
     headings = ("arm", "tokens before", "held-out loss before", f"accuracy after {step} steps", "accuracy at the end")
     return markdown_table(headings, rows)

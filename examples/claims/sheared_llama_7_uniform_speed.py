@@ -7,7 +7,7 @@ import sys
 from statistics import fmean
 
 import torch
-from study import Claim, SourceResults, Study, compare, main, markdown_table, summary
+from study import Claim, SourceResults, Study, compare, main, markdown_table, mean_and_spread
 from torch import nn
 
 from hf_shear import prune_one_shot
@@ -103,7 +103,7 @@ def table(source: SourceResults) -> str:
     for form in FORMS:
         run = source.select(form=form)[0]
         counts = run["num_parameters"]
-        relative = [summary(times(source, form, measure)) for measure in MEASURES]
+        relative = [mean_and_spread(times(source, form, measure)) for measure in MEASURES]
         rows.append(
             (form, f"{counts['uniform']:,}", f"{counts['run']:,}", ", ".join(map(str, run["widths"])), *relative)
         )

@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,11 @@ from hf_shear.training import evaluate_domains
 from hf_shear.training.cost import evaluation_samples_per_domain
 
 EXAMPLES = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(EXAMPLES))
+
+from spreads import mean_and_spread, spread_of  # noqa: E402
+from spreads import percent as percent  # noqa: E402  (for the claims' scripts)
+
 CONFIGS = EXAMPLES / "claims" / "configs"
 RESULTS = EXAMPLES.parent / "model_cards" / "claims"
 SMALL_FOLDER = Path("claims_small")
@@ -105,30 +111,23 @@ class SourceResults:
 
 
 def compare(text: str, lower: Sequence[float], higher: Sequence[float]) -> Check:
+    """Whether the mean of ``lower`` is below that of ``higher``, with both in the text."""
+    return Check(f"{text}: {mean_and_spread(lower)} against {mean_and_spread(higher)}", state_of(lower, higher))
+
+
+def state_of(lower: Sequence[float], higher: Sequence[float]) -> str:
     """HELD if the mean of ``lower`` is below that of ``higher`` by more than either spread over the seeds.
 
     A difference within the larger of the two sample standard deviations is a TIE.
     """
-    gap, spread = statistics.fmean(higher) - statistics.fmean(lower), max(spread_of(lower), spread_of(higher))
-    state = TIE if abs(gap) <= spread else HELD if gap > 0 else LOST
-    return Check(f"{text}: {summary(lower)} against {summary(higher)}", state)
+    gap, spread = fmean(higher) - fmean(lower), max(spread_of(lower), spread_of(higher))
+    return TIE if abs(gap) <= spread else HELD if gap > 0 else LOST
 
 
 def verdict(checks: Sequence[Check]) -> str:
     """held: all checks; not held: none; else partly. A tie is no success."""
     held = sum(check.state == HELD for check in checks)
     return HELD if held == len(checks) else "partly" if held else LOST
-
-
-def spread_of(values: Sequence[float]) -> float:
-    """Sample standard deviation; 0 for a single value."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def summary(values: Sequence[float], digits: int = 3) -> str:
-    """Mean ± sample standard deviation."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return f"{mean} ± {spread_of(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from study import Check, SourceResults, Study, compare, markdown_table, summary
+from study import Check, SourceResults, Study, compare, markdown_table, mean_and_spread
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_shear import prune_one_shot
@@ -174,7 +174,7 @@ def rise_table(source: SourceResults, arms: Sequence[str]) -> str:
     for cell in cells(settings):
         shots = shots_of(settings, *cell)
         name = cell_name(*cell) + (f", in {shots} shots" if shots > 1 else "")
-        rows.append((name, *(summary(rises(source, arm, cell)) for arm in arms)))
+        rows.append((name, *(mean_and_spread(rises(source, arm, cell)) for arm in arms)))
     draws = len({run["seed"] for run in source.runs})
     tokens = settings["calibration_batches"] * settings["batch_size"] * settings["max_length"]
     return (
