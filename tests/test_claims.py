@@ -131,20 +131,17 @@ def test_flops_for_a_loss_lie_between_the_points_of_a_curve(load):
     assert flops_at(points, 0.9) is None
 
 
-def recipe_results(paper: dict[float, tuple[float, ...]]) -> dict:
-    """Settings and runs of one source: losses of the paper's recipe by share, at 1, 2 and 4 times the FLOPs."""
-    settings = {
-        "seeds": [0],
-        "multiples": [1],
-        "paper_multiples": [1, 2, 4],
-        "paper_shares": [*paper],
-        "ours": {"us": {}},
-        "controls": {},
-    }
-    arms = [("us", None, 1, 2.5)]
-    arms += [("paper", share, m, loss) for share, own in paper.items() for m, loss in zip((1, 2, 4), own, strict=True)]
-    runs = [{"arm": arm, "share": share, "rate": 0.1, "multiple": m, "seed": 0, "mean": loss, "flops": 1e9 * m}
-            for arm, share, m, loss in arms]  # fmt: skip
+def recipe_results(paper: dict[float, tuple[float, ...]], ours: dict[int, float]) -> dict:
+    """Settings and runs of one source: losses of the paper's recipe by share, at 1, 2 and 4 times the FLOPs; and ours."""
+    settings = {"seeds": [*ours], "multiples": [1], "paper_multiples": [1, 2, 4], "paper_shares": [*paper], "recipe": "us",
+                "paper_batches": [8], "batch_size": 2, "arms": {"us": {}, "random units, late decay": {}}}  # fmt: skip
+    runs = []
+    for seed, own in ours.items():
+        arms = [("us", None, 2, 1, own), ("random units, late decay", None, 2, 1, 9.0)]
+        arms += [("paper", share, 8, m, loss) for share, losses in paper.items()
+                 for m, loss in zip((1, 2, 4), losses, strict=True)]  # fmt: skip
+        runs += [{"arm": arm, "share": share, "batch": batch, "rate": 0.1, "multiple": m, "seed": seed, "mean": loss,
+                  "flops": 1e9 * m} for arm, share, batch, m, loss in arms]  # fmt: skip
     return {"name": "known", "settings": settings, "runs": runs}
 
 
@@ -152,18 +149,21 @@ def test_the_paper_gets_the_share_that_needs_the_fewest_flops(load):
     recipe, study = load("beyond_1_recipe"), load("study")
     slow, fast, ahead, never = (4.0, 3.0, 2.0), (3.0, 2.5, 2.0), (2.4, 2.0, 1.0), (9.0, 8.0, 7.0)
     for own, ratio, words in (
-        ({0.1: slow}, 2 * 2**0.5, "2.8 times"),
-        ({0.1: slow, 0.2: fast}, 2, "2.0 times"),
-        ({0.1: slow, 0.2: ahead}, 1, "1.0 times"),
-        ({0.1: never}, 4, "more than 4.0 times"),
+        ({0.1: slow}, 2 * 2**0.5, "2.8"),
+        ({0.1: slow, 0.2: fast}, 2, "2.0"),
+        ({0.1: slow, 0.2: ahead}, 1, "1.0"),
+        ({0.1: never}, 4, "more than 4.0"),
     ):
-        source = study.SourceResults(**recipe_results(own))
-        assert recipe.flops_ratio(source)[0] == pytest.approx(ratio)
-        assert recipe.times(source) == words
-    assert [check.state for check in recipe.checks(study.SourceResults(**recipe_results({0.1: ahead})))] == [
-        "not held"
-    ] * 2
-    assert [check.state for check in recipe.checks(study.SourceResults(**recipe_results({0.1: slow})))] == ["held"] * 2
+        source = study.SourceResults(**recipe_results(own, {0: 2.5}))
+        assert recipe.flops_ratio(source, 1)[0] == pytest.approx(ratio)
+        assert recipe.times(source, 1) == words
+    for own, losses, states in (
+        ({0.1: ahead}, {0: 2.5}, ["not held", "not held", "held"]),
+        ({0.1: slow}, {0: 2.5}, ["held"] * 3),
+        ({0.1: slow}, {0: 2.5, 1: 5.0}, ["tie", "not held", "held"]),  # one seed that is not ahead
+    ):
+        checks = recipe.checks(study.SourceResults(**recipe_results(own, losses)))
+        assert [check.state for check in checks] == states
 
 
 def test_tokens_rise_only_beyond_the_spread(load):

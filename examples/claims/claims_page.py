@@ -38,11 +38,26 @@ Each headline claim of the three works, measured on models that anyone can make 
 [`examples/family`](../examples/family) (`family-128` is the one of 128 hidden dimensions; seven text domains) and
 stories260K (TinyStories), which we did not train. Arms have equal tokens and shapes unless a page says otherwise. A
 comparison is held if the means differ by more than the larger sample standard deviation over the seeds; a claim is
-held if all of its comparisons are, partly if some are. These models are small and have seen little text: what does
+held if all of its comparisons are, partly if some are; a tie counts as not held. One standard deviation of three seeds
+is a weak test. These models are small and have seen little text: what does
 not hold here may hold at the papers' size, and the other way round.
 
-Text: the seven domains are those of RedPajama (samples: the repository of LLM-Shearing, or any text with a folder per
-domain); stories260K is in llama2.c's releases (tinyllamas) and TinyStories on the Hub. Mixtures start uniform."""
+What to give:
+
+- `SEVEN_DOMAINS`: text in folders arxiv, book, c4-rp, cc, github, stackexchange and wiki, in all 24 MB here. Samples of
+  RedPajama from [LLM-Shearing](https://github.com/princeton-nlp/LLM-Shearing) (MIT), filled up with test data of
+  [llm-foundry](https://github.com/mosaicml/llm-foundry) and [dolma](https://github.com/allenai/dolma), books in the public
+  domain and permissive code; wiki is Bulgarian. Any text in such folders does, and gives other numbers.
+- `STORIES260K`: the model of 260,032 parameters of [llama2.c](https://github.com/karpathy/llama2.c) (its `tinyllamas`), as
+  a Hugging Face checkpoint with its tokenizer of 512 tokens.
+- `TINYSTORIES`: a folder with 2 MiB of [TinyStories](https://huggingface.co/datasets/roneneldan/TinyStories) as text,
+  stories separated by a line `<|endoftext|>`.
+
+Mixtures start uniform."""
+SHARED_RUNS = {
+    name: "[claim 1](p2_law_1_one_law.md)" for name in ("p2_law_2_extrapolation", "p2_law_3_how_many_tokens")
+}
+"""Claims that are read off another one's runs."""
 GPU_SECONDS_PER_STEP = 0.05
 """A guess, said to be one: models this small leave a GPU waiting for its kernels to be launched."""
 
@@ -72,13 +87,14 @@ def claim_page(module, sources: list[SourceResults]) -> str:
 
 
 def passes_line(source: SourceResults) -> str:
-    """Passes over each domain in the longest arm."""
+    """Passes over each domain in the longest stage of training; learning masks is another one than recovery."""
     trained = [run for run in source.runs if run.get("passes")]
     if not trained:
         return ""
-    longest = max(trained, key=lambda run: run["tokens"])
-    passes = ", ".join(f"{name} {number:.1f}" for name, number in longest["passes"].items())
-    return f"Passes over the text in the longest arm ({longest['tokens']:,} tokens): {passes}."
+    longest = max(trained, key=lambda run: sum(run["passes"].values()))
+    tokens = longest["stage_tokens"] if "stage_tokens" in longest else longest["tokens"] - longest.get("mask_tokens", 0)
+    passes = ", ".join(f"{name} {number:.2g}" for name, number in longest["passes"].items())
+    return f"Passes over the text in the longest stage of training ({tokens:,} tokens): {passes}."
 
 
 def again(claim: Claim, sources: list[SourceResults]) -> str:
@@ -92,13 +108,16 @@ def again(claim: Claim, sources: list[SourceResults]) -> str:
         for source in sources
         for run in source.runs
     )
-    time = f"{max(1, round(seconds / 60))} min of one CPU core, beside other work (so at most that on two cores)"
+    time = f"{max(1, round(seconds / 60))} min of one CPU thread, beside other work: at most that on two cores"
     minutes = max(1, round(steps * GPU_SECONDS_PER_STEP / 60))
     gpu = f"On one GPU, where it was not run: about {minutes} min if a step takes {GPU_SECONDS_PER_STEP} s."
-    gpu = gpu if steps else "Nothing was trained, and nothing was run on a GPU."
+    gpu = gpu if steps else "On a GPU it was not run."
+    if claim.name in SHARED_RUNS:
+        gpu = f"The runs it reads are made first where they are not there: what {SHARED_RUNS[claim.name]} takes."
     return (
-        f"```bash\npython examples/claims/{claim.name}.py {' '.join(flags)}\n```\n\n"
-        f"took {time}. {gpu} `--small` finishes in minutes and proves nothing."
+        f"```bash\npython examples/claims/{claim.name}.py {' '.join(flags)} --output again\n```\n\n"
+        f"took {time}. {gpu} Without `--output` the kept arms are read, and only missing ones are run."
+        f" [What to give, and where to get it](../claims.md). `--small` finishes in minutes and proves nothing."
         f" Settings: [`{claim.name}.yaml`](../../examples/claims/configs/{claim.name}.yaml)."
         f" Numbers: [`{claim.name}.json`]({claim.name}.json)."
     )
@@ -146,9 +165,8 @@ def short_table(folder: str) -> str:
 def headline(folder: str) -> str:
     """What the recipe's claim found, on every source: the first number of the README."""
     module = importlib.import_module(RECIPE)
-    found = " and ".join(module.headline(source) for source in results_of(RESULTS / f"{RECIPE}.json"))
-    first = "To reach the same loss, Sheared LLaMA's own recipe needs"
-    return f"**{first} {found} as many FLOPs as ours ([how, and on what]({folder}/{RECIPE}.md)).**"
+    found = module.headline(results_of(RESULTS / f"{RECIPE}.json"))
+    return f"**{found} ([how, and where it shrinks]({folder}/{RECIPE}.md)).**"
 
 
 def main() -> None:

@@ -15,10 +15,11 @@ CLAIM = Claim(
     statement="Curvature of activations and gradients beats activations alone, and these beat magnitude",
     section="sections 3 and 4",
     note="No training after the cut; rows and columns go in several shots. The first two arms differ in the factor G of "
-    "the gradients alone, which the second replaces by the identity; both update what stays. Magnitude knows no text, "
-    "hence one run and no spread. Neurons and KV groups go alike in all layers, so there G only ranks units within a "
-    "layer; rows and columns are ranked over all layers at once, as in the paper, so there G also weighs the layers "
-    "against each other, which the squared errors of activations alone cannot.",
+    "the gradients alone, which the second replaces by the identity; both update what stays. Magnitude knows no "
+    "text, hence one run and no spread. Neurons and KV groups go alike in all layers, so there G only ranks units "
+    "within a layer; rows and columns are ranked over all layers at once, as in the paper, so there G also weighs "
+    "the layers against each other, which the squared errors of activations alone cannot. Where activations alone "
+    "lose to magnitude, that is why.",
 )
 ARMS = {"A and G": surgeon, "A alone": activations, "magnitude": magnitude}
 

@@ -16,13 +16,14 @@ CLAIM = Claim(
     name="p2_law_2_extrapolation",
     statement="The law predicts later tokens, a larger source and a larger fraction, better than guesses without a law",
     section="section 5",
-    note="The runs of claim 1, which takes the time. "
-    "Errors are mean |predicted - measured loss| over mean (L - L0) of a run, and the mean over "
-    "the runs that were held out. `carried` keeps the last L - L0 that was seen, `power_law` is one fitted to that run "
-    "alone; for sizes and fractions both see the first 20 % of the held-out run, which the law does not, and `neighbour` "
-    "takes L - L0 of the nearest run that was fitted. Why it may not hold: in the last fifth of a run L - L0 is nearly "
-    "flat here, so that the last value is hard to beat, by a law that misses single runs by as much as claim 1 says; and "
-    "four sizes within one decade leave the part of the size open, while a neighbour is close.",
+    note="The runs of claim 1, which takes the time. Errors are mean |predicted - measured loss| over mean (L - L0) of a "
+    "run, and the mean over the runs that were held out. `carried` keeps the last L - L0 that was seen, `power_law` "
+    "is one fitted to that run alone; for sizes and fractions both see the first 20 % of the held-out run, which "
+    "the law does not, and `neighbour` takes L - L0 of the nearest run that was fitted. Why it may not hold: in the "
+    "last fifth of a run L - L0 is nearly flat here, so that the last value is hard to beat, by a law that misses "
+    "single runs by as much as claim 1 says; and four sizes within one decade leave the part of the size open, "
+    "while a neighbour is close. A guess that scatters as much over the seeds as a power law fitted to a fifth of "
+    "one run makes even a large gap a tie.",
 )
 LAW = "p2"
 TITLES = {"tokens": "last 20 % of the tokens", "size": "largest source", "fraction": "largest fraction"}

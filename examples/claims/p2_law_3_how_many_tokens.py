@@ -53,7 +53,7 @@ def last(run) -> float:
 
 
 def reached(run, height: float) -> dict:
-    """Tokens at which L - L0, made monotonic from the end, is down to ``height``."""
+    """Tokens at which L - L0, made monotonic from the start, is down to ``height``."""
     rises = np.minimum.accumulate(run.rises)
     below = int(np.argmax(rises <= height))
     if below == 0:  # before the first checkpoint

@@ -28,7 +28,9 @@ def recovery_runs(study: Study, seed: int) -> list[RecoveryRun]:
     command = [f"--{name}={value}" for name, value in flags.items() if not isinstance(value, list)]
     for name, values in flags.items():
         command += [f"--{name}", *map(str, values)] if isinstance(values, list) else []
-    FamilyRuns(parse(command)).run_all()
+    family = FamilyRuns(parse(command))
+    family.run_all()
+    study.family_data = family.data.train
     return law_runs(json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -41,7 +43,14 @@ def runs_file(folder: Path, family: str, seed: int) -> Path:
 def cost(study: Study, seed: int) -> dict:
     """Tokens and seconds of the runs of a seed; their first claim counts them."""
     runs = json.loads(runs_file(study.output.parent, study.name, seed).read_text(encoding="utf-8"))["runs"]
-    return {"tokens": sum(run["tokens"][-1] for run in runs), "training_seconds": sum(run["seconds"] for run in runs)}
+    stage = runs[0]["tokens"][-1]  # of each run, the same number from every domain
+    shares = {name: len(data) * study.max_length * len(study.family_data) for name, data in study.family_data.items()}
+    return {
+        "tokens": sum(run["tokens"][-1] for run in runs),
+        "training_seconds": sum(run["seconds"] for run in runs),
+        "stage_tokens": stage,
+        "passes": {name: stage / tokens for name, tokens in shares.items()},
+    }
 
 
 def fitted(runs: list[RecoveryRun], form: str = "p2", **options) -> LawFit:

@@ -14,9 +14,12 @@ CLAIM = Claim(
     statement="Masks learned under constraints end in exactly the target shape, whatever shape that is",
     section="section 2.1",
     note="Four targets from one source. The gap is |expected - target| / target, the largest over the five sizes, of the "
-    "masks as they are before units are cut: of the gates' expected sum for the paper's hard-concrete masks, and before "
-    "hardening for the relaxed top-k masks, which are this library's default. The cut itself keeps the target's numbers "
-    "of units in either case, so that a gap is damage that training has not seen.",
+    "masks as they are before units are cut: of the gates' expected sum for the paper's hard-concrete masks, and "
+    "before hardening for the relaxed top-k masks, which are this library's default. The cut itself keeps the "
+    "target's numbers of units in either case, so that a gap is damage that training has not seen. Relaxed top-k "
+    "masks sum to the target by construction, so that their gap of 0 is no finding. Where the paper's masks miss, "
+    "it is the number of layers: one gate is a large part of so few, and 400 steps, against the paper's 3,200, end "
+    "before its multipliers have settled.",
 )
 MASKS = ("paper", "relaxed_topk")
 ALLOWED_GAP = 0.01

@@ -16,8 +16,10 @@ CLAIM = Claim(
     statement="Sheared and continued, a model is better than its shape trained from scratch on as many tokens",
     section="section 3.2",
     note="Sheared: masks, then recovery, both counted. Scratch is given 1, 4 and more times the tokens, each with a "
-    "cosine schedule and the learning rate that suited it in a sweep. Where the source's own training tokens are known, "
-    "scratch also gets those on top: the whole pipeline's.",
+    "cosine schedule and one learning rate for each source and arm, the same at all budgets; on stories260K the "
+    "longer runs from scratch would like a lower one. Where the source's own training tokens are known, scratch "
+    "also gets those on top: the whole pipeline's. Scratch at the whole pipeline's tokens has seen twenty times the "
+    "text: shearing pays where the source is there already, as the paper's is.",
 )
 SHEARED, SCRATCH = "sheared", "scratch"
 

@@ -12,8 +12,9 @@ CLAIM = Claim(
     name="sheared_llama_4_dynamic_batches",
     statement="Dynamic batches bring the domains back more evenly than constant proportions",
     section="sections 2.2 and 4",
-    note="The excess loss of a domain is its loss above the source's, after recovery from the same one-shot pruned model. "
-    "Both arms start from uniform proportions.",
+    note="The excess loss of a domain is its loss above the source's, after recovery from the same one-shot pruned "
+    "model. Both arms start from uniform proportions. Dynamic batches move text from the domains that recover by "
+    "themselves to those that do not; what the one gain the others lose, so that the mean stays.",
 )
 ARMS = {"constant": False, "dynamic": True}
 MEASURES = {"largest": max, "spread": lambda values: max(values) - min(values), "average": statistics.fmean}

@@ -12,7 +12,9 @@ CLAIM = Claim(
     name="sheared_llama_5_mask_budget",
     statement="More tokens in mask learning give a better model at the cut and after the same recovery",
     section="section 4",
-    note="Four budgets for the masks; recovery has the same tokens after each of them, so that arms differ in all tokens.",
+    note="Four budgets for the masks, each with the same recovery. The weights learn together with the masks, so that an "
+    "arm with more tokens for masks has trained on more tokens in all: what is gained is not the masks' alone, and "
+    "there is no arm here that spends the difference on recovery.",
 )
 
 

@@ -19,9 +19,12 @@ CLAIM = Claim(
     statement="A uniform shape is faster than layers of different widths with as many parameters",
     section="section 4",
     note="The uneven model is cut from the same source by a global ranking to no more parameters, and runs in two forms: "
-    "with its layers as narrow as they are, which no stock class loads, and as the stock checkpoint that it is saved as, "
-    "padded with zeros to its widest layer. Models take turns in one run; ratios are taken round by round. Seeds are "
-    "draws of calibration text. The source is the family's largest, still small: on CPUs fixed costs of a layer count.",
+    "with its layers as narrow as they are, which no stock class loads, and as the stock checkpoint that it is "
+    "saved as, padded with zeros to its widest layer. Models take turns in one run; ratios are taken round by "
+    "round. Seeds are draws of calibration text. What is judged is the first form, which has as many parameters; "
+    "the second shows what a stock checkpoint of the same layers costs, with the parameters that padding adds. One "
+    "CPU thread, one sequence. At equal parameters there is no difference here: matrices this small cost what their "
+    "sizes add up to. The paper's reason, kernels on a GPU, was not tried.",
 )
 FORMS = ("as narrow as they are", "padded")
 MEASURES = ("prefill", "decode")
@@ -91,10 +94,9 @@ def times(source: SourceResults, form: str, measure: str) -> list[float]:
 
 
 def checks(source: SourceResults) -> list:
+    own = [(measure, times(source, FORMS[0], measure)) for measure in MEASURES]
     return [
-        compare(f"{measure}: time of the uniform shape, in that of layers {form}", times(source, form, measure), [1.0])
-        for form in FORMS
-        for measure in MEASURES
+        compare(f"{measure}: time of the uniform shape, in that of the uneven", found, [1.0]) for measure, found in own
     ]
 
 
