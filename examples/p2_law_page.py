@@ -15,7 +15,7 @@ from statistics import fmean
 
 import numpy as np
 from p2_law import law_runs
-from spreads import percent, spread_of
+from spreads import HELD, LOST, TIE, percent, state_of
 
 from hf_shear.reporting import plot_law_curves, write_results
 from hf_shear.scaling_law import TEST_NAMES, LawFit, ScalingLawWarning, fit_law, generalisation_errors
@@ -47,6 +47,7 @@ nearest run that was fitted. `p2` and `p2_five` are told the control's loss at e
 `p2, relative` is fitted to residuals relative to the mean L - L0 of their run. The verdicts are on `p2`, as in
 the paper: the law wins, or loses, if the means over the seeds differ by more than the larger sample standard deviation."""
 
+VERDICTS = {HELD: "wins", TIE: "is level with the best baseline", LOST: "does not win"}
 TEST_TITLES = {"tokens": "last 20 % of tokens", "size": "largest source", "fraction": "largest fraction"}
 
 
@@ -147,7 +148,7 @@ def section(name: str, analyses: list[dict]) -> list[str]:
     for seed, own in zip(seeds, mains, strict=True):
         parts += [f"### The fit of all runs, seed {seed}", constants_text(own)]
     parts += [f"The runs of seed {seeds[0]}:", runs_table(main)]
-    pictures = sorted(path for path in RESULTS.glob(f"{name}-*.png") if SEED_MARK not in path.name)
+    pictures = sorted(RESULTS.glob(f"{name}-*.png"))
     return parts + [f"![L - L0 of {picture.stem}](scaling_law/{picture.name})" for picture in pictures]
 
 
@@ -181,9 +182,7 @@ def verdicts(tests: dict[str, dict[str, list[float]]]) -> str:
     for test, rows in tests.items():
         baseline = min((name for name in rows if name not in (*LAWS, RELATIVE)), key=lambda name: fmean(rows[name]))
         own, rival = rows["p2"], rows[baseline]
-        spread = max(spread_of(own), spread_of(rival))
-        gap = fmean(rival) - fmean(own)
-        won = "is level with the best baseline" if abs(gap) <= spread else "wins" if gap > 0 else "does not win"
+        won = VERDICTS[state_of(own, rival)]
         best = f"the best baseline is `{baseline}` at {percent(rival)}"
         lines.append(f"- {TEST_TITLES[test]}: the P2 law {won}: {percent(own)}; {best}.")
     return "\n".join(lines)

@@ -38,9 +38,9 @@ CLAIM = Claim(
     "budgets every batch of it is paid with training. The other arms show what the ratio is made of: the paper's "
     "masks and random units on our schedule. What to make of it: on this little training masks are hardly learned. "
     "The largest gap between the expected shape and the target, just before the cut, is in the table where it was "
-    "recorded (the worst seed): smaller steps bring it down, and random units are the harder rival all the same. "
-    "The ratio falls with more training, and says nothing of the paper's own 3,200 steps of mask learning. The "
-    "target removes heads and neurons, which is where compensation can act.",
+    "recorded (the worst seed): smaller steps bring it down. Random units are about as hard a rival as the paper's "
+    "recipe. The ratio says nothing of the paper's own 3,200 steps of mask learning. The target removes heads and "
+    "neurons, which is where compensation can act.",
 )
 PAPER, RANDOM = "paper", "random units, late decay"
 
@@ -144,11 +144,8 @@ def by_us(study: Study, arm: Arm, rate: float, multiple: float, seed: int) -> di
         masks = {"masks": recipe["masks"]}
         tokens = round(recipe["share"] * all_tokens)
         model, learned = study.learn(study.target(), tokens, seed, options=masks, **options)
-        mask_tokens, spent, found = (
-            learned["tokens"],
-            learned["tokens"] * source_flops(study),
-            {"gap": largest_gap(learned)},
-        )
+        mask_tokens, spent = learned["tokens"], learned["tokens"] * source_flops(study)
+        found["gap"] = largest_gap(learned)
     before = study.judged(model)["mean"]
     share = min(study.paper_shares)
     budget = all_tokens * (share * source_flops(study) + (1 - share) * own_flops(study, model))

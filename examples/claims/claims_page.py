@@ -166,7 +166,7 @@ def headline(folder: str) -> str:
     """What the recipe's claim found, on every source: the first number of the README."""
     module = importlib.import_module(RECIPE)
     found = module.headline(results_of(RESULTS / f"{RECIPE}.json"))
-    return f"**{found} ([how, and where it shrinks]({folder}/{RECIPE}.md)).**"
+    return f"**{found} ([how, and on what]({folder}/{RECIPE}.md)).**"
 
 
 def main() -> None:

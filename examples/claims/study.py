@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -35,15 +34,17 @@ from hf_shear.training.cost import evaluation_samples_per_domain
 EXAMPLES = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(EXAMPLES))
 
-from spreads import mean_and_spread, spread_of  # noqa: E402
-from spreads import percent as percent  # noqa: E402  (for the claims' scripts)
+from spreads import HELD, mean_and_spread, state_of  # noqa: E402
+from spreads import LOST as LOST  # noqa: E402  (these four for the scripts of the claims)
+from spreads import TIE as TIE  # noqa: E402
+from spreads import percent as percent  # noqa: E402
+from spreads import spread_of as spread_of  # noqa: E402
 
 CONFIGS = EXAMPLES / "claims" / "configs"
 RESULTS = EXAMPLES.parent / "model_cards" / "claims"
 SMALL_FOLDER = Path("claims_small")
 STORIES = "stories260k"
 """Name of the source that is given by ``--stories``."""
-HELD, TIE, LOST = "held", "tie", "not held"
 
 WORKS = {
     "sheared_llama": ("Sheared LLaMA", "2310.06694"),
@@ -113,15 +114,6 @@ class SourceResults:
 def compare(text: str, lower: Sequence[float], higher: Sequence[float]) -> Check:
     """Whether the mean of ``lower`` is below that of ``higher``, with both in the text."""
     return Check(f"{text}: {mean_and_spread(lower)} against {mean_and_spread(higher)}", state_of(lower, higher))
-
-
-def state_of(lower: Sequence[float], higher: Sequence[float]) -> str:
-    """HELD if the mean of ``lower`` is below that of ``higher`` by more than either spread over the seeds.
-
-    A difference within the larger of the two sample standard deviations is a TIE.
-    """
-    gap, spread = fmean(higher) - fmean(lower), max(spread_of(lower), spread_of(higher))
-    return TIE if abs(gap) <= spread else HELD if gap > 0 else LOST
 
 
 def verdict(checks: Sequence[Check]) -> str:
