@@ -12,11 +12,15 @@ import pytest
 import torch
 import transformers
 from launching import free_port
+from masked_llama_helpers import PAPER, TARGET, scatter_masks
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_shear.masks import MaskSettings
+from hf_shear.masks import MaskPhase, MaskSettings
 from hf_shear.modeling import ShearingLlamaConfig, ShearingLlamaForCausalLM
 from hf_shear.shapes import TargetShape
+
+# Their assertions explain themselves like those in test modules.
+pytest.register_assert_rewrite("mask_helpers", "slicing_helpers")
 
 SHARDED_RUN_SECONDS = 900  # it takes 25 on an idle machine with two cores
 
@@ -92,6 +96,30 @@ def build_llama():
 def add_masks():
     """``add_masks(source, target_shape, settings=None)``: the masked model of a plain one, in memory."""
     return _add_masks
+
+
+@pytest.fixture(scope="module")
+def source(build_llama):
+    """A tiny Llama with biases everywhere."""
+    return build_llama(attention_bias=True, mlp_bias=True)
+
+
+@pytest.fixture(scope="module")
+def source_folder(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source")
+    source.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def masked_folder(source_folder, tmp_path_factory):
+    """A masked checkpoint whose masks, multipliers and phase are all away from their start."""
+    model = ShearingLlamaForCausalLM.from_pretrained(source_folder, target_shape=TARGET, mask_settings=PAPER)
+    scatter_masks(model)
+    model.set_mask_phase(MaskPhase(7, 1, 0.25, 0.125, 0.5, 0.75))
+    folder = tmp_path_factory.mktemp("masked")
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset, DatasetDict
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_shear import MaskSettings, ShearingLlamaConfig, ShearingLlamaForCausalLM, ShearTrainer, ShearTrainingArguments
@@ -33,6 +34,8 @@ TARGET = {
     "intermediate_size": 16,
 }
 """Of a source with 6 heads in 3 groups: a group goes, and one of the two query heads of each group that stays."""
+NO_DROPOUT = {"attention_dropout": 0.0}
+OPEN_MASKS = MaskSettings(method="hard_concrete", log_alpha_start=1.0)  # not saturated, so that gates have gradients
 
 
 def tiny_config(**changes) -> LlamaConfig:
@@ -177,6 +180,20 @@ def make_trainer(model, args, train=None, held_out=None, **kwargs) -> RecordingT
     train = train_domains() if train is None else train
     held_out = held_out_domains() if held_out is None else held_out
     return RecordingTrainer(model, args, train, held_out, **kwargs)
+
+
+def trained(tmp_path, model, callbacks=None, **changes):
+    """A finished run."""
+    trainer = make_trainer(model, make_args(tmp_path, **changes), callbacks=callbacks)
+    trainer.train()
+    return trainer
+
+
+def next_token_loss(model, input_ids: list) -> torch.Tensor:
+    """Mean cross-entropy in the model's present mode, by hand."""
+    ids = torch.tensor(input_ids)
+    logits = model(input_ids=ids, use_cache=False).logits
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
 def stop_workers(trainer) -> None:
