@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from embedded.stdlib_domains import stdlib_domains
+from rates import best_rate, next_rates
 from shear import EMBEDDED, PipelineArguments
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -44,25 +45,7 @@ ARMS = {
 }
 RATES = {"full": 1, "lora": 4, "norms_and_biases": 8, "distilled": 1, "lora_distilled": 4}
 """A sweep starts at these multiples of the config's rate. Other arms take the rate of the arm they resemble."""
-STEP, MAX_RATES = 2.0, 9
-"""Between neighbouring rates of a sweep, and how many one arm tries at most."""
 LIKE = {"distilled_only": "distilled", "distilled_reverse": "distilled"}
-
-
-def best_rate(found: dict[float, float | None]) -> float:
-    """The rate with the lowest loss, which is None where training diverged; the lowest rate if all did."""
-    return min(found, key=lambda rate: (math.inf if found[rate] is None else found[rate], rate))
-
-
-def next_rates(found: dict[float, float | None]) -> list[float]:
-    """Rates to try next: the best one's neighbours that are not there yet; none if both are, or enough were tried.
-
-    Args:
-        found: loss by learning rate.
-    """
-    best = best_rate(found)
-    wanted = [rate for rate in (best / STEP, best * STEP) if not any(math.isclose(rate, other) for other in found)]
-    return wanted if len(found) + len(wanted) <= MAX_RATES else []
 
 
 class Comparison:

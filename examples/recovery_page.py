@@ -156,8 +156,8 @@ def advice(link: str) -> str:
         equal: WAYS[max(arms, key=arms.count)] for equal, found in winners.items() if (arms := [a for a, _ in found])
     }
     return (
-        f"**Which recovery** ({', '.join(sources)}; [page]({link})). Lowest at equal tokens: {where['tokens']}"
-        f" ({counted(winners['tokens'])}). Lowest at equal FLOPs with the teacher's: {where['flops']}"
+        f"**Which recovery** ([page]({link}), a comparison per source and budget). Lowest at equal tokens:"
+        f" {where['tokens']} ({counted(winners['tokens'])}). Lowest at equal FLOPs, a teacher's included: {where['flops']}"
         f" ({counted(winners['flops'])}). At equal tokens `lora` is {lora} nats behind `full`, `norms_and_biases` {norms}."
     )
 

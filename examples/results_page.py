@@ -121,7 +121,7 @@ def readme_table() -> str:
 
 def readme() -> str:
     """The README with today's table between its markers."""
-    return put_between(README.read_text(encoding="utf-8"), MARKS, f"\n\n{readme_table()}\n\n")
+    return put_between(README.read_text(encoding="utf-8"), MARKS, f"\n{readme_table()}\n")
 
 
 def main() -> None:

@@ -46,26 +46,26 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_claim_is_a_script_with_a_config(load, name):
+    command = load("claim_command")
     module = load(name)
     assert module.CLAIM.name == name and (CLAIMS / f"{name}.py").is_file()
     assert not module.CLAIM.statement.endswith(".")
-    study = load("study")
-    for source in study.yaml.safe_load((CLAIMS / "configs" / f"{name}.yaml").read_text())["sources"]:
-        full, small = (study.read_settings(module.CLAIM, source, small) for small in (False, True))
+    for source in command.yaml.safe_load((CLAIMS / "configs" / f"{name}.yaml").read_text())["sources"]:
+        full, small = (command.read_settings(module.CLAIM, source, small) for small in (False, True))
         assert full.keys() <= small.keys() and full != small
 
 
 def test_no_script_is_without_a_config():
-    helpers = {"study", "claims_page", "p2_runs", "surgeon_arms"}
+    helpers = {"claim_command", "claim_results", "study", "claims_page", "p2_runs", "surgeon_arms"}
     assert {path.stem for path in CLAIMS.glob("*.py")} - helpers == set(NAMES)
 
 
 def test_a_comparison_is_held_only_beyond_the_spread(load):
-    study = load("study")
-    assert study.compare("a", [1.0, 1.1], [2.0, 2.1]).state == study.HELD
-    assert study.compare("a", [2.0, 2.1], [1.0, 1.1]).state == study.LOST
-    assert study.compare("a", [1.0, 1.3], [1.1, 1.4]).state == study.TIE
-    text = study.compare("low below high", [1.0, 1.1], [2.0, 2.1]).text
+    results = load("claim_results")
+    assert results.compare("a", [1.0, 1.1], [2.0, 2.1]).state == results.HELD
+    assert results.compare("a", [2.0, 2.1], [1.0, 1.1]).state == results.LOST
+    assert results.compare("a", [1.0, 1.3], [1.1, 1.4]).state == results.TIE
+    text = results.compare("low below high", [1.0, 1.1], [2.0, 2.1]).text
     assert text == "low below high: 1.050 ± 0.071 against 2.050 ± 0.071"
 
 
@@ -74,13 +74,14 @@ def test_a_comparison_is_held_only_beyond_the_spread(load):
     [(["held", "held"], "held"), (["held", "tie"], "partly"), (["tie", "tie"], "not held"), (["not held"], "not held")],
 )
 def test_a_claim_is_held_when_all_its_comparisons_are(load, states, expected):
-    study = load("study")
-    assert study.verdict([study.Check("", state) for state in states]) == expected
+    results = load("claim_results")
+    assert results.verdict([results.Check("", state) for state in states]) == expected
 
 
 @QUIET
 def test_arms_are_kept_and_go_on(load, tiny, capsys):
-    study, claim, page = load("study"), load("sheared_llama_5_mask_budget"), load("claims_page")
+    study, results, command = load("study"), load("claim_results"), load("claim_command")
+    claim, page = load("sheared_llama_5_mask_budget"), load("claims_page")
     output = tiny / "claims" / f"{claim.CLAIM.name}.json"
 
     def new(**changes):
@@ -88,7 +89,7 @@ def test_arms_are_kept_and_go_on(load, tiny, capsys):
 
     claim.runs(new())
     kept = json.loads(output.read_text())
-    assert len(kept["sources"]["tiny"]["runs"]) == 4
+    assert len(kept["sources"]["tiny"]["runs"]) == 6  # two budgets, and the smaller one at equal tokens; two seeds
     claim.runs(new())  # nothing is left to do
     assert json.loads(output.read_text()) == kept
     with pytest.raises(ValueError, match="holds runs of 'tiny' with other settings .num_tokens."):
@@ -97,15 +98,100 @@ def test_arms_are_kept_and_go_on(load, tiny, capsys):
         new().run({"arm": "x", "seed": 0}, lambda: {"seed": 1})
     with pytest.raises(AttributeError, match="Neither a study nor the config has 'surprise'"):
         new().surprise  # noqa: B018
-    (source,) = study.results_of(output)
+    (source,) = results.results_of(output)
     for run in source.runs:
-        assert run["tokens"] == run["mask_tokens"] + SETTINGS["num_tokens"]
+        masks = run["mask_tokens"] if run["recovery"] == claim.SAME else max(SETTINGS["mask_tokens"])
+        assert run["tokens"] == masks + SETTINGS["num_tokens"]
         assert run["shape"]["intermediate_size"] == 16 and run["loss"].keys() == {"books", "code"}
-    study.draw(claim, output)
+    command.draw(claim, output)
     assert output.with_suffix(".png").stat().st_size > 10_000
     text = page.claim_page(claim, [source])
-    assert study.mean_and_spread(source.values("mean", mask_tokens=256)) in text
-    assert f"# Sheared LLaMA 5: {study.verdict(claim.checks(source))}" in text
+    assert results.mean_and_spread(source.values("mean", mask_tokens=128, recovery=claim.REST)) in text
+    assert f"# Sheared LLaMA 5: {results.verdict(claim.checks(source))}" in text
+
+
+@pytest.mark.parametrize(
+    "sweep, second, tried, best",
+    [
+        (True, {2.0: 3.0, 4.0: 5.0}, {1.0, 2.0, 4.0, 8.0}, 2.0),  # the first seed alone would have said 4
+        (True, {2.0: 5.0, 4.0: 3.0}, {1.0, 2.0, 4.0, 8.0}, 4.0),
+        (False, {2.0: 3.0}, {2.0}, 2.0),
+    ],
+)
+def test_an_arm_has_the_best_of_two_rates_over_all_seeds(load, tmp_path, sweep, second, tried, best):
+    study, results = load("study"), load("claim_results")
+    claim = load("sheared_llama_2_scratch").CLAIM
+    settings = {"seeds": [0, 1], "sweep_rates": sweep}
+    made = study.Study(claim, "known", "", "", settings, tmp_path / "out.json")
+    first = {1.0: 4.0, 2.0: 2.1, 4.0: 2.0, 8.0: None}
+
+    def make(rate, seed):
+        loss = (first, second)[seed][rate]
+        if loss is None:
+            raise study.TrainingDivergedError("known")
+        return {"mean": loss, "tokens": 1}
+
+    assert made.tune({"arm": "a"}, make, 2.0) == best
+    with pytest.raises(ValueError, match="no learning rate of .* has a loss for each seed"):
+        made.tune({"arm": "b"}, lambda rate, seed: {"mean": None}, 2.0)
+    (source,) = results.results_of(made.output)
+    assert set(source.sweep(arm="a")) == tried
+    assert source.losses(arm="a") == [first[best], second[best]]
+
+
+def test_the_rate_that_counts_lies_between_two_others(load, tmp_path):
+    study, claim = load("study"), load("sheared_llama_2_scratch").CLAIM
+    made = study.Study(claim, "known", "", "", {"seeds": [0, 1], "sweep_rates": True}, tmp_path / "out.json")
+    losses = {0: {1.0: 3.0, 2.0: 2.1, 4.0: 2.3, 8.0: 2.0, 16.0: 3.0}, 1: {2.0: 1.0, 8.0: 3.0}}
+
+    def make(rate, seed):
+        return {"mean": losses[seed][rate]}
+
+    made.run({"arm": "a", "rate": 8.0, "seed": 0}, lambda: make(8.0, 0))  # kept, and the best of the first seed
+    assert made.tune({"arm": "a"}, make, 2.0) == 2.0
+    (source,) = load("claim_results").results_of(made.output)
+    assert set(source.sweep(arm="a")) == {1.0, 2.0, 4.0, 8.0, 16.0}
+
+
+def test_scratch_catches_up_between_two_budgets(load):
+    results = load("claim_results")
+    claim = load("sheared_llama_2_scratch")
+    runs = [{"arm": claim.SHEARED, "multiple": 1, "rate": 0.1, "seed": 0, "mean": 2.5}]
+    for multiple, loss in ((1, 4.0), (4, 3.0), (16, 2.0)):
+        runs += [{"arm": claim.SCRATCH, "multiple": multiple, "rate": rate, "seed": 0, "mean": loss + rate}
+                 for rate in (0.0, 0.2)]  # fmt: skip
+    source = results.SourceResults("known", {"seeds": [0], "pipeline": True}, runs)
+    assert claim.catches_up(source) == pytest.approx(8.0)
+    assert [check.state for check in claim.checks(source)] == ["held", "held", "not held"]
+    runs[0]["mean"] = 1.9
+    assert claim.catches_up(source) is None and "more than 16 times" in claim.checks(source)[1].text
+    runs[0]["mean"] = 5.0
+    assert claim.catches_up(source) == 1 and claim.checks(source)[1].state == "not held"
+
+
+@QUIET
+def test_equal_flops_are_equal(load, tiny):
+    """Learned masks against choices at once, with everything charged, and the recipe against the paper's."""
+    study, one_shot, recipe = load("study"), load("sheared_llama_3_one_shot"), load("beyond_1_recipe")
+    surgeon = {"criterion": "llm_surgeon", "compensation": "least_squares", "num_shots": 1}
+    settings = SETTINGS | {
+        "num_tokens": 1024, "mask_share": 0.25, "frugal_batches": 1, "one_shot": {"surgeon": surgeon | {"num_shots": 2}},
+        "paper_shares": [0.25], "arms": {"us": {"one_shot": surgeon}, "taught": {
+            "one_shot": surgeon, "training": {"distillation": "forward_kl"}}},
+    }  # fmt: skip
+    made = study.Study(one_shot.CLAIM, "tiny", tiny / "source", str(tiny / "text"), settings, tiny / "out.json")
+    step = settings["batch_size"] * settings["max_length"] * recipe.source_flops(made)
+    learned = one_shot.learned(made, 1e-2, 0)
+    assert learned["tokens"] == 1024
+    assert one_shot.at_once(made, "surgeon", 1e-2, 0, frugal=True)["flops"] == pytest.approx(learned["flops"], abs=step)
+    dear = one_shot.at_once(made, "surgeon", 1e-2, 0)  # on as many tokens: two shots on all batches come on top
+    assert dear["tokens"] == 1024
+
+    paper = recipe.by_paper(made, recipe.Arm("paper", 0.25, 4), 1e-2, 1, 0)
+    for name in ("us", "taught"):
+        ours = recipe.by_us(made, recipe.own_arm(settings, name), 1e-2, 1, 0)
+        assert ours["flops"] == pytest.approx(paper["flops"], abs=step)
+    assert recipe.tokens_of(settings, {"arm": "us", "tokens": 1000}) == 1000 + 2 * 4 * 16
 
 
 @QUIET
@@ -122,48 +208,68 @@ def test_a_study_compares_equal_shapes(load, tiny):
     assert not (weights[0] == weights[1]).all()
 
 
-def test_flops_for_a_loss_lie_between_the_points_of_a_curve(load):
-    flops_at = load("beyond_1_recipe").flops_at
+def test_costs_of_a_loss_lie_between_the_points_of_a_curve(load):
+    cost_at = load("beyond_1_recipe").cost_at
     points = [(1e9, 3.0), (4e9, 2.0), (16e9, 1.0)]
-    assert flops_at(points, 3.5) == 1e9  # it needs no more
-    assert flops_at(points, 2.5) == pytest.approx(2e9)
-    assert flops_at(points, 1.0) == pytest.approx(16e9)
-    assert flops_at(points, 0.9) is None
+    assert cost_at(points, 3.5) == 1e9  # it needs no more
+    assert cost_at(points, 2.5) == pytest.approx(2e9)
+    assert cost_at(points, 1.0) == pytest.approx(16e9)
+    assert cost_at(points, 0.9) is None
 
 
 def recipe_results(paper: dict[float, tuple[float, ...]], ours: dict[int, float]) -> dict:
     """Settings and runs of one source: losses of the paper's recipe by share, at 1, 2 and 4 times the FLOPs; and ours."""
-    settings = {"seeds": [*ours], "multiples": [1], "paper_multiples": [1, 2, 4], "paper_shares": [*paper], "recipe": "us",
-                "paper_batches": [8], "batch_size": 2, "arms": {"us": {}, "random units, late decay": {}}}  # fmt: skip
+    settings = {"seeds": [*ours], "multiples": [1, 2, 4], "control_multiples": [1], "paper_shares": [*paper],
+                "recipe": "us", "paper_batches": [8], "batch_size": 2, "calibration_batches": 2, "max_length": 8,
+                "arms": {"us": {"one_shot": {"criterion": "taylor", "num_shots": 2}},
+                         "random units, late decay": {"one_shot": {"criterion": "random", "num_shots": 1}}}}  # fmt: skip
     runs = []
     for seed, own in ours.items():
-        arms = [("us", None, 2, 1, own), ("random units, late decay", None, 2, 1, 9.0)]
+        arms = [("us", None, 2, m, own) for m in (1, 2, 4)] + [("random units, late decay", None, 2, 1, 9.0)]
         arms += [("paper", share, 8, m, loss) for share, losses in paper.items()
                  for m, loss in zip((1, 2, 4), losses, strict=True)]  # fmt: skip
         runs += [{"arm": arm, "share": share, "batch": batch, "rate": 0.1, "multiple": m, "seed": seed, "mean": loss,
-                  "flops": 1e9 * m} for arm, share, batch, m, loss in arms]  # fmt: skip
+                  "flops": 1e9 * m, "tokens": 1000 if arm == "us" else 900 * m}
+                 for arm, share, batch, m, loss in arms]  # fmt: skip
     return {"name": "known", "settings": settings, "runs": runs}
 
 
 def test_the_paper_gets_the_share_that_needs_the_fewest_flops(load):
-    recipe, study = load("beyond_1_recipe"), load("study")
+    results = load("claim_results")
+    recipe = load("beyond_1_recipe")
     slow, fast, ahead, never = (4.0, 3.0, 2.0), (3.0, 2.5, 2.0), (2.4, 2.0, 1.0), (9.0, 8.0, 7.0)
     for own, ratio, words in (
         ({0.1: slow}, 2 * 2**0.5, "2.8"),
         ({0.1: slow, 0.2: fast}, 2, "2.0"),
-        ({0.1: slow, 0.2: ahead}, 1, "1.0"),
+        ({0.1: slow, 0.2: ahead}, 1, "at most 1.0"),
         ({0.1: never}, 4, "more than 4.0"),
     ):
-        source = study.SourceResults(**recipe_results(own, {0: 2.5}))
-        assert recipe.flops_ratio(source, 1)[0] == pytest.approx(ratio)
-        assert recipe.times(source, 1) == words
+        source = results.SourceResults(**recipe_results(own, {0: 2.5}))
+        need = recipe.needed(source, 1)
+        assert need.ratio == pytest.approx(ratio) and need.times == words
+        tokens = recipe.needed(source, 1, recipe.tokens_of)  # 1,000 and 64 of calibration against 900 at the least
+        assert tokens.ours == 1064 and tokens.ratio == pytest.approx(0.9 * ratio * 1000 / 1064)
     for own, losses, states in (
-        ({0.1: ahead}, {0: 2.5}, ["not held", "not held", "held"]),
-        ({0.1: slow}, {0: 2.5}, ["held"] * 3),
-        ({0.1: slow}, {0: 2.5, 1: 5.0}, ["tie", "not held", "held"]),  # one seed that is not ahead
+        ({0.1: ahead}, {0: 2.5}, ["not held", "not held", "held", "not held", "not held", "not held"]),
+        ({0.1: slow}, {0: 2.5}, ["held"] * 5 + ["not held"]),  # and in the end the paper's is ahead
+        ({0.1: slow}, {0: 2.5, 1: 5.0}, ["tie", "not held", "held", "tie", "not held", "tie"]),  # one seed is not ahead
     ):
-        checks = recipe.checks(study.SourceResults(**recipe_results(own, losses)))
+        checks = recipe.checks(results.SourceResults(**recipe_results(own, losses)))
         assert [check.state for check in checks] == states
+
+
+def test_the_recipe_is_not_ahead_where_the_paper_s_cheapest_run_is(load):
+    results, recipe = load("claim_results"), load("beyond_1_recipe")
+    source = results.SourceResults(**recipe_results({0.1: (2.0, 1.5, 1.0), 0.2: (9.0, 8.0, 7.0)}, {0: 2.5}))
+    for run in source.runs:
+        run["flops"] *= 1.1 if run["arm"] == "paper" else 1.0  # not for more than its own FLOPs, but for dearer ones
+    assert recipe.needed(source, 1).at_once and recipe.checks(source)[1].state == "not held"
+    assert "own: nothing of the tokens on known (at most 1.1 times" in recipe.headline([source])
+    assert recipe.headline([source]).endswith("with 4 times it is behind on known")
+    dear = results.SourceResults(**recipe_results({0.1: (9.0, 8.0, 7.0), 0.2: (9.0, 8.0, 7.0)}, {0: 2.5}))
+    for run in dear.runs:
+        run["flops"] *= 2 if run.get("share") == 0.2 else 1
+    assert recipe.needed(dear, 1) == recipe.Need(4e9, 1e9, never=True)  # of the first to end without it
 
 
 def test_tokens_rise_only_beyond_the_spread(load):
@@ -174,15 +280,16 @@ def test_tokens_rise_only_beyond_the_spread(load):
 
 
 def test_pages_and_tables_show_what_was_measured(load):
-    page, study = load("claims_page"), load("study")
-    found = [module for module in page.modules() if page.is_finished(study.RESULTS / f"{module.CLAIM.name}.json")]
+    results = load("claim_results")
+    page = load("claims_page")
+    found = [module for module in page.modules() if page.is_finished(results.RESULTS / f"{module.CLAIM.name}.json")]
     for module in found:
-        path = study.RESULTS / f"{module.CLAIM.name}.json"
-        assert path.with_suffix(".md").read_text(encoding="utf-8") == page.claim_page(module, study.results_of(path))
+        path = results.RESULTS / f"{module.CLAIM.name}.json"
+        assert path.with_suffix(".md").read_text(encoding="utf-8") == page.claim_page(module, results.results_of(path))
     index = page.INDEX.read_text(encoding="utf-8")
     assert page.claims_table("claims") in index
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert page.short_table("model_cards/claims") in readme and page.headline("model_cards/claims") in readme
+    assert page.claims_table("model_cards/claims") in readme and page.headline("model_cards/claims") in readme
     assert len(re.findall(r"^\| \[", index, flags=re.M)) == len(found)
 
 
@@ -191,7 +298,8 @@ def test_pages_and_tables_show_what_was_measured(load):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_small_form_of_each_claim_runs(load, shared_data, tmp_path, name):
-    study, module = load("study"), load(name)
+    command = load("claim_command")
+    module = load(name)
     stories = shared_data / "models" / "stories260K", shared_data / "data" / "tinystories"
     words = [
         "--small",
@@ -202,5 +310,5 @@ def test_the_small_form_of_each_claim_runs(load, shared_data, tmp_path, name):
         "--output",
         tmp_path,
     ]
-    study.main(module, [str(word) for word in words])
+    command.main(module, [str(word) for word in words])
     assert (tmp_path / f"{name}.md").is_file() and (tmp_path / f"{name}.png").is_file()

@@ -74,25 +74,3 @@ def test_rates_at_the_edge_of_the_sweep_are_said(builder):
     )
     results["runs"][1]["learning_rate"] = 2.0
     assert builder.rates_text(results).endswith("Each lies between two others that were tried.")
-
-
-@pytest.mark.parametrize("best", [0.0625, 1.0, 8.0])
-def test_a_sweep_goes_on_until_the_best_rate_lies_between_two_others(monkeypatch, best):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    compare = importlib.import_module("compare_recovery")
-    found, rates = {}, [1.0]
-    while rates:
-        found |= {rate: None if rate > 4 * best else abs(rate - best) for rate in rates}
-        rates = compare.next_rates(found)
-    assert compare.best_rate(found) == best
-    assert {best / 2, best * 2} <= set(found) and len(found) <= compare.MAX_RATES
-
-
-def test_a_sweep_ends(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    compare = importlib.import_module("compare_recovery")
-    found, rates = {}, [1.0]
-    while rates:
-        found |= {rate: 1 / rate for rate in rates}  # the larger the better, for ever
-        rates = compare.next_rates(found)
-    assert len(found) <= compare.MAX_RATES

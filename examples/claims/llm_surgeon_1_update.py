@@ -6,7 +6,9 @@ python examples/claims/llm_surgeon_1_update.py --data_dir SEVEN_DOMAINS --storie
 import sys
 from functools import partial
 
-from study import Claim, Study, main
+from claim_command import main
+from claim_results import Claim
+from study import Study
 from surgeon_arms import UNITS, draw_rises, kobd, lower_in_every_cell, measure, prune_units, rise_table, surgeon
 
 CLAIM = Claim(

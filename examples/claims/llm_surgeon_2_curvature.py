@@ -7,7 +7,8 @@ import sys
 from functools import partial
 from itertools import pairwise
 
-from study import Claim, main
+from claim_command import main
+from claim_results import Claim
 from surgeon_arms import activations, draw_rises, lower_in_every_cell, magnitude, measure, rise_table, surgeon
 
 CLAIM = Claim(

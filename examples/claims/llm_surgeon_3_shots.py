@@ -6,7 +6,9 @@ python examples/claims/llm_surgeon_3_shots.py --data_dir SEVEN_DOMAINS --stories
 import sys
 from functools import partial
 
-from study import Claim, SourceResults, Study, main
+from claim_command import main
+from claim_results import Claim, SourceResults
+from study import Study
 from surgeon_arms import Arm, draw_rises, lower_in_every_cell, measure, rise_table, surgeon
 
 CLAIM = Claim(

@@ -6,7 +6,9 @@ python examples/claims/llm_surgeon_4_correlated.py --data_dir SEVEN_DOMAINS --st
 import sys
 from functools import partial
 
-from study import Claim, Study, main
+from claim_command import main
+from claim_results import Claim
+from study import Study
 from surgeon_arms import UNITS, draw_rises, lower_in_every_cell, measure, rise_table, surgeon, units_updated_once
 
 CLAIM = Claim(

@@ -6,8 +6,10 @@ python examples/claims/p2_law_1_one_law.py --data_dir SEVEN_DOMAINS
 import sys
 from statistics import fmean
 
-from p2_runs import cost, fitted, recovery_runs
-from study import Check, Claim, SourceResults, Study, main, markdown_table, percent, state_of
+from claim_command import main
+from claim_results import Check, Claim, SourceResults, markdown_table, percent, state_of
+from p2_runs import fitted, recovery_runs
+from study import Study
 
 CLAIM = Claim(
     name="p2_law_1_one_law",
@@ -24,20 +26,21 @@ CLAIM = Claim(
     "between candidates (arXiv 2410.11840).",
 )
 FORMS = ("p2", "p2_five", "chinchilla")
+MARKERS = "o^s"
 ALLOWED_ERROR = 0.10
 """4 % is about the best that such laws reach, 20 % still decides between candidates (arXiv 2410.11840)."""
 
 
 def runs(study: Study) -> None:
     for seed in study.seeds:
-        found = recovery_runs(study, seed)
+        found, cost = recovery_runs(study, seed)
         for form in FORMS:
-            study.run(
-                {"form": form, "seed": seed}, lambda form=form, seed=seed, found=found: fit(study, found, form, seed)
-            )
+            spent = cost if form == FORMS[0] else {"tokens": 0, "training_seconds": 0.0}  # the runs are counted once
+            key = {"form": form, "seed": seed}
+            study.run(key, lambda form=form, found=found, spent=spent: fit(found, form) | spent)
 
 
-def fit(study: Study, found, form: str, seed: int) -> dict:
+def fit(found, form: str) -> dict:
     law = fitted(found, form)
     points = [
         {"name": run.name, "tokens": list(map(float, run.tokens)), "rise": list(map(float, run.rises)),
@@ -45,8 +48,7 @@ def fit(study: Study, found, form: str, seed: int) -> dict:
         for run in found
     ]  # fmt: skip
     rows = law.report.to_dict()["runs"]
-    trained = cost(study, seed) if form == FORMS[0] else {"tokens": 0, "training_seconds": 0.0}
-    return {"errors": {row["name"]: row["relative_error"] for row in rows}, "points": points} | trained
+    return {"errors": {row["name"]: row["relative_error"] for row in rows}, "points": points}
 
 
 def errors(source: SourceResults, form: str, over_runs=fmean) -> list[float]:
@@ -77,18 +79,23 @@ def table(source: SourceResults) -> str:
 
 
 def draw(source: SourceResults, axes) -> None:
+    """The first seed: a colour for each size, a marker for each fraction; lines are the law."""
     points = source.select(form=FORMS[0])[0]["points"]
-    sizes = list(dict.fromkeys(point["name"].split()[0] for point in points))
+    sizes, fractions = (list(dict.fromkeys(point["name"].split(" -")[part] for point in points)) for part in (0, 1))
     for point in points:
-        colour = f"C{sizes.index(point['name'].split()[0])}"
-        axes.plot(point["tokens"], point["rise"], ".", color=colour, markersize=3)
+        size, fraction = point["name"].split(" -")
+        colour, marker = f"C{sizes.index(size)}", MARKERS[fractions.index(fraction)]
+        axes.plot(point["tokens"], point["rise"], marker, color=colour, markersize=3)
         axes.plot(point["tokens"], point["fitted"], color=colour, linewidth=0.9)
     for number, size in enumerate(sizes):
-        axes.plot([], [], color=f"C{number}", label=size)
+        axes.plot([], [], color=f"C{number}", label=f"hidden size {size}")
+    for marker, fraction in zip(MARKERS, fractions, strict=False):
+        axes.plot([], [], marker, color="0.3", markersize=4, label=f"{fraction} removed")
     axes.set_xlabel("recovery tokens")
     axes.set_ylabel("L - L0 of the first seed (nats per token); lines: the law")
+    axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.legend(frameon=False, title="hidden size of the source", fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ import sys
 import warnings
 from statistics import fmean
 
+from claim_command import main
+from claim_results import Check, Claim, SourceResults, markdown_table, percent, spread_of, state_of
 from p2_runs import recovery_runs
-from study import Check, Claim, SourceResults, Study, main, markdown_table, percent, spread_of, state_of
+from study import Study
 
 from hf_shear.scaling_law import TEST_NAMES, ScalingLawWarning, generalisation_errors
 
@@ -26,12 +28,13 @@ CLAIM = Claim(
     "one run makes even a large gap a tie.",
 )
 LAW = "p2"
+COLOURS = {LAW: "C1", "carried": "0.75", "power_law": "C9", "neighbour": "C0"}
 TITLES = {"tokens": "last 20 % of the tokens", "size": "largest source", "fraction": "largest fraction"}
 
 
 def runs(study: Study) -> None:
     for seed in study.seeds:
-        found = recovery_runs(study, seed)
+        found, _ = recovery_runs(study, seed)
         for test in TEST_NAMES:
             study.run({"test": test, "seed": seed}, lambda test=test, found=found: errors(found, test))
 
@@ -74,8 +77,7 @@ def draw(source: SourceResults, axes) -> None:
     for place, test in enumerate(TEST_NAMES):
         for number, (method, errors) in enumerate(errors_of(source, test).items()):
             left, height, spread = place + 0.2 * number, 100 * fmean(errors), 100 * spread_of(errors)
-            colour = "C1" if method == LAW else f"C{7 + number % 2}"
-            axes.bar(left, height, yerr=spread, width=0.18, color=colour, ecolor="0.3", capsize=2)
+            axes.bar(left, height, yerr=spread, width=0.18, color=COLOURS[method], ecolor="0.3", capsize=2)
             axes.text(left, height + spread, f" {method}", rotation=90, ha="center", va="bottom", fontsize=7)
     axes.set_xticks(
         [place + 0.3 for place in range(len(TEST_NAMES))], [TITLES[test] for test in TEST_NAMES], fontsize=8

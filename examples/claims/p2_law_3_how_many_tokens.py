@@ -7,21 +7,21 @@ import sys
 from statistics import fmean
 
 import numpy as np
-from p2_runs import recovery_runs
-from study import (
+from claim_command import main
+from claim_results import (
     HELD,
     LOST,
     TIE,
     Check,
     Claim,
     SourceResults,
-    Study,
-    main,
     markdown_table,
     mean_and_spread,
     spread_of,
     state_of,
 )
+from p2_runs import recovery_runs
+from study import Study
 
 CLAIM = Claim(
     name="p2_law_3_how_many_tokens",
@@ -30,15 +30,15 @@ CLAIM = Claim(
     note="The runs of claim 1, which takes the time. "
     "Measured: the tokens at which L - L0 has come down to the same height in every run, "
     "between checkpoints by interpolation. The height is the highest last L - L0 of all runs, so that every run gets "
-    "there. A run that is below it at its first checkpoint counts as that checkpoint, so the mildest cuts of the larger "
-    "sources cannot be told apart. The second part depends on how well the sources were trained, which here saw as many "
-    "tokens as each other, and on how much a one-shot cut happens to hit: the source of 96 lost more at the smallest "
-    "fraction than its neighbours.",
+    "there. A run that is below it at its first checkpoint counts as that checkpoint (at most), so the mildest cuts of "
+    "64, 128 and 192 cannot be told apart. The second part depends on how well the sources were trained, which here saw "
+    "as many tokens as each other, and on how much a one-shot cut happens to hit: the source of 96 lost more at the "
+    "smallest fraction than its neighbours.",
 )
 
 
 def runs(study: Study) -> None:
-    found = {seed: recovery_runs(study, seed) for seed in study.seeds}
+    found = {seed: recovery_runs(study, seed)[0] for seed in study.seeds}
     height = max(last(run) for own in found.values() for run in own)
     for seed, own in found.items():
         for run in own:
@@ -57,10 +57,10 @@ def reached(run, height: float) -> dict:
     rises = np.minimum.accumulate(run.rises)
     below = int(np.argmax(rises <= height))
     if below == 0:  # before the first checkpoint
-        return {"needed": float(run.tokens[0]), "height": height, "tokens": 0}
+        return {"needed": float(run.tokens[0]), "at_most": True, "height": height, "tokens": 0}
     share = (rises[below - 1] - height) / (rises[below - 1] - rises[below])
     low, high = np.log(run.tokens[below - 1]), np.log(run.tokens[below])
-    return {"needed": float(np.exp(low + share * (high - low))), "height": height, "tokens": 0}
+    return {"needed": float(np.exp(low + share * (high - low))), "at_most": False, "height": height, "tokens": 0}
 
 
 def needed(source: SourceResults, size: int, fraction: str) -> list[float]:
@@ -79,11 +79,13 @@ def checks(source: SourceResults) -> list:
     found = []
     for size in sizes:
         values = [needed(source, size, fraction) for fraction in fractions]
-        text = f"source {size}: more tokens for each larger fraction ({', '.join(map(thousands, values))} thousand)"
+        cells = ", ".join(cell(source, size, fraction) for fraction in fractions)
+        text = f"source {size}: more tokens for each larger fraction ({cells} thousand)"
         found.append(Check(text, rising(values)))
     for fraction in fractions:
         values = [needed(source, size, fraction) for size in sizes]
-        text = f"{fraction} removed: fewer tokens for each larger source ({', '.join(map(thousands, values))} thousand)"
+        cells = ", ".join(cell(source, size, fraction) for size in sizes)
+        text = f"{fraction} removed: fewer tokens for each larger source ({cells} thousand)"
         found.append(Check(text, rising(values[::-1])))
     return found
 
@@ -98,10 +100,19 @@ def thousands(values: list[float]) -> str:
     return mean_and_spread([value / 1000 for value in values], 0)
 
 
+def at_most(source: SourceResults, size: int, fraction: str) -> bool:
+    """Whether a seed was there before its first checkpoint."""
+    return any(source.values("at_most", size=size, fraction=fraction))
+
+
+def cell(source: SourceResults, size: int, fraction: str) -> str:
+    return ("at most " if at_most(source, size, fraction) else "") + thousands(needed(source, size, fraction))
+
+
 def table(source: SourceResults) -> str:
     sizes, fractions = axes_of(source)
     height = source.runs[0]["height"]
-    rows = [(size, *(thousands(needed(source, size, fraction)) for fraction in fractions)) for size in sizes]
+    rows = [(size, *(cell(source, size, fraction) for fraction in fractions)) for size in sizes]
     headings = ("source, hidden size", *(f"{fraction} removed" for fraction in fractions))
     return f"Thousands of tokens until L - L0 is {height:.3f} nats:\n\n" + markdown_table(headings, rows)
 
@@ -112,6 +123,10 @@ def draw(source: SourceResults, axes) -> None:
         values = [needed(source, size, fraction) for fraction in fractions]
         axes.errorbar(fractions, list(map(fmean, values)), list(map(spread_of, values)), fmt="o-", capsize=2,
                       color=f"C{number}", label=str(size))  # fmt: skip
+        for fraction, found in zip(fractions, values, strict=True):
+            if at_most(source, size, fraction):
+                axes.plot(fraction, fmean(found), "o", color=f"C{number}", markerfacecolor="w", zorder=3)
+    axes.plot([], [], "o", color="0.3", markerfacecolor="w", label="at most: before\nthe first checkpoint")
     axes.set_yscale("log")
     axes.set_xlabel("fraction removed")
     axes.set_ylabel(f"tokens until L - L0 is {source.runs[0]['height']:.3f}")

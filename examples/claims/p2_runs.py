@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections.abc import Mapping, Sized
 from pathlib import Path
 
-from study import EXAMPLES, RESULTS, Study
+from claim_results import EXAMPLES, RESULTS
+from study import Study
 
 sys.path.insert(0, str(EXAMPLES))
 
@@ -18,8 +20,8 @@ from hf_shear.scaling_law import LawFit, RecoveryRun, ScalingLawWarning, fit_law
 FAMILY = EXAMPLES / "family" / "models"
 
 
-def recovery_runs(study: Study, seed: int) -> list[RecoveryRun]:
-    """The runs of one seed against their controls; those that are missing are made first, which takes long.
+def recovery_runs(study: Study, seed: int) -> tuple[list[RecoveryRun], dict]:
+    """The runs of one seed against their controls, and what they cost; missing ones are made first, which takes long.
 
     They are kept in ``scaling_law``, beside model_cards/claims or in the folder that is given.
     """
@@ -30,8 +32,8 @@ def recovery_runs(study: Study, seed: int) -> list[RecoveryRun]:
         command += [f"--{name}", *map(str, values)] if isinstance(values, list) else []
     family = FamilyRuns(parse(command))
     family.run_all()
-    study.family_data = family.data.train
-    return law_runs(json.loads(path.read_text(encoding="utf-8")))
+    results = json.loads(path.read_text(encoding="utf-8"))
+    return law_runs(results), cost(results["runs"], family.data.train, study.max_length)
 
 
 def runs_file(folder: Path, family: str, seed: int) -> Path:
@@ -40,16 +42,14 @@ def runs_file(folder: Path, family: str, seed: int) -> Path:
     return place / "scaling_law" / (f"{family}.json" if seed == 0 else f"{family}-seed-{seed}.json")
 
 
-def cost(study: Study, seed: int) -> dict:
-    """Tokens and seconds of the runs of a seed; their first claim counts them."""
-    runs = json.loads(runs_file(study.output.parent, study.name, seed).read_text(encoding="utf-8"))["runs"]
+def cost(runs: list[dict], data: Mapping[str, Sized], max_length: int) -> dict:
+    """Tokens and seconds of the runs of a seed, and passes over its training text (samples by domain)."""
     stage = runs[0]["tokens"][-1]  # of each run, the same number from every domain
-    shares = {name: len(data) * study.max_length * len(study.family_data) for name, data in study.family_data.items()}
     return {
         "tokens": sum(run["tokens"][-1] for run in runs),
         "training_seconds": sum(run["seconds"] for run in runs),
         "stage_tokens": stage,
-        "passes": {name: stage / tokens for name, tokens in shares.items()},
+        "passes": {name: stage / (len(samples) * max_length * len(data)) for name, samples in data.items()},
     }
 
 

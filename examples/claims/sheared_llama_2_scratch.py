@@ -9,27 +9,29 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
-from study import HELD, LOST, Check, Claim, SourceResults, Study, compare, main, markdown_table, mean_and_spread
+from claim_command import main
+from claim_results import HELD, LOST, Check, Claim, SourceResults, compare, markdown_table, mean_and_spread, spread_of
+from study import Study
 
 CLAIM = Claim(
     name="sheared_llama_2_scratch",
     statement="Sheared and continued, a model is better than its shape trained from scratch on as many tokens",
     section="section 3.2",
     note="Sheared: masks, then recovery, both counted. Scratch is given 1, 4 and more times the tokens, each with a "
-    "cosine schedule and one learning rate for each source and arm, the same at all budgets; on stories260K the "
-    "longer runs from scratch would like a lower one. Where the source's own training tokens are known, scratch "
-    "also gets those on top: the whole pipeline's. Scratch at the whole pipeline's tokens has seen twenty times the "
-    "text: shearing pays where the source is there already, as the paper's is.",
+    "cosine schedule. Learning rates are swept for each arm and budget on the first seed; the rate that is best there "
+    "and the best of the budget before run on all seeds, and the better one counts. Where the source's own training "
+    "tokens are known, scratch also gets those on top: the whole pipeline's. With them scratch has seen twenty times "
+    "the tokens of the sheared model's own training: shearing pays where the source is there already, as the paper's is.",
 )
 SHEARED, SCRATCH = "sheared", "scratch"
 
 
 def runs(study: Study) -> None:
-    for seed in study.seeds:
-        study.run({"arm": SHEARED, "multiple": 1, "seed": seed}, lambda seed=seed: sheared(study, seed))
-        for multiple in multiples(study):
-            key = {"arm": SCRATCH, "multiple": multiple, "seed": seed}
-            study.run(key, lambda seed=seed, multiple=multiple: scratch(study, seed, multiple))
+    study.tune({"arm": SHEARED, "multiple": 1}, lambda *drawn: sheared(study, *drawn), study.learning_rate)
+    rate = study.scratch_learning_rate
+    for multiple in multiples(study):
+        key = {"arm": SCRATCH, "multiple": multiple}
+        rate = study.tune(key, lambda *drawn, multiple=multiple: scratch(study, multiple, *drawn), rate)
 
 
 def multiples(study: Study) -> list[float]:
@@ -41,29 +43,34 @@ def pipeline_multiple(study: Study) -> float:
     return round(1 + facts["tokens"] / study.num_tokens, 2)
 
 
-def sheared(study: Study, seed: int) -> dict:
+def sheared(study: Study, rate: float, seed: int) -> dict:
     mask_tokens = round(study.mask_share * study.num_tokens)
-    model, learned = study.learn(study.target(), mask_tokens, seed)
-    model, recovery = study.train(model, study.num_tokens - learned["tokens"], seed)
+    model, learned = study.learn(study.target(), mask_tokens, seed, learning_rate=rate)
+    model, recovery = study.train(model, study.num_tokens - learned["tokens"], seed, learning_rate=rate)
     return recovery | study.judged(model) | {"tokens": learned["tokens"] + recovery["tokens"]}
 
 
-def scratch(study: Study, seed: int, multiple: float) -> dict:
+def scratch(study: Study, multiple: float, rate: float, seed: int) -> dict:
     model = study.scratch(study.target(), seed)
-    tokens = round(multiple * study.num_tokens)
-    model, facts = study.train(model, tokens, seed, learning_rate=study.scratch_learning_rate)
+    model, facts = study.train(model, round(multiple * study.num_tokens), seed, learning_rate=rate)
     return facts | study.judged(model)
 
 
-def means(source: SourceResults) -> dict[float, float]:
-    """Mean loss of scratch by multiple of the tokens, whole multiples and that of the pipeline."""
+def scratch_losses(source: SourceResults) -> dict[float, list[float]]:
+    """Losses of scratch, of each seed, by multiple of the tokens."""
     found = sorted({run["multiple"] for run in source.select(arm=SCRATCH)})
-    return {multiple: fmean(source.values("mean", arm=SCRATCH, multiple=multiple)) for multiple in found}
+    return {multiple: source.losses(arm=SCRATCH, multiple=multiple) for multiple in found}
 
 
 def catches_up(source: SourceResults) -> float | None:
-    """Times the tokens at which scratch reaches the sheared loss, between measured points; None: at none of them."""
-    goal, points = fmean(source.values("mean", arm=SHEARED)), list(means(source).items())
+    """Times the tokens at which scratch reaches the sheared loss, between measured points; None: at none of them.
+
+    Where it is there at the fewest, these are taken.
+    """
+    goal = fmean(source.losses(arm=SHEARED))
+    points = [(multiple, fmean(losses)) for multiple, losses in scratch_losses(source).items()]
+    if points[0][1] <= goal:
+        return points[0][0]
     for (low, before), (high, after) in zip(points, points[1:], strict=False):
         if before > goal >= after:
             share = (before - goal) / (before - after)
@@ -72,37 +79,36 @@ def catches_up(source: SourceResults) -> float | None:
 
 
 def checks(source: SourceResults) -> list:
-    own = source.values("mean", arm=SHEARED)
-    found = [
-        compare("loss at equal tokens, sheared below scratch", own, source.values("mean", arm=SCRATCH, multiple=1))
-    ]
-    ratio, largest = catches_up(source), max(means(source))
+    own, by_multiple = source.losses(arm=SHEARED), scratch_losses(source)
+    found = [compare("loss at equal tokens, sheared below scratch", own, by_multiple[1])]
+    ratio, largest = catches_up(source), max(by_multiple)
     text = f"scratch needs {ratio:.1f} times" if ratio else f"scratch needs more than {largest:g} times"
     found.append(Check(f"{text} the tokens to reach the sheared loss", HELD if ratio is None or ratio > 1 else LOST))
     if source.settings.get("pipeline"):
-        rival = source.values("mean", arm=SCRATCH, multiple=largest)
-        found.append(
-            compare(f"loss, sheared below scratch at the whole pipeline's tokens ({largest:g} times)", own, rival)
-        )
+        text = f"loss, sheared below scratch at the whole pipeline's tokens ({largest:g} times)"
+        found.append(compare(text, own, by_multiple[largest]))
     return found
 
 
 def table(source: SourceResults) -> str:
     rows = []
-    for arm, multiple in ((SHEARED, 1), *((SCRATCH, multiple) for multiple in means(source))):
-        chosen = source.select(arm=arm, multiple=multiple)
-        rows.append(
-            (arm, f"{multiple:g}", f"{chosen[0]['tokens']:,}", mean_and_spread([run["mean"] for run in chosen]))
-        )
-    return markdown_table(("arm", "times the tokens", "tokens", "held-out loss"), rows)
+    for arm, multiple in ((SHEARED, 1), *((SCRATCH, multiple) for multiple in scratch_losses(source))):
+        chosen = source.tuned(arm=arm, multiple=multiple)
+        loss = mean_and_spread([run["mean"] for run in chosen])
+        rates = ", ".join(f"{rate:g}" for rate in sorted(source.sweep(arm=arm, multiple=multiple)))
+        rows.append((arm, f"{multiple:g}", f"{chosen[0]['tokens']:,}", f"{chosen[0]['rate']:g}", rates, loss))
+    headings = ("arm", "times the tokens", "tokens", "learning rate", "rates tried", "held-out loss")
+    return markdown_table(headings, rows)
 
 
 def draw(source: SourceResults, axes) -> None:
-    points = means(source)
-    axes.plot(list(points), list(points.values()), "o-", label=SCRATCH)
-    axes.axhline(fmean(source.values("mean", arm=SHEARED)), color="C1", label=f"{SHEARED}, 1 time")
+    losses, own = scratch_losses(source), source.losses(arm=SHEARED)
+    axes.errorbar(list(losses), list(map(fmean, losses.values())), list(map(spread_of, losses.values())), fmt="o-",
+                  capsize=2, label=SCRATCH)  # fmt: skip
+    axes.axhline(fmean(own), color="C1", label=f"{SHEARED}, 1 time")
+    axes.axhspan(fmean(own) - spread_of(own), fmean(own) + spread_of(own), color="C1", alpha=0.2, linewidth=0)
     axes.set_xscale("log")
-    axes.set_xticks(list(points), [f"{multiple:g}" for multiple in points])
+    axes.set_xticks(list(losses), [f"{multiple:g}" for multiple in losses])
     axes.minorticks_off()
     axes.set_xlabel("times the tokens")
     axes.set_ylabel("held-out loss (nats per token)")

@@ -5,7 +5,9 @@ python examples/claims/sheared_llama_3_one_shot.py --stories STORIES260K TINYSTO
 
 import sys
 
-from study import Claim, SourceResults, Study, compare, main, markdown_table, mean_and_spread
+from claim_command import main
+from claim_results import Claim, SourceResults, compare, markdown_table, mean_and_spread
+from study import Study
 from transformers import AutoConfig
 
 from hf_shear.recovery.flops import training_flops_per_token
@@ -14,54 +16,94 @@ CLAIM = Claim(
     name="sheared_llama_3_one_shot",
     statement="Learned masks beat the best one-shot criterion, with and without compensation",
     section="section 4",
-    note="All arms have the same shape and the same recovery. At equal FLOPs, one-shot pruning trains on what mask "
-    "learning costs, in tokens of the small model; its calibration passes are not charged. The masks are this "
-    "library's default (relaxed top-k, from a Taylor start). One learning rate for all arms. At equal FLOPs learned "
-    "masks lose part of what they gain, because a token of mask learning costs about as much as two of the small "
-    "model, on which one-shot pruning trains instead; and at this length of recovery choices made at once have "
-    "caught up most of the way.",
+    note="All arms have the same shape, and their recovery the same schedule. At equal FLOPs everything is charged: mask "
+    "learning on the whole source, and the passes of every choice over its calibration text (forward and backward; the "
+    "losses without each layer for the Surgeon's choice of layers). Choices at once are frugal there, one shot on two "
+    "batches, and train on what they save, in tokens of the small model. The masks are this library's default (relaxed "
+    "top-k, from a Taylor start). Learning rates are swept for each arm at equal tokens and kept at equal FLOPs. There "
+    "learned masks pay for their stage: a token of mask learning costs about as much as two of the small model, and at "
+    "this length of recovery choices made at once have caught up most of the way.",
 )
 LEARNED = "learned"
 BUDGETS = ("equal tokens", "equal FLOPs")
 
 
 def runs(study: Study) -> None:
-    for seed in study.seeds:
-        study.run({"arm": LEARNED, "budget": BUDGETS[0], "seed": seed}, lambda seed=seed: learned(study, seed))
-        for arm in study.one_shot:
-            for budget in BUDGETS:
-                key = {"arm": arm, "budget": budget, "seed": seed}
-                study.run(key, lambda key=key: at_once(study, **key))
+    study.tune(key_of(LEARNED, BUDGETS[0]), lambda *drawn: learned(study, *drawn), study.learning_rate)
+    for arm in study.one_shot:
+        equal_tokens, equal_flops = (key_of(arm, budget) for budget in BUDGETS)
+        rate = study.tune(equal_tokens, lambda *drawn, arm=arm: at_once(study, arm, *drawn), study.learning_rate)
+        for seed in study.seeds:
+            study.run(
+                equal_flops | {"rate": rate, "seed": seed},
+                lambda arm=arm, rate=rate, seed=seed: at_once(study, arm, rate, seed, frugal=True),
+            )
 
 
-def learned(study: Study, seed: int) -> dict:
-    model, facts = study.learn(study.target(), mask_tokens(study), seed)
+def key_of(arm: str, budget: str) -> dict:
+    return {"arm": arm, "budget": budget}
+
+
+def learned(study: Study, rate: float, seed: int) -> dict:
+    model, facts = study.learn(study.target(), mask_tokens(study), seed, learning_rate=rate)
     before = study.judged(model)["mean"]
-    model, recovery = study.train(model, study.num_tokens - facts["tokens"], seed)
-    return recovery | study.judged(model) | {"before": before, "tokens": facts["tokens"] + recovery["tokens"]}
+    model, recovery = study.train(model, study.num_tokens - facts["tokens"], seed, learning_rate=rate)
+    spent = flops(study, model, facts["tokens"] + START_PASSES * calibration_tokens(study), recovery["tokens"])
+    tokens = {"tokens": facts["tokens"] + recovery["tokens"], "flops": spent}
+    return recovery | study.judged(model) | {"before": before} | tokens
 
 
-def at_once(study: Study, arm: str, budget: str, seed: int) -> dict:
-    model = study.prune(study.target(), seed, **study.one_shot[arm])
+def at_once(study: Study, arm: str, rate: float, seed: int, frugal: bool = False) -> dict:
+    """Pruned at once and trained: on all tokens, or, frugally chosen, on the FLOPs of learned masks."""
+    how = study.one_shot[arm] | ({"num_shots": 1, "num_batches": study.frugal_batches} if frugal else {})
+    model = study.prune(study.target(), seed, **how)
     before = study.judged(model)["mean"]
+    chosen_on = passes(study, how) * calibration_tokens(study, how.get("num_batches"))
     tokens = study.num_tokens
-    if budget != BUDGETS[0]:
-        source, pruned = AutoConfig.from_pretrained(study.path), model.config
-        ratio = training_flops_per_token(source, study.max_length) / training_flops_per_token(pruned, study.max_length)
-        tokens += round((ratio - 1) * mask_tokens(study))
-    model, facts = study.train(model, tokens, seed)
-    return facts | study.judged(model) | {"before": before}
+    if frugal:
+        spent = START_PASSES * calibration_tokens(study) + mask_tokens(study) - chosen_on
+        tokens = round(study.num_tokens - mask_tokens(study) + spent * source_cost(study, model))
+    model, facts = study.train(model, tokens, seed, learning_rate=rate)
+    return facts | study.judged(model) | {"before": before, "flops": flops(study, model, chosen_on, facts["tokens"])}
 
 
 def mask_tokens(study: Study) -> int:
     return round(study.mask_share * study.num_tokens)
 
 
+def calibration_tokens(study: Study, num_batches: int | None = None) -> int:
+    """Of one pass over the calibration text."""
+    return (num_batches or study.calibration_batches) * study.batch_size * study.max_length
+
+
+START_PASSES = 1
+"""Over the calibration text, forward and backward, for the Taylor scores that learned masks start from."""
+
+
+def passes(study: Study, how: dict) -> float:
+    """Passes over the calibration text of one way to choose, as many times forward and backward (three forwards)."""
+    layers = AutoConfig.from_pretrained(study.path).num_hidden_layers
+    more = (how["compensation"] != "none") if how["criterion"] == "taylor" else 1 + layers
+    return how["num_shots"] * (3 + more) / 3  # inputs or activations; each layer left out
+
+
+def flops(study: Study, model, source_tokens: float, own_tokens: float) -> float:
+    """Of training tokens of the source and of the pruned model."""
+    own = training_flops_per_token(model.config, study.max_length)
+    return own * (source_tokens * source_cost(study, model) + own_tokens)
+
+
+def source_cost(study: Study, model) -> float:
+    """Of a training token of the whole source, in tokens of the pruned model."""
+    source = training_flops_per_token(AutoConfig.from_pretrained(study.path), study.max_length)
+    return source / training_flops_per_token(model.config, study.max_length)
+
+
 def checks(source: SourceResults) -> list:
-    own, found = source.values("mean", arm=LEARNED), []
+    own, found = source.losses(arm=LEARNED, budget=BUDGETS[0]), []
     for budget in BUDGETS:
         for arm in source.settings["one_shot"]:
-            rival = source.values("mean", arm=arm, budget=budget)
+            rival = source.losses(arm=arm, budget=budget)
             found.append(compare(f"{budget}: loss of learned masks below {arm}", own, rival))
     return found
 
@@ -70,17 +112,23 @@ def table(source: SourceResults) -> str:
     rows = []
     for arm in (LEARNED, *source.settings["one_shot"]):
         for budget in BUDGETS:
-            chosen = source.select(arm=arm, budget=budget)
-            if chosen:
+            if source.select(arm=arm, budget=budget):
+                chosen = source.tuned(arm=arm, budget=budget)
                 losses = (mean_and_spread([run[name] for run in chosen]) for name in ("before", "mean"))
-                rows.append((arm, budget, f"{chosen[0]['tokens']:,}", f"{chosen[0]['num_parameters']:,}", *losses))
-    return markdown_table(("arm", "budget", "tokens", "parameters", "loss at the cut", "loss at the end"), rows)
+                numbers = (f"{chosen[0][name]:,}" for name in ("tokens", "num_parameters"))
+                tried = ", ".join(f"{rate:g}" for rate in sorted(source.sweep(arm=arm, budget=budget)))
+                rows.append(
+                    (arm, budget, *numbers, f"{chosen[0]['flops']:.3g}", f"{chosen[0]['rate']:g}", tried, *losses)
+                )
+    headings = ("arm", "budget", "tokens", "parameters", "FLOPs", "learning rate", "rates tried", "loss at the cut",
+                "loss at the end")  # fmt: skip
+    return markdown_table(headings, rows)
 
 
 def draw(source: SourceResults, axes) -> None:
     arms = [(LEARNED, BUDGETS[0]), *((arm, budget) for arm in source.settings["one_shot"] for budget in BUDGETS)]
     for place, (arm, budget) in enumerate(arms):
-        values = source.values("mean", arm=arm, budget=budget)
+        values = source.losses(arm=arm, budget=budget)
         axes.plot(values, [place] * len(values), "o", color="C1" if arm == LEARNED else "C0", alpha=0.7)
     axes.set_yticks(range(len(arms)), [arm if arm == LEARNED else f"{arm}, {budget}" for arm, budget in arms])
     axes.invert_yaxis()

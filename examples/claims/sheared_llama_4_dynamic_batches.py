@@ -6,7 +6,9 @@ python examples/claims/sheared_llama_4_dynamic_batches.py --data_dir SEVEN_DOMAI
 import statistics
 import sys
 
-from study import Claim, SourceResults, Study, compare, main, markdown_table, mean_and_spread
+from claim_command import main
+from claim_results import Claim, SourceResults, compare, markdown_table, mean_and_spread, spread_of
+from study import Study
 
 CLAIM = Claim(
     name="sheared_llama_4_dynamic_batches",
@@ -18,6 +20,8 @@ CLAIM = Claim(
 )
 ARMS = {"constant": False, "dynamic": True}
 MEASURES = {"largest": max, "spread": lambda values: max(values) - min(values), "average": statistics.fmean}
+TITLES = {"largest": "largest", "spread": "largest - smallest", "average": "mean"}
+"""Of the measures, as tables and comparisons name them: of the excess losses over the domains."""
 
 
 def runs(study: Study) -> None:
@@ -36,7 +40,7 @@ def recover(study: Study, seed: int, dynamic: bool) -> dict:
 
 def checks(source: SourceResults) -> list:
     return [
-        compare(f"{name} excess loss over the domains, dynamic below constant",
+        compare(f"{TITLES[name]} excess loss over the domains, dynamic below constant",
                 source.values(name, arm="dynamic"), source.values(name, arm="constant"))
         for name in MEASURES
     ]  # fmt: skip
@@ -44,7 +48,7 @@ def checks(source: SourceResults) -> list:
 
 def table(source: SourceResults) -> str:
     rows = [(arm, *(mean_and_spread(source.values(name, arm=arm)) for name in MEASURES)) for arm in ARMS]
-    return markdown_table(("batches", *(f"{name} excess loss" for name in MEASURES)), rows)
+    return markdown_table(("batches", *(f"{TITLES[name]} excess loss" for name in MEASURES)), rows)
 
 
 def draw(source: SourceResults, axes) -> None:
@@ -52,8 +56,9 @@ def draw(source: SourceResults, axes) -> None:
     reference = source.select(arm="source")[0]["loss"]
     for number, arm in enumerate(ARMS):
         found = source.select(arm=arm)
-        means = [statistics.fmean(run["loss"][name] - reference[name] for run in found) for name in domains]
-        axes.bar([place + 0.4 * number for place in range(len(domains))], means, width=0.38, label=arm)
+        excess = [[run["loss"][name] - reference[name] for run in found] for name in domains]
+        places, means = [place + 0.4 * number for place in range(len(domains))], list(map(statistics.fmean, excess))
+        axes.bar(places, means, yerr=list(map(spread_of, excess)), width=0.38, ecolor="0.3", capsize=2, label=arm)
     axes.set_xticks([place + 0.2 for place in range(len(domains))], domains, rotation=30, ha="right")
     axes.set_ylabel("excess loss (nats per token)")
     axes.legend(frameon=False)

@@ -8,7 +8,9 @@ import tempfile
 from statistics import fmean
 
 import torch
-from study import Claim, SourceResults, Study, compare, main, markdown_table, mean_and_spread
+from claim_command import main
+from claim_results import Claim, SourceResults, compare, markdown_table, mean_and_spread, spread_of
+from study import Study
 from transformers import AutoModelForSequenceClassification
 
 CLAIM = Claim(
@@ -17,7 +19,8 @@ CLAIM = Claim(
     section="section 3.2",
     note="The task: from which domain is a short piece of text? Pieces of training documents teach, pieces of held-out "
     "documents test, as many of each domain, so that chance is one in the number of domains. Both models saw the same "
-    "number of tokens before; the classification head is new and its start is the same.",
+    "number of tokens before, each at the learning rate that claim 2 found for it; the classification head is new and "
+    "its start is the same.",
 )
 ARMS = ("sheared", "scratch")
 
@@ -111,7 +114,8 @@ def draw(source: SourceResults, axes) -> None:
     for arm in ARMS:
         curves = [run["curve"] for run in source.select(arm=arm)]
         steps = [step for step, _ in curves[0]]
-        axes.plot(steps, [fmean(curve[place][1] for curve in curves) for place in range(len(steps))], "o-", label=arm)
+        found = [[curve[place][1] for curve in curves] for place in range(len(steps))]
+        axes.errorbar(steps, list(map(fmean, found)), list(map(spread_of, found)), fmt="o-", capsize=2, label=arm)
     axes.set_xlabel("steps of fine-tuning")
     axes.set_ylabel("accuracy on held-out documents")
     axes.legend(frameon=False)

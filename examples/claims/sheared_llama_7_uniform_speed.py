@@ -7,7 +7,9 @@ import sys
 from statistics import fmean
 
 import torch
-from study import Claim, SourceResults, Study, compare, main, markdown_table, mean_and_spread
+from claim_command import main
+from claim_results import Claim, SourceResults, compare, markdown_table, mean_and_spread
+from study import Study
 from torch import nn
 
 from hf_shear import prune_one_shot

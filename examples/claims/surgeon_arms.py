@@ -12,7 +12,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from study import Check, SourceResults, Study, compare, markdown_table, mean_and_spread
+from claim_results import Check, SourceResults, compare, markdown_table, mean_and_spread
+from study import Study
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_shear import prune_one_shot
@@ -34,12 +35,12 @@ Arm = Callable[[Study, str, float, int], PreTrainedModel]
 
 
 def surgeon(
-    study: Study, structure: str, fraction: float, seed: int, num_shots: int | None = None, update: str = "joint"
+    study: Study, structure: str, fraction: float, seed: int, num_shots: int | None = None, **options
 ) -> PreTrainedModel:
-    """Costs by both factors that presume the update; and the update. It is joint, or for entries as named."""
+    """Costs by both factors that presume the update; and the update. It is joint, or as the options say."""
     if structure == UNITS:
         return prune_units(study, fraction, seed, "llm_surgeon", "least_squares", num_shots).model
-    return to_zeros(study, structure, fraction, seed, num_shots, update=update)
+    return to_zeros(study, structure, fraction, seed, num_shots, **options)
 
 
 def kobd(study: Study, structure: str, fraction: float, seed: int) -> PreTrainedModel:
@@ -49,11 +50,11 @@ def kobd(study: Study, structure: str, fraction: float, seed: int) -> PreTrained
     return to_zeros(study, structure, fraction, seed, update="none")
 
 
-def activations(study: Study, structure: str, fraction: float, seed: int) -> PreTrainedModel:
+def activations(study: Study, structure: str, fraction: float, seed: int, **options) -> PreTrainedModel:
     """The surgeon with the identity for the factor of the gradients: G = I."""
     if structure == UNITS:
         return prune_units(study, fraction, seed, "llm_surgeon:gradients=false", "least_squares").model
-    return to_zeros(study, structure, fraction, seed, curvature="inputs")
+    return to_zeros(study, structure, fraction, seed, curvature="inputs", **options)
 
 
 def magnitude(study: Study, structure: str, fraction: float, seed: int) -> PreTrainedModel:
@@ -131,10 +132,17 @@ def measure(study: Study, arms: Mapping[str, Arm], without_draws: Sequence[str] 
                     continue
 
                 def judged(arm=arm, structure=structure, fraction=fraction, seed=seed) -> dict:
-                    found = study.judged(arm(study, structure, fraction, seed))
-                    return found | {"rise": found["mean"] - dense}
+                    model = arm(study, structure, fraction, seed)
+                    found = study.judged(model)
+                    emptiest = {} if structure == UNITS else {"emptiest": largest_share_of_zeros(model)}
+                    return found | {"rise": found["mean"] - dense} | emptiest
 
                 study.run({"arm": name, "structure": structure, "fraction": fraction, "seed": seed}, judged)
+
+
+def largest_share_of_zeros(model: PreTrainedModel) -> float:
+    """Of one linear layer's weights, where one threshold over all layers has taken most."""
+    return max(float((linear.weight == 0).float().mean()) for linear in decoder_linears(model).values())
 
 
 def cells(settings: dict) -> list[tuple[str, float]]:
@@ -160,11 +168,18 @@ def rises(source: SourceResults, arm: str, cell: tuple[str, float]) -> list[floa
 
 def lower_in_every_cell(source: SourceResults, pairs: Sequence[tuple[str, str]]) -> list[Check]:
     """Of each pair of arms the first one's loss below the second one's, cell by cell."""
-    return [
-        compare(f"{cell_name(*cell)}: {better} below {worse}", rises(source, better, cell), rises(source, worse, cell))
-        for cell in cells(source.settings)
-        for better, worse in pairs
-    ]
+    found = []
+    for cell in cells(source.settings):
+        for pair in pairs:
+            text = f"{cell_name(*cell)}: {pair[0]} below {pair[1]}"
+            found.append(compare(text, *(rises(source, arm, cell) for arm in pair), digits_of(source, cell)))
+    return found
+
+
+def digits_of(source: SourceResults, cell: tuple[str, float]) -> int:
+    """Decimals that tell the arms of a cell apart: four where the smallest rise is below .01 nats."""
+    arms = {run["arm"] for run in source.select(structure=cell[0], fraction=cell[1])}
+    return 4 if min(statistics.fmean(rises(source, arm, cell)) for arm in arms) < 0.01 else 3
 
 
 def rise_table(source: SourceResults, arms: Sequence[str]) -> str:
@@ -174,7 +189,8 @@ def rise_table(source: SourceResults, arms: Sequence[str]) -> str:
     for cell in cells(settings):
         shots = shots_of(settings, *cell)
         name = cell_name(*cell) + (f", in {shots} shots" if shots > 1 else "")
-        rows.append((name, *(mean_and_spread(rises(source, arm, cell)) for arm in arms)))
+        digits = digits_of(source, cell)
+        rows.append((name, *(mean_and_spread(rises(source, arm, cell), digits) for arm in arms)))
     draws = len({run["seed"] for run in source.runs})
     tokens = settings["calibration_batches"] * settings["batch_size"] * settings["max_length"]
     return (
@@ -198,7 +214,8 @@ def draw_rises(source: SourceResults, axes, arms: Sequence[str]) -> None:
         lowest = min(lowest, *(mean - spread for mean, spread in zip(means, spreads, strict=True)))
     if lowest > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xticks(places, [cell_name(*cell).replace(" of ", " of\n").replace(" and ", "\nand ") for cell in
