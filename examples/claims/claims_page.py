@@ -39,18 +39,21 @@ Each headline claim of the three works, and one of ours, measured on models that
 stories260K (TinyStories), which we did not train. Arms have equal tokens and shapes unless a page says otherwise. Unless
 its line names another limit, a comparison is held if the means differ in the claimed direction by more than the larger
 sample standard deviation over the seeds; a claim is held if all of its comparisons are, partly if some are; a tie counts
-as not held. One standard deviation of three to five seeds is a weak test. Learning rates, and what else an arm may
-choose, are chosen by the held-out losses that the pages report, for all arms alike. These models are small and have seen
-little text: what does not hold here may hold at the papers' size, and the other way round.
+as not held. One standard deviation of three to five seeds is a weak test. Sheared LLaMA 2 and 3 and Beyond 1 sweep
+learning rates for each arm and choose by the held-out loss that they report, Sheared LLaMA 6 takes those of 2; the other
+pages that train have one rate for all arms. These models are small and have seen little text: what does not hold here may
+hold at the papers' size, and the other way round.
 
 What to give:
 
 - `SEVEN_DOMAINS`: text in folders arxiv, book, c4-rp, cc, github, stackexchange and wiki, in all 24 MB here. Samples of
   RedPajama from [LLM-Shearing](https://github.com/princeton-nlp/LLM-Shearing) (MIT), filled up with test data of
   [llm-foundry](https://github.com/mosaicml/llm-foundry) and [dolma](https://github.com/allenai/dolma), books in the public
-  domain and permissive code; wiki is Bulgarian. Any text in such folders does, and gives other numbers.
-- `STORIES260K`: the model of 260,032 parameters of [llama2.c](https://github.com/karpathy/llama2.c) (its `tinyllamas`), as
-  a Hugging Face checkpoint with its tokenizer of 512 tokens.
+  domain and permissive code; wiki is Bulgarian. The mix itself is not published; any text in such folders does, and gives
+  other numbers.
+- `STORIES260K`: `stories260K` of [tinyllamas](https://huggingface.co/karpathy/tinyllamas), the model of 260,032 parameters
+  of [llama2.c](https://github.com/karpathy/llama2.c), converted to a Hugging Face checkpoint, with its tokenizer of 512
+  tokens.
 - `TINYSTORIES`: a folder with 2 MiB of [TinyStories](https://huggingface.co/datasets/roneneldan/TinyStories) as text,
   stories separated by a line `<|endoftext|>`.
 
@@ -59,6 +62,7 @@ SHARED_RUNS = {
     name: "[claim 1](p2_law_1_one_law.md)" for name in ("p2_law_2_extrapolation", "p2_law_3_how_many_tokens")
 }
 """Claims that are read off another one's runs."""
+SHARED_PASSES = "Passes over the text: those of the runs of [claim 1](p2_law_1_one_law.md)."
 GPU_SECONDS_PER_STEP = 0.05
 """A guess, said to be one: models this small leave a GPU waiting for its kernels to be launched."""
 
@@ -78,9 +82,12 @@ def claim_page(module, sources: list[SourceResults]) -> str:
         parts.append(claim.note)
     for source in sources:
         found = module.checks(source)
-        parts += [f"## {source.name}: {verdict(found)}", module.table(source)]
+        parts.append(f"## {source.name}: {verdict(found)}")
+        if claim.work != "llm_surgeon":  # whose tables tell of their draws
+            parts.append(f"{len(source.settings['seeds'])} seeds; ± is the sample standard deviation over them.")
+        parts.append(module.table(source))
         parts.append("\n".join(f"- {check.state}: {check.text}." for check in found))
-        passes = passes_line(source)
+        passes = SHARED_PASSES if claim.name in SHARED_RUNS else passes_line(source)
         if passes:
             parts.append(passes)
     parts += [f"![{claim.statement}]({claim.name}.png)", "## Again", again(claim, sources)]
@@ -112,9 +119,12 @@ def again(claim: Claim, sources: list[SourceResults]) -> str:
     time = f"{max(1, round(seconds / 60))} min of one CPU thread, beside other work: at most that on two cores"
     minutes = max(1, round(steps * GPU_SECONDS_PER_STEP / 60))
     gpu = f"On one GPU, where it was not run: about {minutes} min if a step takes {GPU_SECONDS_PER_STEP} s."
-    gpu = gpu if steps else "On a GPU it was not run."
+    gpu = gpu if steps else "On one GPU, where it was not run: at most that, we guess, as its matrices are small."
     if claim.name in SHARED_RUNS:
-        gpu = f"The runs it reads are made first where they are not there: what {SHARED_RUNS[claim.name]} takes."
+        gpu = (
+            f"The runs it reads are made first where they are not there, which takes what {SHARED_RUNS[claim.name]} says,"
+            " on two cores and on one GPU."
+        )
     return (
         f"```bash\npython examples/claims/{claim.name}.py {' '.join(flags)} --output again\n```\n\n"
         f"took {time}. {gpu} Without `--output` the kept arms are read, and only missing ones are run."

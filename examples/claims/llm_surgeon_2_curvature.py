@@ -19,8 +19,8 @@ CLAIM = Claim(
     "the gradients alone, which the second replaces by the identity; both update what stays. Magnitude knows no "
     "text, hence one run and no spread. Neurons and KV groups go alike in all layers, so there G only ranks units "
     "within a layer; rows and columns are ranked over all layers at once, as in the paper, so there G also weighs "
-    "the layers against each other, which the squared errors of activations alone cannot. Where activations alone "
-    "lose to magnitude, that is why.",
+    "the layers against each other, which the squared errors of activations alone cannot. That may be why "
+    "activations alone lose to magnitude on stories260k; on family-128, ranked alike, they do not.",
 )
 ARMS = {"A and G": surgeon, "A alone": activations, "magnitude": magnitude}
 

@@ -16,8 +16,8 @@ CLAIM = Claim(
     statement="Several shots beat one",
     section="sections 3 and 4",
     note="The surgeon with its update, no training between shots or after. All shots of a draw see the same calibration "
-    "text. The paper takes up to 40 shots. Neurons and KV groups go alike in all layers and are few, so that one "
-    "cut finds nearly the same units as several.",
+    "text. The paper takes up to 40 shots. Neurons and KV groups go alike in all layers and are few, so that "
+    "there is less for further shots to correct.",
 )
 
 

@@ -55,7 +55,11 @@ def checks(source: SourceResults) -> list:
             state = HELD if exact and worst <= ALLOWED_GAP else LOST
             after = "exact after the cut" if exact else "another shape after the cut"
             found.append(
-                Check(f"{masks}, {target}: largest gap before the cut {worst:.2%} of all seeds, {after}", state)
+                Check(
+                    f"{masks}, {target}: largest gap before the cut at most {ALLOWED_GAP:.0%} in every seed:"
+                    f" {worst:.2%} at the worst, {after}",
+                    state,
+                )
             )
     return found
 
