@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from masked_llama_helpers import TARGET
 
 from hf_shear.importance import (
     layer_loss_rise,
@@ -24,13 +25,6 @@ SMALL = {
     "head_dim": 2,
 }
 SMALL_TARGET = {"hidden_size": 6, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 3}
-TARGET = {
-    "hidden_size": 12,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 13,
-}
 
 
 def sliced_by(model, importance):

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from masked_llama_helpers import TARGET
 
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.criteria.taylor import taylor
@@ -20,13 +21,6 @@ from hf_shear.one_shot import (
     resolve_criterion,
 )
 
-TARGET = {
-    "hidden_size": 12,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 13,
-}
 COLUMNS = {"num_key_value_heads": 2, "num_attention_heads": 6, "intermediate_size": 13}
 
 

@@ -17,27 +17,25 @@ slice_module = importlib.import_module("hf_shear.slicing.slice_model")
 select_module = importlib.import_module("hf_shear.slicing.select_kept")
 
 
-def scale_final_norm_twice(monkeypatch):
+def scale_once_more(monkeypatch, weight):
+    """The slice multiplies one weight by the hidden gates on top of what is right."""
     original = slice_module._sliced_state_dict
 
     def wrong(model, gates, kept, *rest):
         state = original(model, gates, kept, *rest)
-        state["model.norm.weight"] = state["model.norm.weight"] * gates[HIDDEN][kept.hidden]
+        state[weight] = state[weight] * gates[HIDDEN][kept.hidden]
         return state
 
     monkeypatch.setattr(slice_module, "_sliced_state_dict", wrong)
+
+
+def scale_final_norm_twice(monkeypatch):
+    scale_once_more(monkeypatch, "model.norm.weight")
 
 
 def scale_untied_head_too(monkeypatch):
     """The reference's export: z in the embeddings, the final norm and the head."""
-    original = slice_module._sliced_state_dict
-
-    def wrong(model, gates, kept, *rest):
-        state = original(model, gates, kept, *rest)
-        state["lm_head.weight"] = state["lm_head.weight"] * gates[HIDDEN][kept.hidden]
-        return state
-
-    monkeypatch.setattr(slice_module, "_sliced_state_dict", wrong)
+    scale_once_more(monkeypatch, "lm_head.weight")
 
 
 def average_over_all_dimensions(monkeypatch):

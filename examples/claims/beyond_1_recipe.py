@@ -17,16 +17,14 @@ from claim_results import (
     Claim,
     SourceResults,
     best_rate,
+    calibration_tokens,
     compare,
+    draw_means,
     markdown_table,
     mean_and_spread,
-    spread_of,
     state_of,
 )
 from study import Study
-from transformers import AutoConfig
-
-from hf_shear.recovery.flops import training_flops_per_token
 
 CLAIM = Claim(
     name="beyond_1_recipe",
@@ -121,9 +119,9 @@ def by_paper(study: Study, arm: Arm, rate: float, multiple: float, seed: int) ->
     model, learned = study.learn(study.target(), round(arm.share * tokens), seed, options=masks, **options)
     before = study.judged(model)["mean"]
     model, recovery = study.train(model, round(tokens - learned["tokens"]), seed, **options)
-    flops = learned["tokens"] * source_flops(study) + recovery["tokens"] * own_flops(study, model)
+    flops = learned["tokens"] * study.flops_per_token() + recovery["tokens"] * study.flops_per_token(model)
     tokens = {"tokens": learned["tokens"] + recovery["tokens"], "mask_tokens": learned["tokens"], "flops": flops}
-    return recovery | study.judged(model) | {"before": before, "gap": largest_gap(learned)} | tokens
+    return recovery | study.judged(model) | {"before": before, "gap": learned["gap"]} | tokens
 
 
 def by_us(study: Study, arm: Arm, rate: float, multiple: float, seed: int) -> dict:
@@ -133,45 +131,30 @@ def by_us(study: Study, arm: Arm, rate: float, multiple: float, seed: int) -> di
     options = {"learning_rate": rate, "per_device_train_batch_size": arm.batch}
     if "one_shot" in recipe:
         model = study.prune(study.target(), seed, **recipe["one_shot"])
-        mask_tokens, spent = 0, calibration_tokens(study.settings, arm.name) * source_flops(study)
+        mask_tokens, spent = 0, tokens_to_choose(study.settings, arm.name) * study.flops_per_token()
     else:
         masks = {"masks": recipe["masks"]}
         tokens = round(recipe["share"] * all_tokens)
         model, learned = study.learn(study.target(), tokens, seed, options=masks, **options)
-        mask_tokens, spent = learned["tokens"], learned["tokens"] * source_flops(study)
-        found["gap"] = largest_gap(learned)
+        mask_tokens, spent = learned["tokens"], learned["tokens"] * study.flops_per_token()
+        found["gap"] = learned["gap"]
     before = study.judged(model)["mean"]
     share = min(study.paper_shares)
-    budget = all_tokens * (share * source_flops(study) + (1 - share) * own_flops(study, model))
+    budget = all_tokens * (share * study.flops_per_token() + (1 - share) * study.flops_per_token(model))
     teacher = study.source() if training.get("distillation", "none") != "none" else None
-    per_token = own_flops(study, model, teacher.config if teacher else None)
+    per_token = study.flops_per_token(model, teacher.config if teacher else None)
     model, recovery = study.train(model, int((budget - spent) / per_token), seed, teacher, **options, **training)
     found |= {"before": before, "flops": spent + recovery["tokens"] * per_token}
     tokens = {"tokens": mask_tokens + recovery["tokens"], "mask_tokens": mask_tokens}
     return recovery | study.judged(model) | found | tokens
 
 
-def calibration_tokens(settings: dict, name: str) -> int:
+def tokens_to_choose(settings: dict, name: str) -> int:
     """Tokens that an arm's choice of units reads, forward and backward, in all its shots."""
     one_shot = settings["arms"].get(name, {}).get("one_shot")
     if one_shot is None or one_shot["criterion"] == "random":
         return 0
-    return one_shot["num_shots"] * settings["calibration_batches"] * settings["batch_size"] * settings["max_length"]
-
-
-def largest_gap(learned: dict) -> float:
-    """How far from the target the expected shape was before the cut, at the worst of its sizes."""
-    return max(learned["mask_report"]["gap"].values())
-
-
-def source_flops(study: Study) -> float:
-    """Of a training token of the whole source."""
-    return training_flops_per_token(AutoConfig.from_pretrained(study.path), study.max_length)
-
-
-def own_flops(study: Study, model, teacher=None) -> float:
-    """Of a training token of the pruned model, and of its teacher."""
-    return training_flops_per_token(model.config, study.max_length, teacher=teacher)
+    return one_shot["num_shots"] * calibration_tokens(settings)
 
 
 def flops_of(settings: dict, run: dict) -> float:
@@ -180,7 +163,7 @@ def flops_of(settings: dict, run: dict) -> float:
 
 def tokens_of(settings: dict, run: dict) -> float:
     """All tokens that were read: for masks, calibration and recovery."""
-    return run["tokens"] + calibration_tokens(settings, run["arm"])
+    return run["tokens"] + tokens_to_choose(settings, run["arm"])
 
 
 Cost = Callable[[dict, dict], float]
@@ -298,9 +281,7 @@ def table(source: SourceResults) -> str:
         "loss at the cut",
         "loss at the end",
     )
-    loss = source.values("mean", arm="source")
-    before = f"Loss of the source: {loss[0]:.3f}.\n\n" if loss else ""
-    return before + markdown_table(headings, rows) + "\n\nThe first seed at every rate:\n\n" + sweep_table(source)
+    return markdown_table(headings, rows) + "\n\nThe first seed at every rate:\n\n" + sweep_table(source)
 
 
 def sweep_table(source: SourceResults) -> str:
@@ -348,13 +329,10 @@ def headline(sources: list[SourceResults]) -> str:
 def draw(source: SourceResults, axes) -> None:
     for number, arm in enumerate(all_arms(source.settings)):
         found = [arm_runs(source, arm, multiple) for multiple in multiples_of(source.settings, arm)]
-        points = curve(source, arm)
-        spreads = [spread_of([run["mean"] for run in runs]) for runs in found]
+        places, losses = [mean_of(runs, "flops") for runs in found], [[run["mean"] for run in runs] for runs in found]
         ours = arm.name == source.settings["recipe"]
-        style = {"linestyle": "-" if arm.name == PAPER or ours else "--", "color": "k" if ours else f"C{number}"}
-        axes.errorbar(
-            *zip(*points, strict=True), spreads, marker="o", markersize=4, capsize=2, label=label_of(arm), **style
-        )
+        style = {"fmt": "o-" if arm.name == PAPER or ours else "o--", "color": "k" if ours else f"C{number}"}
+        draw_means(axes, places, losses, markersize=4, label=label_of(arm), **style)
     axes.set_xscale("log")
     ticks = [flops for flops, _ in curve(source, paper_arms(source.settings)[-1])]
     axes.set_xticks(ticks, [f"{flops:.2g}" for flops in ticks])

@@ -18,11 +18,15 @@ EXAMPLES = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(EXAMPLES))
 
 from rates import best_rate as best_rate  # noqa: E402  (this and some of the others for the scripts of the claims)
-from spreads import HELD, mean_and_spread, state_of  # noqa: E402
+from spreads import (  # noqa: E402
+    HELD,
+    mean_and_spread,
+    spread_of,  # noqa: E402
+    state_of,
+)
 from spreads import LOST as LOST  # noqa: E402
 from spreads import TIE as TIE  # noqa: E402
 from spreads import percent as percent  # noqa: E402
-from spreads import spread_of as spread_of  # noqa: E402
 
 CONFIGS = EXAMPLES / "claims" / "configs"
 RESULTS = EXAMPLES.parent / "model_cards" / "claims"
@@ -111,6 +115,11 @@ class SourceResults:
         return [run["mean"] for run in self.tuned(**key)]
 
 
+def calibration_tokens(settings: dict[str, Any], num_batches: int | None = None) -> int:
+    """Of one pass over the calibration text, on the config's number of batches or another."""
+    return (num_batches or settings["calibration_batches"]) * settings["batch_size"] * settings["max_length"]
+
+
 def compare(text: str, lower: Sequence[float], higher: Sequence[float], digits: int = 3) -> Check:
     """Whether the mean of ``lower`` is below that of ``higher``, with both in the text."""
     numbers = f"{mean_and_spread(lower, digits)} against {mean_and_spread(higher, digits)}"
@@ -127,6 +136,12 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> st
     """A table in Markdown."""
     lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+
+
+def draw_means(axes, places: Sequence, found: Sequence[Sequence[float]], **style) -> None:
+    """A line of means over the seeds with their spreads."""
+    means, spreads = list(map(fmean, found)), list(map(spread_of, found))
+    axes.errorbar(places, means, spreads, **({"fmt": "o-", "capsize": 2} | style))
 
 
 def read(path: Path) -> dict:

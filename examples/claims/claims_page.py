@@ -58,11 +58,9 @@ What to give:
   stories separated by a line `<|endoftext|>`.
 
 Mixtures start uniform."""
-SHARED_RUNS = {
-    name: "[claim 1](p2_law_1_one_law.md)" for name in ("p2_law_2_extrapolation", "p2_law_3_how_many_tokens")
-}
-"""Claims that are read off another one's runs."""
-SHARED_PASSES = "Passes over the text: those of the runs of [claim 1](p2_law_1_one_law.md)."
+SHARED_RUNS = "p2_law_2_extrapolation", "p2_law_3_how_many_tokens"
+"""Claims that are read off the runs of another one:"""
+THEIR_RUNS = "[claim 1](p2_law_1_one_law.md)"
 GPU_SECONDS_PER_STEP = 0.05
 """A guess, said to be one: models this small leave a GPU waiting for its kernels to be launched."""
 
@@ -76,18 +74,18 @@ def claim_page(module, sources: list[SourceResults]) -> str:
         if paper
         else ""
     )
-    checks = [check for source in sources for check in module.checks(source)]
-    parts = [f"# {title} {claim.number}: {verdict(checks)}", f"> {claim.statement}{where}"]
+    checks = [module.checks(source) for source in sources]
+    parts = [f"# {title} {claim.number}: {verdict(sum(checks, []))}", f"> {claim.statement}{where}"]
     if claim.note:
         parts.append(claim.note)
-    for source in sources:
-        found = module.checks(source)
+    for source, found in zip(sources, checks, strict=True):
         parts.append(f"## {source.name}: {verdict(found)}")
         if claim.work != "llm_surgeon":  # whose tables tell of their draws
             parts.append(f"{len(source.settings['seeds'])} seeds; ± is the sample standard deviation over them.")
         parts.append(module.table(source))
         parts.append("\n".join(f"- {check.state}: {check.text}." for check in found))
-        passes = SHARED_PASSES if claim.name in SHARED_RUNS else passes_line(source)
+        shared = f"Passes over the text: those of the runs of {THEIR_RUNS}."
+        passes = shared if claim.name in SHARED_RUNS else passes_line(source)
         if passes:
             parts.append(passes)
     parts += [f"![{claim.statement}]({claim.name}.png)", "## Again", again(claim, sources)]
@@ -117,14 +115,16 @@ def again(claim: Claim, sources: list[SourceResults]) -> str:
         for run in source.runs
     )
     time = f"{max(1, round(seconds / 60))} min of one CPU thread, beside other work: at most that on two cores"
-    minutes = max(1, round(steps * GPU_SECONDS_PER_STEP / 60))
-    gpu = f"On one GPU, where it was not run: about {minutes} min if a step takes {GPU_SECONDS_PER_STEP} s."
-    gpu = gpu if steps else "On one GPU, where it was not run: at most that, we guess, as its matrices are small."
     if claim.name in SHARED_RUNS:
         gpu = (
-            f"The runs it reads are made first where they are not there, which takes what {SHARED_RUNS[claim.name]} says,"
+            f"The runs it reads are made first where they are not there, which takes what {THEIR_RUNS} says,"
             " on two cores and on one GPU."
         )
+    elif steps:
+        minutes = max(1, round(steps * GPU_SECONDS_PER_STEP / 60))
+        gpu = f"On one GPU, where it was not run: about {minutes} min if a step takes {GPU_SECONDS_PER_STEP} s."
+    else:
+        gpu = "On one GPU, where it was not run: at most that, we guess, as its matrices are small."
     return (
         f"```bash\npython examples/claims/{claim.name}.py {' '.join(flags)} --output again\n```\n\n"
         f"took {time}. {gpu} Without `--output` the kept arms are read, and only missing ones are run."

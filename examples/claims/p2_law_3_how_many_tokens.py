@@ -15,9 +15,9 @@ from claim_results import (
     Check,
     Claim,
     SourceResults,
+    draw_means,
     markdown_table,
     mean_and_spread,
-    spread_of,
     state_of,
 )
 from p2_runs import recovery_runs
@@ -121,8 +121,7 @@ def draw(source: SourceResults, axes) -> None:
     sizes, fractions = axes_of(source)
     for number, size in enumerate(sizes):
         values = [needed(source, size, fraction) for fraction in fractions]
-        axes.errorbar(fractions, list(map(fmean, values)), list(map(spread_of, values)), fmt="o-", capsize=2,
-                      color=f"C{number}", label=str(size))  # fmt: skip
+        draw_means(axes, fractions, values, color=f"C{number}", label=str(size))
         for fraction, found in zip(fractions, values, strict=True):
             if at_most(source, size, fraction):
                 axes.plot(fraction, fmean(found), "o", color=f"C{number}", markerfacecolor="w", zorder=3)

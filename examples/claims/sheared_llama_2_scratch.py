@@ -10,7 +10,18 @@ from pathlib import Path
 from statistics import fmean
 
 from claim_command import main
-from claim_results import HELD, LOST, Check, Claim, SourceResults, compare, markdown_table, mean_and_spread, spread_of
+from claim_results import (
+    HELD,
+    LOST,
+    Check,
+    Claim,
+    SourceResults,
+    compare,
+    draw_means,
+    markdown_table,
+    mean_and_spread,
+    spread_of,
+)
 from study import Study
 
 CLAIM = Claim(
@@ -103,8 +114,7 @@ def table(source: SourceResults) -> str:
 
 def draw(source: SourceResults, axes) -> None:
     losses, own = scratch_losses(source), source.losses(arm=SHEARED)
-    axes.errorbar(list(losses), list(map(fmean, losses.values())), list(map(spread_of, losses.values())), fmt="o-",
-                  capsize=2, label=SCRATCH)  # fmt: skip
+    draw_means(axes, list(losses), list(losses.values()), label=SCRATCH)
     axes.axhline(fmean(own), color="C1", label=f"{SHEARED}, 1 time")
     axes.axhspan(fmean(own) - spread_of(own), fmean(own) + spread_of(own), color="C1", alpha=0.2, linewidth=0)
     axes.set_xscale("log")

@@ -7,11 +7,8 @@ import sys
 from statistics import fmean
 
 from claim_command import main
-from claim_results import Claim, SourceResults, compare, markdown_table, mean_and_spread
+from claim_results import Claim, SourceResults, calibration_tokens, compare, markdown_table, mean_and_spread
 from study import Study
-from transformers import AutoConfig
-
-from hf_shear.recovery.flops import training_flops_per_token
 
 CLAIM = Claim(
     name="sheared_llama_3_one_shot",
@@ -50,7 +47,7 @@ def learned(study: Study, rate: float, seed: int) -> dict:
     model, facts = study.learn(study.target(), mask_tokens(study), seed, learning_rate=rate)
     before = study.judged(model)["mean"]
     model, recovery = study.train(model, study.num_tokens - facts["tokens"], seed, learning_rate=rate)
-    spent = flops(study, model, facts["tokens"] + START_PASSES * calibration_tokens(study), recovery["tokens"])
+    spent = flops(study, model, facts["tokens"] + START_PASSES * calibration_tokens(study.settings), recovery["tokens"])
     tokens = {"tokens": facts["tokens"] + recovery["tokens"], "flops": spent}
     return recovery | study.judged(model) | {"before": before} | tokens
 
@@ -60,11 +57,12 @@ def at_once(study: Study, arm: str, rate: float, seed: int, frugal: bool = False
     how = study.one_shot[arm] | ({"num_shots": 1, "num_batches": study.frugal_batches} if frugal else {})
     model = study.prune(study.target(), seed, **how)
     before = study.judged(model)["mean"]
-    chosen_on = passes(study, how) * calibration_tokens(study, how.get("num_batches"))
+    chosen_on = passes(study, how) * calibration_tokens(study.settings, how.get("num_batches"))
     tokens = study.num_tokens
     if frugal:
-        spent = START_PASSES * calibration_tokens(study) + mask_tokens(study) - chosen_on
-        tokens = round(study.num_tokens - mask_tokens(study) + spent * source_cost(study, model))
+        spent = START_PASSES * calibration_tokens(study.settings) + mask_tokens(study) - chosen_on
+        own_tokens = spent * study.flops_per_token() / study.flops_per_token(model)
+        tokens = round(study.num_tokens - mask_tokens(study) + own_tokens)
     model, facts = study.train(model, tokens, seed, learning_rate=rate)
     return facts | study.judged(model) | {"before": before, "flops": flops(study, model, chosen_on, facts["tokens"])}
 
@@ -73,32 +71,19 @@ def mask_tokens(study: Study) -> int:
     return round(study.mask_share * study.num_tokens)
 
 
-def calibration_tokens(study: Study, num_batches: int | None = None) -> int:
-    """Of one pass over the calibration text."""
-    return (num_batches or study.calibration_batches) * study.batch_size * study.max_length
-
-
 START_PASSES = 1
 """Over the calibration text, forward and backward, for the Taylor scores that learned masks start from."""
 
 
 def passes(study: Study, how: dict) -> float:
     """Passes over the calibration text of one way to choose, as many times forward and backward (three forwards)."""
-    layers = AutoConfig.from_pretrained(study.path).num_hidden_layers
-    more = (how["compensation"] != "none") if how["criterion"] == "taylor" else 1 + layers
+    more = (how["compensation"] != "none") if how["criterion"] == "taylor" else 1 + study.config.num_hidden_layers
     return how["num_shots"] * (3 + more) / 3  # inputs or activations; each layer left out
 
 
 def flops(study: Study, model, source_tokens: float, own_tokens: float) -> float:
     """Of training tokens of the source and of the pruned model."""
-    own = training_flops_per_token(model.config, study.max_length)
-    return own * (source_tokens * source_cost(study, model) + own_tokens)
-
-
-def source_cost(study: Study, model) -> float:
-    """Of a training token of the whole source, in tokens of the pruned model."""
-    source = training_flops_per_token(AutoConfig.from_pretrained(study.path), study.max_length)
-    return source / training_flops_per_token(model.config, study.max_length)
+    return source_tokens * study.flops_per_token() + own_tokens * study.flops_per_token(model)
 
 
 def checks(source: SourceResults) -> list:

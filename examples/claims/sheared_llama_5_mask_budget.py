@@ -4,10 +4,9 @@ python examples/claims/sheared_llama_5_mask_budget.py --stories STORIES260K TINY
 """
 
 import sys
-from statistics import fmean
 
 from claim_command import main
-from claim_results import Claim, SourceResults, compare, markdown_table, mean_and_spread, spread_of
+from claim_results import Claim, SourceResults, compare, draw_means, markdown_table, mean_and_spread
 from study import Study
 
 CLAIM = Claim(
@@ -78,7 +77,7 @@ def draw(source: SourceResults, axes) -> None:
     budgets = source.settings["mask_tokens"]
     for when, recovery, field in MEASURES:
         found = [losses(source, recovery, tokens, field) for tokens in budgets]
-        axes.errorbar(budgets, list(map(fmean, found)), list(map(spread_of, found)), fmt="o-", capsize=2, label=when)
+        draw_means(axes, budgets, found, label=when)
     axes.set_xscale("log")
     axes.set_xticks(budgets, [f"{tokens / 1000:.0f}k" for tokens in budgets])
     axes.minorticks_off()

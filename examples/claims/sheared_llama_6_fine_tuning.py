@@ -5,11 +5,10 @@ python examples/claims/sheared_llama_6_fine_tuning.py --data_dir SEVEN_DOMAINS
 
 import sys
 import tempfile
-from statistics import fmean
 
 import torch
 from claim_command import main
-from claim_results import Claim, SourceResults, compare, markdown_table, mean_and_spread, spread_of
+from claim_results import Claim, SourceResults, compare, draw_means, markdown_table, mean_and_spread
 from study import Study
 from transformers import AutoModelForSequenceClassification
 
@@ -115,7 +114,7 @@ def draw(source: SourceResults, axes) -> None:
         curves = [run["curve"] for run in source.select(arm=arm)]
         steps = [step for step, _ in curves[0]]
         found = [[curve[place][1] for curve in curves] for place in range(len(steps))]
-        axes.errorbar(steps, list(map(fmean, found)), list(map(spread_of, found)), fmt="o-", capsize=2, label=arm)
+        draw_means(axes, steps, found, label=arm)
     axes.set_xlabel("steps of fine-tuning")
     axes.set_ylabel("accuracy on held-out documents")
     axes.legend(frameon=False)

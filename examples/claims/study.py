@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from claim_results import Claim, SourceResults, read
 from rates import best_rate, next_rates
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from hf_shear import ShearTrainer, ShearTrainingArguments, prune_one_shot
 from hf_shear.data import Calibration, load_domains
-from hf_shear.recovery import Teacher
+from hf_shear.recovery import Teacher, training_flops_per_token
 from hf_shear.reporting import collect_versions, write_results
 from hf_shear.runs import cut_learned_masks, judge, masked_arm, prepare_domain_data
 from hf_shear.shapes import TargetShape
@@ -64,6 +64,16 @@ class Study:
     # What arms are made from
 
     @cached_property
+    def config(self) -> PretrainedConfig:
+        """Of the source."""
+        return AutoConfig.from_pretrained(self.path)
+
+    def flops_per_token(self, model: PreTrainedModel | None = None, teacher: PretrainedConfig | None = None) -> float:
+        """Of training, forward and backward: a pruned model's, with its teacher's; without a model the source's."""
+        config = self.config if model is None else model.config
+        return training_flops_per_token(config, self.max_length, teacher=teacher)
+
+    @cached_property
     def tokenizer(self):
         return AutoTokenizer.from_pretrained(self.path)
 
@@ -71,7 +81,7 @@ class Study:
     def data(self):
         """Packed text of the source's tokenizer, split by document."""
         return prepare_domain_data(
-            load_domains(self.data_dir), self.tokenizer, AutoConfig.from_pretrained(self.path),
+            load_domains(self.data_dir), self.tokenizer, self.config,
             max_length=self.max_length, held_out_fraction=self.settings.get("held_out_fraction", 0.1),
             eval_tokens=self.eval_tokens,
         )  # fmt: skip
@@ -82,7 +92,7 @@ class Study:
 
     def target(self, **sizes: int) -> TargetShape:
         """The config's target shape, or another one."""
-        return TargetShape.from_dict(AutoConfig.from_pretrained(self.path), sizes or self.settings["target"])
+        return TargetShape.from_dict(self.config, sizes or self.settings["target"])
 
     def calibration(self, seed: int, num_batches: int | None = None) -> Calibration:
         """A draw of calibration text."""
@@ -187,6 +197,8 @@ class Study:
     ) -> tuple[PreTrainedModel, dict]:
         """Learn masks on ``num_tokens`` and cut; the pruned model, and facts of the stage.
 
+        Beside those of ``train`` the ``gap`` of the expected shape from the target before the cut, at its worst size.
+
         Args:
             options: masks, start and weights, as in ``hf_shear.runs.masked_arm``.
             changes: of the training arguments.
@@ -195,7 +207,7 @@ class Study:
         masked, stage = masked_arm(source, target, seed, calibration.batches, **(options or {}))
         masked, facts = self.train(masked, num_tokens, seed, **(stage | changes))
         model, _, _ = cut_learned_masks(masked, "none", calibration, source)
-        return model, facts
+        return model, facts | {"gap": max(facts["mask_report"]["gap"].values())}
 
     def prune(self, target: TargetShape, seed: int, num_batches: int | None = None, **options) -> PreTrainedModel:
         """The source pruned in one shot, or several, on the config's number of calibration batches or another."""

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from claim_results import Check, SourceResults, compare, markdown_table, mean_and_spread
+from claim_results import Check, SourceResults, calibration_tokens, compare, markdown_table, mean_and_spread, spread_of
 from study import Study
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -192,7 +192,7 @@ def rise_table(source: SourceResults, arms: Sequence[str]) -> str:
         digits = digits_of(source, cell)
         rows.append((name, *(mean_and_spread(rises(source, arm, cell), digits) for arm in arms)))
     draws = len({run["seed"] for run in source.runs})
-    tokens = settings["calibration_batches"] * settings["batch_size"] * settings["max_length"]
+    tokens = calibration_tokens(settings)
     return (
         f"Held-out loss above the source's ({dense:.3f} nats per token) right after the cut, mean ± sample standard"
         f" deviation over {draws} draws of {tokens:,} tokens of calibration text:\n\n"
@@ -208,7 +208,7 @@ def draw_rises(source: SourceResults, axes, arms: Sequence[str]) -> None:
     for number, arm in enumerate(arms):
         found = [rises(source, arm, cell) for cell in cells(source.settings)]
         means = [statistics.fmean(values) for values in found]
-        spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in found]
+        spreads = list(map(spread_of, found))
         shift = 0.5 * ((number + 0.5) / len(arms) - 0.5)
         axes.errorbar([place + shift for place in places], means, spreads, fmt="o", capsize=3, markersize=5, label=arm)
         lowest = min(lowest, *(mean - spread for mean, spread in zip(means, spreads, strict=True)))
