@@ -7,6 +7,7 @@ Without arguments it shears the tiny model in examples/embedded/model on text fr
 these arguments and those of transformers.TrainingArguments; `--config FILE.yaml` sets any of them.
 """
 
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from embedded.stdlib_domains import stdlib_domains
 
 from hf_shear import ShearTrainingArguments, runs
+from hf_shear.core import DEBUG, run_command_line
 from hf_shear.reporting import require_matplotlib
 from hf_shear.shapes import TARGET_NAMES
 
@@ -31,12 +33,12 @@ class PipelineArguments(runs.PipelineArguments):
     model_name_or_path: str = field(default=str(EMBEDDED / "model"), metadata={"help": "A plain Llama checkpoint."})
 
 
-def main() -> None:
+def main(words: list[str]) -> None:
     started = time.perf_counter()
     pipeline, args = runs.parse_arguments(
-        (PipelineArguments, ShearTrainingArguments), default_config=EMBEDDED / "shear.yaml",
+        (PipelineArguments, ShearTrainingArguments), words, default_config=EMBEDDED / "shear.yaml",
         unless=["model_name_or_path"], instead={"preset": TARGET_NAMES, "target_num_parameters": TARGET_NAMES},
-        refused=NOT_HERE,
+        refused=NOT_HERE, raises=True,
     )  # fmt: skip
     require_matplotlib()
     run = runs.open_run(pipeline, args, default_domains=stdlib_domains)
@@ -55,4 +57,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    given = sys.argv[1:]
+    sys.exit(run_command_line("shear.py", lambda: main([word for word in given if word != DEBUG]), DEBUG in given))

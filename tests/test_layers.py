@@ -26,8 +26,9 @@ STAGES = {
     "reporting",
 }
 
-# What each package may import from hf_shear, besides itself. A new package must be given its place here.
+# What each package may import from hf_shear, besides itself and core. A new package must be given its place here.
 ALLOWED = {
+    "core": set(),
     "families": set(),
     "engines": set(),
     "shapes": {"families"},
@@ -91,7 +92,7 @@ def packages() -> list[str]:
 def violations(package: str, source: str, where: str) -> list[str]:
     if package not in ALLOWED:
         return [f"{where}: the package {package!r} has no place in ALLOWED"]
-    wrong = imported_packages(source, package) - ALLOWED[package] - {package}
+    wrong = imported_packages(source, package) - ALLOWED[package] - {package, "core"}
     return [f"{where}: {package} must not import {name or 'hf_shear'}" for name in sorted(wrong)]
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..core import UsageError
+
 SUMMARY = "Judge a checkpoint, or compare two: size, loss by domain, lm-eval tasks, speed."
 EXAMPLE = "hf-shear evaluate path/to/llama sheared/recovered --data_dir text --tasks_dir tasks --tasks my_task"
 POSITIONAL = ("source", "pruned")
@@ -52,11 +54,11 @@ class Arguments:
 
     def __post_init__(self):
         if self.tasks_dir is not None and not self.task_names:
-            raise ValueError("`tasks_dir` is given without `tasks`. Name the tasks, such as `--tasks shear_piqa`.")
+            raise UsageError("`tasks_dir` is given without `tasks`. Name the tasks, such as `--tasks shear_piqa`.")
         if Path(self.output).is_dir():
-            raise ValueError(f"`output` must be a file, but {self.output!r} is a folder.")
+            raise UsageError(f"`output` must be a file, but {self.output!r} is a folder.")
         if Path(self.output).exists() and not self.overwrite:
-            raise ValueError(f"`output` {self.output!r} exists. Name another file, or replace it with `--overwrite`.")
+            raise UsageError(f"`output` {self.output!r} exists. Name another file, or replace it with `--overwrite`.")
 
     @property
     def task_names(self) -> list[str]:

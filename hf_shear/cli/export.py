@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .. import runs
 from ..compensation import SOURCE, resolve_compensation
+from ..core import UsageError
 from ..data import Calibration
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel, is_masked_config
 from ..recovery import merge_adapter
@@ -44,15 +45,15 @@ class Arguments(runs.DataArguments):
     def __post_init__(self):
         if resolve_compensation(self.compensation) is not None:
             if self.is_adapter:
-                raise ValueError("`compensation` is for masks that are cut, but `checkpoint` is an adapter.")
+                raise UsageError("`compensation` is for masks that are cut, but `checkpoint` is an adapter.")
             if self.data_dir is None:
-                raise ValueError(f"`compensation={self.compensation!r}` needs text: give `--data_dir`.")
+                raise UsageError(f"`compensation={self.compensation!r}` needs text: give `--data_dir`.")
         if Path(self.output_dir).exists():
-            raise ValueError(f"`output_dir` {self.output_dir!r} exists. Name a folder that does not.")
+            raise UsageError(f"`output_dir` {self.output_dir!r} exists. Name a folder that does not.")
         if not Path(self.checkpoint).is_dir():
-            raise ValueError(f"`checkpoint` {self.checkpoint!r} is not a folder.")
+            raise UsageError(f"`checkpoint` {self.checkpoint!r} is not a folder.")
         if self.is_adapter and self.base is None:
-            raise ValueError(
+            raise UsageError(
                 f"`checkpoint` {self.checkpoint!r} is an adapter: give `--base`, the checkpoint it was trained on."
             )
 
@@ -71,7 +72,7 @@ def run(arguments: Arguments) -> None:
     else:
         config = AutoConfig.from_pretrained(arguments.checkpoint)
         if not is_masked_config(config):
-            raise ValueError(
+            raise UsageError(
                 f"`checkpoint` {arguments.checkpoint!r} has no masks (model_type {config.model_type!r}): it is a plain"
                 " checkpoint already, or of another kind."
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
 
+from ..core import UsageError
 from ..engines import ENGINES, CheckpointFacts, Row, facts_of_config, where_it_loads
 from ..evaluation import kv_cache_bytes_per_token
 from ..modeling import MASKED_PREFIX, check_supported_source, is_masked_config
@@ -44,7 +45,7 @@ class Arguments(TargetArguments):
 def run(arguments: Arguments) -> None:
     """Print the checkpoint, and the target beside it."""
     if Path(arguments.checkpoint).exists() and not (Path(arguments.checkpoint) / "config.json").is_file():
-        raise ValueError(f"`checkpoint` {arguments.checkpoint!r} holds no config.json.")
+        raise UsageError(f"`checkpoint` {arguments.checkpoint!r} holds no config.json.")
     config = AutoConfig.from_pretrained(arguments.checkpoint)
     masked = is_masked_config(config)
     if not masked:

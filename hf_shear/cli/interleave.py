@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .. import runs
 from ..compensation import resolve_compensation
+from ..core import UsageError
 from ..data import Calibration
 from ..modeling import AutoShearingModelForCausalLM
 from ..one_shot import DEFAULT_COMPENSATION, criteria_from_words, default_criterion_words
@@ -48,7 +49,7 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
 
     def __post_init__(self):
         if self.calibration_batches < 1:
-            raise ValueError(f"`calibration_batches` must be at least 1, but it is {self.calibration_batches}.")
+            raise UsageError(f"`calibration_batches` must be at least 1, but it is {self.calibration_batches}.")
         criteria_from_words(self.criterion)
         resolve_compensation(self.compensation)
 
@@ -56,10 +57,10 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
 def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     """Prune and train by turns, cut, save to <output_dir>/trained."""
     if args.num_tokens is None or args.output_dir == "trainer_output":
-        raise ValueError("`num_tokens` and `output_dir` are needed: the budget of all stages together, and a folder.")
+        raise UsageError("`num_tokens` and `output_dir` are needed: the budget of all stages together, and a folder.")
     folder = Path(args.output_dir) / TRAINED
     if folder.exists():
-        raise ValueError(f"`output_dir` {args.output_dir!r} holds a finished run. Name another folder.")
+        raise UsageError(f"`output_dir` {args.output_dir!r} holds a finished run. Name another folder.")
     path = arguments.model_name_or_path
     config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     target, reasons = runs.choose_target(arguments, config)

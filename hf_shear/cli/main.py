@@ -1,4 +1,4 @@
-"""Finds the verb's module, parses its arguments, runs it, and turns users' mistakes into one line and an exit code.
+"""Finds the verb's module, parses its arguments and runs it.
 
 A verb is a module of this package, of the verb's name, with
     SUMMARY         one line for ``hf-shear --help``
@@ -17,13 +17,12 @@ from collections.abc import Sequence
 from importlib import metadata
 from types import ModuleType
 
+from ..core import DEBUG, OK, WRONG_USE, run_command_line
 from .terminal import quiet_when_piped
 from .verb_arguments import HelpAsked, parse_verb
 
+PROGRAM = "hf-shear"
 VERBS = ("inspect", "learn", "prune", "interleave", "export", "recover", "evaluate", "plan", "report", "card", "push")
-
-OK, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes: done; something failed on the way; a mistake in the command or what it names; stopped by Ctrl-C."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,21 +37,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] not in VERBS:
         return _refuse(f"there is no verb {words[0]!r}. Verbs: {', '.join(VERBS)}.")
     quiet_when_piped()
-    verb = _load(words[0])
+    name, *rest = words
+    return run_command_line(PROGRAM, lambda: _run(name, [word for word in rest if word != DEBUG]), DEBUG in rest)
+
+
+def _run(name: str, words: Sequence[str]) -> None:
+    verb = _load(name)
     try:
-        instances = parse_verb(words[0], verb, words[1:])
-        verb.run(*instances)
+        instances = parse_verb(name, verb, words)
     except HelpAsked as help_asked:
         print(help_asked)
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return INTERRUPTED
-    except ValueError as error:
-        return _refuse(str(error))
-    except (OSError, ImportError, RuntimeError) as error:
-        print(f"hf-shear {words[0]}: {type(error).__name__}: {error}", file=sys.stderr)
-        return FAILED
-    return OK
+    else:
+        verb.run(*instances)
 
 
 def _load(verb: str) -> ModuleType:
@@ -60,7 +56,7 @@ def _load(verb: str) -> ModuleType:
 
 
 def _refuse(text: str) -> int:
-    print(f"hf-shear: error: {text}", file=sys.stderr)
+    print(f"{PROGRAM}: error: {text}", file=sys.stderr)
     return WRONG_USE
 
 
@@ -72,4 +68,6 @@ def _overview() -> str:
         "",
     ]
     lines += [f"  {verb:<12}{_load(verb).SUMMARY}" for verb in VERBS]
-    return "\n".join([*lines, "", "hf-shear VERB --help tells each verb's arguments."])
+    return "\n".join(
+        [*lines, "", "hf-shear VERB --help tells each verb's arguments; --debug shows an error's traceback."]
+    )

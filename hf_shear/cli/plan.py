@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from transformers import AutoConfig
 
+from ..core import UsageError
 from ..modeling import check_supported_source
 from ..recovery import training_flops_per_token
 from ..reporting import plot_law_curves
@@ -82,18 +83,18 @@ class Arguments:
 
     def __post_init__(self):
         if not Path(self.runs).exists():
-            raise ValueError(f"`runs` {self.runs!r} is neither a file nor a folder.")
+            raise UsageError(f"`runs` {self.runs!r} is neither a file nor a folder.")
         if self.checkpoint is not None and self.num_parameters is not None:
-            raise ValueError("`checkpoint` and `num_parameters` say the same; give one of them.")
+            raise UsageError("`checkpoint` and `num_parameters` say the same; give one of them.")
         if self.fixed is not None and not isinstance(self.fixed_constants, dict):
-            raise ValueError(f"`fixed` must be a JSON object of constants, but it is {self.fixed!r}.")
+            raise UsageError(f"`fixed` must be a JSON object of constants, but it is {self.fixed!r}.")
         asked = [name for name in ("target_loss", "price", "flops", "plot") if getattr(self, name) is not None]
         if not self.names_a_source and asked:
-            raise ValueError(
+            raise UsageError(
                 f"`{asked[0]}` needs a source to plan for: give `--checkpoint`, or `--num_parameters`, and `--source_loss`."
             )
         if self.names_a_source and self.source_loss is None:
-            raise ValueError("`source_loss` is needed: the held-out loss of the source, which the law starts from.")
+            raise UsageError("`source_loss` is needed: the held-out loss of the source, which the law starts from.")
 
     @property
     def names_a_source(self) -> bool:
@@ -108,7 +109,7 @@ class Arguments:
         try:
             return json.loads(self.fixed)
         except json.JSONDecodeError as error:
-            raise ValueError(f"`fixed` is not valid JSON: {error}. Write it as '{{\"beta\": 0.4}}'.") from error
+            raise UsageError(f"`fixed` is not valid JSON: {error}. Write it as '{{\"beta\": 0.4}}'.") from error
 
 
 def run(arguments: Arguments) -> None:
@@ -160,7 +161,7 @@ def make_candidates(arguments: Arguments) -> list[Candidate]:
             for fraction in arguments.fractions
         ]  # fmt: skip
     if Path(arguments.checkpoint).exists() and not (Path(arguments.checkpoint) / "config.json").is_file():
-        raise ValueError(f"`checkpoint` {arguments.checkpoint!r} holds no config.json.")
+        raise UsageError(f"`checkpoint` {arguments.checkpoint!r} holds no config.json.")
     config = AutoConfig.from_pretrained(arguments.checkpoint)
     check_supported_source(config)
     length = min(arguments.sequence_length, config.max_position_embeddings)

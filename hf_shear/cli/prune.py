@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 
 from .. import runs
 from ..compensation import resolve_compensation
+from ..core import UsageError
 from ..data import Calibration
 from ..families import family_named
 from ..modeling import as_family
@@ -61,10 +62,10 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
 
     def __post_init__(self):
         if Path(self.output_dir).exists():
-            raise ValueError(f"`output_dir` {self.output_dir!r} exists. Name a folder that does not.")
+            raise UsageError(f"`output_dir` {self.output_dir!r} exists. Name a folder that does not.")
         for name in ("calibration_batches", "batch_size", "num_shots"):
             if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
+                raise UsageError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
         resolve_compensation(self.compensation)
         criteria_from_words(self.criterion)
 

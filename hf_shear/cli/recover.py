@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from .. import runs
+from ..core import UsageError
 from ..evaluation import check_checkpoint
 from ..reporting import require_matplotlib
 from ..training import ShearTrainingArguments
@@ -31,7 +32,7 @@ def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
     """Go on with the run in ``output_dir``, or start one from ``pruned``: recovery, baselines if asked for, report."""
     started = time.perf_counter()
     if args.output_dir == "trainer_output":
-        raise ValueError("`output_dir` is needed: the folder of the run that `hf-shear learn` made, or a new one.")
+        raise UsageError("`output_dir` is needed: the folder of the run that `hf-shear learn` made, or a new one.")
     require_matplotlib()  # for the report; now, not after the training
     run, learned = _adopted(pipeline, args) if pipeline.pruned is not None else _learned(pipeline, args)
     run = runs.with_teacher_logits(run)
@@ -44,7 +45,7 @@ def _learned(pipeline: Arguments, args: ShearTrainingArguments) -> tuple[runs.Ru
     run = runs.open_run(replace(pipeline, resume=True), args)
     learned = run.folder.finished("mask_learning")
     if learned is None:
-        raise ValueError(
+        raise UsageError(
             f"The run in {str(run.folder.path)!r} has no pruned model yet. Finish `hf-shear learn` first, or start from"
             " another pruned checkpoint in another folder with `--pruned`."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..core import UsageError
 from ..reporting import write_html_report
 from ..runs import RESULTS_NAME, finished_stages
 
@@ -23,11 +24,11 @@ class Arguments:
     def __post_init__(self):
         folder = Path(self.run_folder)
         if not folder.is_dir():
-            raise ValueError(f"`run_folder` must be the folder of a run, but {self.run_folder!r} is no folder.")
+            raise UsageError(f"`run_folder` must be the folder of a run, but {self.run_folder!r} is no folder.")
         if not (folder / RESULTS_NAME).is_file():
-            raise ValueError(f"`run_folder` {self.run_folder!r} holds no {RESULTS_NAME}: {_why_no_results(folder)}")
+            raise UsageError(f"`run_folder` {self.run_folder!r} holds no {RESULTS_NAME}: {_why_no_results(folder)}")
         if self.output is not None and Path(self.output).is_dir():
-            raise ValueError(f"`output` must be a file, but {self.output!r} is a folder. Name a file in it.")
+            raise UsageError(f"`output` must be a file, but {self.output!r} is a folder. Name a file in it.")
 
 
 def _why_no_results(folder: Path) -> str:

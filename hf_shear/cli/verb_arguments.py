@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from types import ModuleType
 
+from ..core import UsageError
 from ..runs import parse_arguments
 
 MAX_HELP_WIDTH = 100  # characters
@@ -35,14 +36,14 @@ def _named(name: str, verb: ModuleType, words: list[str]) -> list[str]:
     first_flag = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
     values, flags = words[:first_flag], words[first_flag:]
     if len(values) > len(verb.POSITIONAL):
-        raise ValueError(
+        raise UsageError(
             f"`hf-shear {name}` takes {len(verb.POSITIONAL)} argument(s) without a flag"
             f" ({' '.join(map(str.upper, verb.POSITIONAL))}), but {' '.join(values)!r} was given."
         )
     given = verb.POSITIONAL[: len(values)]
     for field in given:
         if any(flag.split("=")[0] == f"--{field}" for flag in flags):
-            raise ValueError(f"`{field}` is given twice: without a flag, and as `--{field}`.")
+            raise UsageError(f"`{field}` is given twice: without a flag, and as `--{field}`.")
     return [part for field, value in zip(given, values, strict=True) for part in (f"--{field}", value)] + flags
 
 

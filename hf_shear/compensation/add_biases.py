@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from ..core import UsageError
 from ..families import family_of
 from ..modeling import ShearingMixin
 
@@ -19,7 +20,7 @@ def check_biases(config) -> None:
     family = family_of(config)
     lacking = [name for name in COMPENSATED if name not in family.biases]
     if lacking:
-        raise ValueError(
+        raise UsageError(
             f"`compensation` by a bias needs one on {' and '.join(lacking)}, which no config of the family"
             f" {family.model_type!r} can have: the result would not be a stock checkpoint. Use 'least_squares', which"
             " changes weights alone."

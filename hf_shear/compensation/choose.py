@@ -10,6 +10,7 @@ from functools import partial
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from ..core import UsageError
 from ..families import family_of
 from ..importance import keyword_options, options_from_text
 from .add_biases import check_biases
@@ -42,7 +43,7 @@ def check_compensation(choice: str, config: PretrainedConfig) -> None:
     """Raise ValueError for a method that is unknown, or that models of this family do not admit."""
     chosen = resolve_compensation(choice)
     if chosen is not None and family_of(config).has_experts:
-        raise ValueError(
+        raise UsageError(
             f"`compensation` must be 'none' for a {family_of(config).model_type}, but it is {choice!r}: what removed"
             " experts gave depends on the routing, which no linear layer can make up for. Say `compensation='none'`."
         )
@@ -51,7 +52,7 @@ def check_compensation(choice: str, config: PretrainedConfig) -> None:
     if chosen is not None and chosen.towards == SOURCE:
         family = family_of(config)
         if family.post_norms or getattr(config, "residual_multiplier", 1.0) != 1.0:
-            raise ValueError(
+            raise UsageError(
                 f"`compensation` with towards=source fits what o_proj and down_proj add to the residual stream, but in the"
                 f" family {family.model_type!r} that is normalised or scaled in between. Leave `towards` out."
             )
@@ -75,7 +76,7 @@ def resolve_compensation(choice: str) -> Compensation | None:
     """
     name, _, text = choice.partition(":")
     if name not in COMPENSATIONS:
-        raise ValueError(f"`compensation` must be one of {', '.join(COMPENSATIONS)}, but it is {name!r}.")
+        raise UsageError(f"`compensation` must be one of {', '.join(COMPENSATIONS)}, but it is {name!r}.")
     if name == NONE:
         options_from_text(text, {}, "Compensation 'none'")
         return None
@@ -85,7 +86,7 @@ def resolve_compensation(choice: str) -> Compensation | None:
     )
     towards, store = options.pop("towards", MODULE), options.pop("store", "")
     if towards not in TOWARDS:
-        raise ValueError(f"Option 'towards' of `compensation` must be one of {', '.join(TOWARDS)}: {towards!r}.")
+        raise UsageError(f"Option 'towards' of `compensation` must be one of {', '.join(TOWARDS)}: {towards!r}.")
     if not 0 <= options.get("damping", 0) < float("inf"):
-        raise ValueError(f"Option 'damping' of `compensation` must be at least 0, but it is {options['damping']}.")
+        raise UsageError(f"Option 'damping' of `compensation` must be at least 0, but it is {options['damping']}.")
     return Compensation(partial(function, **options), function.needs_bias, towards, store or None)

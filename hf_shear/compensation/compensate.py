@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..core import UsageError
 from ..curvature import InputMoments, InputsByModule, stream_inputs
 from ..data import Calibration
 from ..modeling import ShearingMixin
@@ -81,7 +82,7 @@ def compensate(
         return report
     for kind, gate in gates.items():
         if not bool(((gate == 0) | (gate == 1)).all()):
-            raise ValueError(
+            raise UsageError(
                 f"`gates[{kind!r}]` must be 0 or 1 for compensation, but masks have values between. Harden them"
                 " (`hardening_ratio` above 0) before they are cut."
             )
@@ -196,7 +197,7 @@ def _update(
 
 def _check(name: str, gap: Gap) -> None:
     if not bool(torch.isfinite(gap.gram).all() & torch.isfinite(gap.cross).all()):
-        raise ValueError(
+        raise UsageError(
             f"The inputs of {name} are not finite on the calibration text. Check the checkpoint and its dtype (float16"
             " often overflows; bfloat16 or float32 does not)."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core import UsageError
 from ..data import Calibration
 from ..importance import Scores, criterion, open_units, sum_over_units, write_input_moments, write_weights
 from ..masks import INTERMEDIATE, KEY_VALUE_HEAD, QUERY_HEAD
@@ -29,7 +30,7 @@ def flap(model: ShearingMixin, calibration: Calibration, *, standardise: bool = 
     moments = write_input_moments(model, calibration.batches)
     count = int(next(iter(moments.values())).count)
     if count < 2:
-        raise ValueError(
+        raise UsageError(
             f"The fluctuation of inputs needs at least 2 tokens of calibration text, but there is {count}."
         )
     weights = write_weights(model)

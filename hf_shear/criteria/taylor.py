@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..core import UsageError
 from ..data import Calibration
 from ..importance import Scores, adapter_importance, check_taylor_options, criterion, taylor_importance
 from ..masks import ALL_UNIT_KINDS
@@ -36,5 +37,5 @@ def taylor(
     if gradient == "adapters":
         return adapter_importance(model, calibration.batches, order, aggregation, rank, adapter_steps, calibration.seed)
     if gradient != "weights":
-        raise ValueError(f"`gradient` of Taylor scores must be weights or adapters, but it is {gradient!r}.")
+        raise UsageError(f"`gradient` of Taylor scores must be weights or adapters, but it is {gradient!r}.")
     return taylor_importance(model, calibration.batches, order=order, aggregation=aggregation)

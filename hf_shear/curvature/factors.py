@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core import UsageError
+
 DAMPING = 0.01  # times the mean of the diagonal (the value of the LLM Surgeon's code)
 
 
@@ -15,7 +17,7 @@ def check_finite(matrix: Tensor, name: str) -> None:
         name: what the matrix is, for the message.
     """
     if not bool(torch.isfinite(matrix).all()):
-        raise ValueError(
+        raise UsageError(
             f"{name} is not finite: the model gives NaN or infinite values on the calibration text. Check the"
             " checkpoint and its dtype (float16 often overflows; bfloat16 or float32 does not)."
         )
@@ -28,7 +30,7 @@ def damped(matrix: Tensor, damping: float = DAMPING) -> Tensor:
         ValueError: a negative damping.
     """
     if not damping >= 0:
-        raise ValueError(f"`damping` must be 0 or more, but it is {damping}. The usual value is {DAMPING}.")
+        raise UsageError(f"`damping` must be 0 or more, but it is {damping}. The usual value is {DAMPING}.")
     result = matrix.to(torch.float64, copy=True)
     diagonal = result.diagonal()
     diagonal += damping * diagonal.mean()
@@ -43,7 +45,7 @@ def cholesky(matrix: Tensor, name: str) -> Tensor:
     """
     factor, info = torch.linalg.cholesky_ex(matrix)
     if bool(info):
-        raise ValueError(
+        raise UsageError(
             f"{name} is not positive definite: the calibration text has too few tokens for its {len(matrix)} rows, or"
             f" `damping` is too small. Give more text, or a `damping` of {DAMPING} or more."
         )

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core import UsageError
 from .moments import count_over_ranks
 
 IGNORED_LABEL = -100  # as in torch's and transformers' cross-entropy
@@ -115,10 +116,10 @@ class LayerStream:
         self.store = self.device if store is None else torch.device(store)
         self._waiting = [self._in_front_of_layers(batch).to(self.store) for batch in batches]
         if not self._waiting:
-            raise ValueError("`batches` is empty: calibration needs at least one batch of text.")
+            raise UsageError("`batches` is empty: calibration needs at least one batch of text.")
         self.num_tokens = count_over_ranks(sum(batch.num_tokens for batch in self._waiting), self.device)
         if self.num_tokens == 0:
-            raise ValueError(
+            raise UsageError(
                 "No token of the calibration text counts: all are padding, or have labels that are ignored."
             )
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..core import UsageError
 from .factors import check_finite
 from .layer_stream import IGNORED_LABEL, LayerStream, WaitingBatch
 from .moments import GradientMoments, InputMoments
@@ -188,7 +189,7 @@ def stream_curvature(
     names, num_layers = tuple(names), len(model.model.layers)
     size = num_layers if layers_per_pass is None else layers_per_pass
     if size < 1:
-        raise ValueError(f"`layers_per_pass` must be at least 1, but it is {layers_per_pass}.")
+        raise UsageError(f"`layers_per_pass` must be at least 1, but it is {layers_per_pass}.")
     with frozen(model):
         stream = LayerStream(model, batches, store)
         if inverted:
@@ -216,7 +217,7 @@ def _window_curvature(
     num_predicted = 0
     for number, batch in enumerate(stream):
         if "labels" not in batch.inputs:
-            raise ValueError("A calibration batch has no `labels`, which gradients need.")
+            raise UsageError("A calibration batch has no `labels`, which gradients need.")
         num_predicted += int((batch.inputs["labels"][:, 1:] != IGNORED_LABEL).sum())
         batch.hidden = _forward_backward(stream, batch, found, activation_checkpointing, number)
     for curvature in found.values():
@@ -224,7 +225,7 @@ def _window_curvature(
             moments.num_predicted = num_predicted
         _all_reduce((*curvature.inputs.values(), *curvature.gradients.values()))
         if any(moments.num_predicted == 0 for moments in curvature.gradients.values()):
-            raise ValueError(f"All `labels` of the calibration text are {IGNORED_LABEL}: no token is predicted.")
+            raise UsageError(f"All `labels` of the calibration text are {IGNORED_LABEL}: no token is predicted.")
     return found
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..core import UsageError
+
 IGNORED_LABEL = -100  # as in torch's and transformers' cross-entropy
 
 
@@ -25,10 +27,10 @@ class Calibration:
 
     def __post_init__(self):
         if not self.batches:
-            raise ValueError("`batches` is empty: calibration needs at least one batch of text.")
+            raise UsageError("`batches` is empty: calibration needs at least one batch of text.")
         for batch in self.batches:
             if "input_ids" not in batch or "labels" not in batch:
-                raise ValueError(f"A calibration batch needs `input_ids` and `labels`, but it has {sorted(batch)}.")
+                raise UsageError(f"A calibration batch needs `input_ids` and `labels`, but it has {sorted(batch)}.")
 
     @classmethod
     def from_batches(

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..core import UsageError
+
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
@@ -89,7 +91,7 @@ def _find_domains(data_dir: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     See `load_domains` for the rules.
     """
     if not data_dir.is_dir():
-        raise ValueError(
+        raise UsageError(
             f"`data_dir` must be an existing folder, but it is {str(data_dir)!r}. "
             "Give a folder with one sub-folder or one file per domain."
         )
@@ -98,7 +100,7 @@ def _find_domains(data_dir: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     files = [path for path in top_files if _suffix(path)]
     folders = [path for path in entries if path.is_dir()]
     if files and folders:
-        raise ValueError(
+        raise UsageError(
             f"`data_dir` must hold either text files or sub-folders, but {str(data_dir)!r} holds both: the "
             f"file {files[0].name!r} and the sub-folder {folders[0].name!r}. Give each domain a sub-folder "
             "of its own."
@@ -107,7 +109,7 @@ def _find_domains(data_dir: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     for file in files:
         name = file.name[: -len(_suffix(file))]
         if name in found:
-            raise ValueError(
+            raise UsageError(
                 f"`data_dir` must name each domain once, but {found[name][0].name!r} and {file.name!r} in "
                 f"{str(data_dir)!r} are both {name!r}. Rename one, or put both into a sub-folder {name!r}."
             )
@@ -116,7 +118,7 @@ def _find_domains(data_dir: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     for name, paths in below.items():
         found[name] = [path for path in paths if _suffix(path)]
     if not any(found.values()):
-        raise ValueError(
+        raise UsageError(
             f"`data_dir` must hold text, but no file below {str(data_dir)!r} ends in "
             f"{', '.join(TEXT_SUFFIXES)}. Give a folder with one sub-folder or one file per domain."
         )
@@ -201,8 +203,8 @@ def _stream_domain(name: str, files: list[Path], text_field: str, group_field: s
     )
 
 
-def _no_documents(name: str, files: Sequence[str]) -> ValueError:
-    return ValueError(
+def _no_documents(name: str, files: Sequence[str]) -> UsageError:
+    return UsageError(
         f"Every domain must hold at least one document, but domain {name!r} has none "
         f"(text files: {[Path(file).name for file in files]}). Add text to it, or remove it."
     )
@@ -242,9 +244,9 @@ def _documents_of_files(files: Sequence[str], text_field: str, group_field: str 
                 if text.strip():
                     yield {"text": text} if group_field is None else {"text": text, "group": group}
         except UnicodeDecodeError as error:
-            raise ValueError(f"Text files must be UTF-8, but {file!r} is not ({error}). Convert the file.") from error
+            raise UsageError(f"Text files must be UTF-8, but {file!r} is not ({error}). Convert the file.") from error
         except (OSError, EOFError, zlib.error, pa.ArrowException) as error:  # gzip raises any of the first three
-            raise ValueError(
+            raise UsageError(
                 f"Text files must be whole and readable, but {file!r} is not ({type(error).__name__}: {error}). "
                 "Write or download it again, or remove it."
             ) from error
@@ -275,12 +277,12 @@ def _json_rows(path: Path, text_field: str, group_field: str | None) -> Iterator
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(
+                raise UsageError(
                     f"Every line of a .jsonl or .json file must be one json object, but {where} is malformed "
                     f"({error}). Repair or remove the line."
                 ) from error
             if not isinstance(row, dict):
-                raise ValueError(
+                raise UsageError(
                     f"Every line of a .jsonl or .json file must be one json object, but {where} holds a "
                     f"{type(row).__name__}. Write one object per line."
                 )
@@ -308,20 +310,20 @@ def _parquet_rows(path: Path, text_field: str, group_field: str | None) -> Itera
 def _field(row: Mapping[str, Any], argument: str, field: str, where: str) -> str:
     """`row[field]`, a string that can be stored as UTF-8."""
     if field not in row:
-        raise ValueError(
+        raise UsageError(
             f"`{argument}` must be a field of every document, but {field!r} is not in {where}, which has "
             f"{sorted(row)}. Name the right field."
         )
     value = row[field]
     if not isinstance(value, str):
-        raise ValueError(
+        raise UsageError(
             f"`{argument}` ({field!r}) must hold strings, but {where} has a {type(value).__name__}. "
             "Name another field, or convert the file."
         )
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise UsageError(
             f"`{argument}` ({field!r}) must be valid Unicode, but {where} is not ({error}). Repair the document."
         ) from error
     return value
@@ -350,7 +352,7 @@ def split_domains(
     from datasets import DatasetDict
 
     if not 0.0 < held_out_fraction < 1.0:
-        raise ValueError(
+        raise UsageError(
             f"`held_out_fraction` must lie between 0 and 1, both excluded, but it is {held_out_fraction}. "
             "A usual value is 0.1."
         )
@@ -374,10 +376,10 @@ def split_domains(
 def _group_hashes(name: str, dataset: Dataset, seed: int) -> np.ndarray:
     """[documents] uint64: the first 8 bytes of the SHA-256 of seed and group (or text)."""
     if len(dataset) == 0:
-        raise ValueError(f"Every domain must hold at least one document, but domain {name!r} has none. Remove it.")
+        raise UsageError(f"Every domain must hold at least one document, but domain {name!r} has none. Remove it.")
     column = "group" if "group" in dataset.column_names else "text"
     if column not in dataset.column_names:
-        raise ValueError(
+        raise UsageError(
             f"Every domain must have a column 'text', but domain {name!r} has {dataset.column_names}. Rename it."
         )
     digests = []
@@ -392,7 +394,7 @@ def _check_blocks_do_not_leak(blocks: Mapping[str, int], hashes: Mapping[str, np
     for name, value in blocks.items():
         for other, values in hashes.items():
             if other != name and (values == value).any():
-                raise ValueError(
+                raise UsageError(
                     f"`domains` cannot be split without a leak: domain {name!r} has a single document (or "
                     f"group), which is also in domain {other!r}. Add documents to {name!r}, or remove the "
                     "copy."
@@ -416,7 +418,7 @@ def _choose_held_out_groups(hashes: Mapping[str, np.ndarray], held_out_fraction:
                 continue
             candidates = [group for group in members if group not in moved]
             if not candidates:
-                raise ValueError(
+                raise UsageError(
                     f"`domains` cannot be split without a leak: the {len(members)} groups of domain {name!r} "
                     "are needed on one side by other domains. Add documents to it."
                 )
@@ -442,7 +444,7 @@ def _split_into_blocks(name: str, dataset: Dataset, held_out_fraction: float) ->
     num_train = max(1, min(round(num_characters * (1.0 - held_out_fraction)), num_characters - 1))
     train_texts, held_out_texts = _cut_texts(texts, num_train)
     if not train_texts or not held_out_texts:
-        raise ValueError(
+        raise UsageError(
             f"Domain {name!r} must have text for both a train and a held-out part, but it has only "
             f"{num_characters} characters. Add documents to it."
         )

@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 
 from hf_shear.data.sampler import DynamicBatchSampler
 
+from ..core import UsageError
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -38,7 +40,7 @@ def collate_domain_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, to
         ValueError: if some samples have `position_ids` and others have none.
     """
     if len({"position_ids" in sample for sample in samples}) > 1:
-        raise ValueError(
+        raise UsageError(
             "Some samples of a batch have `position_ids` and others have none. Pack all domains with the same"
             " `block_diagonal`."
         )
@@ -71,7 +73,7 @@ class DomainSamples:
     def __init__(self, datasets: Sequence[Any]) -> None:
         columns = [sorted(data.column_names) for data in datasets if hasattr(data, "column_names")]
         if any(names != columns[0] for names in columns):
-            raise ValueError(
+            raise UsageError(
                 f"The domains must have the same columns, but they have {columns}. Pack all with the same"
                 " `block_diagonal`."
             )
@@ -102,7 +104,7 @@ class DomainSamples:
 def check_sizes(found: Mapping[str, int | None], sampler: DynamicBatchSampler) -> None:
     """Raise ValueError unless domains, order and sizes (`None` for streams) are the sampler's."""
     if list(found.items()) != list(sampler.domain_sizes.items()):
-        raise ValueError(
+        raise UsageError(
             "`datasets` must have the names, order and sizes of the sampler's domains "
             f"({list(sampler.domain_sizes.items())}), but they are {list(found.items())}. Build the sampler from them."
         )
@@ -170,7 +172,7 @@ class DynamicDataLoader:
             ValueError: if the state is of streams.
         """
         if state:
-            raise ValueError(
+            raise UsageError(
                 f"The checkpoint was written with streams ({list(state.get('streams', state))}), but no domain of"
                 " `train_dataset` is a stream now. Resume with the same data."
             )

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from ..core import UsageError
+
 SMOOTHING = 1e-4
 """Share of the uniform mixture in every update, so that none dies out (the reference code's c)."""
 
@@ -31,29 +33,29 @@ def check_mixture_weights(weights: Mapping[str, float] | None, domain_names: Ite
     """
     names = list(domain_names)
     if not names:
-        raise ValueError("`domain_names` must name at least one domain, but it is empty. Give some data.")
+        raise UsageError("`domain_names` must name at least one domain, but it is empty. Give some data.")
     if weights is None:
         return dict.fromkeys(names, 1.0 / len(names))
     unknown = [name for name in weights if name not in names]
     if unknown:
-        raise ValueError(
+        raise UsageError(
             f"`mixture_weights` must name domains of the data, but {unknown} are unknown. The domains are {names}."
         )
     missing = [name for name in names if name not in weights]
     if missing:
-        raise ValueError(
+        raise UsageError(
             f"`mixture_weights` must name every domain, but {missing} are missing. Give them a weight; 0 "
             "leaves a domain out."
         )
     for name in names:
         if not (math.isfinite(weights[name]) and weights[name] >= 0):
-            raise ValueError(
+            raise UsageError(
                 f"`mixture_weights` must be finite and at least 0, but that of {name!r} is {weights[name]}. "
                 "Give shares such as 0.25."
             )
     total = math.fsum(weights[name] for name in names)
     if total <= 0:
-        raise ValueError("`mixture_weights` must have a positive sum, but all are 0. Give one domain a weight.")
+        raise UsageError("`mixture_weights` must have a positive sum, but all are 0. Give one domain a weight.")
     return {name: float(weights[name]) / total for name in names}
 
 
@@ -78,14 +80,14 @@ def check_mixture_bounds(
     """
     if not (0.0 <= floor and floor * num_domains <= 1.0):
         most = math.floor(1e4 / num_domains) / 1e4  # rounded to the side that passes this check
-        raise ValueError(
+        raise UsageError(
             f"`{floor_name}` must lie between 0 and 1 / {num_domains} (the number of domains), but it is {floor}. "
             + (f"Lower it to {most:g} or less." if floor > 0 else "Use 0 for no floor.")
         )
     is_too_low = ceiling * num_domains < 1.0 and (num_domains > 1 or ceiling <= 0.0)
     if is_too_low or not ceiling <= 1.0:
         least = math.ceil(1e4 / num_domains) / 1e4
-        raise ValueError(
+        raise UsageError(
             f"`{ceiling_name}` must lie between 1 / {num_domains} (the number of domains) and 1, but it is "
             f"{ceiling}. " + (f"Raise it to {least:g} or more." if is_too_low else "Use 1 for no ceiling.")
         )
@@ -128,7 +130,7 @@ def update_mixture_weights(
     names = list(old)
     check_mixture_bounds(floor, ceiling, len(names), floor_name="floor", ceiling_name="ceiling")
     if not 0.0 <= smoothing <= 1.0:
-        raise ValueError(f"`smoothing` must lie between 0 and 1, but it is {smoothing}. The paper's is {SMOOTHING}.")
+        raise UsageError(f"`smoothing` must lie between 0 and 1, but it is {smoothing}. The paper's is {SMOOTHING}.")
     excess = _ordered("losses", losses, names) - _ordered("reference_losses", reference_losses, names)
     if len(names) == 1:
         return {names[0]: 1.0}
@@ -160,11 +162,11 @@ def _ordered(argument: str, losses: Mapping[str, float], names: list[str]) -> np
     """[domains] float64: the losses in the order of the names, all there and finite."""
     for name in names:
         if name not in losses:
-            raise ValueError(
+            raise UsageError(
                 f"`{argument}` must have a loss for every domain, but {name!r} is missing from {list(losses)}. Add it."
             )
         if not math.isfinite(losses[name]):
-            raise ValueError(
+            raise UsageError(
                 f"`{argument}` must be finite, but that of {name!r} is {losses[name]}. Does the domain have "
                 "held-out tokens, and did training diverge? The weights were not changed."
             )

@@ -20,6 +20,8 @@ import numpy as np
 from hf_shear.data.documents import TOKENIZE_BATCH, document_positions, encode_documents, restart_positions
 from hf_shear.data.streams import PackedStream, is_stream
 
+from ..core import UsageError
+
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset, DatasetDict, IterableDataset
@@ -66,12 +68,12 @@ def pack_domains(
     from datasets import DatasetDict
 
     if tokenizer.eos_token_id is None:
-        raise ValueError(
+        raise UsageError(
             "`tokenizer` must have an `eos_token_id`, which ends every document, but it is None. "
             "Set `tokenizer.eos_token` to a token of its vocabulary."
         )
     if max_length < 2:
-        raise ValueError(
+        raise UsageError(
             f"`max_length` must be at least 2 (one token to read, one to predict), but it is {max_length}."
         )
     packed = {
@@ -91,7 +93,7 @@ def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int) ->
     """
     token, largest_id = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if largest_id >= vocab_size:
-        raise ValueError(
+        raise UsageError(
             f"`tokenizer` must only give ids below the model's `vocab_size` ({vocab_size}), but its token "
             f"{token!r} has id {largest_id}. Use the tokenizer that belongs to the model."
         )
@@ -104,7 +106,7 @@ def check_max_length(max_length: int, max_position_embeddings: int) -> None:
         ValueError: if it does not.
     """
     if max_length > max_position_embeddings:
-        raise ValueError(
+        raise UsageError(
             "`max_length` must be at most the model's `max_position_embeddings` "
             f"({max_position_embeddings}), but it is {max_length}. Lower it to {max_position_embeddings} or "
             "less."
@@ -124,7 +126,7 @@ def _pack_domain(
     from datasets.fingerprint import Hasher
 
     if "text" not in dataset.column_names:
-        raise ValueError(
+        raise UsageError(
             f"Every domain must have a column 'text', but domain {name!r} has {dataset.column_names}. Rename it."
         )
     tokenized = dataset.with_format(None).map(
@@ -139,7 +141,7 @@ def _pack_domain(
     )
     num_tokens = sum(int(_lengths(ids).sum()) for ids in _batches(tokenized))
     if num_tokens < max_length:
-        raise ValueError(
+        raise UsageError(
             f"Every domain must hold at least `max_length` ({max_length}) tokens, but the text of domain {name!r} "
             f"given here (the whole of it, or its train or held-out part) holds {num_tokens}. Lower `max_length`, "
             "add text to the domain, change `held_out_fraction` (larger for a longer held-out part, smaller for a "

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ..core import UsageError
+
 FIT_START = (406.4, 0.336, 0.69)
 """Where the fit starts, (a, b, c): near the size term of Chinchilla's law (arXiv 2203.15556). The published
 370M
@@ -43,14 +45,14 @@ def reference_losses_by_size(
     """
     num_parameters = np.array([_positive("sizes", size) for size in sizes], dtype=np.float64)
     if len(set(num_parameters.tolist())) < NUM_CONSTANTS or len(set(num_parameters.tolist())) < len(num_parameters):
-        raise ValueError(
+        raise UsageError(
             f"`sizes` must hold at least {NUM_CONSTANTS} different sizes, each once, but it is "
             f"{list(sizes)}. Where a family has fewer, use the source model's own losses as references."
         )
     _positive("target_size", target_size)
     for name, values in losses.items():
         if len(values) != len(num_parameters):
-            raise ValueError(
+            raise UsageError(
                 f"`losses` must have one loss per size ({len(num_parameters)}), but domain {name!r} has "
                 f"{len(values)}. Give them in the order of `sizes`."
             )
@@ -69,7 +71,7 @@ def reference_losses_by_size(
 
 def _positive(argument: str, value: float) -> float:
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"`{argument}` must be positive and finite, but holds {value}. Correct it.")
+        raise UsageError(f"`{argument}` must be positive and finite, but holds {value}. Correct it.")
     return float(value)
 
 
@@ -83,7 +85,7 @@ def _fit_and_evaluate(name: str, sizes: np.ndarray, losses: Sequence[float], tar
 
     values = np.array(losses, dtype=np.float64)
     if values[sizes.argmin()] <= values[sizes.argmax()]:
-        raise ValueError(
+        raise UsageError(
             f"`losses` must fall as `sizes` grow, but those of domain {name!r} are {list(losses)}. Correct "
             "them, or use the source model's own losses as references."
         )
@@ -101,8 +103,8 @@ def _fit_and_evaluate(name: str, sizes: np.ndarray, losses: Sequence[float], tar
     return reference
 
 
-def _no_fit(name: str, losses: Sequence[float], reason: str) -> ValueError:
-    return ValueError(
+def _no_fit(name: str, losses: Sequence[float], reason: str) -> UsageError:
+    return UsageError(
         "`losses` must follow a / N^b + c with positive a and b, but no such fit was found for domain "
         f"{name!r} ({list(losses)}): {reason}. Correct them, or use the source model's own losses as "
         "references."

@@ -22,6 +22,8 @@ from torch.utils.data import Sampler
 
 from hf_shear.data.mixture import check_mixture_weights
 
+from ..core import UsageError
+
 logger = logging.getLogger(__name__)
 
 FEISTEL_ROUNDS = 12  # enough for domains of a few samples too, where a round mixes little
@@ -118,7 +120,7 @@ class DynamicBatchSampler(Sampler[list[int]]):
         _check_at_least("world_size", world_size, 1, "Use 1 for a single process.")
         _check_at_least("seed", seed, 0, "Give a number that is not negative.")
         if not 0 <= rank < world_size:
-            raise ValueError(f"`rank` must lie in range(`world_size`), {world_size}, but it is {rank}. Correct it.")
+            raise UsageError(f"`rank` must lie in range(`world_size`), {world_size}, but it is {rank}. Correct it.")
         self.domain_sizes = {name: size if size is None else int(size) for name, size in domain_sizes.items()}
         self.batch_size = batch_size
         self.seed = seed
@@ -249,7 +251,7 @@ class DynamicBatchSampler(Sampler[list[int]]):
         for field, own in self._identity().items():
             saved = state.get(field)
             if saved != own:
-                raise ValueError(
+                raise UsageError(
                     f"The sampler's state must be of the same run, but its `{field}` is {saved} and this "
                     f"sampler's is {own}. Resume with the same data, seed and global batch size, or start a "
                     "new run."
@@ -270,4 +272,4 @@ class DynamicBatchSampler(Sampler[list[int]]):
 
 def _check_at_least(argument: str, value: int, least: int, fix: str) -> None:
     if value < least:
-        raise ValueError(f"`{argument}` must be at least {least}, but it is {value}. {fix}")
+        raise UsageError(f"`{argument}` must be at least {least}, but it is {value}. {fix}")

@@ -17,6 +17,8 @@ from hf_shear.data.read_ahead import ProcessReadAhead, ThreadReadAhead
 from hf_shear.data.sampler import DynamicBatchSampler, stream_slot
 from hf_shear.data.streams import PackedStream, as_stream, is_stream, read_share
 
+from ..core import UsageError
+
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
@@ -121,12 +123,12 @@ class StreamReader:
         """
         shards = self._stream.dataset.num_shards
         if state["num_shards"] != shards:
-            raise ValueError(
+            raise UsageError(
                 f"The stream of domain {self.name!r} must have the shards (files) it was saved with,"
                 f" {state['num_shards']}, but it has {shards}. Give the same files, or start a new run."
             )
         if len(state["positions"]) != self._num_shares:
-            raise ValueError(
+            raise UsageError(
                 f"Domain {self.name!r} was read in {len(state['positions'])} share(s) per process, but `num_workers` makes"
                 f" it {self._num_shares}. Resume with `dataloader_num_workers={len(state['positions'])}`"
                 + (" or 0." if len(state["positions"]) == 1 else ".")
@@ -224,7 +226,7 @@ class StreamDataLoader:
         """Commit what the sampler has committed since the last call."""
         steps = self.sampler.gradient_accumulation_steps
         if not self._is_in_step():
-            raise ValueError(
+            raise UsageError(
                 f"The sampler is at global batch {self.sampler.global_batch_index}, but the streams are at"
                 f" {self._settled_batches} and gave {len(self._given) // steps} more. Restore both from one checkpoint:"
                 " the sampler's `load_state_dict`, then the loader's."
@@ -272,14 +274,14 @@ class StreamDataLoader:
         own = self._identity() | {"global_batch_index": self.sampler.global_batch_index}
         for field, value in own.items():
             if state.get(field) != value:
-                raise ValueError(
+                raise UsageError(
                     f"The streams' state must be of the same process and step, but its `{field}` is {state.get(field)} and"
                     f" here it is {value}. Streams resume with as many processes as they were saved with, each from its"
                     " own file; packed data sets (not streams) resume with any number."
                 )
         names = [reader.name for reader in self._readers.values()]
         if list(state["streams"]) != names:
-            raise ValueError(
+            raise UsageError(
                 f"The streams' state must be of the streams {names}, but it is of {list(state['streams'])}. Resume with the"
                 " same domains."
             )

@@ -20,6 +20,8 @@ import numpy as np
 
 from hf_shear.data.documents import TOKENIZE_BATCH, document_positions, encode_documents, restart_positions
 
+from ..core import UsageError
+
 if TYPE_CHECKING:
     from datasets import IterableDataset
     from transformers import PreTrainedTokenizerBase
@@ -111,10 +113,10 @@ class SampleStream:
         for row in share:
             sample = {name: np.asarray(row[name], dtype=np.int32) for name in COLUMNS if name in row}
             if "input_ids" not in sample:
-                raise ValueError(f"Its samples must have the column 'input_ids', but they have {sorted(row)}.")
+                raise UsageError(f"Its samples must have the column 'input_ids', but they have {sorted(row)}.")
             length = len(sample["input_ids"]) if length is None else length
             if len(sample["input_ids"]) != length:
-                raise ValueError(
+                raise UsageError(
                     f"Its samples must be of one length, but one has {len(sample['input_ids'])} tokens and others have"
                     f" {length}. Pack all with one `max_length`."
                 )
@@ -138,7 +140,7 @@ def first_sample(dataset: Any) -> Mapping[str, Any]:
     stream = as_stream(dataset)
     for sample, _ in stream.samples(copy.copy(stream.dataset), None):
         return sample
-    raise ValueError("The stream has no sample.")
+    raise UsageError("The stream has no sample.")
 
 
 def as_stream(dataset: PackedStream | IterableDataset) -> PackedStream | SampleStream:
@@ -172,7 +174,7 @@ def read_share(
             is_empty = False
             yield sample, {"pass": number, "state": after}
         if began_anew and is_empty:
-            raise ValueError(
+            raise UsageError(
                 f"Share {index + 1} of {num_shares} holds not one sample. Give the stream more text or more files, or"
                 " read it with fewer processes."
             )
@@ -184,7 +186,7 @@ def _share(dataset: IterableDataset, index: int, num_shares: int) -> IterableDat
     from datasets.distributed import split_dataset_by_node
 
     if getattr(dataset, "_distributed", None) is not None:
-        raise ValueError("The stream is split by node already. Give the whole of it: each process takes its own share.")
+        raise UsageError("The stream is split by node already. Give the whole of it: each process takes its own share.")
     if dataset.num_shards >= num_shares:
         return dataset.shard(num_shares, index, contiguous=False)
     shard = index % dataset.num_shards
@@ -199,7 +201,7 @@ def _document_batches(share: IterableDataset) -> Iterator[tuple[list[str], list[
     for row in share:
         if not isinstance(row.get("text"), str):
             found = {name: type(value).__name__ for name, value in row.items()}
-            raise ValueError(
+            raise UsageError(
                 f"Its documents must have a column 'text' of strings, but one has {found}. Rename or convert the column."
             )
         texts.append(row["text"])

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..core import UsageError
+
 SENTENCEPIECE, JSON_ONLY, NO_TOKENIZER = "tokenizer.model", "tokenizer.json only", "none"
 
 
@@ -81,7 +83,7 @@ def facts_of_config(config: Mapping, files: Collection[str] = ()) -> CheckpointF
         name for name in ("model_type", "hidden_size", "num_attention_heads", "vocab_size") if not config.get(name)
     ]
     if missing:
-        raise ValueError(f"The config lacks {', '.join(missing)}, so it is not known where it loads.")
+        raise UsageError(f"The config lacks {', '.join(missing)}, so it is not known where it loads.")
     heads = config["num_attention_heads"]
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return CheckpointFacts(
@@ -111,7 +113,7 @@ def read_facts(checkpoint: str | os.PathLike) -> CheckpointFacts:
     """
     folder = Path(checkpoint)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"`checkpoint` {str(checkpoint)!r} holds no config.json. Name the folder of a checkpoint.")
+        raise UsageError(f"`checkpoint` {str(checkpoint)!r} holds no config.json. Name the folder of a checkpoint.")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return facts_of_config(config, {path.name for path in folder.iterdir()})
 

@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..core import UsageError
+
 MASKED_PREFIX = "shearing_"  # model_type of checkpoints with masks starts so
 
 
@@ -36,7 +38,7 @@ def check_checkpoint(argument: str, name: str | os.PathLike) -> PretrainedConfig
         fields, _ = PretrainedConfig.get_config_dict(name)
         model_type = fields.get("model_type", "")
         if model_type.startswith(MASKED_PREFIX):
-            raise ValueError(
+            raise UsageError(
                 f"`{argument}` must be a plain checkpoint, but {str(name)!r} still has masks (model_type"
                 f" {model_type!r}), so its size and speed are the source's. Export it first: hf-shear export {name}"
             )
@@ -54,7 +56,7 @@ def load_tokenizer(argument: str, name: str | os.PathLike) -> PreTrainedTokenize
     """
     files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
     if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in files):
-        raise ValueError(f"`{argument}` {str(name)!r} holds no tokenizer. Copy the source's tokenizer files into it.")
+        raise UsageError(f"`{argument}` {str(name)!r} holds no tokenizer. Copy the source's tokenizer files into it.")
     try:
         return AutoTokenizer.from_pretrained(name)
     except OSError as error:
@@ -76,16 +78,16 @@ def _looks_like_a_path(name: str) -> bool:
 def _check_folder(argument: str, folder: Path) -> None:
     if not folder.is_dir():
         state = "is a file" if folder.exists() else "does not exist"
-        raise ValueError(f"`{argument}` must be the folder of a checkpoint, but {str(folder)!r} {state}.")
+        raise UsageError(f"`{argument}` must be the folder of a checkpoint, but {str(folder)!r} {state}.")
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
-            raise ValueError(
+            raise UsageError(
                 f"`{argument}` must be a whole checkpoint, but {str(folder)!r} holds an adapter. Merge it into its model"
                 " first (peft: `merge_and_unload`)."
             )
-        raise ValueError(f"`{argument}` must be the folder of a checkpoint, but {str(folder)!r} has no config.json.")
+        raise UsageError(f"`{argument}` must be the folder of a checkpoint, but {str(folder)!r} has no config.json.")
     if not weight_files(folder):
-        raise ValueError(f"`{argument}` must be a whole checkpoint, but {str(folder)!r} holds no weights.")
+        raise UsageError(f"`{argument}` must be a whole checkpoint, but {str(folder)!r} holds no weights.")
 
 
 def weight_files(folder: Path) -> list[Path]:

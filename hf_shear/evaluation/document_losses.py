@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..core import UsageError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -53,9 +55,9 @@ class _Window(NamedTuple):
 def check_window(window: int, stride: int) -> None:
     """Raises ValueError unless 1 <= stride <= window."""
     if window < 1:
-        raise ValueError(f"`window` must be at least 1 token, but it is {window}.")
+        raise UsageError(f"`window` must be at least 1 token, but it is {window}.")
     if not 1 <= stride <= window:
-        raise ValueError(
+        raise UsageError(
             f"`stride` must be between 1 and `window` ({window}), but it is {stride}: a larger one would skip tokens."
         )
 
@@ -90,7 +92,7 @@ def document_losses(
     """
     check_window(window, stride)
     if len(texts) == 0:
-        raise ValueError("`texts` must hold at least one document, but it is empty.")
+        raise UsageError("`texts` must hold at least one document, but it is empty.")
     sequences = [np.array([prefix_token_id(tokenizer), *ids]) for ids in _encode(tokenizer, texts)]
     windows = [
         piece for number, ids in enumerate(sequences) for piece in _windows(number, len(ids) - 1, window, stride)
@@ -125,7 +127,7 @@ def prefix_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token_id is not None:
             return token_id
-    raise ValueError(
+    raise UsageError(
         "`tokenizer` must have a BOS or an EOS token, from which the first token of a document is predicted, but it has"
         " neither. Set `tokenizer.eos_token` to a token of its vocabulary."
     )

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..core import UsageError
+
 NUM_RESAMPLES = 1000
 RESAMPLE_SEED = 0
 COVERAGE = 0.95  # share of resamples within the interval
@@ -58,7 +60,7 @@ def paired_difference(
     """
     first, second = _checked(*first), _checked(*second)
     if len(first[0]) != len(second[0]):
-        raise ValueError(
+        raise UsageError(
             f"A paired difference needs the same documents, but there are {len(first[0])} and {len(second[0])}."
         )
     value = second[0].sum() / second[1].sum() - first[0].sum() / first[1].sum()
@@ -73,12 +75,12 @@ def describe_interval(num_resamples: int = NUM_RESAMPLES, seed: int = RESAMPLE_S
 def _checked(numerators, denominators) -> tuple[np.ndarray, np.ndarray]:
     numerators, denominators = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     if numerators.ndim != 1 or numerators.shape != denominators.shape or not len(numerators):
-        raise ValueError(
+        raise UsageError(
             "Numerators and denominators must be one number per document each, of at least one document, but their"
             f" shapes are {numerators.shape} and {denominators.shape}."
         )
     if not denominators.sum() > 0:
-        raise ValueError("The documents hold no tokens or bytes to divide by. Give documents with text.")
+        raise UsageError("The documents hold no tokens or bytes to divide by. Give documents with text.")
     return numerators, denominators
 
 

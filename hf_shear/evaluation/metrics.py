@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core import MissingExtraError
 from .intervals import NUM_RESAMPLES, RESAMPLE_SEED, ratio_of_sums
 from .perplexity import perplexity
 
@@ -21,7 +22,7 @@ try:
     import datasets
     import evaluate
 except ImportError as error:
-    raise ImportError("Metrics need the package `evaluate`: pip install 'hf-shear[eval]'") from error
+    raise MissingExtraError("Metrics need the package `evaluate`: pip install 'hf-shear[eval]'") from error
 
 _OPTIONS = """
     num_resamples (int), seed (int): of the 95 % bootstrap over documents; may be given to `compute`.

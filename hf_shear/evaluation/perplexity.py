@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig
 
+from ..core import UsageError
 from .document_losses import DocumentLosses, check_window, document_losses, prefix_token_id
 from .intervals import describe_interval, paired_difference
 
@@ -48,7 +49,7 @@ class PerplexityProtocol:
         for name in ("window", "stride", "max_documents", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, but it is {value}.")
+                raise UsageError(f"`{name}` must be at least 1, but it is {value}.")
 
     def resolved(self, *configs: PretrainedConfig) -> PerplexityProtocol:
         """With a window and a stride that fit all models.
@@ -60,7 +61,7 @@ class PerplexityProtocol:
         positions = min([count for count in known if count is not None], default=math.inf)
         window = min(MAX_DEFAULT_WINDOW, positions) if self.window is None else self.window
         if window > positions:
-            raise ValueError(
+            raise UsageError(
                 f"`window` must be at most the models' `max_position_embeddings` ({positions}), but it is {window}."
             )
         stride = max(1, window // 2) if self.stride is None else self.stride
@@ -75,7 +76,7 @@ def domain_texts(domains: Mapping[str, Dataset | Sequence[str]], max_documents: 
         ValueError: there is no domain, or one has no documents.
     """
     if not domains:
-        raise ValueError("`domains` must hold at least one domain, but it is empty.")
+        raise UsageError("`domains` must hold at least one domain, but it is empty.")
     texts = {}
     for name, documents in domains.items():
         if hasattr(documents, "column_names"):
@@ -84,7 +85,7 @@ def domain_texts(domains: Mapping[str, Dataset | Sequence[str]], max_documents: 
         else:
             texts[name] = list(documents[:max_documents])
         if not texts[name]:
-            raise ValueError(f"Every domain must hold at least one document, but {name!r} has none. Remove it.")
+            raise UsageError(f"Every domain must hold at least one document, but {name!r} has none. Remove it.")
     return texts
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..core import UsageError
 from ..shapes import NUM_EXPERTS, SHAPE_NAMES, ModelShape
 from .checkpoints import weight_files
 
@@ -23,7 +24,7 @@ def config_shape(config: PretrainedConfig) -> ModelShape:
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     missing = [name for name, size in sizes.items() if size is None]
     if missing:
-        raise ValueError(f"The config (model_type {config.model_type!r}) must give {', '.join(missing)}.")
+        raise UsageError(f"The config (model_type {config.model_type!r}) must give {', '.join(missing)}.")
     head_dim = getattr(config, "head_dim", None) or sizes["hidden_size"] // sizes["num_attention_heads"]
     experts = getattr(config, NUM_EXPERTS, None)
     num_experts = experts if isinstance(experts, int) and experts > 0 else None

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..core import UsageError
+
 _PROMPT_SEED = 0
 
 
@@ -38,13 +40,13 @@ class SpeedProtocol:
     def __post_init__(self):
         for name in ("batch_size", "prompt_length", "new_tokens", "rounds"):
             if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
+                raise UsageError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
 
     def check_fits(self, config: PretrainedConfig) -> None:
         """Raises ValueError if prompt and new tokens exceed the positions of a model."""
         positions = getattr(config, "max_position_embeddings", None)
         if positions is not None and self.prompt_length + self.new_tokens > positions:
-            raise ValueError(
+            raise UsageError(
                 f"`prompt_length` ({self.prompt_length}) and `new_tokens` ({self.new_tokens}) must fit the positions of"
                 f" both models ({positions}). Lower one of them."
             )
@@ -75,7 +77,7 @@ def measure_speed(
     protocol = protocol or SpeedProtocol()
     models = {"source": source, "pruned": pruned}
     if source.device != pruned.device:
-        raise ValueError(f"Both models must be on one device, but they are on {source.device} and {pruned.device}.")
+        raise UsageError(f"Both models must be on one device, but they are on {source.device} and {pruned.device}.")
     for model in models.values():
         protocol.check_fits(model.config)
     was_training = {name: model.training for name, model in models.items()}

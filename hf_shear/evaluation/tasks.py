@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..core import MissingExtraError, UsageError
 from .quiet import quiet_harness
 
 if TYPE_CHECKING:
@@ -53,18 +54,18 @@ def load_tasks(names: Sequence[str], tasks_dir: str | os.PathLike | None = None)
         ImportError: lm-eval is not installed.
     """
     if not names:
-        raise ValueError("`tasks` must name at least one task, but it is empty.")
+        raise UsageError("`tasks` must name at least one task, but it is empty.")
     folder = None if tasks_dir is None else Path(tasks_dir)
     if folder is not None and not folder.is_dir():
-        raise ValueError(f"`tasks_dir` must be an existing folder of task files, but {str(folder)!r} is none.")
+        raise UsageError(f"`tasks_dir` must be an existing folder of task files, but {str(folder)!r} is none.")
     names = list(dict.fromkeys(str(Path(name).resolve()) if _is_file_name(name) else name for name in names))
     for name in names:
         if _is_file_name(name) and not Path(name).is_file():
-            raise ValueError(f"`tasks` names the task file {name!r}, which does not exist.{_task_files_beside(name)}")
+            raise UsageError(f"`tasks` names the task file {name!r}, which does not exist.{_task_files_beside(name)}")
     manager = _task_manager(folder, with_defaults=folder is None and not all(map(_is_file_name, names)))
     unknown = [name for name in names if not _is_file_name(name) and name not in manager.all_tasks]
     if unknown:
-        raise ValueError(_unknown_tasks(unknown, manager, folder))
+        raise UsageError(_unknown_tasks(unknown, manager, folder))
     objects = [task for name in names for task in _read_task(manager, name, folder)]
     return LoadedTasks(tuple(names), objects, manager)
 
@@ -113,14 +114,14 @@ def evaluate_tasks(
 def check_limit(limit: int | None) -> None:
     """Raises ValueError for a limit below 1."""
     if limit is not None and limit < 1:
-        raise ValueError(f"`limit` must be at least 1 item per task, but it is {limit}. Leave it out for all items.")
+        raise UsageError(f"`limit` must be at least 1 item per task, but it is {limit}. Leave it out for all items.")
 
 
 def _require_lm_eval() -> None:
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:
-        raise ImportError("Tasks need the package `lm-eval`: pip install 'hf-shear[eval]'") from error
+        raise MissingExtraError("Tasks need the package `lm-eval`: pip install 'hf-shear[eval]'") from error
 
 
 def _is_file_name(name: str) -> bool:
@@ -146,7 +147,7 @@ def _read_task(manager, name: str, folder: Path | None) -> list:
     except FileNotFoundError as error:
         if folder is None:
             raise OSError(_not_fetched(name, error)) from error
-        raise ValueError(f"Task {name!r} names data that do not exist below {str(folder)!r}: {error}") from error
+        raise UsageError(f"Task {name!r} names data that do not exist below {str(folder)!r}: {error}") from error
     except (OSError, ConnectionError) as error:
         raise OSError(_not_fetched(name, error)) from error
     group = loaded.get("groups", {}).get(name)

@@ -19,6 +19,8 @@ from typing import Any
 import transformers
 from transformers import PretrainedConfig
 
+from ..core import UsageError
+
 HIDDEN, HEADS, GROUPS, NEURONS, EXPERTS = "hidden", "heads", "key_value_heads", "intermediate", "experts"
 """What an axis of a weight stands for: d, H * D, KV * D, ff, E. None: kept whole."""
 
@@ -239,7 +241,7 @@ def family_named(model_type: str) -> Family:
     """
     supported = supported_model_types()
     if model_type not in supported:
-        raise ValueError(f"The model_type must be one of {', '.join(supported)}, but it is {model_type!r}.")
+        raise UsageError(f"The model_type must be one of {', '.join(supported)}, but it is {model_type!r}.")
     return next(family for family in _by_config_class().values() if family.model_type == model_type)
 
 

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..core import UsageError
 from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from ..modeling import ShearingMixin
 from .coupled_weights import by_head, open_units
@@ -39,7 +40,7 @@ def activation_sizes(
         ValueError: an unknown aggregation, or no token counts.
     """
     if aggregation not in AGGREGATIONS:
-        raise ValueError(f"`aggregation` must be one of {', '.join(AGGREGATIONS)}, but it is {aggregation!r}.")
+        raise UsageError(f"`aggregation` must be one of {', '.join(AGGREGATIONS)}, but it is {aggregation!r}.")
     gates, sizes = open_units(model), _Sizes(model, aggregation == "l2")
     inputs, outputs = {}, {model.model.norm: partial(sizes.add_hidden, 1.0)}
     for index, layer in enumerate(model.model.layers):

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..core import MissingExtraError, UsageError
 from ..modeling import ShearingMixin
 from .measuring import measuring, requiring_gradients, sample_losses
 from .over_ranks import sum_over_ranks
@@ -37,7 +38,7 @@ def adapter_importance(
         ValueError: an order or aggregation that gradients of adapters do not give.
     """
     if order != "first" or aggregation not in WEIGHT_AGGREGATIONS:
-        raise ValueError(
+        raise UsageError(
             "gradient=adapters estimates the gradient of the mean loss by each weight, so it needs order=first and an"
             f" aggregation over weights ({', '.join(WEIGHT_AGGREGATIONS)}), but they are {order!r} and {aggregation!r}."
         )
@@ -60,7 +61,7 @@ def adapter_saliency(
         ValueError: no tokens to predict, or a rank below 1.
     """
     if rank < 1:
-        raise ValueError(f"`rank` of the adapters must be at least 1, but it is {rank}.")
+        raise UsageError(f"`rank` of the adapters must be at least 1, but it is {rank}.")
     batches = list(batches)
     with requiring_gradients(model, False), _adapters(model, rank, seed) as adapted:
         pairs = {name: (layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight) for name, layer in adapted.items()}
@@ -76,7 +77,7 @@ def adapter_saliency(
                     one += gradient
         sum_over_ranks(num_tokens, total)
         if num_tokens == 0:
-            raise ValueError("The calibration text has no token to predict: gradients of adapters need some.")
+            raise UsageError("The calibration text has no token to predict: gradients of adapters need some.")
         found = []
         for place, (name, (a, b)) in enumerate(pairs.items()):
             slopes = [(gradient / num_tokens).float() for gradient in total[2 * place : 2 * place + 2]]
@@ -107,7 +108,7 @@ def _adapters(model: ShearingMixin, rank: int, seed: int) -> Iterator[dict[str, 
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ImportError("gradient=adapters needs peft: pip install 'hf-shear[lora]'.") from error
+        raise MissingExtraError("gradient=adapters needs peft: pip install 'hf-shear[lora]'.") from error
     names = [name for name, _ in model.family.projections()]
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=names, lora_dropout=0.0)
     with torch.random.fork_rng():

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ..core import UsageError
 from ..masks import EXPERT
 from ..modeling import ShearingMixin
 from .loss_rises import loss_rises
@@ -29,7 +30,7 @@ def expert_loss_rise(model: ShearingMixin, batches: Iterable[dict[str, Tensor]])
         ValueError: the model has no experts, no tokens to predict, or a loss that is not finite.
     """
     if EXPERT not in model.masks.kinds:
-        raise ValueError(f"`model` must be a mixture of experts, but a {model.family.model_type} has none.")
+        raise UsageError(f"`model` must be a mixture of experts, but a {model.family.model_type} has none.")
     shape = model.masks.kinds[EXPERT].mask_shape
     now = model.gates_in_use.get(EXPERT, torch.ones(shape, device=model.device))
     closed = (1 - torch.eye(now.numel(), device=now.device)).view(-1, *shape) * now

@@ -19,6 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..core import UsageError
 from ..masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from ..modeling import ShearingMixin
 from .coupled_weights import by_head
@@ -60,10 +61,10 @@ def mean_over_slopes(
             places.finish_batch()
     sum_over_ranks(num_tokens, places.sums.values())
     if num_tokens == 0:
-        raise ValueError("`batches` is empty or predicts no token: Taylor scores need at least one calibration batch.")
+        raise UsageError("`batches` is empty or predicts no token: Taylor scores need at least one calibration batch.")
     bad = [name for name, total in places.sums.items() if not bool(torch.isfinite(total).all())]
     if bad:
-        raise ValueError(
+        raise UsageError(
             f"The gates' gradients are not finite for {bad}: the source gives NaN or infinite losses on the calibration"
             " text. Check the checkpoint and its dtype (float16 often overflows; bfloat16 or float32 does not)."
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from ..core import UsageError
 from ..modeling import ShearingMixin
 from .measuring import measuring, sample_losses
 from .micro_batches import micro_batches
@@ -50,11 +51,11 @@ def loss_rises(
                 num_tokens += counts.sum()
     sum_over_ranks(totals, num_tokens)
     if num_tokens == 0:
-        raise ValueError(
+        raise UsageError(
             f"`batches` is empty or predicts no token: the loss rise of {what}s needs at least one calibration batch."
         )
     if not bool(torch.isfinite(totals).all()):
-        raise ValueError(
+        raise UsageError(
             f"The loss without a {what}, or with all, is not finite on the calibration text: check the checkpoint and its"
             " dtype (float16 often overflows; bfloat16 or float32 does not)."
         )

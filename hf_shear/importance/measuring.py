@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from ..core import UsageError
 from ..data import IGNORED_LABEL, counted_tokens
 from ..modeling import ShearingMixin
 from .over_ranks import sum_over_ranks
@@ -90,7 +91,7 @@ def watch(
             model(**batch, use_cache=False, logits_to_keep=1)
     sum_over_ranks(num_counted)
     if num_counted == 0:
-        raise ValueError("No token of the calibration text counts: its labels are all ignored, or it is all padding.")
+        raise UsageError("No token of the calibration text counts: its labels are all ignored, or it is all padding.")
 
 
 def sample_losses(model: ShearingMixin, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 
+from ..core import UsageError
+
 
 def keyword_options(function: Callable) -> dict[str, object]:
     """The options of a function, its keyword-only arguments, and their defaults."""
@@ -27,7 +29,7 @@ def options_from_text(text: str, known: Mapping[str, object], owner: str) -> dic
     for part in text.split(",") if text else ():
         key, separator, value = part.partition("=")
         if not separator or key not in known:
-            raise ValueError(
+            raise UsageError(
                 f"{owner} has no option {part!r}. Its options and defaults:"
                 f" {', '.join(f'{k}={v}' for k, v in known.items()) or 'none'}."
             )
@@ -36,5 +38,5 @@ def options_from_text(text: str, known: Mapping[str, object], owner: str) -> dic
             options[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
         except (KeyError, ValueError) as error:
             owner = owner[0].lower() + owner[1:]
-            raise ValueError(f"Option {key!r} of {owner} must be a {kind.__name__}: {value!r}.") from error
+            raise UsageError(f"Option {key!r} of {owner} must be a {kind.__name__}: {value!r}.") from error
     return options

@@ -14,6 +14,7 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor
 
+from ..core import UsageError
 from ..masks import UnitKind
 from ..modeling import ShearingMixin
 from .measuring import measuring, sample_losses
@@ -42,9 +43,9 @@ class PolicySettings:
     def __post_init__(self):
         for name, least in (("num_steps", 1), ("masks_per_step", 2)):
             if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, but it is {getattr(self, name)}.")
+                raise UsageError(f"`{name}` must be at least {least}, but it is {getattr(self, name)}.")
         if not self.step_size > 0:
-            raise ValueError(f"`step_size` must be positive, but it is {self.step_size}.")
+            raise UsageError(f"`step_size` must be positive, but it is {self.step_size}.")
 
 
 @torch.no_grad()
@@ -102,7 +103,7 @@ def _loss(model: ShearingMixin, batch: dict[str, Tensor], gates: dict[str, Tenso
     sum_over_ranks(total, num_tokens)
     loss = total / num_tokens
     if not bool(torch.isfinite(loss)):
-        raise ValueError(
+        raise UsageError(
             "The loss of a masked model is not finite on the calibration text: a batch predicts no token, or the source"
             " gives NaN or infinite values (float16 often overflows; bfloat16 or float32 does not)."
         )

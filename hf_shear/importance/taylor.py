@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from ..core import UsageError
 from ..modeling import ShearingMixin
 from .coupled_weights import sum_over_units, values_of
 from .gate_slopes import mean_over_slopes
@@ -31,7 +32,7 @@ def check_taylor_options(order: str, aggregation: str) -> None:
         ("aggregation", aggregation, GATE_AGGREGATIONS + WEIGHT_AGGREGATIONS),
     ):
         if value not in known:
-            raise ValueError(f"`{name}` of Taylor scores must be one of {', '.join(known)}, but it is {value!r}.")
+            raise UsageError(f"`{name}` of Taylor scores must be one of {', '.join(known)}, but it is {value!r}.")
 
 
 def taylor_importance(

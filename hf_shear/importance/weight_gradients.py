@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core import UsageError
 from ..modeling import ShearingMixin
 from .coupled_weights import weights_of
 from .measuring import measuring, requiring_gradients, sample_losses
@@ -56,7 +57,7 @@ def weight_gradients(
                         squares[name] += gradient.float().square() / counts[0]
     sum_over_ranks(num_tokens, total.values(), squares.values())
     if num_tokens == 0:
-        raise ValueError("`batches` is empty, or has no token to predict: gradients need calibration text.")
+        raise UsageError("`batches` is empty, or has no token to predict: gradients need calibration text.")
     return WeightGradients(
         {name: (tensor / num_tokens).float() for name, tensor in total.items()},
         {name: (tensor / num_tokens).float() for name, tensor in squares.items()},

@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core import UsageError
+
 # The bracket [min a - 30 T, max a + 30 T] always holds the root for budgets between 1e-12 and 1 - 1e-12 of a row;
 # 12 cuts into 8 sections shrink it by 2^36, below float32 resolution. Seven thresholds are tried at once, since small
 # tensors cost calls, not arithmetic. The loop has a fixed length: no value is read back to the host.
@@ -36,9 +38,9 @@ def relaxed_topk(scores: Tensor, budget: float, temperature: float) -> Tensor:
     """
     num_units = scores.shape[-1]
     if not 0 < budget <= num_units:
-        raise ValueError(f"`budget` must be in (0, {num_units}] (the number of units in a row), but it is {budget}.")
+        raise UsageError(f"`budget` must be in (0, {num_units}] (the number of units in a row), but it is {budget}.")
     if not temperature > 0:
-        raise ValueError(f"`temperature` must be positive, but it is {temperature}.")
+        raise UsageError(f"`temperature` must be positive, but it is {temperature}.")
     if budget == num_units:
         return torch.ones_like(scores)
     return _RelaxedTopk.apply(scores, budget, temperature)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..core import UsageError
+
 
 @dataclass(frozen=True)
 class MaskPhase:
@@ -52,12 +54,12 @@ class MaskSchedule:
     def __post_init__(self):
         for name in ("budget_warmup_steps", "hardening_steps", "start_noise"):
             if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, but it is {getattr(self, name)}.")
+                raise UsageError(f"`{name}` must not be negative, but it is {getattr(self, name)}.")
         for name in ("total_steps", "start_temperature", "end_temperature"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"`{name}` must be positive, but it is {getattr(self, name)}.")
+                raise UsageError(f"`{name}` must be positive, but it is {getattr(self, name)}.")
         if self.budget_warmup_steps + self.hardening_steps > self.total_steps:
-            raise ValueError(
+            raise UsageError(
                 f"`budget_warmup_steps` ({self.budget_warmup_steps}) and `hardening_steps` ({self.hardening_steps})"
                 f" must fit into the {self.total_steps} steps of mask learning. Lower one of their shares, or learn"
                 " masks for more steps."

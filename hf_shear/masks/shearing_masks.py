@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..core import UsageError
 from ..shapes import ModelShape
 from .hard_concrete import closed_probability, expected_num_closed, sample_gates, soft_gates
 from .lagrangian import ascend, lagrangian_penalty
@@ -89,10 +90,10 @@ class ShearingMasks(nn.Module):
         """
         for kind in self.constrained:
             if kind.name not in importance:
-                raise ValueError(f"`importance` has no scores for {kind.name!r}; it has {sorted(importance)}.")
+                raise UsageError(f"`importance` has no scores for {kind.name!r}; it has {sorted(importance)}.")
             scores = importance[kind.name].to(self.log_alpha[kind.name].device)
             if scores.shape != kind.mask_shape:
-                raise ValueError(
+                raise UsageError(
                     f"`importance[{kind.name!r}]` must be {kind.mask_shape}, but is {tuple(scores.shape)}."
                 )
             # From the best, ties as `hard_topk` breaks them: equal scores keep the same units here and there.

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PretrainedConfig
 
+from ..core import UsageError
 from ..families import FAMILIES, Family, family_of
 from ..masks import MaskPhase, MaskSettings
 from ..shapes import ModelShape, TargetShape, config_for_shape
@@ -113,7 +114,7 @@ def as_family(config: PretrainedConfig, family: Family) -> PretrainedConfig:
         return config
     biased = own is not None and any(own.has_bias(name, config) for name, _ in own.projections())
     if own is None or (own.model_type, family.model_type) != ("llama", "mistral") or biased:
-        raise ValueError(
+        raise UsageError(
             f"A checkpoint of model_type {config.model_type!r}{' with biases' if biased else ''} has no exact equivalent"
             f" of model_type {family.model_type!r}. There is one of a Llama without biases: 'mistral'."
         )

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ..core import UsageError
 from ..families import Family, family_of
 from ..masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, MaskPhase, ShearingMasks
 from ..shapes import ModelShape
@@ -79,7 +80,7 @@ class MaskedDecoderLayer:
 
     def forward(self, *args, **kwargs):
         if _LAYER_GATES not in kwargs:
-            raise ValueError(
+            raise UsageError(
                 "A layer of a masked model ran without its masks. They are drawn in the forward of the masked model, not"
                 " in that of its `model.model` or of a single layer: call the masked model itself, as"
                 " `model(input_ids, output_hidden_states=True)` if hidden states are wanted."
@@ -191,7 +192,7 @@ class ShearingMixin:
             self.masks.load_state_dict(self.masks.start_parameters())
             return
         if any(parameter.dtype != torch.float32 for parameter in partitioned):
-            raise ValueError(
+            raise UsageError(
                 f"The masks of this checkpoint were cast to {partitioned[0].dtype} while the model was built, because"
                 " the DeepSpeed config has `bf16` or `fp16` enabled. Use `torch_autocast` in its place, which keeps"
                 " weights in float32."
@@ -226,7 +227,7 @@ class ShearingMixin:
         for name, gate in gates.items():
             if name not in known or tuple(gate.shape) != known[name].mask_shape:
                 shapes = {kind.name: kind.mask_shape for kind in known.values()}
-                raise ValueError(f"`gates[{name!r}]` has shape {tuple(gate.shape)}; kinds and shapes are {shapes}.")
+                raise UsageError(f"`gates[{name!r}]` has shape {tuple(gate.shape)}; kinds and shapes are {shapes}.")
         outer, self._gates_override = self._gates_override, gates
         try:
             yield self
@@ -264,13 +265,13 @@ class ShearingMixin:
             ValueError: ``inputs_embeds`` are given in place of ``input_ids``, or ``output_router_logits``.
         """
         if input_ids is None:
-            raise ValueError(
+            raise UsageError(
                 "`input_ids` must be given to a masked model, but it is None. `inputs_embeds` in its place would keep"
                 " removed hidden dimensions open, since masks close them behind the model's own embedding: pass"
                 " `input_ids`."
             )
         if kwargs.get("output_router_logits"):
-            raise ValueError(
+            raise UsageError(
                 "`output_router_logits` must be False or left out with masks, but it is True: the loss for the balance of"
                 " experts, which comes with it, would count those that are removed."
             )
@@ -304,7 +305,7 @@ class ShearingMixin:
         """
         reentrant = getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant")  # of a partial
         if enable and reentrant:
-            raise ValueError(
+            raise UsageError(
                 "`use_reentrant=True` does not work with masks: re-entrant checkpointing computes no gradient for"
                 " tensors, like masks, that reach a layer other than through its arguments. Set it to False, or leave"
                 " it out."

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, extract_commit_hash
 
+from ..core import UsageError
 from ..families import family_of, supported_model_types
 from ..masks import MaskSettings, ShearingMasks
 from ..shapes import ModelShape, TargetShape
@@ -117,7 +118,7 @@ class ShearingModel(ShearingMixin):
             config = _masked_config(cls, config, target_shape or {}, mask_settings, None)
         state = {name: weight for name, weight in model.state_dict().items() if not name.startswith("masks.")}
         if any(weight.is_meta or hasattr(weight, "device_mesh") for weight in state.values()):
-            raise ValueError("`model` must hold all its weights in this process, but some are on others, or on meta.")
+            raise UsageError("`model` must hold all its weights in this process, but some are on others, or on meta.")
         with torch.device("meta"):
             masked = cls(config)
         masks = ShearingMasks(masked.masks.source, masked.masks.target, masked.masks.settings)
@@ -142,7 +143,7 @@ def check_supported_source(config: PretrainedConfig) -> None:
     """Refuse a source of a family that masks are not known to be exact for."""
     family = family_of(config)
     if family is None or type(config) is not family.config_class:
-        raise ValueError(
+        raise UsageError(
             f"The source has model_type {config.model_type!r}, which can not be sheared. Supported model types:"
             f" {', '.join(supported_model_types())}. To add a family: examples/docs/families.md."
         )
@@ -169,15 +170,15 @@ def _masked_config(
     family = family_of(cls.config_class())
     if is_masked_config(config):
         if type(config) is not cls.config_class:
-            raise ValueError(f"This masked checkpoint is a {config.model_type!r}: load it with its own class.")
+            raise UsageError(f"This masked checkpoint is a {config.model_type!r}: load it with its own class.")
         sizes = config.resolved_target().to_dict()
         if target_shape is not None and sizes | _named_sizes(target_shape) != sizes:
-            raise ValueError(
+            raise UsageError(
                 f"`target_shape` {target_shape} differs from the one this masked checkpoint was made for,"
                 f" {sizes}. Leave `target_shape` out, or start again from the plain source."
             )
         if mask_settings is not None and mask_settings != config.resolved_settings():
-            raise ValueError(
+            raise UsageError(
                 f"`mask_settings` {mask_settings} differ from those of this masked checkpoint,"
                 f" {config.resolved_settings()}. Leave `mask_settings` out, or start again from the plain source."
             )
@@ -185,7 +186,7 @@ def _masked_config(
     check_supported_source(config)
     if target_shape is None:
         names = ModelShape.from_config(config).size_names
-        raise ValueError(
+        raise UsageError(
             "`target_shape` is needed to add masks to a plain checkpoint. Give any of"
             f" {', '.join(names)}, for example target_shape={{{names[-1]!r}: ...}}."
         )
@@ -200,7 +201,7 @@ def _check_grouped(config: PretrainedConfig, target: TargetShape) -> None:
     """Refuse a hidden size whose sliced experts torch's grouped matrix product, transformers' default, does not take."""
     size = target.hidden_size
     if size != target.source.hidden_size and size % GROUPED_MULTIPLE and config._experts_implementation != "eager":
-        raise ValueError(
+        raise UsageError(
             f"`hidden_size` must be a multiple of {GROUPED_MULTIPLE} in a mixture of experts, but it is {size}: torch"
             " multiplies all experts at once only where rows of weights fill 16 bytes. Give"
             f" {-(-size // GROUPED_MULTIPLE) * GROUPED_MULTIPLE}, or load source and result with"
@@ -229,7 +230,7 @@ def _refuse_incomplete_load(path, info: dict, model: torch.nn.Module, masked: bo
         listed = "; ".join(
             f"{kind} {keys[:5]}{' ...' if len(keys) > 5 else ''}" for kind, keys in problems.items() if keys
         )
-        raise ValueError(
+        raise UsageError(
             f"The checkpoint {str(path)!r} does not fit its own config: {listed}. The model would compute another"
             " function than the checkpoint's; check the path and the checkpoint."
         )

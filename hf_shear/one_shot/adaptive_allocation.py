@@ -13,6 +13,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from ..core import UsageError
 from ..data import Calibration
 from ..importance import Scores, layer_influence
 from ..masks import INTERMEDIATE, KEY_VALUE_HEAD
@@ -60,7 +61,7 @@ def close_by_influence(
     order = {kind: score.cpu().argsort(dim=-1, stable=True).tolist() for kind, score in scores.items()}
     while units.num_parameters > budget:
         if bool((shares >= 1).all()):
-            raise ValueError(too_small(units, budget, scores))
+            raise UsageError(too_small(units, budget, scores))
         with model.use_gates(units.gates(model.device)):
             influence = centred(layer_influence(model, islice(calibration.on(model.device), num_batches)))
         stepped = (shares + delta * (1 - amplitude * influence)).clamp(0, 1)

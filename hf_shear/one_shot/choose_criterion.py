@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from functools import partial
 
 from .. import criteria
+from ..core import UsageError
 from ..families import Family
 from ..importance import Criterion, keyword_options, name_of, options_from_text, ranks_of
 from ..masks import EXPERT, INTERMEDIATE, RANKED_KINDS
@@ -30,14 +31,14 @@ def resolve_criterion(choice: str | Criterion) -> Criterion:
     if not isinstance(choice, str):
         declared = choice.func if isinstance(choice, partial) else choice
         if not hasattr(declared, "ranks"):
-            raise ValueError(
+            raise UsageError(
                 f"`criterion` {declared!r} does not say which units it ranks. Declare the function with"
                 " @hf_shear.importance.criterion(ranks=(...))."
             )
         return choice
     name, _, text = choice.partition(":")
     if name not in criterion_names():
-        raise ValueError(f"`criterion` must be one of {', '.join(criterion_names())}, but it is {name!r}.")
+        raise UsageError(f"`criterion` must be one of {', '.join(criterion_names())}, but it is {name!r}.")
     function = getattr(importlib.import_module(f"{criteria.__name__}.{name}"), name)
     if not text:
         return function
@@ -60,11 +61,11 @@ def criteria_by_kind(
     named = dict(choice) if isinstance(choice, Mapping) else {DEFAULT_KIND: choice}
     unknown = sorted(set(named) - {*RANKED_KINDS, DEFAULT_KIND})
     if unknown:
-        raise ValueError(f"`criterion` names {unknown}; kinds of units are {', '.join(RANKED_KINDS)} (and 'default').")
+        raise UsageError(f"`criterion` names {unknown}; kinds of units are {', '.join(RANKED_KINDS)} (and 'default').")
     chosen = {}
     for kind in kinds:
         if kind not in named and DEFAULT_KIND not in named:
-            raise ValueError(
+            raise UsageError(
                 f"`criterion` has none for {kind!r}, of which units are removed. Name one, or a 'default'."
             )
         function = resolve_criterion(named.get(kind, named.get(DEFAULT_KIND)))
@@ -72,7 +73,7 @@ def criteria_by_kind(
             _check_for_experts(function, family)
         if kind not in ranks_of(function):
             able = _able_to_rank(kind)
-            raise ValueError(
+            raise UsageError(
                 f"`criterion` {name_of(function)!r} cannot rank {kind!r}, of which units are removed (it ranks"
                 f" {', '.join(ranks_of(function))}). Name one that can for this kind, such as"
                 f" {{{kind!r}: {able[0]!r}}} beside 'default' (--criterion {name_of(function)} {kind}={able[0]}); these"
@@ -91,7 +92,7 @@ def _check_for_experts(function: Criterion, family: Family) -> None:
     ranks = ranks_of(function)
     on_adapters = isinstance(function, partial) and function.keywords.get("gradient") == "adapters"
     if (INTERMEDIATE in ranks and EXPERT not in ranks) or on_adapters:
-        raise ValueError(
+        raise UsageError(
             f"`criterion` {name_of(function)!r} measures the MLP of a layer, in place of which a {family.model_type} has"
             f" experts. Name one of {', '.join(_able_to_rank(EXPERT))}, or for whole layers one that ranks nothing else,"
             " such as loss_rise."
@@ -110,7 +111,7 @@ def criteria_from_words(words: Collection[str]) -> dict[str, str]:
         if not separator or ":" in kind:  # the "=" of an option, as in "taylor:order=mixed"
             kind, choice = DEFAULT_KIND, word
         if kind in named:
-            raise ValueError(f"`criterion` {' '.join(words)!r} names two criteria for {kind!r}.")
+            raise UsageError(f"`criterion` {' '.join(words)!r} names two criteria for {kind!r}.")
         named[kind] = choice
     criteria_by_kind(named, [kind for kind in named if kind != DEFAULT_KIND])
     if DEFAULT_KIND in named:

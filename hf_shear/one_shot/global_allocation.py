@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core import UsageError
 from ..importance import Scores
 from ..masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, QUERY_HEAD, unit_parameters
 from ..shapes import count_attention, count_mlp
@@ -47,7 +48,7 @@ def close_cheapest(
             units.reopen(unit)
         closed = _close_in_order(units, _largest_first(units, scores), budget)
     if units.num_parameters > budget:
-        raise ValueError(too_small(units, budget, scores))
+        raise UsageError(too_small(units, budget, scores))
     give_back(units, closed, budget)
 
 

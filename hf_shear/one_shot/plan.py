@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from transformers import PretrainedConfig
 
 from ..compensation import check_compensation, config_with_biases, resolve_compensation
+from ..core import UsageError
 from ..data import Calibration
 from ..families import family_of
 from ..importance import (
@@ -116,12 +117,12 @@ def make_plan(
     own, config = config, config_with_biases(config) if chosen is not None and chosen.needs_bias else config
     name, _, text = allocation.partition(":")
     if name not in ALLOCATIONS:
-        raise ValueError(f"`allocation` must be one of {', '.join(ALLOCATIONS)}, but it is {name!r}.")
+        raise UsageError(f"`allocation` must be one of {', '.join(ALLOCATIONS)}, but it is {name!r}.")
     if form not in FORMS:
-        raise ValueError(f"`form` must be one of {', '.join(FORMS)}, but it is {form!r}.")
+        raise UsageError(f"`form` must be one of {', '.join(FORMS)}, but it is {form!r}.")
     whole = TargetShape.from_source(config)
     if name != UNIFORM and whole.num_experts is not None:
-        raise ValueError(
+        raise UsageError(
             f"`allocation` must be {UNIFORM!r} for a mixture of experts, but it is {name!r}: its config has one number of"
             " experts for all layers."
         )
@@ -139,20 +140,20 @@ def make_plan(
         plan = Plan(config, whole, budget, kinds, name, options, layers, frozenset(protected))
         smallest = OpenUnits(config, whole.source, protected=plan.protected)
         if smallest_count(smallest, kinds) > budget:
-            raise ValueError(too_small(smallest, budget, kinds))
+            raise UsageError(too_small(smallest, budget, kinds))
     if form == NEMOTRON_NAS:
         check_nemotron_nas(config, plan.shape, plan.kinds if plan.uneven else ())
     functions = criteria_by_kind(criterion, plan.kinds, family_of(config))
     shaped = sorted({name_of(function) for function in functions.values() if needs_target_shape(function)})
     if plan.uneven and shaped:
-        raise ValueError(
+        raise UsageError(
             f"`criterion` {', '.join(shaped)} learns towards the numbers of a target shape, which a budget shared by"
             f" {name!r} allocation does not have. Name another criterion, or a target shape."
         )
     if plan.uneven and (strange := _not_comparable(criterion, plan.kinds)):
         wholes = [kind for kind in plan.kinds if kind in (LAYER, *SUB_LAYERS)]
         if wholes:
-            raise ValueError(
+            raise UsageError(
                 f"Scores of `criterion` {', '.join(strange)} do not compare between layers, so {', '.join(wholes)} cannot"
                 " stand in one list with them. Leave those out of `units`, or name criteria whose scores compare, such as"
                 " taylor, with loss_rise or sub_layer_rise for whole layers and sub-layers."
@@ -169,9 +170,9 @@ def _uniform_plan(
     protect: str | Sequence[int],
 ) -> Plan:
     if text:
-        raise ValueError(f"`allocation` 'uniform' has no options, but it is 'uniform:{text}'.")
+        raise UsageError(f"`allocation` 'uniform' has no options, but it is 'uniform:{text}'.")
     if units is not None:
-        raise ValueError(
+        raise UsageError(
             f"`units` {list(units)} goes with the allocations global and adaptive; a uniform one removes what the target"
             " shape says."
         )
@@ -193,7 +194,7 @@ def _budget_argument(target: int | float) -> dict:
         return {"num_parameters": target}
     if isinstance(target, Real):
         return {"fraction_kept": target}
-    raise ValueError(
+    raise UsageError(
         f"`target` must be a shape (TargetShape or a dict of sizes), a number of parameters (int) or the share of the"
         f" source's to keep (float), but it is {target!r}."
     )
@@ -201,7 +202,7 @@ def _budget_argument(target: int | float) -> dict:
 
 def _budget(target: Target, config: PretrainedConfig, whole: TargetShape, allocation: str) -> int:
     if isinstance(target, (TargetShape, dict)):
-        raise ValueError(
+        raise UsageError(
             f"`target` is a shape, which every layer has alike, but `allocation` is {allocation!r}. Give a parameter budget"
             " (an int, or the share to keep as a float), or allocate 'uniform'."
         )
@@ -213,7 +214,7 @@ def _kinds(units: Collection[str] | None, allocation: str) -> tuple[str, ...]:
     kinds = DEFAULT_UNITS if units is None else units
     unable = [kind for kind in kinds if kind not in able]
     if unable or not kinds:
-        raise ValueError(
+        raise UsageError(
             f"`units` must name some of {', '.join(able)} for the allocation {allocation!r}, but it is {list(kinds)}."
             " (hidden dimensions are the same in all layers: remove them by a target shape.)"
         )
@@ -223,7 +224,7 @@ def _kinds(units: Collection[str] | None, allocation: str) -> tuple[str, ...]:
 def _check_heads(config: PretrainedConfig, kinds: Collection[str]) -> None:
     heads = [kind for kind in kinds if kind in (KEY_VALUE_HEAD, QUERY_HEAD)]
     if heads and family_of(config).fixed_sizes:
-        raise ValueError(
+        raise UsageError(
             f"`units` {list(kinds)} has {', '.join(heads)}, but a {config.model_type} normalises its queries, and its keys,"
             " over all heads together, so that none can be removed without changing the others. Name other units, such as"
             " ['intermediate']."
@@ -238,7 +239,7 @@ def global_options(*, per_parameter: bool = True) -> dict:
 def adaptive_options(removed: float, *, num_steps: int = 50, amplitude: float = 0.5, num_batches: int = 1) -> dict:
     """Options of the adaptive allocation, to remove the share ``removed`` of the units in about ``num_steps`` steps."""
     if num_steps < 1 or num_batches < 1 or amplitude < 0:
-        raise ValueError(
+        raise UsageError(
             f"`num_steps` and `num_batches` must be at least 1 and `amplitude` at least 0, but they are {num_steps},"
             f" {num_batches} and {amplitude}."
         )

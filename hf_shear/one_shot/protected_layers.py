@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..core import UsageError
 from ..importance import Scores
 from ..masks import LAYER
 
@@ -25,7 +26,7 @@ def protected_layers(choice: str | Sequence[int], num_layers: int, num_kept: int
     for part in parts:
         found.update(_layers(part, num_layers))
     if len(found) > num_kept:
-        raise ValueError(
+        raise UsageError(
             f"`protect` {choice!r} protects {len(found)} layers, but the target keeps {num_kept}. Protect"
             " fewer, or keep more."
         )
@@ -38,7 +39,7 @@ def _layers(part: str | int, num_layers: int) -> range:
         return range(int(number)) if end == "first" else range(num_layers - int(number), num_layers)
     if str(part).isdecimal() and int(part) < num_layers:
         return range(int(part), int(part) + 1)
-    raise ValueError(
+    raise UsageError(
         f"`protect` has the part {part!r}, which must be the index of one of the source's {num_layers} layers,"
         " first:N or last:N, as in 'first:4,last:2'."
     )

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from ..core import UsageError
 from ..data import Calibration
 from ..importance import Criterion, Scores, shares_inputs
 from ..masks import EXPERT, INTERMEDIATE
@@ -50,7 +51,7 @@ def score_units(
             scores[kind] = known[kind].float()
     bad = [kind for kind, score in scores.items() if not bool(torch.isfinite(score).all())]
     if bad:
-        raise ValueError(
+        raise UsageError(
             f"The scores are not finite for {bad}: the source gives NaN or infinite values on the calibration text."
             " Check the checkpoint and its dtype (float16 often overflows; bfloat16 or float32 does not)."
         )

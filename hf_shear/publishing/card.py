@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..core import UsageError
 from ..reporting.results import write_text_atomically
 from . import card_sections
 from .card_facts import CardFacts, arm_name, check_facts
@@ -59,11 +60,11 @@ def model_card(
         ValueError: there are no results, the files are of different models, or an id is malformed.
     """
     if arm not in ("recovered", "pruned"):
-        raise ValueError(f"`arm` must be 'recovered' or 'pruned', but it is {arm!r}.")
+        raise UsageError(f"`arm` must be 'recovered' or 'pruned', but it is {arm!r}.")
     for argument, ids in (("repo_id", [repo_id]), ("base_model", [base_model]), ("datasets", datasets or [])):
         for value in ids:
             if value is not None and not is_hub_id(value):
-                raise ValueError(f"`{argument}` must be an id on the Hub, such as 'name/model', but it is {value!r}.")
+                raise UsageError(f"`{argument}` must be an id on the Hub, such as 'name/model', but it is {value!r}.")
     results = without_local_paths(results)
     provenance, base_model, source = check_facts(results, provenance, evaluation, arm, base_model, source)
     command = without_local_paths(rebuild_command or results.get("command"))
@@ -86,13 +87,13 @@ def named_license(identifier: str | None, name: str | None = None, link: str | N
     """
     if identifier is None:
         if name or link:
-            raise ValueError(
+            raise UsageError(
                 "`license_name` and `license_link` are of a licence that is `--license other`: give that too."
             )
         return None
     identifier = identifier.strip().lower()
     if (name or link) and identifier != "other":
-        raise ValueError(
+        raise UsageError(
             f"`license_name` and `license_link` are for `--license other`, but `license` is {identifier!r}, which the Hub"
             " knows by itself. Leave them out."
         )
@@ -110,12 +111,12 @@ def check_license(license: SourceLicense | str | None) -> SourceLicense | None:
     if license is None:
         return None
     if not license.identifier or not all(char.isalnum() or char in ".-" for char in license.identifier):
-        raise ValueError(
+        raise UsageError(
             f"`license` must be an identifier of https://huggingface.co/docs/hub/repositories-licenses, such as"
             f" 'apache-2.0' or 'llama2', but it is {license.identifier!r}."
         )
     if license.identifier == "other" and not license.name:
-        raise ValueError(
+        raise UsageError(
             "`license` 'other' needs a name (`--license_name`), and a link (`--license_link`) or a licence file beside the"
             " source's weights: `SourceLicense('other', 'the file LICENSE', name=..., link=...)`."
         )
@@ -224,9 +225,9 @@ def write_card(card: ModelCard, path: str | os.PathLike, overwrite: bool = False
     """
     path, text = Path(path), str(card)
     if path.is_dir():
-        raise ValueError(f"`output` {str(path)!r} is a folder. Name the file, such as {str(path / 'README.md')!r}.")
+        raise UsageError(f"`output` {str(path)!r} is a folder. Name the file, such as {str(path / 'README.md')!r}.")
     if path.is_file() and not overwrite and path.read_text(encoding="utf-8") != text:
-        raise ValueError(
+        raise UsageError(
             f"{str(path)!r} is there already, with other content. Replace it with `--overwrite`, or write elsewhere with"
             " `--output FILE`."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..core import UsageError
 from ..reporting import SHAPE_NAMES
 from .source_model import SourceLicense, hub_source, source_name
 
@@ -67,19 +68,19 @@ def check_facts(
         ValueError: there are no results, they lack a record, or the evaluation is of a model of another size.
     """
     if not results:
-        raise ValueError(
+        raise UsageError(
             "A card needs results: there is no results.json with this model. A run that ends writes it; a card without"
             " measured numbers is not written."
         )
     for name in dict.fromkeys(("source", "pruned", arm)):
         for key in ("shape", "num_parameters", "loss", "mean", "eval_tokens"):
             if key not in results.get(name, {}):
-                raise ValueError(f"The results lack `{name}.{key}`, which the card needs. Finish the run first.")
+                raise UsageError(f"The results lack `{name}.{key}`, which the card needs. Finish the run first.")
         missing = [size for size in SHAPE_NAMES if size not in results[name]["shape"]]
         if missing:
-            raise ValueError(f"The results lack `{name}.shape.{missing[0]}`, which the card needs.")
+            raise UsageError(f"The results lack `{name}.shape.{missing[0]}`, which the card needs.")
     if "tokens" not in results:
-        raise ValueError("The results lack `tokens`, which the card needs. Finish the run first.")
+        raise UsageError("The results lack `tokens`, which the card needs. Finish the run first.")
     if evaluation is not None:
         _check_evaluation(evaluation, results, arm)
     return provenance or {}, base_model or hub_source(provenance), source or base_model or source_name(provenance)
@@ -88,10 +89,10 @@ def check_facts(
 def _check_evaluation(evaluation: dict, results: dict, arm: str) -> None:
     for name, record in (("source", results["source"]), ("pruned", results[arm])):
         if name not in evaluation:
-            raise ValueError(f"The evaluation lacks the model `{name}`. Evaluate again, or move evaluation.json away.")
+            raise UsageError(f"The evaluation lacks the model `{name}`. Evaluate again, or move evaluation.json away.")
         measured = evaluation[name].get("num_parameters", record["num_parameters"])
         if measured != record["num_parameters"]:
-            raise ValueError(
+            raise UsageError(
                 f"The evaluation is of another model: its `{name}` has {measured:,} parameters, the results'"
                 f" {record['num_parameters']:,}. Evaluate this one, or move evaluation.json away."
             )

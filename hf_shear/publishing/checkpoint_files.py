@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from ..core import UsageError
 from ..modeling import MASKED_PREFIX
 from .source_model import LICENSE_NAMES
 
@@ -26,16 +27,16 @@ def checkpoint_config(checkpoint: Path) -> dict:
     """
     path = checkpoint / "config.json"
     if not path.is_file():
-        raise ValueError(
+        raise UsageError(
             f"{str(checkpoint)!r} is no checkpoint: it has no config.json. Name the folder of a run (with results.json),"
             " or a folder that `save_pretrained` wrote."
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not valid JSON: {error}. Export the checkpoint again.") from error
+        raise UsageError(f"{str(path)!r} is not valid JSON: {error}. Export the checkpoint again.") from error
     if not isinstance(config, dict) or not config.get("model_type"):
-        raise ValueError(f"{str(path)!r} names no `model_type`, so nothing could load it. Export the checkpoint again.")
+        raise UsageError(f"{str(path)!r} names no `model_type`, so nothing could load it. Export the checkpoint again.")
     return config
 
 
@@ -55,7 +56,7 @@ def weight_files(checkpoint: Path) -> list[str]:
         return [SINGLE_WEIGHTS]
     index = checkpoint / SHARDED_WEIGHTS
     if not index.is_file():
-        raise ValueError(
+        raise UsageError(
             f"{str(checkpoint)!r} has no weights: neither {SINGLE_WEIGHTS} nor {SHARDED_WEIGHTS}. An adapter is merged"
             " into its model first (`merge_and_unload`), and weights of other formats are saved again with"
             " `save_pretrained`."
@@ -63,10 +64,10 @@ def weight_files(checkpoint: Path) -> list[str]:
     weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     for shard in sorted(set(weight_map.values())):
         if not (checkpoint / shard).is_file():
-            raise ValueError(f"{str(checkpoint)!r} lacks {shard}, which its index names. Export or download it again.")
+            raise UsageError(f"{str(checkpoint)!r} lacks {shard}, which its index names. Export or download it again.")
         missing = {name for name, file in weight_map.items() if file == shard} - _tensor_names(checkpoint / shard)
         if missing:
-            raise ValueError(f"{str(checkpoint / shard)!r} lacks the tensor {min(missing)!r}. Export it again.")
+            raise UsageError(f"{str(checkpoint / shard)!r} lacks the tensor {min(missing)!r}. Export it again.")
     return [SHARDED_WEIGHTS, *sorted(set(weight_map.values()))]
 
 
@@ -76,7 +77,7 @@ def _tensor_names(path: Path) -> set[str]:
         with safe_open(path, framework="pt") as weights:
             return set(weights.keys())
     except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is damaged or cut short ({error}). Export or download it again.") from error
+        raise UsageError(f"{str(path)!r} is damaged or cut short ({error}). Export or download it again.") from error
 
 
 def other_files(checkpoint: Path) -> list[str]:

@@ -16,6 +16,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from ..core import FailedError, UsageError
+
 TOKEN_PAGE = "https://huggingface.co/settings/tokens"
 TOKEN_FIX = (
     f"Make one with write rights at {TOKEN_PAGE}, and give it as the environment variable HF_TOKEN or with"
@@ -28,7 +30,7 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx", ".h
 _MODEL_CONFIGS = ("config.json", "adapter_config.json")
 
 
-class PushError(RuntimeError):
+class PushError(FailedError):
     """A push that could not be finished; the text says why, and how to go on."""
 
 
@@ -79,13 +81,13 @@ def check_token(api: HfApi) -> str:
             user = api.whoami()
     except PushError as error:
         if isinstance(error.__cause__, LocalTokenNotFoundError):
-            raise ValueError(f"There is no token for the Hub. {TOKEN_FIX}") from None
+            raise UsageError(f"There is no token for the Hub. {TOKEN_FIX}") from None
         raise
     except HfHubHTTPError as error:
-        raise ValueError(f"The Hub does not accept the token ({_status(error)}). {TOKEN_FIX}") from error
+        raise UsageError(f"The Hub does not accept the token ({_status(error)}). {TOKEN_FIX}") from error
     role = ((user.get("auth") or {}).get("accessToken") or {}).get("role")
     if role == "read":
-        raise ValueError(f"The token of {user['name']!r} may only read. {TOKEN_FIX}")
+        raise UsageError(f"The token of {user['name']!r} may only read. {TOKEN_FIX}")
     return user["name"]
 
 
@@ -108,7 +110,7 @@ def remote_repo(
         except RepositoryNotFoundError:
             return RemoteRepo(exists=False, files=[], same_model=False, free=True)
         if private and not info.private:
-            raise ValueError(
+            raise UsageError(
                 f"{repo_id!r} exists and is public, so `--private` would not hide the model. Make it private in its"
                 " settings on the Hub, or choose another name."
             )

@@ -10,6 +10,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..core import UsageError
 from ..reporting import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME
 from ..slicing import PROVENANCE_NAME
 from .card import check_license, masked_card, model_card, published_json
@@ -67,7 +68,7 @@ def push_to_hub(
     repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
     remote = remote_repo(api, repo_id, revision, weights, private)
     if not (remote.free or remote.same_model or overwrite):
-        raise ValueError(
+        raise UsageError(
             f"{repo_id!r} already holds another model. Choose another name, or replace it with `--overwrite`"
             " (`overwrite=True`); its history keeps the old one."
         )
@@ -84,22 +85,22 @@ def _check_before_network(run: RunFiles, repo_id: str, masked: bool) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"`repo_id` must be 'name/model', but it is {repo_id!r}: {error}") from error
+        raise UsageError(f"`repo_id` must be 'name/model', but it is {repo_id!r}: {error}") from error
     if is_masked(run.config):
         if not masked:
-            raise ValueError(
+            raise UsageError(
                 f"{str(run.checkpoint)!r} is a checkpoint in the middle of mask learning, which only hf_shear can load. To"
                 " publish the finished model name the run's folder; to publish this one all the same, give `--masked`"
                 " (`masked=True`)."
             )
         return
     if not any((run.checkpoint / name).is_file() for name in TOKENIZER_NAMES):
-        raise ValueError(
+        raise UsageError(
             f"{str(run.checkpoint)!r} has no tokenizer, and a model without one is of no use to others. Save it there:"
             " `AutoTokenizer.from_pretrained(SOURCE).save_pretrained(CHECKPOINT)`."
         )
     if run.results is None and not (run.checkpoint / CARD_NAME).is_file():
-        raise ValueError(
+        raise UsageError(
             f"There is no {RESULTS_NAME} beside {str(run.checkpoint)!r} or in it, so its card would have no results. Name"
             f" the run's folder, put the results there, or write a {CARD_NAME} into the checkpoint yourself."
         )

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core import UsageError
 from ..reporting import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, TARGET_NAMES, read_results
 from ..slicing import PROVENANCE_NAME
 from .checkpoint_files import checkpoint_config, is_masked
@@ -48,7 +49,7 @@ def find_run(folder: str | os.PathLike) -> RunFiles:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{str(folder)!r} is not a folder. Name the folder of a run, or a checkpoint.")
+        raise UsageError(f"{str(folder)!r} is not a folder. Name the folder of a run, or a checkpoint.")
     checkpoint = folder if (folder / "config.json").is_file() else _best_checkpoint(folder)
     config = checkpoint_config(checkpoint)
     # A checkpoint keeps its own results where it was downloaded; a masked one is of a run that is not finished.
@@ -66,7 +67,7 @@ def _best_checkpoint(folder: Path) -> Path:
     for arm in ARMS:
         if (folder / arm / "config.json").is_file():
             return folder / arm
-    raise ValueError(
+    raise UsageError(
         f"{str(folder)!r} has nothing to publish: no config.json, and no checkpoint in {' or '.join(ARMS)}. Name the"
         " folder of a finished run, or a checkpoint."
     )
@@ -81,7 +82,7 @@ def _first_json(places: list[Path], name: str) -> dict | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not valid JSON: {error}. Write it again, or move it away.") from error
+        raise UsageError(f"{str(path)!r} is not valid JSON: {error}. Write it again, or move it away.") from error
 
 
 def _arm(checkpoint: Path, provenance: dict | None) -> str:
@@ -101,7 +102,7 @@ def _size(config: dict, name: str) -> int | None:
 
 def _check_same_model(results: dict, arm: str, config: dict, checkpoint: Path) -> None:
     if arm not in results:
-        raise ValueError(
+        raise UsageError(
             f"The results beside {str(checkpoint)!r} have no record `{arm}`, so a card could not say how good it is."
             " Finish the run (`--resume`), and publish it then."
         )
@@ -110,7 +111,7 @@ def _check_same_model(results: dict, arm: str, config: dict, checkpoint: Path) -
     different = [name for name, size in sizes.items() if shape.get(name) != size]
     if different:
         name = different[0]
-        raise ValueError(
+        raise UsageError(
             f"{str(checkpoint)!r} is not the model of the results beside it: `{name}` is {sizes[name]}, and"
             f" {shape.get(name)} in `{arm}` of the results. Put the results of this checkpoint there."
         )

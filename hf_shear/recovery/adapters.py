@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from ..core import MissingExtraError, UsageError
+
 ADAPTER_RECORD_NAME = "shear_adapter.json"
 
 DEFAULT_RANK = 16
@@ -25,7 +27,7 @@ def _peft():
     try:
         import peft
     except ImportError as error:
-        raise ImportError("Adapters need peft: pip install 'hf-shear[lora]'.") from error
+        raise MissingExtraError("Adapters need peft: pip install 'hf-shear[lora]'.") from error
     return peft
 
 
@@ -55,25 +57,25 @@ def peft_config_from(description: dict | str | os.PathLike | None):
     if isinstance(description, (str, os.PathLike)):
         path = Path(description)
         if not path.is_file():
-            raise ValueError(f"`peft_config` {str(description)!r} is neither JSON nor a file that exists.")
+            raise UsageError(f"`peft_config` {str(description)!r} is neither JSON nor a file that exists.")
         try:
             description = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"`peft_config` {str(path)!r} is not JSON: {error}.") from error
+            raise UsageError(f"`peft_config` {str(path)!r} is not JSON: {error}.") from error
     if not isinstance(description, dict):
-        raise ValueError(f"`peft_config` must be a JSON object, but it is {description!r}.")
+        raise UsageError(f"`peft_config` must be a JSON object, but it is {description!r}.")
     peft = _peft()
     fields = {"task_type": "CAUSAL_LM"} | description
     kind = fields.pop("peft_type", "LORA")
     known = {str(name.value): config for name, config in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if kind not in known:
-        raise ValueError(
+        raise UsageError(
             f"`peft_config` has the peft_type {kind!r}, which peft does not know; it knows {', '.join(sorted(known))}."
         )
     try:
         return known[kind](**fields)
     except TypeError as error:
-        raise ValueError(f"`peft_config` does not fit {kind}: {error}.") from error
+        raise UsageError(f"`peft_config` does not fit {kind}: {error}.") from error
 
 
 def add_adapters(model: PreTrainedModel, peft_config=None) -> nn.Module:
@@ -90,11 +92,11 @@ def add_adapters(model: PreTrainedModel, peft_config=None) -> nn.Module:
     peft = _peft()
     peft_config = default_peft_config() if peft_config is None else peft_config
     if not isinstance(peft_config, peft.PeftConfig):
-        raise ValueError(f"`peft_config` must be a config of peft, but it is {type(peft_config).__name__}.")
+        raise UsageError(f"`peft_config` must be a config of peft, but it is {type(peft_config).__name__}.")
     if isinstance(model, peft.PeftModel):
-        raise ValueError("The model has adapters already. Merge them (`merge_and_unload`) or train it as it is.")
+        raise UsageError("The model has adapters already. Merge them (`merge_and_unload`) or train it as it is.")
     if peft_config.is_prompt_learning:
-        raise ValueError(
+        raise UsageError(
             f"`peft_config` of type {peft_config.peft_type.value} puts prompts before every sample, which makes it longer"
             " and can not be merged. Use a type that adapts weights, such as LORA."
         )
@@ -141,9 +143,9 @@ def check_mergeable(config: PretrainedConfig, peft_config) -> None:
         try:
             merged = model.merge_and_unload()
         except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
-            raise ValueError(_not_mergeable(kind, error)) from error
+            raise UsageError(_not_mergeable(kind, error)) from error
     if not isinstance(merged, PreTrainedModel):
-        raise ValueError(_not_mergeable(kind, f"peft gives a {type(merged).__name__} back"))
+        raise UsageError(_not_mergeable(kind, f"peft gives a {type(merged).__name__} back"))
 
 
 def _not_mergeable(kind: str, reason) -> str:
@@ -194,14 +196,14 @@ def merge_adapter(
     peft = _peft()
     adapter = Path(adapter)
     if not (adapter / "adapter_config.json").is_file():
-        raise ValueError(f"{str(adapter)!r} holds no adapter: there is no adapter_config.json.")
+        raise UsageError(f"{str(adapter)!r} holds no adapter: there is no adapter_config.json.")
     if not isinstance(base, nn.Module):
         base = AutoModelForCausalLM.from_pretrained(base, dtype=dtype or torch.float32)
     record_path = adapter / ADAPTER_RECORD_NAME
     if record_path.is_file():
         record = json.loads(record_path.read_text(encoding="utf-8"))
         if record["base_digest"] not in (None, weights_digest(base)):
-            raise ValueError(
+            raise UsageError(
                 f"The adapter {str(adapter)!r} was trained on other weights than those of the base"
                 f" ({base.config.name_or_path or 'in memory'}). Give the checkpoint that it was trained on."
             )
@@ -211,11 +213,11 @@ def merge_adapter(
             warnings.filterwarnings("error", message="Found missing adapter keys")  # else left at their start values
             model = peft.PeftModel.from_pretrained(base, str(adapter))
     except (RuntimeError, ValueError, UserWarning) as error:
-        raise ValueError(f"{fits}: {error}") from error
+        raise UsageError(f"{fits}: {error}") from error
     try:
         merged = model.merge_and_unload()
     except (AttributeError, NotImplementedError, TypeError) as error:
-        raise ValueError(_not_mergeable(model.peft_type, error)) from error
+        raise UsageError(_not_mergeable(model.peft_type, error)) from error
     if hasattr(merged, "peft_config"):
         del merged.peft_config  # a plain model again: transformers would save it as one with adapters
     return merged

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..core import UsageError
+
 FORWARD_KL, REVERSE_KL = "forward_kl", "reverse_kl"
 DIVERGENCES = (FORWARD_KL, REVERSE_KL)
 
@@ -36,13 +38,13 @@ class DistillationSettings:
 
     def __post_init__(self):
         if self.divergence not in DIVERGENCES:
-            raise ValueError(
+            raise UsageError(
                 f"`distillation` must be 'none', {' or '.join(map(repr, DIVERGENCES))}, but it is {self.divergence!r}."
             )
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"`distillation_temperature` must be above 0, but it is {self.temperature}.")
+            raise UsageError(f"`distillation_temperature` must be above 0, but it is {self.temperature}.")
         if not 0 < self.weight <= 1:
-            raise ValueError(
+            raise UsageError(
                 f"`distillation_weight` must be above 0 and at most 1, but it is {self.weight}. Without a teacher's share,"
                 " leave `distillation` at 'none'."
             )

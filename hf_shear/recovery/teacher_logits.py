@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..core import UsageError
 from .distillation import top_k_log_probs
 from .teachers import Teacher
 
@@ -81,10 +82,10 @@ def store_teacher_logits(
     """
     _check_domains(datasets)
     if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"`distillation_temperature` must be above 0, but it is {temperature}.")
+        raise UsageError(f"`distillation_temperature` must be above 0, but it is {temperature}.")
     vocab_size = teacher.model.config.vocab_size
     if not 1 <= top_k < vocab_size:
-        raise ValueError(
+        raise UsageError(
             f"`distillation_top_k` must be at least 1 and below the vocabulary's size ({vocab_size}), but it is {top_k}."
         )
     folder = Path(folder)
@@ -113,11 +114,11 @@ def load_teacher_logits(folder: str | os.PathLike) -> DatasetDict:
     """
     folder = Path(folder)
     if not (folder / RECORD_NAME).is_file():
-        raise ValueError(f"{str(folder)!r} holds no stored teacher logits. Make them with `store_teacher_logits`.")
+        raise UsageError(f"{str(folder)!r} holds no stored teacher logits. Make them with `store_teacher_logits`.")
     record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
     missing = [name for name in record["samples"] if not _path(folder, name).is_file()]
     if missing:
-        raise ValueError(
+        raise UsageError(
             f"{str(folder)!r} lacks the teacher logits of {', '.join(missing)}: storing them was interrupted. Call"
             " `store_teacher_logits` again; it computes what is missing."
         )
@@ -146,25 +147,25 @@ def check_teacher_logits(
             sample = dataset[index]
             lacking = [column for column in COLUMNS if column not in sample]
             if lacking:
-                raise ValueError(
+                raise UsageError(
                     f"`train_dataset[{name!r}]` has no {', '.join(lacking)}, which stored teacher logits need. Store them"
                     " for all domains with `hf_shear.recovery.store_teacher_logits`."
                 )
             stored = float(sample[TEACHER_TEMPERATURE])
             if not math.isclose(stored, temperature, rel_tol=1e-6):
-                raise ValueError(
+                raise UsageError(
                     f"The teacher logits of `train_dataset[{name!r}]` were stored at temperature {stored:g}, but"
                     f" `distillation_temperature` is {temperature:g}. Train at {stored:g}, or store them again."
                 )
             if int(sample[TEACHER_VOCAB_SIZE]) != vocab_size:
-                raise ValueError(
+                raise UsageError(
                     f"The teacher logits of `train_dataset[{name!r}]` are over a vocabulary of"
                     f" {int(sample[TEACHER_VOCAB_SIZE])} entries, but the student's has {vocab_size}. Store those of a"
                     " teacher with the student's tokenizer."
                 )
             lengths.add((len(sample[TEACHER_LOG_PROBS]), len(sample[TEACHER_IDS])))
     if len(lengths) > 1 or any(one - two != sample_length for one, two in lengths):
-        raise ValueError(
+        raise UsageError(
             f"Stored teacher logits must have one `top_k` in all domains, and S * (k + 1) and S * k values for samples of S"
             f" ({sample_length}) tokens, but they have {sorted(lengths)}. Store all domains together."
         )
@@ -209,16 +210,16 @@ def _check_domains(datasets: Mapping[str, Dataset]) -> None:
 
     for name, dataset in datasets.items():
         if not isinstance(dataset, Dataset):
-            raise ValueError(
+            raise UsageError(
                 f"The domain {name!r} is a {type(dataset).__name__}: teacher logits are stored for packed data sets, whose"
                 " samples come again, not for streams. Distil with the teacher itself, or pack a part of the stream."
             )
         if len(dataset) == 0:
-            raise ValueError(f"The domain {name!r} has no samples. Give it text, or leave it out.")
+            raise UsageError(f"The domain {name!r} has no samples. Give it text, or leave it out.")
         if set(COLUMNS) & set(dataset.column_names):
-            raise ValueError(f"The samples of the domain {name!r} carry teacher logits already. Give those without.")
+            raise UsageError(f"The samples of the domain {name!r} carry teacher logits already. Give those without.")
         if Path(name).name != name:
-            raise ValueError(f"The domain {name!r} can not be the name of a file. Rename it.")
+            raise UsageError(f"The domain {name!r} can not be the name of a file. Rename it.")
 
 
 def _check_record(folder: Path, record: dict) -> None:
@@ -235,7 +236,7 @@ def _check_record(folder: Path, record: dict) -> None:
         gap = np.abs(np.subtract(before["teacher"], record["teacher"])).mean()
         changed = [] if gap <= SAME_TEACHER_NATS else ["teacher"]
     if changed:
-        raise ValueError(
+        raise UsageError(
             f"{str(folder)!r} holds teacher logits of other {', '.join(changed)}. Choose another folder, or delete it."
         )
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..core import UsageError
+
 ON_DEVICE, OFFLOADED, STORED = "device", "cpu", "stored"
 TEACHER_PLACEMENTS = (ON_DEVICE, OFFLOADED, STORED)
 _AFTER_THE_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
@@ -29,9 +31,9 @@ class Teacher:
 
     def __init__(self, model: PreTrainedModel, placement: str = ON_DEVICE, device: str | torch.device = "cpu"):
         if placement not in (ON_DEVICE, OFFLOADED):
-            raise ValueError(f"`teacher_placement` of a model must be 'device' or 'cpu', but it is {placement!r}.")
+            raise UsageError(f"`teacher_placement` of a model must be 'device' or 'cpu', but it is {placement!r}.")
         if not isinstance(model, PreTrainedModel):
-            raise ValueError(
+            raise UsageError(
                 f"`teacher` must be a causal language model of transformers, but it is {type(model).__name__}. Merge"
                 " adapters first (`merge_and_unload`)."
             )
@@ -72,20 +74,20 @@ def check_teacher(student: PretrainedConfig, teacher: PretrainedConfig, num_posi
         ValueError: says what differs.
     """
     if student.vocab_size != teacher.vocab_size:
-        raise ValueError(
+        raise UsageError(
             f"The teacher's vocabulary has {teacher.vocab_size} entries, the student's {student.vocab_size}: token"
             " probabilities can not be compared. Distil from the model that was pruned, or from one with its tokenizer."
         )
     for role, config in (("student", student), ("teacher", teacher)):
         found = [name for name in _AFTER_THE_HEAD if getattr(config, name, None) not in (None, 1, 1.0)]
         if found:
-            raise ValueError(
+            raise UsageError(
                 f"The {role} changes its logits behind the head ({', '.join(found)}), which distillation, that works on"
                 " the head's own output, would miss. Leave `distillation` at 'none' for it."
             )
     positions = getattr(teacher, "max_position_embeddings", None)
     if num_positions is not None and positions is not None and num_positions > positions:
-        raise ValueError(
+        raise UsageError(
             f"Samples have {num_positions} tokens, but the teacher has {positions} positions. Pack with a smaller"
             " `max_length`."
         )
@@ -101,7 +103,7 @@ def check_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedToken
     differing = sorted(token for token in own.keys() | other.keys() if own.get(token) != other.get(token))
     if differing:
         first = differing[0]
-        raise ValueError(
+        raise UsageError(
             f"Teacher and student have different vocabularies: {len(differing)} tokens differ, the first is {first!r}"
             f" (student: {own.get(first)}, teacher: {other.get(first)}). Distil from the model that was pruned, or from"
             " one with its tokenizer."

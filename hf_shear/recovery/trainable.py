@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..core import UsageError
 from .adapters import add_adapters
 
 FULL, LORA, NORMS_AND_BIASES = "full", "lora", "norms_and_biases"
@@ -14,9 +15,9 @@ RECOVERY_METHODS = (FULL, LORA, NORMS_AND_BIASES)
 def check_method(method: str, peft_config=None) -> None:
     """Raise ValueError for an unknown method, or a ``peft_config`` for another method than "lora"."""
     if method not in RECOVERY_METHODS:
-        raise ValueError(f"`recovery_method` must be one of {', '.join(RECOVERY_METHODS)}, but it is {method!r}.")
+        raise UsageError(f"`recovery_method` must be one of {', '.join(RECOVERY_METHODS)}, but it is {method!r}.")
     if peft_config is not None and method != LORA:
-        raise ValueError(
+        raise UsageError(
             f"`peft_config` is given, but `recovery_method` is {method!r}. Set it to 'lora', or leave `peft_config` out."
         )
 
@@ -45,7 +46,7 @@ def prepare_recovery(model: PreTrainedModel, method: str, peft_config=None) -> n
             shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3's partitions are all flat
             parameter.requires_grad_(len(shape) == 1 and parameter.is_floating_point())
         if not num_trainable(model):
-            raise ValueError("`recovery_method='norms_and_biases'` finds no norms or biases in this model.")
+            raise UsageError("`recovery_method='norms_and_biases'` finds no norms or biases in this model.")
     return model
 
 

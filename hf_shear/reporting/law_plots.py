@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..core import UsageError
 from .plots import COLOURS, FONT_SIZE, LINE, MARKERS, _label, _new_figure, _save, _title, _token_unit
 
 if TYPE_CHECKING:
@@ -42,10 +43,10 @@ def plot_law_curves(
         ValueError: nothing to draw, or more curves than there are colours.
     """
     if not curves and not points:
-        raise ValueError("`curves` and `points` are both empty: there is nothing to draw.")
+        raise UsageError("`curves` and `points` are both empty: there is nothing to draw.")
     names = list(dict.fromkeys(row["name"] for row in (*curves, *points)))
     if len(names) > len(COLOURS):
-        raise ValueError(f"`curves` and `points` must name at most {len(COLOURS)} models, but they name {len(names)}.")
+        raise UsageError(f"`curves` and `points` must name at most {len(COLOURS)} models, but they name {len(names)}.")
     scale, unit = _token_unit(max(max(row["tokens"]) for row in (*curves, *points)))
     figure = _new_figure(FIGURE_HEIGHT)
     axes = figure.add_subplot()

@@ -17,6 +17,8 @@ import numpy as np
 from hf_shear.reporting.results import TARGET_NAMES
 from hf_shear.reporting.table import short_name
 
+from ..core import MissingExtraError, UsageError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -99,7 +101,7 @@ def plot_domains(history: Sequence[Mapping[str, Any]], path: str | os.PathLike |
     keys = ("mixture_weights", "loss")
     domains = list(dict.fromkeys(name for row in history for key in keys for name in row.get(key) or {}))
     if len(domains) > len(COLOURS):
-        raise ValueError(
+        raise UsageError(
             f"`history` must name at most {len(COLOURS)} domains, so that colours can tell them apart, "
             f"but it names {len(domains)}. Plot a part of them."
         )
@@ -145,7 +147,7 @@ def plot_sizes(
     _check_history(history, stages=False)
     names = [name for name in TARGET_NAMES if any(name in row.get("expected_shape", {}) for row in history)]
     if not names:
-        raise ValueError("`history` must hold rows with `expected_shape`, but none has it.")
+        raise UsageError("`history` must hold rows with `expected_shape`, but none has it.")
     scale, unit = _token_unit(history[-1]["num_tokens"])
     num_columns = min(3, len(names))
     num_rows = math.ceil(len(names) / num_columns)
@@ -186,7 +188,7 @@ def kept_per_layer(kept: Mapping[str, Any], shape: Mapping[str, int]) -> dict[st
     for name, limit in limits.items():
         by_layer = {int(layer): indices for layer, indices in kept[name].items()}
         if set(by_layer) != set(units["layers"]):
-            raise ValueError(
+            raise UsageError(
                 f"`kept['{name}']` must have one entry per kept layer {sorted(units['layers'])}, "
                 f"but it has {sorted(by_layer)}."
             )
@@ -195,7 +197,7 @@ def kept_per_layer(kept: Mapping[str, Any], shape: Mapping[str, int]) -> dict[st
     for layer, heads in units["heads"].items():
         orphans = [head for head in heads if head // per_group not in units["key_value_heads"][layer]]
         if orphans:
-            raise ValueError(
+            raise UsageError(
                 f"`kept` must keep the KV group of each kept head, but in layer {layer} it does not for "
                 f"heads {orphans}. Number heads as in the source model."
             )
@@ -205,7 +207,7 @@ def kept_per_layer(kept: Mapping[str, Any], shape: Mapping[str, int]) -> dict[st
 def _checked(indices: Sequence[int], limit: int, name: str) -> list[int]:
     indices = [int(index) for index in indices]
     if len(set(indices)) < len(indices) or any(not 0 <= index < limit for index in indices):
-        raise ValueError(
+        raise UsageError(
             f"`kept` must hold each index of the source once, between 0 and {limit - 1} for `{name}`, "
             f"but it holds {indices}."
         )
@@ -363,7 +365,7 @@ def _draw_size(
         rows = [row for row in history if name in (row.get(key) or {})]
         values = [row[key][name] / source for row in rows]
         if any(value > 1.001 for value in values):
-            raise ValueError(
+            raise UsageError(
                 f"`history` must hold fractions of the source for `{name}`, but the largest is "
                 f"{max(values):g}. Give `source_shape` if it counts units."
             )
@@ -426,15 +428,15 @@ def _domain_legend(figure: Figure, weights: Axes, losses: Axes) -> None:
 
 def _check_history(history: Sequence[Mapping[str, Any]], stages: bool = True) -> None:
     if not history:
-        raise ValueError("`history` must have at least one row, but it is empty.")
+        raise UsageError("`history` must have at least one row, but it is empty.")
     for index, row in enumerate(history):
         if stages and row.get("stage") not in (MASK_LEARNING, RECOVERY):
-            raise ValueError(
+            raise UsageError(
                 f"`history[{index}]['stage']` must be '{MASK_LEARNING}' or '{RECOVERY}', "
                 f"but it is {row.get('stage')!r}."
             )
         if index and row["num_tokens"] < history[index - 1]["num_tokens"]:
-            raise ValueError(
+            raise UsageError(
                 f"`history` must be in the order of `num_tokens`, but row {index} has {row['num_tokens']} "
                 f"after {history[index - 1]['num_tokens']}. Count recovery on from mask learning."
             )
@@ -448,7 +450,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ImportError("Pictures need matplotlib: pip install 'hf-shear[plots]'.") from error
+        raise MissingExtraError("Pictures need matplotlib: pip install 'hf-shear[plots]'.") from error
 
 
 def _new_figure(height: float) -> Figure:

@@ -23,6 +23,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ..core import UsageError
+
 SHAPE_NAMES = (
     "hidden_size",
     "num_hidden_layers",
@@ -121,9 +123,9 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except ValueError as error:  # also JSONDecodeError and UnicodeDecodeError
-        raise ValueError(f"The results file '{path}' is not valid JSON: {error}") from error
+        raise UsageError(f"The results file '{path}' is not valid JSON: {error}") from error
     if not isinstance(results, dict):
-        raise ValueError(
+        raise UsageError(
             f"The results file '{path}' must hold one JSON object, but it holds a {type(results).__name__}."
         )
     return results
@@ -179,12 +181,12 @@ def _check_model(record: Any, path: str) -> None:
     _count(_get(record, "num_parameters", path), _join(path, "num_parameters"), minimum=1)
     losses = _mapping(_get(record, "loss", path), _join(path, "loss"))
     if not losses:
-        raise ValueError(f"`{_join(path, 'loss')}` must name at least one domain, but it is empty.")
+        raise UsageError(f"`{_join(path, 'loss')}` must name at least one domain, but it is empty.")
     _check_numbers(losses, losses, _join(path, "loss"))
     mean = _number(_get(record, "mean", path), _join(path, "mean"))
     expected = math.fsum(losses.values()) / len(losses)
     if not math.isclose(mean, expected, rel_tol=MEAN_TOLERANCE, abs_tol=MEAN_TOLERANCE):
-        raise ValueError(
+        raise UsageError(
             f"`{_join(path, 'mean')}` must be the unweighted mean over the domains ({expected:.6f}), "
             f"but it is {mean:.6f}."
         )
@@ -202,7 +204,7 @@ def _check_baseline(record: Any, path: str) -> None:
 def _check_same_shape(shape: Mapping[str, int], target: Mapping[str, int], path: str) -> None:
     for name in TARGET_NAMES:
         if shape.get(name) != target.get(name):
-            raise ValueError(
+            raise UsageError(
                 f"`{path}.shape.{name}` must be the target's ({target.get(name)}), but it is {shape.get(name)}."
             )
 
@@ -214,7 +216,7 @@ def _check_domains(results: Mapping[str, Any], baselines: Mapping[str, Any]) -> 
     records.update({f"baselines.{name}": record for name, record in baselines.items()})
     for path, record in records.items():
         if set(record["loss"]) != domains:
-            raise ValueError(
+            raise UsageError(
                 f"`{path}.loss` must name the domains of `source.loss` ({', '.join(sorted(domains))}), "
                 f"but it names {', '.join(sorted(record['loss']))}."
             )
@@ -234,7 +236,7 @@ def _check_numbers(mapping: Any, names: Iterable[str], path: str) -> None:
 
 def _get(mapping: Mapping[str, Any], name: str, path: str) -> Any:
     if name not in mapping:
-        raise ValueError(f"The results lack the key `{_join(path, name)}`.")
+        raise UsageError(f"The results lack the key `{_join(path, name)}`.")
     return mapping[name]
 
 
@@ -256,8 +258,8 @@ def _number(value: Any, path: str) -> float:
     return float(value)
 
 
-def _wrong(path: str, value: Any, rule: str) -> ValueError:
-    return ValueError(f"`{path}` must be {rule}, but it is {value!r}.")
+def _wrong(path: str, value: Any, rule: str) -> UsageError:
+    return UsageError(f"`{path}` must be {rule}, but it is {value!r}.")
 
 
 def _join(path: str, name: str) -> str:
@@ -269,20 +271,20 @@ def _check_json(value: Any, path: str) -> None:
     if isinstance(value, dict):
         for name, item in value.items():
             if not isinstance(name, str):
-                raise ValueError(f"Keys must be strings, but `{path or 'results'}` has the key {name!r}.")
+                raise UsageError(f"Keys must be strings, but `{path or 'results'}` has the key {name!r}.")
             _check_json(item, _join(path, name))
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             _check_json(item, f"{path}[{index}]")
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"`{path}` must be finite, but it is {value}. Nothing was written.")
+            raise UsageError(f"`{path}` must be finite, but it is {value}. Nothing was written.")
     elif not (value is None or isinstance(value, str | int)):
-        raise ValueError(
+        raise UsageError(
             f"`{path}` must be a plain number, string, list or dict, but it is a {type(value).__name__}. "
             "Convert it first, for example with `.item()` or `.tolist()`. Nothing was written."
         )
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"it holds {name}, which is not a finite number")
+    raise UsageError(f"it holds {name}, which is not a finite number")

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from hf_shear.reporting.results import MODEL_NAMES, TARGET_NAMES
 
+from ..core import UsageError
+
 # Smaller differences of mean loss are called a tie: in nats per token. One seed on a held-out set of some
 # 1e5 tokens cannot tell less apart; `spread_table` replaces it by the measured spread of several seeds.
 TIE_TOLERANCE = 0.005
@@ -313,23 +315,23 @@ def _means_by_arm(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 def _check_runs(runs: Sequence[Mapping[str, Any]]) -> None:
     if not runs:
-        raise ValueError("`runs` must hold the results of at least one run, but it is empty.")
+        raise UsageError("`runs` must hold the results of at least one run, but it is empty.")
     seeds = [run.get("seed") for run in runs]
     if None in seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"`runs` must each have a seed of their own, but their seeds are {seeds}.")
+        raise UsageError(f"`runs` must each have a seed of their own, but their seeds are {seeds}.")
     first = {arm.name: arm.record for arm in read_arms(runs[0])}
     if "recovered" not in first:
-        raise ValueError("`runs` must hold complete runs, but the first has no `recovered` model.")
+        raise UsageError("`runs` must hold complete runs, but the first has no `recovered` model.")
     for run in runs[1:]:
         records = {arm.name: arm.record for arm in read_arms(run)}
         if set(records) != set(first):
-            raise ValueError(
+            raise UsageError(
                 f"`runs` must hold the same models, but seed {seeds[0]} has {', '.join(first)} and "
                 f"seed {run['seed']} has {', '.join(records)}."
             )
         for name, record in records.items():
             if record["shape"] != first[name]["shape"] or set(record["loss"]) != set(first[name]["loss"]):
-                raise ValueError(
+                raise UsageError(
                     f"`runs` must agree in the shape and domains of every model, but `{name}` of seed "
                     f"{run['seed']} differs from that of seed {seeds[0]}."
                 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
+from ..core import UsageError
 from ..modeling import check_supported_source
 from ..recovery import check_same_tokens
 from ..reporting import collect_versions
@@ -36,13 +37,13 @@ def open_adopting_run(pipeline, args) -> Run:
     """
     named = [name for name in (*TARGET_NAMES, "preset", "target_num_parameters") if getattr(pipeline, name) is not None]
     if named:
-        raise ValueError(f"`pruned` has its shape already: leave out {', '.join(f'`--{name}`' for name in named)}.")
+        raise UsageError(f"`pruned` has its shape already: leave out {', '.join(f'`--{name}`' for name in named)}.")
     source = AutoConfig.from_pretrained(pipeline.model_name_or_path)
     check_supported_source(source)
     shape = _checked_shape(pipeline, source)
     finished = finished_stages(args.output_dir)
     if MASK_LEARNING in (finished or ()):
-        raise ValueError(
+        raise UsageError(
             f"The run in {str(args.output_dir)!r} has learned masks and has a pruned model of its own. Recover that one"
             " without `--pruned`, or name another `--output_dir`."
         )
@@ -56,18 +57,18 @@ def _checked_shape(pipeline, source: PretrainedConfig) -> ModelShape:
     check_supported_source(config)
     shape, head_dim = ModelShape.from_config(config), ModelShape.from_config(source).head_dim
     if config.vocab_size != source.vocab_size:
-        raise ValueError(
+        raise UsageError(
             f"`pruned` {path!r} has a vocabulary of {config.vocab_size} entries, the source {source.vocab_size}. Name the"
             " model that it was cut out of."
         )
     if shape.head_dim != head_dim:
-        raise ValueError(
+        raise UsageError(
             f"`pruned` {path!r} has heads of {shape.head_dim} channels, the source of {head_dim}. Name the model that it"
             " was cut out of."
         )
     cut_of = (_provenance(path).get("source") or {}).get("shape")
     if cut_of is not None and cut_of != ModelShape.from_config(source).to_dict():
-        raise ValueError(
+        raise UsageError(
             f"`pruned` {path!r} was cut out of a model of another shape than the source's, as its {PROVENANCE_NAME} says"
             f" ({cut_of}). Name that model."
         )

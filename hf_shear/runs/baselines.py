@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from transformers import PreTrainedModel
 
+from ..core import UsageError
 from ..data import Calibration
 from ..modeling import ShearingModel
 from ..one_shot import prune_one_shot
@@ -26,7 +27,7 @@ def baseline_learning_rates(text: str | None) -> dict[str, float]:
         name in BASELINES and isinstance(rate, (int, float)) and math.isfinite(rate) and rate > 0
         for name, rate in rates.items()
     ):
-        raise ValueError(
+        raise UsageError(
             f"`baseline_learning_rates` must be JSON that gives some of {', '.join(BASELINES)} a positive rate, such as"
             f" '{{\"scratch\": 0.002}}', but it is {text!r}."
         )
@@ -50,7 +51,7 @@ def baseline_model(
         ValueError: an unknown name.
     """
     if name not in BASELINES:
-        raise ValueError(f"Unknown baseline {name!r}; there are {', '.join(BASELINES)}.")
+        raise UsageError(f"Unknown baseline {name!r}; there are {', '.join(BASELINES)}.")
     text = Calibration.from_batches(calibration, micro_batch_size, seed)
     criterion = "random" if name == "scratch" else name
     # A baseline stays what it was published as, whatever one-shot pruning does by default.

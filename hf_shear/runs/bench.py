@@ -17,6 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ..compensation import check_compensation
+from ..core import UsageError
 from ..data import Calibration
 from ..masks import unit_kinds
 from ..one_shot import criteria_by_kind, make_plan, prune_one_shot
@@ -53,11 +54,11 @@ class BenchArguments(TargetArguments, DataArguments):
     def __post_init__(self):
         for name in ("recovery_tokens", "calibration_batches", "calibration_batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
+                raise UsageError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
         if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
-            raise ValueError(f"`seeds` must be different numbers, at least one, but they are {self.seeds}.")
+            raise UsageError(f"`seeds` must be different numbers, at least one, but they are {self.seeds}.")
         if self.as_family is not None:
-            raise ValueError("`as_family` is not for the bench: its methods are compared in the family of the source.")
+            raise UsageError("`as_family` is not for the bench: its methods are compared in the family of the source.")
         for text in self.methods:
             BenchMethod.parse(text)
 
@@ -91,7 +92,7 @@ class Bench:
 
     def __init__(self, arguments: BenchArguments, args: ShearTrainingArguments):
         if args.world_size > 1:
-            raise ValueError("The bench runs in one process: memory and seconds of several would not compare.")
+            raise UsageError("The bench runs in one process: memory and seconds of several would not compare.")
         self.arguments, self.args = arguments, args
         self.methods = [BenchMethod.parse(text) for text in arguments.methods]
         config = AutoConfig.from_pretrained(arguments.source)
@@ -130,7 +131,7 @@ class Bench:
         if results["settings"] != settings:
             changed = {name: (results["settings"].get(name), value) for name, value in settings.items()
                        if results["settings"].get(name) != value}  # fmt: skip
-            raise ValueError(
+            raise UsageError(
                 f"`output_dir` {str(self.path.parent)!r} holds a bench with other settings (before, now): {changed}. Give"
                 " the same ones, or another folder."
             )

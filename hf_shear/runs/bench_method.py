@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass, field
 
 from ..compensation import resolve_compensation
+from ..core import UsageError
 from ..importance import options_from_text
 from ..one_shot import criteria_from_words
 from ..training import PRUNING_SHARE
@@ -70,19 +71,19 @@ class BenchMethod:
         compensation = parts["compensation"] or "none"
         resolve_compensation(compensation)
         if not words:
-            raise ValueError(f"`methods` has {text!r}, which names no criterion, such as 'taylor+least_squares@5'.")
+            raise UsageError(f"`methods` has {text!r}, which names no criterion, such as 'taylor+least_squares@5'.")
         kind, options, words = _kind(words, text)
         shots = parts["shots"]
         if shots is not None and (kind != ONE_SHOT or not shots.isdigit() or int(shots) < 1):
-            raise ValueError(f"`methods` has {text!r}: @ is followed by a number of shots, of one-shot pruning alone.")
+            raise UsageError(f"`methods` has {text!r}: @ is followed by a number of shots, of one-shot pruning alone.")
         if kind in (LEARNED, SCRATCH):
             if words or (kind == SCRATCH and compensation != "none"):
-                raise ValueError(f"`methods` has {text!r}, but {kind!r} takes nothing more than its options.")
+                raise UsageError(f"`methods` has {text!r}, but {kind!r} takes nothing more than its options.")
             return cls(text, kind, compensation=compensation, options=options)
         allocations = [word.partition("=")[2] for word in words if word.startswith("allocation=")]
         criterion = criteria_from_words([word for word in words if not word.startswith("allocation=")])
         if len(allocations) > 1 or (allocations and kind != ONE_SHOT):
-            raise ValueError(f"`methods` has {text!r}: one-shot pruning has one allocation, the others none.")
+            raise UsageError(f"`methods` has {text!r}: one-shot pruning has one allocation, the others none.")
         return cls(text, kind, criterion, compensation, int(shots or 1), (allocations or [UNIFORM])[0], options)
 
 
@@ -102,13 +103,13 @@ def _kind(words: list[str], text: str) -> tuple[str, dict, list[str]]:
             given, criterion = "", rest
         options, left = options_from_text(given, known, owner), [*([criterion] if criterion else []), *words[1:]]
         if not left:
-            raise ValueError(
+            raise UsageError(
                 f"`methods` has {text!r}, which names no criterion, such as 'interleaved:stages=5:taylor'."
             )
     options = known | options
     if "share" in options and not 0 < options["share"] <= 1:
-        raise ValueError(f"`methods` has {text!r}: a share must be above 0 and at most 1.")
+        raise UsageError(f"`methods` has {text!r}: a share must be above 0 and at most 1.")
     for option, choices in ARM_CHOICES.items():
         if option in options and options[option] not in choices:
-            raise ValueError(f"`methods` has {text!r}: {option} must be one of {', '.join(choices)}.")
+            raise UsageError(f"`methods` has {text!r}: {option} must be one of {', '.join(choices)}.")
     return name, options, left

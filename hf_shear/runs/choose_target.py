@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
+from ..core import UsageError
 from ..families import family_named
 from ..modeling import as_family, check_supported_source
 from ..shapes import TARGET_NAMES, TargetShape, preset_shape, shape_for_budget
@@ -30,7 +31,7 @@ def choose_target(pipeline, config: PretrainedConfig) -> tuple[TargetShape, str 
     named = {name: getattr(pipeline, name) for name in TARGET_NAMES if getattr(pipeline, name) is not None}
     ways = [bool(named), pipeline.preset is not None, pipeline.target_num_parameters is not None]
     if sum(ways) != 1:
-        raise ValueError(f"Name a target one way: {', '.join(TARGET_NAMES)}, `--preset` or `--target_num_parameters`.")
+        raise UsageError(f"Name a target one way: {', '.join(TARGET_NAMES)}, `--preset` or `--target_num_parameters`.")
     if pipeline.preset is not None:
         return preset_shape(pipeline.preset, config), None
     if pipeline.target_num_parameters is not None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser
 
+from ..core import UsageError
+
 
 def parse_arguments(
     dataclass_types,
@@ -34,7 +36,7 @@ def parse_arguments(
         instead: name of a flag -> names that a file's entries lose where the flag is given, because it says the same
             in another way.
         refused: names of flags that must not be given, with what to do in place of each.
-        raises: raise ValueError for unknown, missing and malformed flags, where argparse would print its usage and exit.
+        raises: raise UsageError for unknown, missing and malformed flags, where argparse would print its usage and exit.
 
     Raises:
         ValueError: the file does not exist, or is not a YAML mapping of names to values; or a refused flag was given.
@@ -50,14 +52,19 @@ def parse_arguments(
     from_file = _flags_from_file(path, left_out)
     for name in given | _names(from_file):
         if name in (refused or {}):
-            raise ValueError(f"`--{name}` can not be given here: {refused[name]}.")
-    *instances, _ = parser.parse_args_into_dataclasses(from_file + flags, look_for_args_file=False)
+            raise UsageError(f"`--{name}` can not be given here: {refused[name]}.")
+    try:
+        *instances, _ = parser.parse_args_into_dataclasses(from_file + flags, look_for_args_file=False)
+    except UsageError:
+        raise
+    except ValueError as error:  # of an unknown flag, or of what transformers checks in its own arguments
+        raise UsageError(str(error)) from error
     return tuple(instances)
 
 
 class _RaisingParser(HfArgumentParser):
     def error(self, message):
-        raise ValueError(message)
+        raise UsageError(message)
 
 
 def _names(flags: Sequence[str]) -> set[str]:
@@ -68,11 +75,11 @@ def _names(flags: Sequence[str]) -> set[str]:
 def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     """Split ``--config PATH`` (or ``--config=PATH``) from the other flags."""
     if sum(argument.split("=")[0] == "--config" for argument in arguments) > 1:
-        raise ValueError("`--config` is given more than once. Put all entries into one file, or give them as flags.")
+        raise UsageError("`--config` is given more than once. Put all entries into one file, or give them as flags.")
     for index, argument in enumerate(arguments):
         if argument == "--config":
             if index + 1 == len(arguments):
-                raise ValueError("`--config` needs the path of a YAML file.")
+                raise UsageError("`--config` needs the path of a YAML file.")
             return arguments[index + 1], arguments[:index] + arguments[index + 2 :]
         if argument.startswith("--config="):
             return argument.split("=", 1)[1], arguments[:index] + arguments[index + 1 :]
@@ -83,10 +90,10 @@ def _flags_from_file(path: str | Path | None, left_out: Collection[str] = ()) ->
     if path is None:
         return []
     if not Path(path).is_file():
-        raise ValueError(f"`--config` {path!r} is not a file.")
+        raise UsageError(f"`--config` {path!r} is not a file.")
     content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     if not isinstance(content, dict):
-        raise ValueError(f"`--config` {path!r} must hold names and values, but it holds a {type(content).__name__}.")
+        raise UsageError(f"`--config` {path!r} must hold names and values, but it holds a {type(content).__name__}.")
     flags = []
     for name, value in content.items():
         if value is None or name in left_out:

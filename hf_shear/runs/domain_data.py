@@ -10,6 +10,7 @@ from itertools import islice
 from datasets import DatasetDict, concatenate_datasets
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from ..core import UsageError
 from ..data import (
     DynamicBatchSampler,
     check_max_length,
@@ -80,7 +81,7 @@ def prepare_domain_data(
     check_tokenizer_fits(tokenizer, config.vocab_size)
     check_max_length(max_length, config.max_position_embeddings)
     if eval_tokens < max_length:
-        raise ValueError(
+        raise UsageError(
             f"`eval_tokens` ({eval_tokens}) must be at least one sample of `max_length` ({max_length}) tokens."
         )
     options = {"block_diagonal": block_diagonal, "num_proc": num_proc}

@@ -6,6 +6,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..compensation import SOURCE, CompensationReport, check_compensation, compensate, resolve_compensation
+from ..core import UsageError
 from ..data import Calibration
 from ..modeling import ShearingModel
 from ..slicing import KeptUnits, slice_model
@@ -26,12 +27,12 @@ def check_learned_cut(
     if resolve_compensation(compensation) is None:
         return
     if not hardened:
-        raise ValueError(
+        raise UsageError(
             f"`compensation={compensation!r}` needs masks of 0 and 1, but these are never hardened (`paper`, or a"
             " `hardening_ratio` of 0). Leave one of the two out."
         )
     if sharded:
-        raise ValueError(
+        raise UsageError(
             f"`compensation={compensation!r}` needs whole weights, but DeepSpeed or FSDP spread them over processes."
             " Learn masks without it, and compensate in one process: `hf-shear export CHECKPOINT --compensation ...`."
         )
@@ -61,7 +62,7 @@ def cut_learned_masks(
     if method is None:
         return *slice_model(masked, dtype=dtype), CompensationReport()
     if calibration is None or (source is None and method.towards == SOURCE):
-        raise ValueError(f"`compensation={compensation!r}` needs calibration text, and with towards=source the source.")
+        raise UsageError(f"`compensation={compensation!r}` needs calibration text, and with towards=source the source.")
     gates = masked.masks.deterministic()
     twin = type(masked).from_model(masked, masked.masks.target).eval()  # shares the weights
     reference = None if source is None else type(masked).from_model(source).to(twin.device).eval()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..compensation import resolve_compensation
+from ..core import UsageError
 from ..masks import MASK_DRAWS, MASK_METHODS, START_SPREAD
 from ..one_shot import criteria_from_words
 from ..recovery import TEACHER_PLACEMENTS
@@ -103,7 +104,7 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
             try:
                 criteria_from_words(self.mask_start.split())
             except ValueError as error:
-                raise ValueError(
+                raise UsageError(
                     f"`mask_start` must be {' or '.join(MASK_STARTS)}, or name criteria, but it is {self.mask_start!r}:"
                     f" {error}"
                 ) from error
@@ -112,4 +113,4 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
 
 def _check_at_least_one(arguments, name: str) -> None:
     if getattr(arguments, name) < 1:
-        raise ValueError(f"`{name}` must be at least 1, but it is {getattr(arguments, name)}.")
+        raise UsageError(f"`{name}` must be at least 1, but it is {getattr(arguments, name)}.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from ..core import UsageError
 from ..shapes import TARGET_NAMES, ModelShape
 from ..training.checkpoints import TRAINER_STATE_NAME, last_whole_checkpoint
 from ..training.state_file import STATE_NAME, write_json_atomically
@@ -55,25 +56,25 @@ class RunFolder:
         settings: dict | None = None,
     ):
         if resume and overwrite:
-            raise ValueError("`--resume` and `--overwrite` contradict each other; give one of them.")
+            raise UsageError("`--resume` and `--overwrite` contradict each other; give one of them.")
         if path is None and resume:
-            raise ValueError("`--resume` needs `--output_dir`: the folder of the run to continue.")
+            raise UsageError("`--resume` needs `--output_dir`: the folder of the run to continue.")
         self.path = Path(path) if path is not None else _next_numbered(Path("runs"))
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"`--output_dir` {str(self.path)!r} is a file. Choose another name for the run's folder.")
+            raise UsageError(f"`--output_dir` {str(self.path)!r} is a file. Choose another name for the run's folder.")
         stages = self.path / _STAGES_NAME
         self._replaces = False
         if resume and not stages.is_file():
-            raise ValueError(f"`--resume`: `--output_dir` {str(self.path)!r} holds no run. Leave `--resume` out.")
+            raise UsageError(f"`--resume`: `--output_dir` {str(self.path)!r} holds no run. Leave `--resume` out.")
         if self.path.is_dir() and any(self.path.iterdir()) and not resume:
             if not stages.is_file():
-                raise ValueError(
+                raise UsageError(
                     f"`--output_dir` {str(self.path)!r} is not empty, and what it holds was not written by a run."
                     " Choose another folder."
                 )
             unused = _is_unused(self.path)
             if not overwrite and not unused:
-                raise ValueError(
+                raise UsageError(
                     f"`--output_dir` {str(self.path)!r} already holds a run. Choose another folder, continue it with"
                     " `--resume`, or delete it with `--overwrite`."
                 )
@@ -108,7 +109,7 @@ class RunFolder:
         changed = [name for name in settings if name in before and before[name] != settings[name]]
         if changed:
             listed = ", ".join(f"{name} was {before.get(name)!r} and is now {settings[name]!r}" for name in changed)
-            raise ValueError(
+            raise UsageError(
                 f"`--resume` would continue {str(self.path)!r} with other arguments: {listed}. Give the same ones, or"
                 " start a run in another folder."
             )
@@ -158,7 +159,7 @@ class RunFolder:
         """The last whole training checkpoint of a stage, or None."""
         for checkpoint in (self.path / stage).glob("checkpoint-*"):
             if (checkpoint / TRAINER_STATE_NAME).is_file() and not (checkpoint / STATE_NAME).is_file():
-                raise ValueError(
+                raise UsageError(
                     f"`--resume`: {str(checkpoint)!r} was written with `save_only_model`, so training cannot go on from"
                     " it. Delete it to train this stage again, or start a run in another folder."
                 )

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from ..compensation import resolve_compensation
+from ..core import UsageError
 from ..data import Calibration, load_domains, warn_of_shared_text
 from ..families import family_named, family_of
 from ..importance import mask_start_importance
@@ -106,7 +107,7 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
 def read_domains(pipeline, args: ShearTrainingArguments, default_domains=None):
     """Text per domain, checked against the arguments."""
     if pipeline.data_dir is None and default_domains is None:
-        raise ValueError("`data_dir` is needed: a folder with one sub-folder or file of text per domain.")
+        raise UsageError("`data_dir` is needed: a folder with one sub-folder or file of text per domain.")
     with PartialState().local_main_process_first():  # reads; the others find it cached
         domains = load_domains(pipeline.data_dir) if pipeline.data_dir else default_domains()
     check_domain_arguments(args, list(domains))

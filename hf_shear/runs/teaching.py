@@ -10,6 +10,7 @@ from accelerate import PartialState
 from datasets import DatasetDict
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
+from ..core import UsageError
 from ..recovery import (
     Teacher,
     check_mergeable,
@@ -38,7 +39,7 @@ def check_teaching(pipeline, args: ShearTrainingArguments, path: str, student: P
         ValueError: other vocabularies; a quantised base without adapters; logits to be stored by several processes.
     """
     if pipeline.quantize != "none" and args.recovery_method != "lora":
-        raise ValueError(
+        raise UsageError(
             f"`quantize={pipeline.quantize!r}` needs `recovery_method='lora'`: quantised weights can not be trained, only"
             f" adapters beside them, but it is {args.recovery_method!r}."
         )
@@ -73,7 +74,7 @@ def store_logits(pipeline, args: ShearTrainingArguments, path: str, train: Datas
         ValueError: several processes, which would wait for the first one for hours.
     """
     if PartialState().num_processes > 1:
-        raise ValueError(
+        raise UsageError(
             "`teacher_placement='stored'`: the teacher's logits are computed by one process. Run once with one process and"
             " `--stop_after teacher_logits`, then launch this with `--resume`."
         )

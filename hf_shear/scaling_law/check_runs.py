@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..core import UsageError
 from .recovery_run import UNITS_HINT, RecoveryRun, rising_slope
 
 MIN_TOKENS = 1_000
@@ -27,21 +28,21 @@ def check_runs(runs: Sequence[RecoveryRun], allow_different_tokens: bool = False
             tokens in another unit, losses that rise, or different token counts.
     """
     if not runs:
-        raise ValueError("There are no runs to fit.")
+        raise UsageError("There are no runs to fit.")
     names = [run.name for run in runs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"Runs must have different names, but these are there twice: {', '.join(twice)}.")
+        raise UsageError(f"Runs must have different names, but these are there twice: {', '.join(twice)}.")
     for what, values in (("family", [run.family for run in runs]), ("pruning", [run.pruning for run in runs])):
         kinds = sorted({str(value) for value in values})
         if len(kinds) > 1:
-            raise ValueError(
+            raise UsageError(
                 f"One law holds for one {what}, but the runs have {', '.join(kinds)} ('None' is a run that names none)."
                 f" Fit each {what} alone, or borrow constants from the other's fit with `fixed`."
             )
     without = [run.name for run in runs if run.control_losses is None]
     if without and len(without) < len(runs):
-        raise ValueError(
+        raise UsageError(
             f"Runs with a control and runs without are mixed; without: {', '.join(without)}. L - L0 is not the same in"
             " both. Give all runs a control, or none."
         )
@@ -49,7 +50,7 @@ def check_runs(runs: Sequence[RecoveryRun], allow_different_tokens: bool = False
         _check_units(run)
         slope = rising_slope(run.tokens, run.losses)
         if slope > 0:
-            raise ValueError(
+            raise UsageError(
                 f"The losses of run {run.name!r} rise: from {run.losses[0]:.4g} to {run.losses[-1]:.4g}, or"
                 f" {slope:+.3g} nats per doubling of tokens. A law of recovery has nothing to say of a run that diverged:"
                 " lower its learning rate, or leave it out."
@@ -60,7 +61,7 @@ def check_runs(runs: Sequence[RecoveryRun], allow_different_tokens: bool = False
 def _check_units(run: RecoveryRun) -> None:
     last, size = run.tokens[-1], run.case.num_parameters
     if last < MIN_TOKENS or last < MIN_TOKENS_PER_PARAMETER * size:
-        raise ValueError(
+        raise UsageError(
             f"The `tokens` of run {run.name!r} end at {last:g}, and its source has {size:,.0f} parameters: that looks like"
             f" {UNITS_HINT}"
         )
@@ -73,9 +74,9 @@ def _check_token_counts(runs: Sequence[RecoveryRun], allow_different_tokens: boo
         f"{shortest.name!r} ends at {shortest.tokens[-1]:,.0f} tokens and {longest.name!r} at {longest.tokens[-1]:,.0f}"
     )
     if ratio > WRONG_UNIT_RATIO:
-        raise ValueError(f"{ends}, {ratio:,.0f} x as many: the first looks like thousands or millions of tokens.")
+        raise UsageError(f"{ends}, {ratio:,.0f} x as many: the first looks like thousands or millions of tokens.")
     if ratio > TOKEN_TOLERANCE and not allow_different_tokens:
-        raise ValueError(
+        raise UsageError(
             f"Runs of different token counts are mixed: {ends}. Under a learning rate that falls, a checkpoint on the"
             " way is no short run. If all rates were constant, pass `allow_different_tokens=True`"
             " (--allow_different_tokens); else fit runs of one length."

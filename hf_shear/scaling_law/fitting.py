@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core import UsageError
 from .forms import LawForm, feature_values, term_values
 from .recovery_run import RecoveryRun
 
@@ -152,17 +153,17 @@ def check_fixed(form: LawForm, fixed: Mapping[str, float]) -> dict[str, float]:
     held = {}
     for name, value in fixed.items():
         if name not in form.constants:
-            raise ValueError(f"`fixed` names {name!r}; the constants of {form.name!r} are {', '.join(form.constants)}.")
+            raise UsageError(f"`fixed` names {name!r}; the constants of {form.name!r} are {', '.join(form.constants)}.")
         if not math.isfinite(value):
-            raise ValueError(f"`fixed[{name!r}]` must be finite, but it is {value}.")
+            raise UsageError(f"`fixed[{name!r}]` must be finite, but it is {value}.")
         if name in form.scales and value <= 0:
-            raise ValueError(f"`fixed[{name!r}]` must be above 0, but it is {value}.")
+            raise UsageError(f"`fixed[{name!r}]` must be above 0, but it is {value}.")
         if name in form.exponents and not form.exponents[name][0] <= value <= form.exponents[name][1]:
             low, high = form.exponents[name]
-            raise ValueError(f"`fixed[{name!r}]` must be between {low:g} and {high:g}, but it is {value}.")
+            raise UsageError(f"`fixed[{name!r}]` must be between {low:g} and {high:g}, but it is {value}.")
         held[name] = math.log(value) if name in form.scales else float(value)
     if len(held) == len(form.constants):
-        raise ValueError("`fixed` holds all constants, so there is nothing to fit. Leave at least one out.")
+        raise UsageError("`fixed` holds all constants, so there is nothing to fit. Leave at least one out.")
     return held
 
 

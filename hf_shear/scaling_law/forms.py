@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core import UsageError
 from .recovery_run import Case
 
 SIZE, FRACTION, TOKENS = "size", "fraction", "tokens"
@@ -110,7 +111,7 @@ def feature_values(case: Case, tokens: NDArray, names: Sequence[str]) -> dict[st
     tokens = np.asarray(tokens, dtype=float)
     before = case.source_tokens
     if before is None and (ALL_TOKENS in names or AVERAGE_SIZE in names):
-        raise ValueError(
+        raise UsageError(
             "`source_tokens` is needed: the law in the average parameter count counts the tokens that the source was"
             " trained on. Give it, or use another form."
         )
@@ -184,5 +185,5 @@ def resolve_form(form: str | LawForm) -> LawForm:
     if isinstance(form, LawForm):
         return form
     if form not in FORMS:
-        raise ValueError(f"`form` must be one of {', '.join(FORMS)} (or 'auto'), but it is {form!r}.")
+        raise UsageError(f"`form` must be one of {', '.join(FORMS)} (or 'auto'), but it is {form!r}.")
     return FORMS[form]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core import UsageError
 from .check_runs import check_runs
 from .fit_report import relative_error
 from .forms import LawForm
@@ -53,7 +54,7 @@ def split_runs(runs: Sequence[RecoveryRun], name: str) -> Split:
         ValueError: an unknown test, or too few sizes or fractions to hold one out.
     """
     if name not in TEST_NAMES:
-        raise ValueError(f"`name` must be one of {', '.join(TEST_NAMES)}, but it is {name!r}.")
+        raise UsageError(f"`name` must be one of {', '.join(TEST_NAMES)}, but it is {name!r}.")
     if name == "tokens":
         seen, judged = _cut(runs, SEEN_OF_TOKENS)
         return Split(name, seen, seen, judged)
@@ -65,7 +66,7 @@ def split_runs(runs: Sequence[RecoveryRun], name: str) -> Split:
 def _largest_size(runs: Sequence[RecoveryRun]) -> set[str]:
     sizes = {run.case.num_parameters for run in runs}
     if len(sizes) < 3:
-        raise ValueError(f"The test of size needs three, to hold out one, but the runs have {len(sizes)}.")
+        raise UsageError(f"The test of size needs three, to hold out one, but the runs have {len(sizes)}.")
     return {run.name for run in runs if run.case.num_parameters == max(sizes)}
 
 
@@ -75,7 +76,7 @@ def _largest_fractions(runs: Sequence[RecoveryRun]) -> set[str]:
     for size in {run.case.num_parameters for run in runs}:
         own = [run for run in runs if run.case.num_parameters == size]
         if len(own) < 3:
-            raise ValueError(
+            raise UsageError(
                 f"The test of fraction needs three of every size, to hold out one, but {size:,.0f} parameters have"
                 f" {len(own)}."
             )

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core import UsageError
 from ..reporting import write_results
 from .bootstrap import bootstrap
 from .check_runs import check_runs
@@ -159,7 +160,7 @@ class LawFit:
             fitted = {name: tuple(limits) for name, limits in saved["fitted"].items()}
             return cls(form, np.array(saved["theta"]), samples, fitted, saved["has_controls"], None)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise UsageError(
                 f"{os.fspath(path)!r} holds no fitted law ({error!r}). `LawFit.save` writes one."
             ) from error
 
@@ -269,9 +270,9 @@ def fit_each_run(runs: Sequence[RecoveryRun], **options) -> dict[str, LawFit]:
 def _solve(runs, form: LawForm, fixed, *, loss: str, f_scale: float | None, weighting: str, num_starts: int, seed: int):
     """The problem, its solution, and the scale of outliers."""
     if loss not in ROBUST_LOSSES:
-        raise ValueError(f"`loss` must be one of {', '.join(ROBUST_LOSSES)}, but it is {loss!r}.")
+        raise UsageError(f"`loss` must be one of {', '.join(ROBUST_LOSSES)}, but it is {loss!r}.")
     if weighting not in WEIGHTINGS:
-        raise ValueError(f"`weighting` must be one of {', '.join(WEIGHTINGS)}, but it is {weighting!r}.")
+        raise UsageError(f"`weighting` must be one of {', '.join(WEIGHTINGS)}, but it is {weighting!r}.")
     problem = Problem.of(runs, form, fixed or {}, weighting)
     _check_counts(runs, form, problem, fixed)
     f_scale = ROBUST_SCALES * scatter(runs, form.of_rise) if f_scale is None else f_scale
@@ -289,9 +290,9 @@ def _choose_form(form: str | LawForm, runs: Sequence[RecoveryRun]) -> LawForm:
     num_sizes = len({run.case.num_parameters for run in runs})
     chosen = (P2 if num_sizes >= 3 else P2_FIVE) if form == "auto" else resolve_form(form)
     if chosen is POWER_LAW and len(runs) > 1:
-        raise ValueError(f"'power_law' is of one run, but there are {len(runs)}. `fit_each_run` fits each alone.")
+        raise UsageError(f"'power_law' is of one run, but there are {len(runs)}. `fit_each_run` fits each alone.")
     if chosen is not POWER_LAW and len(runs) == 1:
-        raise ValueError(
+        raise UsageError(
             f"One run only ({runs[0].name!r}) can not tell size, fraction and tokens apart: {chosen.name!r} needs runs of"
             " several sizes and fractions. Fit its own power law (form 'power_law'), or add runs."
         )
@@ -301,13 +302,13 @@ def _choose_form(form: str | LawForm, runs: Sequence[RecoveryRun]) -> LawForm:
 def _check_counts(runs, form: LawForm, problem: Problem, fixed: Mapping[str, float] | None) -> None:
     number, needed = len(problem.target), int(problem.free.sum())
     if number < needed:
-        raise ValueError(
+        raise UsageError(
             f"{form.name!r} has {needed} free constants, but there are {number} checkpoint(s) after the start is left"
             " out. Evaluate more often, or hold constants with `fixed`."
         )
     if max(len(run.tokens) for run in runs) < 2 and any(name in form.constants for name in ("beta", "exponent")):
         if not {"beta", "exponent"} & set(fixed or {}):
-            raise ValueError(
+            raise UsageError(
                 "Every run has one checkpoint, so nothing says how the loss falls with tokens. Give the checkpoints on"
                 " the way (the history of a run), or hold `beta` with `fixed`."
             )
@@ -332,4 +333,4 @@ def _flops_per_token(case: Case, given: float | None) -> float:
 
 def _check_positive(name: str, value: float) -> None:
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"`{name}` must be above 0 and finite, but it is {value}.")
+        raise UsageError(f"`{name}` must be above 0 and finite, but it is {value}.")

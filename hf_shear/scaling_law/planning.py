@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..core import UsageError
 from .curves import FLOPS_PER_PARAMETER_AND_TOKEN
 from .estimates import Estimate, number_text
 from .law_fit import LawFit
@@ -104,14 +105,14 @@ def plan_budget(
         ValueError: no candidates, two of one name, or a share outside of [0, 1).
     """
     if not candidates:
-        raise ValueError("`candidates` is empty: give at least one shape to prune to.")
+        raise UsageError("`candidates` is empty: give at least one shape to prune to.")
     names = [candidate.name for candidate in candidates]
     if len(set(names)) < len(names):
-        raise ValueError(f"`candidates` must have different names, but they are {', '.join(names)}.")
+        raise UsageError(f"`candidates` must have different names, but they are {', '.join(names)}.")
     if not 0 <= mask_share < 1:
-        raise ValueError(f"`mask_share` must be at least 0 and below 1, but it is {mask_share}.")
+        raise UsageError(f"`mask_share` must be at least 0 and below 1, but it is {mask_share}.")
     if not total_flops > 0:
-        raise ValueError(f"`total_flops` must be above 0, but it is {total_flops}.")
+        raise UsageError(f"`total_flops` must be above 0, but it is {total_flops}.")
     plans = tuple(_plan_one(fit, candidate, total_flops, max_loss, mask_share, gain) for candidate in candidates)
     choice, reason = _choose(plans, max_loss, total_flops)
     return Plan(total_flops, plans, choice, reason)

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 
+from ..core import UsageError
 from ..reporting import RESULTS_NAME, read_results
 from .recovery_run import Case, RecoveryRun
 
@@ -38,17 +39,17 @@ def read_runs(path: str | os.PathLike) -> list[RecoveryRun]:
     if path.is_dir():
         found = sorted(path.rglob(RESULTS_NAME))
         if not found:
-            raise ValueError(f"`runs`: the folder {str(path)!r} holds no {RESULTS_NAME}, at any depth.")
+            raise UsageError(f"`runs`: the folder {str(path)!r} holds no {RESULTS_NAME}, at any depth.")
         return [run_from_results(file, str(file.parent.relative_to(path))) for file in found]
     if not path.is_file():
-        raise ValueError(f"`runs`: {str(path)!r} is neither a file nor a folder.")
+        raise UsageError(f"`runs`: {str(path)!r} is neither a file nor a folder.")
     if path.suffix == ".csv":
         return runs_from_csv(path)
     content = _read_json(path)
     if isinstance(content, list):
         return [_listed_run(path, entry) for entry in content]
     if "log_history" in content:
-        raise ValueError(
+        raise UsageError(
             f"{str(path)!r} is a Trainer's state and does not say which model was pruned. List it in a JSON file:"
             ' [{"name": ..., "path": ..., "num_parameters": ..., "fraction_removed": ..., "source_loss": ...}].'
         )
@@ -73,7 +74,7 @@ def run_from_results(path: str | os.PathLike, name: str | None = None, source_lo
         checkpoints = [(row["num_tokens"] - tokens["mask_learning"], fmean(row["loss"].values())) for row in rows]
         last = (tokens["recovery"], results["recovered"]["mean"])
     except KeyError as error:
-        raise ValueError(f"The results file {os.fspath(path)!r} lacks {error}, which a run's law needs.") from error
+        raise UsageError(f"The results file {os.fspath(path)!r} lacks {error}, which a run's law needs.") from error
     if source_loss is None:
         source_loss = _reference_loss(path, source, rows)
     checkpoints = [(count, loss) for count, loss in checkpoints if count > 0] or [last]
@@ -87,7 +88,7 @@ def _reference_loss(path, source: Mapping, rows: Sequence[Mapping]) -> float:
         return source["mean"]
     measured = fmean(rows[0].get("reference_loss", source["loss"]).values())
     if abs(measured - source["mean"]) > MAX_REFERENCE_DIFFERENCE * source["mean"]:
-        raise ValueError(
+        raise UsageError(
             f"The reference losses of {os.fspath(path)!r} (mean {measured:.3f}) are not those of its source"
             f" ({source['mean']:.3f}), so they were given and not measured. Pass `source_loss`, of the held-out samples"
             " that training evaluated on."
@@ -116,10 +117,10 @@ def run_from_trainer_state(
     """
     state = _read_json(Path(path))
     if not isinstance(state, dict) or "log_history" not in state:
-        raise ValueError(f"{os.fspath(path)!r} has no `log_history`: it is no trainer_state.json.")
+        raise UsageError(f"{os.fspath(path)!r} has no `log_history`: it is no trainer_state.json.")
     tokens, losses = checkpoints_of_log(state["log_history"], tokens_per_step, loss_key)
     if not tokens:
-        raise ValueError(
+        raise UsageError(
             f"The log of {os.fspath(path)!r} has no {loss_key!r} after the start. Was the run evaluated"
             " (`eval_strategy`)? `loss_key='loss'` takes the training loss."
         )
@@ -142,7 +143,7 @@ def checkpoints_of_log(
         tokens = entry.get("num_tokens", entry.get("num_input_tokens_seen"))
         if tokens is None:
             if tokens_per_step is None:
-                raise ValueError(
+                raise UsageError(
                     "`tokens_per_step` is needed: the log counts no tokens (no `num_tokens` or `num_input_tokens_seen`)."
                     " It is samples per step x tokens per sample, over all processes."
                 )
@@ -164,7 +165,7 @@ def runs_from_csv(path: str | os.PathLike) -> list[RecoveryRun]:
         missing = [name for name in COLUMNS if name not in header]
         unknown = [name for name in header if name not in COLUMNS + OPTIONAL_COLUMNS]
         if missing or unknown:
-            raise ValueError(
+            raise UsageError(
                 f"{os.fspath(path)!r} must have the columns {', '.join(COLUMNS)}, and may have"
                 f" {', '.join(OPTIONAL_COLUMNS)}; missing: {', '.join(missing) or 'none'}; unknown:"
                 f" {', '.join(map(str, unknown)) or 'none'}."
@@ -189,7 +190,7 @@ def _parse_row(path, number: int, row: Mapping[str, str]) -> dict:
         except (TypeError, ValueError):
             parsed[name] = math.nan
         if not math.isfinite(parsed[name]):
-            raise ValueError(
+            raise UsageError(
                 f"{os.fspath(path)!r}, line {number}: `{name}` must be a finite number, but it is {text!r}."
             )
     return parsed
@@ -199,7 +200,7 @@ def _run_from_rows(path, name: str, rows: list[dict]) -> RecoveryRun:
     for column in (*CASE_COLUMNS, "family", "pruning"):
         values = {row.get(column) for row in rows}
         if len(values) > 1:
-            raise ValueError(
+            raise UsageError(
                 f"{os.fspath(path)!r}: `{column}` must be the same in every row of run {name!r}, but it is"
                 f" {', '.join(map(str, sorted(values, key=str)))}. Name runs of different models differently."
             )
@@ -207,7 +208,7 @@ def _run_from_rows(path, name: str, rows: list[dict]) -> RecoveryRun:
     controls = [row.get("control_loss") for row in rows]
     if any(value is None for value in controls):
         if any(value is not None for value in controls):
-            raise ValueError(f"{os.fspath(path)!r}: run {name!r} has `control_loss` in some rows only.")
+            raise UsageError(f"{os.fspath(path)!r}: run {name!r} has `control_loss` in some rows only.")
         controls = None
     case = Case(**{column: rows[0].get(column) for column in CASE_COLUMNS})
     tokens, losses = [row["tokens"] for row in rows], [row["loss"] for row in rows]
@@ -232,7 +233,7 @@ def _listed_run(path: Path, entry: Mapping) -> RecoveryRun:
     unknown = [name for name in entry if name not in (*options, *CASE_COLUMNS, "path")]
     missing = [name for name in ("path", *CASE_COLUMNS[:3]) if name not in entry]
     if unknown or missing:
-        raise ValueError(
+        raise UsageError(
             f"A run in {str(path)!r} must have path, {', '.join(CASE_COLUMNS[:3])}, and may have"
             f" {', '.join((*options, *CASE_COLUMNS[3:]))}; missing: {', '.join(missing) or 'none'}; unknown:"
             f" {', '.join(unknown) or 'none'}."
@@ -247,4 +248,4 @@ def _read_json(path: Path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # also JSONDecodeError and UnicodeDecodeError
-        raise ValueError(f"{str(path)!r} is not valid JSON: {error}") from error
+        raise UsageError(f"{str(path)!r} is not valid JSON: {error}") from error

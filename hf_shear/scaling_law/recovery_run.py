@@ -15,6 +15,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core import UsageError
+
 UNITS_HINT = "tokens in millions or billions. Count them one by one (0.5 billion is 500000000)."
 MIN_PARAMETERS = 1_000
 MAX_CHANCE = 0.01
@@ -43,13 +45,13 @@ class Case:
     def __post_init__(self):
         _positive("num_parameters", self.num_parameters)
         if self.num_parameters < MIN_PARAMETERS:
-            raise ValueError(
+            raise UsageError(
                 f"`num_parameters` must count parameters one by one, but it is {self.num_parameters:g}: that looks like"
                 " millions or billions. Give 1.3e9 for 1.3 billion."
             )
         if not 0 < self.fraction_removed < 1:
             hint = f" Give {self.fraction_removed / 100:g} for {self.fraction_removed:g} %." if self._percent else ""
-            raise ValueError(
+            raise UsageError(
                 "`fraction_removed` must be removed / all parameters, above 0 and below 1, but it is"
                 f" {self.fraction_removed:g}.{hint}"
             )
@@ -58,7 +60,7 @@ class Case:
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
         if self.num_pruned_parameters is not None and self.num_pruned_parameters >= self.num_parameters:
-            raise ValueError(
+            raise UsageError(
                 f"`num_pruned_parameters` ({self.num_pruned_parameters:,}) must be below `num_parameters`"
                 f" ({self.num_parameters:,})."
             )
@@ -106,11 +108,11 @@ class RecoveryRun:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
         if not self.tokens:
-            raise ValueError(f"Run {self.name!r} has no checkpoints.")
+            raise UsageError(f"Run {self.name!r} has no checkpoints.")
         for name in ("losses", "control_losses"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.tokens):
-                raise ValueError(
+                raise UsageError(
                     f"Run {self.name!r} must have one of `{name}` per checkpoint ({len(self.tokens)}), but it has"
                     f" {len(values)}."
                 )
@@ -122,12 +124,12 @@ class RecoveryRun:
         for value in self.tokens:
             _positive(f"tokens` of run `{self.name}", value)
         if any(value != math.floor(value) for value in self.tokens):
-            raise ValueError(
+            raise UsageError(
                 f"`tokens` of run {self.name!r} must be whole numbers, but it ends at {self.tokens[-1]:g}: that looks like"
                 f" {UNITS_HINT}"
             )
         if any(after <= before for before, after in pairwise(self.tokens)):
-            raise ValueError(
+            raise UsageError(
                 f"`tokens` of run {self.name!r} must rise from checkpoint to checkpoint; sort or split it."
             )
 
@@ -147,7 +149,7 @@ class RecoveryRun:
         """The checkpoints with ``low <= tokens <= high``."""
         kept = [index for index, value in enumerate(self.tokens) if low <= value <= high]
         if not kept:
-            raise ValueError(f"Run {self.name!r} has no checkpoints between {low:,.0f} and {high:,.0f} tokens.")
+            raise UsageError(f"Run {self.name!r} has no checkpoints between {low:,.0f} and {high:,.0f} tokens.")
         control = self.control_losses
         return replace(
             self,
@@ -159,7 +161,7 @@ class RecoveryRun:
     def without_start(self, fraction: float) -> RecoveryRun:
         """Without the first ``fraction`` of its tokens, where the loss does not yet follow a power of them (2410.11840)."""
         if not 0 <= fraction < 1:
-            raise ValueError(f"`drop_start` must be at least 0 and below 1, but it is {fraction}.")
+            raise UsageError(f"`drop_start` must be at least 0 and below 1, but it is {fraction}.")
         return self.between(low=fraction * self.tokens[-1])
 
 
@@ -172,7 +174,7 @@ def with_control(run: RecoveryRun, control_tokens: Sequence[float], control_loss
     known = dict(zip(control_tokens, control_losses, strict=True))
     missing = [value for value in run.tokens if value not in known]
     if missing:
-        raise ValueError(
+        raise UsageError(
             f"The control of run {run.name!r} has no checkpoint at {missing[0]:,.0f} tokens. Evaluate both at the same"
             " steps."
         )
@@ -195,8 +197,8 @@ def rising_slope(tokens: Sequence[float], losses: Sequence[float]) -> float:
 
 def _positive(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
-        raise ValueError(
+        raise UsageError(
             f"`{name}` must be a finite number, but it is {value!r}. Leave the checkpoint out, or mend it."
         )
     if value <= 0:
-        raise ValueError(f"`{name}` must be above 0, but it is {value!r}.")
+        raise UsageError(f"`{name}` must be above 0, but it is {value!r}.")

@@ -16,6 +16,7 @@ from numbers import Integral, Real
 
 from transformers import PretrainedConfig
 
+from ..core import UsageError
 from .model_shape import TARGET_NAMES, ModelShape
 from .parameter_count import (
     count_embedding_parameters,
@@ -111,7 +112,7 @@ def shape_for_budget(
     """
     source = TargetShape.from_source(source_config).source
     if source.num_experts is not None:
-        raise ValueError(
+        raise UsageError(
             "A shape for a budget of parameters can not be picked for a mixture of experts. Name the sizes of the target:"
             f" any of {', '.join(name for name in TARGET_NAMES if name != 'intermediate_size')}."
         )
@@ -119,7 +120,7 @@ def shape_for_budget(
     budget = parameter_budget(num_source_parameters, num_parameters, fraction_kept)
     smallest = _smallest_shape(source_config, source)
     if budget < count_parameters(source_config, smallest):
-        raise ValueError(_too_small(source_config, smallest, budget))
+        raise UsageError(_too_small(source_config, smallest, budget))
     sizes, multiples = _search(source_config, source, budget)
     shape = TargetShape.from_source(source_config, **sizes)
     return BudgetChoice(
@@ -139,25 +140,25 @@ def parameter_budget(num_source: int, num_parameters: int | None = None, fractio
         ValueError: both or neither are given, or the budget is out of range; the text names the range.
     """
     if (num_parameters is None) == (fraction_kept is None):
-        raise ValueError(
+        raise UsageError(
             "Give exactly one of `num_parameters` and `fraction_kept`, but "
             f"they are {num_parameters!r} and {fraction_kept!r}."
         )
     if fraction_kept is not None:
         is_number = isinstance(fraction_kept, Real) and not isinstance(fraction_kept, bool)
         if not is_number or not 0 < fraction_kept <= 1:
-            raise ValueError(
+            raise UsageError(
                 f"`fraction_kept` must be above 0 and at most 1, but it is {fraction_kept!r}. "
                 f"It is the share of the source's {num_source:,} parameters that the target may have."
             )
         return math.floor(fraction_kept * num_source)
     if isinstance(num_parameters, bool) or not isinstance(num_parameters, Integral):
-        raise ValueError(
+        raise UsageError(
             f"`num_parameters` must be an integer, but it is {num_parameters!r} "
             f"({type(num_parameters).__name__}). To keep a share of the source, give `fraction_kept`."
         )
     if not 1 <= num_parameters <= num_source:
-        raise ValueError(
+        raise UsageError(
             f"`num_parameters` must be between 1 and the source's {num_source:,}, but it is "
             f"{num_parameters:,}. Shearing only removes parameters."
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from ..core import UsageError
 from ..families import family_of, supported_model_types
 
 SHAPE_NAMES = (
@@ -30,9 +31,9 @@ TARGET_NAMES = (*SHAPE_NAMES, NUM_EXPERTS)
 def check_size(name: str, value: Any) -> int:
     """`value` as a plain int. Raises ValueError unless it is an integer (no bool, no float) of 1 or more."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError(f"`{name}` must be an integer, but it is {value!r} ({type(value).__name__}).")
+        raise UsageError(f"`{name}` must be an integer, but it is {value!r} ({type(value).__name__}).")
     if value < 1:
-        raise ValueError(f"`{name}` must be at least 1, but it is {value}. A model cannot be empty.")
+        raise UsageError(f"`{name}` must be at least 1, but it is {value}. A model cannot be empty.")
     return int(value)
 
 
@@ -40,18 +41,18 @@ def check_supported(config: PretrainedConfig) -> None:
     """Raises ValueError if the family of `config` is not supported, or its layers differ in shape."""
     family = family_of(config)
     if family is None:
-        raise ValueError(
+        raise UsageError(
             f"The config must be of a supported family (model_type: {', '.join(supported_model_types())}), but it is a "
             f"{type(config).__name__} (model_type {getattr(config, 'model_type', None)!r}). To add a family: "
             "examples/docs/families.md."
         )
     if getattr(config, "is_heterogeneous", False):
-        raise ValueError(
+        raise UsageError(
             "The config must give all layers one shape, but its `per_layer_config` gives them different ones."
         )
     for name, value in family.required.items():
         if getattr(config, name) != value:
-            raise ValueError(
+            raise UsageError(
                 f"The {type(config).__name__} must have `{name}` {value!r}, but it is {getattr(config, name)!r}. Models"
                 f" with another one can not be sheared. {_FIXES.get(name, '')}".rstrip()
             )
@@ -81,7 +82,7 @@ class ModelShape:
         for name in (*self.size_names, "head_dim"):
             object.__setattr__(self, name, check_size(name, getattr(self, name)))
         if self.num_attention_heads % self.num_key_value_heads != 0:
-            raise ValueError(
+            raise UsageError(
                 f"`num_attention_heads` ({self.num_attention_heads}) must be a multiple of "
                 f"`num_key_value_heads` ({self.num_key_value_heads})."
             )
@@ -110,7 +111,7 @@ class ModelShape:
                 sizes["head_dim"] = check_size("hidden_size", sizes["hidden_size"]) // num_heads
             return ModelShape(**sizes)
         except ValueError as error:
-            raise ValueError(f"The {type(config).__name__} is malformed: {error}") from error
+            raise UsageError(f"The {type(config).__name__} is malformed: {error}") from error
 
     @property
     def queries_per_group(self) -> int:

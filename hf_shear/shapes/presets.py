@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
+from ..core import UsageError
 from .target_shape import TargetShape
 
 PRESETS: dict[str, dict[str, int]] = {
@@ -38,8 +39,8 @@ def preset_shape(name: str, source_config: PretrainedConfig) -> TargetShape:
         ValueError: there is no such preset, or the source does not contain its shape.
     """
     if name not in PRESETS:
-        raise ValueError(f"There is no preset shape {name!r}. The presets are {', '.join(PRESETS)}.")
+        raise UsageError(f"There is no preset shape {name!r}. The presets are {', '.join(PRESETS)}.")
     try:
         return TargetShape.from_source(source_config, **PRESETS[name])
     except ValueError as error:
-        raise ValueError(f"The preset {name!r}, made for Llama-2-7B, does not fit this source: {error}") from error
+        raise UsageError(f"The preset {name!r}, made for Llama-2-7B, does not fit this source: {error}") from error

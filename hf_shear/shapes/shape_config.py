@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 
+from ..core import UsageError
 from ..families import family_of
 from .model_shape import TARGET_NAMES, ModelShape
 
@@ -43,7 +44,7 @@ def config_for_shape(
     """
     source = ModelShape.from_config(source_config)
     if shape.head_dim != source.head_dim:
-        raise ValueError(f"`head_dim` must stay at the source's {source.head_dim}, but the shape has {shape.head_dim}.")
+        raise UsageError(f"`head_dim` must stay at the source's {source.head_dim}, but the shape has {shape.head_dim}.")
     layers = _check_kept_layers(kept_layers, shape.num_hidden_layers, source.num_hidden_layers)
     changes: dict[str, Any] = {**shape.to_dict(), **_cut_layer_lists(source_config, layers)}
     changes[family_of(source_config).mlp_width] = changes.pop("intermediate_size")
@@ -58,7 +59,7 @@ def config_for_shape(
         config.validate()
     except (StrictDataclassError, ValueError) as error:
         reason = error.__cause__ or error
-        raise ValueError(f"{config_class.__name__} refuses the shape ({shape}): {reason}") from error
+        raise UsageError(f"{config_class.__name__} refuses the shape ({shape}): {reason}") from error
     return config
 
 
@@ -96,7 +97,7 @@ class ShapeAcceptance:
 
 def _check_kept_layers(kept_layers: Sequence[int] | None, num_kept: int, num_layers: int) -> list[int]:
     if num_kept > num_layers:
-        raise ValueError(f"`num_hidden_layers` must be at most the source's {num_layers}, but it is {num_kept}.")
+        raise UsageError(f"`num_hidden_layers` must be at most the source's {num_layers}, but it is {num_kept}.")
     if kept_layers is None:
         return list(range(num_kept))
     layers = list(kept_layers)
@@ -104,7 +105,7 @@ def _check_kept_layers(kept_layers: Sequence[int] | None, num_kept: int, num_lay
         isinstance(layer, Integral) and not isinstance(layer, bool) and 0 <= layer < num_layers for layer in layers
     )
     if not are_indices or len(layers) != num_kept or layers != sorted(set(layers)):
-        raise ValueError(
+        raise UsageError(
             f"`kept_layers` must name {num_kept} of the source's layers 0 to {num_layers - 1} in rising "
             f"order, each once, but it is {layers}."
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from ..core import UsageError
 from .model_shape import NUM_EXPERTS, SHAPE_NAMES, TARGET_NAMES, ModelShape, check_size
 from .nearest_shape import nearest_shape
 from .shape_config import ShapeAcceptance
@@ -31,12 +32,12 @@ class TargetShape(ModelShape):
     def __post_init__(self):
         super().__post_init__()
         if self.head_dim != self.source.head_dim:
-            raise ValueError(_other_head_dim(self.source.head_dim, self.head_dim, f"Give {self.source.head_dim}."))
+            raise UsageError(_other_head_dim(self.source.head_dim, self.head_dim, f"Give {self.source.head_dim}."))
         problem = _broken_rule(self.sizes(), SHAPE_NAMES, self.source) or _broken_expert_rule(
             self.num_experts, self.intermediate_size, self.source
         )
         if problem is not None:
-            raise ValueError(problem)
+            raise UsageError(problem)
 
     @classmethod
     def from_source(
@@ -78,10 +79,10 @@ class TargetShape(ModelShape):
         fewest = source_config.num_experts_per_tok if source.num_experts is not None else 1
         problem = _broken_expert_rule(num_experts, named.get("intermediate_size"), source, fewest)
         if problem is not None:
-            raise ValueError(problem)
+            raise UsageError(problem)
         problem = _broken_rule(requested, named, source) or _refused_by_class(requested, acceptance)
         if problem is not None:
-            raise ValueError(f"{problem} {_advice(requested, named, source, acceptance)}")
+            raise UsageError(f"{problem} {_advice(requested, named, source, acceptance)}")
         return cls(**requested, num_experts=_plain(num_experts), head_dim=source.head_dim, source=source)
 
     @classmethod
@@ -95,13 +96,13 @@ class TargetShape(ModelShape):
         source = ModelShape.from_config(source_config)
         unknown = sorted(str(key) for key in sizes if key not in (*source.size_names, "head_dim"))
         if unknown:
-            raise ValueError(
+            raise UsageError(
                 f"A target shape has no size named {', '.join(map(repr, unknown))}. "
                 f"Its names are {', '.join(source.size_names)} (and head_dim, which must be the source's)."
             )
         head_dim = sizes.get("head_dim")
         if head_dim is not None and check_size("head_dim", head_dim) != source.head_dim:
-            raise ValueError(_other_head_dim(source.head_dim, head_dim, f"Leave it out: it is {source.head_dim}."))
+            raise UsageError(_other_head_dim(source.head_dim, head_dim, f"Leave it out: it is {source.head_dim}."))
         return cls.from_source(source_config, **{name: sizes[name] for name in TARGET_NAMES if name in sizes})
 
     @property
@@ -194,7 +195,7 @@ def _refused_by_class(requested: Mapping[str, int], acceptance: ShapeAcceptance)
 def _check_source_accepted(source: ModelShape, acceptance: ShapeAcceptance) -> None:
     reason = acceptance.refusal(source.hidden_size, source.num_attention_heads, source.num_key_value_heads)
     if reason is not None:
-        raise ValueError(
+        raise UsageError(
             f"The source config is malformed: {acceptance.class_name} itself refuses it ({source}): {reason}"
         )
 

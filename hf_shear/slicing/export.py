@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..core import UsageError
 from ..modeling import ShearingMixin
 from ..reporting import collect_versions
 from ..shapes import ModelShape
@@ -96,7 +97,7 @@ def _plain_copy(model: PreTrainedModel, dtype: torch.dtype | None) -> tuple[PreT
     The other processes only help to gather.
     """
     if isinstance(model, ShearingMixin):
-        raise ValueError(
+        raise UsageError(
             "`model` has masks, and is sharded or to be cast: only plain models are saved like this. Cut it first, with"
             " `slice_model(model, dtype=...)`, and save what it returns."
         )

@@ -16,6 +16,7 @@ from torch import distributed as dist
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from ..core import UsageError
 from .releasing import release_weights, return_freed_memory, return_mapped_pages
 
 # Parts of a parameter's name that wrappers add: torch's checkpoint_wrapper and torch.compile.
@@ -101,7 +102,7 @@ def on_main_process(call: Callable[[], object]) -> None:
 def check_dtype(dtype: torch.dtype | None) -> None:
     """Refuse what weights can not be kept in."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(
+        raise UsageError(
             f"`dtype` must be a floating-point torch.dtype, such as torch.bfloat16, or None to keep the model's own, but"
             f" it is {dtype!r}."
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..core import UsageError
 from ..masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, UnitKind
 from ..shapes import ModelShape
 
@@ -79,7 +80,7 @@ def kept_units_from_masks(
 def _indices(row: Tensor, kind: UnitKind, where: str) -> list[int]:
     indices = row.nonzero().flatten().tolist()
     if len(indices) != kind.num_kept:
-        raise ValueError(
+        raise UsageError(
             f"The {kind.name} mask of {where} keeps {len(indices)} of {kind.num_units} units, but the target keeps"
             f" {kind.num_kept}. A sliced model has the target's shape in every layer: keep exactly that many."
         )

@@ -28,6 +28,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from transformers import LlamaForCausalLM, PretrainedConfig
 
+from ..core import UsageError
 from ..masks import ATTENTION, INTERMEDIATE, LAYER, MLP
 from ..shapes import ModelShape
 from .export import PROVENANCE_NAME, replace_folder
@@ -67,30 +68,30 @@ def check_nemotron_nas(config: PretrainedConfig, shape: ModelShape, uneven: Coll
         ValueError: the text names the rule, and what to do.
     """
     if config.model_type.removeprefix("shearing_") != "llama":
-        raise ValueError(
+        raise UsageError(
             f"`form` 'nemotron_nas' holds what a Llama computes, but the source has model_type {config.model_type!r}. Save"
             " it padded (form='padded')."
         )
     unable = [kind for kind in uneven if kind not in NEMOTRON_NAS_KINDS]
     if unable:
-        raise ValueError(
+        raise UsageError(
             f"`form` 'nemotron_nas' has one number of query heads for all layers, so {', '.join(unable)} cannot be removed"
             f" unevenly. Name `units` of {', '.join(NEMOTRON_NAS_KINDS)}, or save it padded (form='padded')."
         )
     biased = [name for name in ("attention_bias", "mlp_bias") if getattr(config, name)]
     if biased and {LAYER, ATTENTION, MLP} & set(uneven):
-        raise ValueError(
+        raise UsageError(
             f"`form` 'nemotron_nas' cannot hold the bias that stays where a sub-layer is removed ({', '.join(biased)}) is"
             " set). Leave layer, attention and mlp out of `units`, or save it padded (form='padded')."
         )
     if shape.head_dim * shape.num_attention_heads != shape.hidden_size:
-        raise ValueError(
+        raise UsageError(
             f"`form` 'nemotron_nas' needs hidden_size = num_attention_heads * head_dim, since llama.cpp and mlx-lm do not"
             f" read head_dim, but they are {shape.hidden_size}, {shape.num_attention_heads} and {shape.head_dim}. Save it"
             " padded (form='padded')."
         )
     if config.hidden_act != "silu":
-        raise ValueError(
+        raise UsageError(
             f"`form` 'nemotron_nas' needs hidden_act 'silu', which llama.cpp takes for given, but it is"
             f" {config.hidden_act!r}. Save it padded (form='padded')."
         )
@@ -209,7 +210,7 @@ def _check_heads(model: LlamaForCausalLM, kept: KeptUnits) -> None:
     numbers = {(len(kept.heads[layer]), len(kept.key_value_heads[layer])) for layer in kept.layers} - {(0, 0)}
     size = (model.config.num_attention_heads, model.config.num_key_value_heads)
     if numbers != {size} or not kept.heads[kept.layers[0]]:
-        raise ValueError(
+        raise UsageError(
             f"`kept` has layers of {sorted(numbers)} (query heads, KV heads), or a first layer without attention, but the"
             f" nemotron-nas format holds one number of heads for all layers with attention, here {size}, and needs an"
             " attention in the first. Save it padded, with save_checkpoint."

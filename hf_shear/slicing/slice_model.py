@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..core import UsageError
 from ..families import Family
 from ..masks import EXPERT, HIDDEN, INTERMEDIATE, ShearingMasks
 from ..modeling import ShearingModel, head_channel_masks, residual_write_masks, scale_norm_weight, scale_weight
@@ -57,7 +58,7 @@ def slice_model(
             ``dtype`` is not a floating-point one, or a sharded source is to be released.
     """
     if not isinstance(model, ShearingModel):
-        raise ValueError(
+        raise UsageError(
             f"`model` must be masked, but it is a {type(model).__name__}. Load it with"
             " AutoShearingModelForCausalLM.from_pretrained(path, target_shape=...)."
         )
@@ -98,7 +99,7 @@ def build_sliced(
         sliced = family.model_class(config)
     sharded = is_sharded(model)
     if sharded and release_source:
-        raise ValueError(
+        raise UsageError(
             "`release_source` must be False for a model that is spread over processes, but it is True. Its backend holds"
             " the weights: leave it out, and delete the model with its engine."
         )

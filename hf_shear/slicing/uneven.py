@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..core import UsageError
 from ..families import GROUPS, HIDDEN, NEURONS, Axis, family_of
 from ..masks import LAYER
 from ..modeling import ShearingModel
@@ -55,7 +56,7 @@ def slice_uneven(
     """
     check_dtype(dtype)
     if model.family.has_experts:
-        raise ValueError(
+        raise UsageError(
             f"Layers of a {model.family.model_type} must all keep the same numbers of units: a narrower one could only be"
             " padded with experts of zeros, to which tokens would be routed. Use `slice_model`."
         )
@@ -65,7 +66,7 @@ def slice_uneven(
         for name, kind in kinds.items()
     }
     if not bool(masks[LAYER].any()):
-        raise ValueError(f"`gates[{LAYER!r}]` closes all layers; at least one must stay.")
+        raise UsageError(f"`gates[{LAYER!r}]` closes all layers; at least one must stay.")
     kept = kept_units_from_masks(masks, kinds, model.masks.source, uneven=True)
     shape = padded_shape(model.config, kept)
     config = config_for_shape(model.config, shape, kept.layers, config_class=model.family.config_class)
@@ -104,7 +105,7 @@ def padded_shape(config: PretrainedConfig, kept: KeptUnits) -> ModelShape:
         if acceptance.refusal(hidden_size, groups * queries, groups) is None
     ]
     if not fitting:
-        raise ValueError(
+        raise UsageError(
             f"{acceptance.class_name} accepts no number of heads from {needed_groups * needed_queries} to the source's"
             f" {source.num_attention_heads} at `hidden_size` {hidden_size}, so the result cannot be padded to it."
         )

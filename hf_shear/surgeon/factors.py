@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..core import UsageError
 from ..curvature import GradientMoments, InputMoments
 from ..curvature.factors import check_finite, damped
 from ..curvature.layer_stream import counted_tokens
@@ -133,9 +134,9 @@ def collect_factors(
                 handle.remove()
         for name in part:
             if name not in collector.leaders:
-                raise ValueError(f"{name} reads no token of `calibration`: nothing is known of it.")
+                raise UsageError(f"{name} reads no token of `calibration`: nothing is known of it.")
             if needs_outputs and name not in collector.outputs:
-                raise ValueError(f"The loss on `calibration` does not depend on {name}: it cannot be ranked.")
+                raise UsageError(f"The loss on `calibration` does not depend on {name}: it cannot be ranked.")
         device = "cpu" if layers_at_once else None
         shared = {name: _factor(f"A of {name}", moments, device) for name, moments in collector.inputs.items()}
         for name in part:
@@ -173,7 +174,7 @@ def _pass_over(model: PreTrainedModel, calibration: Calibration, collector: _Col
             with torch.set_grad_enabled(backward):
                 loss = model(**batch, use_cache=False).loss
             if not bool(loss.detach().isfinite()):
-                raise ValueError(f"The model's loss on `calibration` must be finite, but it is {float(loss.detach())}.")
+                raise UsageError(f"The model's loss on `calibration` must be finite, but it is {float(loss.detach())}.")
             if backward:
                 loss.backward()
             if collector is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..core import UsageError
+
 
 def decoder_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """Every ``nn.Linear`` of the decoder layers by its name, in the order of the model.
@@ -31,7 +33,7 @@ def decoder_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
             _check_weights(list_name, layers, found)
             linears |= found
     if not linears:
-        raise ValueError(
+        raise UsageError(
             f"`model` must hold its {num_layers} decoder layers, made of nn.Linear modules, in one nn.ModuleList, but "
             f"{type(model).__name__} does not."
         )
@@ -42,16 +44,16 @@ def _check_weights(list_name: str, layers: nn.ModuleList, linears: dict[str, nn.
     owners: dict[int, str] = {}
     for name, module in linears.items():
         if not module.weight.is_floating_point():
-            raise ValueError(f"The weight of {name} must be of floating point, but it is {module.weight.dtype}.")
+            raise UsageError(f"The weight of {name} must be of floating point, but it is {module.weight.dtype}.")
         if id(module.weight) in owners:
-            raise ValueError(
+            raise UsageError(
                 f"{name} shares its weight with {owners[id(module.weight)]}: a weight that is used twice has no factors "
                 "of its own, and is not supported."
             )
         owners[id(module.weight)] = name
     for name, parameter in layers.named_parameters():
         if parameter.dim() > 1 and id(parameter) not in owners:
-            raise ValueError(
+            raise UsageError(
                 f"{list_name}.{name} {tuple(parameter.shape)} is a weight that belongs to no nn.Linear. Only models "
                 "whose decoder layers are made of linear layers are supported."
             )

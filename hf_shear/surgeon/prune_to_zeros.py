@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..core import UsageError
 from ..curvature import ShortCalibrationWarning
 from ..curvature.moments import count_over_ranks
 from ..data import Calibration
@@ -184,28 +185,28 @@ def _starting_masks(linears: dict[str, nn.Linear], masks: Masks | None) -> Masks
         return {name: torch.ones_like(module.weight, dtype=torch.bool) for name, module in linears.items()}
     shapes = {name: module.weight.shape for name, module in linears.items()}
     if {name: kept.shape for name, kept in masks.items()} != shapes:
-        raise ValueError(
+        raise UsageError(
             "`masks` must be those that an earlier call gave for this model: one for each of its "
             f"{len(shapes)} linear layers, of the weight's shape; but they are {len(masks)}, or differ in shape."
         )
     for name, module in linears.items():
         if bool(module.weight.detach()[~masks[name]].any()):
-            raise ValueError(f"`masks` says that weights of {name} were removed which are not zero in `model`.")
+            raise UsageError(f"`masks` says that weights of {name} were removed which are not zero in `model`.")
     return {name: masks[name].to(module.weight.device) for name, module in linears.items()}
 
 
 def _check(linears: dict[str, nn.Linear], masks: Masks, settings: SurgeonSettings, size: float, num_shots: int) -> None:
     now = _num_kept(masks) / sum(kept.numel() for kept in masks.values())
     if not settings.smallest_size <= size < now:
-        raise ValueError(
+        raise UsageError(
             f"`size` must be at least {settings.smallest_size} for {settings.structure} and below the model's size now "
             f"({now:.4f}), but it is {size}."
         )
     if num_shots < 1:
-        raise ValueError(f"`num_shots` must be at least 1, but it is {num_shots}.")
+        raise UsageError(f"`num_shots` must be at least 1, but it is {num_shots}.")
     for name, kept in masks.items():
         if settings.is_grid and bool((kept != (kept.any(dim=1, keepdim=True) & kept.any(dim=0))).any()):
-            raise ValueError(
+            raise UsageError(
                 f"`masks` must keep whole rows and columns for {settings.structure}, but those of {name} do not."
             )
         if settings.structure == "2:4":
@@ -214,12 +215,12 @@ def _check(linears: dict[str, nn.Linear], masks: Masks, settings: SurgeonSetting
 
 def _check_groups(name: str, kept: Tensor) -> None:
     if kept.shape[1] % GROUP_SIZE:
-        raise ValueError(
+        raise UsageError(
             f"2:4 needs inputs in groups of {GROUP_SIZE}, but {name} has {kept.shape[1]}, which is no multiple of it."
         )
     left = kept.view(len(kept), -1, GROUP_SIZE).sum(dim=-1)
     if bool(((left != GROUP_SIZE) & (left != GROUP_SIZE // 2)).any()):
-        raise ValueError(f"`masks` must keep two or four of every four inputs for 2:4, but those of {name} do not.")
+        raise UsageError(f"`masks` must keep two or four of every four inputs for 2:4, but those of {name} do not.")
 
 
 def _warn_of_short_text(linears: dict[str, nn.Linear], calibration: Calibration, settings: SurgeonSettings) -> None:

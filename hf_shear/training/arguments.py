@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from ..core import UsageError
 from ..masks import MaskSchedule
 from ..recovery import DistillationSettings
 from ..recovery.trainable import FULL, check_method
@@ -178,43 +179,43 @@ class ShearTrainingArguments(TrainingArguments):
         _check_share("hardening_ratio", self.hardening_ratio)
         _check_share("eval_token_share", self.eval_token_share)
         if self.eval_token_share == 0:
-            raise ValueError(
+            raise UsageError(
                 "`eval_token_share` must be above 0, but it is 0: every evaluation needs a sample of each domain."
                 " `eval_strategy='no'` evaluates nothing."
             )
         if budget_warmup_ratio + self.hardening_ratio > 1:
-            raise ValueError(
+            raise UsageError(
                 f"`budget_warmup_ratio` ({budget_warmup_ratio}) and `hardening_ratio` ({self.hardening_ratio})"
                 " must not exceed 1 together: masks have to reach the target before they harden. Lower one of them."
             )
         if self.mask_scheduler not in ("constant", "weights"):
-            raise ValueError(f"`mask_scheduler` must be 'constant' or 'weights', but it is {self.mask_scheduler!r}.")
+            raise UsageError(f"`mask_scheduler` must be 'constant' or 'weights', but it is {self.mask_scheduler!r}.")
         if self.hub_token is not None:
-            raise ValueError(
+            raise UsageError(
                 "`hub_token` would be written into `training_args.bin` beside every checkpoint, and uploaded with it. Leave"
                 " it out: set the environment variable HF_TOKEN, or log in with `hf auth login`."
             )
         check_method(self.recovery_method, self.peft_config)
         self.distillation_settings()
         if self.num_tokens is not None and self.num_tokens < 1:
-            raise ValueError(f"`num_tokens` must be at least 1, but it is {self.num_tokens}.")
+            raise UsageError(f"`num_tokens` must be at least 1, but it is {self.num_tokens}.")
         if self.auto_find_batch_size:
-            raise ValueError(
+            raise UsageError(
                 "`auto_find_batch_size=True` would change the number of steps and every batch in the middle of a run."
                 " Choose `per_device_train_batch_size` yourself; `gradient_accumulation_steps` keeps a step's size."
             )
         if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
-            raise ValueError(
+            raise UsageError(
                 f"`lr_scheduler_type={self.lr_scheduler_type.value!r}` follows a metric, but masks and weights need"
                 " schedules that follow the steps: use 'cosine', 'linear', 'constant_with_warmup' or another of those."
             )
         if not self.ignore_data_skip:
-            raise ValueError(
+            raise UsageError(
                 "`ignore_data_skip=False` would replay batches on resume, but the sampler restores its own state."
                 " Leave it at True."
             )
         if self.train_sampling_strategy != "random":
-            raise ValueError(
+            raise UsageError(
                 f"`train_sampling_strategy={self.train_sampling_strategy!r}` has no effect: DynamicBatchSampler"
                 " draws the batches. Leave it at its default."
             )
@@ -255,4 +256,4 @@ class ShearTrainingArguments(TrainingArguments):
 
 def _check_share(name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
-        raise ValueError(f"`{name}` must be between 0 and 1, but it is {value}.")
+        raise UsageError(f"`{name}` must be between 0 and 1, but it is {value}.")

@@ -9,6 +9,8 @@ from pathlib import Path
 import yaml
 from transformers import Trainer
 
+from ..core import UsageError
+
 _DEEPSPEED_SECTIONS = ("optimizer", "scheduler")
 
 
@@ -26,7 +28,7 @@ def check_launch(num_processes: int) -> None:
     """Raise ValueError if ``accelerate launch`` was asked for several processes and silently started one."""
     asked = launched_processes() if num_processes == 1 else None
     if asked is not None and asked > 1:
-        raise ValueError(
+        raise UsageError(
             f"`accelerate launch` was asked for {asked} processes, but this is the only one: without GPUs, and with"
             " `--cpu`, it starts one silently. On CPUs launch with `--multi_gpu --num_processes N` and give `--use_cpu`"
             " to the script, or with `torchrun --nproc_per_node N`; or ask for one process."
@@ -43,7 +45,7 @@ def check_backend(trainer: Trainer, learns_masks: bool) -> None:
     args, accelerator = trainer.args, trainer.accelerator
     wants_fsdp = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if wants_fsdp and accelerator.distributed_type.value != "FSDP":
-        raise ValueError(
+        raise UsageError(
             f"FSDP was asked for, but accelerate runs {accelerator.distributed_type.value}: without GPUs it falls back"
             " silently, and nothing is sharded. Launch FSDP on GPUs, or use DDP or DeepSpeed."
         )
@@ -53,14 +55,14 @@ def check_backend(trainer: Trainer, learns_masks: bool) -> None:
     sizes = {name: getattr(parallelism, f"{name}_size", 1) or 1 for name in ("tp", "cp", "sp")} if parallelism else {}
     split = [name for name, size in sizes.items() if size > 1]
     if split or getattr(trainer, "is_distributed_loading_by_transformers", False):
-        raise ValueError(
+        raise UsageError(
             f"The model is split by {' and '.join(split) or 'a distributed_config'}, but every process here draws samples"
             " of its own: parts of one model would see different ones. Use DDP, DeepSpeed ZeRO or FSDP2."
         )
     if trainer.is_deepspeed_enabled:
         _check_deepspeed(accelerator.state.deepspeed_plugin.deepspeed_config, args, learns_masks)
     if learns_masks and "fp16" in (accelerator.mixed_precision, "fp16" if args.fp16 else ""):
-        raise ValueError(
+        raise UsageError(
             "fp16 (`fp16=True`, or `accelerate launch --mixed_precision fp16`) scales the loss, and with it the gradients"
             " of masks, whose optimizer is not part of that."
             " Learn masks with `bf16=True`, or in float32."
@@ -71,7 +73,7 @@ def check_optimizer(optimizer, model) -> None:
     """Refuse a user's optimizer that holds masks: they have one of their own, and would step twice."""
     masks = {id(parameter) for parameter in model.masks.parameters()}
     if any(id(parameter) in masks for group in optimizer.param_groups for parameter in group["params"]):
-        raise ValueError(
+        raise UsageError(
             "`optimizers` holds parameters of the masks, which have an optimizer of their own and would step twice. Call"
             " `model.take_masks_apart()` before you collect `model.parameters()`."
         )
@@ -79,13 +81,13 @@ def check_optimizer(optimizer, model) -> None:
 
 def _check_fsdp(plugin) -> None:
     if getattr(plugin, "fsdp_version", 1) != 2:
-        raise ValueError(
+        raise UsageError(
             "FSDP version 1 flattens parameters, which masks that scale single weights can not see through. Set"
             " `fsdp_version: 2` (examples/accelerate/fsdp2.yaml)."
         )
     for name in ("cpu_ram_efficient_loading", "cpu_offload"):
         if getattr(plugin, name, None):
-            raise ValueError(
+            raise UsageError(
                 f"FSDP's `{name}` moves parameters to where masks do not follow, and is not supported. Switch it off, or"
                 " use DeepSpeed ZeRO-3 with offload (examples/accelerate/zero3_offload.yaml)."
             )
@@ -106,7 +108,7 @@ def keep_masks_float32(trainer: Trainer) -> None:
 def _check_deepspeed(config: dict, args, learns_masks: bool) -> None:
     for section in _DEEPSPEED_SECTIONS:
         if section in config:
-            raise ValueError(
+            raise UsageError(
                 f"The DeepSpeed config has a section {section!r}, which would replace what the training arguments say"
                 " (rates, betas, weight decay without norms and biases, resuming at a changed rate). Remove it from the"
                 " config, and set `learning_rate`, `weight_decay`, `lr_scheduler_type` and so on in the arguments."
@@ -114,12 +116,12 @@ def _check_deepspeed(config: dict, args, learns_masks: bool) -> None:
     if not learns_masks:
         return
     if args.clip_masks:
-        raise ValueError(
+        raise UsageError(
             "`clip_masks=True` clips weights and masks by one common norm, but DeepSpeed clips the weights itself, before"
             " masks take part. Leave it out, or use DDP or FSDP for the paper's exact clipping."
         )
     if config.get("fp16", {}).get("enabled") is True:
-        raise ValueError(
+        raise UsageError(
             "The DeepSpeed config enables `fp16`, which scales the loss, and with it the gradients of masks, whose"
             " optimizer is not part of that. Use `bf16` or `torch_autocast` in its place."
         )

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..core import FailedError, UsageError
 from .state_file import STATE_NAME, read_state
 
 TRAINER_STATE_NAME = "trainer_state.json"
 _SHARDED = ("DeepSpeed", "FSDP")  # backends whose optimizer state is in parts
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(FailedError):
     """A checkpoint could not be written; what was written before it is intact."""
 
 
@@ -69,20 +70,20 @@ def check_resumable(checkpoint: str, backend: str, num_processes: int) -> dict:
         ValueError: the checkpoint is not whole, or was written by a launch that this one cannot continue.
     """
     if (Path(checkpoint) / STATE_NAME).is_file() and not is_whole(checkpoint):
-        raise ValueError(
+        raise UsageError(
             f"`resume_from_checkpoint` {checkpoint!r} was not written to its end. Resume from an earlier one;"
             " `resume_from_checkpoint=True` finds the last that is whole."
         )
     state = read_state(checkpoint)
     written, before = state["backend"], state["num_processes"]
     if written != backend and any(name.startswith(_SHARDED) for name in (written, backend)):
-        raise ValueError(
+        raise UsageError(
             f"`resume_from_checkpoint` {checkpoint!r} was written under {written}, and this launch is under {backend}:"
             " the optimizer's state is laid out otherwise, and would start from nothing. Resume under the same backend,"
             " or start a new run."
         )
     if backend.startswith(_SHARDED) and before != num_processes:
-        raise ValueError(
+        raise UsageError(
             f"`resume_from_checkpoint` {checkpoint!r} was written by {before} processes, and this launch has"
             f" {num_processes}: the optimizer's state is cut into one part per process, and {backend} is not known to"
             f" read it otherwise. Resume with {before} processes, or start a new run."

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 import torch
 from transformers import PreTrainedModel
 
+from ..core import UsageError
 from ..data import check_mixture_bounds, check_mixture_weights, first_sample, is_stream
 from ..modeling import ShearingMixin
 from .arguments import ShearTrainingArguments
@@ -21,30 +22,30 @@ def check_datasets(
 ) -> None:
     """Raise ValueError for whatever would fail, or silently go wrong, hours later."""
     if not isinstance(args, ShearTrainingArguments):
-        raise ValueError(f"`args` must be ShearTrainingArguments, but it is {type(args).__name__}.")
+        raise UsageError(f"`args` must be ShearTrainingArguments, but it is {type(args).__name__}.")
     for name, datasets in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
         if datasets is None:
             continue
         if not isinstance(datasets, Mapping) or not datasets:
-            raise ValueError(
+            raise UsageError(
                 f"`{name}` must be a non-empty dict (or DatasetDict) of packed samples per domain, but it is"
                 f" {type(datasets).__name__}. Make it with hf_shear.data.pack_domains."
             )
         streams = [domain for domain in datasets if is_stream(datasets[domain])]
         if streams and name == "eval_dataset":
-            raise ValueError(
+            raise UsageError(
                 f"`eval_dataset` must be packed data sets, which are the same at every evaluation, but {', '.join(streams)}"
                 " are streams. Take some documents, `Dataset.from_list(list(stream.take(1000)))`, from a part that is not"
                 " trained on, and pack them with hf_shear.data.pack_domains."
             )
         empty = [domain for domain in datasets if domain not in streams and len(datasets[domain]) == 0]
         if empty:
-            raise ValueError(
+            raise UsageError(
                 f"`{name}` has domains without samples: {', '.join(empty)}. Give them text or leave them out."
             )
         _check_samples(name, datasets, model)
     if train_dataset is not None and eval_dataset is not None and set(train_dataset) != set(eval_dataset):
-        raise ValueError(
+        raise UsageError(
             f"`train_dataset` and `eval_dataset` must have the same domains, but they have {sorted(train_dataset)} and"
             f" {sorted(eval_dataset)}."
         )
@@ -53,7 +54,7 @@ def check_datasets(
         check_fused_kernels(args, model)
         _check_weights(args, model)
     if getattr(args, "n_gpu", 0) > 1:
-        raise ValueError(
+        raise UsageError(
             f"One process sees {args.n_gpu} GPUs and would use torch.nn.DataParallel, which copies modules without their"
             " masks. Start one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
         )
@@ -68,16 +69,16 @@ def check_domain_arguments(args: ShearTrainingArguments, domain_names: Collectio
     check_mixture_bounds(args.mixture_floor, args.mixture_ceiling, len(domain_names))
     references = args.reference_losses
     if references and set(references) != set(domain_names):
-        raise ValueError(
+        raise UsageError(
             f"`reference_losses` must name the domains {sorted(domain_names)}, but it names {sorted(references)}."
         )
     for name, loss in (references or {}).items():
         if not (isinstance(loss, (int, float)) and math.isfinite(loss)):
-            raise ValueError(
+            raise UsageError(
                 f"`reference_losses` must be finite numbers (nats per token), but that of {name!r} is {loss!r}."
             )
     if args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
-        raise ValueError(
+        raise UsageError(
             "`activation_checkpointing_kwargs={'use_reentrant': True}` does not work with masks: re-entrant checkpointing"
             " computes no gradient for tensors that reach a layer other than through its arguments. Set it to False."
         )
@@ -92,7 +93,7 @@ def check_fused_kernels(args: ShearTrainingArguments, model: PreTrainedModel) ->
     beside masks, and gave the same losses and gradients in Triton's interpreter.
     """
     if args.use_liger_kernel and isinstance(model, ShearingMixin):
-        raise ValueError(
+        raise UsageError(
             "`use_liger_kernel=True` has no effect on a masked model, whose model_type liger-kernel does not know, and"
             " its RMSNorm and fused cross-entropy would bypass the masks. Leave it out. Kernels that go with masks can be"
             " put in by hand: `liger_kernel.transformers.apply_liger_kernel_to_llama(model=model, rope=True,"
@@ -108,7 +109,7 @@ def _check_weights(args: ShearTrainingArguments, model: PreTrainedModel) -> None
         return
     fix = "Load the model with `dtype=torch.float32`, and compute in half precision with `bf16=True`"
     if model.dtype == torch.float16:
-        raise ValueError(
+        raise UsageError(
             f"The model's weights are float16, in which AdamW's second moments underflow and steps explode. {fix}."
         )
     if model.dtype == torch.bfloat16:
@@ -128,7 +129,7 @@ def _first_sample(name: str, domain: str, dataset) -> Mapping:
     except Exception as error:
         if not is_stream(dataset):
             raise
-        raise ValueError(f"`{name}[{domain!r}]`, a stream, gives no sample. {error}") from error
+        raise UsageError(f"`{name}[{domain!r}]`, a stream, gives no sample. {error}") from error
 
 
 def _check_samples(name: str, datasets: Mapping, model: PreTrainedModel) -> None:
@@ -136,7 +137,7 @@ def _check_samples(name: str, datasets: Mapping, model: PreTrainedModel) -> None
     for domain, dataset in datasets.items():
         first = _first_sample(name, domain, dataset)
         if "input_ids" not in first:
-            raise ValueError(
+            raise UsageError(
                 f"`{name}[{domain!r}]` has columns {sorted(first)}, but no 'input_ids'. Pack texts with"
                 " hf_shear.data.pack_domains."
             )
@@ -147,16 +148,16 @@ def _check_samples(name: str, datasets: Mapping, model: PreTrainedModel) -> None
         lengths |= {len(sample) for sample in ids}
         largest = max(int(sample.max()) for sample in ids)
         if largest >= model.config.vocab_size:
-            raise ValueError(
+            raise UsageError(
                 f"`{name}[{domain!r}]` holds token id {largest}, but the model's vocabulary has"
                 f" {model.config.vocab_size} entries. Tokenise with the model's own tokenizer."
             )
     if len(lengths) > 1:
-        raise ValueError(
+        raise UsageError(
             f"`{name}` has samples of different lengths {sorted(lengths)}; pack all with one `max_length`."
         )
     if max(lengths) > model.config.max_position_embeddings:
-        raise ValueError(
+        raise UsageError(
             f"`{name}` has samples of {max(lengths)} tokens, but the model has {model.config.max_position_embeddings}"
             " positions. Pack with a smaller `max_length`."
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..core import UsageError
 from ..data import IGNORED_LABEL, TEACHER_COLUMNS, first_sample
 from ..modeling import ShearingMixin
 from ..recovery import (
@@ -116,17 +117,17 @@ def make_distiller(
     """
     if settings is None:
         if teacher is not None:
-            raise ValueError("`teacher` is given, but `distillation` is 'none'. Set `distillation`, or leave it out.")
+            raise UsageError("`teacher` is given, but `distillation` is 'none'. Set `distillation`, or leave it out.")
         return None
     domains = train_dataset or {}
     stored = [name for name, dataset in domains.items() if TEACHER_COLUMNS.keys() & set(first_sample(dataset))]
     if teacher is None and not stored:
-        raise ValueError(
+        raise UsageError(
             f"`distillation={settings.divergence!r}` needs a teacher: give `teacher=`, the model that was pruned, or train"
             " on samples that `hf_shear.recovery.store_teacher_logits` made (data sets; streams carry none)."
         )
     if teacher is not None and stored:
-        raise ValueError("`teacher` is given, and `train_dataset` carries stored teacher logits. Give one of the two.")
+        raise UsageError("`teacher` is given, and `train_dataset` carries stored teacher logits. Give one of the two.")
     if stored:
         check_teacher_logits(domains, settings.temperature, student.config.vocab_size, sample_length)
     if teacher is not None:
@@ -140,6 +141,6 @@ def _check_own_weights(student: PreTrainedModel, teacher: PreTrainedModel) -> No
     """Refuse a teacher that is the student, which it would freeze, or that draws masks."""
     own = {id(parameter) for parameter in student.parameters()}
     if any(id(parameter) in own for parameter in teacher.parameters()):
-        raise ValueError("`teacher` shares weights with the model that is trained. Load it a second time.")
+        raise UsageError("`teacher` shares weights with the model that is trained. Load it a second time.")
     if isinstance(teacher, ShearingMixin):
-        raise ValueError("`teacher` has masks. Give the plain model that was pruned, or a sliced one.")
+        raise UsageError("`teacher` has masks. Give the plain model that was pruned, or a sliced one.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..core import UsageError
 from ..data import IGNORED_LABEL, collate_domain_samples
 
 
@@ -47,7 +48,7 @@ def evaluate_domains(
     names = list(datasets)
     for name in names:
         if len(datasets[name]) == 0:
-            raise ValueError(f"`eval_dataset[{name!r}]` is empty: a domain without held-out samples has no loss.")
+            raise UsageError(f"`eval_dataset[{name!r}]` is empty: a domain without held-out samples has no loss.")
     order = [(index, sample) for index, name in enumerate(names) for sample in range(len(datasets[name]))]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     num_forwards = -(-len(batches) // world_size)

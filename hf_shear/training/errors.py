@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..core import FailedError
 
-class TrainingDivergedError(RuntimeError):
+
+class TrainingDivergedError(FailedError):
     """The loss or a gradient became NaN or infinite; no checkpoint was written after that."""

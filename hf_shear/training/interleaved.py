@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
+from ..core import UsageError
 from ..modeling import ShearingMixin
 from .arguments import ShearTrainingArguments
 from .trainer import ShearTrainer
@@ -35,12 +36,12 @@ def pruning_steps(total_steps: int, num_stages: int, pruning_share: float = PRUN
         ValueError: fewer steps than stages, no stage, or a share outside of (0, 1].
     """
     if num_stages < 1:
-        raise ValueError(f"`num_stages` must be at least 1, but it is {num_stages}.")
+        raise UsageError(f"`num_stages` must be at least 1, but it is {num_stages}.")
     if not 0 < pruning_share <= 1:
-        raise ValueError(f"`pruning_share` must be above 0 and at most 1, but it is {pruning_share}.")
+        raise UsageError(f"`pruning_share` must be above 0 and at most 1, but it is {pruning_share}.")
     steps = [int(total_steps * pruning_share * stage / num_stages) for stage in range(num_stages)]
     if len(set(steps)) < num_stages:
-        raise ValueError(
+        raise UsageError(
             f"`num_stages` ({num_stages}) is more than the {int(total_steps * pruning_share)} optimizer steps that units"
             " are removed in: each stage needs a step. Train on more tokens, or in fewer stages."
         )
@@ -80,13 +81,13 @@ class InterleavedTrainer(ShearTrainer):
         **kwargs,
     ):
         if not isinstance(model, ShearingMixin) or model.masks.constrained:
-            raise ValueError(
+            raise UsageError(
                 "`model` must have masks and no target of its own, since units are chosen here and not learned: make it"
                 " with ShearingLlamaForCausalLM.from_model(source)."
             )
         super().__init__(model, args, *arguments, **kwargs)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise ValueError("Interleaved pruning scores whole models: use one process or DDP, not DeepSpeed or FSDP.")
+            raise UsageError("Interleaved pruning scores whole models: use one process or DDP, not DeepSpeed or FSDP.")
         self.prune, self.restart_moments = prune, restart_moments
         self.gates: dict[str, Tensor] = {}
         self.events = pruning_steps(self.args.max_steps, num_stages, pruning_share)
@@ -121,7 +122,7 @@ class InterleavedTrainer(ShearTrainer):
         if checkpoint is not None:
             path = os.path.join(checkpoint, GATES_NAME)
             if not os.path.isfile(path):
-                raise ValueError(f"The checkpoint {str(checkpoint)!r} has no {GATES_NAME}: it is of another training.")
+                raise UsageError(f"The checkpoint {str(checkpoint)!r} has no {GATES_NAME}: it is of another training.")
             self.gates.update({name: gate.to(self.args.device) for name, gate in load_file(path).items()})
 
 

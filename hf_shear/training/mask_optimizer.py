@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch import distributed as dist
 
+from ..core import UsageError
 from ..masks import ShearingMasks
 from ..slicing.gathering import num_processes
 
@@ -116,7 +117,7 @@ class MaskOptimizer:
         """
         path = os.path.join(folder, MASK_STATE_NAME)
         if not os.path.isfile(path):
-            raise ValueError(
+            raise UsageError(
                 f"The checkpoint {str(folder)!r} has no {MASK_STATE_NAME}: it is of recovery, or incomplete. Resume mask"
                 " learning from a checkpoint of mask learning."
             )
@@ -124,7 +125,7 @@ class MaskOptimizer:
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if "." not in name}
         own = {name: tuple(parameter.shape) for name, parameter in self._named.items()}
         if found != own:
-            raise ValueError(
+            raise UsageError(
                 f"The checkpoint {str(folder)!r} is of other masks: it has {found}, the model has {own}. Resume with"
                 " the same source, target and mask method."
             )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from transformers import PretrainedConfig
 
+from ..core import UsageError
 from ..recovery.distillation_head import MAX_CHUNK_LOGITS
 from ..recovery.teacher_logits import bytes_per_token
 from ..recovery.teachers import OFFLOADED, ON_DEVICE, STORED
@@ -52,7 +53,7 @@ class FrozenSetup:
 
     def __post_init__(self):
         if self.quantize not in ("none", *QUANTISED_BYTES):
-            raise ValueError(
+            raise UsageError(
                 f"`quantize` must be one of none, {', '.join(QUANTISED_BYTES)}, but it is {self.quantize!r}."
             )
 
@@ -75,7 +76,7 @@ class TeachingSetup:
 
     def __post_init__(self):
         if (self.teacher is None) != (self.placement == STORED):
-            raise ValueError(
+            raise UsageError(
                 f"`placement` must be 'stored' without a teacher and 'device' or 'cpu' with one, but it is"
                 f" {self.placement!r}."
             )

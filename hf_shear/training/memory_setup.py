@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
+from ..core import UsageError
 from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, unit_kinds
 from ..modeling import is_masked_config
 from ..shapes import ModelShape, count_parameters
@@ -54,25 +55,25 @@ class TrainingSetup:
     def __post_init__(self):
         for name in ("micro_batch_size", "sequence_length", "gradient_accumulation_steps", "num_devices"):
             if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
+                raise UsageError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
         if self.backend not in BACKENDS:
-            raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}, but it is {self.backend!r}.")
+            raise UsageError(f"`backend` must be one of {', '.join(BACKENDS)}, but it is {self.backend!r}.")
         if self.weight_dtype not in DTYPE_BYTES:
-            raise ValueError(
+            raise UsageError(
                 f"`weight_dtype` must be one of {', '.join(DTYPE_BYTES)}, but it is {self.weight_dtype!r}."
             )
         if self.offload and self.backend in ("single", "ddp"):
-            raise ValueError(
+            raise UsageError(
                 f"`offload=True` needs a backend that can offload, but `backend` is {self.backend!r}. On one device, use"
                 " 'zero2' with `num_devices=1`."
             )
         if self.autocast and self.weight_dtype != "float32":
-            raise ValueError(
+            raise UsageError(
                 f"`autocast=True` is for float32 weights, but `weight_dtype` is {self.weight_dtype!r}. Leave one of the"
                 " two out."
             )
         if self.backend == "single" and self.num_devices > 1:
-            raise ValueError(
+            raise UsageError(
                 f"`backend='single'` is one device, but `num_devices` is {self.num_devices}. Use 'ddp', or a backend that"
                 " shards."
             )
@@ -119,7 +120,7 @@ class ModelParts:
     def __init__(self, config: PretrainedConfig, frozen: FrozenSetup | None = None):
         shape = ModelShape.from_config(config)
         if shape.num_experts is not None:
-            raise ValueError("The memory of a mixture of experts has not been measured, so it is not estimated.")
+            raise UsageError("The memory of a mixture of experts has not been measured, so it is not estimated.")
         self.hidden, self.layers = shape.hidden_size, shape.num_hidden_layers
         self.heads, self.neurons = shape.num_attention_heads, shape.intermediate_size
         self.queries, self.keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim

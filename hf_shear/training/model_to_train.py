@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel, set_seed
 
+from ..core import UsageError
 from ..modeling import ShearingMixin
 from ..recovery import prepare_recovery
 from ..recovery.adapters import peft_config_from, weights_digest
@@ -41,12 +42,12 @@ def model_to_train(
 
 def _check_mask_learning(args: ShearTrainingArguments, peft_config) -> None:
     if args.recovery_method != FULL or peft_config is not None:
-        raise ValueError(
+        raise UsageError(
             f"`recovery_method={args.recovery_method!r}` is of recovery, but the model has masks, which are learned"
             " with all weights. Leave it at 'full' here; set it for the sliced model."
         )
     if args.push_to_hub:
-        raise ValueError(
+        raise UsageError(
             "`push_to_hub=True` would publish masked checkpoints, which plain transformers can not use. Leave it"
             " out in mask learning, and push the sliced model: `hf-shear push`."
         )

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from transformers import TrainingArguments, get_scheduler
 
+from ..core import UsageError
+
 
 def peak_share(args: TrainingArguments) -> Callable[[int], float]:
     """The schedule of the weights as a function: optimizer step -> share of the peak rate."""
@@ -33,7 +35,7 @@ def set_peak_rate(scheduler, optimizer, rate: float) -> None:
         if before == rate:
             continue
         if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
-            raise ValueError(
+            raise UsageError(
                 f"The checkpoint learned at {before:g}, now {rate:g} is asked for, but a resumed"
                 f" {type(scheduler).__name__} cannot change its rate. Resume with the same rate, or start again."
             )

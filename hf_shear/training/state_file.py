@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 
+from ..core import UsageError
+
 STATE_NAME = "shear_state.json"
 _PROCESS_STATE_NAME = "shear_state_{process}.json"
 
@@ -36,7 +38,7 @@ def read_state(checkpoint: str) -> dict:
     """
     path = os.path.join(checkpoint, STATE_NAME)
     if not os.path.isfile(path):
-        raise ValueError(
+        raise UsageError(
             f"`resume_from_checkpoint` {checkpoint!r} has no {STATE_NAME}: it was not written by ShearTrainer, is"
             " incomplete, or was written with `save_only_model`. Resume from another checkpoint, or start anew."
         )

@@ -15,6 +15,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
+from ..core import UsageError
 from ..data import (
     TEACHER_COLUMNS,
     DynamicBatchSampler,
@@ -79,7 +80,7 @@ class ShearTrainer(ResumableTrainer):
     ):
         check_datasets(model, args, train_dataset, eval_dataset)
         if kwargs.get("compute_metrics") is not None:
-            raise ValueError(
+            raise UsageError(
                 "`compute_metrics` has no effect: evaluation keeps token losses per domain, and no logits. Leave it out;"
                 " compute other metrics from the saved checkpoint."
             )
@@ -92,7 +93,7 @@ class ShearTrainer(ResumableTrainer):
         if args.num_tokens is not None and train_dataset:
             steps = args.steps_for_tokens(args.num_tokens, self.sample_length)
             if args.max_steps not in (-1, steps):
-                raise ValueError(
+                raise UsageError(
                     f"`num_tokens={args.num_tokens}` is {steps} steps, but `max_steps` is {args.max_steps}. Give one of"
                     " the two."
                 )
@@ -147,7 +148,7 @@ class ShearTrainer(ResumableTrainer):
     def get_train_dataloader(self) -> DynamicDataLoader | StreamDataLoader:
         """Overridden: batches follow the domain weights, and a weight change reaches the very next batch."""
         if self.train_dataset is None:
-            raise ValueError("ShearTrainer needs `train_dataset`, a dict of packed samples per domain, to train.")
+            raise UsageError("ShearTrainer needs `train_dataset`, a dict of packed samples per domain, to train.")
         args = self.args
         streams = {name for name, dataset in self.train_dataset.items() if is_stream(dataset)}
         self.sampler = DynamicBatchSampler(
@@ -289,15 +290,15 @@ class ShearTrainer(ResumableTrainer):
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As ``Trainer.train``. A checkpoint of the last step is returned to, not trained beyond."""
         if self.train_dataset is None:
-            raise ValueError("ShearTrainer needs `train_dataset`, a dict of packed samples per domain, to train.")
+            raise UsageError("ShearTrainer needs `train_dataset`, a dict of packed samples per domain, to train.")
         if self.args.max_steps <= 0:
-            raise ValueError(
+            raise UsageError(
                 "ShearTrainer draws batches without end, so it needs `num_tokens` (or `max_steps`) to know when to stop."
             )
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir, self._tell)
             if resume_from_checkpoint is None:
-                raise ValueError(f"No checkpoint to resume from in `output_dir` {self.args.output_dir!r}.")
+                raise UsageError(f"No checkpoint to resume from in `output_dir` {self.args.output_dir!r}.")
         if resume_from_checkpoint:
             check_resumable(resume_from_checkpoint, backend_name(self), self.args.world_size)
         self.model.config.use_cache = self.args.use_cache
@@ -400,7 +401,7 @@ class ShearTrainer(ResumableTrainer):
         if datasets is None:
             datasets = self._training_eval_dataset() if in_training else self.eval_dataset
         if not isinstance(datasets, Mapping):
-            raise ValueError("`eval_dataset` must be a dict of packed samples per domain.")
+            raise UsageError("`eval_dataset` must be a dict of packed samples per domain.")
         self._set_phase(self.state.global_step)
         start = time.perf_counter()
         losses, num_tokens = self._domain_losses(datasets)

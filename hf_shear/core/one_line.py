@@ -1,0 +1,73 @@
+"""How a command ends: errors that a user can mend are one line, bugs keep their traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from .errors import FailedError, UsageError
+
+OK, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes: done; something failed on the way; a mistake in the command or what it names; stopped by Ctrl-C."""
+
+DEBUG = "--debug"
+"""The flag of every command that shows the traceback of its error as well."""
+
+
+def run_command_line(program: str, work: Callable[[], object], debug: bool = False) -> int:
+    """Run ``work`` and return the exit code.
+
+    A ``UsageError``, and what the libraries that read users' files say of a broken one, is one line and 2. A
+    ``FailedError`` or an ``OSError`` (no room, no rights, no network) is one line and 1. Anything else is a bug: it
+    is raised on.
+
+    Args:
+        program: its name, before the text.
+        work: takes nothing; what it returns is not used.
+        debug: raise every error, with its traceback.
+    """
+    try:
+        work()
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        code = exit_code(error)
+        if debug or code is None:
+            raise
+        kind = "" if isinstance(error, (UsageError, FailedError)) else f"{type(error).__name__}: "
+        print(f"{program}: error: {_rank()}{kind}{' '.join(str(error).split())}", file=sys.stderr)
+        return code
+    return OK
+
+
+def exit_code(error: Exception) -> int | None:
+    """The exit code of an error that a user can mend; None for a bug."""
+    if isinstance(error, UsageError) or isinstance(error, _errors_of_files()):
+        return WRONG_USE
+    if isinstance(error, (FailedError, OSError)):
+        return FAILED
+    return None
+
+
+def _errors_of_files() -> tuple[type[Exception], ...]:
+    """What libraries raise of a broken file that a user named. A library that was not imported has raised nothing."""
+    found = []
+    for module, name in (
+        ("json", "JSONDecodeError"),
+        ("yaml", "YAMLError"),
+        ("safetensors", "SafetensorError"),
+        ("huggingface_hub.errors", "StrictDataclassError"),
+    ):
+        if module in sys.modules:
+            found.append(getattr(sys.modules[module], name))
+    return tuple(found)
+
+
+def _rank() -> str:
+    """Which process of a launch this is; "" for the first, so that an error that all have reads the same."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"[rank {rank}] "
