@@ -170,6 +170,7 @@ def test_prune_makes_up_for_the_cut(inputs, tmp_path, capsys):
     assert main([*words, "--compensation", "magic"]) == 2
     assert "`compensation` must be one of none, bias" in capsys.readouterr().err
     assert main([*words, "--compensation", "least_squares_bias:towards=source", "--num_shots", "2"]) == 0
+    assert "  SGLang: wrong (its MLP has no biases" in capsys.readouterr().out
     assert read_provenance(tmp_path / "cut")["compensation"] == "least_squares_bias:towards=source"
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "cut").config.mlp_bias
 

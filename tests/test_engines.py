@@ -14,6 +14,7 @@ import pytest
 from transformers import LlamaConfig
 
 from hf_shear.cli import main
+from hf_shear.cli.engine_rows import engine_warnings
 from hf_shear.engines import (
     ACCEPTED,
     ENGINES,
@@ -103,6 +104,114 @@ def test_a_usual_llama_is_accepted_everywhere():
     assert set(verdicts({}).values()) == {ACCEPTED}
 
 
+GEMMA3 = {
+    "model_type": "gemma3_text", "hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64,
+    "intermediate_size": 1024, "vocab_size": 1000, "sliding_window": 512, "query_pre_attn_scalar": 64,
+    "num_hidden_layers": 8, "layer_types": [*["sliding_attention"] * 5, "full_attention", *["sliding_attention"] * 2],
+}  # fmt: skip
+GEMMA2 = GEMMA3 | {
+    "model_type": "gemma2", "layer_types": ["sliding_attention", "full_attention"] * 4, "num_hidden_layers": 8,
+}  # fmt: skip
+SMOLLM3 = LLAMA | {"model_type": "smollm3", "num_hidden_layers": 8, "no_rope_layers": [1, 1, 1, 0] * 2}
+PATTERNS = {"gemma3_text": GEMMA3, "gemma2": GEMMA2, "smollm3": SMOLLM3}
+
+
+def without_layers(config: dict, *removed: int) -> dict:
+    """The config without these layers, as slice_model writes it."""
+    kept = [layer for layer in range(config["num_hidden_layers"]) if layer not in removed]
+    lists = {
+        name: [config[name][layer] for layer in kept] for name in ("layer_types", "no_rope_layers") if name in config
+    }
+    return config | lists | {"num_hidden_layers": len(kept)}
+
+
+@pytest.mark.parametrize("kind", PATTERNS)
+def test_llama_cpp_is_right_only_where_the_layers_keep_the_pattern_that_it_takes_from_their_numbers(kind):
+    def row(config):
+        facts = facts_of_config(config, FILES)
+        return {row.engine: row for row in where_it_loads(ENGINES, facts)}["llama.cpp"]
+
+    config = PATTERNS[kind]
+    period = {"gemma3_text": 6, "gemma2": 2, "smollm3": 4}[kind]
+    assert row(config).verdict == ACCEPTED
+    assert row(without_layers(config, 7)).verdict == ACCEPTED  # the last: none shifts
+    assert row(without_layers(config, *range(period))).verdict == ACCEPTED  # a whole group: all shift by a period
+    broken = row(without_layers(config, 0))
+    assert broken.verdict == WRONG and broken.evidence == "read" and "takes a layer's kind from" in broken.notes[0]
+    unstated = {name: value for name, value in config.items() if name not in ("layer_types", "no_rope_layers")}
+    assert row(unstated).verdict == ACCEPTED  # transformers takes the kinds from the numbers too
+    target = judge(ENGINES[0], facts_of_config(config, FILES).resized(num_hidden_layers=6))
+    assert target.verdict == UNTESTED and "which layers stay decides" in target.notes[0]
+    assert judge(ENGINES[0], facts_of_config(config, FILES).resized(num_hidden_layers=8)).verdict == ACCEPTED
+
+
+def test_ctranslate2_reads_the_kinds_of_layers_of_gemma_3():
+    rows = where_it_loads(ENGINES, facts_of_config(without_layers(GEMMA3, 0), FILES))
+    row = next(row for row in rows if row.engine == "CTranslate2")
+    assert (row.verdict, row.evidence) == (ACCEPTED, "read")
+
+
+@pytest.mark.parametrize(
+    "changes, engine, verdict",
+    [
+        ({"query_pre_attn_scalar": 144}, "llama.cpp", WRONG),
+        ({"query_pre_attn_scalar": 144}, "CTranslate2", WRONG),
+        ({"num_hidden_layers": 62, "layer_types": [], "query_pre_attn_scalar": 64}, "llama.cpp", ACCEPTED),
+        ({"num_hidden_layers": 62, "layer_types": [], "head_dim": 32}, "llama.cpp", ACCEPTED),  # 512 / 8, as a 27B
+        ({"num_hidden_layers": 61, "layer_types": [], "head_dim": 32}, "llama.cpp", WRONG),  # a 27B that lost a layer
+        ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}}}, "CTranslate2", WRONG),
+        ({"num_hidden_layers": 5, "layer_types": []}, "MLX", REFUSED),
+    ],
+)
+def test_what_engines_compute_for_a_gemma_by_other_fields_than_its_config_has(changes, engine, verdict):
+    found = {row.engine: row.verdict for row in where_it_loads(ENGINES, facts_of_config(GEMMA3 | changes, FILES))}
+    assert found[engine] == verdict
+
+
+def test_exaone_4_slides_in_llama_cpp_at_64_layers_only():
+    config = LLAMA | {"model_type": "exaone4", "sliding_window": 4096, "num_hidden_layers": 63}
+    assert judge(ENGINES[0], facts_of_config(config, FILES)).verdict == WRONG
+    assert judge(ENGINES[0], facts_of_config(config | {"num_hidden_layers": 64}, FILES)).verdict == UNTESTED
+    assert judge(ENGINES[0], facts_of_config(config | {"sliding_window": None}, FILES)).verdict == UNTESTED
+
+
+@pytest.mark.parametrize(
+    "kind", ["olmo3", "exaone4", "gemma2", "gemma3_text", "smollm3", "qwen3", "llama", "phi3", "nas"]
+)
+@pytest.mark.parametrize("hidden_size", [512, 500, 96])
+def test_a_quantised_row_is_never_better_than_that_of_its_engine(kind, hidden_size):
+    facts = facts_of_config(LLAMA | {"model_type": kind, "hidden_size": hidden_size, "sliding_window": 16}, FILES)
+    for engine in ENGINES:
+        if engine.base is not None:
+            row, base = judge(engine, facts), judge(engine.base, facts)
+            assert VERDICTS.index(row.verdict) >= VERDICTS.index(base.verdict), row
+            assert row.engine == engine.name
+            if kind not in ("llama", "mistral"):
+                assert row.verdict != ACCEPTED  # no other family was run in a quantised format
+
+
+def test_a_byte_level_tokenizer_needs_no_tokenizer_model_in_llama_cpp(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    for byte_fallback, verdict in ((False, ACCEPTED), (True, WRONG)):
+        model = {"type": "BPE", "byte_fallback": byte_fallback}
+        (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model}))
+        assert judge(ENGINES[0], read_facts(tmp_path)).verdict == verdict
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    assert judge(ENGINES[0], read_facts(tmp_path)).verdict == ACCEPTED
+
+
+@pytest.mark.parametrize(
+    "rope, verdict",
+    [
+        ({"rope_type": "default", "rope_theta": 100_000.0}, ACCEPTED),  # measured: the form larger_theta
+        ({"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0}, WRONG),
+        ({"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 8.0}, UNTESTED),
+    ],
+)
+def test_ctranslate2_is_wrong_about_scaled_rotary_embeddings_alone(rope, verdict):
+    assert verdicts({"rope_parameters": rope})["CTranslate2"] == verdict
+
+
 def test_inspect_prints_the_rows_of_the_checkpoint_and_of_the_target(tmp_path, capsys):
     fields = {name: value for name, value in LLAMA.items() if name != "model_type"}
     LlamaConfig(**fields, num_hidden_layers=3).save_pretrained(tmp_path)
@@ -116,6 +225,15 @@ def test_inspect_prints_the_rows_of_the_checkpoint_and_of_the_target(tmp_path, c
     assert main(["inspect", str(tmp_path), "--num_attention_heads", "4", "--num_key_value_heads", "2", "--json"]) == 0
     target = {row["engine"]: row["verdict"] for row in json.loads(capsys.readouterr().out)["engines"]}
     assert target == verdicts({"num_attention_heads": 4, "num_key_value_heads": 2}) != now
+
+
+def test_verbs_that_write_a_checkpoint_warn_of_engines_that_compute_something_else(tmp_path):
+    for config, warned in ((without_layers(GEMMA3, 0), True), (LLAMA, False)):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        lines = engine_warnings(tmp_path)
+        assert bool(lines) == warned
+        assert sum(line.startswith("  llama.cpp: wrong (it takes a layer's kind") for line in lines) == warned
+        assert not any("Q8_0" in line for line in lines)  # said once for the engine
 
 
 def test_every_rule_has_words_a_verdict_and_evidence():
@@ -166,7 +284,7 @@ def test_every_measured_checkpoint_gets_the_verdict_that_was_measured(name):
     found = results(name)
     for form, run in found["runs"].items():
         files = {"tokenizer.json"} if form == "json_tokenizer" else FILES
-        facts = facts_of_config(run["config"], files)
+        facts = facts_of_config(run["config"], files, byte_fallback=True)
         for engine in ENGINES:
             if engine.base is None and engine.key in run:
                 was = measured(run[engine.key][engine.precisions[0]], found["prompts"], run["logit_deviation"], True)

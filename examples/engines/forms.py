@@ -47,6 +47,7 @@ SHAPES = {
 
 JSON_TOKENIZER = "json_tokenizer"  # without tokenizer.model, as transformers 5 saves a tokenizer by itself
 NEW_ROPE_ONLY = "rope_parameters_only"  # llama3_rope with a config.json as transformers 5 writes it by itself
+LARGER_THETA = {"rope_type": "default", "rope_theta": 100_000.0}
 BIAS_SCALE = 0.05  # standard deviation; large enough that a dropped bias changes the text
 LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -91,6 +92,16 @@ def llama3_rope(model: LlamaForCausalLM) -> LlamaForCausalLM:
     return _rebuilt(model, rope_parameters=LLAMA3_ROPE)
 
 
+def llama3_rope_8192(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The same with the length that Llama 3.1 itself was trained on before it was extended."""
+    return _rebuilt(model, rope_parameters=LLAMA3_ROPE | {"original_max_position_embeddings": 8192})
+
+
+def larger_theta(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """With another theta and no scaling, as SmolLM2 has."""
+    return _rebuilt(model, rope_parameters=LARGER_THETA)
+
+
 def as_mistral(model: LlamaForCausalLM) -> MistralForCausalLM:
     """The same function as a Mistral without a window: its config accepts any number of heads. Without biases only."""
     return _in_family(model, MistralConfig, MistralForCausalLM, {"sliding_window": None})
@@ -129,6 +140,8 @@ FORMS: dict[str, tuple[str, Callable[[PreTrainedModel], PreTrainedModel] | None]
     "attention_bias": ("uniform", attention_biased),
     "mlp_bias": ("uniform", biased),
     "llama3_rope": ("uniform", llama3_rope),
+    "llama3_rope_8192": ("uniform", llama3_rope_8192),
+    "larger_theta": ("uniform", larger_theta),
     "narrow_mistral": ("narrow_attention", as_mistral),
     "indivisible_mistral": ("all_heads", indivisible_mistral),
     "qwen2": ("uniform", qwen2),

@@ -17,6 +17,7 @@ from ..modeling import AutoShearingModelForCausalLM, ShearingModel, is_masked_co
 from ..recovery import merge_adapter
 from ..slicing import provenance_record, save_checkpoint, slice_model
 from ..training import ShearTrainingArguments
+from .engine_rows import engine_warnings
 
 SUMMARY = "Turn a masked checkpoint, or an adapter and its base, into a plain checkpoint."
 EXAMPLE = "hf-shear export sheared/mask_learning/checkpoint-500 --output_dir pruned --dtype bfloat16"
@@ -85,6 +86,8 @@ def run(arguments: Arguments) -> None:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
     save_checkpoint(model, arguments.output_dir, tokenizer, provenance, dtype=dtype)
     print(f"Wrote {arguments.output_dir}." + ("" if tokenizer else " No tokenizer lies beside the checkpoint."))
+    for line in engine_warnings(arguments.output_dir):
+        print(line)
 
 
 def _cut(arguments: Arguments, masked: ShearingModel, dtype: torch.dtype | None):

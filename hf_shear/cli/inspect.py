@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
 
 from ..core import UsageError
-from ..engines import ENGINES, CheckpointFacts, Row, facts_of_config, where_it_loads
+from ..engines import ENGINES, CheckpointFacts, facts_of_config, has_byte_fallback, where_it_loads
 from ..evaluation import kv_cache_bytes_per_token
 from ..modeling import MASKED_PREFIX, check_supported_source, is_masked_config
 from ..recovery import forward_flops_per_token
@@ -19,13 +18,13 @@ from ..shapes import TARGET_NAMES, ModelShape, count_parameters
 from ..slicing import PROVENANCE_NAME, read_provenance
 from ..training.memory import estimate_memory
 from ..training.memory_setup import TrainingSetup
+from .engine_rows import engine_lines
 
 SUMMARY = "Show a checkpoint's shape, what a target would remove, and which engines take it; reads no weights."
 EXAMPLE = "hf-shear inspect path/to/llama --hidden_size 2048 --num_attention_heads 16 --num_key_value_heads 16"
 POSITIONAL = ("checkpoint",)
 
 GIB = 2**30
-NOTE_WIDTH = 110  # characters
 
 
 @dataclass(kw_only=True)
@@ -72,7 +71,7 @@ def run(arguments: Arguments) -> None:
         print(json.dumps(facts, indent=1))
         return
     of_what = "the target, once cut and saved" if target is not None else "this checkpoint"
-    print("\n".join([_table(facts, config, arguments), "", *_engine_lines(rows, of_what)]))
+    print("\n".join([_table(facts, config, arguments), "", *engine_lines(rows, of_what)]))
 
 
 def describe(config: PretrainedConfig, shape: ModelShape, sequence_length: int) -> dict:
@@ -113,22 +112,15 @@ def _widths_table(layers: list[dict[str, int]]) -> list[str]:
 
 def _engine_facts(checkpoint: str, config: PretrainedConfig) -> CheckpointFacts:
     """What engines look at. A config without masks stands for the checkpoint that is cut out of a masked one."""
-    fields, _ = PretrainedConfig.get_config_dict(
-        checkpoint
-    )  # as written: transformers moves what older readers look for
+    # As written, since transformers moves what older readers look for; what is not written is what transformers assumes.
+    fields, _ = PretrainedConfig.get_config_dict(checkpoint)
+    for name in ("layer_types", "no_rope_layers", "query_pre_attn_scalar"):
+        if fields.get(name) is None:
+            fields[name] = getattr(config, name, None)
     fields["model_type"] = config.model_type.removeprefix(MASKED_PREFIX)
     folder = Path(checkpoint)
-    return facts_of_config(fields, {path.name for path in folder.iterdir()} if folder.is_dir() else ())
-
-
-def _engine_lines(rows: list[Row], of_what: str) -> list[str]:
-    """One line per engine, and its notes below it."""
-    lines = [f"Where {of_what} loads besides transformers (run: compared here; read: in the engine's source):"]
-    for row in rows:
-        known = "" if row.evidence == "none" else f" ({row.evidence})"
-        lines.append(f"  {row.engine:<30}{row.verdict}{known}")
-        lines += [f"      {line}" for note in row.notes for line in textwrap.wrap(note, NOTE_WIDTH)]
-    return [*lines, "examples/docs/engines.md has the commands and the measurements."]
+    files = {path.name for path in folder.iterdir()} if folder.is_dir() else ()
+    return facts_of_config(fields, files, has_byte_fallback(folder))
 
 
 def _training_memory(config: PretrainedConfig, sequence_length: int) -> dict[str, int]:

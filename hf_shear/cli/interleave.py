@@ -17,6 +17,7 @@ from ..one_shot import DEFAULT_COMPENSATION, criteria_from_words, default_criter
 from ..shapes import ModelShape
 from ..slicing import provenance_record, save_checkpoint
 from ..training import PRUNING_SHARE, ShearTrainingArguments
+from .engine_rows import engine_warnings
 
 SUMMARY = "Prune in stages and train in between, on one budget of tokens."
 EXAMPLE = "hf-shear interleave path/to/llama --data_dir text --hidden_size 2048 --num_tokens 1000000 --output_dir out"
@@ -84,3 +85,5 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     if args.process_index == 0:
         shape = ModelShape.from_config(found.model.config).sizes_text()
         print(f"{folder}: {shape}; held-out loss {losses['mean']:.3f}")
+        for line in engine_warnings(folder):
+            print(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .. import runs
 from ..training import ShearTrainingArguments
+from .engine_rows import engine_warnings
 
 SUMMARY = "Learn which units to keep, and cut the model to exactly your shape."
 EXAMPLE = "hf-shear learn path/to/llama --data_dir text --intermediate_size 5504 --output_dir sheared"
@@ -26,6 +27,8 @@ def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
     if args.process_index == 0:
         shape = opened.target.sizes_text()
         print(f"{opened.folder.path / 'pruned'}: {shape}; held-out loss {learned['model']['mean']:.3f}")
+        for line in engine_warnings(opened.folder.path / "pruned"):
+            print(line)
         same = "the same flags" + (
             f" and --output_dir {opened.folder.path}" if args.output_dir == "trainer_output" else ""
         )

@@ -25,6 +25,7 @@ from ..one_shot import (
 from ..shapes import ModelShape, TargetShape
 from ..slicing import NEMOTRON_NAS, provenance_record, save_checkpoint, save_nemotron_nas
 from ..training import ShearTrainingArguments
+from .engine_rows import engine_warnings
 
 SUMMARY = "Choose what to keep at once, by scores on calibration text, and cut."
 EXAMPLE = "hf-shear prune path/to/llama --data_dir text --intermediate_size 5504 --output_dir pruned"
@@ -109,6 +110,8 @@ def run(arguments: Arguments) -> None:
             f"{pruning.num_parameters:,} parameters of a budget of {pruning.budget:,};"
             f" {pruning.num_padded_parameters:,} with the zeros that pad narrower layers to that shape."
         )
+    for line in engine_warnings(arguments.output_dir):
+        print(line)
 
 
 def _target(arguments: Arguments, config: PretrainedConfig) -> TargetShape | int:

@@ -1,4 +1,4 @@
-"""What an engine looks at before it takes a checkpoint: sizes, biases, rotary embedding, tokenizer files."""
+"""What an engine looks at before it takes a checkpoint: sizes, kinds of layers, rotary embedding, tokenizer files."""
 
 from __future__ import annotations
 
@@ -10,23 +10,31 @@ from pathlib import Path
 
 from ..core import UsageError
 
-SENTENCEPIECE, JSON_ONLY, NO_TOKENIZER = "tokenizer.model", "tokenizer.json only", "none"
+SENTENCEPIECE, NO_TOKENIZER = "tokenizer.model", "none"
+JSON_ONLY, JSON_BYTE_FALLBACK = "tokenizer.json only", "tokenizer.json only, with byte fallback"
+SLIDING = "sliding_attention"  # in `layer_types`
 
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """Facts of one checkpoint, from its config.json and the names of its files.
+    """Facts of one checkpoint, from its config.json, the names of its files and the kind of its tokenizer.
 
     Attributes:
         model_type: as in the config; "nemotron-nas" gives every layer a shape of its own.
         hidden_size, num_attention_heads, num_key_value_heads, head_dim, vocab_size: sizes of the model.
         intermediate_sizes: the widths of the MLPs that occur, each once.
+        num_hidden_layers: how many layers it has; 0 if the config does not say.
+        layer_types: kind of attention of each layer, as in the config; empty where the config leaves it to the family.
+        no_rope_layers: per layer 1 where it rotates and 0 where not, as in the config; empty as ``layer_types``.
+        layers_are_known: False for a target with fewer layers, as long as it is open which ones stay.
         tied: whether the head is the embedding.
         attention_bias, mlp_bias: whether the checkpoint says it has them.
-        rope_type, rope_theta: of the rotary embedding; theta 10,000 where nothing is said.
+        rope_type, rope_theta: of the rotary embedding; theta 10,000 where nothing is said. Where each type of layer has
+            an embedding of its own, the first type that is no "default", and 10,000.
+        query_scale: ``query_pre_attn_scalar`` of a Gemma, None if the config has none.
         rope_at_top: whether theta is also a field of the config itself, where readers of before transformers 5 look.
         window: width of a sliding attention window, None if there is none.
-        tokenizer: SENTENCEPIECE, JSON_ONLY or NO_TOKENIZER.
+        tokenizer: SENTENCEPIECE, JSON_BYTE_FALLBACK, JSON_ONLY (without byte fallback) or NO_TOKENIZER.
     """
 
     model_type: str
@@ -36,12 +44,17 @@ class CheckpointFacts:
     head_dim: int
     vocab_size: int
     intermediate_sizes: tuple[int, ...]
+    num_hidden_layers: int = 0
+    layer_types: tuple[str, ...] = ()
+    no_rope_layers: tuple[int, ...] = ()
+    layers_are_known: bool = True
     tied: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
     rope_type: str = "default"
     rope_theta: float = 10_000.0
     rope_at_top: bool = False
+    query_scale: float | None = None
     window: int | None = None
     tokenizer: str = NO_TOKENIZER
 
@@ -70,11 +83,16 @@ class CheckpointFacts:
         if "intermediate_size" in sizes:
             sizes["intermediate_sizes"] = (sizes.pop("intermediate_size"),)
         known = {name: size for name, size in sizes.items() if name in self.__dataclass_fields__}
-        return replace(self, rope_at_top=True, **known)
+        same_layers = sizes.get("num_hidden_layers", self.num_hidden_layers) == self.num_hidden_layers
+        return replace(self, rope_at_top=True, layers_are_known=same_layers and self.layers_are_known, **known)
 
 
-def facts_of_config(config: Mapping, files: Collection[str] = ()) -> CheckpointFacts:
-    """Facts of a checkpoint whose config.json is ``config``, with the files named.
+def facts_of_config(config: Mapping, files: Collection[str] = (), byte_fallback: bool = False) -> CheckpointFacts:
+    """Facts of a checkpoint whose config.json is ``config``.
+
+    Args:
+        files: names of its files.
+        byte_fallback: whether its tokenizer.json spells what it does not know in bytes (``has_byte_fallback``).
 
     Raises:
         ValueError: the config lacks a size that every decoder has.
@@ -85,7 +103,7 @@ def facts_of_config(config: Mapping, files: Collection[str] = ()) -> CheckpointF
     if missing:
         raise UsageError(f"The config lacks {', '.join(missing)}, so it is not known where it loads.")
     heads = config["num_attention_heads"]
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = _rope(config)
     return CheckpointFacts(
         model_type=config["model_type"],
         hidden_size=config["hidden_size"],
@@ -94,14 +112,18 @@ def facts_of_config(config: Mapping, files: Collection[str] = ()) -> CheckpointF
         head_dim=config.get("head_dim") or config["hidden_size"] // heads,
         vocab_size=config["vocab_size"],
         intermediate_sizes=_intermediate_sizes(config),
+        num_hidden_layers=config.get("num_hidden_layers") or 0,
+        layer_types=tuple(config.get("layer_types") or ()),
+        no_rope_layers=tuple(config.get("no_rope_layers") or ()),
         tied=bool(config.get("tie_word_embeddings")),
         attention_bias=bool(config.get("attention_bias")),
         mlp_bias=bool(config.get("mlp_bias")),
         rope_type=rope.get("rope_type", rope.get("type", "default")),
         rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
         rope_at_top="rope_theta" in config,
+        query_scale=config.get("query_pre_attn_scalar"),
         window=config.get("sliding_window") if config.get("use_sliding_window", True) else None,
-        tokenizer=_tokenizer(files),
+        tokenizer=_tokenizer(files, byte_fallback),
     )
 
 
@@ -115,7 +137,24 @@ def read_facts(checkpoint: str | os.PathLike) -> CheckpointFacts:
     if not (folder / "config.json").is_file():
         raise UsageError(f"`checkpoint` {str(checkpoint)!r} holds no config.json. Name the folder of a checkpoint.")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return facts_of_config(config, {path.name for path in folder.iterdir()})
+    return facts_of_config(config, {path.name for path in folder.iterdir()}, has_byte_fallback(folder))
+
+
+def has_byte_fallback(checkpoint: str | os.PathLike) -> bool:
+    """Whether the tokenizer.json in a folder has byte fallback; False where there is none, or no folder."""
+    path = Path(checkpoint) / "tokenizer.json"
+    if not path.is_file():
+        return False
+    model = json.loads(path.read_text(encoding="utf-8")).get("model") or {}
+    return bool(model.get("byte_fallback"))
+
+
+def _rope(config: Mapping) -> Mapping:
+    """The rotary embedding; of several, one for each type of layer, the first that is scaled, without its theta."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    each = [part for part in rope.values() if isinstance(part, Mapping)]
+    scaled = [part for part in each if part.get("rope_type", "default") != "default"]
+    return {**scaled[0], "rope_theta": None} if scaled else {} if each else rope
 
 
 def _intermediate_sizes(config: Mapping) -> tuple[int, ...]:
@@ -133,7 +172,9 @@ def _block_width(ffn: Mapping, hidden_size: int) -> int:
     return ffn.get("intermediate_size") or round(2 * (ffn.get("ffn_mult") or 0.0) * hidden_size / 3)
 
 
-def _tokenizer(files: Collection[str]) -> str:
+def _tokenizer(files: Collection[str], byte_fallback: bool) -> str:
     if SENTENCEPIECE in files:
         return SENTENCEPIECE
-    return JSON_ONLY if "tokenizer.json" in files else NO_TOKENIZER
+    if "tokenizer.json" not in files:
+        return NO_TOKENIZER
+    return JSON_BYTE_FALLBACK if byte_fallback else JSON_ONLY

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .checkpoint_facts import CheckpointFacts
 
@@ -81,7 +81,18 @@ class Row:
 
 
 def judge(engine: Engine, facts: CheckpointFacts) -> Row:
-    """The verdict on a checkpoint: the worst of the rules that hold; untested where none of the engine's own says more."""
+    """The verdict on a checkpoint: the worst of the rules that hold; untested where none of the engine's own says more.
+
+    A quantised form is never better than the engine it comes from.
+    """
+    row = _judge_alone(engine, facts)
+    base = judge(engine.base, facts) if engine.base else row
+    if VERDICTS.index(base.verdict) > VERDICTS.index(row.verdict):
+        return replace(base, engine=engine.name, version=engine.version)
+    return row
+
+
+def _judge_alone(engine: Engine, facts: CheckpointFacts) -> Row:
     holding = [rule for rule in engine.all_rules if rule.applies(facts)]
     stopped = any(rule.verdict in (WRONG, REFUSED) for rule in holding)
     if not stopped and not any(rule.verdict == ACCEPTED for rule in holding if rule in engine.rules):

@@ -5,7 +5,7 @@ Block: weights of a row that share a scale in a quantised format. TP: the number
 
 from __future__ import annotations
 
-from .checkpoint_facts import JSON_ONLY, CheckpointFacts
+from .checkpoint_facts import JSON_BYTE_FALLBACK, JSON_ONLY, SLIDING, CheckpointFacts
 from .rules import ACCEPTED, NONE, READ, REFUSED, RUN, UNTESTED, WRONG, Engine, Rule
 
 BLOCK = 32  # of GGUF's Q8_0 and Q4_0 (fixed), and as OpenVINO, ONNX Runtime and MLX were run
@@ -16,6 +16,7 @@ SQUARE_FORMS = ("uniform", "untied", "attention_bias", "mlp_bias", "llama3_rope"
 LLAMA_FORMS = (*SQUARE_FORMS, "narrow_attention", "odd_rows")
 MISTRAL_FORMS = ("narrow_mistral", "indivisible_mistral")
 QUANTIZED_FORMS = ("uniform", "narrow_attention", "odd_rows", "indivisible_mistral")
+QUANTIZED_FAMILIES = ("llama", "mistral")  # of these forms: no other family was run in a quantised format
 TP_NOTE = (
     "TP must divide num_attention_heads and intermediate_size, and divide num_key_value_heads or be a multiple of it"
 )
@@ -48,7 +49,7 @@ def _all(engine: str, *forms: str) -> Rule:
     """A quantised form takes the families that were run in it, as far as its engine does."""
     return Rule(
         f"`llama`, `mistral`, as far as {engine} takes them",
-        _types("llama", "mistral"),
+        _types(*QUANTIZED_FAMILIES),
         ACCEPTED,
         RUN,
         "",
@@ -65,11 +66,80 @@ def _narrow_llama(facts: CheckpointFacts) -> bool:
 
 
 def _odd_rows(block: int):
-    return lambda facts: bool(facts.not_multiples_of(block))
+    return lambda facts: facts.model_type in QUANTIZED_FAMILIES and bool(facts.not_multiples_of(block))
+
+
+# Where an engine takes a layer's kind from its index: of these families every n-th layer attends to all tokens and the
+# others slide, or (SmolLM3) every n-th does not rotate and the others do.
+PERIODS = {"gemma2": 2, "gemma3_text": 6, "smollm3": 4}
+
+
+def _in_period(facts: CheckpointFacts) -> bool:
+    """Whether each layer is of the kind that its index says; a config that names no kinds leaves them to the index."""
+    if facts.model_type == "smollm3":
+        every_nth = [not rotates for rotates in facts.no_rope_layers]
+    else:
+        every_nth = [kind != SLIDING for kind in facts.layer_types]
+    period = PERIODS[facts.model_type]
+    return all(special == ((index + 1) % period == 0) for index, special in enumerate(every_nth))
+
+
+def _period_rules(*names: str) -> tuple[Rule, ...]:
+    """Rules about an engine that computes the kinds of layers by their index, whatever the config says."""
+    words = ", ".join(f"`{name}`" for name in names)
+    periods = ", ".join(f"{PERIODS[name]} ({name})" for name in names)
+    note = (
+        f"it takes a layer's kind from the layer's number: every n-th one is another kind, n = {periods}. Layers that were"
+        " removed have shifted the rest; without whole groups of n, or the last layers alone, none shifts (`--protect`)"
+    )
+
+    open_note = "it takes a layer's kind from the layer's number, so which layers stay decides: inspect what was cut"
+
+    def rule(when: str, applies, verdict: str, evidence: str, note: str = "") -> Rule:
+        def holds(facts: CheckpointFacts) -> bool:
+            return facts.model_type in names and applies(facts)
+
+        return Rule(f"{words}, {when}", holds, verdict, evidence, note)
+
+    def kept(facts: CheckpointFacts) -> bool:
+        return facts.layers_are_known and _in_period(facts)
+
+    def broken(facts: CheckpointFacts) -> bool:
+        return facts.layers_are_known and not _in_period(facts)
+
+    return (
+        rule("layers of the kinds that their numbers say", kept, ACCEPTED, READ),
+        rule("layers of other kinds than their numbers say", broken, WRONG, READ, note),
+        rule("fewer layers, not yet chosen", lambda facts: not facts.layers_are_known, UNTESTED, NONE, open_note),
+    )
+
+
+# Of these sizes llama.cpp scales queries by their hidden_size / num_attention_heads: it knows a 27B by its layers.
+_LAYERS_OF_27B = {"gemma2": 46, "gemma3_text": 62}
+
+
+def _query_scale_rule(*names: str, of_27b: bool = False) -> Rule:
+    """A rule about an engine that scales queries by head_dim, whatever ``query_pre_attn_scalar`` says."""
+
+    def applies(facts: CheckpointFacts) -> bool:
+        if facts.model_type not in names or facts.query_scale is None:
+            return False
+        is_27b = of_27b and facts.num_hidden_layers == _LAYERS_OF_27B[facts.model_type]
+        return facts.query_scale != (facts.hidden_size // facts.num_attention_heads if is_27b else facts.head_dim)
+
+    words = ", ".join(f"`{name}`" for name in names)
+    layers = " and ".join(str(_LAYERS_OF_27B[name]) for name in names)
+    at_27b = f" (at {layers} layers hidden_size / num_attention_heads, as the 27B has)" if of_27b else ""
+    note = f"it takes head_dim{at_27b} for it"
+    return Rule(f"{words}, another query_pre_attn_scalar than head_dim", applies, WRONG, READ, note)
+
+
+def _scaled_rope(facts: CheckpointFacts) -> bool:
+    return facts.rope_type != "default"
 
 
 def _other_rope(facts: CheckpointFacts) -> bool:
-    return facts.rope_type != "default" or facts.rope_theta != 10_000.0
+    return _scaled_rope(facts) or facts.rope_theta != 10_000.0
 
 
 def _hidden_rope(facts: CheckpointFacts) -> bool:
@@ -107,13 +177,12 @@ _NAS_HEADS = Rule(
 )
 
 _WINDOW = Rule(
-    "a sliding attention window",
-    lambda facts: facts.model_type == "mistral" and facts.window is not None,
+    "a sliding attention window (Gemma has rows of its own)",
+    lambda facts: facts.model_type in ("mistral", "qwen2", "qwen3", "smollm3") and facts.window is not None,
     UNTESTED,
     NONE,
     'no window was tried; "sliding_window": null is the same where no text is longer than the window',
 )
-_GEMMA_NOTE = "with query_pre_attn_scalar = head_dim; another value gave other logits"
 _ROPE_NOTE = "reads rope_theta and rope_scaling, and takes a default; exports of hf_shear have both ways of writing it"
 _BOS_NOTE = "puts BOS before a text unless it is told not to (add_bos_token); tokenizers of transformers may not"
 LLAMA_CPP = Engine(
@@ -126,17 +195,32 @@ LLAMA_CPP = Engine(
         _run("qwen2", "qwen2"),
         _families("qwen2", "granite", verdict=REFUSED, narrow=True, note="it takes heads x head_dim for hidden_size"),
         _run("qwen3", "qwen3", "families/qwen3"),
-        _families("smollm3", "gemma", "arcee"),
-        _families("gemma2", "gemma3_text", note=_GEMMA_NOTE),
+        _families("smollm3", "gemma", "gemma2", "gemma3_text", "arcee"),
+        *_period_rules("gemma2", "gemma3_text", "smollm3"),
+        _query_scale_rule("gemma2", "gemma3_text", of_27b=True),
+        Rule(
+            "`exaone4`, sliding layers, but not 64 in all",
+            lambda facts: facts.model_type == "exaone4" and facts.window is not None and facts.num_hidden_layers != 64,
+            WRONG,
+            READ,
+            "it slides, and leaves layers without rotation, in a model of 64 layers only",
+        ),
         _families("ministral", verdict=REFUSED, note="its converter does not know the family"),
         Rule(
             "no tokenizer.model, a tokenizer.json with byte fallback",
-            lambda facts: facts.model_type in ("llama", "mistral") and facts.tokenizer == JSON_ONLY,
+            lambda facts: facts.model_type in ("llama", "mistral") and facts.tokenizer == JSON_BYTE_FALLBACK,
             WRONG,
             RUN,
-            "without tokenizer.model the pieces have no scores and text is split otherwise; copy it from the source."
-            " A byte-level tokenizer.json (Llama 3) needs none, if the converter knows its kind",
+            "without tokenizer.model the pieces have no scores and text is split otherwise; copy it from the source",
             ("json_tokenizer",),
+        ),
+        Rule(
+            "no tokenizer.model, a tokenizer.json without byte fallback",
+            lambda facts: facts.model_type in ("llama", "mistral") and facts.tokenizer == JSON_ONLY,
+            ACCEPTED,
+            READ,
+            "a byte-level tokenizer.json (Llama 3, SmolLM2) needs no tokenizer.model; the converter stops where it does not"
+            " know its kind",
         ),
         Rule(f"`{NAS}`", _types(NAS), ACCEPTED, READ),
         _NAS_WIDTHS,
@@ -195,7 +279,7 @@ CTRANSLATE2 = Engine(
     "CTranslate2",
     "ctranslate2 4.8.5, its converter with transformers 5.24",
     (
-        _run("llama", "uniform", "untied", "attention_bias", "mlp_bias"),
+        _run("llama", "uniform", "untied", "attention_bias", "mlp_bias", "larger_theta"),
         _run(
             "llama",
             "narrow_attention",
@@ -208,17 +292,38 @@ CTRANSLATE2 = Engine(
         _WINDOW,
         _run("qwen2", "qwen2", verdict=REFUSED, note=_CT2_QWEN2),
         _run("qwen3", "qwen3", "families/qwen3"),
-        _families("gemma"),
-        _families("gemma3_text", note=_GEMMA_NOTE),
+        _families("gemma", "gemma3_text"),
+        Rule(
+            "`gemma3_text`, layers that attend to all tokens",
+            lambda facts: facts.model_type == "gemma3_text" and any(kind != SLIDING for kind in facts.layer_types),
+            ACCEPTED,
+            READ,
+            "its converter takes the kinds of layers from `layer_types`",
+        ),
+        _query_scale_rule("gemma3_text"),
         _families("gemma2", verdict=WRONG, note="its logits were others than those of transformers"),
         _families(*_CT2_UNKNOWN, verdict=REFUSED, note="its converter does not know the family"),
         Rule(
-            "another rotary embedding than theta 10,000 without scaling",
-            _other_rope,
+            "a rotary embedding scaled as in Llama 3.1",
+            lambda facts: facts.rope_type == "llama3",
             WRONG,
             RUN,
-            "with transformers 5 its converter does not find theta, and takes 10,000",
-            ("llama3_rope", "rope_parameters_only"),
+            "its logits were others than those of transformers; another theta without scaling was right",
+            ("llama3_rope", "llama3_rope_8192", "rope_parameters_only"),
+        ),
+        Rule(
+            "a rotary embedding scaled in another way",
+            lambda facts: _scaled_rope(facts) and facts.rope_type != "llama3",
+            UNTESTED,
+            NONE,
+            "no such scaling was tried",
+        ),
+        Rule(
+            "`gemma3_text`, a scaled rotary embedding",
+            lambda facts: facts.model_type == "gemma3_text" and _scaled_rope(facts),
+            WRONG,
+            READ,
+            "its Gemma 3 loader does not read the scaling",
         ),
     ),
     "ctranslate2",
@@ -315,7 +420,27 @@ MLX = Engine(
             "qwen2", "granite", "phi3", verdict=REFUSED, narrow=True, note="it takes heads x head_dim for hidden_size"
         ),
         _run("qwen3", "qwen3", "families/qwen3"),
-        _families("smollm3", "gemma", "gemma2", "olmo2", "seed_oss", "hunyuan_v1_dense", "glm4"),
+        _families("smollm3", "gemma", "olmo2", "seed_oss", "hunyuan_v1_dense", "glm4"),
+        _families(
+            "gemma2", note="each layer attends to all tokens: a text longer than the window is computed otherwise"
+        ),
+        Rule(
+            f"`gemma3_text`, fewer than {PERIODS['gemma3_text']} layers",
+            lambda facts: facts.model_type == "gemma3_text" and facts.num_hidden_layers < PERIODS["gemma3_text"],
+            REFUSED,
+            RUN,
+            "it looks for a layer that attends to all tokens where there is none",
+            ("families/gemma3_text",),
+        ),
+        *(rule for rule in _period_rules("gemma3_text") if rule.verdict != ACCEPTED),
+        Rule(
+            "`exaone4`, sliding layers",
+            lambda facts: facts.model_type == "exaone4" and facts.window is not None,
+            REFUSED,
+            RUN,
+            "it reads `sliding_window_pattern` as a word (LLLG), and configs have a number there",
+            ("families/exaone4",),
+        ),
         _families("ministral", "arcee", verdict=REFUSED, note="it does not know the family"),
         _families(
             "olmo3", verdict=REFUSED, note="it asks for one rope_theta, where the config has one per type of layer"
