@@ -93,7 +93,7 @@ def test_gradients_of_merged_outcomes(kind):
     [
         ({"divergence": "kl"}, "`distillation` must be 'none', 'forward_kl' or 'reverse_kl', but it is 'kl'"),
         ({"temperature": 0.0}, "`distillation_temperature` must be above 0, but it is 0.0"),
-        ({"temperature": float("inf")}, "`distillation_temperature` must be above 0, but it is inf"),
+        ({"temperature": float("inf")}, "`distillation_temperature` must be a finite number above 0, but it is inf"),
         ({"weight": 0.0}, "leave `distillation` at 'none'"),
         ({"weight": 1.5}, "at most 1, but it is 1.5"),
     ],

@@ -102,7 +102,7 @@ def test_a_domain_with_few_held_out_tokens_is_warned_of(domains, tokenizer, data
         ),
         ({"eval_tokens": 15}, {}, r"`eval_tokens` \(15\) must be at least one sample of `max_length` \(16\) tokens"),
         ({}, {"vocab_size": 20}, r"`tokenizer` must only give ids below the model's `vocab_size` \(20\).* id 29"),
-        ({"held_out_fraction": 0.0}, {}, "`held_out_fraction` must lie between 0 and 1, both excluded, but it is 0.0"),
+        ({"held_out_fraction": 0.0}, {}, "`held_out_fraction` must be above 0 and below 1, but it is 0.0"),
     ],
 )
 def test_what_does_not_fit_is_refused(domains, tokenizer, changes, config, text):

@@ -147,19 +147,19 @@ def test_any_update_is_a_mixture_between_the_bounds(rows, low, high):
             {"reference_losses": {"a": float("nan"), "b": 1.0}},
             "`reference_losses` must be finite, but that of 'a'",
         ),
-        ({"smoothing": 1.1}, "`smoothing` must lie between 0 and 1, but it is 1.1"),
+        ({"smoothing": 1.1}, "`smoothing` must be between 0 and 1, but it is 1.1"),
         (
             {"floor": 0.51},
             r"`floor` must lie between 0 and 1 / 2 .* but it is 0.51\. Lower it to 0.5 or less",
         ),
         ({"floor": -0.1}, r"`floor` must lie between .* but it is -0.1\. Use 0 for no floor"),
-        ({"floor": float("nan")}, "`floor` must lie between"),
+        ({"floor": float("nan")}, "`floor` must be a finite number, but it is nan"),
         ({"ceiling": 0.4}, r"`ceiling` must lie between 1 / 2 .* but it is 0.4\. Raise it to 0.5 or more"),
         ({"ceiling": 1.1}, r"`ceiling` must lie between .* but it is 1.1\. Use 1 for no ceiling"),
-        ({"ceiling": float("nan")}, "`ceiling` must lie between"),
+        ({"ceiling": float("nan")}, "`ceiling` must be a finite number, but it is nan"),
         (
             {"weights": {"a": -1.0, "b": 2.0}},
-            "`mixture_weights` must be finite and at least 0, but that of 'a' is -1",
+            "`mixture_weights\\['a'\\]` must be at least 0, but it is -1",
         ),
     ],
 )
@@ -216,9 +216,9 @@ def test_start_weights():
     [
         ({"a": 1, "b": 1, "x": 1}, r"\['x'\] are unknown\. The domains are \['a', 'b'\]"),
         ({"a": 1}, r"\['b'\] are missing"),
-        ({"a": 1, "b": -0.5}, "that of 'b' is -0.5"),
-        ({"a": float("nan"), "b": 1}, "that of 'a' is nan"),
-        ({"a": float("inf"), "b": 1}, "that of 'a' is inf"),
+        ({"a": 1, "b": -0.5}, "mixture_weights\\['b'\\]` must be at least 0, but it is -0.5"),
+        ({"a": float("nan"), "b": 1}, "mixture_weights\\['a'\\]` must be a finite number.* but it is nan"),
+        ({"a": float("inf"), "b": 1}, "mixture_weights\\['a'\\]` must be a finite number.* but it is inf"),
         ({"a": 0, "b": 0}, "all are 0"),
     ],
 )

@@ -367,7 +367,7 @@ def test_the_state_of_another_run_is_refused(changes, message):
         ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps` must be at least 1"),
         ({"world_size": 0}, "`world_size` must be at least 1"),
         ({"rank": 2, "world_size": 2}, r"`rank` must lie in range\(`world_size`\), 2, but it is 2"),
-        ({"seed": -1}, "`seed` must be at least 0"),
+        ({"seed": -1}, "`seed` must be between 0 and 4,294,967,295, but it is -1"),
         ({"mixture_weights": {"a": 1}}, r"\['b', 'c'\] are missing"),
     ],
 )

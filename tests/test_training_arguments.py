@@ -76,9 +76,9 @@ def test_flags_and_json():
         ({"hardening_ratio": -0.1}, "`hardening_ratio` must be between 0 and 1, but it is -0.1"),
         (
             {"eval_token_share": 0.0},
-            "`eval_token_share` must be above 0, but it is 0: .*`eval_strategy='no'` evaluates",
+            "`eval_token_share` must be above 0 and at most 1, but it is 0.0.*`eval_strategy='no'` evaluates",
         ),
-        ({"eval_token_share": 2.0}, "`eval_token_share` must be between 0 and 1, but it is 2.0"),
+        ({"eval_token_share": 2.0}, "`eval_token_share` must be above 0 and at most 1, but it is 2.0"),
         (
             {"budget_warmup_ratio": 0.6, "hardening_ratio": 0.5},
             r"`budget_warmup_ratio` \(0.6\) and `hardening_ratio` \(0.5\) must not exceed 1 together.* Lower one of them",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 
 SUMMARY = "Judge a checkpoint, or compare two: size, loss by domain, lm-eval tasks, speed."
 EXAMPLE = "hf-shear evaluate path/to/llama sheared/recovered --data_dir text --tasks_dir tasks --tasks my_task"
@@ -53,6 +53,7 @@ class Arguments:
     overwrite: bool = field(default=False, metadata={"help": "Replace that file."})
 
     def __post_init__(self):
+        check_ranges(self)
         if self.tasks_dir is not None and not self.task_names:
             raise UsageError("`tasks_dir` is given without `tasks`. Name the tasks, such as `--tasks shear_piqa`.")
         if Path(self.output).is_dir():

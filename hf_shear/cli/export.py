@@ -44,6 +44,7 @@ class Arguments(runs.DataArguments):
     seed: int = field(default=42, metadata={"help": "Of the calibration batches."})
 
     def __post_init__(self):
+        super().__post_init__()
         if resolve_compensation(self.compensation) is not None:
             if self.is_adapter:
                 raise UsageError("`compensation` is for masks that are cut, but `checkpoint` is an adapter.")

@@ -49,8 +49,7 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in --output_dir."})
 
     def __post_init__(self):
-        if self.calibration_batches < 1:
-            raise UsageError(f"`calibration_batches` must be at least 1, but it is {self.calibration_batches}.")
+        super().__post_init__()
         criteria_from_words(self.criterion)
         resolve_compensation(self.compensation)
 

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from transformers import AutoConfig
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from ..modeling import check_supported_source
 from ..recovery import training_flops_per_token
 from ..reporting import plot_law_curves
@@ -82,6 +82,7 @@ class Arguments:
     json: bool = field(default=False, metadata={"help": "Write one JSON object in place of the table."})
 
     def __post_init__(self):
+        check_ranges(self)
         if not Path(self.runs).exists():
             raise UsageError(f"`runs` {self.runs!r} is neither a file nor a folder.")
         if self.checkpoint is not None and self.num_parameters is not None:

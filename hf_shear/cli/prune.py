@@ -62,11 +62,9 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
     seed: int = field(default=42, metadata={"help": "Of the calibration batches, or of the random choice."})
 
     def __post_init__(self):
+        super().__post_init__()
         if Path(self.output_dir).exists():
             raise UsageError(f"`output_dir` {self.output_dir!r} exists. Name a folder that does not.")
-        for name in ("calibration_batches", "batch_size", "num_shots"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
         resolve_compensation(self.compensation)
         criteria_from_words(self.criterion)
 

@@ -1,16 +1,22 @@
-"""What every other package may use: errors and how they are shown."""
+"""What every other package may use: errors and how they are shown, and the ranges of numbers."""
 
 from .errors import FailedError, MissingExtraError, UsageError
 from .one_line import DEBUG, FAILED, INTERRUPTED, OK, WRONG_USE, run_command_line
+from .ranges import FINITE, POSITIVE, RANGES, Range, check_ranges
 
 __all__ = [
     "DEBUG",
     "FAILED",
+    "FINITE",
     "INTERRUPTED",
     "OK",
+    "POSITIVE",
+    "RANGES",
     "WRONG_USE",
     "FailedError",
     "MissingExtraError",
+    "Range",
     "UsageError",
+    "check_ranges",
     "run_command_line",
 ]

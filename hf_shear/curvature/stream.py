@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from .factors import check_finite
 from .layer_stream import IGNORED_LABEL, LayerStream, WaitingBatch
 from .moments import GradientMoments, InputMoments
@@ -188,8 +188,7 @@ def stream_curvature(
     """
     names, num_layers = tuple(names), len(model.model.layers)
     size = num_layers if layers_per_pass is None else layers_per_pass
-    if size < 1:
-        raise UsageError(f"`layers_per_pass` must be at least 1, but it is {layers_per_pass}.")
+    check_ranges({"layers_per_pass": layers_per_pass})
     with frozen(model):
         stream = LayerStream(model, batches, store)
         if inverted:

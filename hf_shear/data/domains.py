@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -351,11 +351,7 @@ def split_domains(
     """
     from datasets import DatasetDict
 
-    if not 0.0 < held_out_fraction < 1.0:
-        raise UsageError(
-            f"`held_out_fraction` must lie between 0 and 1, both excluded, but it is {held_out_fraction}. "
-            "A usual value is 0.1."
-        )
+    check_ranges({"held_out_fraction": held_out_fraction})
     hashes = {name: _group_hashes(name, dataset, seed) for name, dataset in domains.items()}
     blocks = {name: values[0] for name, values in hashes.items() if (values == values[0]).all()}
     _check_blocks_do_not_leak(blocks, hashes)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from ..core import UsageError
+from ..core import FINITE, RANGES, UsageError, check_ranges
 
 SMOOTHING = 1e-4
 """Share of the uniform mixture in every update, so that none dies out (the reference code's c)."""
@@ -48,11 +48,7 @@ def check_mixture_weights(weights: Mapping[str, float] | None, domain_names: Ite
             "leaves a domain out."
         )
     for name in names:
-        if not (math.isfinite(weights[name]) and weights[name] >= 0):
-            raise UsageError(
-                f"`mixture_weights` must be finite and at least 0, but that of {name!r} is {weights[name]}. "
-                "Give shares such as 0.25."
-            )
+        RANGES["mixture_weights[]"].check(f"mixture_weights[{name!r}]", weights[name])
     total = math.fsum(weights[name] for name in names)
     if total <= 0:
         raise UsageError("`mixture_weights` must have a positive sum, but all are 0. Give one domain a weight.")
@@ -78,6 +74,8 @@ def check_mixture_bounds(
     Raises:
         ValueError: if there are no such weights.
     """
+    FINITE.check(floor_name, floor)
+    FINITE.check(ceiling_name, ceiling)
     if not (0.0 <= floor and floor * num_domains <= 1.0):
         most = math.floor(1e4 / num_domains) / 1e4  # rounded to the side that passes this check
         raise UsageError(
@@ -129,8 +127,7 @@ def update_mixture_weights(
     old = check_mixture_weights(weights, weights)
     names = list(old)
     check_mixture_bounds(floor, ceiling, len(names), floor_name="floor", ceiling_name="ceiling")
-    if not 0.0 <= smoothing <= 1.0:
-        raise UsageError(f"`smoothing` must lie between 0 and 1, but it is {smoothing}. The paper's is {SMOOTHING}.")
+    check_ranges({"smoothing": smoothing})
     excess = _ordered("losses", losses, names) - _ordered("reference_losses", reference_losses, names)
     if len(names) == 1:
         return {names[0]: 1.0}

@@ -20,7 +20,7 @@ import numpy as np
 from hf_shear.data.documents import TOKENIZE_BATCH, document_positions, encode_documents, restart_positions
 from hf_shear.data.streams import PackedStream, is_stream
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -72,10 +72,7 @@ def pack_domains(
             "`tokenizer` must have an `eos_token_id`, which ends every document, but it is None. "
             "Set `tokenizer.eos_token` to a token of its vocabulary."
         )
-    if max_length < 2:
-        raise UsageError(
-            f"`max_length` must be at least 2 (one token to read, one to predict), but it is {max_length}."
-        )
+    check_ranges({"max_length": max_length, "num_proc": num_proc})
     packed = {
         name: PackedStream(dataset, tokenizer, max_length, block_diagonal=block_diagonal)
         if is_stream(dataset)

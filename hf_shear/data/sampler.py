@@ -22,7 +22,7 @@ from torch.utils.data import Sampler
 
 from hf_shear.data.mixture import check_mixture_weights
 
-from ..core import UsageError
+from ..core import RANGES, UsageError, check_ranges
 
 logger = logging.getLogger(__name__)
 
@@ -114,11 +114,9 @@ class DynamicBatchSampler(Sampler[list[int]]):
     ) -> None:
         for name, size in domain_sizes.items():
             if size is not None:
-                _check_at_least(f"domain_sizes[{name!r}]", size, 1, "Remove the empty domain, or add text to it.")
-        _check_at_least("batch_size", batch_size, 1, "Give at least one sample.")
-        _check_at_least("gradient_accumulation_steps", gradient_accumulation_steps, 1, "Use 1 for no accumulation.")
-        _check_at_least("world_size", world_size, 1, "Use 1 for a single process.")
-        _check_at_least("seed", seed, 0, "Give a number that is not negative.")
+                RANGES["domain_sizes[]"].check(f"domain_sizes[{name!r}]", size)
+        numbers = {"batch_size": batch_size, "gradient_accumulation_steps": gradient_accumulation_steps}
+        check_ranges(numbers | {"world_size": world_size, "seed": seed})
         if not 0 <= rank < world_size:
             raise UsageError(f"`rank` must lie in range(`world_size`), {world_size}, but it is {rank}. Correct it.")
         self.domain_sizes = {name: size if size is None else int(size) for name, size in domain_sizes.items()}
@@ -256,6 +254,13 @@ class DynamicBatchSampler(Sampler[list[int]]):
                     f"sampler's is {own}. Resume with the same data, seed and global batch size, or start a "
                     "new run."
                 )
+        check_ranges({"global_batch_index": state["global_batch_index"]})
+        for name in self.domain_sizes:
+            consumed = state["samples_consumed"].get(name)
+            RANGES["samples_consumed[]"].check(f"samples_consumed[{name!r}]", consumed)
+        check_mixture_weights(
+            state["mixture_weights"], self.domain_sizes
+        )  # they are taken as they are, to the last bit
         self.global_batch_index = int(state["global_batch_index"])
         self._consumed = np.array([state["samples_consumed"][name] for name in self.domain_sizes], dtype=np.int64)
         self._weights = {name: float(state["mixture_weights"][name]) for name in self.domain_sizes}
@@ -268,8 +273,3 @@ class DynamicBatchSampler(Sampler[list[int]]):
             "seed": self.seed,
             "global_batch_size": self.global_batch_size,
         }
-
-
-def _check_at_least(argument: str, value: int, least: int, fix: str) -> None:
-    if value < least:
-        raise UsageError(f"`{argument}` must be at least {least}, but it is {value}. {fix}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from .document_losses import DocumentLosses, check_window, document_losses, prefix_token_id
 from .intervals import describe_interval, paired_difference
 
@@ -44,12 +44,9 @@ class PerplexityProtocol:
     documents: str = "as given"
 
     def __post_init__(self):
+        check_ranges(self)
         if self.window is not None and self.stride is not None:
             check_window(self.window, self.stride)
-        for name in ("window", "stride", "max_documents", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"`{name}` must be at least 1, but it is {value}.")
 
     def resolved(self, *configs: PretrainedConfig) -> PerplexityProtocol:
         """With a window and a stride that fit all models.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 
 _PROMPT_SEED = 0
 
@@ -38,9 +38,7 @@ class SpeedProtocol:
     rounds: int = 7
 
     def __post_init__(self):
-        for name in ("batch_size", "prompt_length", "new_tokens", "rounds"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
+        check_ranges(self)
 
     def check_fits(self, config: PretrainedConfig) -> None:
         """Raises ValueError if prompt and new tokens exceed the positions of a model."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..core import MissingExtraError, UsageError
+from ..core import MissingExtraError, UsageError, check_ranges
 from ..modeling import ShearingMixin
 from .measuring import measuring, requiring_gradients, sample_losses
 from .over_ranks import sum_over_ranks
@@ -60,8 +60,7 @@ def adapter_saliency(
     Raises:
         ValueError: no tokens to predict, or a rank below 1.
     """
-    if rank < 1:
-        raise UsageError(f"`rank` of the adapters must be at least 1, but it is {rank}.")
+    check_ranges({"adapter_rank": rank})
     batches = list(batches)
     with requiring_gradients(model, False), _adapters(model, rank, seed) as adapted:
         pairs = {name: (layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight) for name, layer in adapted.items()}

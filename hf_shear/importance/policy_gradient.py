@@ -14,7 +14,7 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from ..masks import UnitKind
 from ..modeling import ShearingMixin
 from .measuring import measuring, sample_losses
@@ -41,11 +41,7 @@ class PolicySettings:
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in (("num_steps", 1), ("masks_per_step", 2)):
-            if getattr(self, name) < least:
-                raise UsageError(f"`{name}` must be at least {least}, but it is {getattr(self, name)}.")
-        if not self.step_size > 0:
-            raise UsageError(f"`step_size` must be positive, but it is {self.step_size}.")
+        check_ranges(self)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,7 @@ class MaskSchedule:
     start_noise: float = 0.0
 
     def __post_init__(self):
-        for name in ("budget_warmup_steps", "hardening_steps", "start_noise"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"`{name}` must not be negative, but it is {getattr(self, name)}.")
-        for name in ("total_steps", "start_temperature", "end_temperature"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"`{name}` must be positive, but it is {getattr(self, name)}.")
+        check_ranges(self)
         if self.budget_warmup_steps + self.hardening_steps > self.total_steps:
             raise UsageError(
                 f"`budget_warmup_steps` ({self.budget_warmup_steps}) and `hardening_steps` ({self.hardening_steps})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from .hard_concrete import PAPER_LOG_ALPHA_BOUND, PAPER_LOG_ALPHA_START
 
 MASK_METHODS = ("relaxed_topk", "hard_concrete")
@@ -38,15 +38,11 @@ class MaskSettings:
     log_alpha_bound: float | None = None
 
     def __post_init__(self):
+        check_ranges(self)
         if self.method not in MASK_METHODS:
             raise UsageError(f"`method` must be one of {MASK_METHODS}, but it is {self.method!r}.")
         if self.draw not in MASK_DRAWS:
             raise UsageError(f"`draw` must be one of {MASK_DRAWS}, but it is {self.draw!r}.")
-
-        if self.seed < 0:
-            raise UsageError(f"`seed` must not be negative, but it is {self.seed}.")
-        if self.log_alpha_bound is not None and self.log_alpha_bound <= 0:
-            raise UsageError(f"`log_alpha_bound` must be positive or None, but it is {self.log_alpha_bound}.")
 
     @property
     def start_value(self) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from ..shapes import ModelShape
 from .hard_concrete import closed_probability, expected_num_closed, sample_gates, soft_gates
 from .lagrangian import ascend, lagrangian_penalty
@@ -88,6 +88,7 @@ class ShearingMasks(nn.Module):
 
         Ranks, not values, since scores of different rows and criteria have different scales.
         """
+        check_ranges({"spread": spread})
         for kind in self.constrained:
             if kind.name not in importance:
                 raise UsageError(f"`importance` has no scores for {kind.name!r}; it has {sorted(importance)}.")
@@ -95,6 +96,11 @@ class ShearingMasks(nn.Module):
             if scores.shape != kind.mask_shape:
                 raise UsageError(
                     f"`importance[{kind.name!r}]` must be {kind.mask_shape}, but is {tuple(scores.shape)}."
+                )
+            if not bool(scores.isfinite().all()):
+                raise UsageError(
+                    f"`importance[{kind.name!r}]` must be finite, but it holds NaN or infinite scores. Measure it again on"
+                    " text for which the model's loss is finite."
                 )
             # From the best, ties as `hard_topk` breaks them: equal scores keep the same units here and there.
             places = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1).float()

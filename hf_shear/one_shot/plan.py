@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from transformers import PretrainedConfig
 
 from ..compensation import check_compensation, config_with_biases, resolve_compensation
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from ..data import Calibration
 from ..families import family_of
 from ..importance import (
@@ -238,11 +238,7 @@ def global_options(*, per_parameter: bool = True) -> dict:
 
 def adaptive_options(removed: float, *, num_steps: int = 50, amplitude: float = 0.5, num_batches: int = 1) -> dict:
     """Options of the adaptive allocation, to remove the share ``removed`` of the units in about ``num_steps`` steps."""
-    if num_steps < 1 or num_batches < 1 or amplitude < 0:
-        raise UsageError(
-            f"`num_steps` and `num_batches` must be at least 1 and `amplitude` at least 0, but they are {num_steps},"
-            f" {num_batches} and {amplitude}."
-        )
+    check_ranges({"num_steps": num_steps, "num_batches": num_batches, "amplitude": amplitude})
     return {"delta": removed / num_steps, "amplitude": amplitude, "num_batches": num_batches}
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..compensation import CompensationReport, compensate, reads_own_inputs
-from ..core import UsageError
+from ..core import check_ranges
 from ..data import Calibration
 from ..families import family_named
 from ..importance import Scores
@@ -103,8 +103,7 @@ def prune_one_shot(
             any forward runs.
     """
     calibration = calibration if isinstance(calibration, Calibration) else Calibration(list(calibration))
-    if num_shots < 1:
-        raise UsageError(f"`num_shots` must be at least 1, but it is {num_shots}.")
+    check_ranges({"num_shots": num_shots})
     config = model.config if as_family is None else config_as_family(model.config, family_named(as_family))
     plan = make_plan(config, target, criterion, allocation, units, form, protect, compensation)
     masked = AutoShearingModelForCausalLM.from_model(model, plan.shape, as_family=as_family).eval()

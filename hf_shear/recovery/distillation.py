@@ -5,14 +5,13 @@ Legend: n tokens, V vocabulary, k stored teacher logits per token.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 
 FORWARD_KL, REVERSE_KL = "forward_kl", "reverse_kl"
 DIVERGENCES = (FORWARD_KL, REVERSE_KL)
@@ -41,13 +40,7 @@ class DistillationSettings:
             raise UsageError(
                 f"`distillation` must be 'none', {' or '.join(map(repr, DIVERGENCES))}, but it is {self.divergence!r}."
             )
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise UsageError(f"`distillation_temperature` must be above 0, but it is {self.temperature}.")
-        if not 0 < self.weight <= 1:
-            raise UsageError(
-                f"`distillation_weight` must be above 0 and at most 1, but it is {self.weight}. Without a teacher's share,"
-                " leave `distillation` at 'none'."
-            )
+        check_ranges({"distillation_temperature": self.temperature, "distillation_weight": self.weight})
 
 
 def divergence(student: Tensor, teacher: Tensor, kind: str) -> Tensor:

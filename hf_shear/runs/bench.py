@@ -52,11 +52,9 @@ class BenchArguments(TargetArguments, DataArguments):
     calibration_batch_size: int = field(default=8, metadata={"help": "Samples of each."})
 
     def __post_init__(self):
-        for name in ("recovery_tokens", "calibration_batches", "calibration_batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
-        if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
-            raise UsageError(f"`seeds` must be different numbers, at least one, but they are {self.seeds}.")
+        super().__post_init__()
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UsageError(f"`seeds` must be different numbers, but they are {self.seeds}.")
         if self.as_family is not None:
             raise UsageError("`as_family` is not for the bench: its methods are compared in the family of the source.")
         for text in self.methods:

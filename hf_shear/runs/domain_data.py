@@ -10,7 +10,7 @@ from itertools import islice
 from datasets import DatasetDict, concatenate_datasets
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from ..data import (
     DynamicBatchSampler,
     check_max_length,
@@ -56,6 +56,16 @@ class DomainData:
             yield collate_domain_samples([samples[index] for index in indices])
 
 
+def check_judged_tokens(eval_tokens: int, max_length: int) -> None:
+    """Raise UsageError unless one sample at least is judged."""
+    check_ranges({"eval_tokens": eval_tokens, "max_length": max_length})
+    if eval_tokens < max_length:
+        raise UsageError(
+            f"`eval_tokens` ({eval_tokens}) must be at least one sample of `max_length` ({max_length}) tokens. Raise it,"
+            " or lower `max_length`."
+        )
+
+
 def prepare_domain_data(
     domains: Mapping,
     tokenizer: PreTrainedTokenizerBase,
@@ -80,10 +90,7 @@ def prepare_domain_data(
     """
     check_tokenizer_fits(tokenizer, config.vocab_size)
     check_max_length(max_length, config.max_position_embeddings)
-    if eval_tokens < max_length:
-        raise UsageError(
-            f"`eval_tokens` ({eval_tokens}) must be at least one sample of `max_length` ({max_length}) tokens."
-        )
+    check_judged_tokens(eval_tokens, max_length)
     options = {"block_diagonal": block_diagonal, "num_proc": num_proc}
     train_text, held_out_text = split_domains(domains, held_out_fraction, seed=SPLIT_SEED)
     train = pack_domains(train_text, tokenizer, max_length, **options)

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..compensation import resolve_compensation
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from ..masks import MASK_DRAWS, MASK_METHODS, START_SPREAD
 from ..one_shot import criteria_from_words
 from ..recovery import TEACHER_PLACEMENTS
 from .baselines import baseline_learning_rates
+from .domain_data import check_judged_tokens
 
 QUANTISATIONS = ("none", "8bit", "4bit")
 MASK_STARTS = ("taylor", "uniform")
@@ -19,7 +20,15 @@ STOPS = ("teacher_logits", "mask_learning", "recovery")
 
 
 @dataclass(kw_only=True)
-class DataArguments:
+class CheckedNumbers:
+    """Arguments whose numbers are in their ranges (``hf_shear.core.ranges``)."""
+
+    def __post_init__(self):
+        check_ranges(self)
+
+
+@dataclass(kw_only=True)
+class DataArguments(CheckedNumbers):
     """Text, and how it is split and packed."""
 
     data_dir: str | None = field(default=None, metadata={"help": "Folder with one sub-folder or file per domain."})
@@ -29,9 +38,13 @@ class DataArguments:
     block_diagonal: bool = field(default=False, metadata={"help": "No attention across packed documents."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_judged_tokens(self.eval_tokens, self.max_length)
+
 
 @dataclass(kw_only=True)
-class TargetArguments:
+class TargetArguments(CheckedNumbers):
     """The shape to reach, named in one of three ways."""
 
     preset: str | None = field(default=None, metadata={"help": "A shape of the paper, such as sheared-llama-1.3b."})
@@ -66,10 +79,6 @@ class RecoveryArguments(DataArguments):
         default=False, metadata={"help": "Keep the adapter of 'lora' beside what it is merged to."}
     )
 
-    def __post_init__(self):
-        for name in ("recovery_tokens", "distillation_top_k"):
-            _check_at_least_one(self, name)
-
 
 @dataclass(kw_only=True)
 class PipelineArguments(TargetArguments, RecoveryArguments):
@@ -97,8 +106,6 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("mask_tokens", "calibration_batches"):
-            _check_at_least_one(self, name)
         resolve_compensation(self.compensation)
         if self.mask_start not in MASK_STARTS:
             try:
@@ -109,8 +116,3 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
                     f" {error}"
                 ) from error
         baseline_learning_rates(self.baseline_learning_rates)  # refused now, not after recovery
-
-
-def _check_at_least_one(arguments, name: str) -> None:
-    if getattr(arguments, name) < 1:
-        raise UsageError(f"`{name}` must be at least 1, but it is {getattr(arguments, name)}.")

@@ -24,14 +24,20 @@ from ..one_shot import criteria_by_kind, criteria_from_words, score_units
 from ..recovery import merge_adapter, save_adapter_record
 from ..shapes import TargetShape
 from ..slicing import provenance_record, read_provenance, save_checkpoint, slice_model
-from ..training import PAPER_MASK_LEARNING, ShearTrainer, ShearTrainingArguments, check_domain_arguments
+from ..training import (
+    PAPER_MASK_LEARNING,
+    ShearTrainer,
+    ShearTrainingArguments,
+    check_domain_arguments,
+    check_mask_options,
+)
 from .baselines import BASELINES, baseline_learning_rates, baseline_model
 from .choose_target import choose_target
 from .domain_data import DomainData, prepare_domain_data
 from .learned_cut import check_learned_cut, cut_learned_masks
 from .pipeline_arguments import MASK_STARTS, PipelineArguments
 from .report import judge_checkpoint, run_results, write_report
-from .run_folder import RunFolder, run_settings
+from .run_folder import RunFolder, finished_stages, run_settings
 from .teaching import STORED, check_teaching, load_teacher, store_logits, stored_logits
 from .whole_models import whole_models
 
@@ -84,6 +90,8 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     Raises:
         ValueError: anything that does not fit; nothing has been trained or deleted then.
     """
+    if MASK_LEARNING not in (finished_stages(args.output_dir) or ()):
+        check_mask_options(args)
     config = AutoConfig.from_pretrained(pipeline.model_name_or_path)
     target, reasons = choose_target(pipeline, config)
     tokenizer = AutoTokenizer.from_pretrained(pipeline.model_name_or_path)

@@ -7,7 +7,7 @@ import math
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from .curves import PowerCurve
 from .law_fit import LawFit, fit_constants
 from .read_runs import checkpoints_of_log
@@ -57,10 +57,7 @@ class ScalingLawCallback(TrainerCallback):
     ):
         if (law is None) != (case is None):
             raise UsageError("`law` and `case` go together: a law of earlier runs says nothing without the model.")
-        if min_gain is not None and not min_gain > 0:
-            raise UsageError(f"`min_gain` must be above 0 nats, or None to never stop, but it is {min_gain}.")
-        if patience < 1:
-            raise UsageError(f"`patience` must be at least 1 evaluation, but it is {patience}.")
+        check_ranges({"min_gain": min_gain, "patience": patience, "tokens_per_step": tokens_per_step})
         self.trainer, self.law, self.case = trainer, law, case
         self.min_gain, self.patience, self.tokens_per_step = min_gain, patience, tokens_per_step
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from .curves import FLOPS_PER_PARAMETER_AND_TOKEN
 from .estimates import Estimate, number_text
 from .law_fit import LawFit
@@ -109,10 +109,7 @@ def plan_budget(
     names = [candidate.name for candidate in candidates]
     if len(set(names)) < len(names):
         raise UsageError(f"`candidates` must have different names, but they are {', '.join(names)}.")
-    if not 0 <= mask_share < 1:
-        raise UsageError(f"`mask_share` must be at least 0 and below 1, but it is {mask_share}.")
-    if not total_flops > 0:
-        raise UsageError(f"`total_flops` must be above 0, but it is {total_flops}.")
+    check_ranges({"total_flops": total_flops, "max_loss": max_loss, "mask_share": mask_share, "gain": gain})
     plans = tuple(_plan_one(fit, candidate, total_flops, max_loss, mask_share, gain) for candidate in candidates)
     choice, reason = _choose(plans, max_loss, total_flops)
     return Plan(total_flops, plans, choice, reason)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from ..curvature import ShortCalibrationWarning
 from ..curvature.moments import count_over_ranks
 from ..data import Calibration
@@ -202,8 +202,7 @@ def _check(linears: dict[str, nn.Linear], masks: Masks, settings: SurgeonSetting
             f"`size` must be at least {settings.smallest_size} for {settings.structure} and below the model's size now "
             f"({now:.4f}), but it is {size}."
         )
-    if num_shots < 1:
-        raise UsageError(f"`num_shots` must be at least 1, but it is {num_shots}.")
+    check_ranges({"num_shots": num_shots})
     for name, kept in masks.items():
         if settings.is_grid and bool((kept != (kept.any(dim=1, keepdim=True) & kept.any(dim=0))).any()):
             raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from ..curvature import DAMPING
 
 STRUCTURES = ("rows", "columns", "rows_and_columns", "2:4", "unstructured")
@@ -42,6 +42,7 @@ class SurgeonSettings:
     layers_at_once: int | None = None
 
     def __post_init__(self):
+        check_ranges(self)
         for name, allowed in (("structure", STRUCTURES), ("curvature", CURVATURES), ("update", UPDATES)):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"`{name}` must be one of {', '.join(allowed)}, but it is {getattr(self, name)!r}.")
@@ -50,13 +51,6 @@ class SurgeonSettings:
                 f"`update` must be 'joint' or 'none' for {self.structure}, whose joint update has a closed form, but it "
                 f"is {self.update!r}."
             )
-        for name in ("block_size", "max_iterations", "layers_at_once"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"`{name}` must be at least 1, but it is {value}.")
-        for name in ("tolerance", "damping"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"`{name}` must be above 0, but it is {getattr(self, name)}.")
 
     @property
     def is_grid(self) -> bool:

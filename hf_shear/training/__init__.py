@@ -8,6 +8,7 @@ from .history import EvaluationLog
 from .interleaved import PRUNING_SHARE, InterleavedTrainer, pruning_steps
 from .paper_recipe import PAPER_MASK_LEARNING
 from .trainer import ShearTrainer
+from .trainer_options import check_mask_options
 
 __all__ = [
     "PAPER_MASK_LEARNING",
@@ -18,6 +19,7 @@ __all__ = [
     "ShearTrainingArguments",
     "TrainingDivergedError",
     "check_domain_arguments",
+    "check_mask_options",
     "evaluate_domains",
     "pruning_steps",
 ]

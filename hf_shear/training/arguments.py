@@ -6,12 +6,15 @@ import math
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
-from ..core import UsageError
+from ..core import RANGES, UsageError, check_ranges
 from ..masks import MaskSchedule
 from ..recovery import DistillationSettings
 from ..recovery.trainable import FULL, check_method
-from .backends import check_launch
+from .backends import check_accelerator, check_launch
+from .early_checks import check_choices, check_json_arguments, check_optimizer_arguments
+from .trainer_options import check_options
 
 # By mask method. relaxed_topk: measured (model_cards/shearing.md); hard_concrete: the paper, section 3.1.
 DEFAULT_MASK_RATES = {"relaxed_topk": 0.05, "hard_concrete": 1.0}
@@ -164,25 +167,29 @@ class ShearTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        check_ranges(self)  # first of all, in our words: numbers, names, then what is read of files
+        check_choices(self)
+        check_json_arguments(self, self._VALID_DICT_FIELDS)
         if not _KNOWS_ACTIVATION_CHECKPOINTING:
             self.gradient_checkpointing = bool(self.activation_checkpointing or self.gradient_checkpointing)
             self.gradient_checkpointing_kwargs = (
                 self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
             )
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:  # transformers' own checks, of combinations
+            raise UsageError(str(error)) from error
         if not _KNOWS_ACTIVATION_CHECKPOINTING:
             self.activation_checkpointing = self.gradient_checkpointing
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
         check_launch(self.world_size)
+        check_accelerator(self)
+        check_options(self)
+        check_optimizer_arguments(self)
+        for name in ("mixture_weights", "reference_losses"):
+            for domain, value in (getattr(self, name) or {}).items():
+                RANGES[f"{name}[]"].check(f"{name}[{domain!r}]", value)
         budget_warmup_ratio = self.budget_warmup_ratio or 0.0
-        _check_share("budget_warmup_ratio", budget_warmup_ratio)
-        _check_share("hardening_ratio", self.hardening_ratio)
-        _check_share("eval_token_share", self.eval_token_share)
-        if self.eval_token_share == 0:
-            raise UsageError(
-                "`eval_token_share` must be above 0, but it is 0: every evaluation needs a sample of each domain."
-                " `eval_strategy='no'` evaluates nothing."
-            )
         if budget_warmup_ratio + self.hardening_ratio > 1:
             raise UsageError(
                 f"`budget_warmup_ratio` ({budget_warmup_ratio}) and `hardening_ratio` ({self.hardening_ratio})"
@@ -190,34 +197,16 @@ class ShearTrainingArguments(TrainingArguments):
             )
         if self.mask_scheduler not in ("constant", "weights"):
             raise UsageError(f"`mask_scheduler` must be 'constant' or 'weights', but it is {self.mask_scheduler!r}.")
-        if self.hub_token is not None:
-            raise UsageError(
-                "`hub_token` would be written into `training_args.bin` beside every checkpoint, and uploaded with it. Leave"
-                " it out: set the environment variable HF_TOKEN, or log in with `hf auth login`."
-            )
         check_method(self.recovery_method, self.peft_config)
         self.distillation_settings()
-        if self.num_tokens is not None and self.num_tokens < 1:
-            raise UsageError(f"`num_tokens` must be at least 1, but it is {self.num_tokens}.")
-        if self.auto_find_batch_size:
+        if self.label_smoothing_factor and self.distillation != NO_DISTILLATION:
             raise UsageError(
-                "`auto_find_batch_size=True` would change the number of steps and every batch in the middle of a run."
-                " Choose `per_device_train_batch_size` yourself; `gradient_accumulation_steps` keeps a step's size."
+                f"`label_smoothing_factor={self.label_smoothing_factor}` has no effect on the loss of a distillation. Leave"
+                " out one of the two."
             )
-        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+        if self.save_strategy == SaveStrategy.BEST and self.metric_for_best_model is None:
             raise UsageError(
-                f"`lr_scheduler_type={self.lr_scheduler_type.value!r}` follows a metric, but masks and weights need"
-                " schedules that follow the steps: use 'cosine', 'linear', 'constant_with_warmup' or another of those."
-            )
-        if not self.ignore_data_skip:
-            raise UsageError(
-                "`ignore_data_skip=False` would replay batches on resume, but the sampler restores its own state."
-                " Leave it at True."
-            )
-        if self.train_sampling_strategy != "random":
-            raise UsageError(
-                f"`train_sampling_strategy={self.train_sampling_strategy!r}` has no effect: DynamicBatchSampler"
-                " draws the batches. Leave it at its default."
+                "`save_strategy='best'` needs `metric_for_best_model`: 'loss', or DOMAIN_loss of a domain."
             )
 
     def distillation_settings(self) -> DistillationSettings | None:
@@ -252,8 +241,3 @@ class ShearTrainingArguments(TrainingArguments):
     def steps_for_tokens(self, num_tokens: int, sample_length: int) -> int:
         """Optimizer steps that see at least ``num_tokens`` tokens in samples of ``sample_length``."""
         return math.ceil(num_tokens / (self.samples_per_step() * sample_length))
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise UsageError(f"`{name}` must be between 0 and 1, but it is {value}.")

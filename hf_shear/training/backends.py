@@ -35,6 +35,19 @@ def check_launch(num_processes: int) -> None:
         )
 
 
+def check_accelerator(args) -> None:
+    """Raise ValueError for FSDP without an accelerator, before anything is loaded."""
+    if _wants_fsdp(args) and args.device.type == "cpu":
+        raise UsageError(
+            "FSDP was asked for, but this process has no accelerator: without one nothing would be sharded. Launch FSDP on"
+            " GPUs, or use DDP or DeepSpeed."
+        )
+
+
+def _wants_fsdp(args) -> bool:
+    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def check_backend(trainer: Trainer, learns_masks: bool) -> None:
     """Raise ValueError for launches that would not do what they say; call it before training.
 
@@ -43,8 +56,7 @@ def check_backend(trainer: Trainer, learns_masks: bool) -> None:
         learns_masks: whether its model has masks.
     """
     args, accelerator = trainer.args, trainer.accelerator
-    wants_fsdp = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if wants_fsdp and accelerator.distributed_type.value != "FSDP":
+    if _wants_fsdp(args) and accelerator.distributed_type.value != "FSDP":
         raise UsageError(
             f"FSDP was asked for, but accelerate runs {accelerator.distributed_type.value}: without GPUs it falls back"
             " silently, and nothing is sharded. Launch FSDP on GPUs, or use DDP or DeepSpeed."

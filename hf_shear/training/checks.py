@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Collection, Mapping
 
@@ -11,7 +10,6 @@ from transformers import PreTrainedModel
 
 from ..core import UsageError
 from ..data import check_mixture_bounds, check_mixture_weights, first_sample, is_stream
-from ..modeling import ShearingMixin
 from .arguments import ShearTrainingArguments
 
 SAMPLES_LOOKED_AT = 16  # of each domain, evenly spaced: a data set of billions of tokens is not read to be checked
@@ -51,7 +49,6 @@ def check_datasets(
         )
     if train_dataset is not None:
         check_domain_arguments(args, list(train_dataset))
-        check_fused_kernels(args, model)
         _check_weights(args, model)
     if getattr(args, "n_gpu", 0) > 1:
         raise UsageError(
@@ -72,32 +69,16 @@ def check_domain_arguments(args: ShearTrainingArguments, domain_names: Collectio
         raise UsageError(
             f"`reference_losses` must name the domains {sorted(domain_names)}, but it names {sorted(references)}."
         )
-    for name, loss in (references or {}).items():
-        if not (isinstance(loss, (int, float)) and math.isfinite(loss)):
-            raise UsageError(
-                f"`reference_losses` must be finite numbers (nats per token), but that of {name!r} is {loss!r}."
-            )
+    metric = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    metrics = ["loss", *(f"{name}_loss" for name in domain_names)]
+    if metric not in metrics:
+        raise UsageError(
+            f"`metric_for_best_model` must be one of {', '.join(metrics)}, but it is {args.metric_for_best_model!r}."
+        )
     if args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
         raise UsageError(
             "`activation_checkpointing_kwargs={'use_reentrant': True}` does not work with masks: re-entrant checkpointing"
             " computes no gradient for tensors that reach a layer other than through its arguments. Set it to False."
-        )
-
-
-def check_fused_kernels(args: ShearTrainingArguments, model: PreTrainedModel) -> None:
-    """Raise ValueError where `use_liger_kernel` would do nothing for a masked model, or would bypass its masks.
-
-    Read in the sources of liger-kernel 0.8.5: it finds its kernels by ``config.model_type``, of which it does not know
-    ours and says so in no warning; as a Llama, its RMSNorm takes the place of the forward of every norm (no masks), and
-    its fused cross-entropy that of the model's forward (which draws them). Its rotary embedding and SwiGLU are called
-    beside masks, and gave the same losses and gradients in Triton's interpreter.
-    """
-    if args.use_liger_kernel and isinstance(model, ShearingMixin):
-        raise UsageError(
-            "`use_liger_kernel=True` has no effect on a masked model, whose model_type liger-kernel does not know, and"
-            " its RMSNorm and fused cross-entropy would bypass the masks. Leave it out. Kernels that go with masks can be"
-            " put in by hand: `liger_kernel.transformers.apply_liger_kernel_to_llama(model=model, rope=True,"
-            " swiglu=True, rms_norm=False, fused_linear_cross_entropy=False)`."
         )
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from ..modeling import ShearingMixin
 from .arguments import ShearTrainingArguments
 from .trainer import ShearTrainer
@@ -35,10 +35,7 @@ def pruning_steps(total_steps: int, num_stages: int, pruning_share: float = PRUN
     Raises:
         ValueError: fewer steps than stages, no stage, or a share outside of (0, 1].
     """
-    if num_stages < 1:
-        raise UsageError(f"`num_stages` must be at least 1, but it is {num_stages}.")
-    if not 0 < pruning_share <= 1:
-        raise UsageError(f"`pruning_share` must be above 0 and at most 1, but it is {pruning_share}.")
+    check_ranges({"num_stages": num_stages, "pruning_share": pruning_share})
     steps = [int(total_steps * pruning_share * stage / num_stages) for stage in range(num_stages)]
     if len(set(steps)) < num_stages:
         raise UsageError(

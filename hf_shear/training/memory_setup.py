@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, unit_kinds
 from ..modeling import is_masked_config
 from ..shapes import ModelShape, count_parameters
@@ -53,9 +53,7 @@ class TrainingSetup:
     teaching: TeachingSetup | None = None
 
     def __post_init__(self):
-        for name in ("micro_batch_size", "sequence_length", "gradient_accumulation_steps", "num_devices"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
+        check_ranges(self)
         if self.backend not in BACKENDS:
             raise UsageError(f"`backend` must be one of {', '.join(BACKENDS)}, but it is {self.backend!r}.")
         if self.weight_dtype not in DTYPE_BYTES:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from torch import nn
 from transformers import PreTrainedModel, set_seed
 
@@ -11,6 +13,7 @@ from ..recovery import prepare_recovery
 from ..recovery.adapters import peft_config_from, weights_digest
 from ..recovery.trainable import FULL, LORA
 from .arguments import ShearTrainingArguments
+from .trainer_options import check_mask_options
 
 
 def model_to_train(
@@ -32,6 +35,10 @@ def model_to_train(
     if isinstance(model, ShearingMixin):
         _check_mask_learning(args, peft_config)
         return model, None
+    if args.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
+        raise UsageError(
+            "`use_liger_kernel=True` needs the package `liger-kernel`, which is not installed. Leave it out."
+        )
     if args.recovery_method != LORA:
         return prepare_recovery(model, args.recovery_method, peft_config), None
     peft_config = peft_config_from(args.peft_config) if peft_config is None else peft_config
@@ -46,8 +53,4 @@ def _check_mask_learning(args: ShearTrainingArguments, peft_config) -> None:
             f"`recovery_method={args.recovery_method!r}` is of recovery, but the model has masks, which are learned"
             " with all weights. Leave it at 'full' here; set it for the sliced model."
         )
-    if args.push_to_hub:
-        raise UsageError(
-            "`push_to_hub=True` would publish masked checkpoints, which plain transformers can not use. Leave it"
-            " out in mask learning, and push the sliced model: `hf-shear push`."
-        )
+    check_mask_options(args)

@@ -148,7 +148,7 @@ def prepare(model: LlamaForCausalLM, args: argparse.Namespace) -> None:
     if args.liger:
         from liger_kernel.transformers import apply_liger_kernel_to_llama
 
-        # What goes with masks (hf_shear.training.checks.check_fused_kernels); the same for every arm.
+        # What goes with masks (hf_shear.training.trainer_options); the same for every arm.
         kernels = {"rope": True, "swiglu": True, "rms_norm": False, "fused_linear_cross_entropy": False}
         apply_liger_kernel_to_llama(model=model, **kernels)
     model.train()
