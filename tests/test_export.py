@@ -18,6 +18,7 @@ from training_helpers import (
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from hf_shear import ShearingLlamaForCausalLM, slice_model
+from hf_shear.core import FailedError
 from hf_shear.reporting import collect_versions
 from hf_shear.slicing import PROVENANCE_NAME, provenance_record, read_provenance, save_checkpoint
 
@@ -94,10 +95,11 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, failing, monkeypa
         tokenizer = BrokenTokenizer()
     else:
         provenance = {"version": torch.tensor(2)}
-    with pytest.raises((OSError, TypeError)):
+    with pytest.raises((FailedError, TypeError)):
         save_checkpoint(model, out, tokenizer, provenance)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert model.config.use_cache is False
+    assert names(tmp_path) == {"out"}  # nothing of the new one takes room
     monkeypatch.undo()
     save_checkpoint(model, out, letter_tokenizer(), {"version": 3})
     assert names(tmp_path) == {"out"}

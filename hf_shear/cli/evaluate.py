@@ -80,6 +80,7 @@ def run(arguments: Arguments) -> None:
         load_tasks,
     )
     from ..reporting import write_results
+    from ..slicing import check_saves
 
     names = {"source": arguments.source, "pruned": arguments.pruned}
     names = {role: name for role, name in names.items() if name is not None}
@@ -88,6 +89,7 @@ def run(arguments: Arguments) -> None:
         arguments.window, arguments.stride, arguments.max_documents, arguments.batch_size, documents
     )
     timed = SpeedProtocol(arguments.speed_batch_size, arguments.prompt_length, arguments.new_tokens, arguments.rounds)
+    check_saves(Path(arguments.output).absolute().parent, argument="output")
     protocol.resolved(*(check_checkpoint(role, name) for role, name in names.items()))  # before any text is read
     options = {
         "domains": _domains(arguments),

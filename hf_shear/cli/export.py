@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from .. import runs
 from ..compensation import SOURCE, resolve_compensation
@@ -15,7 +15,7 @@ from ..core import UsageError
 from ..data import Calibration
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel, is_masked_config
 from ..recovery import merge_adapter
-from ..slicing import provenance_record, save_checkpoint, slice_model
+from ..slicing import check_saves, provenance_record, read_generation_config, save_checkpoint, slice_model
 from ..training import ShearTrainingArguments
 from .engine_rows import engine_warnings
 
@@ -70,7 +70,9 @@ def run(arguments: Arguments) -> None:
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     provenance = None
     if arguments.is_adapter:
-        model, tokenizer_path = merge_adapter(arguments.base, arguments.checkpoint), arguments.base
+        tokenizer, config = _tokenizer(arguments.base), AutoConfig.from_pretrained(arguments.base)
+        check_saves(arguments.output_dir, config, tokenizer, read_generation_config(arguments.base))
+        model = merge_adapter(arguments.base, arguments.checkpoint)
     else:
         config = AutoConfig.from_pretrained(arguments.checkpoint)
         if not is_masked_config(config):
@@ -78,17 +80,23 @@ def run(arguments: Arguments) -> None:
                 f"`checkpoint` {arguments.checkpoint!r} has no masks (model_type {config.model_type!r}): it is a plain"
                 " checkpoint already, or of another kind."
             )
+        tokenizer = _tokenizer(arguments.checkpoint)
+        runs.check_result(arguments.output_dir, arguments.checkpoint, config, config.resolved_target(), tokenizer)
         masked = AutoShearingModelForCausalLM.from_pretrained(arguments.checkpoint)
         model, kept, facts = _cut(arguments, masked, dtype)
-        provenance, tokenizer_path = provenance_record(masked, kept, **facts), arguments.checkpoint
+        provenance = provenance_record(masked, kept, **facts)
         dtype = None  # what was cut is in it
-    tokenizer = None
-    if any((Path(tokenizer_path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
     save_checkpoint(model, arguments.output_dir, tokenizer, provenance, dtype=dtype)
     print(f"Wrote {arguments.output_dir}." + ("" if tokenizer else " No tokenizer lies beside the checkpoint."))
     for line in engine_warnings(arguments.output_dir):
         print(line)
+
+
+def _tokenizer(checkpoint: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside a checkpoint, if there is one."""
+    if not any((Path(checkpoint) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return None
+    return AutoTokenizer.from_pretrained(checkpoint)
 
 
 def _cut(arguments: Arguments, masked: ShearingModel, dtype: torch.dtype | None):

@@ -65,6 +65,7 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     target, reasons = runs.choose_target(arguments, config)
     print("\n".join(filter(None, (reasons, f"Target: {target}"))))
+    runs.check_result(args.output_dir, path, config, target, tokenizer, arguments.as_family)
     data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, config)
     batches = data.calibration(args.samples_per_step(), arguments.calibration_batches, args.seed)
     source = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)  # AdamW loses small steps in others

@@ -81,6 +81,7 @@ def run(arguments: Arguments) -> None:
         config, target, criterion, arguments.allocation, arguments.units, arguments.form, arguments.protect,
         arguments.compensation,
     )  # fmt: skip
+    runs.check_result(arguments.output_dir, path, config, target, tokenizer, arguments.as_family)
     args = ShearTrainingArguments(arguments.output_dir, report_to="none")
     source = AutoModelForCausalLM.from_pretrained(path).to(args.device)
     data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, config)

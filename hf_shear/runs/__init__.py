@@ -21,6 +21,7 @@ from .report import (
     write_report,
 )
 from .run_folder import RunFolder, finished_stages, run_settings
+from .saves import check_result
 from .stages import (
     Run,
     conclude,
@@ -55,6 +56,7 @@ __all__ = [
     "baseline_learning_rates",
     "baseline_model",
     "check_learned_cut",
+    "check_result",
     "choose_target",
     "conclude",
     "cut_learned_masks",

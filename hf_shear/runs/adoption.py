@@ -13,7 +13,7 @@ from ..modeling import check_supported_source
 from ..recovery import check_same_tokens
 from ..reporting import collect_versions
 from ..shapes import TARGET_NAMES, ModelShape
-from ..slicing import PROVENANCE_NAME, read_provenance, save_checkpoint
+from ..slicing import PROVENANCE_NAME, read_generation_config, read_provenance, save_checkpoint
 from .report import judge_checkpoint
 from .run_folder import finished_stages
 from .stages import MASK_LEARNING, SOURCE, Run, open_run
@@ -38,6 +38,7 @@ def open_adopting_run(pipeline, args) -> Run:
     named = [name for name in (*TARGET_NAMES, "preset", "target_num_parameters") if getattr(pipeline, name) is not None]
     if named:
         raise UsageError(f"`pruned` has its shape already: leave out {', '.join(f'`--{name}`' for name in named)}.")
+    read_generation_config(pipeline.pruned)  # kept, so it is refused now if it can not be saved
     source = AutoConfig.from_pretrained(pipeline.model_name_or_path)
     check_supported_source(source)
     shape = _checked_shape(pipeline, source)

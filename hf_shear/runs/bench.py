@@ -23,6 +23,7 @@ from ..masks import unit_kinds
 from ..one_shot import criteria_by_kind, make_plan, prune_one_shot
 from ..reporting import collect_versions, write_results
 from ..shapes import ModelShape, TargetShape, count_parameters
+from ..slicing import check_saves
 from ..training import ShearTrainer, ShearTrainingArguments, pruning_steps
 from .bench_method import INTERLEAVED, ONE_SHOT, BenchMethod
 from .choose_target import choose_target
@@ -97,6 +98,7 @@ class Bench:
         self.target, _ = choose_target(arguments, config)
         self._check_methods(config)
         self.tokenizer = AutoTokenizer.from_pretrained(arguments.source)
+        check_saves(args.output_dir)
         self.data: DomainData = pack(arguments, read_domains(arguments, args), self.tokenizer, config)
         self.path = Path(args.output_dir) / BENCH_NAME
         self.results = self._open(config)

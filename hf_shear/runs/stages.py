@@ -23,7 +23,16 @@ from ..modeling import AutoShearingModelForCausalLM, ShearingModel, as_family
 from ..one_shot import criteria_by_kind, criteria_from_words, score_units
 from ..recovery import merge_adapter, save_adapter_record
 from ..shapes import TargetShape
-from ..slicing import provenance_record, read_provenance, save_checkpoint, slice_model
+from ..slicing import (
+    UNFINISHED,
+    begin_folder,
+    on_main_process,
+    provenance_record,
+    put_in_place,
+    read_provenance,
+    save_checkpoint,
+    slice_model,
+)
 from ..training import (
     PAPER_MASK_LEARNING,
     ShearTrainer,
@@ -38,6 +47,7 @@ from .learned_cut import check_learned_cut, cut_learned_masks
 from .pipeline_arguments import MASK_STARTS, PipelineArguments
 from .report import judge_checkpoint, run_results, write_report
 from .run_folder import RunFolder, finished_stages, run_settings
+from .saves import check_run
 from .teaching import STORED, check_teaching, load_teacher, store_logits, stored_logits
 from .whole_models import whole_models
 
@@ -103,6 +113,7 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     if pipeline.mask_start not in MASK_STARTS:
         kinds = [kind.name for kind in unit_kinds(target.source, target).values() if not kind.frozen]
         criteria_by_kind(criteria_from_words(pipeline.mask_start.split()), kinds)
+    check_run(pipeline, args, config, target, tokenizer)
     domains = read_domains(pipeline, args, default_domains)
     output_dir = None if args.output_dir == "trainer_output" else args.output_dir  # transformers' name for none given
     settings = run_settings(pipeline, target, args)
@@ -270,13 +281,19 @@ def train_plain(run: Run, name: str, model, start_path: Path | None, num_tokens:
 
 def _merged(trainer: ShearTrainer, start_path: Path, adapter: Path):
     """The plain model that an adapter and the checkpoint it was trained on make together; the adapter is saved."""
-    trainer.save_model(str(adapter))
+    unfinished = adapter.with_name(adapter.name + UNFINISHED)
+    on_main_process(lambda: begin_folder(adapter))
+    trainer.save_model(str(unfinished))
     trainer.accelerator.wait_for_everyone()
     with whole_models():
         base = load_trained(start_path)
-    if trainer.base_digest is None and trainer.is_world_process_zero():  # quantised or partitioned; else noted by now
-        save_adapter_record(adapter, base)
-    trainer.accelerator.wait_for_everyone()
+
+    def complete() -> None:
+        if trainer.base_digest is None:  # quantised or partitioned; else noted by now
+            save_adapter_record(unfinished, base)
+        put_in_place(unfinished, adapter)
+
+    on_main_process(complete)
     return merge_adapter(base, adapter)
 
 

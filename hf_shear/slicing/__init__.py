@@ -1,28 +1,41 @@
 """How it is cut: from masks to a plain checkpoint."""
 
 from .export import PROVENANCE_NAME, provenance_record, read_provenance, save_checkpoint
+from .gathering import on_main_process
+from .generation_settings import read_generation_config, savable_generation_config
 from .kept_units import KeptUnits, kept_units_from_masks
 from .nemotron_nas import FORMS, NEMOTRON_NAS, check_nemotron_nas, save_nemotron_nas
+from .preflight import check_saves
 from .releasing import release_weights
 from .select_kept import select_kept
 from .slice_model import slice_model
+from .tokenizer_files import write_for_older_readers
 from .uneven import count_kept_parameters, padded_shape, slice_uneven
+from .whole_folders import UNFINISHED, begin_folder, put_in_place
 
 __all__ = [
     "FORMS",
     "NEMOTRON_NAS",
     "PROVENANCE_NAME",
+    "UNFINISHED",
     "KeptUnits",
+    "begin_folder",
     "check_nemotron_nas",
+    "check_saves",
     "count_kept_parameters",
     "kept_units_from_masks",
+    "on_main_process",
     "padded_shape",
     "provenance_record",
+    "put_in_place",
+    "read_generation_config",
     "read_provenance",
     "release_weights",
+    "savable_generation_config",
     "save_checkpoint",
     "save_nemotron_nas",
     "select_kept",
     "slice_model",
     "slice_uneven",
+    "write_for_older_readers",
 ]

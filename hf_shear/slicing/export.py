@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import shutil
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -20,9 +18,11 @@ from ..modeling import ShearingMixin
 from ..reporting import collect_versions
 from ..shapes import ModelShape
 from .gathering import check_dtype, full_parameters, is_main_process, is_sharded, on_main_process
+from .generation_settings import savable_generation_config
 from .kept_units import KeptUnits
-from .older_config_fields import add_older_rope_fields
+from .older_config_fields import add_older_config_fields
 from .tokenizer_files import save_tokenizer
+from .whole_folders import replace_folder
 
 PROVENANCE_NAME = "shear_provenance.json"
 
@@ -48,7 +48,7 @@ def save_checkpoint(
 
     Raises:
         ValueError: ``dtype`` is not a floating-point one, or a masked model is sharded or to be cast.
-        RuntimeError: in the other processes, if the main one could not write.
+        FailedError: the folder could not be written; what was there before still is.
     """
     check_dtype(dtype)
     output_dir = Path(output_dir)
@@ -64,30 +64,19 @@ def _write(
 ) -> None:
     def write(folder: Path) -> None:
         use_cache, model.config.use_cache = model.config.use_cache, True  # trainers switch it off for training
+        generation_config = model.generation_config
+        model.generation_config = savable_generation_config(generation_config)
         try:
             model.save_pretrained(folder, state_dict=state)
-            add_older_rope_fields(folder)
+            add_older_config_fields(folder)
         finally:
-            model.config.use_cache = use_cache
+            model.config.use_cache, model.generation_config = use_cache, generation_config
         if processing_class is not None:
             save_tokenizer(processing_class, folder)
         if provenance is not None:
             (folder / PROVENANCE_NAME).write_text(json.dumps(provenance, indent=1), encoding="utf-8")
 
     replace_folder(output_dir, write)
-
-
-def replace_folder(output_dir: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` make a folder beside ``output_dir``, and put it in its place once it is complete."""
-    unfinished = output_dir.with_name(output_dir.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    write(unfinished)
-    replaced = output_dir.with_name(output_dir.name + ".replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if output_dir.exists():
-        os.replace(output_dir, replaced)
-    os.replace(unfinished, output_dir)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import distributed as dist
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from ..core import UsageError
+from ..core import FailedError, UsageError
 from .releasing import release_weights, return_freed_memory, return_mapped_pages
 
 # Parts of a parameter's name that wrappers add: torch's checkpoint_wrapper and torch.compile.
@@ -82,7 +82,8 @@ def on_main_process(call: Callable[[], object]) -> None:
     """Let the main process do something that the others wait for.
 
     Raises:
-        RuntimeError: in the other processes, what the main process raised. Without this they would wait for ever.
+        RuntimeError: in the other processes, what the main process raised. Without this they would wait for ever. A
+            ``UsageError`` or ``FailedError`` is raised as it is.
     """
     failure = None
     if is_main_process():
@@ -91,12 +92,20 @@ def on_main_process(call: Callable[[], object]) -> None:
         except Exception as error:  # raised below, once the others know
             failure = error
     if num_processes() > 1:
-        told = [None if failure is None else f"{type(failure).__name__}: {failure}"]
+        told = [failure if failure is None else _for_others(failure)]
         dist.broadcast_object_list(told, src=0)
         if failure is None and told[0] is not None:
-            raise RuntimeError(f"The main process failed with {told[0]}")
+            raise told[0]
     if failure is not None:
         raise failure
+
+
+def _for_others(failure: Exception) -> Exception:
+    """What the other processes raise of an error in the main one; only errors of our own are known to be picklable."""
+    for kind in (UsageError, FailedError):
+        if isinstance(failure, kind):
+            return kind(str(failure))
+    return RuntimeError(f"The main process failed with {type(failure).__name__}: {failure}")
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:

@@ -31,10 +31,12 @@ from transformers import LlamaForCausalLM, PretrainedConfig
 from ..core import UsageError
 from ..masks import ATTENTION, INTERMEDIATE, LAYER, MLP
 from ..shapes import ModelShape
-from .export import PROVENANCE_NAME, replace_folder
+from .export import PROVENANCE_NAME
+from .generation_settings import savable_generation_config
 from .kept_units import KeptUnits
 from .older_config_fields import older_rope_fields
 from .tokenizer_files import save_tokenizer
+from .whole_folders import replace_folder
 
 PADDED, NEMOTRON_NAS = "padded", "nemotron_nas"
 FORMS = (PADDED, NEMOTRON_NAS)
@@ -123,7 +125,7 @@ def save_nemotron_nas(
         save_torch_state_dict(state, folder)
         (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
         shutil.copyfile(Path(__file__).with_name(_CONFIGURATION), folder / _CONFIGURATION)
-        model.generation_config.save_pretrained(folder)
+        savable_generation_config(model.generation_config).save_pretrained(folder)
         if processing_class is not None:
             save_tokenizer(processing_class, folder)
         if provenance is not None:
@@ -163,6 +165,7 @@ def nemotron_nas_config(model: LlamaForCausalLM, kept: KeptUnits) -> dict:
         "auto_map": {"AutoConfig": "configuration_decilm.DeciLMConfig"},
         "block_configs": blocks,
         "intermediate_size": max(mlp_width(kept, layer) for layer in kept.layers),
+        **({"torch_dtype": values["dtype"]} if values.get("dtype") else {}),
         **{name: value for name, value in older_rope_fields(config.rope_parameters).items() if value is not None},
     }
 

@@ -20,6 +20,7 @@ from ..masks import EXPERT, HIDDEN, INTERMEDIATE, ShearingMasks
 from ..modeling import ShearingModel, head_channel_masks, residual_write_masks, scale_norm_weight, scale_weight
 from ..shapes import ModelShape, config_for_shape
 from .gathering import check_dtype, full_parameters, is_main_process, is_sharded
+from .generation_settings import savable_generation_config
 from .kept_units import KeptUnits, kept_units_from_masks
 from .select_kept import head_channels, select_kept
 
@@ -115,7 +116,7 @@ def build_sliced(
         if family.scaled_embedding:
             sliced.model.embed_tokens.embed_scale = torch.tensor(config.hidden_size**0.5, device=device)
     sliced.tie_weights()
-    sliced.generation_config = copy.deepcopy(model.generation_config)
+    sliced.generation_config = savable_generation_config(copy.deepcopy(model.generation_config))
     sliced.set_attn_implementation(model.config._attn_implementation)
     if family.has_experts:
         sliced.set_experts_implementation(model.config._experts_implementation)

@@ -1,6 +1,7 @@
 """Mask learning and recovery in the Hugging Face training loop."""
 
 from .arguments import ShearTrainingArguments
+from .checkpoint_room import checkpoint_bytes, checkpoints_kept
 from .checks import check_domain_arguments
 from .domain_evaluation import evaluate_domains
 from .errors import TrainingDivergedError
@@ -20,6 +21,8 @@ __all__ = [
     "TrainingDivergedError",
     "check_domain_arguments",
     "check_mask_options",
+    "checkpoint_bytes",
+    "checkpoints_kept",
     "evaluate_domains",
     "pruning_steps",
 ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..recovery import save_adapter_record
+from ..slicing import write_for_older_readers
 from .backends import backend_name
 from .checkpoints import CheckpointError, unmark
 from .progress import tell
@@ -43,10 +45,14 @@ class ResumableTrainer(Trainer):
         self._good_checkpoint = folder
 
     def _save(self, output_dir=None, state_dict=None):
-        """Overridden: adapters are saved with a note of the weights they belong to."""
+        """Overridden: older readers find a tokenizer they know; adapters have a note of the weights they belong to."""
         super()._save(output_dir, state_dict)
-        if self.args.recovery_method == "lora" and self.args.should_save:  # the main process alone makes the folder
-            folder = output_dir if output_dir is not None else self.args.output_dir
+        if not self.args.should_save:  # the main process alone makes the folder
+            return
+        folder = output_dir if output_dir is not None else self.args.output_dir
+        if self.processing_class is not None:
+            write_for_older_readers(self.processing_class, Path(folder))
+        if self.args.recovery_method == "lora":
             save_adapter_record(folder, self.base_digest, base_model=self.model.config.name_or_path)
 
     def _save_rng_state(self, output_dir):

@@ -29,8 +29,10 @@ from ..data import (
     warn_of_runaway,
 )
 from ..modeling import ShearingMixin
+from ..slicing import check_saves, savable_generation_config
 from .arguments import ShearTrainingArguments
 from .backends import backend_name, check_backend, check_optimizer, keep_masks_float32
+from .checkpoint_room import check_checkpoints
 from .checkpoints import check_resumable, last_whole_checkpoint
 from .checks import check_datasets
 from .cost import CostCallback, evaluation_samples_per_domain, measures_references
@@ -100,6 +102,9 @@ class ShearTrainer(ResumableTrainer):
             args.max_steps = steps
         self._use_cache = model.config.use_cache  # transformers switches it off for training
         self.learns_masks = isinstance(model, ShearingMixin) and bool(model.masks.constrained)
+        if getattr(model, "generation_config", None) is not None:  # training changes it, and it is saved with the model
+            model.generation_config = savable_generation_config(model.generation_config)
+        check_saves(args.output_dir)  # transformers makes the folder next
         model, self.base_digest = model_to_train(model, args, peft_config)
         super().__init__(
             model=model,
@@ -301,6 +306,7 @@ class ShearTrainer(ResumableTrainer):
                 raise UsageError(f"No checkpoint to resume from in `output_dir` {self.args.output_dir!r}.")
         if resume_from_checkpoint:
             check_resumable(resume_from_checkpoint, backend_name(self), self.args.world_size)
+        check_checkpoints(self)
         self.model.config.use_cache = self.args.use_cache
         if self.distiller is not None:
             self.distiller.start()

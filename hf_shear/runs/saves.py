@@ -1,0 +1,67 @@
+"""Whether what a verb makes can be saved, known before text is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig
+
+from ..families import family_named, family_of
+from ..modeling import as_family
+from ..shapes import ModelShape, config_for_shape, count_parameters
+from ..slicing import check_saves, read_generation_config
+from ..training import ShearTrainingArguments, checkpoint_bytes, checkpoints_kept
+
+
+def check_result(
+    output_dir: str | Path,
+    source: str,
+    config: PretrainedConfig,
+    target: ModelShape | int,
+    tokenizer,
+    family: str | None = None,
+    **room: int,
+) -> None:
+    """Save once what a result holds beside its weights; see ``check_saves``.
+
+    Args:
+        output_dir: of the result.
+        source: the checkpoint whose generation_config is kept.
+        config: the source's.
+        target: the result's shape, or a budget of parameters for layers of different widths.
+        tokenizer: saved along.
+        family: of the result, if it is not the source's.
+        room: ``result_bytes``, by default those of the result's weights, and ``checkpoint_bytes``.
+    """
+    kind = family_named(family) if family is not None else family_of(config)
+    if isinstance(target, int):
+        result, num_parameters = as_family(config, kind), target
+    else:
+        result = config_for_shape(config, target, config_class=kind.config_class)
+        num_parameters = count_parameters(result)
+    room.setdefault("result_bytes", num_parameters * _dtype(config).itemsize)
+    check_saves(output_dir, result, tokenizer, read_generation_config(source), **room)
+
+
+def check_run(pipeline, args: ShearTrainingArguments, config: PretrainedConfig, target: ModelShape, tokenizer) -> None:
+    """As ``check_result``, for a run of mask learning and recovery: its next result must find room.
+
+    What comes after that, and checkpoints during training, are warned of.
+    """
+    folder = Path("runs" if args.output_dir == "trainer_output" else args.output_dir)
+    size = count_parameters(config, target) * _dtype(config).itemsize
+    left = [name for name in ("pruned", "recovered") if not (folder / name).exists()]
+    checkpoints = 0
+    for tokens, shape in ((pipeline.mask_tokens, None), (pipeline.recovery_tokens, target)):
+        kept = checkpoints_kept(args, args.steps_for_tokens(tokens, pipeline.max_length))
+        full = args.recovery_method != "lora" or shape is None
+        checkpoints += kept * full * checkpoint_bytes(args, count_parameters(config, shape))
+    check_result(
+        folder, pipeline.model_name_or_path, config, target, tokenizer, pipeline.as_family,
+        result_bytes=size if left else 0, checkpoint_bytes=checkpoints + size * max(0, len(left) - 1),
+    )  # fmt: skip
+
+
+def _dtype(config: PretrainedConfig) -> torch.dtype:
+    return getattr(config, "dtype", None) or torch.float32
