@@ -33,12 +33,12 @@ class PipelineArguments(runs.PipelineArguments):
     model_name_or_path: str = field(default=str(EMBEDDED / "model"), metadata={"help": "A plain Llama checkpoint."})
 
 
-def main(words: list[str]) -> None:
+def main(words: list[str] | None = None) -> None:
     started = time.perf_counter()
     pipeline, args = runs.parse_arguments(
         (PipelineArguments, ShearTrainingArguments), words, default_config=EMBEDDED / "shear.yaml",
         unless=["model_name_or_path"], instead={"preset": TARGET_NAMES, "target_num_parameters": TARGET_NAMES},
-        refused=NOT_HERE, raises=True,
+        refused=NOT_HERE,
     )  # fmt: skip
     require_matplotlib()
     run = runs.open_run(pipeline, args, default_domains=stdlib_domains)

@@ -418,9 +418,8 @@ def test_options_are_frozen_and_shown(shear, monkeypatch, capsys):
     assert sorted(shear.PipelineArguments.__dataclass_fields__) == PIPELINE_OPTIONS
     ours = set(ShearTrainingArguments.__annotations__) - CHANGED_DEFAULTS - {"_VALID_DICT_FIELDS"}
     assert sorted(ours) == TRAINING_OPTIONS
-    monkeypatch.setattr("sys.argv", ["shear.py", "--help"])
     with pytest.raises(SystemExit) as caught:
-        shear.main()
+        shear.main(["--help"])
     assert caught.value.code == 0
     shown = capsys.readouterr().out
     for name in (*PIPELINE_OPTIONS, *TRAINING_OPTIONS, "output_dir", "seed", "config"):

@@ -11,6 +11,7 @@ and may have OTHERS, further dataclasses of arguments; ``run`` then takes one in
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -35,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hf-shear {metadata.version('hf-shear')}")
         return OK
     if words[0] not in VERBS:
-        return _refuse(f"there is no verb {words[0]!r}. Verbs: {', '.join(VERBS)}.")
+        near = difflib.get_close_matches(words[0].lower(), VERBS, n=1)
+        fix = f"Did you mean {near[0]!r}? " if near else ""
+        return _refuse(f"there is no verb {words[0]!r}. {fix}Write one of these first: {', '.join(VERBS)}.")
     quiet_when_piped()
     name, *rest = words
     return run_command_line(PROGRAM, lambda: _run(name, [word for word in rest if word != DEBUG]), DEBUG in rest)

@@ -28,7 +28,9 @@ def parse_verb(name: str, verb: ModuleType, words: Sequence[str]) -> tuple:
     if any(word in ("-h", "--help") for word in words):
         raise HelpAsked(verb_help(name, verb))
     types = (verb.Arguments, *getattr(verb, "OTHERS", ()))
-    return parse_arguments(types, _named(name, verb, list(words)), refused=getattr(verb, "REFUSED", None), raises=True)
+    return parse_arguments(
+        types, _named(name, verb, list(words)), refused=getattr(verb, "REFUSED", None), program=f"hf-shear {name}"
+    )
 
 
 def _named(name: str, verb: ModuleType, words: list[str]) -> list[str]:
@@ -38,12 +40,13 @@ def _named(name: str, verb: ModuleType, words: list[str]) -> list[str]:
     if len(values) > len(verb.POSITIONAL):
         raise UsageError(
             f"`hf-shear {name}` takes {len(verb.POSITIONAL)} argument(s) without a flag"
-            f" ({' '.join(map(str.upper, verb.POSITIONAL))}), but {' '.join(values)!r} was given."
+            f" ({' '.join(map(str.upper, verb.POSITIONAL))}), but {' '.join(values)!r} was given. Say what the others are:"
+            " `--NAME VALUE`."
         )
     given = verb.POSITIONAL[: len(values)]
     for field in given:
         if any(flag.split("=")[0] == f"--{field}" for flag in flags):
-            raise UsageError(f"`{field}` is given twice: without a flag, and as `--{field}`.")
+            raise UsageError(f"`{field}` is given twice: without a flag, and as `--{field}`. Give it once.")
     return [part for field, value in zip(given, values, strict=True) for part in (f"--{field}", value)] + flags
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
 from transformers import HfArgumentParser
 
 from ..core import UsageError
+from .flags import Entry, check_text, read_values, split_words
 
 
 def parse_arguments(
@@ -21,12 +22,12 @@ def parse_arguments(
     unless: Sequence[str] = (),
     instead: Mapping[str, Sequence[str]] | None = None,
     refused: Mapping[str, str] | None = None,
-    raises: bool = False,
+    program: str | None = None,
 ) -> tuple:
     """Parse flags, and ``--config FILE.yaml`` whose entries flags override, into dataclass instances.
 
-    The file's entries are turned into flags and parsed by the same parser, so that 1e-4 is a number, a wrong type is
-    an error, and an unknown name is refused in both places.
+    The file's entries are read as flags are, so that 1e-4 is a number, a wrong type is an error, and an unknown name is
+    refused in both places. ``--help`` prints all of them and exits.
 
     Args:
         dataclass_types: one dataclass or several, as for ``HfArgumentParser``.
@@ -36,71 +37,68 @@ def parse_arguments(
         instead: name of a flag -> names that a file's entries lose where the flag is given, because it says the same
             in another way.
         refused: names of flags that must not be given, with what to do in place of each.
-        raises: raise UsageError for unknown, missing and malformed flags, where argparse would print its usage and exit.
+        program: what is called, for messages; by default the name of the script.
 
     Raises:
-        ValueError: the file does not exist, or is not a YAML mapping of names to values; or a refused flag was given.
+        UsageError: the file does not exist, or is not a YAML mapping of names to values; a refused flag was given; a name
+            is unknown, given twice, or missing; or a value is of the wrong type.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = (_RaisingParser if raises else HfArgumentParser)(dataclass_types, allow_abbrev=False)
+    program = program or Path(sys.argv[0]).name
+    parser = HfArgumentParser(dataclass_types, prog=program, allow_abbrev=False)
     parser.add_argument("--config", help="A YAML file with any of these arguments; flags override it.")
-    path, flags = _take_config(arguments)
-    given = _names(flags)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if any(word in ("-h", "--help") for word in words):
+        parser.print_help()
+        sys.exit(0)
+    path, flags = _take_config(split_words(words, program))
+    given = {entry.name for entry in flags}
     if path is None and not given & set(unless):
         path = default_config
-    left_out = {name for flag, names in (instead or {}).items() if flag in given for name in names}
-    from_file = _flags_from_file(path, left_out)
-    for name in given | _names(from_file):
-        if name in (refused or {}):
-            raise UsageError(f"`--{name}` can not be given here: {refused[name]}.")
+    overridden = given | {name for flag, names in (instead or {}).items() if flag in given for name in names}
+    from_file = [entry for entry in _entries_of_file(path) if entry.name not in overridden]
+    for entry in from_file + flags:
+        if entry.name in (refused or {}):
+            raise UsageError(f"`--{entry.name}` can not be given here: {refused[entry.name]}.")
+    values = read_values(parser, from_file + flags, program)
     try:
-        *instances, _ = parser.parse_args_into_dataclasses(from_file + flags, look_for_args_file=False)
+        return parser.parse_dict(values)
     except UsageError:
         raise
-    except ValueError as error:  # of an unknown flag, or of what transformers checks in its own arguments
+    except ValueError as error:  # of what transformers checks in its own arguments
         raise UsageError(str(error)) from error
-    return tuple(instances)
 
 
-class _RaisingParser(HfArgumentParser):
-    def error(self, message):
-        raise UsageError(message)
-
-
-def _names(flags: Sequence[str]) -> set[str]:
-    """Names of the flags given; argparse takes dashes for underscores in them."""
-    return {flag.split("=")[0].removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")}
-
-
-def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """Split ``--config PATH`` (or ``--config=PATH``) from the other flags."""
-    if sum(argument.split("=")[0] == "--config" for argument in arguments) > 1:
+def _take_config(entries: list[Entry]) -> tuple[str | None, list[Entry]]:
+    """Split ``--config PATH`` from the other flags."""
+    found = [entry for entry in entries if entry.flag == "--config"]
+    if len(found) > 1:
         raise UsageError("`--config` is given more than once. Put all entries into one file, or give them as flags.")
-    for index, argument in enumerate(arguments):
-        if argument == "--config":
-            if index + 1 == len(arguments):
-                raise UsageError("`--config` needs the path of a YAML file.")
-            return arguments[index + 1], arguments[:index] + arguments[index + 2 :]
-        if argument.startswith("--config="):
-            return argument.split("=", 1)[1], arguments[:index] + arguments[index + 1 :]
-    return None, arguments
+    if found and len(found[0].values) != 1:
+        given = " and ".join(map(repr, found[0].values)) or "nothing"
+        raise UsageError(f"`--config` needs the path of a YAML file, but {given} was given. Give one path.")
+    for entry in found:
+        check_text("config", entry.values[0])
+    return (found[0].values[0] if found else None), [entry for entry in entries if entry.flag != "--config"]
 
 
-def _flags_from_file(path: str | Path | None, left_out: Collection[str] = ()) -> list[str]:
+def _entries_of_file(path: str | Path | None) -> list[Entry]:
     if path is None:
         return []
     if not Path(path).is_file():
-        raise UsageError(f"`--config` {path!r} is not a file.")
+        raise UsageError(f"`--config` {str(path)!r} is not a file. Give the path of a YAML file.")
     content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     if not isinstance(content, dict):
-        raise UsageError(f"`--config` {path!r} must hold names and values, but it holds a {type(content).__name__}.")
-    flags = []
-    for name, value in content.items():
-        if value is None or name in left_out:
-            continue
-        flags.append(f"--{name}")
-        if isinstance(value, (list, tuple)):
-            flags += [str(item) for item in value]
-        else:
-            flags.append(json.dumps(value) if isinstance(value, dict) else str(value))
-    return flags
+        raise UsageError(
+            f"`--config` {str(path)!r} must hold names and values, but it holds a {type(content).__name__}. Write lines such"
+            " as `seed: 7`."
+        )
+    return [
+        Entry(f"--{name}", _words(value), f" in {str(path)!r}") for name, value in content.items() if value is not None
+    ]
+
+
+def _words(value: object) -> tuple[str, ...]:
+    """A value of the file as flags have it."""
+    if isinstance(value, (list, tuple)):
+        return tuple(str(item) for item in value)
+    return (json.dumps(value) if isinstance(value, dict) else str(value),)
