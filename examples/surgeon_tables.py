@@ -94,7 +94,7 @@ def samples_of(documents: list[str], tokenizer, length: int, enough: int | None 
     ids: list[int] = []
     for start in range(0, len(documents), TEXT_BLOCK):
         joined = "\n\n".join(document.strip() for document in documents[start : start + TEXT_BLOCK])
-        ids += tokenizer(joined, add_special_tokens=start == 0, verbose=False)["input_ids"]
+        ids += tokenizer(joined, add_special_tokens=start == 0, verbose=False, split_special_tokens=True)["input_ids"]
         if enough is not None and len(ids) >= enough * length:
             ids = ids[: enough * length]
             break

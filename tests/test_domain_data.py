@@ -101,7 +101,11 @@ def test_a_domain_with_few_held_out_tokens_is_warned_of(domains, tokenizer, data
             r"`max_length` must be at most .*\(32\), but it is 64. Lower it to 32",
         ),
         ({"eval_tokens": 15}, {}, r"`eval_tokens` \(15\) must be at least one sample of `max_length` \(16\) tokens"),
-        ({}, {"vocab_size": 20}, r"`tokenizer` must only give ids below the model's `vocab_size` \(20\).* id 29"),
+        (
+            {},
+            {"vocab_size": 20},
+            r"Domain 'code': .* only give ids below the model's `vocab_size` \(20\), .* holds 'x', .* id 27",
+        ),
         ({"held_out_fraction": 0.0}, {}, "`held_out_fraction` must be above 0 and below 1, but it is 0.0"),
     ],
 )

@@ -3,6 +3,8 @@
 import gzip
 import json
 import os
+import sys
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -12,7 +14,11 @@ from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hf_shear.core import MissingExtraError, UsageError
+from hf_shear.data import text_files
 from hf_shear.data.domains import load_domains, split_domains
+
+zstandard = pytest.importorskip("zstandard")
 
 
 @pytest.fixture(autouse=True)
@@ -89,14 +95,10 @@ def test_a_changed_file_is_read_again_and_the_folder_stays_clean(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"text": "a"}\n{"text": ', r"line 2 of '.*x\.jsonl' is malformed.*Repair or remove the line"),
-        ('["a"]\n', r"line 1 of '.*x\.jsonl' holds a list"),
+        ('{"text": "a"}\n{"text": ', r"line 2 of '.*x\.jsonl' is malformed.*Repair or remove it"),
         ('{"body": "a", "id": 3}\n', r"`text_field`.*'text' is not in line 1 of .*\['body', 'id'\]"),
-        ('{"text": 3}\n', r"`text_field` \('text'\) must hold strings, but line 1 of .* has a int"),
-        ('{"text": null}\n', r"has a NoneType"),
+        ('{"text": 3}\n', r"1 of 1 rows do not\. The first: line 1 of .* has int"),
         ('{"text": "\\ud800"}\n', r"must be valid Unicode, but line 1 of"),
-        ('{"text": "  "}\n', r"domain 'd' has none \(text files: \['x\.jsonl'\]\)"),
-        ("", r"domain 'd' has none"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, content, message):
@@ -141,37 +143,235 @@ def test_broken_files_are_named(tmp_path_factory, tmp_path, name, content, reaso
         load_domains(tmp_path)
 
 
-UNREAD = ["b.txt.gz", "b.json.gz", "b.jsonl.zst", "b.csv", "b.TSV", "b.arrow", "b.zip", "b.tar.xz", "deep/b.parquet.gz"]
+UNREAD = ["b.csv", "b.TSV", "b.docx", "b.arrow", "b.zip", "b.txt.bz2", "b.py", "b", "deep/b.parquet.gz"]
 
 
 @pytest.mark.parametrize("name", UNREAD)
-def test_a_file_that_looks_like_text_but_is_not_read_is_warned_of(tmp_path, name):
+def test_a_file_of_another_kind_is_refused_or_left_out_with_a_warning(tmp_path, name):
     write_jsonl(tmp_path / "a" / "a.jsonl", [{"text": "a"}])
     (tmp_path / "a" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "a" / name).write_bytes(b"?")
-    with pytest.warns(UserWarning, match=rf"not read: 1 \('a/{name}'\)\. The kinds that are read are \.jsonl, "):
-        assert load_domains(tmp_path)["a"]["text"][:] == ["a"]
-
-
-def test_files_that_are_not_read_are_warned_of_once_and_can_be_silenced(tmp_path):
-    (tmp_path / "a.txt").write_text("a")
-    for name in UNREAD[:5]:
-        (tmp_path / name).write_bytes(b"?")
-    with pytest.warns(UserWarning, match=r"not read: 5 \('b\.TSV', 'b\.csv', 'b\.json\.gz', \.\.\.\)\.") as caught:
+    told = rf"not read, 1: 'a/{name}' \(of another kind\)\."
+    with pytest.raises(UsageError, match=told + r" The kinds .* \.jsonl, \.jsonl\.gz, .*`--skip_unreadable`"):
         load_domains(tmp_path)
-    assert len(caught) == 1
-    assert caught[0].filename == __file__
-    with warnings.catch_warnings():
-        exec(str(caught[0].message).split("as does ")[1].rstrip("."), {"warnings": warnings})  # as it tells users
-        assert list(load_domains(tmp_path)) == ["a"]
+    with pytest.warns(UserWarning, match=told):
+        assert load_domains(tmp_path, skip_unreadable=True)["a"]["text"][:] == ["a"]
 
 
-def test_notes_and_hidden_files_are_not_warned_of(tmp_path):
+def test_links_that_lead_nowhere_and_pipes_are_refused(tmp_path):
+    write_jsonl(tmp_path / "a" / "a.jsonl", [{"text": "a"}])
+    (tmp_path / "a" / "b.jsonl").symlink_to("gone.jsonl")
+    (tmp_path / "a" / "c.jsonl").symlink_to("c.jsonl")
+    os.mkfifo(tmp_path / "a" / "d.jsonl")
+    (tmp_path / "a" / "e").symlink_to(tmp_path)
+    with pytest.raises(
+        UsageError, match=r"not read, 4: 'a/b\.jsonl' \(FileNotFoundError: .*'a/c\.jsonl' \(OSError: Too man"
+    ) as caught:
+        load_domains(tmp_path)
+    assert "'a/d.jsonl' (not a regular file), ..." in str(caught.value)
+    for name in "bcd":
+        (tmp_path / "a" / f"{name}.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"not read, 1: 'a/e/a' \(a link to a folder that it lies in\)"):
+        load_domains(tmp_path)
+
+
+def test_links_to_folders_and_files_are_followed(tmp_path):
+    write_jsonl(tmp_path / "store" / "deep" / "x.jsonl", [{"text": "x"}])
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    (tmp_path / "data" / "a" / "link").symlink_to(tmp_path / "store")
+    (tmp_path / "data" / "b.jsonl").symlink_to(tmp_path / "store" / "deep" / "x.jsonl")
+    (tmp_path / "data" / "a" / "y.jsonl").symlink_to(tmp_path / "store" / "deep" / "x.jsonl")
+    (tmp_path / "data" / "b.jsonl").unlink()
+    assert load_domains(tmp_path / "data")["a"]["text"][:] == ["x", "x"]
+
+
+def test_notes_and_hidden_files_are_passed_over(tmp_path):
     (tmp_path / "a.txt").write_text("a")
-    for name in ("README.md", "LICENSE", "source.py", "dataset_infos.json.lock", ".b.csv", ".cache/b.csv", ".gz"):
+    notes = (
+        "README.md",
+        "readme.txt",
+        "LICENSE",
+        "dataset_infos.json.lock",
+        "dataset_info.json",
+        "a.txt.sha256",
+        "CITATION.cff",
+    )
+    for name in (*notes, ".b.csv", ".cache/b.csv", ".gz", ".DS_Store"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("not data")
-    assert list(load_domains(tmp_path)) == ["a"]  # and warnings are errors
+    write_jsonl(tmp_path / "license.jsonl", [{"text": "a domain of licences"}])
+    assert list(load_domains(tmp_path)) == ["a", "license"]  # and warnings are errors
+
+
+def zstd(text: str) -> bytes:
+    return zstandard.compress(text.encode())
+
+
+SKIPPABLE_FRAME = b"\x50\x2a\x4d\x18\x03\x00\x00\x00abc"
+PACKED = {"": str.encode, ".gz": lambda text: gzip.compress(text.encode()), ".zst": zstd}
+ROWS = [{"text": f"t{number}", "n": number} for number in range(3)]
+KINDS = {
+    ".jsonl": "".join(json.dumps(row) + "\r\n" for row in ROWS),
+    ".json": json.dumps(ROWS, indent=2),
+    ".txt": "t0\n<|endoftext|>\nt1\r\n<|endoftext|>\r\nt2\n",
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_kind_is_read_in_every_compression(tmp_path, streaming):
+    for kind, text in KINDS.items():
+        for suffix, pack in PACKED.items():
+            for mark in ("", "\ufeff"):
+                (tmp_path / f"{kind[1:]}{suffix[1:]}{len(mark)}{kind}{suffix.upper()}").write_bytes(pack(mark + text))
+    (tmp_path / "lines.json.gz").write_bytes(PACKED[".gz"](KINDS[".jsonl"]))
+    (tmp_path / "frames.jsonl.zst").write_bytes(
+        zstd('{"text": "t0"}\n{"te') + SKIPPABLE_FRAME + zstd('xt": "t1"}\n{"text": "t2"}')
+    )
+    (tmp_path / "members.jsonl.gz").write_bytes(
+        PACKED[".gz"](KINDS[".jsonl"][:20]) + PACKED[".gz"](KINDS[".jsonl"][20:])
+    )
+    domains = load_domains(tmp_path, streaming=streaming)
+    assert len(domains) == 21
+    for name, dataset in domains.items():
+        assert [row["text"] for row in dataset] == ["t0", "t1", "t2"], name
+
+
+def test_zst_without_zstandard_names_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl.zst").write_bytes(zstd('{"text": "a"}'))
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(
+        MissingExtraError, match=r"a\.jsonl\.zst' needs `zstandard`, .* `pip install 'hf-shear\[zst\]'`"
+    ):
+        load_domains(tmp_path)
+
+
+ARRAY = [{"text": "short"}, {"text": "long " * 50_000, "[": "]},{"}, {"text": '\u00e9"\\'}, {"text": "x" * 70_000}]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_is_read_object_by_object(tmp_path, indent, monkeypatch):
+    (tmp_path / "a.json").write_text(f" \n{json.dumps(ARRAY, indent=indent)}\n ")
+    monkeypatch.setattr(text_files, "JSON_CHUNK", 7)
+    rows = [row for _, row in text_files.read_rows(tmp_path / "a.json", "text", None)]
+    assert rows == ARRAY
+
+
+NESTED = '{"text": "a", "x": ' + "[" * 200_000 + "]" * 200_000 + "}"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("x.json", b'[{"text": "a"}, {"text": "b"}', r"object 3 of '.*x\.json' is malformed \(no ',' or '\]'"),
+        ("x.json", b'[{"text": "a"}, {"text": "b', r"object 2 of '.*' is malformed \(Unterminated string"),
+        ("x.json", b'[{"text": "a"} {"text": "b"}]', r"object 2 of '.*' is malformed \(no ','"),
+        ("x.json", b'[{"text": "a"},]', r"object 2 of '.*' is malformed \(Expecting value"),
+        ("x.json", b'[{"text": "a"}] x', r"must be one array, but '.*x\.json' goes on behind it"),
+        ("x.json", b'["a", "b"]', r"object 1 of '.*' is a str\. Write one object per line; a \.json file may also be one"),
+        ("x.json", b'{\n "text": "a"\n}', r"line 1 of '.*' is malformed .* may also be one array"),
+        ("x.jsonl", b'[{"text": "a"}]', r"line 1 of '.*' is a list\. Write one object per line"),
+        ("x.jsonl", NESTED.encode(), r"line 1 of '.*' is malformed \(nested too deeply\)"),
+        ("x.json", f"[{NESTED}]".encode(), r"object 1 of '.*' is malformed \(nested too deeply\)"),
+        ("x.jsonl", b'{"text": "a", "n": ' + b"1" * 5000 + b"}", r"line 1 of '.*' is malformed \(Exceeds the limit"),
+        ("x.jsonl", b'{"text": "a\0b"}', r"line 1 of '.*' is malformed \(Invalid control character"),
+        ("x.jsonl", '{"text": "a"}'.encode("utf-16"), r"must be UTF-8, but '.*x\.jsonl' is not"),
+        ("x.txt", "text".encode("utf-16-le"), r"'.*x\.txt' holds NUL bytes: it is binary, or UTF-16\. Convert"),
+        ("x.txt", b"a" * 101, r"at most 100 characters, but line 1 of '.*x\.txt' has more\. Split it into documents"),
+        ("x.txt", b"a\n" * 60, r"at most 100 characters, but a document of '.*x\.txt' has more\."),
+        ("x.jsonl.gz", gzip.compress(b"\0" * 10_000), r"at most 100 characters, but line 1 of"),
+        ("x.json.gz", gzip.compress(b'[{"text": "' + b"a" * 300_000 + b'"}]'), r"at most 100 characters, but object 1 of"),
+        ("x.jsonl.zst", b"\x28\xb5\x2f\xfd", r"readable, but '.*zst' is not \(EOFError: the compressed file ended"),
+        ("x.jsonl.zst", zstd('{"text": "a"}\n')[:-3], r"\(EOFError: the compressed file ended before its last frame did\)"),
+        ("x.jsonl.zst", zstd('{"text": "a"}\n') + b"garbage", r"whole and readable, but '.*zst' is not \(OSError: zstd"),
+        ("x.txt.zst", b"never compressed", r"whole and readable, but '.*zst' is not \(OSError: zstd"),
+        ("x.jsonl", b"", r"Every text file must hold a document, but '.*x\.jsonl' holds none\. Remove it"),
+        ("x.txt.gz", b"", r"must hold a document, but '.*x\.txt\.gz' holds none"),
+        ("x.json", b"[]", r"must hold a document, but '.*x\.json' holds none"),
+        ("x.jsonl", b'{"text": "  "}\n', r"must hold a document, but '.*x\.jsonl' holds none"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_one_file_is_an_error_or_left_out_with_a_warning(tmp_path, monkeypatch, name, content, reason):
+    monkeypatch.setattr(text_files, "MAX_CHARACTERS", 100 if "at most" in reason else 10**7)
+    write_jsonl(tmp_path / "d" / "a.jsonl", [{"text": "whole"}])
+    (tmp_path / "d" / name).write_bytes(content)
+    with pytest.raises(UsageError, match=reason) as caught:
+        load_domains(tmp_path)
+    assert str(caught.value).endswith("`--skip_unreadable`.") and len(str(caught.value)) < 600
+    for _ in range(2):  # the second time from the cache
+        with pytest.warns(UserWarning, match=r"Domain 'd': files were skipped \(`skip_unreadable`\), 1\. .*" + reason):
+            found = load_domains(tmp_path, skip_unreadable=True)["d"]["text"][:]
+        assert found[0] == "whole" and len(found) <= 3
+    with pytest.warns(UserWarning, match=reason):
+        assert [row["text"] for row in load_domains(tmp_path, skip_unreadable=True, streaming=True)["d"]] == found
+
+
+def test_memory_is_bounded_when_a_line_never_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "MAX_CHARACTERS", 10**6)
+    for name, packed in (
+        ("a.jsonl.gz", gzip.compress(b"0" * 10**8)),
+        ("a.jsonl.zst", zstandard.compress(b"0" * 10**8)),
+    ):
+        (tmp_path / name).write_bytes(packed)
+        tracemalloc.start()
+        with pytest.raises(UsageError, match="at most 1,000,000 characters"):
+            list(text_files.read_rows(tmp_path / name, "text", None))
+        assert tracemalloc.get_traced_memory()[1] < 5 * 10**7
+        tracemalloc.stop()
+
+
+NO_TEXT = [{"text": "one"}, {"text": None}, {"text": 3}, {"other": "x"}, {"text": "two"}]
+
+
+def test_rows_without_a_text_are_counted_and_refused_or_skipped(tmp_path):
+    write_jsonl(tmp_path / "d" / "a.jsonl", [{"text": "zero"}])
+    write_jsonl(tmp_path / "d" / "b.jsonl", NO_TEXT)
+    Dataset.from_dict({"text": ["p", None]}).to_parquet(tmp_path / "d" / "c.parquet")
+    with pytest.raises(UsageError) as caught:
+        load_domains(tmp_path)
+    assert str(caught.value) == (
+        "`text_field` ('text') must hold a string in every row, but in domain 'd' 4 of 8 rows do not. The first: line 2 of"
+        f" '{tmp_path}/d/b.jsonl' has null. Repair the file, or leave such rows out with `--skip_null_text`."
+    )
+    for _ in range(2):  # the second time from the cache
+        with pytest.warns(
+            UserWarning, match=r"Domain 'd': rows without a text were skipped \(`skip_null_text`\), 4\. The f"
+        ):
+            assert load_domains(tmp_path, skip_null_text=True)["d"]["text"][:] == ["zero", "one", "two", "p"]
+    streamed = load_domains(tmp_path, streaming=True)["d"]
+    with pytest.raises(UsageError, match=r"must hold a string in every row\. The first: line 2 of .* has null"):
+        list(streamed)
+    with pytest.warns(UserWarning, match=r"File '.*[bc].[a-z]*': rows without a text were skipped .* [13]\.") as caught:
+        streamed = [row["text"] for row in load_domains(tmp_path, skip_null_text=True, streaming=True)["d"]]
+    assert len(caught) == 2  # one for each file
+    assert streamed == ["zero", "one", "two", "p"]
+
+
+def test_a_wrong_field_is_told_whatever_is_skipped(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"content": "x"}, {"content": "y"}])
+    told = r"'text' is not in line 1 of '.*a\.jsonl', which has \['content'\]\."
+    for options in ({}, {"skip_unreadable": True}):
+        with pytest.raises(
+            UsageError, match=rf"^`text_field` must be .* {told} Name the right one with `--text_field`\.$"
+        ):
+            load_domains(tmp_path, **options)
+    with pytest.raises(UsageError, match=rf"domain 'a' has none \(text files: \['a\.jsonl'\]; The first: {told}"):
+        load_domains(tmp_path, skip_null_text=True)
+
+
+def test_what_is_no_fault_stays_as_it_is(tmp_path):
+    texts = ["nul \0 escaped", "\u2028 line \u0085 ends", "\U0001f600", "a\r\nb", " kept "]
+    write_jsonl(tmp_path / "a b|c*<d>é.jsonl", [{"text": text} for text in texts])
+    domains = load_domains(tmp_path)
+    assert list(domains) == ["a b|c*<d>é"]
+    assert domains["a b|c*<d>é"]["text"][:] == texts
+
+
+@pytest.mark.parametrize("name", [b"a\nb", b"a\x1b[31m", b"caf\xe9"])
+def test_names_of_domains_are_printable(tmp_path, name):
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name + b".txt")).write_text("text")
+    with pytest.raises(UsageError, match="A domain's name must be printable") as caught:
+        load_domains(tmp_path)
+    assert str(caught.value).isprintable()
 
 
 def test_bad_folders_are_named(tmp_path):

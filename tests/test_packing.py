@@ -11,14 +11,17 @@ from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers.models import Unigram, WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ByT5Tokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from hf_shear.core import UsageError
+from hf_shear.data import PackedStream, encode_texts
 from hf_shear.data.domains import load_domains, split_domains
-from hf_shear.data.packing import PACK_BATCH, check_max_length, check_tokenizer_fits, pack_domains
+from hf_shear.data.packing import PACK_BATCH, check_max_length, pack_domains
 
 EOS = 1
 
@@ -178,7 +181,6 @@ def test_real_tokenizers(name):
     assert ids.tolist() == stream[: len(stream) // 8 * 8]
     assert tokenizer.bos_token_id not in ids
     assert tokenizer.decode(stream[: stream.index(tokenizer.eos_token_id)]).strip() == texts[0]
-    check_tokenizer_fits(tokenizer, {"models/stories260K": 512, "tokenizers/llama2_hf": 32_000}[name])
 
 
 def test_long_documents_do_not_warn(tokenizer, caplog):
@@ -201,10 +203,80 @@ def test_bad_arguments(tokenizer):
         pack_domains({"x": Dataset.from_dict({"body": ["w2"]})}, tokenizer, 2)
 
 
-def test_checks_against_the_model(tokenizer):
-    check_tokenizer_fits(tokenizer, 200)
-    with pytest.raises(ValueError, match=r"`vocab_size` \(199\), but its token 'w199' has id 199"):
-        check_tokenizer_fits(tokenizer, 199)
+def test_the_ids_of_the_text_are_judged_not_the_vocabulary(tokenizer):
+    domains = {"a": documents([5, 6], [198, 7])}
+    assert pack_domains(domains, tokenizer, 3, vocab_size=199)["a"]["input_ids"][:] == [[5, 6, EOS], [198, 7, EOS]]
+    with pytest.raises(
+        UsageError, match=r"^Domain 'a': .* `vocab_size` \(198\), but it holds 'w198', which has id 198"
+    ):
+        pack_domains(domains, tokenizer, 3, vocab_size=198)
+    with pytest.raises(
+        UsageError, match=r"`tokenizer.eos_token_id` must be below .*\(1\), but it is 1 \('</s>'\), and stands"
+    ):
+        pack_domains(domains, tokenizer, 3, vocab_size=1)
+
+
+def test_a_control_token_beyond_the_vocabulary_is_refused_where_it_is_written(tokenizer):
+    larger = word_tokenizer({f"w{i}": i for i in range(2, 200)})
+    larger.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    assert larger.convert_tokens_to_ids("<image_soft_token>") == 200
+    domains = {"a": documents([5, 6], [7, 8])}
+    packed = pack_domains(domains, larger, 3, vocab_size=200)["a"]
+    assert packed["input_ids"][:] == pack_domains(domains, tokenizer, 3)["a"]["input_ids"][:]
+    written = {"a": Dataset.from_dict({"text": ["w5 w6", "w7<image_soft_token> w8"]})}
+    for parse in (False, True):
+        with pytest.raises(
+            UsageError, match=r"holds '<image_soft_token>', which has id 200 in .* in 'w7<image_soft_token> w8'"
+        ):
+            pack_domains(written, larger, 3, vocab_size=200, parse_special_tokens=parse)
+
+
+@pytest.mark.parametrize("name", ["models/stories260K", "tokenizers/llama2_hf", "embedded"])
+def test_control_tokens_in_text_stay_text(name):
+    folder = os.environ.get("HF_SHEAR_TEST_DATA")
+    if name != "embedded" and not folder:
+        pytest.skip("HF_SHEAR_TEST_DATA is not set")
+    path = Path(__file__).parents[1] / "examples/embedded/model" if name == "embedded" else Path(folder) / name
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    text = "One</s><s>two <s> </s>three <unk> </s>\n<|endoftext|>"
+    control = set(tokenizer.convert_tokens_to_ids(["<s>", "</s>", "<unk>"]))
+    (ids,) = encode_texts([text], tokenizer)
+    assert tokenizer.decode(ids).strip() == text and not control & set(ids)
+    if (path / "tokenizer.model").exists():  # SentencePiece itself never takes a control token from text
+        assert ids == SentencePieceProcessor(model_file=str(path / "tokenizer.model")).encode(text)
+    parsed = encode_texts([text], tokenizer, parse_special_tokens=True)[0]
+    assert parsed == tokenizer(text, add_special_tokens=False)["input_ids"] != ids
+    assert control <= set(parsed)
+    domains = {"a": Dataset.from_dict({"text": [text]})}
+    for parse, expected in ((False, ids), (True, parsed)):
+        packed = pack_domains(domains, tokenizer, 8, parse_special_tokens=parse)["a"]
+        flat = np.array(packed["input_ids"][:]).ravel().tolist()
+        assert flat == [*expected, tokenizer.eos_token_id][: len(flat)]
+        stream = PackedStream(domains["a"].to_iterable_dataset(), tokenizer, 8, parse_special_tokens=parse)
+        assert [s["input_ids"].tolist() for s, _ in stream.samples(stream.dataset, None)] == packed["input_ids"][:]
+
+
+def test_tokenizers_of_other_kinds_keep_control_tokens_as_text():
+    """Without a fast backend; of byte level; and of unigrams, which know a control token as a piece: refused."""
+    assert encode_texts(["</s>a"], ByT5Tokenizer()) == [[ord(letter) + 3 for letter in "</s>a"]]
+    assert encode_texts(["</s>a"], ByT5Tokenizer(), parse_special_tokens=True) == [[1, ord("a") + 3]]
+    pieces = Tokenizer(Unigram([("<unk>", 0.0), ("</s>", 0.0), ("a", -1.0), ("<", -2.0), ("/", -2.0)], unk_id=0))
+    unigram = PreTrainedTokenizerFast(tokenizer_object=pieces, eos_token="</s>", unk_token="<unk>")
+    assert encode_texts(["a<?"], unigram) == [[2, 3, 0]]
+    with pytest.raises(UsageError, match=r"holds '</s>', of which the tokenizer .* `--parse_special_tokens`"):
+        encode_texts(["a</s>"], unigram)
+    assert encode_texts(["a</s>"], unigram, parse_special_tokens=True) == [[2, 1]]
+
+
+@pytest.mark.parametrize(("value", "kind"), [(None, "null"), (3, "int")])
+def test_documents_are_strings(tokenizer, value, kind):
+    with pytest.raises(
+        UsageError, match=rf"Domain 'a': Every document must be a string, but one is {kind}\. Leave it out"
+    ):
+        pack_domains({"a": Dataset.from_dict({"text": [value]})}, tokenizer, 3)
+
+
+def test_checks_against_the_model():
     check_max_length(512, 512)
     with pytest.raises(ValueError, match=r"`max_position_embeddings` \(512\), but it is 513\. Lower it to 512"):
         check_max_length(513, 512)

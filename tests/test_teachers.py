@@ -56,6 +56,15 @@ def test_teachers_that_do_not_fit_are_refused():
 def test_the_same_size_of_vocabulary_is_not_the_same_vocabulary():
     own, other = letter_tokenizer(), letter_tokenizer()
     check_same_tokens(own, other)
+    check_same_tokens(own, other, 61)
+    other.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    largest = len(other) - 1
+    check_same_tokens(own, other, largest)  # no text may give it
+    with pytest.raises(
+        ValueError, match=f"1 tokens differ, the first is '<image>' \\(student: None, teacher: {largest}"
+    ):
+        check_same_tokens(own, other, largest + 1)
+    other = letter_tokenizer()
     vocabulary = other.get_vocab()
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     other.get_vocab = lambda: vocabulary

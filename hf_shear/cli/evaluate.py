@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..core import UsageError, check_ranges
+from .. import runs
+from ..core import UsageError
 
 SUMMARY = "Judge a checkpoint, or compare two: size, loss by domain, lm-eval tasks, speed."
 EXAMPLE = "hf-shear evaluate path/to/llama sheared/recovered --data_dir text --tasks_dir tasks --tasks my_task"
 POSITIONAL = ("source", "pruned")
 
 
-@dataclass
-class Arguments:
+@dataclass(kw_only=True)
+class Arguments(runs.TextArguments):
     """What is judged, on what, how."""
 
     source: str = field(metadata={"help": "Plain checkpoint: a folder, or a name on the Hub."})
@@ -30,7 +31,6 @@ class Arguments:
     held_out_fraction: float = field(default=0.1, metadata={"help": "Share held out, as given to examples/shear.py."})
     all_documents: bool = field(default=False, metadata={"help": "Read all documents, for text that no model saw."})
     max_documents: int | None = field(default=None, metadata={"help": "Only the first of each domain."})
-    text_field: str = field(default="text", metadata={"help": "Field or column that holds the text."})
     window: int | None = field(default=None, metadata={"help": "Tokens read at once. Default: positions, up to 2048."})
     stride: int | None = field(default=None, metadata={"help": "Tokens the window moves on. Default: half of it."})
     tasks: str | None = field(default=None, metadata={"help": "lm-eval tasks or .yaml task files, with commas."})
@@ -53,7 +53,7 @@ class Arguments:
     overwrite: bool = field(default=False, metadata={"help": "Replace that file."})
 
     def __post_init__(self):
-        check_ranges(self)
+        super().__post_init__()
         if self.tasks_dir is not None and not self.task_names:
             raise UsageError("`tasks_dir` is given without `tasks`. Name the tasks, such as `--tasks shear_piqa`.")
         if Path(self.output).is_dir():
@@ -86,8 +86,9 @@ def run(arguments: Arguments) -> None:
     names = {role: name for role, name in names.items() if name is not None}
     documents = "all" if arguments.all_documents else f"held out ({arguments.held_out_fraction:g} of the documents)"
     protocol = PerplexityProtocol(
-        arguments.window, arguments.stride, arguments.max_documents, arguments.batch_size, documents
-    )
+        arguments.window, arguments.stride, arguments.max_documents, arguments.batch_size, documents,
+        arguments.parse_special_tokens,
+    )  # fmt: skip
     timed = SpeedProtocol(arguments.speed_batch_size, arguments.prompt_length, arguments.new_tokens, arguments.rounds)
     check_saves(Path(arguments.output).absolute().parent, argument="output")
     protocol.resolved(*(check_checkpoint(role, name) for role, name in names.items()))  # before any text is read
@@ -113,10 +114,10 @@ def _domains(arguments: Arguments):
     """Documents by domain: held out, or all."""
     if arguments.data_dir is None:
         return None
-    from ..data import load_domains, split_domains
+    from ..data import split_domains
     from ..runs.domain_data import SPLIT_SEED
 
-    domains = load_domains(arguments.data_dir, arguments.text_field)
+    domains = runs.load_text(arguments)
     if arguments.all_documents:
         return domains
     return split_domains(domains, arguments.held_out_fraction, seed=SPLIT_SEED)[1]

@@ -2,6 +2,7 @@
 
 from hf_shear.data.calibration import Calibration
 from hf_shear.data.counted_tokens import counted_tokens
+from hf_shear.data.documents import check_token_id, encode_texts, vocabulary_limit
 from hf_shear.data.domains import load_domains, split_domains
 from hf_shear.data.loader import (
     IGNORED_LABEL,
@@ -11,7 +12,7 @@ from hf_shear.data.loader import (
     collate_domain_samples,
 )
 from hf_shear.data.mixture import check_mixture_bounds, check_mixture_weights, update_mixture_weights, warn_of_runaway
-from hf_shear.data.packing import check_max_length, check_tokenizer_fits, pack_domains
+from hf_shear.data.packing import check_max_length, pack_domains
 from hf_shear.data.reference_losses import reference_losses_by_size
 from hf_shear.data.sampler import DynamicBatchSampler
 from hf_shear.data.shared_text import shared_share, warn_of_shared_text
@@ -30,9 +31,10 @@ __all__ = [
     "check_max_length",
     "check_mixture_bounds",
     "check_mixture_weights",
-    "check_tokenizer_fits",
+    "check_token_id",
     "collate_domain_samples",
     "counted_tokens",
+    "encode_texts",
     "first_sample",
     "is_stream",
     "load_domains",
@@ -41,6 +43,7 @@ __all__ = [
     "shared_share",
     "split_domains",
     "update_mixture_weights",
+    "vocabulary_limit",
     "warn_of_runaway",
     "warn_of_shared_text",
 ]

@@ -7,62 +7,88 @@ such as the versions of one file). Tokens come later, in `hf_shear.data.packing`
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import logging
 import os
+import stat
 import warnings
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..core import UsageError, check_ranges
+from .text_files import TEXT_SUFFIXES, check_can_decompress, read_rows, text_suffix
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 logger = logging.getLogger(__name__)
 
-TEXT_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".txt", ".parquet")
-DOCUMENT_SEPARATOR = "<|endoftext|>"
-"""A line of a .txt file that is exactly this ends a document."""
+NOTES = ("readme", "license", "licence", "copying", "notice", "citation", "changelog", "authors")
+NOTE_SUFFIXES = ("", ".md", ".txt", ".rst", ".html", ".cff", ".bib")
+"""A file of such a name and suffix describes the text, and is passed over."""
 
-UNREAD_SUFFIXES = (
-    *(".7z", ".bz2", ".gz", ".lz4", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"),
-    *(".arrow", ".avro", ".csv", ".feather", ".jsonlines", ".ndjson", ".orc", ".tsv", ".warc", ".xml"),
-)
-"""Files that end so probably hold text that the user means to be read, and are not; others pass for notes."""
+OTHER_NOTES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "thumbs.db", "desktop.ini")
+OTHER_NOTE_SUFFIXES = (".lock", ".md5", ".sha1", ".sha256", ".crc")
 
-NAMES_SHOWN = 3  # files that the warning of unread files names
-
-READ_BATCH = 256  # rows read or hashed at once: bounds memory, does not change any result
-READER_VERSION = 1  # part of the cache's key: raise it when a reader yields other documents for the same file
+NAMES_SHOWN = 3  # files that a message of several names
+READ_BATCH = 256  # rows hashed at once: bounds memory, does not change any result
+READER_VERSION = 2  # part of the cache's key: raise it when a reader yields other documents for the same file
 BLOCKS_VERSION = 1  # likewise, for the parts of a domain that is split into blocks
 
 
+@dataclass(frozen=True)
+class ReadingRules:
+    """Which field of a row is the document, and what is done with files and rows that hold none.
+
+    Attributes:
+        text_field, group_field, skip_unreadable, skip_null_text: as for `load_domains`.
+    """
+
+    text_field: str = "text"
+    group_field: str | None = None
+    skip_unreadable: bool = False
+    skip_null_text: bool = False
+
+    @property
+    def columns(self) -> list[str]:
+        """Of the data set."""
+        return ["text"] if self.group_field is None else ["text", "group"]
+
+
 def load_domains(
-    data_dir: str | Path, text_field: str = "text", *, group_field: str | None = None, streaming: bool = False
+    data_dir: str | Path,
+    text_field: str = "text",
+    *,
+    group_field: str | None = None,
+    skip_unreadable: bool = False,
+    skip_null_text: bool = False,
+    streaming: bool = False,
 ) -> DatasetDict | IterableDatasetDict:
     """Read a folder of text into one data set per domain.
 
     A folder that holds text files makes each file a domain, named by the file without its suffix. A folder
     that holds sub-folders makes each sub-folder a domain, with all the text files below it. Text files beside
-    sub-folders are refused, because it is not clear which was meant. Other files (README.md, LICENSE), and
-    hidden files and folders, are ignored; a warning names those that look like text of another kind
-    (`UNREAD_SUFFIXES`). Kinds: .jsonl, .jsonl.gz and .json (one object per line), .parquet,
-    and .txt, where a line `<|endoftext|>` separates documents and a file without one is a document. Documents
-    of white space alone are dropped. The Arrow files go to the cache of `datasets`; nothing is written to
-    `data_dir`.
+    sub-folders are refused, because it is not clear which was meant.
+
+    Kinds: .jsonl (one object per line), .json (the same, or one array of objects), .txt (a line `<|endoftext|>`
+    separates documents; a file without one is a document), each also as .gz or .zst; and .parquet. Documents of
+    white space alone are dropped. Notes beside the text are passed over: hidden files and folders, README, LICENSE and the
+    like (`NOTES`, `OTHER_NOTES`), locks and check sums. Every other file must be read whole, or it is an error.
+
+    The Arrow files go to the cache of `datasets`; nothing is written to `data_dir`.
 
     Args:
         data_dir: the folder.
         text_field: the field (json) or column (parquet) that holds the text.
         group_field: if given, a field that names the group of a document (see `split_domains`), kept as the
             column `group`. A .txt file has no fields: its documents form one group each.
+        skip_unreadable: pass over files of other kinds, and over what follows a fault in a broken file, with a warning.
+        skip_null_text: pass over rows whose text is null, missing or no string, with a warning that counts them.
         streaming: read nothing now, and write no Arrow files. Each file is a shard of its domain's stream; what cannot be
             read is told when its turn comes.
 
@@ -70,23 +96,32 @@ def load_domains(
         name -> `Dataset` (or `IterableDataset`) with the column `text` (and `group`), sorted by name.
 
     Raises:
-        ValueError: if the folder is missing or without text, if a domain has no document, or if a file cannot
-            be read: malformed json, a missing field, a text that is not a string, or a broken file.
+        UsageError: the folder is missing or without text; a domain has no document, or a name that cannot be printed; a
+            file is not read, broken or empty; a row has no text.
+        MissingExtraError: a .zst file, and `zstandard` is not installed.
     """
     from datasets import DatasetDict, IterableDatasetDict
 
+    rules = ReadingRules(text_field, group_field, skip_unreadable, skip_null_text)
     found, unread = _find_domains(Path(data_dir))
-    _warn_of_unread_files(Path(data_dir), unread)
+    _tell_unread_files(Path(data_dir), unread, skip_unreadable)
     for name, files in found.items():
+        if not name.isprintable():
+            raise UsageError(
+                f"A domain's name must be printable, as it stands in tables and files, but {name!r} in `data_dir` is not."
+                " Rename it."
+            )
         if not files:
             raise _no_documents(name, ())
+        for file in files:
+            check_can_decompress(file)
     read = _stream_domain if streaming else _read_domain
-    domains = {name: read(name, files, text_field, group_field) for name, files in found.items()}
+    domains = {name: read(name, files, rules) for name, files in found.items()}
     return IterableDatasetDict(domains) if streaming else DatasetDict(domains)
 
 
-def _find_domains(data_dir: Path) -> tuple[dict[str, list[Path]], list[Path]]:
-    """The files of each domain, both sorted, and files that look like text and are not read; the folder is walked once.
+def _find_domains(data_dir: Path) -> tuple[dict[str, list[Path]], dict[Path, str]]:
+    """The files of each domain, both sorted, and why others are not read; the folder is walked once.
 
     See `load_domains` for the rules.
     """
@@ -95,10 +130,10 @@ def _find_domains(data_dir: Path) -> tuple[dict[str, list[Path]], list[Path]]:
             f"`data_dir` must be an existing folder, but it is {str(data_dir)!r}. "
             "Give a folder with one sub-folder or one file per domain."
         )
-    entries = sorted(path for path in data_dir.iterdir() if not path.name.startswith("."))
-    top_files = [path for path in entries if path.is_file()]
-    files = [path for path in top_files if _suffix(path)]
-    folders = [path for path in entries if path.is_dir()]
+    unread: dict[Path, str] = {}
+    top = _entries(data_dir, unread)
+    folders = [path for path in top if path.is_dir()]
+    files = [path for path in top if path not in folders and _is_read(path, unread)]
     if files and folders:
         raise UsageError(
             f"`data_dir` must hold either text files or sub-folders, but {str(data_dir)!r} holds both: the "
@@ -107,226 +142,292 @@ def _find_domains(data_dir: Path) -> tuple[dict[str, list[Path]], list[Path]]:
         )
     found: dict[str, list[Path]] = {}
     for file in files:
-        name = file.name[: -len(_suffix(file))]
+        name = file.name[: -len(text_suffix(file))]
         if name in found:
             raise UsageError(
                 f"`data_dir` must name each domain once, but {found[name][0].name!r} and {file.name!r} in "
                 f"{str(data_dir)!r} are both {name!r}. Rename one, or put both into a sub-folder {name!r}."
             )
         found[name] = [file]
-    below = {folder.name: _visible_files(folder) for folder in folders}
-    for name, paths in below.items():
-        found[name] = [path for path in paths if _suffix(path)]
+    for folder in folders:
+        found[folder.name] = [path for path in _files_below(folder, unread, ()) if _is_read(path, unread)]
     if not any(found.values()):
+        others = f" ({_shown(data_dir, unread)})" if unread else ""
         raise UsageError(
             f"`data_dir` must hold text, but no file below {str(data_dir)!r} ends in "
-            f"{', '.join(TEXT_SUFFIXES)}. Give a folder with one sub-folder or one file per domain."
+            f"{', '.join(TEXT_SUFFIXES)}{others}. Give a folder with one sub-folder or one file per domain."
         )
-    unread = [
-        path
-        for path in sorted([*top_files, *(path for paths in below.values() for path in paths)])
-        if path.name.lower().endswith(UNREAD_SUFFIXES) and not _suffix(path)
-    ]
-    return dict(sorted(found.items())), unread
+    return dict(sorted(found.items())), dict(sorted(unread.items()))
 
 
-def _warn_of_unread_files(data_dir: Path, unread: list[Path]) -> None:
-    """One warning of all the files that look like text or data, and are of no kind that is read."""
-    if unread:
-        shown = [path.relative_to(data_dir).as_posix() for path in unread[:NAMES_SHOWN]]
-        names = ", ".join(map(repr, shown)) + (", ..." if len(unread) > NAMES_SHOWN else "")
-        warnings.warn(
-            f"`data_dir` ({str(data_dir)!r}) holds files that look like text but are not read: {len(unread)} "
-            f"({names}). The kinds that are read are {', '.join(TEXT_SUFFIXES)}. Convert the files, or move them "
-            "out of the folder, which also silences this, as does"
-            " warnings.filterwarnings('ignore', message='`data_dir`').",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
-def _suffix(path: Path) -> str:
-    """The suffix in `TEXT_SUFFIXES` that the file's name ends with, as it is written there, or ''."""
-    for suffix in TEXT_SUFFIXES:
-        if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
-            return path.name[-len(suffix) :]
-    return ""
-
-
-def _visible_files(folder: Path) -> list[Path]:
-    """The files below a folder, sorted, without hidden ones and those in hidden folders."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [path for path in (Path(parent, name) for name in files if not name.startswith(".")) if path.is_file()]
-    return sorted(found)
-
-
-def _read_domain(name: str, files: list[Path], text_field: str, group_field: str | None) -> Dataset:
-    """One domain's documents, read through the cache, whose key holds the size and time of every file."""
-    from datasets import Dataset, Features, Value
-    from datasets.exceptions import DatasetGenerationError
-
-    columns = ["text"] if group_field is None else ["text", "group"]
-    stats = [path.stat() for path in files]
+def _entries(folder: Path, unread: dict[Path, str]) -> list[Path]:
+    """What lies in a folder, sorted, without what is hidden and notes."""
     try:
-        return Dataset.from_generator(
-            _documents,
-            features=Features({column: Value("large_string") for column in columns}),
-            gen_kwargs={
-                "name": name,
-                "files": tuple(str(path.absolute()) for path in files),
-                "text_field": text_field,
-                "group_field": group_field,
-                "cache_key": (READER_VERSION, *((stat.st_size, stat.st_mtime_ns) for stat in stats)),
-            },
-        )
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, ValueError):
-            raise error.__cause__ from None
-        raise
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        unread[folder] = f"{type(error).__name__}: {error.strerror}"
+        return []
+    return [path for path in entries if path.is_dir() and path.name[0] != "." or not _is_note(path)]
 
 
-def _stream_domain(name: str, files: list[Path], text_field: str, group_field: str | None) -> IterableDataset:
-    """One domain's documents as a stream, of which every file is a shard."""
-    from datasets import Features, IterableDataset, Value
-
-    columns = ["text"] if group_field is None else ["text", "group"]
-    return IterableDataset.from_generator(
-        _documents_of_files,
-        features=Features({column: Value("large_string") for column in columns}),
-        gen_kwargs={
-            "files": [str(path.absolute()) for path in files],  # datasets deals a list to shards
-            "text_field": text_field,
-            "group_field": group_field,
-        },
+def _is_note(path: Path) -> bool:
+    """Whether a file describes the text, or is left by a tool; see `NOTES`."""
+    name = path.name.lower()
+    stem, dot, suffix = name.partition(".")
+    return (
+        name.startswith(".")
+        or name in OTHER_NOTES
+        or name.endswith(OTHER_NOTE_SUFFIXES)
+        or (stem in NOTES and dot + suffix in NOTE_SUFFIXES)
     )
 
 
-def _no_documents(name: str, files: Sequence[str]) -> UsageError:
+def _files_below(folder: Path, unread: dict[Path, str], above: tuple[str, ...]) -> list[Path]:
+    """The files below a folder, sorted. Links are followed, but not to a folder that they lie in.
+
+    Args:
+        above: the folders that were gone through to here, without links.
+    """
+    found, above = [], (*above, os.path.realpath(folder))
+    for path in _entries(folder, unread):
+        if not path.is_dir():
+            found.append(path)
+        elif os.path.realpath(path) in above:
+            unread[path] = "a link to a folder that it lies in"
+        else:
+            found += _files_below(path, unread, above)
+    return sorted(found)
+
+
+def _is_read(path: Path, unread: dict[Path, str]) -> bool:
+    """Whether a file is of a kind that is read; if not, the reason is noted."""
+    try:
+        is_file = stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:  # links that lead nowhere or to themselves
+        unread[path] = f"{type(error).__name__}: {error.strerror}"
+        return False
+    if not is_file or not text_suffix(path):
+        unread[path] = "of another kind" if is_file else "not a regular file"
+    return path not in unread
+
+
+def _shown(data_dir: Path, unread: Mapping[Path, str]) -> str:
+    names = [f"{path.relative_to(data_dir).as_posix()!r} ({reason})" for path, reason in unread.items()]
+    return f"{len(names)}: " + ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+
+
+def _tell_unread_files(data_dir: Path, unread: Mapping[Path, str], skip: bool) -> None:
+    """One error, or one warning, of all the files that are no notes, and can not be read."""
+    if not unread:
+        return
+    text = f"`data_dir` ({str(data_dir)!r}) holds files that are not read, {_shown(data_dir, unread)}."
+    if not skip:
+        raise UsageError(
+            f"{text} The kinds that are read are {', '.join(TEXT_SUFFIXES)}. Convert the files, move them out of the"
+            " folder, or leave them out with `--skip_unreadable`."
+        )
+    warnings.warn(text, UserWarning, stacklevel=3)
+
+
+@dataclass
+class _Skipped:
+    """What was passed over: faults of files, and rows without a text, the first of them in words."""
+
+    files: list[str] = field(default_factory=list)
+    rows: int = 0
+    first_row: str = ""
+
+    def tell(self, what: str) -> None:
+        """A warning for each kind, if there is something to tell."""
+        if self.files:
+            more = f" Others: {len(self.files) - 1}." if len(self.files) > 1 else ""
+            warnings.warn(
+                f"{what}: files were skipped (`skip_unreadable`), {len(self.files)}. {self.files[0]}{more}",
+                UserWarning,
+                stacklevel=2,
+            )
+        if self.rows:
+            warnings.warn(
+                f"{what}: rows without a text were skipped (`skip_null_text`), {self.rows:,}. {self.first_row}",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+def _read_domain(name: str, files: list[Path], rules: ReadingRules) -> Dataset:
+    """One domain's documents, read through the cache, whose key holds the size and time of every file."""
+    from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
+    from datasets.fingerprint import Hasher
+
+    stats = [path.stat() for path in files]
+    arguments = {
+        "name": name,
+        "files": tuple(str(path.absolute()) for path in files),
+        "rules": rules,
+        "cache_key": (READER_VERSION, *((found.st_size, found.st_mtime_ns) for found in stats)),
+    }
+    arguments["record"] = f"{Hasher.hash(arguments)}.json"
+    try:
+        dataset = Dataset.from_generator(_documents, features=_features(rules), gen_kwargs=arguments)
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, (UsageError, OSError)):
+            raise error.__cause__ from None
+        raise
+    if rules.skip_unreadable or rules.skip_null_text:
+        _Skipped(**json.loads(_record_path(arguments["record"]).read_text(encoding="utf-8"))).tell(f"Domain {name!r}")
+    return dataset
+
+
+def _record_path(name: str) -> Path:
+    """Of what was skipped in a domain, which is told also when the documents come from the cache."""
+    import datasets
+
+    return Path(datasets.config.HF_DATASETS_CACHE, "skipped_text", name)
+
+
+def _features(rules: ReadingRules):
+    from datasets import Features, Value
+
+    return Features({column: Value("large_string") for column in rules.columns})
+
+
+def _stream_domain(name: str, files: list[Path], rules: ReadingRules) -> IterableDataset:
+    """One domain's documents as a stream, of which every file is a shard."""
+    from datasets import IterableDataset
+
+    return IterableDataset.from_generator(
+        _streamed_documents,
+        features=_features(rules),
+        gen_kwargs={
+            "files": [str(path.absolute()) for path in files],
+            "rules": rules,
+        },  # datasets deals a list to shards
+    )
+
+
+def _no_documents(name: str, files: Sequence[str], reason: str = "") -> UsageError:
     return UsageError(
         f"Every domain must hold at least one document, but domain {name!r} has none "
-        f"(text files: {[Path(file).name for file in files]}). Add text to it, or remove it."
+        f"(text files: {[Path(file).name for file in files]}{reason}). Add text to it, or remove it."
     )
 
 
 def _documents(
-    name: str,
-    files: tuple[str, ...],
-    text_field: str,
-    group_field: str | None,
-    cache_key: tuple[Any, ...],
+    name: str, files: tuple[str, ...], rules: ReadingRules, cache_key: tuple[Any, ...], record: str
 ) -> Iterator[dict[str, str]]:
     """The documents of a domain's files, in order. `cache_key` tells one state of the files from another."""
-    is_empty = True
-    for document in _documents_of_files(files, text_field, group_field):
-        is_empty = False
-        yield document
-    if is_empty:
-        raise _no_documents(name, files)
-
-
-def _documents_of_files(files: Sequence[str], text_field: str, group_field: str | None) -> Iterator[dict[str, str]]:
-    """The documents of some files, in order, without those of white space alone."""
-    import pyarrow as pa
-
+    skipped, num_documents = _Skipped(), 0
     for file in files:
-        path = Path(file)
-        kind = _suffix(path).lower()
-        if kind == ".txt":
-            rows = _txt_rows(path)
-        elif kind == ".parquet":
-            rows = _parquet_rows(path, text_field, group_field)
-        else:
-            rows = _json_rows(path, text_field, group_field)
-        try:
-            for text, group in rows:
-                if text.strip():
-                    yield {"text": text} if group_field is None else {"text": text, "group": group}
-        except UnicodeDecodeError as error:
-            raise UsageError(f"Text files must be UTF-8, but {file!r} is not ({error}). Convert the file.") from error
-        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:  # gzip raises any of the first three
-            raise UsageError(
-                f"Text files must be whole and readable, but {file!r} is not ({type(error).__name__}: {error}). "
-                "Write or download it again, or remove it."
-            ) from error
+        for document in _documents_of_file(file, rules, skipped, is_first=num_documents == 0):
+            num_documents += 1
+            if rules.skip_null_text or not skipped.rows:  # else rows without a text are only counted from now on
+                yield document
+    if skipped.rows and not rules.skip_null_text:
+        raise UsageError(
+            f"`text_field` ({rules.text_field!r}) must hold a string in every row, but in domain {name!r} {skipped.rows:,}"
+            f" of {skipped.rows + num_documents:,} rows do not. {skipped.first_row} Repair the file, or leave such rows out"
+            " with `--skip_null_text`."
+        )
+    if num_documents == 0:
+        reasons = [*skipped.files, skipped.first_row]
+        raise _no_documents(name, files, "".join(f"; {reason}" for reason in reasons[:1] if reason))
+    if rules.skip_unreadable or rules.skip_null_text:
+        path = _record_path(record)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(vars(skipped)), encoding="utf-8")
 
 
-def _txt_rows(path: Path) -> Iterator[tuple[str, str]]:
-    """(text, group) of the documents of a .txt file; the group is the file and the document's number."""
-    lines: list[str] = []
-    number = 0
-    with path.open(encoding="utf-8-sig") as stream:
-        for line in stream:
-            if line.rstrip("\n") == DOCUMENT_SEPARATOR:
-                yield "".join(lines).strip("\n"), f"{path.name}:{number}"
-                lines, number = [], number + 1
-            else:
-                lines.append(line)
-    yield "".join(lines).strip("\n"), f"{path.name}:{number}"
+def _streamed_documents(files: Sequence[str], rules: ReadingRules) -> Iterator[dict[str, str]]:
+    """The documents of some files, in order. What is skipped is told at the end of each file."""
+    for file in files:
+        skipped = _Skipped()
+        for document in _documents_of_file(file, rules, skipped, is_first=True):
+            _refuse_rows(rules, skipped)
+            yield document
+        _refuse_rows(rules, skipped)
+        skipped.tell(f"File {file!r}")
 
 
-def _json_rows(path: Path, text_field: str, group_field: str | None) -> Iterator[tuple[str, str]]:
-    """(text, group) of every line of a file of json objects; blank lines are skipped."""
-    opener: Callable[..., Any] = gzip.open if path.name.lower().endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
+def _refuse_rows(rules: ReadingRules, skipped: _Skipped) -> None:
+    if skipped.rows and not rules.skip_null_text:
+        raise UsageError(
+            f"`text_field` ({rules.text_field!r}) must hold a string in every row. {skipped.first_row} Repair the file, or"
+            " leave such rows out with `--skip_null_text`."
+        )
+
+
+def _documents_of_file(file: str, rules: ReadingRules, skipped: _Skipped, is_first: bool) -> Iterator[dict[str, str]]:
+    """The documents of a file, in order, without those of white space alone. Rows without a text are only counted.
+
+    Args:
+        is_first: whether no document was read before. A first row without the field is an error at once: the name of the
+            field is wrong.
+    """
+    num_rows, num_before = 0, skipped.rows
+    try:
+        for where, row in read_rows(Path(file), rules.text_field, rules.group_field):
+            where = f"{where} of {file!r}"
+            text = row.get(rules.text_field)
+            if not isinstance(text, str):
+                problem = _without_text(rules.text_field, row, where)
+                if is_first and not num_rows and rules.text_field not in row and not rules.skip_null_text:
+                    raise _WrongField(
+                        f"`text_field` must be a field of every document, but {problem} Name the right one with"
+                        " `--text_field`."
+                    )
+                skipped.rows += 1
+                skipped.first_row = skipped.first_row or f"The first: {problem}"
                 continue
-            where = f"line {number} of {str(path)!r}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UsageError(
-                    f"Every line of a .jsonl or .json file must be one json object, but {where} is malformed "
-                    f"({error}). Repair or remove the line."
-                ) from error
-            if not isinstance(row, dict):
-                raise UsageError(
-                    f"Every line of a .jsonl or .json file must be one json object, but {where} holds a "
-                    f"{type(row).__name__}. Write one object per line."
-                )
-            text = _field(row, "text_field", text_field, where)
-            yield text, "" if group_field is None else _field(row, "group_field", group_field, where)
+            _check_unicode("text_field", rules.text_field, text, where)
+            group = {} if rules.group_field is None else {"group": _group(row, rules.group_field, where)}
+            if text.strip():
+                num_rows += 1
+                yield {"text": text} | group
+        if not num_rows and skipped.rows == num_before:
+            raise UsageError(f"Every text file must hold a document, but {file!r} holds none. Remove it, or fill it.")
+    except _WrongField:
+        raise
+    except UsageError as error:
+        if not rules.skip_unreadable:
+            raise UsageError(f"{error} Or leave out what cannot be read with `--skip_unreadable`.") from error
+        skipped.files.append(str(error))
 
 
-def _parquet_rows(path: Path, text_field: str, group_field: str | None) -> Iterator[tuple[str, str]]:
-    """(text, group) of every row of a parquet file; only these columns are read."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as parquet:
-        present = parquet.schema_arrow.names
-        wanted = [field for field in (text_field, group_field) if field in present]
-        number = 0
-        for batch in parquet.iter_batches(batch_size=READ_BATCH, columns=wanted or present):
-            for row in batch.to_pylist():
-                number += 1
-                shown = dict.fromkeys(present) | row
-                where = f"row {number} of {str(path)!r}"
-                text = _field(shown, "text_field", text_field, where)
-                yield text, "" if group_field is None else _field(shown, "group_field", group_field, where)
+class _WrongField(UsageError):
+    """The user named a field that is not there: no fault of a file."""
 
 
-def _field(row: Mapping[str, Any], argument: str, field: str, where: str) -> str:
-    """`row[field]`, a string that can be stored as UTF-8."""
-    if field not in row:
-        raise UsageError(
-            f"`{argument}` must be a field of every document, but {field!r} is not in {where}, which has "
-            f"{sorted(row)}. Name the right field."
+def _without_text(name: str, row: Mapping[str, Any], where: str) -> str:
+    """What a row has in place of a text, as a sentence."""
+    if name not in row:
+        return f"{name!r} is not in {where}, which has {sorted(row)}."
+    return f"{where} has {'null' if row[name] is None else type(row[name]).__name__}."
+
+
+def _group(row: Mapping[str, Any], name: str, where: str) -> str:
+    if name not in row:
+        raise _WrongField(
+            f"`group_field` must be a field of every document, but {name!r} is not in {where}, which has {sorted(row)}."
+            " Name the right one."
         )
-    value = row[field]
-    if not isinstance(value, str):
-        raise UsageError(
-            f"`{argument}` ({field!r}) must hold strings, but {where} has a {type(value).__name__}. "
-            "Name another field, or convert the file."
+    if not isinstance(row[name], str):
+        raise _WrongField(
+            f"`group_field` ({name!r}) must hold strings, but {where} has a {type(row[name]).__name__}. Name another field,"
+            " or convert the file."
         )
+    _check_unicode("group_field", name, row[name], where)
+    return row[name]
+
+
+def _check_unicode(argument: str, name: str, value: str, where: str) -> None:
+    """Refuse what cannot be stored as UTF-8."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"`{argument}` ({field!r}) must be valid Unicode, but {where} is not ({error}). Repair the document."
+            f"`{argument}` ({name!r}) must be valid Unicode, but {where} is not ({error}). Repair the document."
         ) from error
-    return value
 
 
 def split_domains(

@@ -3,7 +3,8 @@
 Shapes: S = `max_length`, the tokens of one sample.
 
 Each document is encoded without special tokens and ended by one EOS token: no BOS is put before documents,
-none is doubled, and the text that a sample starts in the middle of needs none. The documents of a domain are
+none is doubled, and the text that a sample starts in the middle of needs none. A control token that is written
+in a document stays text. The documents of a domain are
 concatenated in order and cut every S tokens; the last, incomplete piece is dropped. As in the paper (arXiv
 2310.06694, section 3.1) attention crosses document borders by default; `block_diagonal=True` confines it to
 the document.
@@ -13,11 +14,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_shear.data.documents import TOKENIZE_BATCH, document_positions, encode_documents, restart_positions
+from hf_shear.data.documents import (
+    TOKENIZE_BATCH,
+    check_token_id,
+    document_positions,
+    encode_texts,
+    restart_positions,
+    vocabulary_limit,
+)
 from hf_shear.data.streams import PackedStream, is_stream
 
 from ..core import UsageError, check_ranges
@@ -40,6 +48,8 @@ def pack_domains(
     *,
     block_diagonal: bool = False,
     num_proc: int | None = None,
+    parse_special_tokens: bool = False,
+    vocab_size: int | None = None,
 ) -> DatasetDict | dict[str, Dataset | PackedStream]:
     """Tokenise every domain's documents and pack them into samples of exactly `max_length` tokens.
 
@@ -57,13 +67,17 @@ def pack_domains(
             as in the Trainer). A document that is cut by a sample's end starts afresh, at position 0, in the
             next one.
         num_proc: processes for tokenising.
+        parse_special_tokens: let control tokens that are written in a document (`</s>`) be such tokens, not text.
+        vocab_size: of the model, if ids are to be checked. What counts is the ids that the text gives, and EOS; a tokenizer
+            may have others beyond it.
 
     Returns:
         name -> `Dataset` with `input_ids` [S] int32 (so ids above 65,535 survive) and, if `block_diagonal`,
         `position_ids` [S] int32. In a plain dict, with a `PackedStream` for each stream, if there is any.
 
     Raises:
-        ValueError: for a tokenizer without EOS, `max_length` below 2, or a domain with fewer than S tokens.
+        ValueError: for a tokenizer without EOS, `max_length` below 2, a domain with fewer than S tokens, a document that
+            is no string, or an id of `vocab_size` or more.
     """
     from datasets import DatasetDict
 
@@ -73,27 +87,17 @@ def pack_domains(
             "Set `tokenizer.eos_token` to a token of its vocabulary."
         )
     check_ranges({"max_length": max_length, "num_proc": num_proc})
+    encoding = {"tokenizer": tokenizer, "parse_special_tokens": parse_special_tokens, "vocab_size": None}
+    if vocab_size is not None:
+        check_token_id("eos_token_id", tokenizer.eos_token_id, tokenizer, vocab_size)
+        encoding["vocab_size"] = vocabulary_limit(tokenizer, vocab_size)
     packed = {
-        name: PackedStream(dataset, tokenizer, max_length, block_diagonal=block_diagonal)
+        name: PackedStream(dataset, max_length=max_length, block_diagonal=block_diagonal, **encoding)
         if is_stream(dataset)
-        else _pack_domain(name, dataset, tokenizer, max_length, block_diagonal, num_proc)
+        else _pack_domain(name, dataset, encoding, max_length, block_diagonal, num_proc)
         for name, dataset in domains.items()
     }
     return packed if any(map(is_stream, packed.values())) else DatasetDict(packed)
-
-
-def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Check that every id of the tokenizer is in a model's vocabulary.
-
-    Raises:
-        ValueError: if the largest id is `vocab_size` or more.
-    """
-    token, largest_id = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    if largest_id >= vocab_size:
-        raise UsageError(
-            f"`tokenizer` must only give ids below the model's `vocab_size` ({vocab_size}), but its token "
-            f"{token!r} has id {largest_id}. Use the tokenizer that belongs to the model."
-        )
 
 
 def check_max_length(max_length: int, max_position_embeddings: int) -> None:
@@ -113,7 +117,7 @@ def check_max_length(max_length: int, max_position_embeddings: int) -> None:
 def _pack_domain(
     name: str,
     dataset: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
+    encoding: Mapping[str, Any],
     max_length: int,
     block_diagonal: bool,
     num_proc: int | None,
@@ -126,16 +130,19 @@ def _pack_domain(
         raise UsageError(
             f"Every domain must have a column 'text', but domain {name!r} has {dataset.column_names}. Rename it."
         )
-    tokenized = dataset.with_format(None).map(
-        encode_documents,
-        batched=True,
-        batch_size=TOKENIZE_BATCH,
-        remove_columns=dataset.column_names,
-        features=Features({"input_ids": Sequence(Value("int32"))}),
-        fn_kwargs={"tokenizer": tokenizer},
-        num_proc=None if num_proc is None else max(1, min(num_proc, len(dataset))),
-        desc=f"Tokenising {name}",
-    )
+    try:
+        tokenized = dataset.with_format(None).map(
+            _encode_documents,
+            batched=True,
+            batch_size=TOKENIZE_BATCH,
+            remove_columns=dataset.column_names,
+            features=Features({"input_ids": Sequence(Value("int32"))}),
+            fn_kwargs=encoding,
+            num_proc=None if num_proc is None else max(1, min(num_proc, len(dataset))),
+            desc=f"Tokenising {name}",
+        )
+    except UsageError as error:
+        raise UsageError(f"Domain {name!r}: {error}") from error
     num_tokens = sum(int(_lengths(ids).sum()) for ids in _batches(tokenized))
     if num_tokens < max_length:
         raise UsageError(
@@ -154,6 +161,11 @@ def _pack_domain(
         gen_kwargs=arguments,
         fingerprint=Hasher.hash([PACKING_VERSION, tokenized._fingerprint, max_length, block_diagonal]),
     )
+
+
+def _encode_documents(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, **options) -> dict[str, list]:
+    """The ids of each document, and one EOS."""
+    return {"input_ids": [[*ids, tokenizer.eos_token_id] for ids in encode_texts(batch["text"], tokenizer, **options)]}
 
 
 def _batches(tokenized: Dataset) -> Iterator[pa.ListArray]:

@@ -17,7 +17,7 @@ from hf_shear.data.read_ahead import ProcessReadAhead, ThreadReadAhead
 from hf_shear.data.sampler import DynamicBatchSampler, stream_slot
 from hf_shear.data.streams import PackedStream, as_stream, is_stream, read_share
 
-from ..core import UsageError
+from ..core import FailedError, UsageError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -84,7 +84,8 @@ class StreamReader:
             try:
                 self._held.append(next(source))
             except Exception as error:
-                self._error = RuntimeError(
+                kind = FailedError if isinstance(error, (UsageError, OSError)) else RuntimeError
+                self._error = kind(
                     f"The stream of domain {self.name!r} could not be read: {type(error).__name__}: {error}"
                 )
                 raise self._error from error

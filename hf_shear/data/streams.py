@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_shear.data.documents import TOKENIZE_BATCH, document_positions, encode_documents, restart_positions
+from hf_shear.data.documents import TOKENIZE_BATCH, document_positions, encode_texts, restart_positions
 
 from ..core import UsageError
 
@@ -41,6 +41,7 @@ class PackedStream:
         tokenizer: needs an `eos_token_id`. A copy of it is kept, as threads may not share one that others change.
         max_length: S.
         block_diagonal: also give `position_ids` (see `pack_domains`).
+        parse_special_tokens, vocab_size: as for `hf_shear.data.documents.encode_texts`.
     """
 
     def __init__(
@@ -50,11 +51,14 @@ class PackedStream:
         max_length: int,
         *,
         block_diagonal: bool = False,
+        parse_special_tokens: bool = False,
+        vocab_size: int | None = None,
     ) -> None:
         self.dataset = documents
         self.tokenizer = copy.deepcopy(tokenizer)
         self.max_length = max_length
         self.block_diagonal = block_diagonal
+        self.parse_special_tokens, self.vocab_size = parse_special_tokens, vocab_size
         self._encode([""])  # fast tokenizers switch truncation and padding off in their first call
 
     def __repr__(self) -> str:
@@ -92,7 +96,8 @@ class PackedStream:
             begun = deque((begin - end, before) for begin, before in begun)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        return encode_documents({"text": texts}, self.tokenizer)["input_ids"]
+        options = {"parse_special_tokens": self.parse_special_tokens, "vocab_size": self.vocab_size}
+        return [[*ids, self.tokenizer.eos_token_id] for ids in encode_texts(texts, self.tokenizer, **options)]
 
 
 class SampleStream:
@@ -202,7 +207,8 @@ def _document_batches(share: IterableDataset) -> Iterator[tuple[list[str], list[
         if not isinstance(row.get("text"), str):
             found = {name: type(value).__name__ for name, value in row.items()}
             raise UsageError(
-                f"Its documents must have a column 'text' of strings, but one has {found}. Rename or convert the column."
+                f"Its documents must have a column 'text' of strings, but one has {found}. Rename or convert the column"
+                " (`rename_column`), or leave documents without a text out (`filter`)."
             )
         texts.append(row["text"])
         states.append(share.state_dict())

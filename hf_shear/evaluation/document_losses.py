@@ -2,9 +2,9 @@
 
 Shapes: N documents, T tokens of one document, B windows of a batch, W tokens that a window reads.
 
-A document is encoded without special tokens and gets one token in front: BOS, or EOS where the tokenizer has no BOS (as
-lm-eval does). That token is read and never predicted, so all T tokens, which carry all bytes of the text, are predicted
-exactly once. No EOS is put behind: it stands for no bytes.
+A document is encoded without special tokens, and what looks like one in it stays text. It gets one token in front: BOS, or
+EOS where the tokenizer has no BOS (as lm-eval does). That token is read and never predicted, so all T tokens, which carry
+all bytes of the text, are predicted exactly once. No EOS is put behind: it stands for no bytes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import UsageError
+from ..data.documents import TOKENIZE_BATCH, check_token_id, encode_texts, vocabulary_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_TOKENIZE_BATCH = 64  # documents encoded at once
 _NOT_SCORED = -100
 
 
@@ -70,6 +70,7 @@ def document_losses(
     window: int,
     stride: int,
     batch_size: int = 8,
+    parse_special_tokens: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> DocumentLosses:
     """Sum of token losses, tokens and bytes of each document.
@@ -85,15 +86,23 @@ def document_losses(
         window: tokens read at once; at most what the model was made for.
         stride: tokens that the window moves on; ``window`` for windows that do not overlap.
         batch_size: windows per forward.
+        parse_special_tokens: let control tokens that are written in a document be such tokens, not text.
         on_batch: called after each forward with the number of forwards in all.
 
     Raises:
-        ValueError: a stride outside 1..window, no documents, or a tokenizer with neither BOS nor EOS.
+        ValueError: a stride outside 1..window, no documents, a tokenizer with neither BOS nor EOS, or an id that the model
+            does not have.
     """
     check_window(window, stride)
     if len(texts) == 0:
         raise UsageError("`texts` must hold at least one document, but it is empty.")
-    sequences = [np.array([prefix_token_id(tokenizer), *ids]) for ids in _encode(tokenizer, texts)]
+    prefix, vocab_size = prefix_token_id(tokenizer), model.get_input_embeddings().num_embeddings
+    check_token_id("bos_token_id or eos_token_id", prefix, tokenizer, vocab_size)
+    options = {"parse_special_tokens": parse_special_tokens, "vocab_size": vocabulary_limit(tokenizer, vocab_size)}
+    encoded = []
+    for start in range(0, len(texts), TOKENIZE_BATCH):
+        encoded += encode_texts(texts[start : start + TOKENIZE_BATCH], tokenizer, **options)
+    sequences = [np.array([prefix, *ids]) for ids in encoded]
     windows = [
         piece for number, ids in enumerate(sequences) for piece in _windows(number, len(ids) - 1, window, stride)
     ]
@@ -131,14 +140,6 @@ def prefix_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
         "`tokenizer` must have a BOS or an EOS token, from which the first token of a document is predicted, but it has"
         " neither. Set `tokenizer.eos_token` to a token of its vocabulary."
     )
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    encoded = []
-    for start in range(0, len(texts), _TOKENIZE_BATCH):
-        batch = list(texts[start : start + _TOKENIZE_BATCH])
-        encoded += tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    return encoded
 
 
 def _windows(document: int, num_tokens: int, window: int, stride: int) -> list[_Window]:

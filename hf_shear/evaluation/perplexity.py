@@ -35,6 +35,7 @@ class PerplexityProtocol:
         max_documents: first documents of each domain; None for all.
         batch_size: windows per forward; changes nothing but time and memory.
         documents: which ones they are, in words, for the reader of the result.
+        parse_special_tokens: let control tokens that are written in a document be such tokens, not text.
     """
 
     window: int | None = None
@@ -42,6 +43,7 @@ class PerplexityProtocol:
     max_documents: int | None = None
     batch_size: int = 8
     documents: str = "as given"
+    parse_special_tokens: bool = False
 
     def __post_init__(self):
         check_ranges(self)
@@ -110,6 +112,7 @@ def domain_losses(
                 window=protocol.window,
                 stride=protocol.stride,
                 batch_size=protocol.batch_size,
+                parse_special_tokens=protocol.parse_special_tokens,
                 on_batch=advance,
             )
     return losses
@@ -138,6 +141,7 @@ def perplexity_record(
             "prefix_token": tokenizer.convert_ids_to_tokens(prefix_token_id(tokenizer)),
             "documents": protocol.documents,
             "max_documents": protocol.max_documents,
+            "parse_special_tokens": protocol.parse_special_tokens,
             "interval": describe_interval(),
         },
         "domains": domains,

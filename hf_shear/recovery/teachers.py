@@ -93,13 +93,22 @@ def check_teacher(student: PretrainedConfig, teacher: PretrainedConfig, num_posi
         )
 
 
-def check_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+def check_same_tokens(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, vocab_size: int | None = None
+) -> None:
     """Refuse a teacher whose token ids mean other texts.
+
+    Args:
+        student, teacher: tokenizers.
+        vocab_size: of the models. Tokens with larger ids do not count: no text may give them.
 
     Raises:
         ValueError: names a token that differs.
     """
-    own, other = student.get_vocab(), teacher.get_vocab()
+    own, other = (
+        {token: number for token, number in tokenizer.get_vocab().items() if vocab_size is None or number < vocab_size}
+        for tokenizer in (student, teacher)
+    )
     differing = sorted(token for token in own.keys() | other.keys() if own.get(token) != other.get(token))
     if differing:
         first = differing[0]

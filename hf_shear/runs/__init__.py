@@ -10,7 +10,7 @@ from .domain_data import DomainData, prepare_domain_data
 from .interleaving import InterleavedPruning, prune_interleaved
 from .learned_arm import masked_arm
 from .learned_cut import check_learned_cut, cut_learned_masks
-from .pipeline_arguments import DataArguments, PipelineArguments, RecoveryArguments, TargetArguments
+from .pipeline_arguments import DataArguments, PipelineArguments, RecoveryArguments, TargetArguments, TextArguments
 from .report import (
     RESULTS_NAME,
     judge,
@@ -27,6 +27,7 @@ from .stages import (
     conclude,
     judge_source,
     learn_masks,
+    load_text,
     open_run,
     pack,
     read_domains,
@@ -52,6 +53,7 @@ __all__ = [
     "Run",
     "RunFolder",
     "TargetArguments",
+    "TextArguments",
     "adopt",
     "baseline_learning_rates",
     "baseline_model",
@@ -65,6 +67,7 @@ __all__ = [
     "judge_checkpoint",
     "judge_source",
     "learn_masks",
+    "load_text",
     "masked_arm",
     "open_adopting_run",
     "open_run",

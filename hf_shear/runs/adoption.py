@@ -75,7 +75,7 @@ def _checked_shape(pipeline, source: PretrainedConfig) -> ModelShape:
         )
     if any((Path(path) / name).is_file() for name in TOKENIZER_NAMES):
         tokenizers = (AutoTokenizer.from_pretrained(name) for name in (path, pipeline.model_name_or_path))
-        check_same_tokens(*tokenizers)
+        check_same_tokens(*tokenizers, config.vocab_size)
     return shape
 
 

@@ -120,7 +120,9 @@ class Bench:
         settings = {
             "target_shape": self.target.to_dict(), "recovery_tokens": self.arguments.recovery_tokens,
             "max_length": self.arguments.max_length, "eval_tokens": self.arguments.eval_tokens,
-            "held_out_fraction": self.arguments.held_out_fraction,
+            "held_out_fraction": self.arguments.held_out_fraction, "text_field": self.arguments.text_field,
+            "skip_unreadable": self.arguments.skip_unreadable, "skip_null_text": self.arguments.skip_null_text,
+            "parse_special_tokens": self.arguments.parse_special_tokens,
             "calibration_tokens": self.arguments.calibration_batches * self.arguments.calibration_batch_size
             * self.arguments.max_length, "learning_rate": self.args.learning_rate,
             "samples_per_step": self.args.samples_per_step(),

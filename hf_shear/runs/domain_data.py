@@ -14,7 +14,6 @@ from ..core import UsageError, check_ranges
 from ..data import (
     DynamicBatchSampler,
     check_max_length,
-    check_tokenizer_fits,
     collate_domain_samples,
     pack_domains,
     split_domains,
@@ -76,22 +75,24 @@ def prepare_domain_data(
     eval_tokens: int,
     block_diagonal: bool = False,
     num_proc: int | None = None,
+    parse_special_tokens: bool = False,
 ) -> DomainData:
     """Split by document, tokenise, pack.
 
     Args:
         domains: text per domain (``load_domains``).
-        tokenizer, config: of the source; checked against each other.
+        tokenizer, config: of the source. A text that gives an id beyond the model's vocabulary is refused.
         max_length: tokens per sample; at most the model's positions.
         held_out_fraction: share of each domain's documents that no training sees.
         eval_tokens: held-out tokens per domain to judge by; a domain with fewer gives all it has, with a warning.
         block_diagonal: no attention across documents.
         num_proc: processes that tokenise.
+        parse_special_tokens: let control tokens that are written in the text be such tokens.
     """
-    check_tokenizer_fits(tokenizer, config.vocab_size)
     check_max_length(max_length, config.max_position_embeddings)
     check_judged_tokens(eval_tokens, max_length)
-    options = {"block_diagonal": block_diagonal, "num_proc": num_proc}
+    options = {"block_diagonal": block_diagonal, "num_proc": num_proc, "parse_special_tokens": parse_special_tokens}
+    options["vocab_size"] = config.vocab_size
     train_text, held_out_text = split_domains(domains, held_out_fraction, seed=SPLIT_SEED)
     train = pack_domains(train_text, tokenizer, max_length, **options)
     held_out = pack_domains(held_out_text, tokenizer, max_length, **options)

@@ -28,10 +28,26 @@ class CheckedNumbers:
 
 
 @dataclass(kw_only=True)
-class DataArguments(CheckedNumbers):
-    """Text, and how it is split and packed."""
+class TextArguments(CheckedNumbers):
+    """Where text comes from, and how it is read."""
 
     data_dir: str | None = field(default=None, metadata={"help": "Folder with one sub-folder or file per domain."})
+    text_field: str = field(default="text", metadata={"help": "Field (json) or column (parquet) that holds the text."})
+    skip_unreadable: bool = field(
+        default=False, metadata={"help": "Leave out files, and ends of files, that cannot be read, with a warning."}
+    )
+    skip_null_text: bool = field(
+        default=False, metadata={"help": "Leave out rows whose text is null, missing or no string, with a warning."}
+    )
+    parse_special_tokens: bool = field(
+        default=False, metadata={"help": "Let control tokens written in the text, such as </s>, be such tokens."}
+    )
+
+
+@dataclass(kw_only=True)
+class DataArguments(TextArguments):
+    """Text, and how it is split and packed."""
+
     max_length: int = field(default=256, metadata={"help": "Tokens per sample."})
     eval_tokens: int = field(default=16_384, metadata={"help": "Held-out tokens per domain behind the results."})
     held_out_fraction: float = field(default=0.1, metadata={"help": "Share of the documents kept from training."})

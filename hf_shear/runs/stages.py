@@ -44,7 +44,7 @@ from .baselines import BASELINES, baseline_learning_rates, baseline_model
 from .choose_target import choose_target
 from .domain_data import DomainData, prepare_domain_data
 from .learned_cut import check_learned_cut, cut_learned_masks
-from .pipeline_arguments import MASK_STARTS, PipelineArguments
+from .pipeline_arguments import MASK_STARTS, PipelineArguments, TextArguments
 from .report import judge_checkpoint, run_results, write_report
 from .run_folder import RunFolder, finished_stages, run_settings
 from .saves import check_run
@@ -128,9 +128,17 @@ def read_domains(pipeline, args: ShearTrainingArguments, default_domains=None):
     if pipeline.data_dir is None and default_domains is None:
         raise UsageError("`data_dir` is needed: a folder with one sub-folder or file of text per domain.")
     with PartialState().local_main_process_first():  # reads; the others find it cached
-        domains = load_domains(pipeline.data_dir) if pipeline.data_dir else default_domains()
+        domains = load_text(pipeline) if pipeline.data_dir else default_domains()
     check_domain_arguments(args, list(domains))
     return domains
+
+
+def load_text(arguments: TextArguments):
+    """Text per domain, as the arguments say."""
+    return load_domains(
+        arguments.data_dir, arguments.text_field, skip_unreadable=arguments.skip_unreadable,
+        skip_null_text=arguments.skip_null_text,
+    )  # fmt: skip
 
 
 def pack(pipeline, domains, tokenizer, config: PretrainedConfig) -> DomainData:
@@ -139,6 +147,7 @@ def pack(pipeline, domains, tokenizer, config: PretrainedConfig) -> DomainData:
         return prepare_domain_data(
             domains, tokenizer, config, max_length=pipeline.max_length, held_out_fraction=pipeline.held_out_fraction,
             eval_tokens=pipeline.eval_tokens, block_diagonal=pipeline.block_diagonal, num_proc=pipeline.num_proc,
+            parse_special_tokens=pipeline.parse_special_tokens,
         )  # fmt: skip
 
 

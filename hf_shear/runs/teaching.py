@@ -48,7 +48,7 @@ def check_teaching(pipeline, args: ShearTrainingArguments, path: str, student: P
     if args.distillation == "none":
         return
     check_teacher(student, AutoConfig.from_pretrained(path), pipeline.max_length)
-    check_same_tokens(tokenizer, AutoTokenizer.from_pretrained(path))
+    check_same_tokens(tokenizer, AutoTokenizer.from_pretrained(path), student.vocab_size)
 
 
 def load_teacher(pipeline, args: ShearTrainingArguments, path: str) -> Teacher | None:
