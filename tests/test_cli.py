@@ -21,7 +21,7 @@ from hf_shear.shapes import count_parameters
 from hf_shear.slicing import read_provenance
 
 SIZES = [word for name, size in TARGET.items() for word in (f"--{name}", str(size))]
-MAX_HELP_LINES = 48
+MAX_HELP_LINES = 54
 
 
 @pytest.fixture(scope="module")

@@ -34,13 +34,13 @@ class TextArguments(CheckedNumbers):
     data_dir: str | None = field(default=None, metadata={"help": "Folder with one sub-folder or file per domain."})
     text_field: str = field(default="text", metadata={"help": "Field (json) or column (parquet) that holds the text."})
     skip_unreadable: bool = field(
-        default=False, metadata={"help": "Leave out files, and ends of files, that cannot be read, with a warning."}
+        default=False, metadata={"help": "Leave out files that cannot be read, with a warning."}
     )
     skip_null_text: bool = field(
-        default=False, metadata={"help": "Leave out rows whose text is null, missing or no string, with a warning."}
+        default=False, metadata={"help": "Leave out rows whose text is null or missing, with a warning."}
     )
     parse_special_tokens: bool = field(
-        default=False, metadata={"help": "Let control tokens written in the text, such as </s>, be such tokens."}
+        default=False, metadata={"help": "Control tokens written in the text, as </s>, are such tokens."}
     )
 
 
