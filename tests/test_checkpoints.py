@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from contextlib import nullcontext
 
@@ -10,7 +11,15 @@ import pytest
 from safetensors import safe_open
 from training_helpers import full_disk, make_args, make_trainer, masked_model, plain_model
 
-from hf_shear.training.checkpoints import CheckpointError, check_resumable, is_whole, last_whole_checkpoint
+from hf_shear.core import UsageError
+from hf_shear.training.checkpoints import (
+    FILES_NAME,
+    CheckpointError,
+    check_resumable,
+    is_whole,
+    last_whole_checkpoint,
+    note_files,
+)
 from hf_shear.training.mask_optimizer import MASK_STATE_NAME, MaskOptimizer
 from hf_shear.training.state_file import STATE_NAME
 
@@ -33,33 +42,66 @@ def _cut_off(path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("damage", ["absent", "empty", "cut off", "no state of ours", "state cut off"])
-def test_a_half_written_checkpoint_is_skipped_and_said(damage, copied):
+@pytest.mark.parametrize(
+    "name, damage, fault",
+    [
+        ("trainer_state.json", "gone", "trainer_state.json is missing"),
+        ("trainer_state.json", "empty", "trainer_state.json is cut off or damaged"),
+        ("trainer_state.json", "cut off", "trainer_state.json is cut off or damaged"),
+        (STATE_NAME, "gone", "shear_state.json is missing"),
+        (STATE_NAME, "cut off", "shear_state.json is cut off or damaged"),
+        (FILES_NAME, "gone", "shear_files.json is missing"),
+        ("optimizer.pt", "gone", "optimizer.pt is missing"),
+        ("optimizer.pt", "cut off", "optimizer.pt has [0-9,]+ of [0-9,]+ bytes"),
+        ("optimizer.pt", "zeros", "optimizer.pt is damaged"),
+        ("scheduler.pt", "gone", "scheduler.pt is missing"),
+        ("rng_state.pth", "gone", "rng_state.pth is missing"),
+        ("model.safetensors", "gone", "model.safetensors is missing"),
+        ("model.safetensors", "zeros", "model.safetensors is damaged"),
+        (MASK_STATE_NAME, "cut off", "mask_optimizer.safetensors has [0-9,]+ of [0-9,]+ bytes"),
+        ("shear_state_0.json", "gone", "shear_state_0.json is missing"),
+    ],
+)
+def test_a_checkpoint_that_lacks_a_file_or_a_part_of_one_is_skipped_and_said(name, damage, fault, copied):
     last = copied / "checkpoint-8"
     assert is_whole(last)
-    trainer_state, ours = last / "trainer_state.json", last / STATE_NAME
+    path = last / name
     {
-        "absent": trainer_state.unlink,
-        "empty": lambda: trainer_state.write_text(""),
-        "cut off": lambda: _cut_off(trainer_state),
-        "no state of ours": ours.unlink,
-        "state cut off": lambda: _cut_off(ours),
+        "gone": path.unlink,
+        "empty": lambda: path.write_text(""),
+        "cut off": lambda: _cut_off(path),
+        "zeros": lambda: path.write_bytes(bytes(path.stat().st_size)),
     }[damage]()
     said = []
     assert not is_whole(last)
     assert last_whole_checkpoint(copied, said.append) == str(copied / "checkpoint-6")
-    assert len(said) == 1 and said[0].startswith(f"{last} was not written to its end")
-    if damage != "no state of ours":
-        with pytest.raises(ValueError, match="checkpoint-8' was not written to its end"):
-            check_resumable(str(last), "one process", 1)
+    assert len(said) == 1 and re.match(f"{last} was .*{fault}", said[0])
+    assert said[0].endswith(f"it is skipped, and training goes on from {copied / 'checkpoint-6'}.")
+    with pytest.raises(
+        UsageError, match=f"checkpoint-8' is not whole: {fault}. Resume from '.*checkpoint-6', the last"
+    ):
+        check_resumable(str(last), "one process", 1)
+
+
+def test_what_was_whole_once_is_not_trained_anew_without_a_word(copied):
+    for checkpoint in copied.glob("checkpoint-*"):
+        (checkpoint / "optimizer.pt").unlink()
+    with pytest.raises(
+        UsageError, match="No checkpoint in .* is whole: .*checkpoint-8 was whole once, but optimizer.pt"
+    ):
+        last_whole_checkpoint(copied)
+    with pytest.raises(
+        UsageError, match="checkpoint-8' is not whole: optimizer.pt is missing. None beside it is whole"
+    ):
+        check_resumable(str(copied / "checkpoint-8"), "one process", 1)
 
 
 def test_training_resumes_from_the_last_whole_one(copied, capsys):
-    (copied / "checkpoint-8" / "trainer_state.json").unlink()
+    (copied / "checkpoint-8" / "optimizer.pt").unlink()
     trainer = make_trainer(masked_model("hard_concrete"), make_args(copied))
     trainer.train(resume_from_checkpoint=True)
     assert [record["step"] for record in trainer.records] == [6, 7]
-    assert "checkpoint-8 was not written to its end" in capsys.readouterr().out
+    assert "checkpoint-8 was whole once, but optimizer.pt is missing: it is skipped" in capsys.readouterr().out
 
 
 def test_order_is_by_step_and_other_folders_do_not_count(tmp_path):
@@ -68,6 +110,7 @@ def test_order_is_by_step_and_other_folders_do_not_count(tmp_path):
         (tmp_path / name).mkdir()
         for file in ("trainer_state.json", STATE_NAME):
             (tmp_path / name / file).write_text("{}")
+        note_files(tmp_path / name)
     assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
@@ -89,6 +132,7 @@ def test_what_another_launch_can_resume(written, before, backend, now, message, 
     checkpoint = copied / "checkpoint-8"
     state = json.loads((checkpoint / STATE_NAME).read_text())
     (checkpoint / STATE_NAME).write_text(json.dumps(state | {"backend": written, "num_processes": before}))
+    note_files(checkpoint)
     if message is None:
         assert check_resumable(str(checkpoint), backend, now)["backend"] == written
     else:
@@ -104,7 +148,9 @@ def test_what_we_write_is_json_and_safetensors(run_folder):
     assert {"log_alpha_hidden", "log_alpha_hidden.exp_avg", "multiplier_linear.exp_avg_sq"} <= names
     theirs = {"config.json", "generation_config.json", "model.safetensors", "optimizer.pt", "scheduler.pt"}
     theirs |= {"rng_state.pth", "trainer_state.json", "training_args.bin"}
-    assert {path.name for path in checkpoint.iterdir()} == theirs | {STATE_NAME, "shear_state_0.json", MASK_STATE_NAME}
+    assert {path.name for path in checkpoint.iterdir()} == theirs | {
+        STATE_NAME, FILES_NAME, "shear_state_0.json", MASK_STATE_NAME,
+    }  # fmt: skip
 
 
 def test_a_checkpoint_that_is_written_over_is_not_whole_until_it_is(copied):
@@ -133,13 +179,14 @@ def test_masks_that_differ_between_processes_are_not_saved(tmp_path, monkeypatch
 def test_masks_of_another_run_are_refused(copied, run_folder):
     other = make_trainer(masked_model("relaxed_topk"), make_args(copied))
     with pytest.raises(
-        ValueError, match="checkpoint-8' is of other masks: it has .*multiplier_linear.*, the model has"
+        UsageError,
+        match="the model's mask_settings was {'method': 'hard_concrete'} and is now {'method': 'relaxed_topk'}",
     ):
         other.train(resume_from_checkpoint=str(run_folder / "checkpoint-8"))
     recovery = copied / "recovery"
     make_trainer(plain_model(), make_args(recovery, save_strategy="steps", save_steps=8)).train()
     masks = make_trainer(masked_model(), make_args(recovery))
-    with pytest.raises(ValueError, match=f"checkpoint-8' has no {MASK_STATE_NAME}: it is of recovery, or incomplete"):
+    with pytest.raises(UsageError, match="the model's model_type was 'llama' and is now 'shearing_llama'"):
         masks.train(resume_from_checkpoint=str(recovery / "checkpoint-8"))
 
 

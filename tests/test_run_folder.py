@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from hf_shear import ShearTrainingArguments
+from hf_shear.core import UsageError
 from hf_shear.runs import RunFolder, run_settings
 from hf_shear.shapes import ModelShape
+from hf_shear.training.checkpoints import note_files
 from hf_shear.training.state_file import STATE_NAME
 
 SETTINGS = {"seed": 1, "target_shape": {"hidden_size": 12}, "data_dir": None}
@@ -98,16 +100,67 @@ def test_a_file_is_no_folder():
 @dataclass
 class Arguments:
     mask_tokens: int = 5
+    recovery_tokens: int = 7
     hidden_size: int | None = 12
+    data_dir: str = "text"
     resume: bool = False
 
 
 def test_settings_are_what_decides_the_run():
     target = ModelShape(12, 2, 2, 2, 16, head_dim=4)
     settings = run_settings(Arguments(resume=True), target, ShearTrainingArguments("unused", seed=3, use_cpu=True))
-    recovery = {"recovery_method": "full", "distillation": "none", "distillation_temperature": 1.0,
-                "distillation_weight": 0.5}  # fmt: skip
-    assert settings == {"target_shape": target.to_dict(), "seed": 3, "mask_tokens": 5, **recovery}
+    assert settings["target_shape"] == target.to_dict()
+    assert (settings["seed"], settings["mask_tokens"], settings["weight_decay"]) == (3, 5, 0.0)
+    assert not {"hidden_size", "data_dir", "resume", "output_dir", "learning_rate", "recovery_tokens"} & set(settings)
+    assert settings["may_change"]["learning_rate"] == 5e-5
+    assert settings["may_change_until"]["recovery"] == {
+        "recovery_tokens": 7, "recovery_method": "full", "lr_scheduler_type": "linear",
+    }  # fmt: skip
+
+
+def test_what_recovery_alone_reads_may_be_chosen_until_it_begins(capsys):
+    def settings(tokens: int, rate: float) -> dict:
+        return SETTINGS | {"may_change": {"rate": rate}, "may_change_until": {"recovery": {"tokens": tokens}}}
+
+    folder = RunFolder("run", settings=settings(5, 0.1))
+    folder.stage("mask_learning", lambda: {"loss": 1.0})
+    assert capsys.readouterr().out == ""
+    again = RunFolder("run", resume=True, settings=settings(6, 0.2))
+    assert "rate was 0.1 and is now 0.2, tokens was 5 and is now 6." in capsys.readouterr().out
+    (again.path / "recovery").mkdir()  # by its first checkpoint
+    again.require({})
+    with pytest.raises(UsageError, match="with other arguments: tokens was 6 and is now 5. Give the same"):
+        RunFolder("run", resume=True, settings=settings(5, 0.2))
+    assert RunFolder("run", resume=True, settings=settings(6, 0.3))
+
+
+def test_what_is_found_out_later_is_compared_too():
+    folder = RunFolder("run", settings=SETTINGS)
+    folder.require({"the text of domain 'a'": "sha256:1"})
+    folder.stage("mask_learning", lambda: {"loss": 1.0})
+    RunFolder("run", resume=True, settings=SETTINGS).require({"the text of domain 'a'": "sha256:1"})
+    with pytest.raises(UsageError, match="with other arguments: the text of domain 'a' has changed. Give the same"):
+        RunFolder("run", resume=True, settings=SETTINGS).require({"the text of domain 'a'": "sha256:2"})
+    RunFolder("run", resume=True, settings=SETTINGS).require({"the text of domain 'a'": "sha256:1"})
+
+
+@pytest.mark.parametrize("content", ["", '{"settings": {"seed": 1}, "mask', "[]", '{"source": NaN}'])
+def test_a_damaged_record_is_one_line_with_the_last_whole_checkpoint(content):
+    whole_checkpoint(RunFolder("run", settings=SETTINGS).path / "mask_learning" / "checkpoint-5")
+    Path("run/stages.json").write_text(content)
+    with pytest.raises(
+        UsageError, match="`--resume`: 'run/stages.json' .*whole checkpoint in it is 'run/mask_learning/ch"
+    ):
+        RunFolder("run", resume=True, settings=SETTINGS)
+    with pytest.raises(UsageError, match="already holds a run"):
+        RunFolder("run", settings=SETTINGS)
+
+
+def whole_checkpoint(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name in (STATE_NAME, "trainer_state.json"):
+        (folder / name).write_text("{}")
+    note_files(folder)
 
 
 def test_requests_that_contradict_each_other():
@@ -174,16 +227,14 @@ def test_the_last_whole_checkpoint_and_no_half_one(capsys):
     folder = RunFolder("run")
     assert folder.last_checkpoint("mask_learning") is None
     stage = folder.path / "mask_learning"
-    for step, files in {5: (STATE_NAME, "trainer_state.json"), 40: (STATE_NAME,), 100: ()}.items():
-        (stage / f"checkpoint-{step}").mkdir(parents=True)
-        for name in files:
-            (stage / f"checkpoint-{step}" / name).write_text("{}")
+    whole_checkpoint(stage / "checkpoint-5")
+    whole_checkpoint(stage / "checkpoint-40")
+    (stage / "checkpoint-40" / "trainer_state.json").unlink()
+    (stage / "checkpoint-100").mkdir()
     (stage / "runs").mkdir()
     assert folder.last_checkpoint("mask_learning") == str(stage / "checkpoint-5")
     assert "checkpoint-40 was not written to its end" in capsys.readouterr().out
-    (stage / "checkpoint-30").mkdir()
-    for name in (STATE_NAME, "trainer_state.json"):
-        (stage / "checkpoint-30" / name).write_text("{}")
+    whole_checkpoint(stage / "checkpoint-30")
     assert folder.last_checkpoint("mask_learning") == str(stage / "checkpoint-30")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .. import runs
@@ -61,19 +62,27 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     folder = Path(args.output_dir) / TRAINED
     if folder.exists():
         raise UsageError(f"`output_dir` {args.output_dir!r} holds a finished run. Name another folder.")
+    resumes = arguments.resume and folder.parent.is_dir() and any(folder.parent.iterdir())
     path = arguments.model_name_or_path
     config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     target, reasons = runs.choose_target(arguments, config)
-    print("\n".join(filter(None, (reasons, f"Target: {target}"))))
     runs.check_result(args.output_dir, path, config, target, tokenizer, arguments.as_family)
-    data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, config)
+    domains = runs.read_domains(arguments, args)
+    settings = runs.run_settings(arguments, target, args) | runs.read_checkpoints(arguments, args, config)
+    run_folder = runs.RunFolder.open(args.output_dir, resumes, settings=settings)
+    PartialState().print("\n".join(filter(None, (reasons, f"Target: {target}"))))
+    data = runs.pack(arguments, domains, tokenizer, config)
+    runs.require_same_text(run_folder, data)
+    checkpoint = run_folder.last_checkpoint(".") if resumes else None
+    if arguments.resume and checkpoint is None:
+        PartialState().print(f"There is no whole checkpoint in {args.output_dir!r}: training begins at its first step.")
     batches = data.calibration(args.samples_per_step(), arguments.calibration_batches, args.seed)
     source = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)  # AdamW loses small steps in others
     found = runs.prune_interleaved(
         source, target, Calibration.from_batches(batches, args.train_batch_size, args.seed), args, data.train,
         data.held_out, criterion=criteria_from_words(arguments.criterion), compensation=arguments.compensation,
         num_stages=arguments.num_stages, pruning_share=arguments.pruning_share,
-        as_family=arguments.as_family, resume_from_checkpoint=arguments.resume or None,
+        as_family=arguments.as_family, resume_from_checkpoint=checkpoint,
     )  # fmt: skip
     facts = {name: getattr(arguments, name) for name in ("criterion", "compensation", "num_stages", "pruning_share")}
     masked = AutoShearingModelForCausalLM.from_model(source, target, as_family=arguments.as_family)

@@ -15,6 +15,7 @@ from hf_shear.data.mixture import check_mixture_bounds, check_mixture_weights, u
 from hf_shear.data.packing import check_max_length, pack_domains
 from hf_shear.data.reference_losses import reference_losses_by_size
 from hf_shear.data.sampler import DynamicBatchSampler
+from hf_shear.data.samples_digest import samples_digest
 from hf_shear.data.shared_text import shared_share, warn_of_shared_text
 from hf_shear.data.stream_loader import StreamDataLoader
 from hf_shear.data.streams import PackedStream, first_sample, is_stream
@@ -40,6 +41,7 @@ __all__ = [
     "load_domains",
     "pack_domains",
     "reference_losses_by_size",
+    "samples_digest",
     "shared_share",
     "split_domains",
     "update_mixture_weights",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -49,6 +50,15 @@ class Calibration:
         """The batches, one after another, on ``device``."""
         for batch in self.batches:
             yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+    def digest(self) -> str:
+        """SHA-256 over all values, in order; the same for every split into batches."""
+        digest = hashlib.sha256()
+        for name in sorted(self.batches[0]):
+            digest.update(name.encode())
+            for batch in self.batches:
+                digest.update(batch[name].cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def num_samples(self) -> int:

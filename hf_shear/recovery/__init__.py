@@ -4,6 +4,7 @@ from .adapters import ADAPTER_RECORD_NAME, check_mergeable, default_peft_config,
 from .distillation import DIVERGENCES, DistillationSettings, divergence
 from .distillation_head import DistillationHead, DistillationTarget
 from .flops import forward_flops_per_token, training_flops_per_token
+from .sampled_digest import sampled_digest
 from .teacher_logits import (
     TEACHER_IDS,
     TEACHER_LOG_PROBS,
@@ -36,6 +37,7 @@ __all__ = [
     "merge_adapter",
     "num_trainable",
     "prepare_recovery",
+    "sampled_digest",
     "save_adapter_record",
     "store_teacher_logits",
     "training_flops_per_token",

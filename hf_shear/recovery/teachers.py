@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core import UsageError
+from .sampled_digest import sampled_digest
 
 ON_DEVICE, OFFLOADED, STORED = "device", "cpu", "stored"
 TEACHER_PLACEMENTS = (ON_DEVICE, OFFLOADED, STORED)
@@ -25,6 +26,9 @@ class Teacher:
             every chunk of tokens, is on the device either way.
         device: of the student.
 
+    Attributes:
+        digest: tells its weights from those of another teacher (``sampled_digest``).
+
     Raises:
         ValueError: an unknown placement, or not a plain model of transformers.
     """
@@ -38,7 +42,7 @@ class Teacher:
                 " adapters first (`merge_and_unload`)."
             )
         model.requires_grad_(False).eval()
-        self.model, self.placement = model, placement
+        self.model, self.placement, self.digest = model, placement, sampled_digest(model)
         self.head = model.get_output_embeddings()
         self.device = torch.device(device)
         if placement == OFFLOADED:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..compensation import SOURCE, add_biases, check_compensation, compensate, reads_own_inputs, resolve_compensation
 from ..data import Calibration
+from ..importance import name_of
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel
 from ..one_shot import (
     DEFAULT_COMPENSATION,
@@ -21,9 +22,11 @@ from ..one_shot import (
     score_units,
     uniform_gates,
 )
+from ..recovery import sampled_digest
 from ..shapes import TargetShape
 from ..slicing import KeptUnits, slice_model
 from ..training import PRUNING_SHARE, InterleavedTrainer, ShearTrainingArguments
+from ..training.same_run import DIGEST
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,16 @@ def prune_interleaved(
     if method is not None and method.needs_bias:
         add_biases(masked)
     source = copy.deepcopy(masked).eval() if method is not None and method.towards == SOURCE else None
-    kinds = [kind.name for kind in AutoShearingModelForCausalLM.from_model(masked, target).masks.constrained]
-    criteria_by_kind(criterion, kinds, masked.family)
+    masks = AutoShearingModelForCausalLM.from_model(masked, target).masks
+    kinds = [kind.name for kind in masks.constrained]
+    criteria = criteria_by_kind(criterion, kinds, masked.family)
+    choices = {
+        "target shape": masks.target.sizes(),
+        "criterion": {kind: name_of(function) for kind, function in criteria.items()},
+        "compensation": compensation,
+        "calibration seed": calibration.seed,
+        "the calibration text": DIGEST + calibration.digest(),
+    } | ({} if source is None else {"the source": DIGEST + sampled_digest(source)})
 
     def prune(now: ShearingModel, gates: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
         twin = AutoShearingModelForCausalLM.from_model(now, target).eval()
@@ -91,7 +102,7 @@ def prune_interleaved(
 
     trainer = InterleavedTrainer(
         masked, args, train_dataset, eval_dataset, prune=prune, num_stages=num_stages, pruning_share=pruning_share,
-        restart_moments=restart_moments,
+        restart_moments=restart_moments, choices=choices,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     sliced, kept = slice_model(AutoShearingModelForCausalLM.from_model(trainer.masked_model, target), trainer.gates)

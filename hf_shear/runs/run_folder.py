@@ -11,26 +11,40 @@ from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
 from ..core import UsageError
 from ..shapes import TARGET_NAMES, ModelShape
-from ..training.checkpoints import TRAINER_STATE_NAME, last_whole_checkpoint
-from ..training.state_file import STATE_NAME, write_json_atomically
+from ..training.checkpoints import FILES_NAME, TRAINER_STATE_NAME, last_whole_checkpoint
+from ..training.over_processes import by_main_process
+from ..training.same_run import changing_arguments, check_same_run, deciding_arguments, differences
+from ..training.state_file import STATE_NAME, read_json, write_json_atomically
 
 _STAGES_NAME = "stages.json"
 _UNUSED = {"settings", "source"}  # what a run has recorded that was refused, or stopped, before any training
 _FREE_SETTINGS = {
     "num_proc", "baselines", "baseline_learning_rates", "stop_after", "resume", "overwrite", "keep_adapter", *TARGET_NAMES,
+    "model_name_or_path", "teacher_name_or_path", "pruned", "data_dir",  # compared by what is there, not by its name
 }  # fmt: skip
-_RECOVERY_SETTINGS = ("recovery_method", "distillation", "distillation_temperature", "distillation_weight")
+_OF_RECOVERY = ("recovery_tokens", "recovery_method", "peft_config", "quantize", "lr_scheduler_type")
+_MAY_CHANGE, _UNTIL = "may_change", "may_change_until"
 
 
 def run_settings(pipeline, target: ModelShape, args) -> dict:
-    """What a resumed run must share with the run it continues; ``pipeline`` is a dataclass of arguments."""
+    """What decides a run's result, beside its text and its checkpoints.
+
+    ``may_change`` holds what is only told when it changes, and ``may_change_until``, by stage, what decides nothing before
+    that stage, so that it may be chosen anew until then.
+
+    Args:
+        pipeline: a dataclass of arguments.
+        args: of the training.
+    """
     settings = {name: value for name, value in asdict(pipeline).items() if name not in _FREE_SETTINGS}
-    settings |= {name: getattr(args, name) for name in _RECOVERY_SETTINGS}
-    return {"target_shape": target.to_dict(), "seed": args.seed} | settings
+    settings |= {"target_shape": target.to_dict(), "num_tokens": args.num_tokens} | deciding_arguments(args)
+    settings[_MAY_CHANGE] = changing_arguments(args)
+    if "recovery_tokens" in settings:
+        settings[_UNTIL] = {"recovery": {name: settings.pop(name) for name in _OF_RECOVERY if name in settings}}
+    return settings
 
 
 class RunFolder:
@@ -41,11 +55,12 @@ class RunFolder:
         resume: continue what is there.
         overwrite: replace what is there. It is deleted only when the first stage of this run is done, so that a run
             refused before that has deleted nothing.
-        settings: JSON-ready facts that a resumed run must share with the run it continues.
+        settings: JSON-ready facts that a resumed run must share with the run it continues (``run_settings``); those of
+            stages that have not begun may be chosen anew.
 
     Raises:
         ValueError: the folder holds a run and neither ``resume`` nor ``overwrite`` was asked for; it holds no run but
-            ``resume`` was; it holds files that no run wrote; or a resumed run has other settings.
+            ``resume`` was; it holds files that no run wrote; its record is damaged; or a resumed run has other settings.
     """
 
     def __init__(
@@ -81,41 +96,58 @@ class RunFolder:
             self._replaces = not unused
         self.path.mkdir(parents=True, exist_ok=True)
         self._stage_seconds = 0.0
-        self._stages = json.loads(stages.read_text(encoding="utf-8")) if resume else {}
+        self._stages = self._read_stages() if resume else {}
         self._check_settings(settings or {})
+        if not resume and not self._replaces:
+            self._write()
 
     @classmethod
     def open(cls, *args, **kwargs) -> RunFolder:
         """As the constructor, on every process of a launch: the main one looks and writes, the others are told."""
-        state, told = PartialState(), [None]
-        if state.is_main_process:
-            try:
-                folder = cls(*args, **kwargs)
-                told = [(str(folder.path), folder._stages, folder._replaces, None)]
-            except Exception as error:  # raised below, on every process, once the others know
-                told = [(None, None, None, error)]
-        if state.num_processes > 1:
-            broadcast_object_list(told)
-        path, stages, replaces, error = told[0]
-        if error is not None:
-            raise error
+
+        def look() -> tuple:
+            folder = cls(*args, **kwargs)
+            return str(folder.path), folder._stages, folder._replaces
+
+        path, stages, replaces = by_main_process(look)
         folder = cls.__new__(cls)
         folder.path, folder._stages, folder._replaces, folder._stage_seconds = Path(path), stages, replaces, 0.0
         return folder
 
+    def require(self, settings: dict) -> None:
+        """Compare further settings, which were found out later, with those of the run that is continued, or note them.
+
+        Raises:
+            ValueError: they differ.
+        """
+        self._check_settings(self._stages["settings"] | settings)
+        if not self._replaces:
+            self._write()
+
+    def _read_stages(self) -> dict:
+        try:
+            return read_json(self.path / _STAGES_NAME)
+        except UsageError as error:
+            whole = [last_whole_checkpoint(folder) for folder in sorted(self.path.iterdir()) if folder.is_dir()]
+            whole = [path for path in whole if path is not None]
+            left = f"The last whole checkpoint in it is {whole[-1]!r}" if whole else "No checkpoint in it is whole"
+            raise UsageError(f"`--resume`: {error} {left}.") from error
+
     def _check_settings(self, settings: dict) -> None:
         settings = json.loads(json.dumps(settings))
         before = self._stages.get("settings", settings)
-        changed = [name for name in settings if name in before and before[name] != settings[name]]
-        if changed:
-            listed = ", ".join(f"{name} was {before.get(name)!r} and is now {settings[name]!r}" for name in changed)
-            raise UsageError(
-                f"`--resume` would continue {str(self.path)!r} with other arguments: {listed}. Give the same ones, or"
-                " start a run in another folder."
-            )
-        self._stages["settings"] = settings
-        if not self._replaces:
-            self._write()
+        what = f"`--resume` would continue {str(self.path)!r}"
+        told = check_same_run(*(_without(values, _MAY_CHANGE, _UNTIL) for values in (before, settings)), what)
+        told += differences(before.get(_MAY_CHANGE, {}), settings.get(_MAY_CHANGE, {}))
+        for stage, values in settings.get(_UNTIL, {}).items():
+            begun, earlier = self._has_begun(stage), before.get(_UNTIL, {}).get(stage, {})
+            told += check_same_run(earlier, values, what) if begun else differences(earlier, values)
+        if told:
+            PartialState().print(f"Since this run was last started, {', '.join(told)}.")
+        self._stages["settings"] = self._stages.get("settings", {}) | settings
+
+    def _has_begun(self, stage: str) -> bool:
+        return stage in self._stages or (self.path / stage).exists()
 
     def record(self, stage: str, content: dict) -> dict:
         """Note a stage as finished, with what later stages need of it."""
@@ -158,7 +190,8 @@ class RunFolder:
     def last_checkpoint(self, stage: str) -> str | None:
         """The last whole training checkpoint of a stage, or None."""
         for checkpoint in (self.path / stage).glob("checkpoint-*"):
-            if (checkpoint / TRAINER_STATE_NAME).is_file() and not (checkpoint / STATE_NAME).is_file():
+            ours = any((checkpoint / name).is_file() for name in (STATE_NAME, FILES_NAME))
+            if (checkpoint / TRAINER_STATE_NAME).is_file() and not ours:
                 raise UsageError(
                     f"`--resume`: {str(checkpoint)!r} was written with `save_only_model`, so training cannot go on from"
                     " it. Delete it to train this stage again, or start a run in another folder."
@@ -166,10 +199,19 @@ class RunFolder:
         return last_whole_checkpoint(self.path / stage, PartialState().print)
 
 
+def _without(values: dict, *names: str) -> dict:
+    return {name: value for name, value in values.items() if name not in names}
+
+
 def _is_unused(folder: Path) -> bool:
     """Whether a run was refused, or stopped, before any training: it left the record of its settings at most."""
     content = list(folder.iterdir())
-    return content == [folder / _STAGES_NAME] and set(json.loads(content[0].read_text(encoding="utf-8"))) <= _UNUSED
+    if content != [folder / _STAGES_NAME]:
+        return False
+    try:
+        return set(read_json(content[0])) <= _UNUSED
+    except UsageError:  # damaged: it may have been a run's
+        return False
 
 
 def _next_numbered(root: Path) -> Path:
@@ -182,4 +224,4 @@ def finished_stages(path: str | os.PathLike) -> list[str] | None:
     stages = Path(path) / _STAGES_NAME
     if not stages.is_file():
         return None
-    return [name for name in json.loads(stages.read_text(encoding="utf-8")) if name != "settings"]
+    return [name for name in read_json(stages) if name != "settings"]

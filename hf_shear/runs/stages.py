@@ -40,7 +40,10 @@ from ..training import (
     check_domain_arguments,
     check_mask_options,
 )
+from ..training.over_processes import by_main_process
+from ..training.same_run import deciding_samples
 from .baselines import BASELINES, baseline_learning_rates, baseline_model
+from .checkpoint_digest import checkpoint_digests
 from .choose_target import choose_target
 from .domain_data import DomainData, prepare_domain_data
 from .learned_cut import check_learned_cut, cut_learned_masks
@@ -116,11 +119,29 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     check_run(pipeline, args, config, target, tokenizer)
     domains = read_domains(pipeline, args, default_domains)
     output_dir = None if args.output_dir == "trainer_output" else args.output_dir  # transformers' name for none given
-    settings = run_settings(pipeline, target, args)
+    settings = run_settings(pipeline, target, args) | read_checkpoints(pipeline, args, config)
     folder = RunFolder.open(output_dir, pipeline.resume, pipeline.overwrite, settings)
     PartialState().print("\n".join(filter(None, (reasons, f"Target: {target}", f"Run folder: {folder.path}"))))
     data = pack(pipeline, domains, tokenizer, config)
+    require_same_text(folder, data)
     return Run(pipeline, args, target, data, data.train, tokenizer, folder)
+
+
+def require_same_text(folder: RunFolder, data: DomainData) -> None:
+    """Note the digests of the packed text in the run's folder, or refuse to continue a run on other text."""
+    folder.require(by_main_process(lambda: deciding_samples(data.train, data.held_out)))
+
+
+def read_checkpoints(pipeline, args: ShearTrainingArguments, config: PretrainedConfig) -> dict[str, str]:
+    """Digests of the checkpoints that a run reads, to compare on resume."""
+    found = checkpoint_digests("source (`model_name_or_path`)", pipeline.model_name_or_path, config, tokenizer=True)
+    if getattr(pipeline, "pruned", None) is not None:
+        pruned = AutoConfig.from_pretrained(pipeline.pruned)
+        found |= checkpoint_digests("pruned checkpoint (`pruned`)", pipeline.pruned, pruned)
+    if args.distillation != "none":
+        path = getattr(pipeline, "teacher_name_or_path", None) or pipeline.model_name_or_path
+        found |= checkpoint_digests("teacher (`teacher_name_or_path`)", path, AutoConfig.from_pretrained(path))
+    return found
 
 
 def read_domains(pipeline, args: ShearTrainingArguments, default_domains=None):

@@ -141,6 +141,15 @@ class ShearTrainingArguments(TrainingArguments):
         metadata={"help": "Evaluations during training spend at most this share of the training tokens."},
     )
 
+    # Resuming
+    trust_checkpoint: bool = field(
+        default=False,
+        metadata={
+            "help": "Resume from pickled files (DeepSpeed, FSDP) that no run of yours on this machine wrote, which runs any"
+            " code in them."
+        },
+    )
+
     # Changed defaults of TrainingArguments
     eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate; domain weights change then."})
     eval_steps: float = field(default=0.1, metadata={"help": "Steps between evaluations; below 1, a share of all."})

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..core import FailedError, UsageError
-from .state_file import STATE_NAME, read_state
+from .state_file import STATE_NAME, read_state, write_json_atomically
 
 TRAINER_STATE_NAME = "trainer_state.json"
+FILES_NAME = "shear_files.json"
+_MARKS = (TRAINER_STATE_NAME, STATE_NAME, FILES_NAME)  # without one of them a checkpoint was not written to its end
 _SHARDED = ("DeepSpeed", "FSDP")  # backends whose optimizer state is in parts
 
 
@@ -20,18 +24,51 @@ class CheckpointError(FailedError):
     """A checkpoint could not be written; what was written before it is intact."""
 
 
-def is_whole(checkpoint: str | Path) -> bool:
-    """Whether a checkpoint was written to its end.
+def note_files(checkpoint: str | Path) -> None:
+    """Write which files a checkpoint holds, and their sizes, to ``shear_files.json``.
+
+    All processes must have written theirs. Only ``trainer_state.json``, which marks the end, may come after.
+    """
+    folder = Path(checkpoint)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    for name in (TRAINER_STATE_NAME, FILES_NAME):
+        sizes.pop(name, None)
+    write_json_atomically(folder / FILES_NAME, {"bytes": sizes})
+
+
+def fault_of(checkpoint: str | Path) -> str | None:
+    """Why a checkpoint is not whole, in words that name a file; None if it is.
 
     ``trainer_state.json`` is written last, by the main process, after all processes have written their parts
-    (``ShearTrainer`` waits for them); it must be whole itself.
+    (``ShearTrainer`` waits for them) and after ``shear_files.json``, which lists them. Every file must be there, of its
+    size, and open as what it is: after a loss of power some file systems leave a file of the right size and of zeros.
     """
-    return _is_json(Path(checkpoint) / TRAINER_STATE_NAME) and _is_json(Path(checkpoint) / STATE_NAME)
+    folder = Path(checkpoint)
+    for name in _MARKS:
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if not _is_json_object(folder / name):
+            return f"{name} is cut off or damaged"
+    for name, size in json.loads((folder / FILES_NAME).read_text(encoding="utf-8")).get("bytes", {}).items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} of {size:,} bytes"
+        if not _opens(path):
+            return f"{name} is damaged"
+    return None
+
+
+def is_whole(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint was written to its end, and nothing of it is lost."""
+    return fault_of(checkpoint) is None
 
 
 def unmark(checkpoint: str | Path) -> None:
     """Take away what marks a checkpoint as whole, before it is written over."""
-    for name in (TRAINER_STATE_NAME, STATE_NAME):
+    for name in _MARKS:
         (Path(checkpoint) / name).unlink(missing_ok=True)
 
 
@@ -40,19 +77,46 @@ def last_whole_checkpoint(folder: str | Path, on_skip: Callable[[str], None] = l
 
     Args:
         folder: that holds ``checkpoint-<step>``.
-        on_skip: called with a line of text for each later one that was not written to its end.
+        on_skip: called with a line of text for each later one that is not whole.
+
+    Raises:
+        ValueError: none is whole, but one was once: to begin again, which None means, would lose it without a word.
     """
+    skipped, lost = [], None
+    for path in reversed(_numbered(folder)):
+        fault = fault_of(path)
+        if fault is None:
+            for line in skipped:
+                on_skip(f"{line}: it is skipped, and training goes on from {path}.")
+            return str(path)
+        if _was_whole(path):
+            skipped.append(f"{path} was whole once, but {fault}")
+            lost = lost or skipped[-1]
+        else:
+            skipped.append(
+                f"{path} was not written to its end ({fault}; the run was stopped meanwhile, or it was written with"
+                " `save_only_model`)"
+            )
+    if lost is not None:
+        raise UsageError(
+            f"No checkpoint in {str(folder)!r} is whole: {lost}. Restore it, or delete that folder to train this anew."
+        )
+    for line in skipped:
+        on_skip(f"{line}: it is skipped, and training begins anew.")
+    return None
+
+
+def _numbered(folder: str | Path) -> list[Path]:
+    """The checkpoints of a folder by their step."""
     pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
     found = [path for path in Path(folder).iterdir() if path.is_dir()] if Path(folder).is_dir() else []
-    numbered = sorted((int(match[1]), path) for path in found if (match := pattern.fullmatch(path.name)))
-    for _, path in reversed(numbered):
-        if is_whole(path):
-            return str(path)
-        on_skip(
-            f"{path} was not written to its end (the run was stopped meanwhile, or it was written with"
-            " `save_only_model`): it is skipped."
-        )
-    return None
+    numbered = [(int(match[1]), path) for path in found if (match := pattern.fullmatch(path.name))]
+    return [path for _, path in sorted(numbered)]
+
+
+def _was_whole(checkpoint: Path) -> bool:
+    """Whether it was written to its end once: what is written last is there."""
+    return all(_is_json_object(checkpoint / name) for name in (TRAINER_STATE_NAME, FILES_NAME))
 
 
 def check_resumable(checkpoint: str, backend: str, num_processes: int) -> dict:
@@ -69,11 +133,13 @@ def check_resumable(checkpoint: str, backend: str, num_processes: int) -> dict:
     Raises:
         ValueError: the checkpoint is not whole, or was written by a launch that this one cannot continue.
     """
-    if (Path(checkpoint) / STATE_NAME).is_file() and not is_whole(checkpoint):
-        raise UsageError(
-            f"`resume_from_checkpoint` {checkpoint!r} was not written to its end. Resume from an earlier one;"
-            " `resume_from_checkpoint=True` finds the last that is whole."
-        )
+    fault = fault_of(checkpoint)
+    if fault is not None and not (Path(checkpoint) / STATE_NAME).is_file() and not _was_whole(Path(checkpoint)):
+        read_state(checkpoint)  # says that it is none of ours
+    if fault is not None:
+        whole = [str(path) for path in _numbered(Path(checkpoint).parent) if is_whole(path)]
+        rescue = f"Resume from {whole[-1]!r}, the last whole one" if whole else "None beside it is whole: start anew"
+        raise UsageError(f"`resume_from_checkpoint` {checkpoint!r} is not whole: {fault}. {rescue}.")
     state = read_state(checkpoint)
     written, before = state["backend"], state["num_processes"]
     if written != backend and any(name.startswith(_SHARDED) for name in (written, backend)):
@@ -91,9 +157,21 @@ def check_resumable(checkpoint: str, backend: str, num_processes: int) -> dict:
     return state
 
 
-def _is_json(path: Path) -> bool:
+def _is_json_object(path: Path) -> bool:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
     except (OSError, ValueError):  # absent, cut off, or not text
         return False
+
+
+def _opens(path: Path) -> bool:
+    """Whether a file of weights or of state begins and ends as such a file does; nothing of it is loaded."""
+    if path.suffix in (".pt", ".pth"):
+        return zipfile.is_zipfile(path)
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt"):
+                return True
+        except SafetensorError:
+            return False
     return True

@@ -54,6 +54,7 @@ class InterleavedTrainer(ShearTrainer):
         prune: chooses what is closed next.
         num_stages: times that units are removed.
         pruning_share: of the training steps, in which that happens.
+        choices: JSON-ready values, by name, that decide what ``prune`` does; a resumed run must have the same.
         restart_moments: start the moments of AdamW anew at each removal; False: go on with them, which lost more
             (model_cards/bench.md).
         args, kwargs: as for :class:`ShearTrainer`; ``num_tokens`` is the budget of all stages together.
@@ -75,6 +76,7 @@ class InterleavedTrainer(ShearTrainer):
         num_stages: int,
         pruning_share: float = PRUNING_SHARE,
         restart_moments: bool = True,
+        choices: dict | None = None,
         **kwargs,
     ):
         if not isinstance(model, ShearingMixin) or model.masks.constrained:
@@ -86,6 +88,9 @@ class InterleavedTrainer(ShearTrainer):
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise UsageError("Interleaved pruning scores whole models: use one process or DDP, not DeepSpeed or FSDP.")
         self.prune, self.restart_moments = prune, restart_moments
+        self._choices = (choices or {}) | {
+            "num_stages": num_stages, "pruning_share": pruning_share, "restart_moments": restart_moments,
+        }  # fmt: skip
         self.gates: dict[str, Tensor] = {}
         self.events = pruning_steps(self.args.max_steps, num_stages, pruning_share)
         self.add_callback(PruneCallback(self))
@@ -99,6 +104,10 @@ class InterleavedTrainer(ShearTrainer):
         """As ``ShearTrainer.evaluate``, with the gates in use."""
         with self.masked_model.use_gates(self.gates):
             return super().evaluate(*args, **kwargs)
+
+    def more_that_decides(self) -> dict:
+        """Overridden: what is removed, when, and how."""
+        return self._choices
 
     def remove_units(self, progress: float) -> None:
         """Let ``prune`` close units, and go on with what is left."""

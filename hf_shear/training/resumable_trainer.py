@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..core import UsageError
 from ..recovery import save_adapter_record
 from ..slicing import write_for_older_readers
 from .backends import backend_name
-from .checkpoints import CheckpointError, unmark
+from .checkpoints import CheckpointError, check_resumable, note_files, unmark
+from .over_processes import by_main_process
 from .progress import tell
+from .same_run import (
+    DIGEST,
+    changing_arguments,
+    check_same_run,
+    deciding_arguments,
+    deciding_model,
+    deciding_samples,
+    differences,
+)
 from .schedules import set_peak_rate
 from .state_file import read_process_state, read_state, write_process_state, write_state
+from .trusted_files import check_trusted, note_trusted, record_folder
 
 
 class ResumableTrainer(Trainer):
@@ -59,11 +74,77 @@ class ResumableTrainer(Trainer):
         """Overridden: waits for all processes, so that what the main one writes next marks a whole checkpoint."""
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            note_files(output_dir)
+        try:
+            note_trusted(output_dir, backend_name(self))
+        except OSError as error:  # the checkpoint is as good; only this user's next resume has to say that it is theirs
+            self._tell(f"{record_folder()} could not be written ({error}): resuming will need `--trust_checkpoint`.")
+
+    # ---- what is continued ------------------------------------------------------------------------------------
+
+    def check_resume(self, checkpoint: str) -> None:
+        """Refuse, on every process and before anything of it is loaded, a checkpoint that is not of this run.
+
+        Raises:
+            ValueError: it is not whole, or of another launch; it holds pickles that this user did not write; or something
+                that decides the result has changed.
+        """
+        state = check_resumable(checkpoint, backend_name(self), self.args.world_size)
+        if not self.args.trust_checkpoint:
+            check_trusted(checkpoint, backend_name(self))
+        told = check_same_run(state["decides"], self._decides(), f"{checkpoint!r} would be continued")
+        told += differences(state["may_change"], self._may_change())
+        if told:
+            self._tell(f"Since {checkpoint} was written, {', '.join(told)}.")
+
+    def more_that_decides(self) -> dict:
+        """JSON-ready values that decide the result beside arguments, model, teacher and samples; for subclasses."""
+        return {}
+
+    def _decides(self) -> dict:
+        """What decides the result, by name; read once, since training changes some of it. All processes must ask."""
+        if self._decides_result is None:
+            teacher = self.distiller.teacher if self.distiller is not None else None
+            self._decides_result = (
+                deciding_arguments(self.args)
+                | deciding_model(self.accelerator.unwrap_model(self.model))
+                | {"optimizer steps": self.args.max_steps}
+                | ({} if self.base_digest is None else {"the base's weights": DIGEST + self.base_digest})
+                | ({} if teacher is None else {"the teacher": DIGEST + teacher.digest})
+                | by_main_process(lambda: deciding_samples(self.train_dataset, self.eval_dataset))
+                | self.more_that_decides()
+            )
+        return self._decides_result
+
+    def _may_change(self) -> dict:
+        return {name: value for name, value in changing_arguments(self.args).items() if "learning_rate" not in name}
+
+    def _load_best_model(self):
+        """Overridden: the checkpoint is named by a file of the one that was resumed from."""
+        if not self.args.trust_checkpoint:
+            check_trusted(self.state.best_model_checkpoint, backend_name(self))
+        super()._load_best_model()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """Overridden: what is refused, is refused in one line."""
+        with _refusing_code(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_rng_state(self, checkpoint):
+        """Overridden: what is refused, is refused in one line."""
+        with _refusing_code(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    def _load_scaler(self, checkpoint):
+        """Overridden: what is refused, is refused in one line."""
+        with _refusing_code(checkpoint):
+            super()._load_scaler(checkpoint)
 
     def _save_optimizer_and_scheduler(self, output_dir):
         """Overridden: our small state (sampler, reference losses) is part of every checkpoint."""
         super()._save_optimizer_and_scheduler(output_dir)
-        loss_total = self.accelerator.gather(self._tr_loss).mean().item()
+        loss_total, decides = self.accelerator.gather(self._tr_loss).mean().item(), self._decides()
         distillation = None
         if self.distiller is not None and self.distiller.sums is not None:
             distillation = self.accelerator.reduce(self.distiller.sums, reduction="mean").tolist()
@@ -84,6 +165,8 @@ class ResumableTrainer(Trainer):
                     "rates": self._peak_rates(),
                     "backend": backend_name(self),
                     "num_processes": self.args.world_size,
+                    "decides": decides,
+                    "may_change": self._may_change(),
                 },
             )
             if self.learns_masks:
@@ -97,7 +180,8 @@ class ResumableTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         """Overridden: restores our small state."""
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with _refusing_code(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             state = read_state(checkpoint)
             self.sampler.load_state_dict(state["sampler"])
@@ -138,3 +222,15 @@ class ResumableTrainer(Trainer):
         for role, now in self._peak_rates().items():
             if before[role] != now:
                 self._tell(f"The checkpoint's learning rate of {role} was {before[role]:g}; it goes on with {now:g}.")
+
+
+@contextmanager
+def _refusing_code(checkpoint: str | None) -> Iterator[None]:
+    """torch loads these files with ``weights_only``; what it then refuses is the user's to know, in one line."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise UsageError(
+            f"`resume_from_checkpoint` {str(checkpoint)!r} has a file that holds other than tensors and numbers, which"
+            " nothing of ours writes there. It was not loaded, and no code of it was run: do not trust this folder."
+        ) from error

@@ -34,7 +34,7 @@ def read_state(checkpoint: str) -> dict:
     """Read our part of a checkpoint.
 
     Raises:
-        ValueError: the checkpoint was not written by ShearTrainer.
+        ValueError: the checkpoint was not written by ShearTrainer, or holds what is no number.
     """
     path = os.path.join(checkpoint, STATE_NAME)
     if not os.path.isfile(path):
@@ -42,8 +42,27 @@ def read_state(checkpoint: str) -> dict:
             f"`resume_from_checkpoint` {checkpoint!r} has no {STATE_NAME}: it was not written by ShearTrainer, is"
             " incomplete, or was written with `save_only_model`. Resume from another checkpoint, or start anew."
         )
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    return read_json(path)
+
+
+def read_json(path: str | os.PathLike) -> dict:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: it is cut off, is no object, or holds NaN or infinity, which nothing of ours writes.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file, parse_constant=_refuse)
+    except ValueError as error:
+        raise UsageError(f"{str(path)!r} is not whole: {error}. Restore the file, or start anew.") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{str(path)!r} must be a JSON object, but it is {type(content).__name__}. Restore the file.")
+    return content
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}")
 
 
 def write_process_state(checkpoint: str, process: int, state: dict) -> None:
@@ -56,5 +75,4 @@ def read_process_state(checkpoint: str, process: int) -> dict:
     path = os.path.join(checkpoint, _PROCESS_STATE_NAME.format(process=process))
     if not os.path.isfile(path):
         return {"streams": {}}
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    return read_json(path)

@@ -31,9 +31,9 @@ from ..data import (
 from ..modeling import ShearingMixin
 from ..slicing import check_saves, savable_generation_config
 from .arguments import ShearTrainingArguments
-from .backends import backend_name, check_backend, check_optimizer, keep_masks_float32
+from .backends import check_backend, check_optimizer, keep_masks_float32
 from .checkpoint_room import check_checkpoints
-from .checkpoints import check_resumable, last_whole_checkpoint
+from .checkpoints import last_whole_checkpoint
 from .checks import check_datasets
 from .cost import CostCallback, evaluation_samples_per_domain, measures_references
 from .distilling import make_distiller
@@ -142,6 +142,7 @@ class ShearTrainer(ResumableTrainer):
         self.mask_optimizer: MaskOptimizer | None = None
         self.mask_report: dict | None = None
         self._good_checkpoint: str | None = None
+        self._decides_result: dict | None = None
         self.not_finite: Tensor | None = None
         self.lagrangian_total: Tensor | None = None
         self.micro_batch = 0
@@ -305,7 +306,7 @@ class ShearTrainer(ResumableTrainer):
             if resume_from_checkpoint is None:
                 raise UsageError(f"No checkpoint to resume from in `output_dir` {self.args.output_dir!r}.")
         if resume_from_checkpoint:
-            check_resumable(resume_from_checkpoint, backend_name(self), self.args.world_size)
+            self.check_resume(str(resume_from_checkpoint))
         check_checkpoints(self)
         self.model.config.use_cache = self.args.use_cache
         if self.distiller is not None:
