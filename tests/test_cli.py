@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from training_helpers import TARGET, letter_tokenizer, plain_model, random_documents
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from hf_shear import runs
 from hf_shear.cli import VERBS, main
 from hf_shear.one_shot import default_criterion_words
 from hf_shear.reporting import check_results, read_results
@@ -196,6 +197,42 @@ def test_interleave_prunes_and_trains_by_turns(inputs, tmp_path, capsys):
     assert main([*words, "--resume", "true"]) == 0  # from the checkpoint of the last step
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "trained")
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_interleave_goes_on_only_with_the_run_that_was_begun(inputs, tmp_path, monkeypatch, capsys):
+    flags = training_flags(inputs)
+    for name in ("--mask_tokens", "--recovery_tokens"):
+        del flags[flags.index(name) : flags.index(name) + 2]
+    words = ["interleave", str(inputs / "model"), *flags, "--output_dir", str(tmp_path / "run"), "--num_stages", "2"]
+    words += ["--criterion", "magnitude", "--compensation", "none", "--num_tokens", "384"]
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # before its first checkpoint
+        patch.setattr(runs, "prune_interleaved", killed)
+        assert main(words) == 130
+    capsys.readouterr()
+    changes = {
+        "--criterion": ("taylor", "criterion was ['magnitude'] and is now ['taylor']"),
+        "--compensation": ("bias", "compensation was 'none' and is now 'bias'"),
+        "--num_stages": ("1", "num_stages was 2 and is now 1"),
+        "--pruning_share": ("1.0", "pruning_share was 0.5 and is now 1.0"),
+        "--num_tokens": ("768", "num_tokens was 384 and is now 768"),
+        "--intermediate_size": (
+            "20",
+            "target_shape was {'intermediate_size': 16} and is now {'intermediate_size': 20}",
+        ),
+        "--weight_decay": ("0.5", "weight_decay was 0.0 and is now 0.5"),
+        "--lr_scheduler_type": ("cosine", "lr_scheduler_type was 'linear' and is now 'cosine'"),
+    }
+    for name, (value, shown) in changes.items():
+        given = [word for place, word in enumerate(words) if name not in (word, words[max(place - 1, 0)])]
+        assert main([*given, name, value, "--resume", "true"]) == 2
+        assert f"with other arguments: {shown}" in capsys.readouterr().err
+    assert main([*words, "--resume", "true"]) == 0
+    assert "There is no whole checkpoint" in capsys.readouterr().out
+    assert read_provenance(tmp_path / "run" / "trained")["interleaved"]["tokens"] == 384
 
 
 def test_lora_and_stored_teacher_logits_end_in_a_plain_checkpoint(inputs, tmp_path):

@@ -20,6 +20,7 @@ from training_helpers import TARGET, letter_tokenizer, plain_model, random_docum
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaForCausalLM, TrainerCallback
 
 from hf_shear import ShearTrainer, ShearTrainingArguments
+from hf_shear.core import UsageError
 from hf_shear.data import load_domains
 from hf_shear.reporting import check_results
 from hf_shear.runs import choose_target
@@ -95,15 +96,14 @@ def shear(environment):
 
 
 @pytest.fixture
-def run(shear, inputs, tmp_path, monkeypatch):
+def run(shear, inputs, tmp_path):
     """``run(output_dir, *flags, **changes)``: the example in this process."""
 
     def call(output_dir, *flags: str, **changes) -> None:
         config = tmp_path / "config.yaml"
         config.write_text(yaml.safe_dump(inputs | changes))
         output = [] if output_dir is None else ["--output_dir", str(output_dir)]
-        monkeypatch.setattr("sys.argv", ["shear.py", "--config", str(config), *output, *flags])
-        shear.main()
+        shear.main(["--config", str(config), *output, *flags])
 
     return call
 
@@ -267,6 +267,52 @@ def test_a_killed_run_goes_on_from_its_checkpoint(whole, run, shear, tmp_path, m
     assert results["baselines"] == {}
 
 
+CHANGES = {
+    "mixture_floor": (0.3, "mixture_floor was 0.0 and is now 0.3"),
+    "dynamic_batches": (False, "dynamic_batches was True and is now False"),
+    "hardening_ratio": (0.1, "hardening_ratio was 0.4 and is now 0.1"),
+    "weight_decay": (0.5, "weight_decay was 0.0 and is now 0.5"),
+    "per_device_train_batch_size": (2, "samples per step was 4 and is now 2"),
+    "mask_tokens": (3 * STEP_TOKENS, "mask_tokens was 384 and is now 192"),
+    "max_length": (8, "max_length was 16 and is now 8"),
+    "distillation": ("forward_kl", "distillation was 'none' and is now 'forward_kl'"),
+}
+
+
+def test_a_resume_is_the_run_that_it_continues(run, inputs, tmp_path, capsys):
+    folder, text, source = tmp_path / "run", tmp_path / "text", tmp_path / "model"
+    shutil.copytree(inputs["data_dir"], text)
+    shutil.copytree(inputs["model_name_or_path"], source)
+    own = {"data_dir": str(text), "model_name_or_path": str(source)}
+    run(folder, "--stop_after", "mask_learning", **own)
+    record = (folder / "stages.json").read_text()
+    for name, (value, shown) in CHANGES.items():
+        with pytest.raises(UsageError, match=f"`--resume` would continue '.*' with other arguments: {shown}. Give the"):
+            run(folder, "--resume", **own | {name: value})
+    path = text / "books" / "a.txt"
+    before = path.read_text()
+    path.write_text(before.replace(before[0], "z" if before[0] != "z" else "y", 1))  # as many tokens as before
+    with pytest.raises(
+        UsageError, match="other arguments: the (held-out )?text of domain 'books' has changed. Give the"
+    ):
+        run(folder, "--resume", **own)
+    path.write_text(before)
+    model = AutoModelForCausalLM.from_pretrained(source)
+    model.model.norm.weight.data[0] += 1
+    model.save_pretrained(source)
+    with pytest.raises(UsageError, match=r"arguments: the source \(`model_name_or_path`\) has changed. Give the same"):
+        run(folder, "--resume", **own)
+    assert (folder / "stages.json").read_text() == record
+    capsys.readouterr()
+    # The same text and source elsewhere, another split of the batch, and what only recovery reads.
+    changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "recovery_tokens": 3 * STEP_TOKENS}
+    run(folder, "--resume", "--baselines", "false", **changes)
+    said = capsys.readouterr().out
+    for shown in ("recovery_tokens was 379 and is now 192", "gradient_accumulation_steps was 1 and is now 2"):
+        assert shown in said
+    assert results_of(folder)["tokens"]["recovery"] == 3 * STEP_TOKENS
+
+
 def test_a_finished_run_is_neither_overwritten_nor_run_again(whole, run, tmp_path):
     folder = whole[0]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
@@ -410,10 +456,10 @@ TRAINING_OPTIONS = """activation_checkpointing activation_checkpointing_kwargs b
     distillation distillation_temperature distillation_weight dynamic_batches end_temperature
     eval_token_share hardening_ratio mask_learning_rate mask_scheduler mixture_ceiling mixture_floor
     mixture_weights multiplier_learning_rate num_tokens peft_config recovery_method reference_losses
-    shape_gap_tolerance start_noise start_temperature""".split()
+    shape_gap_tolerance start_noise start_temperature trust_checkpoint""".split()
 
 
-def test_options_are_frozen_and_shown(shear, monkeypatch, capsys):
+def test_options_are_frozen_and_shown(shear, capsys):
     """A change here is a change of the interface."""
     assert sorted(shear.PipelineArguments.__dataclass_fields__) == PIPELINE_OPTIONS
     ours = set(ShearTrainingArguments.__annotations__) - CHANGED_DEFAULTS - {"_VALID_DICT_FIELDS"}

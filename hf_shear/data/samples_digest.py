@@ -60,9 +60,9 @@ def _add_column(digest, name: str, rows) -> None:
 
     digest.update(name.encode())
     for start in range(0, len(rows), _BATCH):
-        for chunk in rows[start : start + _BATCH].column(name).chunks:
-            digest.update(np.ascontiguousarray(pc.list_value_length(chunk), dtype=np.int32))
-            digest.update(np.ascontiguousarray(chunk.flatten(), dtype=np.int32))
+        lists = rows[start : start + _BATCH].combine_chunks().column(name).chunk(0)  # the same however it was stored
+        digest.update(np.ascontiguousarray(pc.list_value_length(lists), dtype=np.int32))
+        digest.update(np.ascontiguousarray(lists.flatten(), dtype=np.int32))
 
 
 def _add_sample(digest, sample) -> None:

@@ -96,7 +96,7 @@ class RunFolder:
             self._replaces = not unused
         self.path.mkdir(parents=True, exist_ok=True)
         self._stage_seconds = 0.0
-        self._stages = self._read_stages() if resume else {}
+        self._stages = _read_stages(self.path) if resume else {}
         self._check_settings(settings or {})
         if not resume and not self._replaces:
             self._write()
@@ -123,15 +123,6 @@ class RunFolder:
         self._check_settings(self._stages["settings"] | settings)
         if not self._replaces:
             self._write()
-
-    def _read_stages(self) -> dict:
-        try:
-            return read_json(self.path / _STAGES_NAME)
-        except UsageError as error:
-            whole = [last_whole_checkpoint(folder) for folder in sorted(self.path.iterdir()) if folder.is_dir()]
-            whole = [path for path in whole if path is not None]
-            left = f"The last whole checkpoint in it is {whole[-1]!r}" if whole else "No checkpoint in it is whole"
-            raise UsageError(f"`--resume`: {error} {left}.") from error
 
     def _check_settings(self, settings: dict) -> None:
         settings = json.loads(json.dumps(settings))
@@ -199,6 +190,16 @@ class RunFolder:
         return last_whole_checkpoint(self.path / stage, PartialState().print)
 
 
+def _read_stages(folder: Path) -> dict:
+    try:
+        return read_json(folder / _STAGES_NAME)
+    except UsageError as error:
+        whole = [last_whole_checkpoint(stage) for stage in sorted(folder.iterdir()) if stage.is_dir()]
+        whole = [path for path in whole if path is not None]
+        left = f"The last whole checkpoint in it is {whole[-1]!r}" if whole else "No checkpoint in it is whole"
+        raise UsageError(f"`--resume`: {error} {left}.") from error
+
+
 def _without(values: dict, *names: str) -> dict:
     return {name: value for name, value in values.items() if name not in names}
 
@@ -224,4 +225,4 @@ def finished_stages(path: str | os.PathLike) -> list[str] | None:
     stages = Path(path) / _STAGES_NAME
     if not stages.is_file():
         return None
-    return [name for name in read_json(stages) if name != "settings"]
+    return [name for name in _read_stages(Path(path)) if name != "settings"]

@@ -103,7 +103,7 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     Raises:
         ValueError: anything that does not fit; nothing has been trained or deleted then.
     """
-    if MASK_LEARNING not in (finished_stages(args.output_dir) or ()):
+    if pipeline.overwrite or MASK_LEARNING not in (finished_stages(args.output_dir) or ()):
         check_mask_options(args)
     config = AutoConfig.from_pretrained(pipeline.model_name_or_path)
     target, reasons = choose_target(pipeline, config)
