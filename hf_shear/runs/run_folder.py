@@ -22,8 +22,10 @@ from ..training.state_file import STATE_NAME, read_json, write_json_atomically
 _STAGES_NAME = "stages.json"
 _UNUSED = {"settings", "source"}  # what a run has recorded that was refused, or stopped, before any training
 _FREE_SETTINGS = {
-    "num_proc", "baselines", "baseline_learning_rates", "stop_after", "resume", "overwrite", "keep_adapter", *TARGET_NAMES,
-    "model_name_or_path", "teacher_name_or_path", "pruned", "data_dir",  # compared by what is there, not by its name
+    "num_proc", "baselines", "baseline_learning_rates", "stop_after", "resume", "overwrite", "keep_adapter",
+    # Compared by what they lead to: the target's shape, digests of checkpoints and of packed text.
+    *TARGET_NAMES, "preset", "target_num_parameters", "model_name_or_path", "teacher_name_or_path", "pruned", "data_dir",
+    "text_field", "skip_unreadable", "skip_null_text", "parse_special_tokens",
 }  # fmt: skip
 _OF_RECOVERY = ("recovery_tokens", "recovery_method", "peft_config", "quantize", "lr_scheduler_type")
 _MAY_CHANGE, _UNTIL = "may_change", "may_change_until"
