@@ -89,8 +89,8 @@ def _entries_of_file(path: str | Path | None) -> list[Entry]:
     content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     if not isinstance(content, dict):
         raise UsageError(
-            f"`--config` {str(path)!r} must hold names and values, but it holds a {type(content).__name__}. Write lines such"
-            " as `seed: 7`."
+            f"`--config` {str(path)!r} must hold names and values, but it holds a {type(content).__name__}. Write lines"
+            " such as `seed: 7`."
         )
     return [
         Entry(f"--{name}", _words(value), f" in {str(path)!r}") for name, value in content.items() if value is not None
