@@ -22,7 +22,7 @@ from hf_shear.shapes import TARGET_NAMES
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
 TOKENS = "give --mask_tokens and --recovery_tokens"
 NOT_HERE = {
-    "num_tokens": TOKENS, "max_steps": TOKENS, "num_train_epochs": TOKENS, "push_to_hub": "hf-shear push OUT REPO_ID",
+    "num_tokens": TOKENS, "max_steps": TOKENS, "num_train_epochs": TOKENS, "push_to_hub": "use hf-shear push OUT REPO_ID",
 }  # fmt: skip
 
 

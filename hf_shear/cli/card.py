@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..core import check_output_file
 from ..publishing import CARD_NAME, find_run, model_card, named_license, source_license, write_card
 
 SUMMARY = "Write a model's card from its results, without a network."
@@ -38,6 +39,8 @@ class Arguments:
 def run(arguments: Arguments) -> None:
     """Write the card and say where."""
     license = named_license(arguments.license, arguments.license_name, arguments.license_link)
+    if arguments.output is not None:
+        check_output_file("output", arguments.output)
     files = find_run(arguments.folder)
     card = model_card(
         files.results, provenance=files.provenance, evaluation=files.evaluation, arm=files.arm,
@@ -45,8 +48,8 @@ def run(arguments: Arguments) -> None:
         source=arguments.source_name, rebuild_command=arguments.rebuild_command, datasets=arguments.datasets,
         language=arguments.language,
     )  # fmt: skip
-    output = arguments.output or files.checkpoint / CARD_NAME
-    path = write_card(card, Path(output), arguments.overwrite)
+    output = Path(arguments.output or files.checkpoint / CARD_NAME)
+    path = write_card(card, output, arguments.overwrite)
     print(f"Wrote {path}.")
     if card.data.get("license") is None:
         print("The licence of the source was not found: give it with --license before you publish.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from .. import runs
-from ..core import UsageError
+from ..core import UsageError, check_output_file
 
 SUMMARY = "Judge a checkpoint, or compare two: size, loss by domain, lm-eval tasks, speed."
 EXAMPLE = "hf-shear evaluate path/to/llama sheared/recovered --data_dir text --tasks_dir tasks --tasks my_task"
@@ -56,8 +56,7 @@ class Arguments(runs.TextArguments):
         super().__post_init__()
         if self.tasks_dir is not None and not self.task_names:
             raise UsageError("`tasks_dir` is given without `tasks`. Name the tasks, such as `--tasks shear_piqa`.")
-        if Path(self.output).is_dir():
-            raise UsageError(f"`output` must be a file, but {self.output!r} is a folder.")
+        check_output_file("output", self.output)
         if Path(self.output).exists() and not self.overwrite:
             raise UsageError(f"`output` {self.output!r} exists. Name another file, or replace it with `--overwrite`.")
 

@@ -25,8 +25,8 @@ EXAMPLE = "hf-shear interleave path/to/llama --data_dir text --hidden_size 2048 
 POSITIONAL = ("model_name_or_path",)
 OTHERS = (ShearTrainingArguments,)
 REFUSED = {name: "give --num_tokens" for name in ("max_steps", "num_train_epochs")} | {
-    "push_to_hub": "hf-shear push OUT REPO_ID",
-    "recovery_method": "all weights are trained between the stages",
+    "push_to_hub": "use hf-shear push OUT REPO_ID",
+    "recovery_method": "all weights are trained between the stages; leave it out",
 }
 TRAINED = "trained"  # folder of the result
 
@@ -58,7 +58,9 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
 def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     """Prune and train by turns, cut, save to <output_dir>/trained."""
     if args.num_tokens is None or args.output_dir == "trainer_output":
-        raise UsageError("`num_tokens` and `output_dir` are needed: the budget of all stages together, and a folder.")
+        raise UsageError(
+            "`num_tokens` and `output_dir` are needed: the budget of all stages together, and a folder. Give both."
+        )
     folder = Path(args.output_dir) / TRAINED
     if folder.exists():
         raise UsageError(f"`output_dir` {args.output_dir!r} holds a finished run. Name another folder.")

@@ -13,8 +13,8 @@ Arguments = runs.PipelineArguments
 OTHERS = (ShearTrainingArguments,)
 TOKENS = "give --mask_tokens and --recovery_tokens"
 REFUSED = {name: TOKENS for name in ("num_tokens", "max_steps", "num_train_epochs")} | {
-    "push_to_hub": "hf-shear push OUT REPO_ID",
-    "stop_after": "the verb says it",
+    "push_to_hub": "use hf-shear push OUT REPO_ID",
+    "stop_after": "the verb says it; leave it out",
 }
 
 

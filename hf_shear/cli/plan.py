@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 from transformers import AutoConfig
 
-from ..core import UsageError, check_ranges
+from ..core import UsageError, check_output_file, check_ranges
 from ..modeling import check_supported_source
 from ..recovery import training_flops_per_token
-from ..reporting import plot_law_curves
+from ..reporting import check_picture, plot_law_curves
 from ..scaling_law import (
     Candidate,
     Case,
@@ -84,7 +84,12 @@ class Arguments:
     def __post_init__(self):
         check_ranges(self)
         if not Path(self.runs).exists():
-            raise UsageError(f"`runs` {self.runs!r} is neither a file nor a folder.")
+            raise UsageError(f"`runs` {self.runs!r} is neither a file nor a folder. Name one that holds recovery runs.")
+        for name in ("save", "plot"):
+            if getattr(self, name) is not None:
+                check_output_file(name, getattr(self, name), [self.runs])
+        if self.plot is not None:
+            check_picture("plot", self.plot)
         if self.checkpoint is not None and self.num_parameters is not None:
             raise UsageError("`checkpoint` and `num_parameters` say the same; give one of them.")
         if self.fixed is not None and not isinstance(self.fixed_constants, dict):
@@ -95,7 +100,9 @@ class Arguments:
                 f"`{asked[0]}` needs a source to plan for: give `--checkpoint`, or `--num_parameters`, and `--source_loss`."
             )
         if self.names_a_source and self.source_loss is None:
-            raise UsageError("`source_loss` is needed: the held-out loss of the source, which the law starts from.")
+            raise UsageError(
+                "`source_loss` is needed, but it was not given. Give the held-out loss of the source, where the law starts."
+            )
 
     @property
     def names_a_source(self) -> bool:
@@ -115,6 +122,7 @@ class Arguments:
 
 def run(arguments: Arguments) -> None:
     """Fit or load the law, ask it about each candidate, print."""
+    candidates = make_candidates(arguments) if arguments.names_a_source else []  # refused before a fit that takes long
     fit = load_law(arguments)
     if arguments.save is not None:
         fit.save(arguments.save)
@@ -122,7 +130,6 @@ def run(arguments: Arguments) -> None:
     facts["report"] = None if fit.report is None else fit.report.to_dict()
     parts = [_law_text(fit)]
     if arguments.names_a_source:
-        candidates = make_candidates(arguments)
         rows = [candidate_facts(fit, candidate, arguments) for candidate in candidates]
         plan = None
         if arguments.flops is not None:
@@ -142,7 +149,7 @@ def run(arguments: Arguments) -> None:
 def load_law(arguments: Arguments) -> LawFit:
     """The law of the runs, or the saved one."""
     path = Path(arguments.runs)
-    if path.suffix == ".json" and path.is_file() and '"theta"' in path.read_text(encoding="utf-8"):
+    if path.suffix == ".json" and path.is_file() and b'"theta"' in path.read_bytes():
         return LawFit.load(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScalingLawWarning)  # they are part of the report

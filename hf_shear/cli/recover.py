@@ -16,7 +16,10 @@ SUMMARY = "Train a pruned model back: all weights, LoRA, norms and biases; with 
 EXAMPLE = "hf-shear recover path/to/llama --output_dir sheared --data_dir text --distillation forward_kl"
 POSITIONAL = ("model_name_or_path",)
 OTHERS = (ShearTrainingArguments,)
-REFUSED = learn.REFUSED | {"resume": "this verb always goes on", "overwrite": "this verb always goes on"}
+REFUSED = learn.REFUSED | {
+    "resume": "this verb always goes on; leave it out",
+    "overwrite": "this verb always goes on; leave it out",
+}
 
 
 @dataclass(kw_only=True)
@@ -32,7 +35,7 @@ def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
     """Go on with the run in ``output_dir``, or start one from ``pruned``: recovery, baselines if asked for, report."""
     started = time.perf_counter()
     if args.output_dir == "trainer_output":
-        raise UsageError("`output_dir` is needed: the folder of the run that `hf-shear learn` made, or a new one.")
+        raise UsageError("`output_dir` is needed. Give the folder of the run that `hf-shear learn` made, or a new one.")
     require_matplotlib()  # for the report; now, not after the training
     run, learned = _adopted(pipeline, args) if pipeline.pruned is not None else _learned(pipeline, args)
     run = runs.with_teacher_logits(run)

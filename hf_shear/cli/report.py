@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core import UsageError
-from ..reporting import write_html_report
+from ..core import UsageError, check_output_file
+from ..reporting import EVALUATION_NAME, write_html_report
 from ..runs import RESULTS_NAME, finished_stages
 
 SUMMARY = "Show a run on one page: what was kept, losses, comparison, speed. One HTML file, no network."
@@ -24,11 +24,14 @@ class Arguments:
     def __post_init__(self):
         folder = Path(self.run_folder)
         if not folder.is_dir():
-            raise UsageError(f"`run_folder` must be the folder of a run, but {self.run_folder!r} is no folder.")
+            raise UsageError(
+                f"`run_folder` must be the folder of a run, but {self.run_folder!r} is no folder. Name the"
+                " `--output_dir` of a run."
+            )
         if not (folder / RESULTS_NAME).is_file():
             raise UsageError(f"`run_folder` {self.run_folder!r} holds no {RESULTS_NAME}: {_why_no_results(folder)}")
-        if self.output is not None and Path(self.output).is_dir():
-            raise UsageError(f"`output` must be a file, but {self.output!r} is a folder. Name a file in it.")
+        if self.output is not None:
+            check_output_file("output", self.output, [folder / name for name in (RESULTS_NAME, EVALUATION_NAME)])
 
 
 def _why_no_results(folder: Path) -> str:

@@ -1,7 +1,8 @@
-"""What every other package may use: errors and how they are shown, and the ranges of numbers."""
+"""What every other package may use: errors and how they are shown, the ranges of numbers, files to write."""
 
 from .errors import FailedError, MissingExtraError, UsageError
 from .one_line import DEBUG, FAILED, INTERRUPTED, OK, WRONG_USE, run_command_line
+from .output_files import check_output_file
 from .ranges import FINITE, POSITIVE, RANGES, Range, check_ranges
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "MissingExtraError",
     "Range",
     "UsageError",
+    "check_output_file",
     "check_ranges",
     "run_command_line",
 ]

@@ -7,7 +7,7 @@ from hf_shear.reporting.bench_plot import plot_bench
 from hf_shear.reporting.bench_table import bench_csv, bench_markdown, bench_rows
 from hf_shear.reporting.html_report import html_report, write_html_report
 from hf_shear.reporting.law_plots import plot_law_curves
-from hf_shear.reporting.plots import plot_domains, plot_kept_units, plot_sizes, require_matplotlib
+from hf_shear.reporting.plots import check_picture, plot_domains, plot_kept_units, plot_sizes, require_matplotlib
 from hf_shear.reporting.redaction import redact_command, redact_tokens
 from hf_shear.reporting.results import (
     EVALUATION_NAME,
@@ -32,6 +32,7 @@ __all__ = [
     "bench_csv",
     "bench_markdown",
     "bench_rows",
+    "check_picture",
     "check_results",
     "collect_versions",
     "comparison_table",

@@ -453,6 +453,21 @@ def require_matplotlib() -> None:
         raise MissingExtraError("Pictures need matplotlib: pip install 'hf-shear[plots]'.") from error
 
 
+def check_picture(argument: str, path: str | os.PathLike) -> None:
+    """Refuse a file whose ending names no format of pictures, before what is drawn has been computed.
+
+    Args:
+        argument: that names it, for messages.
+        path: of the file.
+    """
+    require_matplotlib()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    ending, formats = os.path.splitext(path)[1].removeprefix("."), sorted(FigureCanvasBase.get_supported_filetypes())
+    if ending and ending.lower() not in formats:
+        raise UsageError(f"`{argument}` must end in one of {', '.join(formats)}, but it is {str(path)!r}.")
+
+
 def _new_figure(height: float) -> Figure:
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ _EXAMPLES = {
     float: "Give one such as 0.1 or 1e-4.",
     string_to_bool: "Give one of them.",
 }
+_MAX_SHOWN = 200  # characters of a value
 _TOKENS = ("token", "hub_token", "hf_token")
 NO_TOKEN = (
     "Set the environment variable HF_TOKEN, or log in with `hf auth login`: shells keep what stands on a command line."
@@ -138,15 +138,17 @@ def _converted(name: str, text: str, place: str, action: argparse.Action) -> Any
         value = action.type(text) if action.type is not None else text
     except (ValueError, TypeError, argparse.ArgumentTypeError):
         kind = _KINDS.get(action.type, f"a {getattr(action.type, '__name__', 'value of its own kind')}")
-        raise UsageError(
-            f"`{name}`{place} must be {kind}, but it is {reprlib.repr(text)}. {_fix(action, text)}"
-        ) from None
+        raise UsageError(f"`{name}`{place} must be {kind}, but it is {_shown(text)}. {_fix(action, text)}") from None
     if action.choices is not None and value not in action.choices:
         raise UsageError(
-            f"`{name}`{place} must be one of {', '.join(map(str, action.choices))}, but it is {reprlib.repr(text)}."
+            f"`{name}`{place} must be one of {', '.join(map(str, action.choices))}, but it is {_shown(text)}."
             f" {_fix(action, text)}"
         )
     return value
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "...")
 
 
 def _fix(action: argparse.Action, text: str) -> str:

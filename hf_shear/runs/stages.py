@@ -48,6 +48,7 @@ from .choose_target import choose_target
 from .domain_data import DomainData, prepare_domain_data
 from .learned_cut import check_learned_cut, cut_learned_masks
 from .pipeline_arguments import MASK_STARTS, PipelineArguments, TextArguments
+from .places import check_places
 from .report import judge_checkpoint, run_results, write_report
 from .run_folder import RunFolder, finished_stages, run_settings
 from .saves import check_run
@@ -147,7 +148,10 @@ def read_checkpoints(pipeline, args: ShearTrainingArguments, config: PretrainedC
 def read_domains(pipeline, args: ShearTrainingArguments, default_domains=None):
     """Text per domain, checked against the arguments."""
     if pipeline.data_dir is None and default_domains is None:
-        raise UsageError("`data_dir` is needed: a folder with one sub-folder or file of text per domain.")
+        raise UsageError(
+            "`data_dir` is needed, but it was not given. Name a folder with one sub-folder or file of text per domain."
+        )
+    check_places(pipeline, None if args.output_dir == "trainer_output" else args.output_dir)
     with PartialState().local_main_process_first():  # reads; the others find it cached
         domains = load_text(pipeline) if pipeline.data_dir else default_domains()
     check_domain_arguments(args, list(domains))

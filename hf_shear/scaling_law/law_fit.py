@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import reprlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core import UsageError
-from ..reporting import write_results
+from ..reporting import read_results, write_results
 from .bootstrap import bootstrap
 from .check_runs import check_runs
 from .curves import FLOPS_PER_PARAMETER_AND_TOKEN, LossCurve, NumericCurve, PowerCurve
 from .estimates import Estimate, interval, tokens_estimate
 from .fit_report import FitReport, fit_warnings, run_quality
 from .fitting import ROBUST_LOSSES, ROBUST_SCALES, WEIGHTINGS, Problem, scatter, solve
-from .forms import P2, P2_FIVE, POWER_LAW, TOKENS, LawForm, feature_values, resolve_form, term_values
+from .forms import FORMS, P2, P2_FIVE, POWER_LAW, TOKENS, LawForm, feature_values, resolve_form, term_values
 from .identifiability import identifiability
 from .recovery_run import Case, RecoveryRun
 
@@ -29,6 +28,7 @@ DROP_START = 0.1
 """Share of each run's tokens at its start that a fit leaves out, where the loss falls faster than any power law."""
 NUM_STARTS = 16
 NUM_BOOTSTRAP = 100
+_SAVE_FIX = "Save the fit again (`hf-shear plan --save`)."
 MAX_TOKENS_FACTOR, MAX_SIZE_FACTOR = 4.0, 3.0
 """Extrapolation beyond these multiples of what was fitted is noted."""
 
@@ -151,18 +151,39 @@ class LawFit:
         """A fit that was saved; its report is in the file, and not read.
 
         Raises:
-            ValueError: the file holds no fit.
+            UsageError: the file holds no fit, or a damaged one.
         """
-        try:
-            saved = json.loads(Path(path).read_text(encoding="utf-8"))
-            form = resolve_form(saved["form"])
-            samples = np.array(saved["samples"]).reshape(-1, len(form.constants))
-            fitted = {name: tuple(limits) for name, limits in saved["fitted"].items()}
-            return cls(form, np.array(saved["theta"]), samples, fitted, saved["has_controls"], None)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"{os.fspath(path)!r} holds no fitted law ({error!r}). `LawFit.save` writes one."
-            ) from error
+        return _saved_fit(os.fspath(path), read_results(path))
+
+
+def _saved_fit(path: str, saved: Mapping) -> LawFit:
+    """The fit that a file holds, each of its parts checked."""
+
+    def part(name: str, rule: str, holds: Callable[[object], bool]):
+        if name not in saved:
+            raise UsageError(f"{path!r} lacks `{name}`, so it holds no fitted law. {_SAVE_FIX}")
+        if not holds(saved[name]):
+            raise UsageError(f"`{name}` in {path!r} must be {rule}, but it is {reprlib.repr(saved[name])}. {_SAVE_FIX}")
+        return saved[name]
+
+    def numbers(value: object, count: int) -> bool:
+        return isinstance(value, list) and len(value) == count and all(isinstance(one, int | float) and math.isfinite(one)
+                                                                       for one in value)  # fmt: skip
+
+    form = resolve_form(part("form", f"one of {', '.join(FORMS)}", lambda value: value in list(FORMS)))
+    size, names = len(form.constants), ("num_parameters", "fraction_removed", "tokens")
+    theta = part("theta", f"{size} finite numbers", lambda value: numbers(value, size))
+    samples = part(
+        "samples", f"lists of {size} finite numbers each",
+        lambda value: isinstance(value, list) and all(numbers(row, size) for row in value),
+    )  # fmt: skip
+    fitted = part(
+        "fitted", f"a dict with two finite numbers for each of {', '.join(names)}",
+        lambda value: isinstance(value, dict) and all(numbers(value.get(name), 2) for name in names),
+    )  # fmt: skip
+    has_controls = part("has_controls", "true or false", lambda value: isinstance(value, bool))
+    limits = {name: tuple(fitted[name]) for name in names}
+    return LawFit(form, np.array(theta), np.array(samples).reshape(-1, size), limits, has_controls, None)
 
 
 def curve_of(form: LawForm, theta: NDArray, case: Case) -> LossCurve:

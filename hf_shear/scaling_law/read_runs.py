@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from ..reporting import RESULTS_NAME, read_results
 from .recovery_run import Case, RecoveryRun
 
@@ -19,6 +22,8 @@ COLUMNS = ("run", "num_parameters", "fraction_removed", "source_loss", "tokens",
 OPTIONAL_COLUMNS = ("control_loss", "num_pruned_parameters", "source_tokens", "family", "pruning")
 """Columns of a CSV. All but tokens, loss and control_loss are the same in every row of a run."""
 CASE_COLUMNS = ("num_parameters", "fraction_removed", "source_loss", "num_pruned_parameters", "source_tokens")
+
+_STATE_FIX = "Take the file that the Trainer wrote."
 
 MAX_REFERENCE_DIFFERENCE = 0.1
 """Relative difference of a run's reference losses and its source's own, above which they were not measured on it."""
@@ -39,16 +44,20 @@ def read_runs(path: str | os.PathLike) -> list[RecoveryRun]:
     if path.is_dir():
         found = sorted(path.rglob(RESULTS_NAME))
         if not found:
-            raise UsageError(f"`runs`: the folder {str(path)!r} holds no {RESULTS_NAME}, at any depth.")
+            raise UsageError(
+                f"`runs`: the folder {str(path)!r} holds no {RESULTS_NAME}, at any depth. Name a folder with finished runs."
+            )
         return [run_from_results(file, str(file.parent.relative_to(path))) for file in found]
     if not path.is_file():
-        raise UsageError(f"`runs`: {str(path)!r} is neither a file nor a folder.")
+        raise UsageError(f"`runs`: {str(path)!r} is neither a file nor a folder. Name a CSV, a JSON file or a folder.")
     if path.suffix == ".csv":
         return runs_from_csv(path)
     content = _read_json(path)
     if isinstance(content, list):
+        if not content:
+            raise UsageError(f"{str(path)!r} lists no run. List one or more, each with the path of its state.")
         return [_listed_run(path, entry) for entry in content]
-    if "log_history" in content:
+    if isinstance(content, dict) and "log_history" in content:
         raise UsageError(
             f"{str(path)!r} is a Trainer's state and does not say which model was pruned. List it in a JSON file:"
             ' [{"name": ..., "path": ..., "num_parameters": ..., "fraction_removed": ..., "source_loss": ...}].'
@@ -78,9 +87,10 @@ def run_from_results(path: str | os.PathLike, name: str | None = None, source_lo
     if source_loss is None:
         source_loss = _reference_loss(path, source, rows)
     checkpoints = [(count, loss) for count, loss in checkpoints if count > 0] or [last]
-    case = Case(sizes[0], 1 - sizes[1] / sizes[0], source_loss, num_pruned_parameters=sizes[1])
     counts, losses = zip(*checkpoints, strict=True)
-    return RecoveryRun(name or Path(path).stem, case, counts, losses)
+    with _named(path):
+        case = Case(sizes[0], 1 - sizes[1] / sizes[0], source_loss, num_pruned_parameters=sizes[1])
+        return RecoveryRun(name or Path(path).stem, case, counts, losses)
 
 
 def _reference_loss(path, source: Mapping, rows: Sequence[Mapping]) -> float:
@@ -117,15 +127,17 @@ def run_from_trainer_state(
     """
     state = _read_json(Path(path))
     if not isinstance(state, dict) or "log_history" not in state:
-        raise UsageError(f"{os.fspath(path)!r} has no `log_history`: it is no trainer_state.json.")
-    tokens, losses = checkpoints_of_log(state["log_history"], tokens_per_step, loss_key)
+        raise UsageError(f"{os.fspath(path)!r} has no `log_history`. Name the trainer_state.json of a checkpoint.")
+    with _named(path):
+        tokens, losses = checkpoints_of_log(state["log_history"], tokens_per_step, loss_key)
     if not tokens:
         raise UsageError(
-            f"The log of {os.fspath(path)!r} has no {loss_key!r} after the start. Was the run evaluated"
-            " (`eval_strategy`)? `loss_key='loss'` takes the training loss."
+            f"The log of {os.fspath(path)!r} has no {loss_key!r} after the start. Evaluate during the run"
+            " (`eval_strategy`), or take the training loss with `loss_key='loss'`."
         )
     name = name or str(Path(path).parent.name)
-    return RecoveryRun(name, case, tokens, losses, family=family, pruning=pruning)
+    with _named(path):
+        return RecoveryRun(name, case, tokens, losses, family=family, pruning=pruning)
 
 
 def checkpoints_of_log(
@@ -134,19 +146,31 @@ def checkpoints_of_log(
     """Tokens and losses of a Trainer's log, in order of tokens; an entry that repeats a step replaces the one before.
 
     Raises:
-        ValueError: nothing says how many tokens a step has.
+        ValueError: nothing says how many tokens a step has; or the log is none, or holds losses or tokens that are no
+            numbers.
     """
+    if not isinstance(log_history, Sequence) or isinstance(log_history, str):
+        raise UsageError(f"`log_history` must be a list, but it is {reprlib.repr(log_history)}. {_STATE_FIX}")
     found = {}
-    for entry in log_history:
+    for index, entry in enumerate(log_history):
+        if not isinstance(entry, Mapping):
+            raise UsageError(f"`log_history[{index}]` must be a dict, but it is {reprlib.repr(entry)}. {_STATE_FIX}")
         if loss_key not in entry:
             continue
+        for key in (loss_key, "num_tokens", "num_input_tokens_seen", "step"):
+            if key in entry and not _is_number(entry[key]):
+                raise UsageError(
+                    f"`log_history[{index}].{key}` must be a number, but it is {reprlib.repr(entry[key])}. {_STATE_FIX}"
+                )
         tokens = entry.get("num_tokens", entry.get("num_input_tokens_seen"))
         if tokens is None:
             if tokens_per_step is None:
                 raise UsageError(
                     "`tokens_per_step` is needed: the log counts no tokens (no `num_tokens` or `num_input_tokens_seen`)."
-                    " It is samples per step x tokens per sample, over all processes."
+                    " Give samples per step x tokens per sample, over all processes."
                 )
+            if "step" not in entry:
+                raise UsageError(f"`log_history[{index}]` lacks `step`. {_STATE_FIX}")
             tokens = entry["step"] * tokens_per_step
         if tokens > 0:
             found[tokens] = entry[loss_key]
@@ -159,21 +183,37 @@ def runs_from_csv(path: str | os.PathLike) -> list[RecoveryRun]:
     Raises:
         ValueError: a column is missing or unknown, a cell is no number, or facts differ within a run.
     """
-    with open(path, encoding="utf-8", newline="") as stream:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{os.fspath(path)!r} is no text in UTF-8: {error.reason}. Save it as UTF-8.") from error
+    with io.StringIO(text, newline="") as stream:
         reader = csv.DictReader(stream)
         header = reader.fieldnames or []
+        twice = sorted({name for name in header if header.count(name) > 1})
+        if twice:
+            raise UsageError(f"{os.fspath(path)!r} has the column {twice[0]!r} twice. Remove one of them.")
         missing = [name for name in COLUMNS if name not in header]
         unknown = [name for name in header if name not in COLUMNS + OPTIONAL_COLUMNS]
         if missing or unknown:
             raise UsageError(
                 f"{os.fspath(path)!r} must have the columns {', '.join(COLUMNS)}, and may have"
                 f" {', '.join(OPTIONAL_COLUMNS)}; missing: {', '.join(missing) or 'none'}; unknown:"
-                f" {', '.join(map(str, unknown)) or 'none'}."
+                f" {', '.join(map(str, unknown)) or 'none'}. Write them in the first line."
             )
         rows: dict[str, list[dict]] = {}
         for number, row in enumerate(reader, start=2):
+            if None in row:
+                raise UsageError(
+                    f"{os.fspath(path)!r}, line {number}: there are more cells than columns ({len(header)}). Remove them."
+                )
+            if not row["run"]:
+                raise UsageError(f"{os.fspath(path)!r}, line {number}: `run` must not be empty. Name the run.")
             rows.setdefault(row["run"], []).append(_parse_row(path, number, row))
-    return [_run_from_rows(path, name, part) for name, part in rows.items()]
+    if not rows:
+        raise UsageError(f"{os.fspath(path)!r} has no rows. Write one for each checkpoint of each run.")
+    with _named(path):
+        return [_run_from_rows(path, name, part) for name, part in rows.items()]
 
 
 def _parse_row(path, number: int, row: Mapping[str, str]) -> dict:
@@ -192,6 +232,7 @@ def _parse_row(path, number: int, row: Mapping[str, str]) -> dict:
         if not math.isfinite(parsed[name]):
             raise UsageError(
                 f"{os.fspath(path)!r}, line {number}: `{name}` must be a finite number, but it is {text!r}."
+                " Correct the cell, or remove the line."
             )
     return parsed
 
@@ -208,7 +249,9 @@ def _run_from_rows(path, name: str, rows: list[dict]) -> RecoveryRun:
     controls = [row.get("control_loss") for row in rows]
     if any(value is None for value in controls):
         if any(value is not None for value in controls):
-            raise UsageError(f"{os.fspath(path)!r}: run {name!r} has `control_loss` in some rows only.")
+            raise UsageError(
+                f"{os.fspath(path)!r}: run {name!r} has `control_loss` in some rows only. Give it in all or in none."
+            )
         controls = None
     case = Case(**{column: rows[0].get(column) for column in CASE_COLUMNS})
     tokens, losses = [row["tokens"] for row in rows], [row["loss"] for row in rows]
@@ -230,22 +273,53 @@ def write_runs_csv(path: str | os.PathLike, runs: Sequence[RecoveryRun]) -> None
 def _listed_run(path: Path, entry: Mapping) -> RecoveryRun:
     """One entry of a JSON list; a relative path is read from the list's folder."""
     options = ("name", "tokens_per_step", "loss_key", "family", "pruning")
+    if not isinstance(entry, dict):
+        raise UsageError(
+            f"A run in {str(path)!r} must be a dict, but it is {reprlib.repr(entry)}. Write its facts by name."
+        )
     unknown = [name for name in entry if name not in (*options, *CASE_COLUMNS, "path")]
     missing = [name for name in ("path", *CASE_COLUMNS[:3]) if name not in entry]
     if unknown or missing:
         raise UsageError(
             f"A run in {str(path)!r} must have path, {', '.join(CASE_COLUMNS[:3])}, and may have"
             f" {', '.join((*options, *CASE_COLUMNS[3:]))}; missing: {', '.join(missing) or 'none'}; unknown:"
-            f" {', '.join(unknown) or 'none'}."
+            f" {', '.join(unknown) or 'none'}. Give what is missing, and leave out the rest."
         )
-    case = Case(**{name: entry[name] for name in CASE_COLUMNS if name in entry})
+    for name in ("path", *(name for name in options if name != "tokens_per_step")):
+        if name in entry and not isinstance(entry[name], str):
+            raise UsageError(
+                f"`{name}` of a run in {str(path)!r} must be a string, but it is {entry[name]!r}. Give a string."
+            )
+    with _named(path):
+        if entry.get("tokens_per_step") is not None:
+            check_ranges({"tokens_per_step": entry["tokens_per_step"]})
+        case = Case(**{name: entry[name] for name in CASE_COLUMNS if name in entry})
     return run_from_trainer_state(
         path.parent / entry["path"], case, **{name: entry[name] for name in options if name in entry}
     )
 
 
 def _read_json(path: Path):
+    if not path.is_file():
+        raise UsageError(f"{str(path)!r} is no file. Give the path of one.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # also JSONDecodeError and UnicodeDecodeError
-        raise UsageError(f"{str(path)!r} is not valid JSON: {error}") from error
+        raise UsageError(f"{str(path)!r} is not valid JSON: {error}. Write it again.") from error
+    except RecursionError:
+        raise UsageError(f"{str(path)!r} is not valid JSON: it is nested too deep. Write it again.") from None
+
+
+@contextmanager
+def _named(path: str | os.PathLike) -> Iterator[None]:
+    """Say of a mistake in which file it is."""
+    try:
+        yield
+    except UsageError as error:
+        if repr(os.fspath(path)) in str(error):
+            raise
+        raise UsageError(f"{os.fspath(path)!r}: {error}") from error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -49,6 +49,7 @@ class Case:
                 f"`num_parameters` must count parameters one by one, but it is {self.num_parameters:g}: that looks like"
                 " millions or billions. Give 1.3e9 for 1.3 billion."
             )
+        _number("fraction_removed", self.fraction_removed)
         if not 0 < self.fraction_removed < 1:
             hint = f" Give {self.fraction_removed / 100:g} for {self.fraction_removed:g} %." if self._percent else ""
             raise UsageError(
@@ -195,10 +196,12 @@ def rising_slope(tokens: Sequence[float], losses: Sequence[float]) -> float:
     return float(slope) if slope > 0 and slope > t.ppf(1 - MAX_CHANCE, len(x) - 2) * error else 0.0
 
 
-def _positive(name: str, value: float) -> None:
+def _number(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
-        raise UsageError(
-            f"`{name}` must be a finite number, but it is {value!r}. Leave the checkpoint out, or mend it."
-        )
+        raise UsageError(f"`{name}` must be a finite number, but it is {value!r}. Correct it, or leave it out.")
+
+
+def _positive(name: str, value: float) -> None:
+    _number(name, value)
     if value <= 0:
-        raise UsageError(f"`{name}` must be above 0, but it is {value!r}.")
+        raise UsageError(f"`{name}` must be above 0, but it is {value!r}. Correct it, or leave it out.")
