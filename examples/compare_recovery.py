@@ -27,7 +27,6 @@ from shear import EMBEDDED, PipelineArguments
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_shear import ShearTrainer, ShearTrainingArguments, runs
-from hf_shear.data import load_domains
 from hf_shear.recovery import num_trainable, prepare_recovery, training_flops_per_token
 from hf_shear.recovery.adapters import peft_config_from
 from hf_shear.reporting import collect_versions, write_results
@@ -55,7 +54,8 @@ class Comparison:
         self.options, self.pipeline, self.args = options, pipeline, args
         self.source = AutoConfig.from_pretrained(options.source)
         tokenizer = AutoTokenizer.from_pretrained(options.source)
-        domains = load_domains(options.data_dir) if options.data_dir else stdlib_domains()
+        pipeline = replace(pipeline, data_dir=options.data_dir)
+        domains = runs.load_text(pipeline) if options.data_dir else stdlib_domains()
         self.data = runs.pack(pipeline, domains, tokenizer, self.source)
         self.peft_config = {"r": options.rank, "lora_alpha": 2 * options.rank, "target_modules": "all-linear"}
         self.path = Path(options.output)

@@ -44,6 +44,7 @@ def parse(command_line: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--family", type=Path, required=True, help="folder of examples/family/train_family.py")
     parser.add_argument("--data_dir", help="text per domain; default: the standard library's, as for the family")
+    parser.add_argument("--text_field", default="text", help="field or column that holds the text (%(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the runs")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.15, 0.25, 0.35])
     parser.add_argument("--num_tokens", type=int, default=2_048_000, help="of each run (%(default)s)")
@@ -74,9 +75,8 @@ class FamilyRuns:
         self.sources = sorted((path.parent for path in options.family.glob("*/source.json")), key=lambda p: int(p.name))
         if not self.sources:
             raise SystemExit(f"{options.family} has no finished member: each is a folder with a source.json.")
-        settings = {
-            name: value for name, value in vars(options).items() if name not in ("family", "data_dir", "output")
-        }
+        paths = ("family", "data_dir", "text_field", "output")
+        settings = {name: value for name, value in vars(options).items() if name not in paths}
         self.results = {"settings": settings, "runs": [], "versions": collect_versions()}
         if options.output.is_file():
             self.results = json.loads(options.output.read_text(encoding="utf-8"))
@@ -94,7 +94,7 @@ class FamilyRuns:
         options, source = self.options, self.sources[0]
         tokenizer = AutoTokenizer.from_pretrained(source)
         if options.data_dir:
-            domains = load_domains(options.data_dir)
+            domains = load_domains(options.data_dir, options.text_field)
         else:
             sys.path.insert(0, str(Path(__file__).resolve().parent / "embedded"))
             from stdlib_domains import stdlib_domains

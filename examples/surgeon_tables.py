@@ -45,6 +45,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", required=True, help="checkpoint folder or hub name of a causal language model of linear layers")
     add("--data_dir", required=True, type=Path, help="folder of text files, or one .txt file")
+    add("--text_field", default="text", help="field or column that holds the text (%(default)s)")
     add("--calibration", default="train", help="file in --data_dir, without its suffix, for curvature")
     add("--evaluation", default="test", help="file in --data_dir, without its suffix, for the perplexities")
     add("--structure", nargs="+", default=["rows_and_columns"], choices=STRUCTURES)
@@ -77,7 +78,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def read_texts(options: argparse.Namespace) -> tuple[list[str], list[str]]:
     """Documents for curvature and for the perplexities."""
     if options.data_dir.is_dir():
-        domains = load_domains(options.data_dir)
+        domains = load_domains(options.data_dir, options.text_field)
         for name in (options.calibration, options.evaluation):
             if name not in domains:
                 raise ValueError(f"--data_dir holds {', '.join(sorted(domains))}, but not {name!r}.")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import json
+
 import pytest
 from datasets import Dataset, DatasetDict
-from training_helpers import VOCAB_SIZE, letter_tokenizer, random_documents, tiny_config
+from training_helpers import VOCAB_SIZE, letter_tokenizer, make_args, random_documents, tiny_config
 
+from hf_shear import runs
+from hf_shear.cli.main import VERBS
 from hf_shear.runs import prepare_domain_data
+from hf_shear.shapes import ModelShape
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +119,44 @@ def test_a_domain_with_few_held_out_tokens_is_warned_of(domains, tokenizer, data
 def test_what_does_not_fit_is_refused(domains, tokenizer, changes, config, text):
     with pytest.raises(ValueError, match=text):
         prepare(domains, tokenizer, tiny_config(**config), **changes)
+
+
+def test_the_arguments_of_text_reach_the_reader_and_the_tokenizer(tmp_path, tokenizer):
+    rows = [{"content": f"{text}</s>"} for text in random_documents(0, 12)]
+    (tmp_path / "code.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"content": None}])))
+    (tmp_path / "notes.docx").write_bytes(b"?")
+    options = {"data_dir": str(tmp_path), "text_field": "content", "skip_unreadable": True, "skip_null_text": True}
+    with pytest.warns(UserWarning, match=r"notes\.docx|skipped \(`skip_null_text`\), 1\.") as caught:
+        domains = runs.load_text(runs.DataArguments(**options))
+    assert len(caught) == 2 and domains["code"]["text"][:] == [row["content"] for row in rows]
+    end, unknown = tokenizer.eos_token_id, tokenizer.unk_token_id
+    for parse, ending in (
+        (False, [unknown, unknown, tokenizer.convert_tokens_to_ids("s"), unknown, end]),
+        (True, [end] * 2),
+    ):
+        arguments = runs.DataArguments(max_length=30 + len(ending), eval_tokens=40, held_out_fraction=0.3,
+                                       parse_special_tokens=parse, **options)  # fmt: skip
+        data = runs.pack(arguments, domains, tokenizer, tiny_config(max_position_embeddings=64))
+        samples = [*data.train["code"]["input_ids"], *data.held_out["code"]["input_ids"]]
+        assert [sample[30:] for sample in samples] == [ending] * 12
+
+
+def test_every_verb_that_reads_text_says_how(tmp_path):
+    verbs = {name: importlib.import_module(f"hf_shear.cli.{name}").Arguments for name in VERBS}
+    reading = {name for name, arguments in verbs.items() if "data_dir" in fields_of(arguments)}
+    assert reading == {"learn", "prune", "interleave", "export", "recover", "evaluate"}
+    asked = fields_of(runs.TextArguments)
+    assert {"text_field", "skip_unreadable", "skip_null_text", "parse_special_tokens"} < asked
+    for arguments in (*(verbs[name] for name in reading), runs.PipelineArguments, runs.BenchArguments):
+        assert asked <= fields_of(arguments)
+    pipeline = runs.PipelineArguments(model_name_or_path="x", text_field="content")
+    source = ModelShape.from_config(tiny_config())
+    settings = runs.run_settings(pipeline, source, make_args(tmp_path))
+    assert asked <= set(settings) and settings["text_field"] == "content"
+
+
+def fields_of(arguments) -> set[str]:
+    return {field.name for field in dataclasses.fields(arguments)}
 
 
 def test_a_domain_without_a_whole_sample_is_refused(tokenizer, domains):

@@ -14,6 +14,7 @@ from training_helpers import LENGTH, LETTERS, letter_tokenizer, plain_model, ran
 from transformers import PreTrainedTokenizerFast
 
 from hf_shear.cli import main
+from hf_shear.core import UsageError
 from hf_shear.evaluation import (
     PerplexityProtocol,
     SpeedProtocol,
@@ -55,6 +56,38 @@ def test_document_losses_are_the_naive_ones(window, stride):
         assert losses.nats[index] == pytest.approx(naive_loss(model, ids, window, stride), rel=1e-5)
         assert losses.num_tokens[index] == len(ids) - 1
         assert losses.num_bytes[index] == len(text.encode("utf-8"))
+
+
+def test_control_tokens_in_documents_are_text_unless_it_is_asked_for():
+    model, tokenizer = plain_model(attention_dropout=0.0), letter_tokenizer()
+    options = {"window": 16, "stride": 16}
+    assert document_losses(model, tokenizer, ["ab</s>"], **options).num_tokens.tolist() == [6]
+    parsed = document_losses(model, tokenizer, ["ab</s>"], **options, parse_special_tokens=True)
+    assert parsed.num_tokens.tolist() == [3]
+    with torch.no_grad():
+        assert parsed.nats[0] == pytest.approx(naive_loss(model.eval(), [1, 4, 5, 2], 16, 16), rel=1e-5)
+    texts = {"books": ["ab</s>"]}
+    for parse, num_tokens in ((False, 6), (True, 3)):
+        protocol = PerplexityProtocol(parse_special_tokens=parse).resolved(model.config)
+        record = perplexity_record(domain_losses(model, tokenizer, texts, protocol), tokenizer, protocol)
+        assert record["domains"]["books"]["num_tokens"] == num_tokens
+        assert record["protocol"]["parse_special_tokens"] == parse
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("ax", "holds 'x', which has id 27"), ("a<image>", "holds '<image>', which has")]
+)
+def test_ids_that_the_model_lacks_are_refused_before_any_forward(text, told):
+    model, tokenizer = plain_model(vocab_size=20), letter_tokenizer()
+    model.forward = None
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    with pytest.raises(UsageError, match=rf"`vocab_size` \(20\), but it {told}"):
+        document_losses(model, tokenizer, [text], window=16, stride=16)
+    tokenizer.bos_token = "<image>"
+    with pytest.raises(
+        UsageError, match=r"`tokenizer.bos_token_id or eos_token_id` must be below .* \(20\), but it is 30"
+    ):
+        document_losses(model, tokenizer, ["a"], window=16, stride=16)
 
 
 def test_the_loss_of_whole_documents_is_the_trainers_on_the_same_tokens():

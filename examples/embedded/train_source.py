@@ -65,6 +65,7 @@ class SourceArguments:
 
     output_dir: str
     data_dir: str | None = None
+    text_field: str = "text"
     vocab_size: int = 1536
     hidden_size: int = 128
     num_hidden_layers: int = 5
@@ -93,6 +94,7 @@ class SourceArguments:
 HELP = {
     "output_dir": "the checkpoint's folder",
     "data_dir": "folder with a sub-folder or file of text per domain; default: the standard library's text",
+    "text_field": "field or column that holds the text",
     "vocab_size": "pieces of the tokenizer",
     "max_length": "tokens per sample",
     "num_tokens": "training tokens",
@@ -350,7 +352,9 @@ def prepare_tokenizer(train: DatasetDict, arguments: SourceArguments) -> PreTrai
 def describe(model: PreTrainedModel, arguments: SourceArguments) -> dict:
     """What was trained and with what, for `source.json`."""
     packages = ("torch", "transformers", "tokenizers", "sentencepiece", "datasets")
-    recipe = {key: value for key, value in asdict(arguments).items() if key not in ("output_dir", "data_dir")}
+    recipe = {
+        key: value for key, value in asdict(arguments).items() if key not in ("output_dir", "data_dir", "text_field")
+    }
     return {
         "shape": {name: getattr(model.config, name) for name in (*SHAPE_NAMES, "head_dim")},
         "num_parameters": model.num_parameters(),
@@ -372,7 +376,7 @@ def main(command_line: list[str] | None = None) -> dict:
         raise ValueError(f"`output_dir` ({folder}) already holds a source model. Name another folder, or remove it.")
     folder.mkdir(parents=True, exist_ok=True)
 
-    domains = load_domains(arguments.data_dir) if arguments.data_dir else stdlib_domains()
+    domains = load_domains(arguments.data_dir, arguments.text_field) if arguments.data_dir else stdlib_domains()
     train_text, held_out_text = split_domains(domains, arguments.held_out_fraction, arguments.seed)
     tokenizer = prepare_tokenizer(train_text, arguments)
     train_samples = as_tensors(pack_domains(train_text, tokenizer, arguments.max_length))

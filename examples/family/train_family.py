@@ -53,6 +53,7 @@ def main(command_line: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--output_dir", required=True, help="a folder per size is made in it")
     parser.add_argument("--data_dir", help="a sub-folder or file of text per domain; default: the standard library's")
+    parser.add_argument("--text_field", default="text", help="field or column that holds the text (%(default)s)")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="hidden sizes (%(default)s)")
     parser.add_argument("--vocab_size", type=int, default=4096, help="pieces of the tokenizer (%(default)s)")
     parser.add_argument("--num_tokens", type=int, default=3_000_000, help="training tokens of each (%(default)s)")
@@ -75,7 +76,7 @@ def main(command_line: list[str] | None = None) -> None:
             "dtype": arguments.dtype,
         }
         if arguments.data_dir:
-            flags["data_dir"] = arguments.data_dir
+            flags |= {"data_dir": arguments.data_dir, "text_field": arguments.text_field}
         train_source([part for name, value in flags.items() for part in (f"--{name}", str(value))])
 
 
