@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hf_shear.evaluation import evaluation_table
 from hf_shear.publishing import SourceLicense, find_run, model_card, named_license, source_license, write_card
-from hf_shear.publishing.local_paths import without_local_paths
+from hf_shear.publishing.local_paths import publishable
 
 MODELS = Path(__file__).resolve().parent.parent / "model_cards" / "models"
 LEFT_OUT = ("baseline_history", "sizes", "kept")  # long, and not on a card
@@ -32,13 +32,13 @@ def slimmed(name: str, content: dict) -> dict:
     }
     if "history" in kept:
         kept["history"] = list({row.get("stage"): row for row in kept["history"]}.values())
-    return without_local_paths(kept)
+    return publishable(kept)
 
 
 def add(name: str, run_folder: Path, facts: dict, license: SourceLicense | None) -> None:
     """Keep what a run says of its model."""
     run = find_run(run_folder)
-    found = license or source_license(run.provenance)
+    found = license or source_license(run.provenance, run.checkpoint)
     facts = facts | {"arm": run.arm, "license": None if found is None else dataclasses.asdict(found)}
     folder = MODELS / name
     folder.mkdir(parents=True, exist_ok=True)

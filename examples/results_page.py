@@ -14,7 +14,7 @@ from pathlib import Path
 from marked_text import put_between
 from spreads import mean_and_spread
 
-from hf_shear.publishing.local_paths import without_local_paths
+from hf_shear.publishing.local_paths import publishable
 from hf_shear.reporting import read_results, spread_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +39,7 @@ def add(name: str, paths: list[Path]) -> None:
     (RESULTS / name).mkdir(parents=True, exist_ok=True)
     for path in paths:
         results = {key: value for key, value in read_results(path).items() if key not in LEFT_OUT}
-        results = without_local_paths(results)
+        results = publishable(results)
         text = json.dumps(results, indent=1)
         (RESULTS / name / f"seed-{results['seed']}.json").write_text(text + "\n", encoding="utf-8")
 

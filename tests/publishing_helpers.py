@@ -45,8 +45,8 @@ def make_results(source, small) -> dict:
         "command": f"accelerate launch examples/shear.py --model_name_or_path {SECRET_PATH} --hidden_size 12",
         "passes": {"recovery": {"books": 0.637, "code": 1.29}},
         "history": [
-            {"stage": "mask_learning", "mixture_weights": {"books": 0.443, "code": 0.557}},
-            {"stage": "recovery", "mixture_weights": {"books": 0.361, "code": 0.639}},
+            {"stage": "mask_learning", "num_tokens": 20480, "mixture_weights": {"books": 0.443, "code": 0.557}},
+            {"stage": "recovery", "num_tokens": 348160, "mixture_weights": {"books": 0.361, "code": 0.639}},
         ],
     }
 

@@ -281,7 +281,7 @@ def test_no_token_is_shown():
         ("x '--hub_token=a b' -y", "x '--hub_token=[redacted]' -y"),
         ("HF_TOKEN=abc x", "HF_TOKEN=[redacted] x"),
         ("x --wandb_api_key k --password=p", "x --wandb_api_key [redacted] --password=[redacted]"),
-        ("git clone https://me:pw@host/x", "git clone https://me:[redacted]@host/x"),
+        ("git clone https://me:pw@host/x", "git clone https://[redacted]@host/x"),
         (f"x --name a/{TOKEN}.b", "x --name a/[redacted].b"),
         ("x --token --seed 1", "x --token --seed 1"),
         ("x --mask_tokens 2 --eval_token_share 1 --tokenizer t", "x --mask_tokens 2 --eval_token_share 1 --tokenizer t"),

@@ -205,7 +205,7 @@ def test_papers_are_cited_where_used(files):
 
 @pytest.mark.parametrize("results", [None, {}, {"source": {}}])
 def test_no_card_without_results(results):
-    with pytest.raises(ValueError, match="needs results|The results lack `source.shape`"):
+    with pytest.raises(ValueError, match="needs results|`results.source` lacks `shape`"):
         model_card(results, provenance=None)
 
 

@@ -20,7 +20,9 @@ from training_helpers import assert_equal_weights, full_disk, letter_tokenizer, 
 from training_helpers import weights_of as weights_by_name
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_shear.publishing import PushError, push_to_hub
+from hf_shear.core import UsageError
+from hf_shear.publishing import PushError, files_left_out, push_to_hub
+from hf_shear.publishing.checkpoint_files import other_files
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "tester/small"
@@ -132,17 +134,145 @@ def test_a_card_edited_by_hand_is_published_as_it_is(hub, tmp_path):
     assert card.startswith("---\nlicense: mit\n---\n\n# Mine\n") and f'name = "{NAME}"' in card
 
 
-def test_the_licence_file_of_the_source_goes_along(hub, tmp_path):
-    run, source = make_run(tmp_path / "run"), tmp_path / "source"
-    source.mkdir()
-    (source / "LICENSE").write_text("Apache License\n  Version 2.0, January 2004\n")
+def test_a_licence_file_goes_along(hub, tmp_path):
+    run, text = make_run(tmp_path / "run"), "Apache License\n  Version 2.0, January 2004\n"
+    (tmp_path / "terms.txt").write_text(text)
+    push(hub, run, license_file=tmp_path / "terms.txt")
+    assert hub.files(NAME)["LICENSE"] == text.encode() and b"license: apache-2.0" in hub.files(NAME)["README.md"]
+    (run / "recovered" / "LICENSE").write_text(text.replace("Apache", "apache"))
+    push(hub, run)
+    assert hub.files(NAME)["LICENSE"] == text.replace("Apache", "apache").encode()
+    with pytest.raises(ValueError, match="`license_file` must be a file"):
+        push(hub, run, license_file=tmp_path / "gone")
+
+
+def test_no_file_is_taken_from_the_folder_that_a_provenance_record_names(hub, tmp_path):
+    run, elsewhere = make_run(tmp_path / "run"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("LICENSE", "README.md", "NOTICE", "tokenizer.model"):
+        (elsewhere / name).write_text("---\nlicense: mit\n---\nprivate words")
     path = run / "recovered" / "shear_provenance.json"
     provenance = json.loads(path.read_text())
-    provenance["source"]["name_or_path"] = str(source)
+    provenance["source"]["name_or_path"] = str(elsewhere)
     path.write_text(json.dumps(provenance))
     push(hub, run)
-    assert hub.files(NAME)["LICENSE"] == (source / "LICENSE").read_bytes()
-    assert b"license: apache-2.0" in hub.files(NAME)["README.md"]
+    assert not {"LICENSE", "NOTICE", "tokenizer.model"} & set(hub.files(NAME))
+    assert not any(b"private words" in content for content in hub.files(NAME).values())
+    assert b"license: mit" not in hub.files(NAME)["README.md"]
+
+
+LINKED = ("model.safetensors", "config.json", "tokenizer.json", "LICENSE", "README.md", "shear_provenance.json",
+          "../results.json", "../evaluation.json", "../report.html")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINKED)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_symbolic_link_is_refused_wherever_it_leads(hub, tmp_path, name, inside):
+    run = make_run(tmp_path / "run")
+    path = run / "recovered" / name
+    target = (run / "recovered" if inside else tmp_path) / "private.txt"
+    target.write_bytes(path.read_bytes() if path.exists() else b"private words")
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+    with pytest.raises(UsageError, match="is a symbolic link.*Replace it with a copy"):
+        push(hub, run)
+    assert not hub.requests
+
+
+def test_a_linked_folder_is_refused(hub, tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "recovered").rename(tmp_path / "private")
+    (run / "recovered").symlink_to(tmp_path / "private")
+    with pytest.raises(UsageError, match="recovered' is a symbolic link"):
+        push(hub, run)
+    assert not hub.requests
+
+
+def test_a_linked_shard_and_one_in_another_folder_are_refused(hub, tmp_path):
+    run = make_run(tmp_path / "run", shards=True)
+    shard = min((run / "recovered").glob("model-*.safetensors"))
+    shard.rename(tmp_path / shard.name)
+    index = run / "recovered" / "model.safetensors.index.json"
+    whole = index.read_text()
+    for name in (f"../../{shard.name}", str(tmp_path / shard.name), "sub/model.safetensors", "model.bin", 3, None):
+        content = json.loads(whole)
+        content["weight_map"] = {
+            key: name if file == shard.name else file for key, file in content["weight_map"].items()
+        }
+        index.write_text(json.dumps(content))
+        with pytest.raises(UsageError, match="weights lie beside their index"):
+            push(hub, run)
+    index.write_text(whole)
+    shard.symlink_to(tmp_path / shard.name)
+    with pytest.raises(UsageError, match="is a symbolic link"):
+        push(hub, run)
+    assert not hub.requests
+
+
+def test_only_files_of_known_kinds_are_published_and_the_others_are_named(hub, tmp_path, capsys, monkeypatch):
+    run = make_run(tmp_path / "run")
+    unknown = (
+               ".env", "id_rsa", "modeling_llama.py", "weights.pkl", "training_args.bin", "optimizer.pt",
+               "model.gguf", "pytorch_model.bin", "notes.txt", "config.json.bak", "other.safetensors",
+               "configuration_decilm.py",
+    )  # fmt: skip
+    for name in unknown:
+        (run / "recovered" / name).write_text("private words")
+    (run / "recovered" / ".git").mkdir()
+    os.mkfifo(run / "recovered" / "chat_template.jinja")
+    assert files_left_out(run / "recovered") == sorted([*unknown, ".git/", "chat_template.jinja"])
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    before = contents(run)
+    push(hub, run)
+    assert not {*unknown, "chat_template.jinja"} & set(hub.files(NAME))
+    assert not any(b"private words" in content for content in hub.files(NAME).values())
+    assert contents(run) == before
+
+
+def test_the_code_of_nemotron_nas_is_published_only_as_this_package_writes_it(tmp_path):
+    run = make_run(tmp_path / "run") / "recovered"
+    own = ROOT / "hf_shear" / "slicing" / "configuration_decilm.py"
+    (run / own.name).write_bytes(own.read_bytes())
+    assert own.name in other_files(run) and files_left_out(run) == []
+    (run / own.name).write_bytes(own.read_bytes() + b"\nimport os\n")
+    assert own.name not in other_files(run) and files_left_out(run) == [own.name]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "../results.json", "../evaluation.json",
+                                  "shear_provenance.json", "tokenizer_config.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("[" * 100_000, "is not valid JSON"),
+        ('{"a": ' * 500 + "1" + "}" * 500, "more than 64 objects and lists"),
+        ("{", "is not valid JSON"),
+        ("[1]", "must hold one JSON object"),
+        ('{"model_type": NaN}', "NaN, which is not a finite number"),
+        (b"\xff\xfe", "is not valid JSON"),
+    ],
+)
+def test_a_broken_file_is_one_sentence(hub, tmp_path, name, content, message):
+    run = make_run(tmp_path / "run", shards=True)
+    path = run / "recovered" / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UsageError, match=f"{path.name}.*{message}") as caught:
+        push(hub, run)
+    assert "\n" not in str(caught.value) and not hub.requests
+
+
+def test_tokens_in_files_of_the_run_are_not_published(hub, tmp_path):
+    run, token = make_run(tmp_path / "run"), "hf_" + "aB3" * 11
+    results = json.loads((run / "results.json").read_text())
+    results["command"] += f" --hub_token abc123 --run_name x{token} && WANDB_API_KEY=0123abcd run"
+    results["note"] = {"error": f"401 for https://me:word@host/x?token=abcde and Bearer {token}"}
+    (run / "results.json").write_text(json.dumps(results))
+    (run / "report.html").write_text(f"<p>{token}</p>")
+    config = json.loads((run / "recovered" / "tokenizer_config.json").read_text())
+    (run / "recovered" / "tokenizer_config.json").write_text(json.dumps(config | {"token": token}))
+    push(hub, run)
+    for name, content in hub.files(NAME).items():
+        for secret in (token, "abc123", "0123abcd", "me:word", "abcde"):
+            assert secret.encode() not in content, (name, secret)
 
 
 @pytest.mark.parametrize("asked, found", [(None, b"license: llama3.2"), ("mit", b"license: mit")])

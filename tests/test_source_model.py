@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from huggingface_hub import CardData
 
-from hf_shear.publishing.local_paths import last_part, without_local_paths, without_source_path
-from hf_shear.publishing.source_model import license_file, source_license, source_name
+from hf_shear.publishing.local_paths import last_part, publishable, without_source_path
+from hf_shear.publishing.source_model import _named_by_card, source_license, source_name
 
 APACHE = "\n                                 Apache License\n                           Version 2.0, January 2004\n"
 
@@ -26,25 +27,40 @@ def provenance(path, revision=None) -> dict:
 )
 def test_a_licence_file(tmp_path, text, identifier):
     (tmp_path / "LICENSE").write_text(text)
-    found = source_license(provenance(tmp_path))
-    assert found.identifier == identifier and found.found_in == "the file LICENSE of the source"
+    found = source_license(provenance("gone"), tmp_path)
+    assert found.identifier == identifier and found.found_in == "the file LICENSE"
     assert (found.name, found.link) == (("Licence of my own", "LICENSE") if identifier == "other" else (None, None))
-    assert license_file(provenance(tmp_path)) == tmp_path / "LICENSE"
 
 
-def test_the_card_of_the_source_comes_first(tmp_path):
+def test_the_folder_that_a_record_names_is_not_opened(tmp_path, monkeypatch):
     (tmp_path / "LICENSE").write_text(APACHE)
-    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: odd\nlicense_link: LICENSE\n---\n# Model\n")
-    found = source_license(provenance(tmp_path))
-    assert (found.identifier, found.name, found.link) == ("other", "odd", "LICENSE")
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Model\n")
+    monkeypatch.setattr("builtins.open", lambda *a, **k: pytest.fail("a file was opened"))
+    assert source_license(provenance(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    "link, kept",
+    [
+        ("LICENSE", "LICENSE"),
+        ("https://example.org/terms", "https://example.org/terms"),
+        ("javascript:alert(1)", None),
+        ("data:text/html,x", None),
+        ("https://user:password@example.org", None),
+        ("https://example.org/a\nb", None),
+        ("../../secrets", None),
+    ],
+)
+def test_a_link_of_a_card_of_others_is_passed_on_only_if_it_is_an_address(link, kept):
+    data = CardData(license="other", license_name="odd", license_link=link)
+    assert _named_by_card(data, "the model card of a/b").link == kept
+    assert _named_by_card(CardData(license="<script>"), "the model card of a/b") is None
 
 
 def test_nothing_is_guessed(tmp_path):
     assert source_license(None) is None
     assert source_license(provenance(tmp_path)) is None
-    assert source_license(provenance(tmp_path / "gone")) is None
-    (tmp_path / "README.md").write_text("---\ntags: [a]\n---\n# No licence\n")
-    assert source_license(provenance(tmp_path)) is None
+    assert source_license(provenance(tmp_path / "gone"), tmp_path) is None
 
 
 def test_names_in_prose(tmp_path):
@@ -68,11 +84,11 @@ def test_names_in_prose(tmp_path):
     ],
 )
 def test_absolute_paths_keep_their_last_part(text, expected):
-    assert without_local_paths(text) == expected
-    assert without_local_paths({"a": [text, 1, None]}) == {"a": [expected, 1, None]}
+    assert publishable(text) == expected
+    assert publishable({"a": [text, 1, None]}) == {"a": [expected, 1, None]}
 
 
 def test_configs_lose_only_the_path_they_came_from():
-    config = {"name_or_path": "/a/b", "chat_template": "/a/b", "size": 3}
+    config = {"name_or_path": "/a/b", "chat_template": "/a/b", "size": 3, "token": "hf_x", "use_auth_token": "y"}
     assert without_source_path(config) == {"name_or_path": "b", "chat_template": "/a/b", "size": 3}
     assert last_part("C:\\a\\b\\") == "b"

@@ -44,7 +44,7 @@ def run(arguments: Arguments) -> None:
     files = find_run(arguments.folder)
     card = model_card(
         files.results, provenance=files.provenance, evaluation=files.evaluation, arm=files.arm,
-        license=license or source_license(files.provenance), base_model=arguments.base_model,
+        license=license or source_license(files.provenance, files.checkpoint), base_model=arguments.base_model,
         source=arguments.source_name, rebuild_command=arguments.rebuild_command, datasets=arguments.datasets,
         language=arguments.language,
     )  # fmt: skip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..publishing import named_license, push_to_hub
+from ..core import printable
+from ..publishing import files_left_out, find_run, named_license, push_to_hub
 
 SUMMARY = "Publish a model with its card and results on the Hub, in one commit."
 EXAMPLE = "hf auth login && hf-shear push runs/001 MY_NAME/MY_MODEL --private"
@@ -27,16 +28,22 @@ class Arguments:
     )
     license_name: str | None = field(default=None, metadata={"help": "Of `--license other`: its name in words."})
     license_link: str | None = field(default=None, metadata={"help": "Of `--license other`: where its text is."})
+    license_file: str | None = field(
+        default=None, metadata={"help": "The licence's text, published as LICENSE; the checkpoint's own by default."}
+    )
     base_model: str | None = field(default=None, metadata={"help": "The source's id on the Hub, if a copy was cut."})
     revision: str | None = field(default=None, metadata={"help": "Branch; main by default."})
     commit_message: str | None = field(default=None, metadata={"help": "Of the one commit."})
 
 
 def run(arguments: Arguments) -> None:
-    """Publish and say where."""
+    """Publish and say where; first, what of the folder is not published."""
+    left_out = files_left_out(find_run(arguments.folder).checkpoint)
+    if left_out:
+        print(f"Not published, since not of a kind that belongs to a model: {', '.join(map(printable, left_out))}")
     commit = push_to_hub(
         arguments.folder, arguments.repo_id, private=arguments.private or None, masked=arguments.masked,
-        overwrite=arguments.overwrite, base_model=arguments.base_model,
+        overwrite=arguments.overwrite, base_model=arguments.base_model, license_file=arguments.license_file,
         license=named_license(arguments.license, arguments.license_name, arguments.license_link),
         revision=arguments.revision, commit_message=arguments.commit_message,
     )  # fmt: skip

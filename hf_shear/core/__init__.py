@@ -3,6 +3,7 @@
 from .errors import FailedError, MissingExtraError, UsageError
 from .one_line import DEBUG, FAILED, INTERRUPTED, OK, WRONG_USE, run_command_line
 from .output_files import check_output_file
+from .printable import printable, spelled
 from .ranges import FINITE, POSITIVE, RANGES, Range, check_ranges
 
 __all__ = [
@@ -20,5 +21,7 @@ __all__ = [
     "UsageError",
     "check_output_file",
     "check_ranges",
+    "printable",
     "run_command_line",
+    "spelled",
 ]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from .errors import FailedError, UsageError
+from .printable import printable
 
 OK, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: done; something failed on the way; a mistake in the command or what it names; stopped by Ctrl-C."""
@@ -39,7 +40,7 @@ def run_command_line(program: str, work: Callable[[], object], debug: bool = Fal
         if debug or code is None:
             raise
         kind = "" if isinstance(error, (UsageError, FailedError)) else f"{type(error).__name__}: "
-        print(f"{program}: error: {_rank()}{kind}{' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{program}: error: {_rank()}{kind}{printable(error)}", file=sys.stderr)
         return code
     return OK
 

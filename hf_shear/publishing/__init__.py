@@ -1,9 +1,10 @@
 """How it is published: a card written from the results, and one commit to the Hub."""
 
 from .card import model_card, named_license, write_card
+from .checkpoint_files import CARD_NAME, files_left_out
 from .hub_access import PushError
 from .push import push_to_hub
-from .run_files import CARD_NAME, RunFiles, find_run
+from .run_files import RunFiles, find_run
 from .source_model import SourceLicense, source_license
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "PushError",
     "RunFiles",
     "SourceLicense",
+    "files_left_out",
     "find_run",
     "model_card",
     "named_license",

@@ -9,12 +9,22 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..core import UsageError
-from ..reporting.results import write_text_atomically
+from ..reporting.markdown import fenced_code, markdown_text, shown
+from ..reporting.results import TARGET_NAMES, write_text_atomically
 from . import card_sections
 from .card_facts import CardFacts, arm_name, check_facts
 from .card_limits import limits
-from .local_paths import without_local_paths
-from .source_model import SourceLicense, hub_source, is_hub_id, masked_origin, source_name
+from .local_paths import publishable
+from .source_model import (
+    IDENTIFIER,
+    LICENSE_NAMES,
+    SourceLicense,
+    hub_source,
+    is_hub_id,
+    is_license_link,
+    masked_origin,
+    source_name,
+)
 
 # The Hub knows four relations to a base model: adapter, merge, quantized and finetune. A pruned model has weights of its
 # own that were trained on from the base's, which is what finetune means there. It is no quantised copy, and without a
@@ -65,12 +75,12 @@ def model_card(
         for value in ids:
             if value is not None and not is_hub_id(value):
                 raise UsageError(f"`{argument}` must be an id on the Hub, such as 'name/model', but it is {value!r}.")
-    results = without_local_paths(results)
+    results, evaluation = publishable(results), publishable(evaluation)
     provenance, base_model, source = check_facts(results, provenance, evaluation, arm, base_model, source)
-    command = without_local_paths(rebuild_command or results.get("command"))
+    command = publishable(rebuild_command or results.get("command"))
     facts = CardFacts(
-        results, provenance, without_local_paths(evaluation), arm, check_license(license), repo_id, base_model, source,
-        command, name,
+        results, publishable(provenance), evaluation, arm, check_license(license), repo_id, base_model, source, command,
+        name,
     )  # fmt: skip
     return ModelCard(f"---\n{_metadata(facts, datasets, language).to_yaml()}\n---\n\n{_body(facts)}")
 
@@ -110,7 +120,7 @@ def check_license(license: SourceLicense | str | None) -> SourceLicense | None:
         return named_license(license)
     if license is None:
         return None
-    if not license.identifier or not all(char.isalnum() or char in ".-" for char in license.identifier):
+    if not IDENTIFIER.fullmatch(license.identifier):
         raise UsageError(
             f"`license` must be an identifier of https://huggingface.co/docs/hub/repositories-licenses, such as"
             f" 'apache-2.0' or 'llama2', but it is {license.identifier!r}."
@@ -119,6 +129,11 @@ def check_license(license: SourceLicense | str | None) -> SourceLicense | None:
         raise UsageError(
             "`license` 'other' needs a name (`--license_name`), and a link (`--license_link`) or a licence file beside the"
             " source's weights: `SourceLicense('other', 'the file LICENSE', name=..., link=...)`."
+        )
+    if license.link is not None and not is_license_link(license.link):
+        raise UsageError(
+            f"`license_link` must be an address that begins with https://, or the name of a licence file"
+            f" ({', '.join(LICENSE_NAMES[:3])}), but it is {license.link!r}. Give the page that has the licence's text."
         )
     return license
 
@@ -130,14 +145,14 @@ def _metadata(facts: CardFacts, datasets: list[str] | None, language: list[str] 
         base_model=facts.base_model,
         base_model_relation=BASE_MODEL_RELATION if facts.base_model else None,
         license=license.identifier if license else None,
-        license_name=license.name if other else None,
+        license_name=shown(license.name) if other else None,
         license_link=license.link if other else None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=list(TAGS),
         datasets=datasets,
         language=language,
-        model_name=facts.name,
+        model_name=shown(facts.name),
         eval_results=_eval_results(facts),
     )
 
@@ -160,8 +175,8 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
 
 def _result(dataset: str, config: str, metric: str, value: float, name: str) -> EvalResult:
     return EvalResult(
-        task_type="text-generation", dataset_type=UNPUBLISHED_DATA, dataset_name=dataset, dataset_config=config,
-        metric_type=metric, metric_value=value, metric_name=name,
+        task_type="text-generation", dataset_type=UNPUBLISHED_DATA, dataset_name=shown(dataset),
+        dataset_config=shown(config), metric_type=shown(metric), metric_value=value, metric_name=shown(name),
     )  # fmt: skip
 
 
@@ -198,18 +213,19 @@ def masked_card(config: dict, license: SourceLicense | str | None = None, repo_i
         base_model=base_model, base_model_relation=BASE_MODEL_RELATION if base_model else None,
         license=license.identifier if license else None, library_name="hf_shear", tags=[*TAGS, "masked"],
     )  # fmt: skip
-    shape = ", ".join(f"{name} {size:,}" for name, size in (config.get("target_shape") or {}).items())
+    target = config.get("target_shape") or {}
+    shape = ", ".join(f"{name} {target[name]:,}" for name in TARGET_NAMES if isinstance(target.get(name), int))
     licensed = license.identifier if license else "**of the source: not found; whoever publishes this must add it**"
+    snippet = f"""from hf_shear import AutoShearingModelForCausalLM
+
+model = AutoShearingModelForCausalLM.from_pretrained("{repo_id or "checkpoint"}")"""
     body = f"""# A masked checkpoint, in the middle of mask learning
 
-Not a finished model: it has the size of its source, {source_name(origin)}, and masks that still choose what to keep on
-the way to this shape: {shape}. It has no results. Only `hf_shear` loads it; `slice_model` cuts it.
+Not a finished model: it has the size of its source, {markdown_text(source_name(origin))},
+and masks that still choose what to keep on the way to this shape: {shape or "not known"}.
+It has no results. Only `hf_shear` loads it; `slice_model` cuts it.
 
-```python
-from hf_shear import AutoShearingModelForCausalLM
-
-model = AutoShearingModelForCausalLM.from_pretrained("{repo_id or "checkpoint"}")
-```
+{fenced_code(snippet, "python")}
 
 Licence: {licensed}.
 """
@@ -242,4 +258,4 @@ def write_card(card: ModelCard, path: str | os.PathLike, overwrite: bool = False
 
 def published_json(content: dict) -> bytes:
     """JSON as it is published: without the paths of this machine."""
-    return (json.dumps(without_local_paths(content), indent=1, allow_nan=False) + "\n").encode()
+    return (json.dumps(publishable(content), indent=1, allow_nan=False) + "\n").encode()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core import UsageError
-from ..reporting import SHAPE_NAMES
+from ..reporting import check_record
+from ..reporting.markdown import inline_code, link, markdown_text
 from .source_model import SourceLicense, hub_source, source_name
 
 SIZE_UNITS = ((10**9, "B"), (10**6, "M"), (10**3, "K"))
@@ -46,9 +47,9 @@ class CardFacts:
     def source_in_prose(self) -> str:
         """The source as a sentence names it: linked where the Hub has it, and as a folder where it was one."""
         if self.base_model:
-            return f"[{self.base_model}](https://huggingface.co/{self.base_model})"
+            return link(self.base_model, f"https://huggingface.co/{self.base_model}")
         is_folder = self.source == source_name(self.provenance) and self.source != source_name(None)
-        return f"the model of the local folder `{self.source}`" if is_folder else self.source
+        return f"the model of the local folder {inline_code(self.source)}" if is_folder else markdown_text(self.source)
 
     @property
     def name(self) -> str:
@@ -72,15 +73,14 @@ def check_facts(
             "A card needs results: there is no results.json with this model. A run that ends writes it; a card without"
             " measured numbers is not written."
         )
-    for name in dict.fromkeys(("source", "pruned", arm)):
-        for key in ("shape", "num_parameters", "loss", "mean", "eval_tokens"):
-            if key not in results.get(name, {}):
-                raise UsageError(f"The results lack `{name}.{key}`, which the card needs. Finish the run first.")
-        missing = [size for size in SHAPE_NAMES if size not in results[name]["shape"]]
-        if missing:
-            raise UsageError(f"The results lack `{name}.shape.{missing[0]}`, which the card needs.")
-    if "tokens" not in results:
-        raise UsageError("The results lack `tokens`, which the card needs. Finish the run first.")
+    check_record(results, "results")
+    check_record(provenance or {}, "provenance")
+    check_record(evaluation or {}, "evaluation")
+    needed = [*dict.fromkeys(("source", "pruned", arm)), "tokens"]
+    missing = [name for name in needed if not results.get(name)]
+    missing += [f"tokens.{name}" for name in ("mask_learning", "recovery") if name not in (results.get("tokens") or {})]
+    if missing:
+        raise UsageError(f"The results lack `{missing[0]}`, which the card needs. Finish the run first.")
     if evaluation is not None:
         _check_evaluation(evaluation, results, arm)
     return provenance or {}, base_model or hub_source(provenance), source or base_model or source_name(provenance)
@@ -88,7 +88,7 @@ def check_facts(
 
 def _check_evaluation(evaluation: dict, results: dict, arm: str) -> None:
     for name, record in (("source", results["source"]), ("pruned", results[arm])):
-        if name not in evaluation:
+        if not evaluation.get(name):
             raise UsageError(f"The evaluation lacks the model `{name}`. Evaluate again, or move evaluation.json away.")
         measured = evaluation[name].get("num_parameters", record["num_parameters"])
         if measured != record["num_parameters"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..reporting.markdown import markdown_text
 from .card_facts import CardFacts
 
 
@@ -24,7 +25,7 @@ def _measured_on(facts: CardFacts) -> str:
     domains = list(facts.record["loss"])
     return (
         f"Losses were measured on {facts.record['eval_tokens']:,} held-out tokens of"
-        f" {'these domains' if len(domains) > 1 else 'this domain'} only: {', '.join(domains)}. Nothing is known of"
+        f" {'these domains' if len(domains) > 1 else 'this domain'} only: {_listed(domains)}. Nothing is known of"
         " other text or other languages."
     )
 
@@ -34,7 +35,7 @@ def _loss(facts: CardFacts) -> str:
     gap = own["mean"] - source["mean"]
     worse = [domain for domain in own["loss"] if own["loss"][domain] > source["loss"].get(domain, float("inf"))]
     if gap <= 0:
-        ending = f", although it is worse on {', '.join(worse)}" if worse else ""
+        ending = f", although it is worse on {_listed(worse)}" if worse else ""
         return f"Its mean loss is not above the source's on this text{ending}; that says nothing of other abilities."
     return f"It is worse than its source: the mean loss is {gap:.3f} nats per token higher."
 
@@ -55,7 +56,8 @@ def _baselines(facts: CardFacts) -> list[str]:
     if facts.arm == "pruned":
         return []
     found = []
-    for name, record in baselines.items():
+    for foreign_name, record in baselines.items():
+        name = markdown_text(foreign_name)
         if record["mean"] < facts.record["mean"]:
             found.append(
                 f"The baseline {name} did better: {record['mean']:.3f} against {facts.record['mean']:.3f} nats per token."
@@ -64,5 +66,9 @@ def _baselines(facts: CardFacts) -> list[str]:
         losses = facts.record["loss"]
         better = [domain for domain in losses if record["loss"].get(domain, float("inf")) < losses[domain]]
         if better:
-            found.append(f"The baseline {name} did better on {', '.join(better)}.")
+            found.append(f"The baseline {name} did better on {_listed(better)}.")
     return found
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(markdown_text, names))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..reporting import TARGET_NAMES, markdown_table
+from ..reporting.markdown import fenced_code, inline_code, markdown_text
 from .card_facts import CardFacts, short_count
 from .citations import citations
 
@@ -68,7 +69,7 @@ def made(facts: CardFacts) -> str:
 def _choice(facts: CardFacts, tokens: dict) -> str:
     method = facts.provenance.get("method")
     if method:
-        return f"- What to keep was chosen with the method `{method}`."
+        return f"- What to keep was chosen with the method {inline_code(method)}."
     masks = (facts.provenance.get("mask_settings") or {}).get("method")
     if masks is None and facts.results.get("masks", {}) is None:
         return "- What to keep was chosen before this run; by which method was not recorded."
@@ -80,13 +81,18 @@ def _choice(facts: CardFacts, tokens: dict) -> str:
 
 
 def _recovery(facts: CardFacts, tokens: int) -> str:
-    recovery = facts.results.get("recovery") or {"method": "full"}
-    text = f"- Recovery (continued pre-training): {RECOVERY_METHODS.get(recovery['method'], recovery['method'])}"
+    recovery = facts.results.get("recovery") or {}
+    text = f"- Recovery (continued pre-training): {_recovery_method(facts)}"
     rate = facts.record.get("learning_rate")
     text += f", {tokens:,} tokens" + (f", learning rate {rate:g}" if rate is not None else "")
     if recovery.get("distillation"):
         text += ", with distillation from the source"
     return text + "."
+
+
+def _recovery_method(facts: CardFacts) -> str:
+    method = (facts.results.get("recovery") or {}).get("method", "full")
+    return RECOVERY_METHODS.get(method) or inline_code(method)
 
 
 def _data(facts: CardFacts) -> str:
@@ -103,11 +109,11 @@ def _data(facts: CardFacts) -> str:
             columns.append((f"passes in {heading}", passes[stage], ".3g"))
     domains = list(facts.record["loss"])
     if not columns:
-        return f"Domains of the text: {', '.join(domains)}."
+        return f"Domains of the text: {', '.join(map(markdown_text, domains))}."
     lines = ["| domain | " + " | ".join(heading for heading, _, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for domain in domains:
         cells = [format(values[domain], form) if domain in values else "-" for _, values, form in columns]
-        lines.append(f"| {_cell(domain)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {markdown_text(domain)} | " + " | ".join(cells) + " |")
     return "Share of each domain in the batches, which follows what the model finds hard:\n\n" + "\n".join(lines)
 
 
@@ -125,7 +131,9 @@ def measured(facts: CardFacts) -> str:
 def _perplexity(evaluation: dict) -> str:
     protocol = evaluation["pruned"]["perplexity"].get("protocol") or {}
     listed = ", ".join(
-        f"{name} {_plain(value)}" for name, value in protocol.items() if not isinstance(value, dict | list)
+        f"{markdown_text(name)} {_plain(value)}"
+        for name, value in protocol.items()
+        if not isinstance(value, dict | list)
     )
     columns = "| domain | source loss | loss | interval of the loss | perplexity | bits per byte |"
     lines = [f"Evaluated again on held-out text{f' ({listed})' if listed else ''}:", "", columns, "|---" * 6 + "|"]
@@ -134,7 +142,7 @@ def _perplexity(evaluation: dict) -> str:
         interval = " to ".join(f"{bound:.3f}" for bound in row.get("loss_interval") or ()) or "-"
         before = f"{source[domain]['loss']:.3f}" if domain in source else "-"
         cells = (f"{row[name]:.3f}" if name in row else "-" for name in ("perplexity", "bits_per_byte"))
-        lines.append(f"| {_cell(domain)} | {before} | {row['loss']:.3f} | {interval} | {' | '.join(cells)} |")
+        lines.append(f"| {markdown_text(domain)} | {before} | {row['loss']:.3f} | {interval} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -143,7 +151,8 @@ def _tasks(evaluation: dict) -> str:
     source = evaluation["source"].get("tasks") or {}
     for task, row in evaluation["pruned"]["tasks"].items():
         cells = [_value(source[task]) if task in source else "-", _value(row)]
-        lines.append(f"| {_cell(task)} | {row['metric']} | {_plain(row.get('num_items', '-'))} | {' | '.join(cells)} |")
+        names = f"{markdown_text(task)} | {markdown_text(row['metric'])}"
+        lines.append(f"| {names} | {_plain(row.get('num_items', '-'))} | {' | '.join(cells)} |")
     return "\n".join(["Tasks (± standard error):", "", *lines])
 
 
@@ -168,8 +177,9 @@ def speed(facts: CardFacts) -> str:
             f"| {stage}, tokens per second | {found['source'][key]:,.1f} | {found['pruned'][key]:,.1f} |"
             f" {ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) |"
         )
+    device, dtype = markdown_text(found["device"]), markdown_text(found["dtype"])
     setting = (
-        f"Measured on {found['device']} in {found['dtype']}, batch {found['batch_size']}, prompt"
+        f"Measured on {device} in {dtype}, batch {found['batch_size']}, prompt"
         f" {found['prompt_length']:,}, {found['new_tokens']:,} new tokens, {found['rounds']} rounds:"
     )
     return "\n\n".join([*parts, setting, "\n".join(lines)])
@@ -190,9 +200,10 @@ def license_text(facts: CardFacts) -> str:
             "**The licence of the source was not found.** A pruned model is a derivative of its source and stays under the"
             " source's licence. Whoever publishes this model must look it up and add it to this card."
         )
-    name = facts.license.name or facts.license.identifier
-    link = f" ({facts.license.link})" if facts.license.link else ""
-    return f"This model stays under the licence of its source: **{name}**{link}, as {facts.license.found_in} says."
+    name = markdown_text(facts.license.name or facts.license.identifier)
+    link = f" ({facts.license.link})" if facts.license.link else ""  # checked: an address or the name of a file
+    found_in = markdown_text(facts.license.found_in)
+    return f"This model stays under the licence of its source: **{name}**{link}, as {found_in} says."
 
 
 def load(facts: CardFacts) -> str:
@@ -217,8 +228,8 @@ def again(facts: CardFacts) -> str:
     """The command that makes the model, and the one that publishes it where that has not been done."""
     command, published = facts.rebuild_command, facts.repo_id is not None
     if command:
-        lines = [MADE_AGAIN if published else NOT_PUBLISHED, "", "```bash", command]
-        return "\n".join([*lines, *([] if published else [PUSH_COMMAND]), "```"])
+        commands = command if published else f"{command}\n{PUSH_COMMAND}"
+        return f"{MADE_AGAIN if published else NOT_PUBLISHED}\n\n{fenced_code(commands, 'bash')}"
     return NO_COMMAND + ("" if published else NOT_PUBLISHED_EITHER)
 
 
@@ -233,7 +244,8 @@ def as_published(card: str, repo_id: str) -> str:
 def versions(facts: CardFacts) -> str:
     """Versions of what made it, and how long that took."""
     found = facts.results.get("versions") or facts.provenance.get("versions") or {}
-    text = ", ".join(f"{name} {version}" for name, version in found.items()) or "not recorded"
+    text = ", ".join(f"{markdown_text(name)} {markdown_text(version)}" for name, version in found.items())
+    text = text or "not recorded"
     seconds = (facts.results.get("seconds") or {}).get("total")
     return text + "." + (f" The whole run, with its baselines, took {seconds:,.0f} seconds." if seconds else "")
 
@@ -245,12 +257,8 @@ def cited(facts: CardFacts) -> str:
 
 def title(facts: CardFacts) -> str:
     """The heading."""
-    return f"{facts.name}: {short_count(facts.record['num_parameters'])} parameters"
+    return f"{markdown_text(facts.name)}: {short_count(facts.record['num_parameters'])} parameters"
 
 
 def _plain(value) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else markdown_text(value)

@@ -1,13 +1,23 @@
-"""Paths of the machine that made a model: none of them is published, only their last part."""
+"""What of a run's files is published: no path of the machine that made it, only their last part, and no token."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+from ..reporting.redaction import redacted
+
 # An absolute path at the start of a word: /a/b, ~/a, C:\a or C:/a. Not the slashes of URLs, of "and/or" or of `</s>`.
 _ABSOLUTE_PATH = re.compile(r"(?<![\w:/.<\\~-])(?:~[/\\]|[A-Za-z]:[/\\]|/(?=[\w.]))[^\s\"'`,;=<>|]*")
 _PATH_KEYS = ("name_or_path", "_name_or_path", "source_name_or_path")
+_TOKEN_KEYS = (
+    "token",
+    "use_auth_token",
+    "auth_token",
+    "hub_token",
+    "access_token",
+    "api_key",
+)  # older libraries kept them
 
 
 def last_part(path: str) -> str:
@@ -15,17 +25,34 @@ def last_part(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path
 
 
-def without_local_paths(value: Any) -> Any:
-    """A JSON-ready value with every absolute path in its strings cut to its last part."""
+def publishable(value: Any) -> Any:
+    """A JSON-ready value without tokens, and with every absolute path in its strings cut to its last part.
+
+    Names of entries are strings too: a domain may be called by its folder. Two that read the same afterwards are numbered.
+    """
+    return _without_local_paths(redacted(value))
+
+
+def _without_local_paths(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: without_local_paths(item) for key, item in value.items()}
+        cut: dict = {}
+        for name, item in value.items():
+            short = again = _without_local_paths(name)
+            number = 1
+            while again in cut:
+                number += 1
+                again = f"{short} ({number})"
+            cut[again] = _without_local_paths(item)
+        return cut
     if isinstance(value, list | tuple):
-        return [without_local_paths(item) for item in value]
+        return [_without_local_paths(item) for item in value]
     if isinstance(value, str):
         return _ABSOLUTE_PATH.sub(lambda found: last_part(found.group()), value)
     return value
 
 
 def without_source_path(config: dict) -> dict:
-    """A model's or tokenizer's config with paths cut in the fields that hold where it came from, and nowhere else."""
-    return {key: without_local_paths(item) if key in _PATH_KEYS else item for key, item in config.items()}
+    """A model's or tokenizer's config without the fields that hold tokens, and with paths cut in those of its origin."""
+    return {
+        key: publishable(item) if key in _PATH_KEYS else item for key, item in config.items() if key not in _TOKEN_KEYS
+    }

@@ -6,20 +6,22 @@ import json
 import os
 from pathlib import Path
 
+import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..core import UsageError
-from ..reporting import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME
+from ..reporting import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, read_json_object, redact_tokens
 from ..slicing import PROVENANCE_NAME
 from .card import check_license, masked_card, model_card, published_json
 from .card_sections import as_published
-from .checkpoint_files import TOKENIZER_NAMES, is_masked, other_files, weight_files
+from .checkpoint_files import CARD_NAME, TOKENIZER_NAMES, is_masked, other_files, weight_files
 from .hub_access import NETWORK_ERRORS, PushError, RemoteRepo, asking_the_hub, check_token, refusal, remote_repo
 from .local_paths import last_part, without_source_path
-from .run_files import CARD_NAME, RunFiles, find_run
-from .source_model import SourceLicense, license_file, masked_origin, source_license
+from .plain_files import plain_file
+from .run_files import RunFiles, find_run
+from .source_model import SourceLicense, masked_origin, source_license, text_license
 
 _WITH_SOURCE_PATH = ("config.json", "tokenizer_config.json")  # files in which libraries note where something came from
 
@@ -35,12 +37,14 @@ def push_to_hub(
     masked: bool = False,
     overwrite: bool = False,
     license: SourceLicense | str | None = None,
+    license_file: str | os.PathLike | None = None,
     base_model: str | None = None,
     endpoint: str | None = None,
 ) -> CommitInfo:
     """Publish a run's model, tokenizer, card, report, results and provenance in one commit.
 
-    A README.md in the checkpoint's folder is published as the card, so it can be edited before; otherwise the card is
+    Only plain files of known kinds are published (``checkpoint_files``); ``files_left_out`` names the others. A
+    README.md in the checkpoint's folder is published as the card, so it can be edited before; otherwise the card is
     written from the results. Nothing on this machine is changed. If the push stops, the same call goes on: large files
     that had arrived whole are not sent again.
 
@@ -53,15 +57,21 @@ def push_to_hub(
         masked: publish a checkpoint from the middle of mask learning, which is refused otherwise.
         overwrite: replace another model of that name. Its files leave the branch and stay in its history.
         license, base_model: as for ``model_card``; by default what is known of the source.
+        license_file: the licence's text, published as LICENSE; by default the one that lies in the checkpoint's folder.
+            The folder that a provenance record names is not looked into: records come with checkpoints, from anywhere.
         endpoint: of the Hub, by default HF_ENDPOINT or huggingface.co.
 
     Raises:
-        ValueError: the checkpoint is not complete or has no results, the token may not write, or the name is taken.
+        UsageError: the checkpoint is not complete, has a symbolic link among its files or no results, the token may not
+            write, or the name is taken.
         PushError: the Hub can not be reached, or the upload stopped; the text says how to go on.
     """
     run = find_run(folder)
     weights = {name: run.checkpoint / name for name in weight_files(run.checkpoint)}
-    _check_before_network(run, repo_id, masked)
+    _check_before_network(run, repo_id, masked, license_file)
+    own_card, files = _own_card(run.checkpoint / CARD_NAME), _files(run, weights, license_file)
+    if license is None and license_file is not None:
+        license = text_license(Path(license_file))
     license = check_license(license)
     api = HfApi(endpoint=endpoint, token=token)
     user = check_token(api)
@@ -73,15 +83,19 @@ def push_to_hub(
             " (`overwrite=True`); its history keeps the old one."
         )
     with asking_the_hub(api):
-        license = license or source_license(_origin(run), api)
-    operations = _additions(run, weights, _card(run, license, base_model, repo_id))
+        license = license or source_license(_origin(run), run.checkpoint, api)
+    card = as_published(own_card, repo_id) if own_card is not None else _card(run, license, base_model, repo_id)
+    files[CARD_NAME] = card.encode()
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
     if not (remote.free or remote.same_model):
         operations += _deletions(remote, {operation.path_in_repo for operation in operations})
     message = commit_message or f"Publish {last_part(repo_id)} with hf_shear"
     return _upload(api, repo_id, operations, private, revision, message)
 
 
-def _check_before_network(run: RunFiles, repo_id: str, masked: bool) -> None:
+def _check_before_network(run: RunFiles, repo_id: str, masked: bool, license_file) -> None:
+    if license_file is not None and not Path(license_file).is_file():
+        raise UsageError(f"`license_file` must be a file, but {str(license_file)!r} is none. Name the licence's text.")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -94,12 +108,12 @@ def _check_before_network(run: RunFiles, repo_id: str, masked: bool) -> None:
                 " (`masked=True`)."
             )
         return
-    if not any((run.checkpoint / name).is_file() for name in TOKENIZER_NAMES):
+    if not any(plain_file(run.checkpoint / name) for name in TOKENIZER_NAMES):
         raise UsageError(
             f"{str(run.checkpoint)!r} has no tokenizer, and a model without one is of no use to others. Save it there:"
             " `AutoTokenizer.from_pretrained(SOURCE).save_pretrained(CHECKPOINT)`."
         )
-    if run.results is None and not (run.checkpoint / CARD_NAME).is_file():
+    if run.results is None and not plain_file(run.checkpoint / CARD_NAME):
         raise UsageError(
             f"There is no {RESULTS_NAME} beside {str(run.checkpoint)!r} or in it, so its card would have no results. Name"
             f" the run's folder, put the results there, or write a {CARD_NAME} into the checkpoint yourself."
@@ -112,10 +126,6 @@ def _origin(run: RunFiles) -> dict | None:
 
 
 def _card(run: RunFiles, license: SourceLicense | None, base_model: str | None, repo_id: str) -> str:
-    if (run.checkpoint / CARD_NAME).is_file():
-        text = (run.checkpoint / CARD_NAME).read_text(encoding="utf-8")
-        ModelCard(text)  # raises on metadata that is no YAML mapping
-        return as_published(text, repo_id)
     if is_masked(run.config):
         return str(masked_card(run.config, license, repo_id))
     card = model_card(
@@ -125,32 +135,43 @@ def _card(run: RunFiles, license: SourceLicense | None, base_model: str | None, 
     return str(card)
 
 
-def _additions(run: RunFiles, weights: dict[str, Path], card: str) -> list[CommitOperationAdd]:
-    """Every file of the commit, by its name there: a path for what is sent as it is, bytes for what is changed."""
+def _own_card(path: Path) -> str | None:
+    """A card that was written before, perhaps by hand; None if there is none."""
+    if not plain_file(path):
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+        ModelCard(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise UsageError(
+            f"{str(path)!r} is no model card: {error}. Mend it, or remove it to have one written."
+        ) from error
+    return text
+
+
+def _files(run: RunFiles, weights: dict[str, Path], license_file) -> dict[str, str | bytes]:
+    """Every file of the commit but the card, by its name there: a path if sent as it is, bytes of what is changed."""
     files: dict[str, str | bytes] = {name: str(path) for name, path in weights.items()}
     for name in other_files(run.checkpoint):
         files[name] = (
             _without_source(run.checkpoint / name) if name in _WITH_SOURCE_PATH else str(run.checkpoint / name)
         )
-    licensed = license_file(_origin(run))
-    if licensed is not None and licensed.name not in files:
-        files[licensed.name] = str(licensed)
-    files[CARD_NAME] = card.encode()
+    if license_file is not None:
+        files["LICENSE"] = Path(license_file).read_bytes()
     contents = ((PROVENANCE_NAME, run.provenance), (RESULTS_NAME, run.results), (EVALUATION_NAME, run.evaluation))
     files |= {name: published_json(content) for name, content in contents if content is not None}
     if run.report is not None:
         files[REPORT_NAME] = _report(run)
-    return [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
+    return files
 
 
 def _without_source(path: Path) -> bytes:
-    config = json.loads(path.read_text(encoding="utf-8"))
-    return (json.dumps(without_source_path(config), indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(without_source_path(read_json_object(path)), indent=2) + "\n").encode()
 
 
 def _report(run: RunFiles) -> bytes:
-    """The report without the folders it names. Only those: its pictures are text in which slashes may stand anywhere."""
-    text = run.report.read_text(encoding="utf-8")
+    """The report without tokens and the folders it names. Only those: its pictures are text with slashes anywhere."""
+    text = redact_tokens(run.report.read_text(encoding="utf-8", errors="replace"))
     source = ((_origin(run) or {}).get("source") or {}).get("name_or_path") or ""
     folders = [str(run.checkpoint.resolve()), str(run.checkpoint.resolve().parent), source]
     for folder in folders:

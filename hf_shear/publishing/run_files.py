@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..core import UsageError
-from ..reporting import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, TARGET_NAMES, read_results
+from ..reporting import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, TARGET_NAMES, check_record, read_json_object
 from ..slicing import PROVENANCE_NAME
 from .checkpoint_files import checkpoint_config, is_masked
+from .plain_files import plain_file
 
-CARD_NAME = "README.md"
 ARMS = ("recovered", "pruned")  # folders of a run that can be published, and records of its results; the first is best
-_PLACES = ((RESULTS_NAME, "results"), (EVALUATION_NAME, "evaluation"))
+RECORDS = {RESULTS_NAME: "results", EVALUATION_NAME: "evaluation", PROVENANCE_NAME: "provenance"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def find_run(folder: str | os.PathLike) -> RunFiles:
     results are looked for beside its weights, then one folder up, where a run keeps them.
 
     Raises:
-        ValueError: there is no checkpoint, or the results are those of a model of another shape.
+        UsageError: there is no checkpoint, a file is a link or broken, or the results are those of another shape.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -54,17 +53,21 @@ def find_run(folder: str | os.PathLike) -> RunFiles:
     config = checkpoint_config(checkpoint)
     # A checkpoint keeps its own results where it was downloaded; a masked one is of a run that is not finished.
     places = [checkpoint] if is_masked(config) else [checkpoint, checkpoint.resolve().parent]
-    found = {key: _first_json(places, name) for name, key in _PLACES}
+    found = {RECORDS[name]: _first_json(places, name) for name in (RESULTS_NAME, EVALUATION_NAME)}
     provenance = _first_json([checkpoint], PROVENANCE_NAME)
     arm = _arm(checkpoint, provenance)
     if found["results"] is not None:
         _check_same_model(found["results"], arm, config, checkpoint)
-    report = next((place / REPORT_NAME for place in places if (place / REPORT_NAME).is_file()), None)
+    report = next((place / REPORT_NAME for place in places if plain_file(place / REPORT_NAME)), None)
     return RunFiles(checkpoint, config, arm, provenance=provenance, report=report, **found)
 
 
 def _best_checkpoint(folder: Path) -> Path:
     for arm in ARMS:
+        if (folder / arm).is_symlink():
+            raise UsageError(
+                f"{str(folder / arm)!r} is a symbolic link. Name the folder that it leads to, if you mean that."
+            )
         if (folder / arm / "config.json").is_file():
             return folder / arm
     raise UsageError(
@@ -74,15 +77,12 @@ def _best_checkpoint(folder: Path) -> Path:
 
 
 def _first_json(places: list[Path], name: str) -> dict | None:
-    path = next((place / name for place in places if (place / name).is_file()), None)
+    path = next((place / name for place in places if plain_file(place / name)), None)
     if path is None:
         return None
-    if name == RESULTS_NAME:
-        return read_results(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{str(path)!r} is not valid JSON: {error}. Write it again, or move it away.") from error
+    content = read_json_object(path)
+    check_record(content, RECORDS[name])
+    return content
 
 
 def _arm(checkpoint: Path, provenance: dict | None) -> str:
@@ -101,7 +101,7 @@ def _size(config: dict, name: str) -> int | None:
 
 
 def _check_same_model(results: dict, arm: str, config: dict, checkpoint: Path) -> None:
-    if arm not in results:
+    if not results.get(arm):
         raise UsageError(
             f"The results beside {str(checkpoint)!r} have no record `{arm}`, so a card could not say how good it is."
             " Finish the run (`--resume`), and publish it then."

@@ -6,13 +6,17 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard, try_to_load_from_cache
+from huggingface_hub import CardData, HfApi, ModelCard, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..reporting.markdown import safe_address, shown
 from .local_paths import last_part
+from .plain_files import plain_file
 
 LICENSE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "COPYING")
+MAX_LICENSE_BYTES = 1 << 20  # that are looked at to tell which licence it is
+IDENTIFIER = re.compile(r"[A-Za-z0-9.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Identifiers of https://huggingface.co/docs/hub/repositories-licenses by words that only their texts hold; in order.
 _LICENSE_TEXTS = (
@@ -60,7 +64,8 @@ def hub_source(provenance: dict | None) -> str | None:
 
 def masked_origin(config: dict) -> dict:
     """The source as a provenance record names it, from the config.json of a masked checkpoint."""
-    return {"source": {"name_or_path": config.get("source_name_or_path"), "revision": config.get("source_revision")}}
+    name, revision = config.get("source_name_or_path"), config.get("source_revision")
+    return {"source": {"name_or_path": name if isinstance(name, str) else None, "revision": revision}}
 
 
 def is_hub_id(name: str) -> bool:
@@ -78,59 +83,62 @@ def source_name(provenance: dict | None) -> str:
     return hub_source(provenance) or (last_part(name) if name else "the source model")
 
 
-def source_license(provenance: dict | None, api: HfApi | None = None) -> SourceLicense | None:
-    """The source's licence, from its model card or its licence file; None where neither says one.
+def source_license(
+    provenance: dict | None, checkpoint: Path | None = None, api: HfApi | None = None
+) -> SourceLicense | None:
+    """The source's licence, from its model card on the Hub, or else the licence file beside the weights.
+
+    A provenance record comes with a checkpoint, from anywhere, so the folder that it names as its source is not opened.
 
     Args:
+        checkpoint: the folder of the model, which may hold the licence file of its source.
         api: asks the Hub as well, for a source that is there; without it nothing leaves the machine.
     """
-    name = ((provenance or {}).get("source") or {}).get("name_or_path")
-    if not name:
-        return None
     hub_id = hub_source(provenance)
-    if hub_id is None:
-        return _folder_license(Path(name)) if Path(name).is_dir() else None
-    cached = try_to_load_from_cache(hub_id, "README.md", revision=provenance["source"]["revision"])
-    found = _card_license(Path(cached), f"the model card of {hub_id}") if isinstance(cached, str) else None
-    return found or (_license_on_the_hub(hub_id, api) if api is not None else None)
-
-
-def license_file(provenance: dict | None) -> Path | None:
-    """The licence file in the source's folder, which goes along with what is made of the source."""
-    name = ((provenance or {}).get("source") or {}).get("name_or_path")
-    return _license_path(Path(name)) if name and Path(name).is_dir() else None
-
-
-def _license_path(folder: Path) -> Path | None:
-    return next((folder / name for name in LICENSE_NAMES if (folder / name).is_file()), None)
+    found = None
+    if hub_id is not None:
+        cached = try_to_load_from_cache(hub_id, "README.md", revision=provenance["source"]["revision"])
+        found = _card_license(Path(cached), f"the model card of {hub_id}") if isinstance(cached, str) else None
+        found = found or (_license_on_the_hub(hub_id, api) if api is not None else None)
+    return found or (_folder_license(checkpoint) if checkpoint is not None else None)
 
 
 def _folder_license(folder: Path) -> SourceLicense | None:
-    card = folder / "README.md"
-    found = _card_license(card, "the model card of the source") if card.is_file() else None
-    if found is not None:
-        return found
-    path = _license_path(folder)
-    return None if path is None else _text_license(path)
+    path = next((folder / name for name in LICENSE_NAMES if plain_file(folder / name)), None)
+    return None if path is None else text_license(path)
 
 
 def _card_license(path: Path, found_in: str) -> SourceLicense | None:
-    data = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
-    identifier = data.get("license")
+    return _named_by_card(ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data, found_in)
+
+
+def _named_by_card(data: CardData | None, found_in: str) -> SourceLicense | None:
+    """What a card of others says; a link that is no address of the web is not passed on."""
+    identifier = None if data is None else data.get("license")
     identifier = identifier[0] if isinstance(identifier, list) and identifier else identifier
-    if not isinstance(identifier, str):
+    if not isinstance(identifier, str) or not IDENTIFIER.fullmatch(identifier):
         return None
-    return SourceLicense(identifier, found_in, data.get("license_name"), data.get("license_link"))
+    name, link = data.get("license_name"), data.get("license_link")
+    return SourceLicense(
+        identifier, found_in, name if isinstance(name, str) else None, link if is_license_link(link) else None
+    )
 
 
-def _text_license(path: Path) -> SourceLicense:
-    text = path.read_text(encoding="utf-8", errors="replace")
+def is_license_link(link: object) -> bool:
+    """Whether a link to a licence is an address of the web, or the name of a licence file."""
+    return link in LICENSE_NAMES or (isinstance(link, str) and safe_address(link) == link)
+
+
+def text_license(path: Path) -> SourceLicense:
+    """The licence whose text a file holds; its first line where that is none that is known."""
+    with path.open("rb") as stream:
+        text = stream.read(MAX_LICENSE_BYTES).decode("utf-8", errors="replace")
     words = " ".join(text.lower().replace(",", " ").split())
     for phrase, identifier in _LICENSE_TEXTS:
         if " ".join(phrase.replace(",", " ").split()) in words:
-            return SourceLicense(identifier, f"the file {path.name} of the source")
+            return SourceLicense(identifier, f"the file {path.name}")
     first = next((line.strip() for line in text.splitlines() if line.strip()), "own licence")
-    return SourceLicense("other", f"the file {path.name} of the source", name=first[:80], link=path.name)
+    return SourceLicense("other", f"the file {path.name}", name=shown(first[:80]), link="LICENSE")
 
 
 def _license_on_the_hub(hub_id: str, api: HfApi) -> SourceLicense | None:
@@ -138,7 +146,4 @@ def _license_on_the_hub(hub_id: str, api: HfApi) -> SourceLicense | None:
         data = api.model_info(hub_id).card_data
     except HfHubHTTPError:
         return None  # gone or gated: the card then says that the licence was not found
-    if data is None or not isinstance(data.get("license"), str):
-        return None
-    names = {"name": data.get("license_name"), "link": data.get("license_link")}
-    return SourceLicense(data["license"], f"the model card of {hub_id}", **names)
+    return _named_by_card(data, f"the model card of {hub_id}")

@@ -20,6 +20,8 @@ from hf_shear.reporting.html_origin import origin_section, speed_section
 from hf_shear.reporting.html_page import duration, name, page, short_count, text, tiles
 from hf_shear.reporting.html_pruning import kept_section, shape_section, sizes_section
 from hf_shear.reporting.html_quality import comparison_section, evaluation_section
+from hf_shear.reporting.json_files import read_json_object
+from hf_shear.reporting.record_types import check_record
 from hf_shear.reporting.results import (
     EVALUATION_NAME,
     REPORT_NAME,
@@ -67,9 +69,12 @@ def write_html_report(folder: str | os.PathLike, output: str | os.PathLike | Non
         ValueError: a file is not valid JSON, or contradicts itself.
     """
     folder = Path(folder)
-    results = read_results(folder / RESULTS_NAME)
-    evaluation = folder / EVALUATION_NAME
-    content = html_report(results, read_results(evaluation) if evaluation.is_file() else None)
+    results, evaluation = read_results(folder / RESULTS_NAME), None
+    check_record(results, "results")
+    if (folder / EVALUATION_NAME).is_file():
+        evaluation = read_json_object(folder / EVALUATION_NAME)
+        check_record(evaluation, "evaluation")
+    content = html_report(results, evaluation)
     return write_text_atomically(folder / REPORT_NAME if output is None else output, content)
 
 

@@ -175,6 +175,11 @@ def plot_sizes(
 
 def kept_per_layer(kept: Mapping[str, Any], shape: Mapping[str, int]) -> dict[str, Any]:
     """`kept` with layer numbers as ints (JSON has them as strings), checked against the source's shape."""
+    missing = [
+        name for name in ("layers", "hidden", "heads", "key_value_heads", mlp_units(shape)[0]) if name not in kept
+    ]
+    if missing:
+        raise UsageError(f"`kept` must name the units of each kind that were kept, but it lacks `{missing[0]}`.")
     units: dict[str, Any] = {
         "layers": _checked(kept["layers"], shape["num_hidden_layers"], "layers"),
         "hidden": _checked(kept["hidden"], shape["hidden_size"], "hidden"),

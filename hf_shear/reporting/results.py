@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import UsageError
+from .json_files import read_json_object
 
 SHAPE_NAMES = (
     "hidden_size",
@@ -120,15 +121,7 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
         raise FileNotFoundError(
             f"There is no results file at '{path}'. A run that ends writes `<output_dir>/results.json`."
         )
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except ValueError as error:  # also JSONDecodeError and UnicodeDecodeError
-        raise UsageError(f"The results file '{path}' is not valid JSON: {error}") from error
-    if not isinstance(results, dict):
-        raise UsageError(
-            f"The results file '{path}' must hold one JSON object, but it holds a {type(results).__name__}."
-        )
-    return results
+    return read_json_object(path)
 
 
 def check_results(results: Mapping[str, Any]) -> None:
@@ -284,7 +277,3 @@ def _check_json(value: Any, path: str) -> None:
             f"`{path}` must be a plain number, string, list or dict, but it is a {type(value).__name__}. "
             "Convert it first, for example with `.item()` or `.tolist()`. Nothing was written."
         )
-
-
-def _refuse_constant(name: str) -> None:
-    raise UsageError(f"it holds {name}, which is not a finite number")

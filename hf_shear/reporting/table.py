@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from hf_shear.reporting.results import MODEL_NAMES, TARGET_NAMES
 
-from ..core import UsageError
+from ..core import UsageError, printable
+from .markdown import markdown_text
 
 # Smaller differences of mean loss are called a tie: in nats per token. One seed on a held-out set of some
 # 1e5 tokens cannot tell less apart; `spread_table` replaces it by the measured spread of several seeds.
@@ -71,7 +72,7 @@ def comparison_table(results: Mapping[str, Any], width: int | None = None) -> st
 def markdown_table(results: Mapping[str, Any]) -> str:
     """`comparison_table` for a README or a model card: two Markdown tables and the verdict."""
     grids = [_arm_grid(results), _domain_grid(read_arms(results))]
-    return "\n\n".join([*map(_markdown, grids), _escape(verdict(results))]) + "\n"
+    return "\n\n".join([*map(_markdown, grids), markdown_text(verdict(results))]) + "\n"
 
 
 def spread_table(runs: Sequence[Mapping[str, Any]], width: int | None = None) -> str:
@@ -373,14 +374,10 @@ def _blocks(widths: Sequence[int], width: int) -> list[list[int]]:
 
 
 def _markdown(grid: _Grid) -> str:
-    headings = [_escape(heading.replace("-\n", "").replace("\n", " ").strip()) for heading in grid.headings]
+    headings = [markdown_text(heading.replace("-\n", "").replace("\n", " ").strip()) for heading in grid.headings]
     rules = [":--"] + ["--:"] * (len(headings) - 1)
-    rows = [headings, rules, *([_escape(cell.strip()) for cell in row] for row in grid.rows)]
-    return f"{_escape(grid.title)}:\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
+    rows = [headings, rules, *([markdown_text(cell.strip()) for cell in row] for row in grid.rows)]
+    return f"{markdown_text(grid.title)}:\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _text_width(width: int | None) -> int:
@@ -391,7 +388,7 @@ def _text_width(width: int | None) -> int:
 
 def short_name(name: str) -> str:
     """ASCII, and at most `MAX_NAME_WIDTH` characters: the middle goes, since endings tell names apart."""
-    name = name.encode("ascii", "backslashreplace").decode()
+    name = printable(name).encode("ascii", "backslashreplace").decode()
     if len(name) <= MAX_NAME_WIDTH:
         return name
     kept = MAX_NAME_WIDTH - 2

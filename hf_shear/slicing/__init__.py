@@ -4,7 +4,14 @@ from .export import PROVENANCE_NAME, provenance_record, read_provenance, save_ch
 from .gathering import on_main_process
 from .generation_settings import read_generation_config, savable_generation_config
 from .kept_units import KeptUnits, kept_units_from_masks
-from .nemotron_nas import FORMS, NEMOTRON_NAS, check_nemotron_nas, save_nemotron_nas
+from .nemotron_nas import (
+    CONFIGURATION_NAME,
+    FORMS,
+    NEMOTRON_NAS,
+    check_nemotron_nas,
+    is_own_configuration,
+    save_nemotron_nas,
+)
 from .preflight import check_saves
 from .releasing import release_weights
 from .select_kept import select_kept
@@ -14,6 +21,7 @@ from .uneven import count_kept_parameters, padded_shape, slice_uneven
 from .whole_folders import UNFINISHED, begin_folder, put_in_place
 
 __all__ = [
+    "CONFIGURATION_NAME",
     "FORMS",
     "NEMOTRON_NAS",
     "PROVENANCE_NAME",
@@ -23,6 +31,7 @@ __all__ = [
     "check_nemotron_nas",
     "check_saves",
     "count_kept_parameters",
+    "is_own_configuration",
     "kept_units_from_masks",
     "on_main_process",
     "padded_shape",
