@@ -20,18 +20,18 @@ _MEANINGFUL = re.compile(r"([\\`*_\[\]<>&|~$])")
 _LINK_BY_ITSELF = re.compile(r"(\S*(?:://|www\.|@|mailto:)\S*)", re.IGNORECASE)
 
 
-def shown(text: object) -> str:
+def shown(text: object, max_length: int = MAX_LENGTH) -> str:
     """A text of others on one line, of bounded length, without what looks like a token; not yet escaped."""
     line = redact_tokens(printable(text))
-    if len(line) <= MAX_LENGTH:
+    if len(line) <= max_length:
         return line
-    half = MAX_LENGTH // 2
+    half = max_length // 2
     return f"{line[:half]}...{line[-half:]}"
 
 
-def markdown_text(text: object) -> str:
+def markdown_text(text: object, max_length: int = MAX_LENGTH) -> str:
     """For the middle of a line or a cell of a table; addresses become code, which is no link."""
-    parts = _LINK_BY_ITSELF.split(shown(text))
+    parts = _LINK_BY_ITSELF.split(shown(text, max_length))
     return "".join(_code(part) if index % 2 else _MEANINGFUL.sub(r"\\\1", part) for index, part in enumerate(parts))
 
 

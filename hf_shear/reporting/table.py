@@ -23,6 +23,7 @@ from .markdown import markdown_text
 TIE_TOLERANCE = 0.005
 MIN_WIDTH, MAX_TEXT_WIDTH, DEFAULT_WIDTH = 40, 100, 80  # characters
 MAX_NAME_WIDTH = 24  # characters; longer names of domains and baselines lose their middle
+MAX_VERDICT = 10_000  # characters; every name in it is short already
 NOT_KNOWN = "-"
 _ARM_HEADINGS = (
     "model",
@@ -72,7 +73,7 @@ def comparison_table(results: Mapping[str, Any], width: int | None = None) -> st
 def markdown_table(results: Mapping[str, Any]) -> str:
     """`comparison_table` for a README or a model card: two Markdown tables and the verdict."""
     grids = [_arm_grid(results), _domain_grid(read_arms(results))]
-    return "\n\n".join([*map(_markdown, grids), markdown_text(verdict(results))]) + "\n"
+    return "\n\n".join([*map(_markdown, grids), markdown_text(verdict(results), MAX_VERDICT)]) + "\n"
 
 
 def spread_table(runs: Sequence[Mapping[str, Any]], width: int | None = None) -> str:
