@@ -312,7 +312,7 @@ def test_the_class_of_a_tokenizer_is_one_that_transformers_4_knows(tmp_path, nam
 
 
 def test_a_class_with_flags_says_what_it_puts_around_a_text(tmp_path):
-    fields, _ = saved_tokenizer(tmp_path, tokenizer_class="LlamaTokenizer")
+    fields, _ = saved_tokenizer(tmp_path, tokenizer_class="LlamaTokenizer", add_prefix_space=None)
     assert (fields["tokenizer_class"], fields["add_bos_token"], fields["add_eos_token"]) == (
         "LlamaTokenizer",
         False,

@@ -41,9 +41,9 @@ def write_for_older_readers(processing_class, folder: Path) -> None:
         return
     fields = json.loads(path.read_text(encoding="utf-8"))
     fields = {name: value for name, value in fields.items() if name not in _OF_THIS_MACHINE}
-    fields |= _older_class(processing_class, fields["tokenizer_class"])
     if fields.get("add_prefix_space", 0) is None:
         del fields["add_prefix_space"]
+    fields |= _older_class(processing_class, fields)
     if isinstance(fields.get("extra_special_tokens"), list):  # transformers 4 knows it as a dict only
         fields["additional_special_tokens"] = fields.pop("extra_special_tokens")
     template = getattr(processing_class, "chat_template", None)
@@ -61,12 +61,15 @@ def sentencepiece_file(processing_class) -> Path | None:
     return path if path is not None and path.name == SENTENCEPIECE_NAME and path.is_file() else None
 
 
-def _older_class(processing_class, name: str) -> dict:
-    """The fields that make transformers 4 put around a text what this tokenizer does."""
+def _older_class(processing_class, fields: dict) -> dict:
+    """The fields that make transformers 4 split a text, and put around it, what this tokenizer does."""
+    name = fields["tokenizer_class"]
     if name == _GENERIC:
         return {"tokenizer_class": _OLDER_GENERIC}
     if name.removesuffix("Fast") not in _WITH_FLAGS:
         return {}
+    if "add_prefix_space" in fields:  # transformers 4 then reads the SentencePiece model in place of tokenizer.json
+        return {"tokenizer_class": _OLDER_GENERIC}
     ids = processing_class(SAMPLE).input_ids
     inner = processing_class(SAMPLE, add_special_tokens=False).input_ids
     bos, eos = [processing_class.bos_token_id], [processing_class.eos_token_id]
