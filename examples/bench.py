@@ -12,7 +12,7 @@ transformers.TrainingArguments; `--config FILE.yaml` sets any of them.
 from pathlib import Path
 
 from hf_shear import ShearTrainingArguments, runs
-from hf_shear.reporting import bench_csv, bench_markdown, plot_bench, require_matplotlib
+from hf_shear.reporting import bench_csv, bench_markdown, plot_bench, require_matplotlib, write_text_atomically
 
 TOKENS = "give --recovery_tokens"
 NOT_HERE = {name: TOKENS for name in ("num_tokens", "max_steps", "num_train_epochs")} | {"seed": "give --seeds"}
@@ -24,8 +24,8 @@ def main() -> None:
     results = runs.Bench(arguments, args).run(tell=lambda text: print(text, flush=True))
     folder = Path(args.output_dir)
     table = bench_markdown(results)
-    (folder / "bench.md").write_text(table, encoding="utf-8")
-    (folder / "bench.csv").write_text(bench_csv(results), encoding="utf-8")
+    write_text_atomically(folder / "bench.md", table)
+    write_text_atomically(folder / "bench.csv", bench_csv(results))
     plot_bench(results, folder / "bench.png")
     print(table)
 

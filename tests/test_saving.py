@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM, PreT
 from hf_shear import slice_model
 from hf_shear.cli.main import main
 from hf_shear.core import FailedError, UsageError
+from hf_shear.reporting.results import write_file_atomically
 from hf_shear.slicing import (
     check_saves,
     preflight,
@@ -287,6 +288,25 @@ def test_leftovers_of_a_killed_process_do_not_mix_with_what_is_written(tmp_path)
         (tmp_path / name / f"of {name}").write_text("")
     whole_folders.replace_folder(tmp_path / "out", write("new"))
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "text"]
+
+
+def test_a_file_that_fails_leaves_the_old_one(tmp_path):
+    path = tmp_path / "domains.png"
+    write_file_atomically(path, lambda temporary: temporary.write_text("old"))
+
+    def fails(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        write_file_atomically(path, fails)
+    assert [p.name for p in tmp_path.iterdir()] == ["domains.png"] and path.read_text() == "old"
+
+
+def test_what_a_killed_trial_left_is_cleared(tmp_path):
+    (tmp_path / "out" / ".out.abc.trial").mkdir(parents=True)
+    check_saves(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 # ---- for older readers ------------------------------------------------------------------------------------------

@@ -194,6 +194,8 @@ def _store(path: Path, dataset: Dataset, batches: Iterator[dict]) -> None:
     unfinished = path.with_suffix(".unfinished")
     try:
         _write(unfinished, dataset, batches)
+        with open(unfinished, "rb") as file:
+            os.fsync(file.fileno())
     except OSError as error:
         unfinished.unlink(missing_ok=True)  # gives the disk back what it took
         raise OSError(

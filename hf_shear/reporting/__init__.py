@@ -22,6 +22,7 @@ from hf_shear.reporting.results import (
     model_record,
     read_results,
     write_results,
+    write_text_atomically,
 )
 from hf_shear.reporting.table import comparison_table, markdown_table, spread_table
 
@@ -55,4 +56,5 @@ __all__ = [
     "spread_table",
     "write_html_report",
     "write_results",
+    "write_text_atomically",
 ]

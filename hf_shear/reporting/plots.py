@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_shear.reporting.results import TARGET_NAMES
+from hf_shear.reporting.results import TARGET_NAMES, write_file_atomically
 from hf_shear.reporting.table import short_name
 
 from ..core import MissingExtraError, UsageError
@@ -491,7 +492,8 @@ def _save(figure: Figure, path: str | os.PathLike | None) -> Figure:
         axes.xaxis.label.set_fontsize(FONT_SIZE)
         axes.yaxis.label.set_fontsize(FONT_SIZE)
     if path is not None:
-        figure.savefig(path)
+        kind = os.path.splitext(path)[1].removeprefix(".") or "png"
+        write_file_atomically(path, partial(figure.savefig, format=kind))
     return figure
 
 

@@ -18,7 +18,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -95,13 +95,17 @@ def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> Path:
 
 def write_text_atomically(path: str | os.PathLike, text: str) -> Path:
     """Write `text` as UTF-8 so that `path` holds the old text or the new one, never a part; makes its folder."""
+    return write_file_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_file_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -> Path:
+    """Let `write` make a file under another name of the same ending, which then replaces `path`; makes its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        with open(temporary, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
+        write(temporary)
+        with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     finally:

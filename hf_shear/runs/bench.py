@@ -23,7 +23,7 @@ from ..masks import unit_kinds
 from ..one_shot import criteria_by_kind, make_plan, prune_one_shot
 from ..reporting import collect_versions, write_results
 from ..shapes import ModelShape, TargetShape, count_parameters
-from ..slicing import check_saves
+from ..slicing import check_saves, read_generation_config
 from ..training import ShearTrainer, ShearTrainingArguments, pruning_steps
 from .bench_method import INTERLEAVED, ONE_SHOT, BenchMethod
 from .choose_target import choose_target
@@ -99,6 +99,7 @@ class Bench:
         self._check_methods(config)
         self.tokenizer = AutoTokenizer.from_pretrained(arguments.source)
         check_saves(args.output_dir)
+        read_generation_config(arguments.source)  # refused now if training could not go on with it
         self.data: DomainData = pack(arguments, read_domains(arguments, args), self.tokenizer, config)
         self.path = Path(args.output_dir) / BENCH_NAME
         self.results = self._open(config)

@@ -25,6 +25,7 @@ from ..reporting import (
     redact_command,
     write_html_report,
     write_results,
+    write_text_atomically,
 )
 from ..shapes import TARGET_NAMES, ModelShape, count_parameters
 from ..training import ShearTrainingArguments, evaluate_domains
@@ -134,6 +135,6 @@ def write_report(folder: Path, results: dict) -> str:
         sizes = {name: results["target_shape"][name] for name in TARGET_NAMES if name in results["target_shape"]}
         plot_sizes(results["sizes"], sizes, folder / "sizes.png", source_shape=source)
     table = comparison_table(results)
-    (folder / "table.txt").write_text(table + "\n", encoding="utf-8")
+    write_text_atomically(folder / "table.txt", table + "\n")
     write_html_report(folder)
     return table

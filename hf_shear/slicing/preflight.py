@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
@@ -23,6 +24,8 @@ from .older_config_fields import add_older_config_fields
 from .tokenizer_files import SAMPLE, save_tokenizer
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+_TRIAL = ".trial"
 
 logger = logging.get_logger(__name__)
 
@@ -60,8 +63,10 @@ def check_saves(
 
 def _check(output_dir: Path, named: str, config, tokenizer, generation_config, result_bytes, checkpoint_bytes) -> None:
     place = _nearest_folder(output_dir, named)
+    for left in place.glob(f".{glob.escape(output_dir.name)}.*{_TRIAL}"):  # by a process that was killed meanwhile
+        shutil.rmtree(left, ignore_errors=True)
     try:
-        trial = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", suffix=".trial", dir=place))
+        trial = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", suffix=_TRIAL, dir=place))
     except OSError as error:
         raise _not_writable(named, error) from error
     try:
