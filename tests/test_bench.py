@@ -54,7 +54,7 @@ def test_methods_are_read():
         ("learned@2", "@ is followed by a number of shots, of one-shot pruning alone"),
         ("learned taylor", "'learned' takes nothing more"),
         ("scratch+bias", "'scratch' takes nothing more"),
-        ("learned:share=2", "a share must be above 0 and at most 1"),
+        ("learned:share=2", "`share` of `.*` must be above 0 and at most 1, but it is 2"),
         ("learned:masks=soft", "masks must be one of relaxed_topk, hard_concrete, paper"),
         ("learned:tokens=2", "Method 'learned' has no option 'tokens=2'"),
         ("interleaved:taylor allocation=global", "one-shot pruning has one allocation"),

@@ -239,7 +239,7 @@ def test_too_few_tokens_are_warned_of_and_do_no_harm_on_them(build_llama):
             "bias:damping=1",
             "Compensation 'bias' has no option 'damping=1'.*defaults: towards=module, store=",
         ),
-        ("least_squares:damping=-1", "Option 'damping' of `compensation` must be at least 0"),
+        ("least_squares:damping=-1", "`damping` of `Compensation 'least_squares'` must be at least 0, but it is -1"),
         ("least_squares:damping=much", "Option 'damping' of compensation 'least_squares' must be a float"),
         ("least_squares:towards=heaven", "Option 'towards' of `compensation` must be one of module, source"),
     ],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 import pytest
 
 from hf_shear import ShearTrainingArguments
-from hf_shear.core import UsageError
+from hf_shear.core import UsageError, check_ranges
 from hf_shear.runs import parse_arguments
 
 
@@ -96,7 +97,7 @@ def test_a_named_file_takes_the_place_of_the_default_one(config, tmp_path):
 @pytest.mark.parametrize("text", ["stepz: 3\n", "step: 3\n"])
 def test_an_unknown_name_is_refused_in_the_file(config, text):
     name = text.split(":")[0]
-    with pytest.raises(ValueError, match=f"--{name}"):
+    with pytest.raises(UsageError, match=f"`--{name}` in '.*config.yaml', line 1, is no argument of .* Did you mean"):
         parse_arguments(Arguments, ["--config", config(text)])
 
 
@@ -108,7 +109,7 @@ def test_an_unknown_flag_is_refused_and_none_is_abbreviated():
 @pytest.mark.parametrize("text", ["steps: many\n", "steps: 1.5\n", "flag: perhaps\n", "rate: [1, 2]\n"])
 def test_a_wrong_type_is_refused(config, text):
     name = text.split(":")[0]
-    with pytest.raises(UsageError, match=rf"`{name}` in '.*config.yaml' (must be|takes one value)"):
+    with pytest.raises(UsageError, match=rf"`{name}` in '.*config.yaml', line 1, (must be|takes one value)"):
         parse_arguments(Arguments, ["--config", config(text)])
 
 
@@ -124,6 +125,88 @@ def test_bad_files_are_refused(config, tmp_path):
         parse_arguments(Arguments, ["--config"])
     with pytest.raises(ValueError, match="`--config` '.*config.yaml' must hold names and values, but it holds a list"):
         parse_arguments(Arguments, ["--config", config("- steps\n- 3\n")])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: 3\nname: a\nsteps: 4\n", "line 3: 'steps' is given twice, first in line 1. Keep one."),
+        ("other: {a: 1, a: 2}\n", "line 1: 'a' is given twice"),
+        ("steps: [3\n", "is not valid YAML: line 2, "),
+        ("steps: 3\n\tname: a\n", "is not valid YAML: line 2, "),
+        (
+            "name: !!python/object/apply:os.system [ls]\n",
+            "is not valid YAML: line 1, could not determine a constructor",
+        ),
+        ("name: 2026-13-45\n", "holds a value that is not what it looks like: .*Put it in quotes"),
+        ("steps: !!int many\n", "holds a value that is not what it looks like"),
+        ("1: 2\n", "has the key 1, which is no name of an argument"),
+        ("sizes: [{a: 1}]\n", "`sizes` in '.*config.yaml', line 1, must be a text, a number, .* but it holds a dict"),
+        ("sizes: [[1, 2], [3]]\n", "line 1, must be .* but it holds a list"),
+        ("sizes:\n- 1\n- null\n", "line 1, must be .* but it holds a NoneType"),
+        ("name: a\nsizes: [--flag, false]\n", "`sizes` in '.*', line 2, must be a whole number, but it is '--flag'"),
+        ("other: {a: 2026-01-02}\n", "`other` in '.*', line 1, holds what JSON can not"),
+        ("name: !!binary aGk=\n", "line 1, must be .* but it holds a bytes"),
+        ("config: other.yaml\n", "`config` in '.*', line 1, names another file, but only a flag can"),
+        ("3\n", "must hold names and values, but it holds a int"),
+        ("name: &a [*a]\n", "line 1: an anchor must not hold an alias of itself"),
+        ("name: " + "[" * 5000 + "]" * 5000, "is nested too deep to be read"),
+        ("name: " + "x" * 2**20, "has more than 1,048,576 characters"),
+        ("\nrate: much\n", "`rate` in '.*config.yaml', line 2, must be a number, but it is 'much'"),
+    ],
+    ids=range(20),
+)
+def test_what_a_file_may_not_hold_is_said_with_its_line(config, text, message):
+    with pytest.raises(UsageError, match=message):
+        parse_arguments((Arguments, Others), ["--config", config(text)])
+
+
+def test_no_text_and_no_file(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(b"name: h\xe9llo\n")
+    with pytest.raises(UsageError, match="config.yaml' is no text in UTF-8 .* Save it as UTF-8"):
+        parse_arguments(Arguments, ["--config", str(path)])
+    with pytest.raises(UsageError, match="`--config` '.*' is not a file"):
+        parse_arguments(Arguments, ["--config", str(tmp_path)])
+
+
+def test_an_alias_bomb_ends_at_once(config):
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
+    start = time.perf_counter()
+    with pytest.raises(UsageError, match="line 5: with its aliases written out it holds more than 10,000 values"):
+        parse_arguments(Arguments, ["--config", config("\n".join(levels))])
+    assert time.perf_counter() - start < 1
+
+
+def test_few_aliases_and_merged_names_are_fine(config):
+    path = config("sizes: &s [4, 5]\nname: &n hello\nother: *n\n")
+    assert parse_arguments((Arguments, Others), ["--config", path]) == (
+        Arguments(name="hello", sizes=[4, 5]),
+        Others("hello"),
+    )
+
+
+def test_a_value_is_never_a_flag(config):
+    (found,) = parse_arguments(Arguments, ["--config", config("name: --rate=9\n")])
+    assert found == Arguments(name="--rate=9")
+
+
+def test_where_a_refused_value_stands(config):
+    @dataclass
+    class Checked:
+        seed: int = 0
+        rounds: int = 1
+
+        def __post_init__(self):
+            check_ranges(self)
+
+    path = config("rounds: 2\nseed: -1\n")
+    with pytest.raises(UsageError, match="`seed` must be between .*, but it is -1. .* It stands in '.*yaml', line 2.$"):
+        parse_arguments(Checked, ["--config", path])
+    with pytest.raises(UsageError) as caught:  # the flag wins, so the file is not at fault
+        parse_arguments(Checked, ["--config", path, "--seed", "-2"])
+    assert "it is -2" in str(caught.value) and "yaml" not in str(caught.value)
 
 
 def test_two_files_are_refused(config):

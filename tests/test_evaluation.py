@@ -24,6 +24,7 @@ from hf_shear.evaluation import (
     measure_speed,
     paired_difference,
     ratio_of_sums,
+    tasks,
 )
 from hf_shear.evaluation.perplexity import domain_losses, perplexity_record
 from hf_shear.shapes import ModelShape
@@ -208,6 +209,24 @@ def test_a_paired_interval_is_narrower():
 def test_the_cache_of_one_token():
     shape = ModelShape(64, 5, 8, 4, 172, head_dim=8)
     assert kv_cache_bytes_per_token(shape, 2) == 2 * 5 * 4 * 8 * 2
+
+
+def test_a_task_that_lm_eval_lacks_is_told_before_its_files_are_indexed(monkeypatch):
+    pytest.importorskip("lm_eval")
+    monkeypatch.setattr(tasks, "_task_manager", lambda *_, **__: pytest.fail("14,000 files were parsed"))
+    with pytest.raises(UsageError, match="it has no 'hellaswagg'. Near to it: hellaswag.* need `tasks_dir`"):
+        load_tasks(["hellaswagg", "arc_easy"])
+
+
+def test_task_files_are_read_with_care(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("task: mine\ntask: other\n")
+    with pytest.raises(UsageError, match="`tasks` '.*mine.yaml', line 2: 'task' is given twice"):
+        load_tasks([str(file)])
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    file.write_text("\n".join(levels + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]))
+    with pytest.raises(UsageError, match="mine.yaml', line 5: with its aliases written out"):
+        load_tasks(["mine"], tmp_path)
 
 
 def test_tasks_that_are_not_there(tmp_path):

@@ -35,7 +35,9 @@ def test_a_run_is_kept_without_its_long_parts_and_its_paths(builder, tmp_path, m
     run = make_run(tmp_path / "run")
     whole = json.loads((run / "results.json").read_text())
     whole["kept"] = {"hidden": list(range(999))}
-    whole["history"].insert(0, {"stage": "mask_learning", "num_tokens": 5, "mixture_weights": {"books": 0.9, "code": 0.1}})
+    whole["history"].insert(
+        0, {"stage": "mask_learning", "num_tokens": 5, "mixture_weights": {"books": 0.9, "code": 0.1}}
+    )
     (run / "results.json").write_text(json.dumps(whole))
     words = [
         "--add",

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from transformers import AutoConfig
 
-from ..core import UsageError, check_output_file, check_ranges
+from ..core import FINITE, UsageError, check_output_file, check_ranges, json_object
 from ..modeling import check_supported_source
 from ..recovery import training_flops_per_token
 from ..reporting import check_picture, plot_law_curves
@@ -92,8 +92,8 @@ class Arguments:
             check_picture("plot", self.plot)
         if self.checkpoint is not None and self.num_parameters is not None:
             raise UsageError("`checkpoint` and `num_parameters` say the same; give one of them.")
-        if self.fixed is not None and not isinstance(self.fixed_constants, dict):
-            raise UsageError(f"`fixed` must be a JSON object of constants, but it is {self.fixed!r}.")
+        for constant, value in (self.fixed_constants or {}).items():
+            FINITE.check(f"fixed[{constant!r}]", value)
         asked = [name for name in ("target_loss", "price", "flops", "plot") if getattr(self, name) is not None]
         if not self.names_a_source and asked:
             raise UsageError(
@@ -112,12 +112,7 @@ class Arguments:
     @property
     def fixed_constants(self) -> dict | None:
         """``fixed`` as a dict."""
-        if self.fixed is None:
-            return None
-        try:
-            return json.loads(self.fixed)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"`fixed` is not valid JSON: {error}. Write it as '{{\"beta\": 0.4}}'.") from error
+        return None if self.fixed is None else json_object(self.fixed, "`fixed`")
 
 
 def run(arguments: Arguments) -> None:

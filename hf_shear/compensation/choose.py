@@ -87,6 +87,4 @@ def resolve_compensation(choice: str) -> Compensation | None:
     towards, store = options.pop("towards", MODULE), options.pop("store", "")
     if towards not in TOWARDS:
         raise UsageError(f"Option 'towards' of `compensation` must be one of {', '.join(TOWARDS)}: {towards!r}.")
-    if not 0 <= options.get("damping", 0) < float("inf"):
-        raise UsageError(f"Option 'damping' of `compensation` must be at least 0, but it is {options['damping']}.")
     return Compensation(partial(function, **options), function.needs_bias, towards, store or None)

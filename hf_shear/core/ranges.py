@@ -206,6 +206,7 @@ RANGES: dict[str, Range] = {
     "batch_size": _count("a number of samples such as 8"),
     "global_batch_index": Range(0, whole=True, example="the state of an undamaged checkpoint"),
     "samples_consumed[]": Range(0, whole=True, example="the state of an undamaged checkpoint"),
+    "num_processes": _count("1 for a single process"),
     "world_size": _count("1 for a single process"),
     # Target
     "hidden_size": _TARGET_SIZE,
@@ -268,3 +269,21 @@ RANGES: dict[str, Range] = {
     "mask_share": _share("a share of the tokens such as 0.06; 0 is one-shot", below=True),
 }
 """By the name of the argument; NAME[] of each value in a dict by domain."""
+
+OPTION_RANGES: dict[str, Range] = {
+    "damping": _not_negative("a share of the mean diagonal such as 0.01"),
+    "gradient_weight": _not_negative("a weight such as 100; 0 is none"),
+    "layers_per_pass": Range(0, whole=True, example="a number of layers such as 4; 0 is all"),
+    "power": _positive("a power such as 2"),
+    "rank": _count("a rank such as 8"),
+    "adapter_steps": Range(0, whole=True, example="a number of steps such as 10; 0 is none"),
+    "steps": RANGES["num_steps"],
+    "masks_per_step": RANGES["masks_per_step"],
+    "step_size": RANGES["step_size"],
+    "num_steps": RANGES["num_steps"],
+    "num_batches": RANGES["num_batches"],
+    "amplitude": RANGES["amplitude"],
+    "stages": RANGES["num_stages"],
+    "share": RANGES["pruning_share"],
+}
+"""Of criteria, compensations, allocations and bench methods, by the name in ``NAME:OPTION=VALUE``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 
-from ..core import UsageError
+from ..core import FINITE, OPTION_RANGES, UsageError
 
 
 def keyword_options(function: Callable) -> dict[str, object]:
@@ -39,4 +39,6 @@ def options_from_text(text: str, known: Mapping[str, object], owner: str) -> dic
         except (KeyError, ValueError) as error:
             owner = owner[0].lower() + owner[1:]
             raise UsageError(f"Option {key!r} of {owner} must be a {kind.__name__}: {value!r}.") from error
+        if kind in (int, float):
+            OPTION_RANGES.get(key, FINITE).check(f"{key}` of `{owner}", options[key])
     return options

@@ -170,6 +170,15 @@ class ShearingMasks(nn.Module):
                 gates[kind.name] = self._hardened(kind, soft * hard_topk(log_alpha, kind.num_kept))
         return gates
 
+    def check_finite(self) -> None:
+        """Raise UsageError for masks that training left without an order of their units."""
+        for name, log_alpha in self.log_alpha.items():
+            if not bool(log_alpha.isfinite().all()):
+                raise UsageError(
+                    f"The masks of {name!r} hold NaN or infinite values, so that none of their units is better than"
+                    " another: training diverged. Take a checkpoint from before that."
+                )
+
     def kept_units(self) -> dict[str, Tensor]:
         """Boolean masks of the units an export now would keep, for every kind, frozen ones included."""
         kept = {}

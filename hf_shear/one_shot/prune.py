@@ -102,8 +102,8 @@ def prune_one_shot(
             than the target keeps, the family does not admit the compensation, or ``form`` cannot hold the result; before
             any forward runs.
     """
-    calibration = calibration if isinstance(calibration, Calibration) else Calibration(list(calibration))
     check_ranges({"num_shots": num_shots})
+    calibration = calibration if isinstance(calibration, Calibration) else Calibration(list(calibration))
     config = model.config if as_family is None else config_as_family(model.config, family_named(as_family))
     plan = make_plan(config, target, criterion, allocation, units, form, protect, compensation)
     masked = AutoShearingModelForCausalLM.from_model(model, plan.shape, as_family=as_family).eval()

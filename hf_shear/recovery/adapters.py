@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from ..core import MissingExtraError, UsageError
+from ..core import MissingExtraError, UsageError, read_json_object
 
 ADAPTER_RECORD_NAME = "shear_adapter.json"
 
@@ -55,13 +55,7 @@ def peft_config_from(description: dict | str | os.PathLike | None):
     if description is None:
         return default_peft_config()
     if isinstance(description, (str, os.PathLike)):
-        path = Path(description)
-        if not path.is_file():
-            raise UsageError(f"`peft_config` {str(description)!r} is neither JSON nor a file that exists.")
-        try:
-            description = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UsageError(f"`peft_config` {str(path)!r} is not JSON: {error}.") from error
+        description = read_json_object(description, "`peft_config`")
     if not isinstance(description, dict):
         raise UsageError(f"`peft_config` must be a JSON object, but it is {description!r}.")
     peft = _peft()

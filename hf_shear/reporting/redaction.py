@@ -23,7 +23,9 @@ _TOKEN_WORDS = re.compile(
 _HEADER = re.compile(r"\b((?:Bearer|Basic)\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _USER_OF_ADDRESS = re.compile(r"(\w+://)[^\s/@'\"]+(?=@)")
 # The flags of special tokens hold text such as <pad>. Flags that count tokens end otherwise (--mask_tokens).
-_SPECIAL = r"(?!(?:additional_special|bos|eos|eot|pad|unk|sep|cls|mask|image|audio|video|prefix|suffix|middle)[_-]token)"
+_SPECIAL = (
+    r"(?!(?:additional_special|bos|eos|eot|pad|unk|sep|cls|mask|image|audio|video|prefix|suffix|middle)[_-]token)"
+)
 _SECRET_NAME = (
     rf"{_SPECIAL}(?:[a-z0-9]+[_-])*(?:(?:access|auth|refresh|session|id)?token|password|passwd|passphrase|pwd|pass|secret"
     r"|credentials?|authorization|cookie|signature"

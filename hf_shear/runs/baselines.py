@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable
 
 import torch
 from transformers import PreTrainedModel
 
-from ..core import UsageError
+from ..core import RANGES, UsageError, json_object
 from ..data import Calibration
 from ..modeling import ShearingModel
 from ..one_shot import prune_one_shot
@@ -19,18 +17,13 @@ BASELINES = ("random", "taylor", "scratch")
 
 def baseline_learning_rates(text: str | None) -> dict[str, float]:
     """Learning rate by baseline from JSON such as ``{"scratch": 0.002}``; a baseline not named takes the run's rate."""
-    try:
-        rates = json.loads(text or "{}")
-    except ValueError:
-        rates = None
-    if not isinstance(rates, dict) or not all(
-        name in BASELINES and isinstance(rate, (int, float)) and math.isfinite(rate) and rate > 0
-        for name, rate in rates.items()
-    ):
-        raise UsageError(
-            f"`baseline_learning_rates` must be JSON that gives some of {', '.join(BASELINES)} a positive rate, such as"
-            f" '{{\"scratch\": 0.002}}', but it is {text!r}."
-        )
+    rates = json_object(text or "{}", "`baseline_learning_rates`")
+    for name, rate in rates.items():
+        if name not in BASELINES:
+            raise UsageError(
+                f"`baseline_learning_rates` must name some of {', '.join(BASELINES)}, but it names {name!r}."
+            )
+        RANGES["learning_rate"].check(f"baseline_learning_rates[{name!r}]", rate)
     return rates
 
 

@@ -107,8 +107,6 @@ def _kind(words: list[str], text: str) -> tuple[str, dict, list[str]]:
                 f"`methods` has {text!r}, which names no criterion, such as 'interleaved:stages=5:taylor'."
             )
     options = known | options
-    if "share" in options and not 0 < options["share"] <= 1:
-        raise UsageError(f"`methods` has {text!r}: a share must be above 0 and at most 1.")
     for option, choices in ARM_CHOICES.items():
         if option in options and options[option] not in choices:
             raise UsageError(f"`methods` has {text!r}: {option} must be one of {', '.join(choices)}.")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 
-import yaml
 from transformers import HfArgumentParser
 
-from ..core import UsageError
+from ..core import UsageError, read_yaml_mapping
 from .flags import Entry, check_text, read_values, split_words
 
 
@@ -62,10 +63,15 @@ def parse_arguments(
     values = read_values(parser, from_file + flags, program)
     try:
         return parser.parse_dict(values)
-    except UsageError:
-        raise
-    except ValueError as error:  # of what transformers checks in its own arguments
-        raise UsageError(str(error)) from error
+    except ValueError as error:  # of ranges, of combinations, or of what transformers checks in its own arguments
+        raise UsageError(str(error) + _where(error, from_file)) from error
+
+
+def _where(error: ValueError, from_file: Sequence[Entry]) -> str:
+    """Where in the file the argument stands that an error begins with; "" for one that a flag gave."""
+    named = re.match(r"`(\w+)", str(error))
+    places = [entry.place for entry in from_file if named is not None and entry.name == named[1]]
+    return f" It stands{places[0].rstrip(',')}." if places else ""
 
 
 def _take_config(entries: list[Entry]) -> tuple[str | None, list[Entry]]:
@@ -84,21 +90,33 @@ def _take_config(entries: list[Entry]) -> tuple[str | None, list[Entry]]:
 def _entries_of_file(path: str | Path | None) -> list[Entry]:
     if path is None:
         return []
-    if not Path(path).is_file():
-        raise UsageError(f"`--config` {str(path)!r} is not a file. Give the path of a YAML file.")
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    if not isinstance(content, dict):
-        raise UsageError(
-            f"`--config` {str(path)!r} must hold names and values, but it holds a {type(content).__name__}. Write lines"
-            " such as `seed: 7`."
-        )
-    return [
-        Entry(f"--{name}", _words(value), f" in {str(path)!r}") for name, value in content.items() if value is not None
-    ]
+    values, lines = read_yaml_mapping(path, "`--config`")
+    entries = []
+    for name, value in values.items():
+        place = f" in {str(path)!r}, line {lines[name]},"
+        if name == "config":
+            raise UsageError(f"`config`{place} names another file, but only a flag can. Put its entries into this one.")
+        if value is not None:
+            entries.append(Entry(f"--{name}", _words(name, value, place), place))
+    return entries
 
 
-def _words(value: object) -> tuple[str, ...]:
+def _words(name: str, value: object, place: str) -> tuple[str, ...]:
     """A value of the file as flags have it."""
-    if isinstance(value, (list, tuple)):
-        return tuple(str(item) for item in value)
-    return (json.dumps(value) if isinstance(value, dict) else str(value),)
+    if isinstance(value, list):
+        return tuple(_word(name, item, place) for item in value)
+    if not isinstance(value, dict):
+        return (_word(name, value, place),)
+    try:
+        return (json.dumps(value),)
+    except TypeError as error:
+        raise UsageError(f"`{name}`{place} holds what JSON can not: {error}. Put it in quotes.") from error
+
+
+def _word(name: str, value: object, place: str) -> str:
+    if not isinstance(value, (str, int, float, date)):
+        raise UsageError(
+            f"`{name}`{place} must be a text, a number, true or false, a list of those, or names with values, but it"
+            f" holds a {type(value).__name__}. Correct it."
+        )
+    return str(value)

@@ -63,6 +63,7 @@ def cut_learned_masks(
         return *slice_model(masked, dtype=dtype), CompensationReport()
     if calibration is None or (source is None and method.towards == SOURCE):
         raise UsageError(f"`compensation={compensation!r}` needs calibration text, and with towards=source the source.")
+    masked.masks.check_finite()
     gates = masked.masks.deterministic()
     twin = type(masked).from_model(masked, masked.masks.target).eval()  # shares the weights
     reference = None if source is None else type(masked).from_model(source).to(twin.device).eval()

@@ -66,8 +66,10 @@ def slice_model(
     check_dtype(dtype)
     masks = _whole_masks(model.masks)
     if gates is None:
+        masks.check_finite()
         gates, kept_masks = masks.deterministic(), masks.kept_units()
     else:
+        _check_gates(gates)
         kept_masks = {
             kind.name: gates[kind.name].bool().cpu()
             if kind.name in gates
@@ -77,6 +79,12 @@ def slice_model(
     kept = kept_units_from_masks(kept_masks, masks.kinds, masks.source)
     config = config_for_shape(model.config, masks.target, kept.layers, config_class=model.family.config_class)
     return build_sliced(model, config, gates, kept, dtype, release_source=release_source), kept
+
+
+def _check_gates(gates: dict[str, Tensor]) -> None:
+    for name, gate in gates.items():
+        if not bool(((gate >= 0) & (gate <= 1)).all()):  # NaN is in no range
+            raise UsageError(f"`gates[{name!r}]` must be between 0 and 1, but it holds other values, or NaN.")
 
 
 def build_sliced(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
-import yaml
 from transformers import Trainer
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges, read_json_object, read_yaml_mapping
 
 _DEEPSPEED_SECTIONS = ("optimizer", "scheduler")
 
@@ -167,6 +165,12 @@ def _asked_for(command: list[str]) -> int | None:
             break  # what follows belongs to the script
     if config_file is None or not Path(config_file).is_file():
         return None
-    text = Path(config_file).read_text(encoding="utf-8")
-    content = json.loads(text) if config_file.endswith(".json") else yaml.safe_load(text)
-    return int(content["num_processes"]) if "num_processes" in content else None
+    what = "`--config_file` of accelerate,"
+    if config_file.endswith(".json"):
+        content = read_json_object(config_file, what)
+    else:
+        content, _ = read_yaml_mapping(config_file, what)
+    if content.get("num_processes") is None:
+        return None
+    check_ranges({"num_processes": content["num_processes"]})
+    return content["num_processes"]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import importlib.util
-import json
 from enum import Enum
-from pathlib import Path
 
 import torch
+from accelerate.utils import DynamoBackend
 from torch import nn
 from transformers import Trainer, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames, trainer_log_levels
 
-from ..core import UsageError
+from ..core import UsageError, json_object, read_json_object
 
 _CHOICES: dict[str, type[Enum]] = {
     "eval_strategy": IntervalStrategy,
@@ -25,11 +27,14 @@ _CHOICES: dict[str, type[Enum]] = {
     "optim": OptimizerNames,
 }
 _PACKAGES = {
-    "bnb": "bitsandbytes", "8bit": "bitsandbytes", "paged": "bitsandbytes", "lion": "bitsandbytes",
-    "ademamix": "bitsandbytes", "adamw_torch_4bit": "torchao", "adamw_torch_8bit": "torchao", "galore": "galore_torch",
-    "apollo": "apollo_torch", "grokadamw": "grokadamw", "stable_adamw": "optimi", "anyprecision": "torchdistx",
-    "xla": "torch_xla", "npu": "torch_npu", "apex": "apex",
+    "adamw_torch_4bit": "torchao", "adamw_torch_8bit": "torchao", "galore": "galore_torch", "apollo": "apollo_torch",
+    "grokadamw": "grokadamw", "stable_adamw": "optimi", "anyprecision": "torchdistx", "xla": "torch_xla",
+    "npu": "torch_npu", "bnb": "bitsandbytes", "8bit": "bitsandbytes", "paged": "bitsandbytes", "lion": "bitsandbytes",
+    "ademamix": "bitsandbytes",
 }  # fmt: skip
+"""By a part of the optimizer's name; the first that fits."""
+_COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+_INLINE = ("mixture_weights", "reference_losses", "lr_scheduler_kwargs")  # JSON, never the path of a file
 _MODEL_OF_ITS_OWN = ("galore", "apollo")  # these optimizers are made for a model's modules by name
 
 
@@ -45,6 +50,17 @@ def check_choices(args) -> None:
             raise UsageError(
                 f"`{name}` must be one of {', '.join(trainer_log_levels)}, but it is {getattr(args, name)!r}."
             )
+    compilers = [backend.value.lower() for backend in DynamoBackend]
+    if args.torch_compile_backend is not None and args.torch_compile_backend.lower() not in compilers:
+        raise UsageError(
+            f"`torch_compile_backend` must be one of {', '.join(compilers)}, but it is {args.torch_compile_backend!r}."
+        )
+    if args.torch_compile_mode not in (None, *_COMPILE_MODES):
+        raise UsageError(
+            f"`torch_compile_mode` must be one of {', '.join(_COMPILE_MODES)}, but it is {args.torch_compile_mode!r}."
+        )
+    if args.liger_kernel_config is not None and not args.use_liger_kernel:
+        raise UsageError("`liger_kernel_config` has no effect without `use_liger_kernel`. Give both, or leave it out.")
     if args.ddp_backend is not None and args.ddp_backend not in torch.distributed.Backend.backend_list:
         known = ", ".join(torch.distributed.Backend.backend_list)
         raise UsageError(f"`ddp_backend` must be one of {known}, but it is {args.ddp_backend!r}.")
@@ -75,30 +91,25 @@ def check_json_arguments(args, names) -> None:
     """
     for name in names:
         value = getattr(args, name, None)
+        if name == "accelerator_config" and isinstance(value, dict):
+            _check_accelerator_fields(value)
         if value is None or not isinstance(value, str):
             continue
-        if value.lstrip().startswith("{"):
-            text, where = value, f"`{name}`"
-        elif name in ("mixture_weights", "reference_losses", "lr_scheduler_kwargs"):
+        if value.startswith("{"):
+            content = json_object(value, f"`{name}`")
+        elif name in _INLINE:
             raise UsageError(f"`{name}` must be a JSON object such as '{{\"name\": 0.5}}', but it is {value!r}.")
-        elif not Path(value).is_file():
-            raise UsageError(f"`{name}` must be JSON or the path of a JSON file, but there is no file {value!r}.")
         else:
-            text, where = read_text(value, name), f"`{name}` {value!r}"
-        try:
-            content = json.loads(text)
-        except ValueError as error:
-            raise UsageError(f"{where} must hold valid JSON: {error}. Mend it.") from error
-        if not isinstance(content, dict):
-            raise UsageError(f"{where} must hold a JSON object, but it holds a {type(content).__name__}.")
+            content = read_json_object(value, f"`{name}`")
+        if name == "accelerator_config":
+            _check_accelerator_fields(content)
 
 
-def read_text(path: str, name: str) -> str:
-    """The text of a user's file."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"`{name}` {path!r} is no text in UTF-8: {error}. Save it as UTF-8.") from error
+def _check_accelerator_fields(content: dict) -> None:
+    known = [field.name for field in dataclasses.fields(AcceleratorConfig)]
+    unknown = [name for name in content if name not in known]
+    if unknown:
+        raise UsageError(f"`accelerator_config` must hold some of {', '.join(known)}, but it has {unknown[0]!r}.")
 
 
 def check_optimizer_arguments(args) -> None:
@@ -108,27 +119,29 @@ def check_optimizer_arguments(args) -> None:
         UsageError: a package is missing, or one of ``optim_args``, ``lr_scheduler_kwargs`` is not known or out of range.
     """
     optim = args.optim.value
-    package = next(
-        (package for part, package in _PACKAGES.items() if part in optim and package != "bitsandbytes"), None
-    )
-    package = package or next((package for part, package in _PACKAGES.items() if part in optim), None)
+    package = next((package for part, package in _PACKAGES.items() if part in optim), None)
     if package is not None and importlib.util.find_spec(package) is None:
         raise UsageError(
             f"`optim={optim!r}` needs the package `{package}`, which is not installed. Install it, or use 'adamw_torch'."
         )
-    optimizer = None
-    if not any(part in optim for part in _MODEL_OF_ITS_OWN):
-        parameter = nn.Parameter(torch.zeros(1))
-        try:
-            kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
-            optimizer = kind([parameter], **options)
-        except (ValueError, TypeError, KeyError, ImportError) as error:
-            raise UsageError(
-                f"`optim={optim!r}` with `optim_args={args.optim_args!r}` can not be made: {error}. Correct `optim_args`,"
-                " which reads NAME=VALUE,NAME=VALUE."
-            ) from error
-    if optimizer is None or getattr(args.lr_scheduler_type, "value", "") in ("reduce_lr_on_plateau", "greedy"):
+    of_modules = any(part in optim for part in _MODEL_OF_ITS_OWN)
+    if args.optim_target_modules is not None and not of_modules:
+        raise UsageError(f"`optim_target_modules` has no effect on `optim={optim!r}`. Leave it out.")
+    if of_modules:
         return
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+        optimizer = kind([nn.Parameter(torch.zeros(1))], **options)
+    except (ValueError, TypeError, KeyError, ImportError) as error:
+        raise UsageError(
+            f"`optim={optim!r}` with `optim_args={args.optim_args!r}` can not be made: {error}. Correct `optim_args`, which"
+            " reads NAME=VALUE,NAME=VALUE."
+        ) from error
+    if args.optim_args:
+        plain = copy.copy(args)
+        plain.optim_args = None
+        if Trainer.get_optimizer_cls_and_kwargs(plain)[1] == options:
+            raise UsageError(f"`optim_args={args.optim_args!r}` has no effect on `optim={optim!r}`. Leave it out.")
     try:
         get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
     except (ValueError, TypeError, KeyError) as error:

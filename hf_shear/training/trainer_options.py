@@ -45,13 +45,7 @@ def _refused_with_masks(note: str, refuses: Callable[[object], bool] | None = No
     return Option(REFUSED_WITH_MASKS, note, refuses)
 
 
-def _is_epoch(strategy: object) -> bool:
-    return getattr(strategy, "value", strategy) == "epoch"
-
-
-_NO_EPOCHS = _refused(
-    "has no meaning: batches are drawn without end, so there are no epochs. Count in steps.", _is_epoch
-)
+_EPOCH = "'epoch' is the whole run: once, at its end."
 _OWN_EVALUATION = _refused("has no effect: evaluation keeps token losses per domain, and no logits. Leave it out.")
 _OWN_LOADER = _refused(
     "has no effect: ShearTrainer has a loader of its own, whose batches are never short. Leave it out."
@@ -134,7 +128,7 @@ TRAINER_OPTIONS: dict[str, Option] = {
     "torch_compile_mode": _works(),
     "torch_empty_cache_steps": _works(),
     # ---- logging
-    "logging_strategy": _NO_EPOCHS,
+    "logging_strategy": _works(_EPOCH),
     "logging_steps": _works(),
     "logging_first_step": _works(),
     "log_on_each_node": _works(),
@@ -154,7 +148,7 @@ TRAINER_OPTIONS: dict[str, Option] = {
     "debug": _works(),
     "skip_memory_metrics": _works(),
     # ---- evaluation
-    "eval_strategy": Option(CHANGED_DEFAULT, _NO_EPOCHS.note, _is_epoch),
+    "eval_strategy": Option(CHANGED_DEFAULT, f"'steps'. {_EPOCH}"),
     "eval_steps": Option(CHANGED_DEFAULT, "0.1: domain weights change at evaluations."),
     "eval_delay": _works("Domain weights change from then on."),
     "eval_on_start": _refused(
@@ -177,10 +171,7 @@ TRAINER_OPTIONS: dict[str, Option] = {
     ),
     "save_steps": _works(),
     "save_total_limit": _works(),
-    "save_only_model": _refused(
-        "would leave out what a resume needs: optimizer, sampler and domain weights. Leave it out; `save_total_limit`"
-        " bounds what is kept, `save_strategy='no'` keeps nothing."
-    ),
+    "save_only_model": _works("A resume from such a checkpoint is refused by name."),
     "save_on_each_node": _works(),
     "enable_jit_checkpoint": _refused("is in the way of ShearTrainer's own checkpoint on SIGTERM. Leave it out."),
     "restore_callback_states_from_checkpoint": _works(),
@@ -224,10 +215,11 @@ TRAINER_OPTIONS: dict[str, Option] = {
     # ---- machines
     "use_cpu": _works(),
     "accelerator_config": _refused(
-        "changes how a loader is prepared, but ShearTrainer has a loader of its own: split_batches, dispatch_batches,"
-        " even_batches and use_seedable_sampler have no effect. Leave them at their defaults.",
+        "changes how a loader is prepared, or the steps of accumulation: ShearTrainer has a loader of its own, on which"
+        " split_batches, dispatch_batches, even_batches and use_seedable_sampler have no effect, and counts tokens by"
+        " `gradient_accumulation_steps`. Leave them at their defaults.",
         lambda config: config.split_batches or config.dispatch_batches or not config.even_batches
-        or not config.use_seedable_sampler,
+        or not config.use_seedable_sampler or "num_steps" in (config.gradient_accumulation_kwargs or {}),
     ),
     "parallelism_config": _works("A split of one model over processes is refused (backends.py)."),
     "ddp_find_unused_parameters": Option(CHANGED_DEFAULT, "False: every weight has a gradient."),
