@@ -117,7 +117,7 @@ def test_flags_and_files_refuse(kind, tmp_path):
         with pytest.raises(UsageError, match=name):
             parse_arguments(kind, [*needed, f"--{name}={wrong}"])
         path.write_text(f"# a comment\n{name}: .nan\n")
-        with pytest.raises(UsageError, match=rf"{name}.* It stands in '{path}', line 2\."):
+        with pytest.raises(UsageError, match=rf"^`{name}`.* in '{path}', line 2"):
             parse_arguments(kind, [*needed, "--config", str(path)])
 
 
