@@ -9,17 +9,19 @@ the last one stopped; at the end OUT/bench.md, OUT/bench.csv and OUT/bench.png. 
 transformers.TrainingArguments; `--config FILE.yaml` sets any of them.
 """
 
+import sys
 from pathlib import Path
 
 from hf_shear import ShearTrainingArguments, runs
+from hf_shear.core import DEBUG, run_command_line
 from hf_shear.reporting import bench_csv, bench_markdown, plot_bench, require_matplotlib, write_text_atomically
 
 TOKENS = "give --recovery_tokens"
 NOT_HERE = {name: TOKENS for name in ("num_tokens", "max_steps", "num_train_epochs")} | {"seed": "give --seeds"}
 
 
-def main() -> None:
-    arguments, args = runs.parse_arguments((runs.BenchArguments, ShearTrainingArguments), refused=NOT_HERE)
+def main(words: list[str]) -> None:
+    arguments, args = runs.parse_arguments((runs.BenchArguments, ShearTrainingArguments), words, refused=NOT_HERE)
     require_matplotlib()
     results = runs.Bench(arguments, args).run(tell=lambda text: print(text, flush=True))
     folder = Path(args.output_dir)
@@ -31,4 +33,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    given = sys.argv[1:]
+    sys.exit(run_command_line("bench.py", lambda: main([word for word in given if word != DEBUG]), DEBUG in given))

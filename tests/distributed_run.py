@@ -77,6 +77,12 @@ class NotingTrainer(ShearTrainer):
                 os.kill(os.getpid(), signal.SIGKILL)
         return found
 
+    def _save_optimizer_and_scheduler(self, output_dir):
+        """Overridden: the checkpoint that takes too long was asked for."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.options.fault == "slow_save" and self.state.global_step >= self.options.fault_at:
+            time.sleep(HANGING)
+
     def _save_checkpoint(self, model, trial):
         """Overridden: the disk that is full was asked for."""
         full = self.options.fault == "full_disk" and self.state.global_step >= self.options.fault_at
@@ -97,7 +103,9 @@ def main() -> None:
     parser.add_argument("--save_steps", type=int, default=0)
     parser.add_argument("--pace", type=float, default=0.0, help="Seconds to sleep after each micro-batch.")
     parser.add_argument("--hang_at", type=int, help="Step whose first micro-batch never ends.")
-    parser.add_argument("--fault", choices=("nan", "die", "full_disk"), help="nan, die: of the last process alone.")
+    parser.add_argument(
+        "--fault", choices=("nan", "die", "full_disk", "slow_save"), help="nan, die: of the last process alone."
+    )
     parser.add_argument("--fault_at", type=int, help="Step of the fault.")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--arguments", type=json.loads, default={}, help="JSON: more training arguments.")

@@ -80,16 +80,13 @@ def finished(inputs, tmp_path_factory):  # noqa: F811
         "report_to": "none", "output_dir": str(folder), "logging_steps": 4, "eval_steps": 2, "learning_rate": 1e-2,
         "shape_gap_tolerance": 1e9,
     }  # fmt: skip
-    words = ["bench.py", *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     written = []
-    with pytest.MonkeyPatch.context() as patch:
-        for more in (["--methods", *METHODS[:2], "--seeds", "0"], ["--methods", *METHODS, "--seeds", "0", "1"]):
-            patch.setattr(sys, "argv", [*words, *more])
-            bench.main()
-            written.append(json.loads((folder / "bench.json").read_text()))
-        patch.setattr(sys, "argv", [*words, "--methods", "taylor", "--seeds", "0", "--max_length", "8"])
-        with pytest.raises(ValueError, match=r"holds a bench with other settings .*'max_length': \(16, 8\)"):
-            bench.main()
+    for more in (["--methods", *METHODS[:2], "--seeds", "0"], ["--methods", *METHODS, "--seeds", "0", "1"]):
+        bench.main([*words, *more])
+        written.append(json.loads((folder / "bench.json").read_text()))
+    with pytest.raises(ValueError, match=r"holds a bench with other settings .*'max_length': \(16, 8\)"):
+        bench.main([*words, "--methods", "taylor", "--seeds", "0", "--max_length", "8"])
     sys.path.remove(str(EXAMPLES))
     return folder, written
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pkgutil
+
 import pytest
 import torch
+from masked_llama_helpers import TARGET, scatter_masks
 
+import hf_shear.criteria
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.data import Calibration
 from hf_shear.importance import ranks_of
 from hf_shear.importance.activation_moments import ChannelMoments
 from hf_shear.importance.adapter_gradients import _adapters, estimated_gradient
 from hf_shear.importance.weight_gradients import weight_gradients
-from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
+from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, MaskPhase
 from hf_shear.one_shot import resolve_criterion, score_units
 
 LENGTHS = (9, 6, 9)
@@ -50,6 +54,30 @@ def seen(source, module, samples, output=False):
             rows[-1] = rows[-1][:length]
     handle.remove()
     return rows
+
+
+CRITERIA = sorted({module.name for module in pkgutil.iter_modules(hf_shear.criteria.__path__)} - {"expert_rise"})
+OPTIONS = {"policy_gradient": ":steps=2", "wanda_sp": ":gradient_weight=1.0"}
+MORE = ("taylor:aggregation=element", "taylor:gradient=adapters,aggregation=element", "llm_surgeon:gradients=false",
+        "kobd:gradients=false,layers_per_pass=1")  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:The calibration text has:hf_shear.curvature.ShortCalibrationWarning")
+@pytest.mark.parametrize("name", [name + OPTIONS.get(name, "") for name in CRITERIA] + list(MORE))
+def test_a_criterion_scores_the_source_whatever_the_masks_would_cut(source, add_masks, samples, name):
+    """Called as it is, in evaluation mode and with masks that have been learned."""
+    learned, plain = scatter_masks(add_masks(source, TARGET)), add_masks(source, TARGET)
+    learned.set_mask_phase(MaskPhase(hardening=1.0))
+    with torch.no_grad():
+        assert learned.eval()(samples["input_ids"]).logits.ne(source(samples["input_ids"]).logits).any()
+    score, text = resolve_criterion(name), Calibration([samples])
+    with plain.use_gates({}):
+        expected = score(plain, text)
+    found = score(learned, text)
+    assert found.keys() == expected.keys()
+    for kind, values in expected.items():
+        assert torch.equal(found[kind], values), kind
+    assert learned.gates_in_use == {} and not learned.training
 
 
 def test_magnitude_sums_the_weights_that_go_with_a_unit(source, samples):

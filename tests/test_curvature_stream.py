@@ -9,12 +9,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from launching import free_port
+from masked_llama_helpers import TARGET, scatter_masks
 from test_families import build
 
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.curvature import InputMoments, ShortCalibrationWarning, stream_curvature, stream_inputs
 from hf_shear.curvature.moments import add_products, mirror
-from hf_shear.data import Calibration
+from hf_shear.data import Calibration, counted_tokens
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD
 from hf_shear.surgeon import collect_factors, decoder_linears
 from hf_shear.surgeon.factors import mean_loss
@@ -149,6 +150,33 @@ def test_under_gates_closed_units_write_nothing_and_columns_are_unmasked(build_l
     assert_same(found, expected)
     closed = gates[HIDDEN] == 0
     assert float(found[1][2, "mlp.down_proj"][closed].abs().max()) == 0
+
+
+@pytest.mark.parametrize("stream", [stream_inputs, stream_curvature])
+def test_a_masked_model_without_gates_in_use_is_the_source(build_llama, add_masks, stream):
+    source = build_llama()
+    masked = scatter_masks(add_masks(source, TARGET))
+    batches = batches_of(samples(), 5)
+    for (_, found), (_, expected) in zip(stream(masked, batches), stream(source, batches), strict=True):
+        found, expected = (getattr(one, "inputs", one) for one in (found, expected))
+        for name, moments in expected.items():
+            torch.testing.assert_close(found[name].gram, moments.gram)
+
+
+@pytest.mark.parametrize(
+    "batch, expected",
+    [
+        ({}, [[1, 1, 1]]),
+        ({"labels": torch.tensor([[5, -100, 7]])}, [[1, 0, 1]]),
+        ({"attention_mask": torch.tensor([[0, 1, 1]])}, [[0, 1, 1]]),
+        ({"attention_mask": torch.tensor([[0, 1, 1]]), "labels": torch.tensor([[5, -100, 7]])}, [[0, 0, 1]]),
+        ({"attention_mask": torch.zeros(1, 1, 3, 3)}, [[1, 1, 1]]),  # added to the scores: who attends to whom
+        ({"attention_mask": torch.ones(1, 1, 3, 3).tril().bool(), "labels": torch.tensor([[5, 6, -100]])}, [[1, 1, 0]]),
+    ],
+)
+def test_tokens_that_count(batch, expected):
+    found = counted_tokens({"input_ids": torch.tensor([[5, 6, 7]])} | batch)
+    assert found.dtype == torch.bool and found.int().tolist() == expected
 
 
 def test_the_model_is_left_as_it_was(build_llama):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import time
 from importlib.metadata import version
@@ -209,6 +210,48 @@ def test_resuming_on_another_number_of_processes(before, after, sources, single_
     )
     assert found.samples() == {step: ids for step, ids in expected.samples().items() if step >= 4}
     assert found.losses == pytest.approx(expected.losses, abs=BOUNDS["losses"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["ddp", "zero2"])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_ends_all_processes_at_one_step(backend, signum, sources, tmp_path):
+    options = ("--steps", "12", "--pace", "0.02")
+    expected = run(backend, tmp_path / "whole", sources["noisy"], "hard_concrete", *options)
+    folder = tmp_path / "stopped"
+    process = start(backend, folder, sources["noisy"], "hard_concrete", *options)
+    assert wait_for_records(process, folder, 9), log_of(folder)[-6000:]
+    process.send_signal(signum)
+    assert finish(process) != 0
+    (checkpoint,) = folder.glob("checkpoint-*")
+    assert last_whole_checkpoint(folder) == str(checkpoint)
+    step = int(checkpoint.name.split("-")[1])
+    assert 4 < step < 12
+    for rank in range(2):  # none took a step more
+        records = (folder / f"records-{rank}.jsonl").read_text().splitlines()
+        assert json.loads(records[-1])["step"] == step - 1
+    name = signal.Signals(signum).name
+    assert log_of(folder).count(f"{name}: this step ends and is saved.") == 1
+    assert_same_run(run(backend, folder, sources["noisy"], "hard_concrete", *options, "--resume"), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["ddp", "zero2"])
+def test_a_save_that_the_grace_period_cuts_short_leaves_the_last_whole_checkpoint(
+    backend, sources, tmp_path, monkeypatch
+):
+    options = ("--steps", "12", "--pace", "0.02", "--save_steps", "3")
+    expected = run(backend, tmp_path / "whole", sources["noisy"], "hard_concrete", *options)
+    folder = tmp_path / "stopped"
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "2")
+    slow = ("--fault", "slow_save", "--fault_at", "4")
+    process = start(backend, folder, sources["noisy"], "hard_concrete", *options, *slow)
+    assert wait_for_records(process, folder, 8), log_of(folder)[-6000:]  # two micro-batches each of steps 0 to 3
+    process.send_signal(signal.SIGTERM)
+    assert finish(process) != 0
+    assert last_whole_checkpoint(folder) == str(folder / "checkpoint-3")
+    assert len(list(folder.glob("checkpoint-*"))) == 2
+    assert_same_run(run(backend, folder, sources["noisy"], "hard_concrete", *options, "--resume"), expected)
 
 
 @pytest.mark.slow

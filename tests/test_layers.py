@@ -38,7 +38,7 @@ ALLOWED = {
     "scaling_law": {"reporting"},
     "slicing": {"families", "shapes", "masks", "modeling", "reporting"},
     "data": set(),
-    "curvature": set(),
+    "curvature": {"data"},
     "importance": {"families", "shapes", "masks", "modeling", "data", "curvature"},
     "criteria": {"masks", "modeling", "data", "curvature", "importance"},
     "compensation": {"families", "masks", "modeling", "data", "curvature", "importance"},

@@ -10,6 +10,7 @@ import pytest
 
 from hf_shear import ShearTrainingArguments
 from hf_shear.core import UsageError
+from hf_shear.core.run_lock import LOCK_NAME
 from hf_shear.runs import RunFolder, run_settings
 from hf_shear.shapes import ModelShape
 from hf_shear.training.checkpoints import note_files
@@ -24,7 +25,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 def tree(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != LOCK_NAME)
 
 
 def test_without_a_name_folders_are_numbered():

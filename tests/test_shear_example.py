@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from training_helpers import TARGET, letter_tokenizer, plain_model, random_docum
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaForCausalLM, TrainerCallback
 
 from hf_shear import ShearTrainer, ShearTrainingArguments
-from hf_shear.core import UsageError
+from hf_shear.core import StoppedBySignal, UsageError, content_of
 from hf_shear.data import load_domains
 from hf_shear.reporting import check_results
 from hf_shear.runs import choose_target
@@ -230,33 +231,45 @@ def test_stages_run_alone_and_give_the_same_results(whole, run, tmp_path):
     assert_same_outcome(folder, whole[0])
 
 
-class KilledAfter(TrainerCallback):
+class EndsAfter(TrainerCallback):
     """Ends the process, as it were, after a step."""
 
-    def __init__(self, step: int):
-        self.step = step
+    def __init__(self, step: int, end):
+        self.step, self.end = step, end
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == self.step:
-            raise KeyboardInterrupt
+            self.end()
 
 
-@pytest.mark.parametrize("stage", ["mask_learning", "recovery"])
-def test_a_killed_run_goes_on_from_its_checkpoint(whole, run, shear, tmp_path, monkeypatch, stage):
+def killed() -> None:
+    raise KeyboardInterrupt
+
+
+def terminated() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("stage, end", [("mask_learning", killed), ("recovery", killed), ("mask_learning", terminated)])
+def test_a_run_that_was_ended_goes_on_from_its_checkpoint(whole, run, shear, tmp_path, monkeypatch, stage, end):
     folder, made = tmp_path / "run", []
 
-    class KilledTrainer(ShearTrainer):
+    class EndingTrainer(ShearTrainer):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             made.append(self)
             if self.learns_masks == (stage == "mask_learning"):
-                self.add_callback(KilledAfter(5))
+                self.add_callback(EndsAfter(5, end))
 
-    monkeypatch.setattr("hf_shear.runs.stages.ShearTrainer", KilledTrainer)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr("hf_shear.runs.stages.ShearTrainer", EndingTrainer)
+    with pytest.raises(KeyboardInterrupt if end is killed else StoppedBySignal) as caught:
         run(folder, baselines=False)
-    assert made[-1].state.global_step == 5
-    (folder / stage / "checkpoint-5").mkdir()  # one that was being written
+    assert made[-1].state.global_step == 5 + (end is terminated)
+    if end is killed:
+        (folder / stage / "checkpoint-5").mkdir()  # one that was being written
+    else:
+        saved = f"which is saved in {folder / stage / 'checkpoint-6'}. To go on: the same command with `--resume`."
+        assert str(caught.value) == f"Stopped by SIGTERM after step 6, {saved}" and caught.value.code == 143
     monkeypatch.setattr("hf_shear.runs.stages.ShearTrainer", ShearTrainer)
     run(folder, "--resume", baselines=False)
     results, expected = results_of(folder), results_of(whole[0])
@@ -387,7 +400,7 @@ def test_bad_input_is_refused_before_anything_runs(run, tmp_path, monkeypatch, c
     monkeypatch.setattr("hf_shear.runs.judge", lambda *args: pytest.fail("it began"))
     with pytest.raises(ValueError, match=text):
         run(tmp_path / "run", **changes)
-    assert not (tmp_path / "run").exists() or [path.name for path in (tmp_path / "run").iterdir()] == ["stages.json"]
+    assert not (tmp_path / "run").exists() or [path.name for path in content_of(tmp_path / "run")] == ["stages.json"]
 
 
 @pytest.mark.parametrize("changes", [{"stop_after": "pruning"}, {"mask_method": "topk"}, {"mask_draw": "never"}])

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .. import runs
 from ..compensation import resolve_compensation
-from ..core import UsageError
+from ..core import StoppedBySignal, UsageError, content_of
 from ..data import Calibration
 from ..modeling import AutoShearingModelForCausalLM
 from ..one_shot import DEFAULT_COMPENSATION, criteria_from_words, default_criterion_words
@@ -64,7 +64,7 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     folder = Path(args.output_dir) / TRAINED
     if folder.exists():
         raise UsageError(f"`output_dir` {args.output_dir!r} holds a finished run. Name another folder.")
-    resumes = arguments.resume and folder.parent.is_dir() and any(folder.parent.iterdir())
+    resumes = arguments.resume and folder.parent.is_dir() and bool(content_of(folder.parent))
     path = arguments.model_name_or_path
     config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     target, reasons = runs.choose_target(arguments, config)
@@ -80,12 +80,16 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
         PartialState().print(f"There is no whole checkpoint in {args.output_dir!r}: training begins at its first step.")
     batches = data.calibration(args.samples_per_step(), arguments.calibration_batches, args.seed)
     source = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)  # AdamW loses small steps in others
-    found = runs.prune_interleaved(
-        source, target, Calibration.from_batches(batches, args.train_batch_size, args.seed), args, data.train,
-        data.held_out, criterion=criteria_from_words(arguments.criterion), compensation=arguments.compensation,
-        num_stages=arguments.num_stages, pruning_share=arguments.pruning_share,
-        as_family=arguments.as_family, resume_from_checkpoint=checkpoint,
-    )  # fmt: skip
+    text = Calibration.from_batches(batches, args.train_batch_size, args.seed)
+    try:
+        found = runs.prune_interleaved(
+            source, target, text, args, data.train, data.held_out, criterion=criteria_from_words(arguments.criterion),
+            compensation=arguments.compensation, num_stages=arguments.num_stages, pruning_share=arguments.pruning_share,
+            as_family=arguments.as_family, resume_from_checkpoint=checkpoint,
+        )  # fmt: skip
+    except StoppedBySignal as stop:
+        stop.advice = f"To go on: the same command{'' if arguments.resume else ' with `--resume`'}."
+        raise
     facts = {name: getattr(arguments, name) for name in ("criterion", "compensation", "num_stages", "pruning_share")}
     masked = AutoShearingModelForCausalLM.from_model(source, target, as_family=arguments.as_family)
     facts["tokens"] = found.trainer.tokens_seen()

@@ -1,34 +1,47 @@
-"""What every other package may use: errors and how they are shown, the ranges of numbers, files of the user."""
+"""What every other package may use: errors and how they are shown, ranges, files, the lock of a run, signals."""
 
 from .errors import FailedError, MissingExtraError, UsageError
-from .one_line import DEBUG, FAILED, INTERRUPTED, OK, WRONG_USE, run_command_line
+from .main_process import by_main_process
+from .one_line import DEBUG, FAILED, OK, WRONG_USE, run_command_line
 from .output_files import check_output_file
 from .printable import printable, spelled
 from .ranges import FINITE, OPTION_RANGES, POSITIVE, RANGES, Range, check_ranges
+from .run_lock import content_of, lock_folder, locked_run, sign
+from .signals import Noted, StoppedByKeyboard, StoppedBySignal, leave_signals_to_parent, noted_signals, stop_of
 from .user_files import check_yaml_file, json_object, read_json_object, read_text, read_yaml_mapping
 
 __all__ = [
     "DEBUG",
     "FAILED",
     "FINITE",
-    "INTERRUPTED",
+    "FailedError",
+    "MissingExtraError",
+    "Noted",
     "OK",
     "OPTION_RANGES",
     "POSITIVE",
     "RANGES",
-    "WRONG_USE",
-    "FailedError",
-    "MissingExtraError",
     "Range",
+    "StoppedByKeyboard",
+    "StoppedBySignal",
     "UsageError",
+    "WRONG_USE",
+    "by_main_process",
     "check_output_file",
     "check_ranges",
     "check_yaml_file",
+    "content_of",
     "json_object",
+    "leave_signals_to_parent",
+    "lock_folder",
+    "locked_run",
+    "noted_signals",
     "printable",
     "read_json_object",
     "read_text",
     "read_yaml_mapping",
     "run_command_line",
+    "sign",
     "spelled",
+    "stop_of",
 ]

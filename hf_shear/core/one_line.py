@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 from .errors import FailedError, UsageError
 from .printable import printable
+from .signals import StoppedBySignal, raised_signals
 
-OK, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes: done; something failed on the way; a mistake in the command or what it names; stopped by Ctrl-C."""
+OK, FAILED, WRONG_USE = 0, 1, 2
+"""Exit codes: done; something failed on the way; a mistake in the command or what it names."""
 
 DEBUG = "--debug"
 """The flag of every command that shows the traceback of its error as well."""
@@ -20,8 +22,8 @@ def run_command_line(program: str, work: Callable[[], object], debug: bool = Fal
     """Run ``work`` and return the exit code.
 
     A ``UsageError``, and what the libraries that read users' files say of a broken one, is one line and 2. A
-    ``FailedError`` or an ``OSError`` (no room, no rights, no network) is one line and 1. Anything else is a bug: it
-    is raised on.
+    ``FailedError`` or an ``OSError`` (no room, no rights, no network) is one line and 1. SIGTERM is one line and 143,
+    SIGINT (Ctrl-C) one line and 130. Anything else is a bug: it is raised on.
 
     Args:
         program: its name, before the text.
@@ -29,12 +31,14 @@ def run_command_line(program: str, work: Callable[[], object], debug: bool = Fal
         debug: raise every error, with its traceback.
     """
     try:
-        work()
-    except KeyboardInterrupt:
+        with raised_signals():
+            work()
+    except StoppedBySignal as stop:
         if debug:
-            raise
-        print("Interrupted.", file=sys.stderr)
-        return INTERRUPTED
+            traceback.print_exc()
+        if not _rank():
+            print(f"{program}: {stop}", file=sys.stderr)
+        return stop.code
     except Exception as error:
         code = exit_code(error)
         if debug or code is None:

@@ -1,6 +1,7 @@
 """Second moments of what linear layers read and of the gradients of what they write, and what follows from them."""
 
 from .costs import ColumnCosts, row_costs
+from .evaluating import evaluating
 from .factors import DAMPING
 from .least_squares import least_squares_columns, update_rows
 from .moments import GradientMoments, InputMoments, InputsByModule
@@ -15,6 +16,7 @@ __all__ = [
     "InputsByModule",
     "LayerCurvature",
     "ShortCalibrationWarning",
+    "evaluating",
     "least_squares_columns",
     "row_costs",
     "stream_curvature",

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core import UsageError
+from ..data import counted_tokens
 from .moments import count_over_ranks
-
-IGNORED_LABEL = -100  # as in torch's and transformers' cross-entropy
 
 
 class _BehindLayers(Exception):
@@ -66,17 +65,6 @@ def _moved(value: Any, device: torch.device, known: dict[int, Tensor]) -> Any:
     if isinstance(value, dict):
         return {key: _moved(item, device, known) for key, item in value.items()}
     return type(value)(_moved(item, device, known) for item in value) if type(value) in (list, tuple) else value
-
-
-def counted_tokens(inputs: dict[str, Tensor]) -> Tensor | None:
-    """Tokens that are neither padding nor have a label that is ignored; None: all."""
-    mask, labels = inputs.get("attention_mask"), inputs.get("labels")
-    counted = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
-    if mask is not None and mask.dim() == 2:
-        counted &= mask.bool()
-    if labels is not None:
-        counted &= labels != IGNORED_LABEL
-    return None if bool(counted.all()) else counted
 
 
 @contextmanager
@@ -147,7 +135,8 @@ class LayerStream:
             pass
         finally:
             handle.remove()
-        return WaitingBatch(found[0], arguments, inputs, counted_tokens(inputs))
+        counted = counted_tokens(inputs)
+        return WaitingBatch(found[0], arguments, inputs, None if bool(counted.all()) else counted)
 
     def run(self, index: int, hidden: Tensor, batch: WaitingBatch) -> Tensor:
         """Layer ``index`` on hidden states."""

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..core import UsageError, check_ranges
+from ..data import IGNORED_LABEL
+from .evaluating import evaluating
 from .factors import check_finite
-from .layer_stream import IGNORED_LABEL, LayerStream, WaitingBatch
+from .layer_stream import LayerStream, WaitingBatch
 from .moments import GradientMoments, InputMoments
 
 OUTPUT_PROJECTIONS = ("self_attn.o_proj", "mlp.down_proj")  # whose columns are heads and neurons
@@ -56,23 +58,13 @@ class LayerCurvature:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-@contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and weights without gradients."""
+    """As ``evaluating``, and weights without gradients."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
-        with _evaluating(model):
+        with evaluating(model):
             yield
     finally:
         for parameter in trained:
@@ -103,8 +95,8 @@ def stream_inputs(
     """Statistics of the inputs of linear layers, from forward passes alone.
 
     Args:
-        model: of a supported family, stock or masked; gates in use must stay in use until the last layer. It runs in
-            evaluation mode.
+        model: of a supported family, stock or masked. It runs in evaluation mode and with the gates in use (all open,
+            where none are), which must stay in use until the last layer.
         batches: as its forward takes them; ``labels`` are not needed. Tokens of padding (``attention_mask`` 0) and
             with ignored labels do not count.
         names: of linear layers within a decoder layer.
@@ -120,7 +112,7 @@ def stream_inputs(
     """
     names, is_moments = tuple(names), make is None
     make = make or _empty_moments
-    with _evaluating(model):
+    with evaluating(model):
         stream = LayerStream(model, batches, store)
         if is_moments and inverted:
             warn_if_short(model, names, stream.num_tokens)

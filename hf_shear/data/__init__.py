@@ -1,11 +1,10 @@
 """Data by domain: reading, packing, dynamic batches and the rule that updates the domains' weights."""
 
 from hf_shear.data.calibration import Calibration
-from hf_shear.data.counted_tokens import counted_tokens
+from hf_shear.data.counted_tokens import IGNORED_LABEL, counted_tokens
 from hf_shear.data.documents import check_token_id, encode_texts, vocabulary_limit
 from hf_shear.data.domains import load_domains, split_domains
 from hf_shear.data.loader import (
-    IGNORED_LABEL,
     TEACHER_COLUMNS,
     DomainSamples,
     DynamicDataLoader,

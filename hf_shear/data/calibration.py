@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..core import UsageError
-
-IGNORED_LABEL = -100  # as in torch's and transformers' cross-entropy
+from .counted_tokens import IGNORED_LABEL
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from .calibration import IGNORED_LABEL
+IGNORED_LABEL = -100
+"""A label that counts in no loss (the convention of torch and transformers)."""
 
 
 def counted_tokens(batch: dict[str, Tensor]) -> Tensor:
-    """Bool [samples, length]: tokens whose label is not ignored, and that are not padding."""
-    counted = batch["labels"] != IGNORED_LABEL
-    return counted & batch["attention_mask"].bool() if "attention_mask" in batch else counted
+    """Bool [samples, length]: tokens that are not padding, and whose label is not ignored.
+
+    Padding is what an ``attention_mask`` [samples, length] says, where there is one. A mask [samples, 1, length, length]
+    says which tokens attend to which, and nothing of padding. Without ``labels`` none is ignored.
+    """
+    counted = torch.ones_like(batch["input_ids"], dtype=torch.bool)
+    mask, labels = batch.get("attention_mask"), batch.get("labels")
+    if mask is not None and mask.dim() == 2:
+        counted &= mask.bool()
+    if labels is not None:
+        counted &= labels != IGNORED_LABEL
+    return counted

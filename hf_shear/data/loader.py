@@ -13,16 +13,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from hf_shear.data.counted_tokens import IGNORED_LABEL
 from hf_shear.data.sampler import DynamicBatchSampler
 
-from ..core import UsageError
+from ..core import UsageError, leave_signals_to_parent
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-
-IGNORED_LABEL = -100
-"""A label that counts in no loss (the convention of torch and transformers)."""
 
 TEACHER_COLUMNS = {"teacher_log_probs": np.float32, "teacher_ids": np.int64}
 """Columns that `hf_shear.recovery.store_teacher_logits` adds to samples, and the dtype in which they are collated."""
@@ -159,6 +157,7 @@ class DynamicDataLoader:
             prefetch_factor=prefetch_factor,
             persistent_workers=num_workers > 0 if persistent_workers is None else persistent_workers,
             generator=torch.Generator().manual_seed(sampler.seed),
+            worker_init_fn=leave_signals_to_parent,
         )
 
     def state_dict(self) -> dict[str, Any]:

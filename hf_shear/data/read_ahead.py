@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from ..core import leave_signals_to_parent
+
 CLOSING_SECONDS = 5.0  # what a thread that waits for a file or the network is given to end; it dies with the process
 
 
@@ -75,6 +77,7 @@ class ProcessReadAhead:
             num_workers=1,
             prefetch_factor=capacity,
             generator=torch.Generator().manual_seed(0),  # so that starting does not touch the run's random numbers
+            worker_init_fn=leave_signals_to_parent,
         )
         self._iterator = iter(loader)
 

@@ -62,10 +62,10 @@ def adapter_saliency(
     """
     check_ranges({"adapter_rank": rank})
     batches = list(batches)
-    with requiring_gradients(model, False), _adapters(model, rank, seed) as adapted:
+    with requiring_gradients(model, False), measuring(model), _adapters(model, rank, seed) as adapted:
         pairs = {name: (layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight) for name, layer in adapted.items()}
         parameters = [weight for pair in pairs.values() for weight in pair]
-        with measuring(model), torch.enable_grad():
+        with torch.enable_grad():
             _train(model, parameters, [batches[step % len(batches)] for step in range(num_steps)])
             total = [torch.zeros_like(weight) for weight in parameters]
             num_tokens = torch.zeros((), dtype=torch.float64, device=model.device)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from ..core import UsageError
+from ..curvature import evaluating
 from ..data import IGNORED_LABEL, counted_tokens
 from ..modeling import ShearingMixin
 from .over_ranks import sum_over_ranks
@@ -20,16 +21,13 @@ Watcher = Callable[[Tensor, Tensor], None]
 
 @contextmanager
 def measuring(model: ShearingMixin, handles: Iterable[RemovableHandle] = ()) -> Iterator[None]:
-    """Evaluation mode and the gates in use within (all open, where none are); ``handles`` are removed at the end."""
-    was_training = model.training
-    model.eval()
+    """As ``evaluating``; ``handles`` are removed at the end."""
     try:
-        with model.use_gates(model.gates_in_use):
+        with evaluating(model):
             yield
     finally:
         for handle in handles:
             handle.remove()
-        model.train(was_training)
 
 
 @contextmanager

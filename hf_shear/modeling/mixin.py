@@ -229,6 +229,7 @@ class ShearingMixin:
                 shapes = {kind.name: kind.mask_shape for kind in known.values()}
                 raise UsageError(f"`gates[{name!r}]` has shape {tuple(gate.shape)}; kinds and shapes are {shapes}.")
         outer, self._gates_override = self._gates_override, gates
+        self._release_gates()  # else a module that is wrapped within would keep those of the last forward
         try:
             yield self
         finally:

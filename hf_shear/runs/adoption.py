@@ -48,7 +48,8 @@ def open_adopting_run(pipeline, args) -> Run:
             f"The run in {str(args.output_dir)!r} has learned masks and has a pruned model of its own. Recover that one"
             " without `--pruned`, or name another `--output_dir`."
         )
-    return open_run(replace(pipeline, **shape.sizes(), resume=finished is not None), args)
+    run = open_run(replace(pipeline, **shape.sizes(), resume=finished is not None), args)
+    return replace(run, continued_by="")
 
 
 def _checked_shape(pipeline, source: PretrainedConfig) -> ModelShape:

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ..compensation import check_compensation
-from ..core import UsageError
+from ..core import StoppedBySignal, UsageError, lock_folder, sign
 from ..data import Calibration
 from ..masks import unit_kinds
 from ..one_shot import criteria_by_kind, make_plan, prune_one_shot
@@ -86,7 +86,8 @@ class Bench:
         arguments, args: as parsed; ``args.output_dir`` holds the results.
 
     Raises:
-        ValueError: a method, the target or the text does not fit; before anything is trained.
+        ValueError: a method, the target or the text does not fit, or another process writes to ``output_dir``; before
+            anything is trained.
     """
 
     def __init__(self, arguments: BenchArguments, args: ShearTrainingArguments):
@@ -102,7 +103,9 @@ class Bench:
         read_generation_config(arguments.source)  # refused now if training could not go on with it
         self.data: DomainData = pack(arguments, read_domains(arguments, args), self.tokenizer, config)
         self.path = Path(args.output_dir) / BENCH_NAME
+        self._lock = lock_folder(args.output_dir)  # while this object lives
         self.results = self._open(config)
+        sign(self._lock)
 
     def _check_methods(self, config) -> None:
         kinds = [kind.name for kind in _kinds_that_lose(config, self.target)]
@@ -149,7 +152,14 @@ class Bench:
             for method in self.methods:
                 if (method.text, seed) in done:
                     continue
-                record = self.run_method(method, seed)
+                try:
+                    record = self.run_method(method, seed)
+                except StoppedBySignal as stop:
+                    stop.done, stop.advice = (
+                        f" in seed {seed}, {method.text}",
+                        "The same command goes on with that run.",
+                    )
+                    raise
                 self.results["runs"].append(record)
                 self.results |= {"versions": collect_versions(), "command": run_command()}
                 self.path.parent.mkdir(parents=True, exist_ok=True)

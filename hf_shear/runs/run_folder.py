@@ -7,15 +7,15 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import PartialState
 
-from ..core import UsageError
+from ..core import UsageError, by_main_process, content_of, lock_folder, sign
 from ..shapes import TARGET_NAMES, ModelShape
 from ..training.checkpoints import FILES_NAME, TRAINER_STATE_NAME, last_whole_checkpoint
-from ..training.over_processes import by_main_process
 from ..training.same_run import changing_arguments, check_same_run, deciding_arguments, differences
 from ..training.state_file import STATE_NAME, read_json, write_json_atomically
 
@@ -50,7 +50,7 @@ def run_settings(pipeline, target: ModelShape, args) -> dict:
 
 
 class RunFolder:
-    """Holds ``results.json``, the checkpoints, and the records of finished stages.
+    """Holds ``results.json``, the checkpoints, and the records of finished stages; locked while this object lives.
 
     Args:
         path: the folder; ``None`` makes the next free ``runs/NNN``.
@@ -62,7 +62,8 @@ class RunFolder:
 
     Raises:
         ValueError: the folder holds a run and neither ``resume`` nor ``overwrite`` was asked for; it holds no run but
-            ``resume`` was; it holds files that no run wrote; its record is damaged; or a resumed run has other settings.
+            ``resume`` was; it holds files that no run wrote; another process writes to it; its record is damaged; or a
+            resumed run has other settings.
     """
 
     def __init__(
@@ -83,12 +84,13 @@ class RunFolder:
         self._replaces = False
         if resume and not stages.is_file():
             raise UsageError(f"`--resume`: `--output_dir` {str(self.path)!r} holds no run. Leave `--resume` out.")
-        if self.path.is_dir() and any(self.path.iterdir()) and not resume:
-            if not stages.is_file():
-                raise UsageError(
-                    f"`--output_dir` {str(self.path)!r} is not empty, and what it holds was not written by a run."
-                    " Choose another folder."
-                )
+        if self.path.is_dir() and content_of(self.path) and not stages.is_file():
+            raise UsageError(
+                f"`--output_dir` {str(self.path)!r} is not empty, and what it holds was not written by a run."
+                " Choose another folder."
+            )
+        self._lock = lock_folder(self.path)  # what follows is looked at by one process at a time
+        if content_of(self.path) and not resume:
             unused = _is_unused(self.path)
             if not overwrite and not unused:
                 raise UsageError(
@@ -96,24 +98,27 @@ class RunFolder:
                     " `--resume`, or delete it with `--overwrite`."
                 )
             self._replaces = not unused
-        self.path.mkdir(parents=True, exist_ok=True)
         self._stage_seconds = 0.0
         self._stages = _read_stages(self.path) if resume else {}
         self._check_settings(settings or {})
         if not resume and not self._replaces:
             self._write()
+        sign(self._lock)
 
     @classmethod
     def open(cls, *args, **kwargs) -> RunFolder:
         """As the constructor, on every process of a launch: the main one looks and writes, the others are told."""
+        opened = []
 
         def look() -> tuple:
-            folder = cls(*args, **kwargs)
-            return str(folder.path), folder._stages, folder._replaces
+            opened.append(folder := cls(*args, **kwargs))
+            return folder.path, folder._stages, folder._replaces
 
         path, stages, replaces = by_main_process(look)
+        if opened:
+            return opened[0]
         folder = cls.__new__(cls)
-        folder.path, folder._stages, folder._replaces, folder._stage_seconds = Path(path), stages, replaces, 0.0
+        folder.path, folder._stages, folder._replaces, folder._stage_seconds = path, stages, replaces, 0.0
         return folder
 
     def require(self, settings: dict) -> None:
@@ -153,8 +158,9 @@ class RunFolder:
         if not PartialState().is_main_process:
             return
         if self._replaces:
-            shutil.rmtree(self.path)
-            self.path.mkdir()
+            (self.path / _STAGES_NAME).unlink()  # first: what is left where this is cut short passes for no run
+            for path in content_of(self.path):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         self._replaces = False
         write_json_atomically(self.path / _STAGES_NAME, self._stages)
 
@@ -208,7 +214,7 @@ def _without(values: dict, *names: str) -> dict:
 
 def _is_unused(folder: Path) -> bool:
     """Whether a run was refused, or stopped, before any training: it left the record of its settings at most."""
-    content = list(folder.iterdir())
+    content = content_of(folder)
     if content != [folder / _STAGES_NAME]:
         return False
     try:
@@ -218,8 +224,14 @@ def _is_unused(folder: Path) -> bool:
 
 
 def _next_numbered(root: Path) -> Path:
-    numbers = [int(folder.name) for folder in root.glob("[0-9]*") if folder.name.isdigit()] if root.is_dir() else []
-    return root / f"{max(numbers, default=0) + 1:03d}"
+    """A folder of its own for every process, though several may look at once."""
+    root.mkdir(exist_ok=True)
+    while True:
+        numbers = [int(folder.name) for folder in root.glob("[0-9]*") if folder.name.isdigit()]
+        path = root / f"{max(numbers, default=0) + 1:03d}"
+        with suppress(FileExistsError):
+            path.mkdir()
+            return path
 
 
 def finished_stages(path: str | os.PathLike) -> list[str] | None:

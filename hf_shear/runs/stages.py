@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from ..compensation import resolve_compensation
-from ..core import UsageError
+from ..core import StoppedBySignal, UsageError, by_main_process
 from ..data import Calibration, load_domains, warn_of_shared_text
 from ..families import family_named, family_of
 from ..importance import mask_start_importance
@@ -40,7 +40,6 @@ from ..training import (
     check_domain_arguments,
     check_mask_options,
 )
-from ..training.over_processes import by_main_process
 from ..training.same_run import deciding_samples
 from .baselines import BASELINES, baseline_learning_rates, baseline_model
 from .checkpoint_digest import checkpoint_digests
@@ -68,6 +67,7 @@ class Run:
         target: the shape to reach.
         data: packed samples per domain.
         train: those to train on, with stored teacher logits where there are any.
+        continued_by: what to add to the command, for it to go on after a stop; "" if nothing.
     """
 
     pipeline: PipelineArguments
@@ -77,6 +77,7 @@ class Run:
     train: DatasetDict
     tokenizer: PreTrainedTokenizerBase
     folder: RunFolder
+    continued_by: str = ""
 
     @property
     def teacher_path(self) -> str:
@@ -86,7 +87,11 @@ class Run:
     def stage(self, name: str, run, *arguments) -> dict:
         """Run a stage, or return what it recorded when it ran before."""
         PartialState().print(f"\n== {name}" + (" (finished before)" if self.folder.finished(name) else ""))
-        return self.folder.stage(name, lambda: run(self, *arguments))
+        try:
+            return self.folder.stage(name, lambda: run(self, *arguments))
+        except StoppedBySignal as stop:
+            stop.advice = f"To go on: the same command{self.continued_by}."
+            raise
 
     @property
     def source_dtype(self) -> torch.dtype:
@@ -125,7 +130,9 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     PartialState().print("\n".join(filter(None, (reasons, f"Target: {target}", f"Run folder: {folder.path}"))))
     data = pack(pipeline, domains, tokenizer, config)
     require_same_text(folder, data)
-    return Run(pipeline, args, target, data, data.train, tokenizer, folder)
+    flags = ["--resume"] * (not pipeline.resume) + [f"--output_dir {folder.path}"] * (output_dir is None)
+    again = f" with `{' '.join(flags)}`" if flags else ""
+    return Run(pipeline, args, target, data, data.train, tokenizer, folder, again)
 
 
 def require_same_text(folder: RunFolder, data: DomainData) -> None:

@@ -21,10 +21,9 @@ from transformers import PreTrainedModel
 from ..core import UsageError
 from ..curvature import GradientMoments, InputMoments
 from ..curvature.factors import check_finite, damped
-from ..curvature.layer_stream import counted_tokens
 from ..curvature.moments import count_over_ranks, sum_over_ranks
 from ..curvature.stream import frozen
-from ..data import Calibration
+from ..data import Calibration, counted_tokens
 
 TINY = 1e-20  # more damping, of no weight unless there is nothing else
 
@@ -169,7 +168,8 @@ def _pass_over(model: PreTrainedModel, calibration: Calibration, collector: _Col
             num_predicted = Calibration([batch]).num_predicted
             backward = collector is not None and collector.needs_outputs
             if collector is not None:
-                collector.counted = counted_tokens(batch)
+                counted = counted_tokens(batch)
+                collector.counted = None if bool(counted.all()) else counted
                 collector.scale = num_predicted  # the model's loss is a mean
             with torch.set_grad_enabled(backward):
                 loss = model(**batch, use_cache=False).loss

@@ -12,12 +12,11 @@ from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..core import UsageError
+from ..core import UsageError, by_main_process
 from ..recovery import save_adapter_record
 from ..slicing import write_for_older_readers
 from .backends import backend_name
 from .checkpoints import CheckpointError, check_resumable, note_files, unmark
-from .over_processes import by_main_process
 from .progress import tell
 from .same_run import (
     DIGEST,
@@ -43,7 +42,7 @@ class ResumableTrainer(Trainer):
                 f"Masks differ between processes at step {self.state.global_step}; they are kept equal by construction,"
                 " so a device computes wrongly, or something else wrote to them. No checkpoint was written."
             )
-        folder = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        folder = self._checkpoint_folder()
         if self.args.should_save:
             unmark(folder)  # one of an earlier run is not whole while it is written over
         self.accelerator.wait_for_everyone()
@@ -58,6 +57,9 @@ class ResumableTrainer(Trainer):
                 " on the disk, a process that died), resume (`resume_from_checkpoint=True`)."
             ) from error
         self._good_checkpoint = folder
+
+    def _checkpoint_folder(self) -> str:
+        return os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
 
     def _save(self, output_dir=None, state_dict=None):
         """Overridden: older readers find a tokenizer they know; adapters have a note of the weights they belong to."""

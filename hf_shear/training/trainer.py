@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
-from ..core import UsageError
+from ..core import UsageError, locked_run, noted_signals, stop_of
 from ..data import (
     TEACHER_COLUMNS,
     DynamicBatchSampler,
@@ -46,6 +47,7 @@ from .model_to_train import model_to_train
 from .progress import EpochCallback, LinePrinterCallback, ShearProgressCallback, tell
 from .resumable_trainer import ResumableTrainer
 from .schedules import peak_share
+from .stopping import StopRequest
 
 logger = logging.get_logger(__name__)
 
@@ -143,6 +145,7 @@ class ShearTrainer(ResumableTrainer):
         self.mask_report: dict | None = None
         self._good_checkpoint: str | None = None
         self._decides_result: dict | None = None
+        self._stop_request: StopRequest | None = None
         self.not_finite: Tensor | None = None
         self.lagrangian_total: Tensor | None = None
         self.micro_batch = 0
@@ -294,13 +297,42 @@ class ShearTrainer(ResumableTrainer):
     # ---- the loop ---------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint=None, **kwargs):
-        """As ``Trainer.train``. A checkpoint of the last step is returned to, not trained beyond."""
+        """As ``Trainer.train``. A checkpoint of the last step is returned to, not trained beyond.
+
+        SIGTERM and SIGINT end the step, in every process the same one, and save a checkpoint of it, whatever
+        ``save_strategy`` is.
+
+        Raises:
+            StoppedBySignal: then; it is a ``SystemExit`` of 143 or 130, and for SIGINT a ``KeyboardInterrupt`` too.
+            UsageError: another process trains in ``output_dir``.
+        """
         if self.train_dataset is None:
             raise UsageError("ShearTrainer needs `train_dataset`, a dict of packed samples per domain, to train.")
         if self.args.max_steps <= 0:
             raise UsageError(
                 "ShearTrainer draws batches without end, so it needs `num_tokens` (or `max_steps`) to know when to stop."
             )
+        with ExitStack() as ends:
+            if self.args.save_strategy != SaveStrategy.NO:
+                ends.enter_context(locked_run(self.args.output_dir))
+            self._stop_request = StopRequest(self.args, ends.enter_context(noted_signals()))
+            output = self._train(resume_from_checkpoint, **kwargs)
+        if self._stop_request.agreed is not None:
+            raise stop_of(
+                self._stop_request.agreed,
+                f" after step {self.state.global_step}, which is saved in {self._good_checkpoint}",
+                "To go on: `trainer.train(resume_from_checkpoint=True)`.",
+            )
+        if self.learns_masks and self.state.global_step < self.args.max_steps:
+            warnings.warn(
+                f"Mask learning stopped at step {self.state.global_step} of {self.args.max_steps}, before its masks were"
+                " settled: a slice now differs from what was trained. Resume from a checkpoint to finish.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return output
+
+    def _train(self, resume_from_checkpoint, **kwargs):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir, self._tell)
             if resume_from_checkpoint is None:
@@ -323,13 +355,6 @@ class ShearTrainer(ResumableTrainer):
                 self.train_loader.close()
         self._set_phase(self.state.global_step)
         self._read_not_finite()
-        if self.learns_masks and self.state.global_step < self.args.max_steps:
-            warnings.warn(
-                f"Mask learning stopped at step {self.state.global_step} of {self.args.max_steps}, before its masks were"
-                " settled: a slice now differs from what was trained. Resume from a checkpoint to finish.",
-                UserWarning,
-                stacklevel=2,
-            )
         return output
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
@@ -347,6 +372,10 @@ class ShearTrainer(ResumableTrainer):
             self.mask_optimizer.share()
         if self.reference_losses is None and measures_references(self.args) and self.eval_dataset:
             self.reference_losses, self.reference_tokens = self._source_losses()
+        if self._stop_request.agree() is not None:
+            raise stop_of(
+                self._stop_request.agreed, " before the first step of this call: there is nothing new to save"
+            )
         return prepared
 
     def _source_losses(self) -> tuple[dict[str, float], int]:
@@ -364,6 +393,12 @@ class ShearTrainer(ResumableTrainer):
         if control.should_log or control.should_save or control.should_evaluate:
             self._read_not_finite()
         super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self._stop_request.agreed is None and self._stop_request.agree() is not None:
+            self._read_not_finite()
+            if self._good_checkpoint != self._checkpoint_folder():
+                self._save_checkpoint(*args[2:4])  # the model, the trial
+                self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+            self.control.should_training_stop = True
 
     def _report_masks(self) -> None:
         """Compare expected and target size just before masks harden (or at the end, if they never do)."""

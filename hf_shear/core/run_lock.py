@@ -1,0 +1,76 @@
+"""One run, one folder: a lock of the kernel on the folder, which the death of its holder frees."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .errors import UsageError
+from .main_process import by_main_process
+
+LOCK_NAME = ".lock"
+"""File that is locked, in the folder itself: what lies around the folder may not be ours to write to. It names its
+last holder, and stays when the lock is gone: only the kernel says whether it is held."""
+
+_NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+def lock_folder(folder: str | os.PathLike) -> FileLock:
+    """Make ``folder`` this process's to write to, until what is returned is dropped or the process ends.
+
+    A process may lock a folder that it holds already, such as for a run and for the training of one of its stages.
+
+    Raises:
+        UsageError: another process holds it, or its file system has no flock.
+    """
+    path = Path(folder).resolve() / LOCK_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0, thread_local=False, is_singleton=True, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UsageError(
+            f"`output_dir` {str(folder)!r} is in use: {path.read_text(encoding='utf-8') or 'another process'} is writing"
+            " to it. Wait until that has ended, end it, or choose another folder."
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+        raise UsageError(
+            f"`output_dir` {str(folder)!r} can not be locked ({error.strerror}): its file system has no flock, so that two"
+            " runs could write to it at once. Choose a folder on another file system, or mount this one with flock."
+        ) from error
+    return lock
+
+
+def sign(lock: FileLock) -> None:
+    """Name this process as the holder; once all is checked, so that a refusal has changed no file."""
+    Path(lock.lock_file).write_text(f"process {os.getpid()} on host {socket.gethostname()}", encoding="utf-8")
+
+
+@contextmanager
+def locked_run(folder: str | os.PathLike) -> Iterator[None]:
+    """Within, ``lock_folder`` once for all processes of a launch: the main one holds it, a refusal is raised in all."""
+    held: list[FileLock] = []
+
+    def hold() -> None:
+        held.append(lock_folder(folder))
+        sign(held[0])
+
+    by_main_process(hold)
+    try:
+        yield
+    finally:
+        for lock in held:
+            lock.release()
+
+
+def content_of(folder: str | os.PathLike) -> list[Path]:
+    """What lies in a folder besides its lock."""
+    return [path for path in Path(folder).iterdir() if path.name != LOCK_NAME]
