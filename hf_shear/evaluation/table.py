@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..core import printable
 from ..reporting.table import short_name
 from .perplexity import perplexity
 
@@ -113,7 +114,7 @@ def _task_block(models: Mapping[str, Mapping]) -> str:
     rows = []
     for name, first in models["source"]["tasks"].items():
         results = [model["tasks"][name] for model in models.values()]
-        row = [short_name(name), str(first["metric"]), f"{first['num_items']:,}"]
+        row = [short_name(name), short_name(first["metric"]), f"{first['num_items']:,}"]
         rows.append([*row, *(_with_error(result["value"], result["standard_error"]) for result in results)])
     return _grid("Tasks (value +- standard error)", ("task", "metric", "items", *models), rows)
 
@@ -153,7 +154,7 @@ def _with_error(value: float | None, error: float | None) -> str:
 
 
 def _ascii(text: str) -> str:
-    return text.encode("ascii", "backslashreplace").decode()
+    return printable(text).encode("ascii", "backslashreplace").decode()
 
 
 def _grid(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from hf_shear.core import spelled
 from hf_shear.reporting.html_charts import bars
 from hf_shear.reporting.html_page import NOT_KNOWN, byte_count, duration, note, section, table, text
 from hf_shear.reporting.redaction import redact_command
@@ -125,7 +126,8 @@ def _plain(value: Any) -> str:
 
 
 def _code(command: str) -> str:
-    return f"<pre><code>{html.escape(redact_command(str(command)))}</code></pre>\n"
+    lines = (spelled(line) for line in redact_command(str(command)).splitlines())
+    return f"<pre><code>{html.escape(chr(10).join(lines))}</code></pre>\n"
 
 
 def _rate(value: float) -> str:
