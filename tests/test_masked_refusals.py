@@ -28,7 +28,7 @@ def test_a_plain_checkpoint_needs_a_target(source_folder):
 
 
 def test_a_bad_target_is_refused_before_any_weight_is_read(source, tmp_path):
-    source.config.save_pretrained(tmp_path)
+    source.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="`hidden_size` must be between 1 and the source's 18, but it is 19"):
         ShearingLlamaForCausalLM.from_pretrained(tmp_path, target_shape={"hidden_size": 19})
 

@@ -71,7 +71,6 @@ def run(arguments: Arguments) -> None:
     from ..evaluation import (
         PerplexityProtocol,
         SpeedProtocol,
-        check_checkpoint,
         compare_checkpoints,
         evaluate_checkpoint,
         evaluation_table,
@@ -80,6 +79,7 @@ def run(arguments: Arguments) -> None:
     )
     from ..reporting import write_results
     from ..slicing import check_saves
+    from ..sources import open_source
 
     names = {"source": arguments.source, "pruned": arguments.pruned}
     names = {role: name for role, name in names.items() if name is not None}
@@ -90,7 +90,7 @@ def run(arguments: Arguments) -> None:
     )  # fmt: skip
     timed = SpeedProtocol(arguments.speed_batch_size, arguments.prompt_length, arguments.new_tokens, arguments.rounds)
     check_saves(Path(arguments.output).absolute().parent, argument="output")
-    protocol.resolved(*(check_checkpoint(role, name) for role, name in names.items()))  # before any text is read
+    protocol.resolved(*(open_source(role, name).config for role, name in names.items()))  # before any text is read
     options = {
         "domains": _domains(arguments),
         "perplexity": protocol,

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .. import runs
 from ..compensation import SOURCE, resolve_compensation
 from ..core import UsageError
 from ..data import Calibration
-from ..modeling import AutoShearingModelForCausalLM, ShearingModel, is_masked_config
+from ..modeling import AutoShearingModelForCausalLM, ShearingModel
 from ..recovery import merge_adapter
 from ..slicing import check_saves, provenance_record, read_generation_config, save_checkpoint, slice_model
+from ..sources import Source, open_source
 from ..training import ShearTrainingArguments
 from .engine_rows import engine_warnings
 
@@ -70,20 +71,17 @@ def run(arguments: Arguments) -> None:
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     provenance = None
     if arguments.is_adapter:
-        tokenizer, config = _tokenizer(arguments.base), AutoConfig.from_pretrained(arguments.base)
-        check_saves(arguments.output_dir, config, tokenizer, read_generation_config(arguments.base))
-        model = merge_adapter(arguments.base, arguments.checkpoint)
+        opened = open_source("base", arguments.base)
+        tokenizer = _tokenizer(opened)
+        check_saves(arguments.output_dir, opened.config, tokenizer, read_generation_config(opened.location))
+        base = opened.load_model(torch.float32)  # nothing is rounded while merging
+        model = merge_adapter(base, arguments.checkpoint)
     else:
-        config = AutoConfig.from_pretrained(arguments.checkpoint)
-        if not is_masked_config(config):
-            raise UsageError(
-                f"`checkpoint` {arguments.checkpoint!r} has no masks (model_type {config.model_type!r}): it is a plain"
-                " checkpoint already, or of another kind."
-            )
-        tokenizer = _tokenizer(arguments.checkpoint)
-        runs.check_result(arguments.output_dir, arguments.checkpoint, config, config.resolved_target(), tokenizer)
-        masked = AutoShearingModelForCausalLM.from_pretrained(arguments.checkpoint)
-        model, kept, facts = _cut(arguments, masked, dtype)
+        opened = open_source("checkpoint", arguments.checkpoint, masked=True)
+        tokenizer, config = _tokenizer(opened), opened.config
+        runs.check_result(arguments.output_dir, opened.location, config, config.resolved_target(), tokenizer)
+        masked = AutoShearingModelForCausalLM.from_pretrained(opened)
+        model, kept, facts = _cut(arguments, opened, masked, dtype)
         provenance = provenance_record(masked, kept, **facts)
         dtype = None  # what was cut is in it
     save_checkpoint(model, arguments.output_dir, tokenizer, provenance, dtype=dtype)
@@ -92,14 +90,12 @@ def run(arguments: Arguments) -> None:
         print(line)
 
 
-def _tokenizer(checkpoint: str) -> PreTrainedTokenizerBase | None:
+def _tokenizer(opened: Source) -> PreTrainedTokenizerBase | None:
     """The tokenizer beside a checkpoint, if there is one."""
-    if not any((Path(checkpoint) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        return None
-    return AutoTokenizer.from_pretrained(checkpoint)
+    return opened.load_tokenizer() if opened.has_tokenizer else None
 
 
-def _cut(arguments: Arguments, masked: ShearingModel, dtype: torch.dtype | None):
+def _cut(arguments: Arguments, opened: Source, masked: ShearingModel, dtype: torch.dtype | None):
     """The sliced model, the kept units, and what compensation did, for the provenance."""
     method = resolve_compensation(arguments.compensation)
     if method is None:
@@ -107,12 +103,10 @@ def _cut(arguments: Arguments, masked: ShearingModel, dtype: torch.dtype | None)
     runs.check_learned_cut(arguments.compensation, masked.config)
     source = None
     if method.towards == SOURCE:
-        source = AutoModelForCausalLM.from_pretrained(
-            arguments.source or masked.config.source_name_or_path, dtype=masked.dtype
-        )
+        name = arguments.source or masked.config.source_name_or_path
+        source = open_source("source", name, as_family=masked.family.model_type).load_model(masked.dtype)
     args = ShearTrainingArguments(arguments.output_dir, report_to="none")
-    tokenizer = AutoTokenizer.from_pretrained(arguments.checkpoint)
-    data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, masked.config)
+    data = runs.pack(arguments, runs.read_domains(arguments, args), opened.load_tokenizer(), masked.config)
     batches = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
     text = Calibration(list(batches), arguments.seed)
     model, kept, report = runs.cut_learned_masks(masked.to(args.device), arguments.compensation, text, source, dtype)

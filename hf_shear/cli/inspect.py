@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from ..core import UsageError
 from ..engines import ENGINES, CheckpointFacts, facts_of_config, has_byte_fallback, where_it_loads
 from ..evaluation import kv_cache_bytes_per_token
-from ..modeling import MASKED_PREFIX, check_supported_source, is_masked_config
+from ..modeling import check_supported_source
 from ..recovery import forward_flops_per_token
 from ..runs import TargetArguments, choose_target
 from ..shapes import TARGET_NAMES, ModelShape, count_parameters
 from ..slicing import PROVENANCE_NAME, read_provenance
+from ..sources import MASKED_PREFIX, Source, open_source
 from ..training.memory import estimate_memory
 from ..training.memory_setup import TrainingSetup
 from .engine_rows import engine_lines
@@ -43,26 +44,33 @@ class Arguments(TargetArguments):
 
 def run(arguments: Arguments) -> None:
     """Print the checkpoint, and the target beside it."""
-    if Path(arguments.checkpoint).exists() and not (Path(arguments.checkpoint) / "config.json").is_file():
-        raise UsageError(f"`checkpoint` {arguments.checkpoint!r} holds no config.json.")
-    config = AutoConfig.from_pretrained(arguments.checkpoint)
-    masked = is_masked_config(config)
+    source = open_source("checkpoint", arguments.checkpoint, as_family=arguments.as_family, masked=None,
+                         nemotron_nas=True, fetch=False)  # fmt: skip
+    config, masked = source.config, source.has_masks
     if not masked:
         check_supported_source(config)
     target = None
+    if source.is_nemotron_nas and arguments.names_a_target:
+        raise UsageError(
+            f"`checkpoint` {source.name!r} is a nemotron-nas export, which is cut already. Name no target."
+        )
     if masked:
         target = config.resolved_target()
     elif arguments.names_a_target:
         target = choose_target(arguments, config)[0]
-    facts = {"checkpoint": arguments.checkpoint, "has_masks": masked}
+    model_type = source.fields["model_type"] if source.is_nemotron_nas else config.model_type
+    facts = {"checkpoint": arguments.checkpoint, "model_type": model_type, "has_masks": masked}
+    facts["notes"] = list(source.notes)
     facts["now"] = describe(config, ModelShape.from_config(config), arguments.sequence_length)
+    if source.is_nemotron_nas:
+        facts["now"] |= _of_uneven_layers(source, arguments.sequence_length)
     if (Path(arguments.checkpoint) / PROVENANCE_NAME).is_file():
         facts["kept_per_layer"] = widths_of_layers(read_provenance(arguments.checkpoint)["kept"])
     if target is not None:
         facts["target"] = describe(config, target, arguments.sequence_length)
         if target.num_experts is None:
             facts["training_memory_bytes"] = _training_memory(config, arguments.sequence_length)
-    engine_facts = _engine_facts(arguments.checkpoint, config)
+    engine_facts = _engine_facts(source)
     if target is not None:
         engine_facts = engine_facts.resized(**target.sizes())
     rows = where_it_loads(ENGINES, engine_facts)
@@ -110,15 +118,41 @@ def _widths_table(layers: list[dict[str, int]]) -> list[str]:
     return lines
 
 
-def _engine_facts(checkpoint: str, config: PretrainedConfig) -> CheckpointFacts:
+def _of_uneven_layers(source: Source, sequence_length: int) -> dict:
+    """What ``describe`` says, of a nemotron-nas export: of its own layers in place of the largest one, repeated."""
+    shape = replace(ModelShape.from_config(source.config), num_hidden_layers=1)
+
+    def flops(**sizes: int) -> int:
+        return forward_flops_per_token(source.config, sequence_length, replace(shape, **sizes))
+
+    neuron = flops(intermediate_size=2) - flops(intermediate_size=1)
+    attention = flops(num_hidden_layers=2) - flops() - neuron * shape.intermediate_size
+    total = flops() - attention - neuron * shape.intermediate_size
+    cache = 0
+    for block in source.fields["block_configs"]:
+        if not block["ffn"].get("no_op"):
+            total += neuron * round(2 * block["ffn"]["ffn_mult"] * shape.hidden_size / 3)
+        if not block["attention"].get("no_op"):
+            total += attention
+            cache += kv_cache_bytes_per_token(shape, 2)
+    facts = {"kv_cache_bytes_per_token": cache, "forward_flops_per_token": total}
+    if source.weights is not None:
+        count = source.weights.num_parameters
+        facts |= {"num_parameters": count, "bfloat16_bytes": 2 * count}
+    return facts
+
+
+def _engine_facts(source: Source) -> CheckpointFacts:
     """What engines look at. A config without masks stands for the checkpoint that is cut out of a masked one."""
     # As written, since transformers moves what older readers look for; what is not written is what transformers assumes.
-    fields, _ = PretrainedConfig.get_config_dict(checkpoint)
+    fields, config = dict(source.fields), source.config
     for name in ("layer_types", "no_rope_layers", "query_pre_attn_scalar"):
         if fields.get(name) is None:
             fields[name] = getattr(config, name, None)
-    fields["model_type"] = config.model_type.removeprefix(MASKED_PREFIX)
-    folder = Path(checkpoint)
+    if not source.is_nemotron_nas:
+        fields["model_type"] = config.model_type.removeprefix(MASKED_PREFIX)
+        fields["tie_word_embeddings"] = config.tie_word_embeddings
+    folder = Path(source.name)
     files = {path.name for path in folder.iterdir()} if folder.is_dir() else ()
     return facts_of_config(fields, files, has_byte_fallback(folder))
 
@@ -139,9 +173,10 @@ def _table(facts: dict, config: PretrainedConfig, arguments: Arguments) -> str:
         ("forward MFLOPs per token", now["forward_flops_per_token"] / 1e6,
          target and target["forward_flops_per_token"] / 1e6),
     ]  # fmt: skip
-    title = f"{arguments.checkpoint}: {config.model_type}" + (", with masks" if facts["has_masks"] else "")
+    title = f"{arguments.checkpoint}: {facts['model_type']}" + (", with masks" if facts["has_masks"] else "")
     tied = "tied" if config.tie_word_embeddings else "untied"
-    lines = [title, f"vocabulary {config.vocab_size:,}, {tied}, {config.max_position_embeddings:,} positions", ""]
+    vocabulary = f"vocabulary {config.vocab_size:,}, {tied}, {config.max_position_embeddings:,} positions"
+    lines = [title, vocabulary, *facts["notes"], ""]
     lines.append(f"{'':<26}{'now':>18}" + (f"{'target':>18}{'kept':>9}" if target else ""))
     for name, before, after in rows:
         line = f"{name:<26}{_number(before):>18}"

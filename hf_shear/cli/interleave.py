@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .. import runs
 from ..compensation import resolve_compensation
@@ -65,21 +64,21 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     if folder.exists():
         raise UsageError(f"`output_dir` {args.output_dir!r} holds a finished run. Name another folder.")
     resumes = arguments.resume and folder.parent.is_dir() and bool(content_of(folder.parent))
-    path = arguments.model_name_or_path
-    config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    opened = runs.open_model(arguments)
+    config, tokenizer = opened.config, opened.load_tokenizer()
     target, reasons = runs.choose_target(arguments, config)
-    runs.check_result(args.output_dir, path, config, target, tokenizer, arguments.as_family)
+    runs.check_result(args.output_dir, opened.location, config, target, tokenizer, arguments.as_family)
     domains = runs.read_domains(arguments, args)
-    settings = runs.run_settings(arguments, target, args) | runs.read_checkpoints(arguments, args, config)
+    settings = runs.run_settings(arguments, target, args) | runs.read_checkpoints(arguments, opened)
     run_folder = runs.RunFolder.open(args.output_dir, resumes, settings=settings)
-    PartialState().print("\n".join(filter(None, (reasons, f"Target: {target}"))))
+    PartialState().print("\n".join(filter(None, (*opened.notes, reasons, f"Target: {target}"))))
     data = runs.pack(arguments, domains, tokenizer, config)
     runs.require_same_text(run_folder, data)
     checkpoint = run_folder.last_checkpoint(".") if resumes else None
     if arguments.resume and checkpoint is None:
         PartialState().print(f"There is no whole checkpoint in {args.output_dir!r}: training begins at its first step.")
     batches = data.calibration(args.samples_per_step(), arguments.calibration_batches, args.seed)
-    source = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)  # AdamW loses small steps in others
+    source = opened.load_model(torch.float32)  # AdamW loses small steps in others
     text = Calibration.from_batches(batches, args.train_batch_size, args.seed)
     try:
         found = runs.prune_interleaved(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from transformers import AutoConfig
 
 from ..core import FINITE, UsageError, check_output_file, check_ranges, json_object
 from ..modeling import check_supported_source
@@ -29,6 +28,7 @@ from ..scaling_law.estimates import interval, number_text
 from ..scaling_law.planning import DEFAULT_GAIN, DEFAULT_MASK_SHARE
 from ..shapes import count_parameters, shape_for_budget
 from ..shapes.shape_config import config_for_shape
+from ..sources import open_source
 
 SUMMARY = "Say how many recovery tokens are enough, and which size fits a budget, from earlier runs."
 EXAMPLE = "hf-shear plan runs.csv --num_parameters 1.2e9 --source_loss 2.41 --fractions .15 .25 .35 --flops 1e19"
@@ -163,9 +163,7 @@ def make_candidates(arguments: Arguments) -> list[Candidate]:
                                               source_tokens=arguments.source_tokens))
             for fraction in arguments.fractions
         ]  # fmt: skip
-    if Path(arguments.checkpoint).exists() and not (Path(arguments.checkpoint) / "config.json").is_file():
-        raise UsageError(f"`checkpoint` {arguments.checkpoint!r} holds no config.json.")
-    config = AutoConfig.from_pretrained(arguments.checkpoint)
+    config = open_source("checkpoint", arguments.checkpoint, fetch=False).config
     check_supported_source(config)
     length = min(arguments.sequence_length, config.max_position_embeddings)
     source_flops, size = training_flops_per_token(config, length), count_parameters(config)

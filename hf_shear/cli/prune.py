@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 
 from .. import runs
 from ..compensation import resolve_compensation
@@ -71,8 +71,9 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
 
 def run(arguments: Arguments) -> None:
     """Score, cut, save."""
-    path = arguments.model_name_or_path
-    config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    opened = runs.open_model(arguments)
+    print(*opened.notes, sep="\n", end="\n" if opened.notes else "")
+    config, tokenizer = opened.config, opened.load_tokenizer()
     if arguments.as_family is not None:
         config = as_family(config, family_named(arguments.as_family))
     target = _target(arguments, config)
@@ -81,9 +82,9 @@ def run(arguments: Arguments) -> None:
         config, target, criterion, arguments.allocation, arguments.units, arguments.form, arguments.protect,
         arguments.compensation,
     )  # fmt: skip
-    runs.check_result(arguments.output_dir, path, config, target, tokenizer, arguments.as_family)
+    runs.check_result(arguments.output_dir, opened.location, config, target, tokenizer, arguments.as_family)
     args = ShearTrainingArguments(arguments.output_dir, report_to="none")
-    source = AutoModelForCausalLM.from_pretrained(path).to(args.device)
+    source = opened.load_model().to(args.device)
     data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, config)
     batches = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
     pruning = prune_one_shot(

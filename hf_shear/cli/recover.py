@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 
 from .. import runs
 from ..core import UsageError
-from ..evaluation import check_checkpoint
 from ..reporting import require_matplotlib
 from ..training import ShearTrainingArguments
 from . import learn
@@ -57,7 +56,6 @@ def _learned(pipeline: Arguments, args: ShearTrainingArguments) -> tuple[runs.Ru
 
 def _adopted(pipeline: Arguments, args: ShearTrainingArguments) -> tuple[runs.Run, dict]:
     """A run from a checkpoint that is pruned already, and the record of that."""
-    check_checkpoint("pruned", pipeline.pruned)
     run = runs.open_adopting_run(pipeline, args)
     run.stage("source", runs.judge_source)
     return run, run.stage(runs.ADOPTED, runs.adopt)

@@ -3,7 +3,6 @@
 The metrics of `evaluate` are in `hf_shear.evaluation.metrics`, which needs that package to be installed.
 """
 
-from .checkpoints import check_checkpoint
 from .compare import compare_checkpoints, evaluate_checkpoint, evaluation_versions
 from .document_losses import DocumentLosses, document_losses
 from .intervals import paired_difference, ratio_of_sums
@@ -18,7 +17,6 @@ __all__ = [
     "LoadedTasks",
     "PerplexityProtocol",
     "SpeedProtocol",
-    "check_checkpoint",
     "compare_checkpoints",
     "document_losses",
     "evaluate_checkpoint",

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ..reporting import collect_versions
-from .checkpoints import check_checkpoint, load_model, load_tokenizer
+from ..sources import Source, open_source
 from .document_losses import DocumentLosses, prefix_token_id
 from .perplexity import PerplexityProtocol, domain_differences, domain_losses, domain_texts, perplexity_record
 from .size import config_shape, size_record
@@ -37,6 +37,7 @@ _EVALUATION_PACKAGES = ("evaluate", "lm_eval")
 class _Plan(NamedTuple):
     """What is asked of each model."""
 
+    sources: dict[str, Source]
     texts: Mapping[str, Sequence[str]] | None
     protocol: PerplexityProtocol
     tasks: LoadedTasks | None
@@ -72,13 +73,12 @@ def evaluate_checkpoint(
         The record of one model, as at the head of this file.
 
     Raises:
-        ValueError: the checkpoint does not exist, or has masks; or a setting does not fit it. Before any weight is loaded.
-        OSError: it is no folder, and the Hub cannot be reached.
+        UsageError: the checkpoint does not exist, can not be reached, does not fit together, or has masks; or a setting
+            does not fit it. Before any weight is loaded.
         ImportError: `evaluate` or `lm-eval` is needed and not installed.
     """
     plan = _plan({argument: name}, domains, perplexity, tasks, limit, device, dtype)
-    model = load_model(name, plan.device, plan.dtype)
-    return _judge(model, argument, name, plan)[0]
+    return _judge(_load(plan, argument), argument, plan)[0]
 
 
 def compare_checkpoints(
@@ -106,16 +106,16 @@ def compare_checkpoints(
         The record, as at the head of this file.
 
     Raises:
-        ValueError, OSError, ImportError: as ``evaluate_checkpoint``.
+        UsageError, ImportError: as ``evaluate_checkpoint``.
     """
     names = {"source": source, "pruned": pruned}
     plan = _plan(names, domains, perplexity, tasks, limit, device, dtype, speed)
     record: dict[str, Any] = {}
     losses: dict[str, dict[str, DocumentLosses]] = {}
     models: dict[str, PreTrainedModel] = {}
-    for role, name in names.items():
-        model = load_model(name, plan.device, plan.dtype)
-        record[role], losses[role] = _judge(model, role, name, plan)
+    for role in names:
+        model = _load(plan, role)
+        record[role], losses[role] = _judge(model, role, plan)
         if speed is not None:
             models[role] = model
         del model
@@ -136,7 +136,8 @@ def evaluation_versions() -> dict[str, str]:
 def _plan(names, domains, perplexity, tasks, limit, device, dtype, speed: SpeedProtocol | None = None) -> _Plan:
     """All that can be refused without weights is refused here."""
     check_limit(limit)
-    configs = [check_checkpoint(argument, name) for argument, name in names.items()]
+    sources = {argument: open_source(argument, name) for argument, name in names.items()}
+    configs = [source.config for source in sources.values()]
     for config in configs:
         config_shape(config)
         if speed is not None:
@@ -148,22 +149,25 @@ def _plan(names, domains, perplexity, tasks, limit, device, dtype, speed: SpeedP
 
         texts = domain_texts(domains, protocol.max_documents)
     if domains is not None or tasks is not None:
-        for argument, name in names.items():
-            prefix_token_id(load_tokenizer(argument, name))
+        for source in sources.values():
+            prefix_token_id(source.load_tokenizer())
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return _Plan(texts, protocol, tasks, limit, torch.device(device), dtype)
+    return _Plan(sources, texts, protocol, tasks, limit, torch.device(device), dtype)
 
 
-def _judge(
-    model: PreTrainedModel, argument: str, name: str | os.PathLike, plan: _Plan
-) -> tuple[dict[str, Any], dict[str, DocumentLosses]]:
+def _load(plan: _Plan, argument: str) -> PreTrainedModel:
+    return plan.sources[argument].load_model(plan.dtype).to(plan.device)
+
+
+def _judge(model: PreTrainedModel, argument: str, plan: _Plan) -> tuple[dict[str, Any], dict[str, DocumentLosses]]:
     """The record of one model, and the losses of its documents."""
-    record = {"name": str(name), **size_record(model, name)}
+    source = plan.sources[argument]
+    record = {"name": source.name, **size_record(model, source.name)}
     losses: dict[str, DocumentLosses] = {}
     if plan.texts is None and plan.tasks is None:
         return record, losses
-    tokenizer = load_tokenizer(argument, name)
+    tokenizer = source.load_tokenizer()
     if plan.texts is not None:
         losses = domain_losses(model, tokenizer, plan.texts, plan.protocol)
         record["perplexity"] = perplexity_record(losses, tokenizer, plan.protocol)

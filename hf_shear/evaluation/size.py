@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..core import UsageError
 from ..shapes import NUM_EXPERTS, SHAPE_NAMES, ModelShape
-from .checkpoints import weight_files
+from ..sources import weight_files
 
 
 def config_shape(config: PretrainedConfig) -> ModelShape:
@@ -49,7 +49,8 @@ def size_record(model: PreTrainedModel, name: str | os.PathLike) -> dict[str, An
     """
     shape = config_shape(model.config)
     parameters = list(model.parameters())  # names a tied parameter once
-    files = weight_files(Path(name)) if Path(name).is_dir() else []
+    path = Path(name)
+    files = weight_files(path) if path.is_dir() else [path] if path.is_file() else []
     return {
         "shape": shape.to_dict(),
         "num_parameters": sum(parameter.numel() for parameter in parameters),

@@ -2,7 +2,7 @@
 
 from . import configuration, shearing_models
 from .column_gates import ATTENTION_OUTPUT, MLP_OUTPUT, open_columns, written_weight
-from .configuration import MASKED_PREFIX, ShearingConfig, as_family, is_masked_config, shearing_config_class
+from .configuration import ShearingConfig, as_family, is_masked_config, shearing_config_class
 from .folding import MaskedEmbedding, MaskedLinear, MaskedRMSNorm, scale_norm_weight, scale_weight
 from .mixin import ShearingCausalLMOutput, ShearingMixin, head_channel_masks, residual_write_masks
 from .shearing_model import ShearingModel, check_supported_source
@@ -10,7 +10,6 @@ from .shearing_models import AutoShearingModelForCausalLM, shearing_class
 
 __all__ = [
     "ATTENTION_OUTPUT",
-    "MASKED_PREFIX",
     "AutoShearingModelForCausalLM",
     "MLP_OUTPUT",
     "MaskedEmbedding",

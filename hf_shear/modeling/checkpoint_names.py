@@ -11,7 +11,7 @@ from transformers.conversion_mapping import (
     register_checkpoint_conversion_mapping,
 )
 
-from .configuration import MASKED_PREFIX
+from ..sources import MASKED_PREFIX
 
 
 def share_weight_names(model_type: str) -> None:

@@ -14,9 +14,8 @@ from ..core import UsageError
 from ..families import FAMILIES, Family, family_of
 from ..masks import MaskPhase, MaskSettings
 from ..shapes import ModelShape, TargetShape, config_for_shape
+from ..sources import MASKED_PREFIX
 
-MASKED_PREFIX = "shearing_"
-"""Of the model_type of masked configs, before that of the family."""
 _FIELDS = {
     "target_shape": dict | None,
     "mask_settings": dict | None,

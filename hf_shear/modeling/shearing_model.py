@@ -7,17 +7,17 @@ import os
 from dataclasses import asdict
 
 import torch
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils import cached_file, extract_commit_hash
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..core import UsageError
 from ..families import family_of, supported_model_types
 from ..masks import MaskSettings, ShearingMasks
 from ..shapes import ModelShape, TargetShape
+from ..sources import HUB_OPTIONS, Source, open_source
 from .configuration import as_family, is_masked_config
 from .mixin import ShearingMixin
 
-HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
+PATH = "pretrained_model_name_or_path"  # the argument's name, for messages
 
 GROUPED_MULTIPLE = 8  # values of two bytes in the 16 bytes that torch.nn.functional.grouped_mm asks strides to divide
 
@@ -50,7 +50,7 @@ class ShearingModel(ShearingMixin):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | os.PathLike,
+        pretrained_model_name_or_path: str | os.PathLike | Source,
         *model_args,
         target_shape: TargetShape | dict[str, int] | None = None,
         mask_settings: MaskSettings | None = None,
@@ -60,7 +60,7 @@ class ShearingModel(ShearingMixin):
         """Load a plain checkpoint and add masks towards ``target_shape``, or load a masked checkpoint.
 
         Args:
-            pretrained_model_name_or_path: a folder or a Hub name.
+            pretrained_model_name_or_path: a folder, a .gguf file, a Hub name, or any of them opened.
             target_shape: the shape to reach; any subset of its names of sizes. Required for a plain checkpoint; for a
                 masked one it may be left out, and must agree if given.
             mask_settings: how masks are parameterised and drawn.
@@ -68,27 +68,31 @@ class ShearingModel(ShearingMixin):
                 attributes of the checkpoint's config (``use_cache=False``) are set on it.
 
         Raises:
-            ValueError: the source is of another family (but see below); the target does not fit the source; the
+            UsageError: the source is of another family (but see below); the target does not fit the source; the
                 checkpoint lacks weights or holds weights of another shape (nothing is ever left at random values).
 
         ``ShearingMistralForCausalLM`` takes a Llama without biases too, as the Mistral without a window that it is: then
         the target may have a hidden size that the heads do not divide, which a Llama's config refuses.
         """
         loading_info_wanted = kwargs.pop("output_loading_info", False)
+        source = pretrained_model_name_or_path
+        if not isinstance(source, Source):
+            hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+            own_type = family_of(cls.config_class()).model_type
+            source = open_source(PATH, source, as_family=own_type, masked=None, config=config, **hub)
         if config is None:
-            hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-            config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_options)
+            config = copy.deepcopy(source.config)
             if "experts_implementation" in kwargs:
                 config._experts_implementation = kwargs["experts_implementation"]
             for name in [name for name in kwargs if name not in LOADING_OPTIONS and hasattr(config, name)]:
                 setattr(config, name, kwargs.pop(name))
+        else:
+            config = copy.deepcopy(config)
+            config.tie_word_embeddings = source.config.tie_word_embeddings
         masked = is_masked_config(config)
-        revision = None if masked else _commit_hash(pretrained_model_name_or_path, kwargs) or kwargs.get("revision")
-        config = _masked_config(cls, config, target_shape, mask_settings, revision)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
-        )
-        _refuse_incomplete_load(pretrained_model_name_or_path, info, model, masked)
+        config = _masked_config(cls, config, target_shape, mask_settings, None if masked else source.revision)
+        new = () if masked else ("masks.",)
+        model, info = source.load_as(super().from_pretrained, config, *model_args, new=new, **kwargs)
         model.replicate_masks(saved=masked)
         return (model, info) if loading_info_wanted else model
 
@@ -149,20 +153,6 @@ def check_supported_source(config: PretrainedConfig) -> None:
         )
 
 
-def _commit_hash(path: str | os.PathLike, options: dict) -> str | None:
-    """Commit of a Hub checkpoint whose config has been loaded; None for a folder. The config does not always know it."""
-    options = {name: options[name] for name in ("revision", "cache_dir", "subfolder") if name in options}
-    file = cached_file(
-        path,
-        "config.json",
-        local_files_only=True,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        **options,
-    )
-    return extract_commit_hash(file, None)
-
-
 def _masked_config(
     cls: type, config: PretrainedConfig, target_shape, mask_settings: MaskSettings | None, revision: str | None
 ) -> PretrainedConfig:
@@ -213,24 +203,3 @@ def _named_sizes(target_shape: TargetShape | dict[str, int | None]) -> dict[str,
     """The sizes that a target names; one that is None is left to the source, or to the saved target."""
     sizes = target_shape.to_dict() if isinstance(target_shape, TargetShape) else target_shape
     return {name: size for name, size in sizes.items() if size is not None}
-
-
-def _refuse_incomplete_load(path, info: dict, model: torch.nn.Module, masked: bool) -> None:
-    """Raise if any weight of the model did not come from the checkpoint (masks of a plain source excepted)."""
-    expected_missing = set() if masked else {f"masks.{name}" for name, _ in model.masks.named_parameters()}
-    missing = sorted(set(info["missing_keys"]) - expected_missing)
-    mismatched = sorted(str(key) for key in info["mismatched_keys"])
-    unexpected = sorted(info["unexpected_keys"])
-    problems = {
-        "missing weights": missing,
-        "weights of another shape": mismatched,
-        "weights that the config does not name": unexpected,
-    }
-    if any(problems.values()):
-        listed = "; ".join(
-            f"{kind} {keys[:5]}{' ...' if len(keys) > 5 else ''}" for kind, keys in problems.items() if keys
-        )
-        raise UsageError(
-            f"The checkpoint {str(path)!r} does not fit its own config: {listed}. The model would compute another"
-            " function than the checkpoint's; check the path and the checkpoint."
-        )

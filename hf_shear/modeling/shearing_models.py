@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from functools import wraps
 
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..families import FAMILIES, Family, family_named, family_of
+from ..sources import HUB_OPTIONS, Source, open_source
 from .checkpoint_names import share_weight_names
 from .configuration import shearing_config_class
-from .shearing_model import HUB_OPTIONS, ShearingModel, check_supported_source
+from .shearing_model import PATH, ShearingModel, check_supported_source
 
 
 def _make_class(family: Family) -> type[ShearingModel]:
@@ -48,7 +49,10 @@ class AutoShearingModelForCausalLM:
 
     @staticmethod
     def from_pretrained(
-        pretrained_model_name_or_path: str | os.PathLike, *model_args, as_family: str | None = None, **kwargs
+        pretrained_model_name_or_path: str | os.PathLike | Source,
+        *model_args,
+        as_family: str | None = None,
+        **kwargs,
     ) -> ShearingModel:
         """As ``ShearingModel.from_pretrained``, of the class for the checkpoint's family.
 
@@ -59,11 +63,11 @@ class AutoShearingModelForCausalLM:
         Raises:
             ValueError: the family is not supported; the message lists those that are.
         """
-        config = kwargs.get("config")
-        if config is None:
-            hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-            config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_options)
-        return shearing_class(config, as_family).from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        source = pretrained_model_name_or_path
+        if not isinstance(source, Source):
+            hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+            source = open_source(PATH, source, as_family=as_family, masked=None, config=kwargs.get("config"), **hub)
+        return shearing_class(source.config, as_family).from_pretrained(source, *model_args, **kwargs)
 
     @staticmethod
     def from_model(model: PreTrainedModel, *args, as_family: str | None = None, **kwargs) -> ShearingModel:

@@ -13,9 +13,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ..core import UsageError
-from ..modeling import MASKED_PREFIX
 from ..reporting import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, read_json_object
 from ..slicing import CONFIGURATION_NAME, PROVENANCE_NAME, is_own_configuration
+from ..sources import MASKED_PREFIX
 from .plain_files import plain_file
 from .source_model import LICENSE_NAMES
 

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..core import MissingExtraError, UsageError, read_json_object
+from ..sources import open_source
 
 ADAPTER_RECORD_NAME = "shear_adapter.json"
 
@@ -192,7 +193,7 @@ def merge_adapter(
     if not (adapter / "adapter_config.json").is_file():
         raise UsageError(f"{str(adapter)!r} holds no adapter: there is no adapter_config.json.")
     if not isinstance(base, nn.Module):
-        base = AutoModelForCausalLM.from_pretrained(base, dtype=dtype or torch.float32)
+        base = open_source("base", base).load_model(dtype or torch.float32)
     record_path = adapter / ADAPTER_RECORD_NAME
     if record_path.is_file():
         record = json.loads(record_path.read_text(encoding="utf-8"))

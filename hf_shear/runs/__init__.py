@@ -28,6 +28,7 @@ from .stages import (
     judge_source,
     learn_masks,
     load_text,
+    open_model,
     open_run,
     pack,
     read_checkpoints,
@@ -37,7 +38,6 @@ from .stages import (
     train_baseline,
     with_teacher_logits,
 )
-from .whole_models import whole_models
 
 __all__ = [
     "ADOPTED",
@@ -72,6 +72,7 @@ __all__ = [
     "load_text",
     "masked_arm",
     "open_adopting_run",
+    "open_model",
     "open_run",
     "pack",
     "parse_arguments",
@@ -86,7 +87,6 @@ __all__ = [
     "run_results",
     "run_settings",
     "train_baseline",
-    "whole_models",
     "with_teacher_logits",
     "write_report",
 ]

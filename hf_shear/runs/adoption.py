@@ -6,18 +6,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
-
 from ..core import UsageError
 from ..modeling import check_supported_source
 from ..recovery import check_same_tokens
 from ..reporting import collect_versions
 from ..shapes import TARGET_NAMES, ModelShape
 from ..slicing import PROVENANCE_NAME, read_generation_config, read_provenance, save_checkpoint
+from ..sources import Source, open_source, whole_models
 from .report import judge_checkpoint
 from .run_folder import finished_stages
-from .stages import MASK_LEARNING, SOURCE, Run, open_run
-from .whole_models import whole_models
+from .stages import MASK_LEARNING, SOURCE, Run, open_model, open_run
 
 ADOPTED = "adopted"
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -38,9 +36,8 @@ def open_adopting_run(pipeline, args) -> Run:
     named = [name for name in (*TARGET_NAMES, "preset", "target_num_parameters") if getattr(pipeline, name) is not None]
     if named:
         raise UsageError(f"`pruned` has its shape already: leave out {', '.join(f'`--{name}`' for name in named)}.")
-    read_generation_config(pipeline.pruned)  # kept, so it is refused now if it can not be saved
-    source = AutoConfig.from_pretrained(pipeline.model_name_or_path)
-    check_supported_source(source)
+    source = open_model(pipeline)
+    check_supported_source(source.config)
     shape = _checked_shape(pipeline, source)
     finished = finished_stages(args.output_dir)
     if MASK_LEARNING in (finished or ()):
@@ -52,10 +49,12 @@ def open_adopting_run(pipeline, args) -> Run:
     return replace(run, continued_by="")
 
 
-def _checked_shape(pipeline, source: PretrainedConfig) -> ModelShape:
+def _checked_shape(pipeline, opened: Source) -> ModelShape:
     """The checkpoint's shape; whether it can be cut out of the source is checked where the target is made of it."""
-    path = pipeline.pruned
-    config = AutoConfig.from_pretrained(path)
+    path, source = pipeline.pruned, opened.config
+    pruned = open_source("pruned", path)
+    read_generation_config(pruned.location)  # kept, so it is refused now if it can not be saved
+    config = pruned.config
     check_supported_source(config)
     shape, head_dim = ModelShape.from_config(config), ModelShape.from_config(source).head_dim
     if config.vocab_size != source.vocab_size:
@@ -75,8 +74,7 @@ def _checked_shape(pipeline, source: PretrainedConfig) -> ModelShape:
             f" ({cut_of}). Name that model."
         )
     if any((Path(path) / name).is_file() for name in TOKENIZER_NAMES):
-        tokenizers = (AutoTokenizer.from_pretrained(name) for name in (path, pipeline.model_name_or_path))
-        check_same_tokens(*tokenizers, config.vocab_size)
+        check_same_tokens(pruned.load_tokenizer(), opened.load_tokenizer(), config.vocab_size)
     return shape
 
 
@@ -92,7 +90,7 @@ def adopt(run: Run) -> dict:
     """
     start, path, judged = time.perf_counter(), run.pipeline.pruned, run.data.judged
     with whole_models():
-        model = AutoModelForCausalLM.from_pretrained(path)
+        model = open_source("pruned", path).load_model()
     provenance = _provenance(path) or _unknown_origin(run)
     if "recovery" in provenance:  # trained after its cut: here that is what recovery starts from
         provenance["trained_before"] = provenance.pop("recovery")
@@ -118,11 +116,10 @@ def adopt(run: Run) -> dict:
 
 def _unknown_origin(run: Run) -> dict:
     """Provenance of a checkpoint that has none: the source that it was given with, and its shape."""
-    source = AutoConfig.from_pretrained(run.pipeline.model_name_or_path)
     return {
         "source": {
-            "name_or_path": run.pipeline.model_name_or_path,
-            "revision": getattr(source, "_commit_hash", None),
+            "name_or_path": run.source.name,
+            "revision": run.source.revision,
             "shape": run.target.source.to_dict(),
         },
         "target_shape": run.target.sizes(),

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..compensation import check_compensation
 from ..core import StoppedBySignal, UsageError, lock_folder, sign
@@ -24,6 +24,7 @@ from ..one_shot import criteria_by_kind, make_plan, prune_one_shot
 from ..reporting import collect_versions, write_results
 from ..shapes import ModelShape, TargetShape, count_parameters
 from ..slicing import check_saves, read_generation_config
+from ..sources import open_source
 from ..training import ShearTrainer, ShearTrainingArguments, pruning_steps
 from .bench_method import INTERLEAVED, ONE_SHOT, BenchMethod
 from .choose_target import choose_target
@@ -95,12 +96,13 @@ class Bench:
             raise UsageError("The bench runs in one process: memory and seconds of several would not compare.")
         self.arguments, self.args = arguments, args
         self.methods = [BenchMethod.parse(text) for text in arguments.methods]
-        config = AutoConfig.from_pretrained(arguments.source)
+        self.source = open_source("source", arguments.source)
+        config = self.source.config
         self.target, _ = choose_target(arguments, config)
         self._check_methods(config)
-        self.tokenizer = AutoTokenizer.from_pretrained(arguments.source)
+        self.tokenizer = self.source.load_tokenizer()
         check_saves(args.output_dir)
-        read_generation_config(arguments.source)  # refused now if training could not go on with it
+        read_generation_config(self.source.location)  # refused now if training could not go on with it
         self.data: DomainData = pack(arguments, read_domains(arguments, args), self.tokenizer, config)
         self.path = Path(args.output_dir) / BENCH_NAME
         self._lock = lock_folder(args.output_dir)  # while this object lives
@@ -170,7 +172,7 @@ class Bench:
 
     def load_source(self) -> PreTrainedModel:
         """The source in float32, in which all are pruned and trained."""
-        return AutoModelForCausalLM.from_pretrained(self.arguments.source, dtype=torch.float32).to(self.args.device)
+        return self.source.load_model(torch.float32).to(self.args.device)
 
     @cached_property
     def _reference_losses(self) -> dict[str, float]:

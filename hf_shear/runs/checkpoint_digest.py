@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from transformers import PretrainedConfig
-
+from ..sources import Source
 from ..training.same_run import DIGEST
 
 _BLOCK, _NUM_BLOCKS = 1 << 16, 1024  # of a larger file: 64 MiB, evenly spaced, from its first byte to its last
@@ -17,9 +16,7 @@ _TOKENIZER = (
 )  # fmt: skip
 
 
-def checkpoint_digests(
-    role: str, name_or_path: str, config: PretrainedConfig, tokenizer: bool = False
-) -> dict[str, str]:
+def checkpoint_digests(role: str, source: Source, tokenizer: bool = False) -> dict[str, str]:
     """What to compare on resume of a checkpoint that a run reads.
 
     Of a local folder, or a file, the digest covers the bytes of config.json and of weights up to 64 MiB, and of larger
@@ -27,12 +24,12 @@ def checkpoint_digests(
 
     Args:
         role: "source", "teacher", ...
-        config: as loaded from it.
+        source: the checkpoint.
         tokenizer: whether its tokenizer's files are compared as well.
     """
-    path, commit = Path(name_or_path), getattr(config, "_commit_hash", None)
+    path = Path(source.name)
     if not path.exists():
-        return {f"the {role}": f"{DIGEST}{name_or_path}@{commit}"}
+        return {f"the {role}": f"{DIGEST}{source.name}@{source.revision}"}
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
     weights = [file for file in files if file.suffix in _WEIGHTS or file.name == "config.json"]
     found = {f"the {role}": _digest(weights)}

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from accelerate.utils import reduce
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..reporting import (
     RESULTS_NAME,
@@ -28,8 +28,8 @@ from ..reporting import (
     write_text_atomically,
 )
 from ..shapes import TARGET_NAMES, ModelShape, count_parameters
+from ..sources import Source, open_source, whole_models
 from ..training import ShearTrainingArguments, evaluate_domains
-from .whole_models import whole_models
 
 
 def judge(model: PreTrainedModel, datasets: dict, args: ShearTrainingArguments) -> dict:
@@ -49,10 +49,11 @@ def judge(model: PreTrainedModel, datasets: dict, args: ShearTrainingArguments) 
     return record | {"dtype": dtype, "seconds": time.perf_counter() - start}
 
 
-def judge_checkpoint(path: str | os.PathLike, datasets: dict, args: ShearTrainingArguments) -> dict:
+def judge_checkpoint(source: Source | str | os.PathLike, datasets: dict, args: ShearTrainingArguments) -> dict:
     """As ``judge``, for a plain checkpoint as anyone would load it: in its own dtype, whole on every process."""
+    source = source if isinstance(source, Source) else open_source("checkpoint", source)
     with whole_models():
-        model = AutoModelForCausalLM.from_pretrained(path)
+        model = source.load_model()
     return judge(model, datasets, args)
 
 

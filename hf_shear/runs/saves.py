@@ -11,6 +11,7 @@ from ..families import family_named, family_of
 from ..modeling import as_family
 from ..shapes import ModelShape, config_for_shape, count_parameters
 from ..slicing import check_saves, read_generation_config
+from ..sources import Source
 from ..training import ShearTrainingArguments, checkpoint_bytes, checkpoints_kept
 
 
@@ -27,7 +28,7 @@ def check_result(
 
     Args:
         output_dir: of the result.
-        source: the checkpoint whose generation_config is kept.
+        source: folder or Hub name of the checkpoint whose generation_config is kept.
         config: the source's.
         target: the result's shape, or a budget of parameters for layers of different widths.
         tokenizer: saved along.
@@ -44,11 +45,12 @@ def check_result(
     check_saves(output_dir, result, tokenizer, read_generation_config(source), **room)
 
 
-def check_run(pipeline, args: ShearTrainingArguments, config: PretrainedConfig, target: ModelShape, tokenizer) -> None:
+def check_run(pipeline, args: ShearTrainingArguments, source: Source, target: ModelShape, tokenizer) -> None:
     """As ``check_result``, for a run of mask learning and recovery: its next result must find room.
 
     What comes after that, and checkpoints during training, are warned of.
     """
+    config = source.config
     folder = Path("runs" if args.output_dir == "trainer_output" else args.output_dir)
     size = count_parameters(config, target) * _dtype(config).itemsize
     left = [name for name in ("pruned", "recovered") if not (folder / name).exists()]
@@ -58,7 +60,7 @@ def check_run(pipeline, args: ShearTrainingArguments, config: PretrainedConfig, 
         full = args.recovery_method != "lora" or shape is None
         checkpoints += kept * full * checkpoint_bytes(args, count_parameters(config, shape))
     check_result(
-        folder, pipeline.model_name_or_path, config, target, tokenizer, pipeline.as_family,
+        folder, source.location, config, target, tokenizer, pipeline.as_family,
         result_bytes=size if left else 0, checkpoint_bytes=checkpoints + size * max(0, len(left) - 1),
     )  # fmt: skip
 

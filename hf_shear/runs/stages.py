@@ -11,7 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from datasets import DatasetDict
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..compensation import resolve_compensation
 from ..core import StoppedBySignal, UsageError, by_main_process
@@ -33,6 +33,7 @@ from ..slicing import (
     save_checkpoint,
     slice_model,
 )
+from ..sources import Source, open_source, whole_models
 from ..training import (
     PAPER_MASK_LEARNING,
     ShearTrainer,
@@ -52,7 +53,6 @@ from .report import judge_checkpoint, run_results, write_report
 from .run_folder import RunFolder, finished_stages, run_settings
 from .saves import check_run
 from .teaching import STORED, check_teaching, load_teacher, store_logits, stored_logits
-from .whole_models import whole_models
 
 TRAINED_DTYPE = torch.float32  # AdamW loses small steps in half precision; --bf16 still computes in bfloat16
 SOURCE, TEACHER_LOGITS, MASK_LEARNING, RECOVERY = "source", "teacher_logits", "mask_learning", "recovery"
@@ -64,6 +64,8 @@ class Run:
 
     Attributes:
         pipeline, args: what was asked for.
+        source: the checkpoint that is sheared.
+        teacher: that of a distillation; None without one.
         target: the shape to reach.
         data: packed samples per domain.
         train: those to train on, with stored teacher logits where there are any.
@@ -72,17 +74,14 @@ class Run:
 
     pipeline: PipelineArguments
     args: ShearTrainingArguments
+    source: Source
+    teacher: Source | None
     target: TargetShape
     data: DomainData
     train: DatasetDict
     tokenizer: PreTrainedTokenizerBase
     folder: RunFolder
     continued_by: str = ""
-
-    @property
-    def teacher_path(self) -> str:
-        """Where the teacher of a distillation is loaded from."""
-        return self.pipeline.teacher_name_or_path or self.pipeline.model_name_or_path
 
     def stage(self, name: str, run, *arguments) -> dict:
         """Run a stage, or return what it recorded when it ran before."""
@@ -99,6 +98,11 @@ class Run:
         return getattr(torch, self.folder.finished(SOURCE)["dtype"])
 
 
+def open_model(pipeline) -> Source:
+    """The checkpoint that arguments with ``model_name_or_path`` and ``as_family`` name."""
+    return open_source("model_name_or_path", pipeline.model_name_or_path, as_family=pipeline.as_family)
+
+
 def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_domains=None) -> Run:
     """Check everything that can be checked, open the run's folder, read and pack the text.
 
@@ -111,10 +115,14 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     """
     if pipeline.overwrite or MASK_LEARNING not in (finished_stages(args.output_dir) or ()):
         check_mask_options(args)
-    config = AutoConfig.from_pretrained(pipeline.model_name_or_path)
+    source, teacher = open_model(pipeline), None
+    config = source.config
     target, reasons = choose_target(pipeline, config)
-    tokenizer = AutoTokenizer.from_pretrained(pipeline.model_name_or_path)
-    check_teaching(pipeline, args, pipeline.teacher_name_or_path or pipeline.model_name_or_path, config, tokenizer)
+    tokenizer = source.load_tokenizer()
+    if args.distillation != "none":
+        named = pipeline.teacher_name_or_path
+        teacher = source if named is None else open_source("teacher_name_or_path", named)
+    check_teaching(pipeline, args, teacher, config, tokenizer)
     hardened = not pipeline.paper and (pipeline.mask_method == "relaxed_topk" or args.hardening_ratio > 0)
     sharded = PartialState().distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
     family = family_named(pipeline.as_family) if pipeline.as_family is not None else family_of(config)
@@ -122,17 +130,18 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     if pipeline.mask_start not in MASK_STARTS:
         kinds = [kind.name for kind in unit_kinds(target.source, target).values() if not kind.frozen]
         criteria_by_kind(criteria_from_words(pipeline.mask_start.split()), kinds)
-    check_run(pipeline, args, config, target, tokenizer)
+    check_run(pipeline, args, source, target, tokenizer)
     domains = read_domains(pipeline, args, default_domains)
     output_dir = None if args.output_dir == "trainer_output" else args.output_dir  # transformers' name for none given
-    settings = run_settings(pipeline, target, args) | read_checkpoints(pipeline, args, config)
+    settings = run_settings(pipeline, target, args) | read_checkpoints(pipeline, source, teacher)
     folder = RunFolder.open(output_dir, pipeline.resume, pipeline.overwrite, settings)
-    PartialState().print("\n".join(filter(None, (reasons, f"Target: {target}", f"Run folder: {folder.path}"))))
+    said = (*source.notes, reasons, f"Target: {target}", f"Run folder: {folder.path}")
+    PartialState().print("\n".join(filter(None, said)))
     data = pack(pipeline, domains, tokenizer, config)
     require_same_text(folder, data)
     flags = ["--resume"] * (not pipeline.resume) + [f"--output_dir {folder.path}"] * (output_dir is None)
     again = f" with `{' '.join(flags)}`" if flags else ""
-    return Run(pipeline, args, target, data, data.train, tokenizer, folder, again)
+    return Run(pipeline, args, source, teacher, target, data, data.train, tokenizer, folder, again)
 
 
 def require_same_text(folder: RunFolder, data: DomainData) -> None:
@@ -140,15 +149,13 @@ def require_same_text(folder: RunFolder, data: DomainData) -> None:
     folder.require(by_main_process(lambda: deciding_samples(data.train, data.held_out)))
 
 
-def read_checkpoints(pipeline, args: ShearTrainingArguments, config: PretrainedConfig) -> dict[str, str]:
+def read_checkpoints(pipeline, source: Source, teacher: Source | None = None) -> dict[str, str]:
     """Digests of the checkpoints that a run reads, to compare on resume."""
-    found = checkpoint_digests("source (`model_name_or_path`)", pipeline.model_name_or_path, config, tokenizer=True)
+    found = checkpoint_digests("source (`model_name_or_path`)", source, tokenizer=True)
     if getattr(pipeline, "pruned", None) is not None:
-        pruned = AutoConfig.from_pretrained(pipeline.pruned)
-        found |= checkpoint_digests("pruned checkpoint (`pruned`)", pipeline.pruned, pruned)
-    if args.distillation != "none":
-        path = getattr(pipeline, "teacher_name_or_path", None) or pipeline.model_name_or_path
-        found |= checkpoint_digests("teacher (`teacher_name_or_path`)", path, AutoConfig.from_pretrained(path))
+        found |= checkpoint_digests("pruned checkpoint (`pruned`)", open_source("pruned", pipeline.pruned))
+    if teacher is not None:
+        found |= checkpoint_digests("teacher (`teacher_name_or_path`)", teacher)
     return found
 
 
@@ -185,14 +192,14 @@ def pack(pipeline, domains, tokenizer, config: PretrainedConfig) -> DomainData:
 
 def judge_source(run: Run) -> dict:
     """The source as it comes."""
-    return judge_checkpoint(run.pipeline.model_name_or_path, run.data.judged, run.args)
+    return judge_checkpoint(run.source, run.data.judged, run.args)
 
 
 def with_teacher_logits(run: Run) -> Run:
     """The run with stored teacher logits in its training samples, if it is to have them; stored first if need be."""
-    if run.args.distillation == "none" or run.pipeline.teacher_placement != STORED:
+    if run.teacher is None or run.pipeline.teacher_placement != STORED:
         return run
-    arguments = (run.pipeline, run.args, run.teacher_path, run.data.train, run.folder.path)
+    arguments = (run.pipeline, run.args, run.teacher, run.data.train, run.folder.path)
     run.stage(TEACHER_LOGITS, lambda run: store_logits(*arguments))
     return replace(run, train=stored_logits(run.folder.path))
 
@@ -204,7 +211,7 @@ def masked_source(run: Run) -> ShearingModel:
     settings = MaskSettings.paper(seed) if pipeline.paper else settings
     options = {"dtype": TRAINED_DTYPE, "target_shape": run.target, "mask_settings": settings}
     options |= {"as_family": pipeline.as_family}
-    return AutoShearingModelForCausalLM.from_pretrained(pipeline.model_name_or_path, **options)
+    return AutoShearingModelForCausalLM.from_pretrained(run.source, **options)
 
 
 def calibration(run: Run) -> list[dict]:
@@ -232,7 +239,7 @@ def learn_masks(run: Run) -> dict:
     args = replace(run.args, output_dir=str(folder.path / MASK_LEARNING), num_tokens=pipeline.mask_tokens,
                    recovery_method="full", peft_config=None, **stage)  # fmt: skip
     start = time.perf_counter()
-    teacher = load_teacher(pipeline, args, run.teacher_path)
+    teacher = load_teacher(pipeline, args, run.teacher)
     trainer = ShearTrainer(model, args, run.train, run.data.held_out, run.tokenizer, teacher=teacher)
     trainer.train(resume_from_checkpoint=checkpoint)
     learned = time.perf_counter()
@@ -270,7 +277,7 @@ def _cut(run: Run, trainer: ShearTrainer):
     if resolve_compensation(method) is None:
         return *slice_model(trainer.masked_model, dtype=run.source_dtype), {}
     text = Calibration.from_batches(calibration(run), run.args.train_batch_size, run.args.seed)
-    source = load_trained(run.pipeline.model_name_or_path)
+    source = run.source.load_model(TRAINED_DTYPE)
     sliced, kept, report = cut_learned_masks(trainer.masked_model, method, text, source, run.source_dtype)
     return sliced, kept, {"compensation": {"method": method, **asdict(report)}}
 
@@ -284,7 +291,7 @@ def load_trained(path, quantize: str = "none"):
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_8bit=quantize == "8bit", load_in_4bit=quantize == "4bit", bnb_4bit_quant_type="nf4"
         )
-    return AutoModelForCausalLM.from_pretrained(path, dtype=TRAINED_DTYPE, **options)
+    return open_source("pruned", path).load_model(TRAINED_DTYPE, **options)
 
 
 def train_plain(run: Run, name: str, model, start_path: Path | None, num_tokens: int, learned: dict, saved_as: Path,
@@ -304,7 +311,7 @@ def train_plain(run: Run, name: str, model, start_path: Path | None, num_tokens:
         model = load_trained(start_path, run.pipeline.quantize)
     start = time.perf_counter()
     held_out = run.data.first_held_out(learned["eval_samples"])
-    teacher = load_teacher(run.pipeline, args, run.teacher_path)
+    teacher = load_teacher(run.pipeline, args, run.teacher)
     trainer = ShearTrainer(model, args, run.train, held_out, run.tokenizer, teacher=teacher)
     trainer.train(resume_from_checkpoint=folder.last_checkpoint(name))
     record = trainer.stage_record(name) | {

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from datasets import DatasetDict
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 
 from ..core import UsageError
 from ..recovery import (
@@ -21,18 +21,19 @@ from ..recovery import (
 )
 from ..recovery.adapters import peft_config_from
 from ..recovery.teachers import ON_DEVICE, STORED
+from ..sources import Source, whole_models
 from ..training import ShearTrainingArguments
-from .whole_models import whole_models
 
 LOGITS_FOLDER = "teacher_logits"
 
 
-def check_teaching(pipeline, args: ShearTrainingArguments, path: str, student: PretrainedConfig, tokenizer) -> None:
+def check_teaching(pipeline, args: ShearTrainingArguments, teacher: Source | None, student: PretrainedConfig,
+                   tokenizer) -> None:  # fmt: skip
     """Refuse a teacher that does not fit, before anything is loaded or trained.
 
     Args:
         pipeline: has ``teacher_placement``, ``quantize`` and ``max_length``.
-        path: of the teacher.
+        teacher: None without distillation.
         student, tokenizer: of the model that is trained.
 
     Raises:
@@ -45,29 +46,29 @@ def check_teaching(pipeline, args: ShearTrainingArguments, path: str, student: P
         )
     if args.recovery_method == "lora":  # merged at the end: refused now if that can not be
         check_mergeable(student, peft_config_from(args.peft_config))
-    if args.distillation == "none":
+    if teacher is None:
         return
-    check_teacher(student, AutoConfig.from_pretrained(path), pipeline.max_length)
-    check_same_tokens(tokenizer, AutoTokenizer.from_pretrained(path), student.vocab_size)
+    check_teacher(student, teacher.config, pipeline.max_length)
+    check_same_tokens(tokenizer, teacher.load_tokenizer(), student.vocab_size)
 
 
-def load_teacher(pipeline, args: ShearTrainingArguments, path: str) -> Teacher | None:
+def load_teacher(pipeline, args: ShearTrainingArguments, source: Source | None) -> Teacher | None:
     """The teacher as a model, whole on every process; None without distillation, or where its logits are stored.
 
     It has the dtype of its checkpoint, but float32 on CPUs, which are slow in half precision.
     """
-    if args.distillation == "none" or pipeline.teacher_placement == STORED:
+    if source is None or pipeline.teacher_placement == STORED:
         return None
-    return _load(pipeline.teacher_placement, args, path)
+    return _load(pipeline.teacher_placement, args, source)
 
 
-def _load(placement: str, args: ShearTrainingArguments, path: str) -> Teacher:
+def _load(placement: str, args: ShearTrainingArguments, source: Source) -> Teacher:
     with whole_models():
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32 if args.device.type == "cpu" else "auto")
+        model = source.load_model(torch.float32 if args.device.type == "cpu" else None)
     return Teacher(model, placement, args.device)
 
 
-def store_logits(pipeline, args: ShearTrainingArguments, path: str, train: DatasetDict, folder: Path) -> dict:
+def store_logits(pipeline, args: ShearTrainingArguments, source: Source, train: DatasetDict, folder: Path) -> dict:
     """Compute what the teacher says of every training sample; domains that are stored already are left as they are.
 
     Raises:
@@ -80,7 +81,7 @@ def store_logits(pipeline, args: ShearTrainingArguments, path: str, train: Datas
         )
     start = time.perf_counter()
     store_teacher_logits(
-        train, _load(ON_DEVICE, args, path), folder / LOGITS_FOLDER, top_k=pipeline.distillation_top_k,
+        train, _load(ON_DEVICE, args, source), folder / LOGITS_FOLDER, top_k=pipeline.distillation_top_k,
         temperature=args.distillation_temperature, batch_size=args.eval_batch_size,
     )  # fmt: skip
     tokens = sum(len(dataset) for dataset in train.values()) * pipeline.max_length

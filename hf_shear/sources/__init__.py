@@ -1,0 +1,16 @@
+"""How checkpoints are read, whatever reads them: a source is what its config says, or it is refused."""
+
+from .config import MASKED_PREFIX
+from .loading import HUB_OPTIONS, Source, open_source, refuse_incomplete_load
+from .weight_files import weight_files
+from .whole_models import whole_models
+
+__all__ = [
+    "HUB_OPTIONS",
+    "MASKED_PREFIX",
+    "Source",
+    "open_source",
+    "refuse_incomplete_load",
+    "weight_files",
+    "whole_models",
+]

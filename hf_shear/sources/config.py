@@ -1,0 +1,183 @@
+"""The config of a checkpoint, as transformers' own classes read it: no code that lies beside it is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoConfig, LlamaConfig, MistralConfig, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import is_gguf_available
+
+from ..core import MissingExtraError, UsageError
+from ..families import supported_model_types
+from .places import Place, adapter_refusal
+
+MASKED_PREFIX = "shearing_"
+"""Of the model_type of masked configs, before that of the family."""
+
+NEMOTRON_NAS = "nemotron-nas"
+"""model_type of exports whose layers have shapes of their own."""
+
+_OF_BROKEN_FILES = (
+    StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError, OSError,
+)  # fmt: skip
+
+
+def read_config(argument: str, place: Place, fields: dict, as_family: str | None, hub: dict) -> PretrainedConfig:
+    """The config at a place.
+
+    Args:
+        fields: of ``config_fields``.
+        as_family: "mistral" for a Llama that LlamaConfig refuses, since its heads do not divide its hidden size.
+        hub: options such as ``revision``.
+
+    Raises:
+        UsageError: its class refuses it, or it needs code of its own.
+    """
+    model_type = fields.get("model_type")
+    if not isinstance(model_type, str):
+        raise UsageError(f"`{argument}`: the config.json of {place.name!r} must have a `model_type`, but it has none.")
+    _refuse_own_code(argument, place, fields)
+    if model_type not in CONFIG_MAPPING:
+        raise UsageError(
+            f"`{argument}` {place.name!r} has model_type {model_type!r}, which transformers {transformers.__version__} does"
+            f" not know. hf-shear shears {', '.join(supported_model_types())}."
+        )
+    with readable(argument, f"{place.name}/config.json"):
+        if _heads_do_not_divide(fields):
+            return _as_mistral(argument, place, fields, as_family)
+        return AutoConfig.from_pretrained(place.name, trust_remote_code=False, **place.options, **hub)
+
+
+@contextmanager
+def readable(argument: str, name: str) -> Iterator[None]:
+    """What transformers and tokenizers raise of a user's broken files, as one line. Nothing of ours runs within."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, _OF_BROKEN_FILES):  # tokenizers raises the bare class
+            raise
+        reason = " ".join(str(error.__cause__ or error).split())
+        kind = f"{type(error).__name__}: " if isinstance(error, KeyError) else ""
+        raise UsageError(f"`{argument}` {name!r} can not be read by transformers: {kind}{reason}") from error
+
+
+def largest_layer_config(fields: dict) -> PretrainedConfig:
+    """The Llama whose layers are all as the largest of a nemotron-nas export of ours: enough to describe it."""
+    known = set(LlamaConfig().to_dict()) - {"model_type", "architectures", "transformers_version"}
+    return LlamaConfig(**{name: value for name, value in fields.items() if name in known})
+
+
+def config_fields(argument: str, place: Place, hub: dict) -> dict:
+    """The fields of the config as they are written.
+
+    Raises:
+        UsageError: there are none, or they are broken.
+    """
+    if place.gguf_file is not None:
+        return _gguf_fields(argument, place)
+    if place.folder is not None:
+        return _json_object(argument, place.folder / hub.get("subfolder", "") / "config.json")
+    try:
+        fields, _ = PretrainedConfig.get_config_dict(place.name, **hub)
+    except OSError as error:
+        if _is_cached(place.name, "adapter_config.json", hub):
+            raise UsageError(adapter_refusal(argument, place.name)) from error
+        raise UsageError(
+            f"`{argument}` {place.name!r} is no folder here, and it could not be loaded from the Hub:"
+            f" {str(error).splitlines()[0]} Give the path of a checkpoint, or a name on the Hub with a network."
+        ) from error
+    return fields
+
+
+def _is_cached(name: str, file: str, hub: dict) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    options = {key: hub[key] for key in ("cache_dir", "revision") if key in hub}
+    return isinstance(try_to_load_from_cache(name, file, **options), str)
+
+
+def _json_object(argument: str, path: Path) -> dict:
+    if not path.is_file():
+        raise UsageError(
+            f"`{argument}` must be the folder of a checkpoint, but {os.fspath(path.parent)!r} has no {path.name}."
+        )
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"`{argument}`: {os.fspath(path)!r} is not JSON: {error}.") from error
+    if not isinstance(fields, dict):
+        raise UsageError(f"`{argument}`: {os.fspath(path)!r} must be a JSON object, but it is {type(fields).__name__}.")
+    return fields
+
+
+def _gguf_fields(argument: str, place: Place) -> dict:
+    path = os.path.join(place.name, place.gguf_file)
+    if not hasattr(transformers, "GgufConfig"):
+        raise UsageError(
+            f"`{argument}` {path!r} is a GGUF file, which transformers {transformers.__version__} can not dequantise"
+            " wholly. Install transformers 5.24 or later."
+        )
+    if not is_gguf_available():
+        raise MissingExtraError(
+            f"`{argument}` {path!r} is a GGUF file, and gguf reads it: pip install 'hf-shear[gguf]'."
+        )
+    try:
+        return PretrainedConfig.get_config_dict(place.name, gguf_file=place.gguf_file)[0]
+    except (*_OF_BROKEN_FILES, struct.error, IndexError, OverflowError, MemoryError) as error:
+        raise UsageError(
+            f"`{argument}` {path!r} is no GGUF file that transformers can read: {type(error).__name__}:"
+            f" {' '.join(str(error).split())}"
+        ) from error
+
+
+def _refuse_own_code(argument: str, place: Place, fields: dict) -> None:
+    """Refuse code that lies beside a checkpoint, except where transformers has the same class itself.
+
+    Families such as Phi-3 came with code before transformers had them, and their configs still name it.
+    """
+    code, model_type = fields.get("auto_map"), fields["model_type"]
+    if not code:
+        return
+    native = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    named = code.get("AutoModelForCausalLM") if isinstance(code, dict) else None
+    model_has_code = not isinstance(code, dict) or any(key.startswith("AutoModel") for key in code)
+    if native is not None and isinstance(named, str) and named.rpartition(".")[2] == native:
+        return
+    if native is not None and not model_has_code:
+        return
+    raise UsageError(
+        f"`{argument}` {place.name!r} computes by code of its own (auto_map in its config.json), which hf-shear never runs."
+        f" Give a checkpoint of a family that transformers has itself: {', '.join(supported_model_types())}."
+    )
+
+
+def _heads_do_not_divide(fields: dict) -> bool:
+    sizes = fields.get("hidden_size"), fields.get("num_attention_heads")
+    are_whole = all(type(size) is int and size > 0 for size in sizes)
+    return fields["model_type"] == "llama" and are_whole and sizes[0] % sizes[1] != 0
+
+
+def _as_mistral(argument: str, place: Place, fields: dict, as_family: str | None) -> PretrainedConfig:
+    """A Llama that only its config's class refuses, as the Mistral without a window that it is."""
+    hidden, heads = fields["hidden_size"], fields["num_attention_heads"]
+    refused = f"`{argument}` {place.name!r} is a Llama whose {heads} heads do not divide its hidden size {hidden}"
+    if fields.get("attention_bias") or fields.get("mlp_bias"):
+        raise UsageError(f"{refused}, which transformers refuses. Without biases it could be read as a Mistral.")
+    if as_family != "mistral":
+        raise UsageError(
+            f"{refused}, which transformers refuses. Read it as the Mistral that it is: `--as_family mistral`; where there"
+            " is no such flag, set model_type to mistral and sliding_window to null in its config.json."
+        )
+    llama_only = {"model_type", "architectures", "attention_bias", "mlp_bias", "pretraining_tp"}
+    kept = {name: value for name, value in fields.items() if name not in llama_only}
+    return MistralConfig(**kept | {"sliding_window": None, "name_or_path": place.name})
