@@ -91,6 +91,9 @@ class ShearingModel(ShearingMixin):
             config.tie_word_embeddings = source.config.tie_word_embeddings
         masked = is_masked_config(config)
         config = _masked_config(cls, config, target_shape, mask_settings, None if masked else source.revision)
+        if source.is_gguf:  # transformers knows the names in it by the model_type of a plain config
+            loaded = cls.from_model(source.load_model(**kwargs), target_shape, mask_settings)
+            return (loaded, {}) if loading_info_wanted else loaded
         new = () if masked else ("masks.",)
         model, info = source.load_as(super().from_pretrained, config, *model_args, new=new, **kwargs)
         model.replicate_masks(saved=masked)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +12,10 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, LlamaConfig, MistralConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import is_gguf_available
 
-from ..core import MissingExtraError, UsageError
+from ..core import UsageError
 from ..families import supported_model_types
+from .gguf_file import gguf_fields
 from .places import Place, adapter_refusal
 
 MASKED_PREFIX = "shearing_"
@@ -84,7 +83,7 @@ def config_fields(argument: str, place: Place, hub: dict) -> dict:
         UsageError: there are none, or they are broken.
     """
     if place.gguf_file is not None:
-        return _gguf_fields(argument, place)
+        return gguf_fields(argument, Path(place.name) / place.gguf_file)
     if place.folder is not None:
         return _json_object(argument, place.folder / hub.get("subfolder", "") / "config.json")
     try:
@@ -118,26 +117,6 @@ def _json_object(argument: str, path: Path) -> dict:
     if not isinstance(fields, dict):
         raise UsageError(f"`{argument}`: {os.fspath(path)!r} must be a JSON object, but it is {type(fields).__name__}.")
     return fields
-
-
-def _gguf_fields(argument: str, place: Place) -> dict:
-    path = os.path.join(place.name, place.gguf_file)
-    if not hasattr(transformers, "GgufConfig"):
-        raise UsageError(
-            f"`{argument}` {path!r} is a GGUF file, which transformers {transformers.__version__} can not dequantise"
-            " wholly. Install transformers 5.24 or later."
-        )
-    if not is_gguf_available():
-        raise MissingExtraError(
-            f"`{argument}` {path!r} is a GGUF file, and gguf reads it: pip install 'hf-shear[gguf]'."
-        )
-    try:
-        return PretrainedConfig.get_config_dict(place.name, gguf_file=place.gguf_file)[0]
-    except (*_OF_BROKEN_FILES, struct.error, IndexError, OverflowError, MemoryError) as error:
-        raise UsageError(
-            f"`{argument}` {path!r} is no GGUF file that transformers can read: {type(error).__name__}:"
-            f" {' '.join(str(error).split())}"
-        ) from error
 
 
 def _refuse_own_code(argument: str, place: Place, fields: dict) -> None:

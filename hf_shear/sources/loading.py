@@ -23,6 +23,7 @@ from transformers.utils import extract_commit_hash
 from ..core import UsageError
 from ..families import family_of
 from .config import MASKED_PREFIX, NEMOTRON_NAS, config_fields, largest_layer_config, read_config, readable
+from .gguf_file import check_gguf
 from .places import Place, find_place
 from .quantised import check_blocks, check_quantisation, to_dequantise
 from .tokenizer import check_tokenizer, has_tokenizer
@@ -93,7 +94,7 @@ class Source:
                 f"`{self.argument}` {self.name!r} is quantised, and DeepSpeed ZeRO-3 can not build it in parts. Save it"
                 " dequantised first, as examples/docs/sources.md shows."
             )
-        if self._place.gguf_file is not None:
+        if self.is_gguf:
             from transformers import GgufConfig
 
             options |= {**self._place.options, "quantization_config": GgufConfig(dequantize=True)}
@@ -149,9 +150,14 @@ class Source:
         return self.config.model_type.startswith(MASKED_PREFIX)
 
     @property
+    def is_gguf(self) -> bool:
+        """Whether its weights are a GGUF file."""
+        return self._place.gguf_file is not None
+
+    @property
     def is_quantised(self) -> bool:
         """Whether its weights are made whole as they are loaded."""
-        return self._quantisation is not None or self._place.gguf_file is not None
+        return self._quantisation is not None or self.is_gguf
 
 
 def open_source(
@@ -257,6 +263,7 @@ def _check_masks(argument: str, name, config: PretrainedConfig, masked: bool | N
 def _check_weights(argument, name, place: Place, config, weights: Weights, quantisation) -> list[str]:
     """Notes on the weights; those that do not fit the config are refused. The config follows the head."""
     if weights.kind == GGUF:
+        check_gguf(argument, weights.paths[0], config)
         return ["It is a GGUF file, and dequantised as it is loaded."]
     notes = []
     if weights.kind == PICKLED:

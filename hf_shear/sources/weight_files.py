@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import zipfile
@@ -44,7 +43,7 @@ class Weights:
     Attributes:
         paths: the files, each whole.
         kind: their suffix.
-        tensors: by name as in a model, without the names of wrappers.
+        tensors: by name as in a model, without the names of wrappers; none for GGUF, which has names of its own.
         names: those in the files, by the names in ``tensors``, with the path of the file.
     """
 
@@ -95,7 +94,7 @@ def find_weights(argument: str, place: Place, named: str | None, fetch: bool, hu
         UsageError: there are none; a file is missing, broken or cut off; an index names a file outside its folder.
     """
     if place.gguf_file is not None:
-        return _gguf(argument, Path(place.name) / place.gguf_file)
+        return Weights((Path(place.name) / place.gguf_file,), GGUF)
     names = WEIGHT_NAMES if named is None else (named,)
     if named is not None and not _is_inside(named):
         raise UsageError(f"`{argument}` {place.name!r} has weights outside its folder ({named!r}): it is not read.")
@@ -220,11 +219,3 @@ def _load_pickled(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError("it holds no weights by name, but something else")
     return state
-
-
-def _gguf(argument: str, path: Path) -> Weights:
-    """A GGUF file. Its tensors have names of their own, so that none are given here."""
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise UsageError(f"`{argument}`: {os.fspath(path)!r} is no GGUF file: it does not begin with 'GGUF'.")
-    return Weights((path,), GGUF)
