@@ -53,7 +53,8 @@ def test_every_verb_shears_a_gguf_file(tmp_path, capsys):
     assert main(["inspect", str(model), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["now"]["num_parameters"] == sum(weight.numel() for weight in exact.values())
-    shot = ["--intermediate_size", "64", "--num_shots", "1", "--calibration_batches", "1", "--batch_size", "2"]
+    shot = ["--intermediate_size", "64", "--num_shots", "1", "--criterion", "taylor", "--compensation", "none",
+            "--calibration_batches", "1", "--batch_size", "2"]  # fmt: skip
     assert main(["prune", str(model), *text, *shot, "--output_dir", str(tmp_path / "pruned")]) == 0, capsys.readouterr()
     state = load_file(tmp_path / "pruned" / "model.safetensors")
     assert torch.equal(state["model.embed_tokens.weight"], exact["model.embed_tokens.weight"])
