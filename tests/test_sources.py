@@ -63,8 +63,8 @@ def refusal(folder, **options) -> str:
 
 def assert_loads_as(model, folder):
     """``folder`` gives exactly ``model``, plain and with masks, and what is saved of both has plain names."""
-    source = open_source("model_name_or_path", folder)
-    masked = AutoShearingModelForCausalLM.from_pretrained(folder, target_shape={"intermediate_size": 8})
+    source = open_source("model_name_or_path", folder, unwrap=True)
+    masked = AutoShearingModelForCausalLM.from_pretrained(source, target_shape={"intermediate_size": 8})
     for loaded in (source.load_model(), masked):
         state = loaded.state_dict()
         for name, weight in model.state_dict().items():
@@ -172,8 +172,23 @@ def wrapped(rename):
     ids=["single", "nested", "of a block", "of both"],
 )
 def test_names_of_wrappers_are_understood_and_not_saved_again(variant, tied, rename):
-    source = assert_loads_as(tied, variant(wrapped(rename)))
-    assert any("Names of wrappers" in note for note in source.notes)
+    folder = variant(wrapped(rename))
+    source = assert_loads_as(tied, folder)
+    assert any("have names of a wrapper" in note for note in source.notes)
+    text = refusal(folder)
+    assert rename(DOWN) != DOWN and "has weights under the names of a wrapper" in text
+    assert f"hf-shear export {folder} --output_dir PLAIN" in text
+
+
+def test_export_writes_weights_plainly(variant, tied, plain, tmp_path, capsys):
+    folder = variant(wrapped(lambda name: "_orig_mod." + name))
+    assert main(["inspect", str(folder)]) == 0
+    assert "such as '_orig_mod." in capsys.readouterr().out
+    assert main(["export", str(folder), "--output_dir", str(tmp_path / "out")]) == 0
+    for name, weight in open_source("x", tmp_path / "out").load_model().state_dict().items():
+        assert torch.equal(weight, tied.state_dict()[name])
+    assert main(["export", str(plain), "--output_dir", str(tmp_path / "again")]) == 2
+    assert "it is a plain checkpoint already" in capsys.readouterr().err
 
 
 def sharded(folder, suffix="safetensors"):

@@ -1,4 +1,4 @@
-"""``hf-shear export``: a masked checkpoint, or an adapter and its base, as a plain checkpoint."""
+"""``hf-shear export``: a masked checkpoint, an adapter and its base, GGUF or fp8 weights, as a plain checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..sources import Source, open_source
 from ..training import ShearTrainingArguments
 from .engine_rows import engine_warnings
 
-SUMMARY = "Turn a masked checkpoint, or an adapter and its base, into a plain checkpoint."
+SUMMARY = "Turn a masked checkpoint, an adapter and its base, or a GGUF file into a plain checkpoint."
 EXAMPLE = "hf-shear export sheared/mask_learning/checkpoint-500 --output_dir pruned --dtype bfloat16"
 POSITIONAL = ("checkpoint",)
 
@@ -29,7 +29,9 @@ POSITIONAL = ("checkpoint",)
 class Arguments(runs.DataArguments):
     """What is exported, and where to; text, if what is cut is to be made up for."""
 
-    checkpoint: str = field(metadata={"help": "A masked checkpoint, or the folder of an adapter."})
+    checkpoint: str = field(
+        metadata={"help": "A masked checkpoint, an adapter, a .gguf file, fp8 weights, or names under _orig_mod."}
+    )
     output_dir: str = field(metadata={"help": "Folder to make; it must not exist."})
     base: str | None = field(default=None, metadata={"help": "The plain checkpoint that an adapter was trained on."})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
@@ -53,8 +55,6 @@ class Arguments(runs.DataArguments):
                 raise UsageError(f"`compensation={self.compensation!r}` needs text: give `--data_dir`.")
         if Path(self.output_dir).exists():
             raise UsageError(f"`output_dir` {self.output_dir!r} exists. Name a folder that does not.")
-        if not Path(self.checkpoint).is_dir():
-            raise UsageError(f"`checkpoint` {self.checkpoint!r} is not a folder.")
         if self.is_adapter and self.base is None:
             raise UsageError(
                 f"`checkpoint` {self.checkpoint!r} is an adapter: give `--base`, the checkpoint it was trained on."
@@ -77,13 +77,22 @@ def run(arguments: Arguments) -> None:
         base = opened.load_model(torch.float32)  # nothing is rounded while merging
         model = merge_adapter(base, arguments.checkpoint)
     else:
-        opened = open_source("checkpoint", arguments.checkpoint, masked=True)
+        opened = open_source("checkpoint", arguments.checkpoint, masked=None, unwrap=True)
+        if opened.is_plain:
+            raise UsageError(
+                f"`checkpoint` {opened.name!r} has no masks (model_type {opened.config.model_type!r}), and its weights are"
+                " whole and under plain names: it is a plain checkpoint already."
+            )
         tokenizer, config = _tokenizer(opened), opened.config
-        runs.check_result(arguments.output_dir, opened.location, config, config.resolved_target(), tokenizer)
-        masked = AutoShearingModelForCausalLM.from_pretrained(opened)
-        model, kept, facts = _cut(arguments, opened, masked, dtype)
-        provenance = provenance_record(masked, kept, **facts)
-        dtype = None  # what was cut is in it
+        if opened.has_masks:
+            runs.check_result(arguments.output_dir, opened.location, config, config.resolved_target(), tokenizer)
+            masked = AutoShearingModelForCausalLM.from_pretrained(opened)
+            model, kept, facts = _cut(arguments, opened, masked, dtype)
+            provenance = provenance_record(masked, kept, **facts)
+            dtype = None  # what was cut is in it
+        else:
+            check_saves(arguments.output_dir, config, tokenizer, read_generation_config(opened.location))
+            model = opened.load_model()
     save_checkpoint(model, arguments.output_dir, tokenizer, provenance, dtype=dtype)
     print(f"Wrote {arguments.output_dir}." + ("" if tokenizer else " No tokenizer lies beside the checkpoint."))
     for line in engine_warnings(arguments.output_dir):

@@ -45,7 +45,7 @@ class Arguments(TargetArguments):
 def run(arguments: Arguments) -> None:
     """Print the checkpoint, and the target beside it."""
     source = open_source("checkpoint", arguments.checkpoint, as_family=arguments.as_family, masked=None,
-                         nemotron_nas=True, fetch=False)  # fmt: skip
+                         nemotron_nas=True, unwrap=True, fetch=False)  # fmt: skip
     config, masked = source.config, source.has_masks
     if not masked:
         check_supported_source(config)

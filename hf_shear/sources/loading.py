@@ -92,7 +92,7 @@ class Source:
         if self.is_quantised and is_deepspeed_zero3_enabled():
             raise UsageError(
                 f"`{self.argument}` {self.name!r} is quantised, and DeepSpeed ZeRO-3 can not build it in parts. Save it"
-                " dequantised first, as examples/docs/sources.md shows."
+                f" dequantised first: hf-shear export {self.name} --output_dir PLAIN."
             )
         if self.is_gguf:
             from transformers import GgufConfig
@@ -140,6 +140,12 @@ class Source:
         return has_tokenizer(self._place)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is what ``hf-shear export`` would make of it: whole weights under plain names, without masks."""
+        wrapped = self.weights is not None and self.weights.key_mapping is not None
+        return not (self.has_masks or self.is_quantised or wrapped)
+
+    @property
     def is_nemotron_nas(self) -> bool:
         """Whether it is such an export, which can be described, but not loaded."""
         return self.fields.get("model_type") == NEMOTRON_NAS
@@ -167,6 +173,7 @@ def open_source(
     as_family: str | None = None,
     masked: bool | None = False,
     nemotron_nas: bool = False,
+    unwrap: bool = False,
     fetch: bool = True,
     config: PretrainedConfig | None = None,
     **hub: Any,
@@ -179,6 +186,7 @@ def open_source(
         as_family: "mistral": a Llama without biases, whose heads do not divide its hidden size, is read as a Mistral.
         masked: whether it must have masks; None: it may.
         nemotron_nas: whether such an export is taken too, with the config of its largest layer, to describe it.
+        unwrap: whether names of wrappers (``_orig_mod.``, ``module.``) before those of weights are left out.
         fetch: whether weights must be there, and are downloaded from the Hub. Without it, those that are not here are not
             looked at.
         config: used in place of the checkpoint's.
@@ -207,7 +215,7 @@ def open_source(
     if weights is None:
         notes.append("Its weights are not here: only its config was looked at.")
     elif not described:
-        notes += _check_weights(argument, str(name), place, config, weights, quantisation)
+        notes += _check_weights(argument, str(name), config, weights, quantisation, unwrap)
     if method is not None:
         notes.append(f"It is quantised by {method}, and dequantised as it is loaded.")
     return Source(argument, str(name), config, fields, tuple(notes), weights, place, quantisation, hub)
@@ -260,7 +268,7 @@ def _check_masks(argument: str, name, config: PretrainedConfig, masked: bool | N
         )
 
 
-def _check_weights(argument, name, place: Place, config, weights: Weights, quantisation) -> list[str]:
+def _check_weights(argument, name, config, weights: Weights, quantisation, unwrap: bool) -> list[str]:
     """Notes on the weights; those that do not fit the config are refused. The config follows the head."""
     if weights.kind == GGUF:
         check_gguf(argument, weights.paths[0], config)
@@ -269,7 +277,13 @@ def _check_weights(argument, name, place: Place, config, weights: Weights, quant
     if weights.kind == PICKLED:
         notes.append("Its weights are pickled: torch reads them by its weights-only loader, which runs no code.")
     if weights.key_mapping is not None:
-        notes.append("Names of wrappers (such as _orig_mod. or module.) before those of its weights are left out.")
+        wrapped = next(inside for key, (inside, _) in weights.names.items() if inside != key)
+        if not unwrap:
+            raise UsageError(
+                f"`{argument}` {name!r} has weights under the names of a wrapper, such as {wrapped!r}: a compiled or parallel"
+                f" model was saved. Write them plainly, and name the result: hf-shear export {name} --output_dir PLAIN."
+            )
+        notes.append(f"Its weights have names of a wrapper, such as {wrapped!r}: hf-shear export writes them plainly.")
     if not weights.tensors:
         raise UsageError(f"`{argument}`: {str(weights.paths[0])!r} holds no weights at all. Get the checkpoint anew.")
     if quantisation is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 
 from transformers import PretrainedConfig
 
@@ -43,14 +44,14 @@ def check_quantisation(argument: str, name: str, config: PretrainedConfig) -> st
     method = quantisation_method(config)
     if method == COMPRESSED_TENSORS and importlib.util.find_spec("compressed_tensors") is None:
         raise MissingExtraError(
-            f"`{argument}` {name!r} is quantised by compressed-tensors, and that package dequantises it: pip install"
+            f"`{argument}` {Path(name).name!r} is quantised by compressed-tensors, and that package dequantises it: pip install"
             " 'hf-shear[compressed-tensors]'."
         )
     if method is None or method in DEQUANTISED:
         return method
     with_what = f" ({_WITH[method]})" if method in _WITH else ""
     raise UsageError(
-        f"`{argument}` {name!r} is quantised by {method} (quantization_config of its config.json), and masks and cuts need"
+        f"`{argument}` {Path(name).name!r} is quantised by {method} (quantization_config of its config.json), and masks and cuts need"
         f" whole weights. Give the checkpoint that it was quantised from, or save a dequantised one first{with_what}."
     )
 
