@@ -74,7 +74,7 @@ def test_every_verb_keeps_the_contract_and_its_help_fits_a_screen(capsys):
         (["inspect", "a", "--colour", "red"], "--colour"),
         (["learn", "a", "--num_tokens", "5"], "give --mask_tokens and --recovery_tokens"),
         (["learn", "a", "--quantize", "4bit", "--recovery_tokens", "0"], "`recovery_tokens` must be at least 1"),
-        (["export", "/nowhere", "--output_dir", "x"], "is not a folder"),
+        (["export", "/nowhere", "--output_dir", "x"], "but '/nowhere' does not exist"),
         (["report", "/nowhere"], "/nowhere"),
     ],
 )

@@ -280,8 +280,8 @@ def _check_weights(argument, name, config, weights: Weights, quantisation, unwra
         wrapped = next(inside for key, (inside, _) in weights.names.items() if inside != key)
         if not unwrap:
             raise UsageError(
-                f"`{argument}` {name!r} has weights under the names of a wrapper, such as {wrapped!r}: a compiled or parallel"
-                f" model was saved. Write them plainly, and name the result: hf-shear export {name} --output_dir PLAIN."
+                f"`{argument}` {name!r} has weights under the names of a wrapper, such as {wrapped!r}, of a compiled or"
+                f" parallel model. Write them plainly, and name the result: hf-shear export {name} --output_dir PLAIN."
             )
         notes.append(f"Its weights have names of a wrapper, such as {wrapped!r}: hf-shear export writes them plainly.")
     if not weights.tensors:

@@ -42,17 +42,17 @@ def check_quantisation(argument: str, name: str, config: PretrainedConfig) -> st
         UsageError: it can not be; or a package is needed for it (``MissingExtraError``).
     """
     method = quantisation_method(config)
+    quantised = f"`{argument}` {Path(name).name!r} is quantised by {method}"
     if method == COMPRESSED_TENSORS and importlib.util.find_spec("compressed_tensors") is None:
         raise MissingExtraError(
-            f"`{argument}` {Path(name).name!r} is quantised by compressed-tensors, and that package dequantises it: pip install"
-            " 'hf-shear[compressed-tensors]'."
+            f"{quantised}, and that package dequantises it: pip install 'hf-shear[compressed-tensors]'."
         )
     if method is None or method in DEQUANTISED:
         return method
     with_what = f" ({_WITH[method]})" if method in _WITH else ""
     raise UsageError(
-        f"`{argument}` {Path(name).name!r} is quantised by {method} (quantization_config of its config.json), and masks and cuts need"
-        f" whole weights. Give the checkpoint that it was quantised from, or save a dequantised one first{with_what}."
+        f"{quantised} (quantization_config of its config.json), and masks and cuts need whole weights. Give the checkpoint"
+        f" that it was quantised from, or save a dequantised one first{with_what}."
     )
 
 
