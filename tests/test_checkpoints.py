@@ -140,6 +140,27 @@ def test_what_another_launch_can_resume(written, before, backend, now, message, 
             check_resumable(str(checkpoint), backend, now)
 
 
+@pytest.mark.parametrize(
+    "content, shown",
+    [
+        (
+            {},
+            "its shear_state.json has no backend, num_processes, decides, may_change, sampler. Resume with the release",
+        ),
+        (
+            {"lagrangian_total": float("nan")},
+            "shear_state.json' is not whole: it holds NaN. Restore the file, or start",
+        ),
+    ],
+)
+def test_state_that_says_too_little_or_no_number_is_refused(content, shown, copied):
+    checkpoint = copied / "checkpoint-8"
+    (checkpoint / STATE_NAME).write_text(json.dumps(content))
+    note_files(checkpoint)
+    with pytest.raises(UsageError, match=shown):
+        check_resumable(str(checkpoint), "one process", 1)
+
+
 def test_what_we_write_is_json_and_safetensors(run_folder):
     checkpoint = run_folder / "checkpoint-8"
     json.loads((checkpoint / STATE_NAME).read_text())

@@ -145,7 +145,9 @@ def test_what_is_found_out_later_is_compared_too():
     RunFolder("run", resume=True, settings=SETTINGS).require({"the text of domain 'a'": "sha256:1"})
 
 
-@pytest.mark.parametrize("content", ["", '{"settings": {"seed": 1}, "mask', "[]", '{"source": NaN}'])
+@pytest.mark.parametrize(
+    "content", ["", '{"settings": {"seed": 1}, "mask', "[]", '{"source": NaN}', '{"source": {}, "recovery": {}}']
+)
 def test_a_damaged_record_is_one_line_with_the_last_whole_checkpoint(content):
     whole_checkpoint(RunFolder("run", settings=SETTINGS).path / "mask_learning" / "checkpoint-5")
     Path("run/stages.json").write_text(content)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from launching import finish, log_of, start
 from training_helpers import make_args, make_trainer, plain_model
 
 from hf_shear.core import UsageError
@@ -137,3 +138,31 @@ def test_in_one_process_code_in_a_checkpoint_is_refused_in_one_line(name, tmp_pa
     with pytest.raises(UsageError, match="checkpoint-1' has a file that holds other than tensors .* do not trust this"):
         trainer.train(resume_from_checkpoint=str(checkpoint))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend, states", [("zero2", "optim_states"), ("zero3", "model_states")])
+def test_deepspeed_resumes_from_its_own_checkpoints_and_from_no_others(backend, states, tmp_path, monkeypatch):
+    """Two processes: both refuse, and no code has run; with the flag it runs, which shows that it could have."""
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    plain_model(attention_dropout=0.0).save_pretrained(tmp_path / "source")
+
+    def launch(*options: str) -> int:
+        return finish(start(backend, tmp_path / "run", tmp_path / "source", "hard_concrete", "--steps", "4", *options))
+
+    saving, bounded = ("--save_steps", "1"), ("--arguments", '{"save_total_limit": 1}')
+    assert launch(*saving, *bounded) == 0, log_of(tmp_path / "run")[-4000:]
+    records = list((tmp_path / "home" / "hf_shear" / "trusted_checkpoints").iterdir())
+    assert len(records) == 2  # of four checkpoints: the last, and the one that was rotated away after it was written
+    assert launch(*saving, "--resume") == 0, log_of(tmp_path / "run")[-4000:]
+
+    checkpoint, ran = tmp_path / "run" / "checkpoint-4", tmp_path / "ran"
+    path = next(path for path in sorted((checkpoint / "global_step4").iterdir()) if states in path.name)
+    torch.save(Payload(ran), path)
+    note_files(checkpoint)  # as whoever made it would
+    assert launch("--resume") != 0 and not ran.exists()
+    assert log_of(tmp_path / "run").count("UsageError: `resume_from_checkpoint`") >= 2
+    assert f"holds pickled files (global_step4/{path.name})" in log_of(tmp_path / "run")
+    assert launch("--resume", "--arguments", '{"trust_checkpoint": true}') != 0  # it is no state, but it was unpickled
+    assert ran.is_dir()

@@ -200,7 +200,10 @@ class RunFolder:
 
 def _read_stages(folder: Path) -> dict:
     try:
-        return read_json(folder / _STAGES_NAME)
+        stages = read_json(folder / _STAGES_NAME)
+        if not isinstance(stages.get("settings"), dict):
+            raise UsageError(f"{str(folder / _STAGES_NAME)!r} has no settings. Restore the file, or start anew.")
+        return stages
     except UsageError as error:
         whole = [last_whole_checkpoint(stage) for stage in sorted(folder.iterdir()) if stage.is_dir()]
         whole = [path for path in whole if path is not None]

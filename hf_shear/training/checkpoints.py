@@ -141,6 +141,12 @@ def check_resumable(checkpoint: str, backend: str, num_processes: int) -> dict:
         rescue = f"Resume from {whole[-1]!r}, the last whole one" if whole else "None beside it is whole: start anew"
         raise UsageError(f"`resume_from_checkpoint` {checkpoint!r} is not whole: {fault}. {rescue}.")
     state = read_state(checkpoint)
+    lacking = [name for name in ("backend", "num_processes", "decides", "may_change", "sampler") if name not in state]
+    if lacking:
+        raise UsageError(
+            f"`resume_from_checkpoint` {checkpoint!r} can not be resumed: its {STATE_NAME} has no {', '.join(lacking)}."
+            " Resume with the release of hf_shear that wrote it, or start anew."
+        )
     written, before = state["backend"], state["num_processes"]
     if written != backend and any(name.startswith(_SHARDED) for name in (written, backend)):
         raise UsageError(
