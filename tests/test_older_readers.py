@@ -128,6 +128,7 @@ def test_exports_compute_in_transformers_4_what_they_compute_here(older_python, 
     for folder, tokenizer in exports.items():
         here = AutoModelForCausalLM.from_pretrained(folder)
         assert found[str(folder)][0] == tokenizer(TEXTS).input_ids, folder
+        assert AutoTokenizer.from_pretrained(folder)(TEXTS).input_ids == tokenizer(TEXTS).input_ids, folder
         assert (found[str(folder)][1] is None) == (tokenizer.chat_template is None), folder
         assert found[str(folder)][2] == str(here.dtype) == "torch.bfloat16"
         with torch.no_grad():

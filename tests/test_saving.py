@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from training_helpers import letter_tokenizer, make_args, make_trainer, masked_model, plain_model, trained
+from training_helpers import full_disk, letter_tokenizer, make_args, make_trainer, masked_model, plain_model, trained
 from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_shear import slice_model
@@ -166,6 +166,14 @@ def test_a_full_disk_is_refused(tmp_path, monkeypatch, writer):
     monkeypatch.setattr(preflight, writer, full)
     with pytest.raises(UsageError, match="`output_dir` .* cannot be written to: No space left on device"):
         check_saves(tmp_path / "out", plain_model().config, letter_tokenizer())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_is_refused(tmp_path):
+    with full_disk(10), pytest.raises(UsageError, match="`output_dir` .* cannot be written to: "):
+        check_saves(tmp_path / "out", plain_model().config, letter_tokenizer())
+    with full_disk(10), pytest.raises(FailedError, match="could not be written: .* Nothing of it is left."):
+        save_checkpoint(plain_model(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

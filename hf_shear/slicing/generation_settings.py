@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 from transformers.utils import cached_file, logging
 
 from ..core import UsageError
+from .gathering import is_main_process
 
 GENERATION_NAME = "generation_config.json"
 
@@ -90,7 +91,7 @@ def savable_generation_config(config: GenerationConfig, name: str = "generation_
     sampling = {field: value for field in _SAMPLING if _is_set(value := getattr(config, field), _SAMPLING[field])}
     if sampling and config.do_sample is None and config.temperature != 0:
         config.do_sample = True
-        logger.warning_once(
+        _tell(
             f"generation_config: {_listed(sampling)} without `do_sample` is saved with `do_sample=True`, to have an effect."
         )
     dropped = {}
@@ -105,13 +106,16 @@ def savable_generation_config(config: GenerationConfig, name: str = "generation_
     for field in dropped:
         setattr(config, field, None)
     if dropped:
-        logger.warning_once(
-            f"generation_config: {_listed(dropped)} has no effect beside its other settings, and is not saved."
-        )
+        _tell(f"generation_config: {_listed(dropped)} has no effect beside its other settings, and is not saved.")
     refusal = _refusal(config)
     if refusal is not None:
         raise UsageError(f"{name!r} cannot be saved: {_sentence(refusal)} Mend it, or delete it.")
     return config
+
+
+def _tell(text: str) -> None:
+    if is_main_process():
+        logger.warning_once(text)
 
 
 def _sentence(text: object) -> str:
