@@ -22,11 +22,10 @@ from hf_shear.reporting.results import write_file_atomically
 from hf_shear.slicing import (
     check_saves,
     preflight,
-    read_generation_config,
-    savable_generation_config,
     save_checkpoint,
     whole_folders,
 )
+from hf_shear.sources import open_source, read_generation_config, savable_generation_config
 from hf_shear.training import checkpoint_bytes, checkpoints_kept
 
 MODEL = Path(__file__).resolve().parent.parent / "examples" / "embedded" / "model"
@@ -89,6 +88,12 @@ def test_settings_that_cannot_be_meant_are_refused_by_name(tmp_path, text, messa
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(UsageError, match=message):
         read_generation_config(tmp_path)
+
+
+def test_whatever_loads_a_source_refuses_such_settings(source):
+    (source / "generation_config.json").write_text("[1]")  # transformers ends with a bare TypeError
+    with pytest.raises(UsageError, match="must hold a JSON object"):
+        open_source("teacher_name_or_path", source)
 
 
 def test_a_checkpoint_without_settings_has_none(tmp_path):

@@ -15,8 +15,8 @@ from ..core import UsageError
 from ..data import Calibration
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel
 from ..recovery import merge_adapter
-from ..slicing import check_saves, provenance_record, read_generation_config, save_checkpoint, slice_model
-from ..sources import Source, open_source
+from ..slicing import check_saves, provenance_record, save_checkpoint, slice_model
+from ..sources import Source, open_source, read_generation_config
 from ..training import ShearTrainingArguments
 from .engine_rows import engine_warnings
 

@@ -11,8 +11,8 @@ from ..modeling import check_supported_source
 from ..recovery import check_same_tokens
 from ..reporting import collect_versions
 from ..shapes import TARGET_NAMES, ModelShape
-from ..slicing import PROVENANCE_NAME, read_generation_config, read_provenance, save_checkpoint
-from ..sources import Source, open_source, whole_models
+from ..slicing import PROVENANCE_NAME, read_provenance, save_checkpoint
+from ..sources import Source, open_source, read_generation_config, whole_models
 from .report import judge_checkpoint
 from .run_folder import finished_stages
 from .stages import MASK_LEARNING, SOURCE, Run, open_model, open_run

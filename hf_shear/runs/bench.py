@@ -23,8 +23,8 @@ from ..masks import unit_kinds
 from ..one_shot import criteria_by_kind, make_plan, prune_one_shot
 from ..reporting import collect_versions, write_results
 from ..shapes import ModelShape, TargetShape, count_parameters
-from ..slicing import check_saves, read_generation_config
-from ..sources import open_source
+from ..slicing import check_saves
+from ..sources import open_source, read_generation_config
 from ..training import ShearTrainer, ShearTrainingArguments, pruning_steps
 from .bench_method import INTERLEAVED, ONE_SHOT, BenchMethod
 from .choose_target import choose_target

@@ -10,8 +10,8 @@ from transformers import PretrainedConfig
 from ..families import family_named, family_of
 from ..modeling import as_family
 from ..shapes import ModelShape, config_for_shape, count_parameters
-from ..slicing import check_saves, read_generation_config
-from ..sources import Source
+from ..slicing import check_saves
+from ..sources import Source, read_generation_config
 from ..training import ShearTrainingArguments, checkpoint_bytes, checkpoints_kept
 
 

@@ -2,7 +2,6 @@
 
 from .export import PROVENANCE_NAME, provenance_record, read_provenance, save_checkpoint
 from .gathering import on_main_process
-from .generation_settings import read_generation_config, savable_generation_config
 from .kept_units import KeptUnits, kept_units_from_masks
 from .nemotron_nas import (
     CONFIGURATION_NAME,
@@ -37,10 +36,8 @@ __all__ = [
     "padded_shape",
     "provenance_record",
     "put_in_place",
-    "read_generation_config",
     "read_provenance",
     "release_weights",
-    "savable_generation_config",
     "save_checkpoint",
     "save_nemotron_nas",
     "select_kept",

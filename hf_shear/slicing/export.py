@@ -17,8 +17,8 @@ from ..core import UsageError
 from ..modeling import ShearingMixin
 from ..reporting import collect_versions
 from ..shapes import ModelShape
+from ..sources import savable_generation_config
 from .gathering import check_dtype, full_parameters, is_main_process, is_sharded, on_main_process
-from .generation_settings import savable_generation_config
 from .kept_units import KeptUnits
 from .older_config_fields import add_older_config_fields
 from .tokenizer_files import save_tokenizer

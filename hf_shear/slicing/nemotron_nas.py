@@ -31,8 +31,8 @@ from transformers import LlamaForCausalLM, PretrainedConfig
 from ..core import UsageError
 from ..masks import ATTENTION, INTERMEDIATE, LAYER, MLP
 from ..shapes import ModelShape
+from ..sources import savable_generation_config
 from .export import PROVENANCE_NAME
-from .generation_settings import savable_generation_config
 from .kept_units import KeptUnits
 from .older_config_fields import older_rope_fields
 from .tokenizer_files import save_tokenizer

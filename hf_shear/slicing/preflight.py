@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Pretrained
 from transformers.utils import logging
 
 from ..core import UsageError
+from ..sources import savable_generation_config
 from .gathering import on_main_process
-from .generation_settings import savable_generation_config
 from .older_config_fields import add_older_config_fields
 from .tokenizer_files import SAMPLE, save_tokenizer
 

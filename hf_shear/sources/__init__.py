@@ -1,6 +1,7 @@
 """How checkpoints are read, whatever reads them: a source is what its config says, or it is refused."""
 
 from .config import MASKED_PREFIX
+from .generation_settings import read_generation_config, savable_generation_config
 from .loading import HUB_OPTIONS, Source, open_source, refuse_incomplete_load
 from .weight_files import weight_files
 from .whole_models import whole_models
@@ -10,7 +11,9 @@ __all__ = [
     "MASKED_PREFIX",
     "Source",
     "open_source",
+    "read_generation_config",
     "refuse_incomplete_load",
+    "savable_generation_config",
     "weight_files",
     "whole_models",
 ]

@@ -23,6 +23,7 @@ from transformers.utils import extract_commit_hash
 from ..core import UsageError
 from ..families import family_of
 from .config import MASKED_PREFIX, NEMOTRON_NAS, config_fields, largest_layer_config, read_config, readable
+from .generation_settings import load_generation_config
 from .gguf_file import check_gguf
 from .places import Place, find_place
 from .quantised import check_blocks, check_quantisation, to_dequantise
@@ -205,6 +206,8 @@ def open_source(
     else:
         config = read_config(argument, place, fields, as_family, hub)
     config._name_or_path = str(name)
+    if place.folder is not None:  # from the Hub, transformers fetches it with the model
+        load_generation_config(place.folder)
     _check_masks(argument, name, config, masked)
     method = check_quantisation(argument, str(name), config)
     quantisation = config.quantization_config if method is not None else None

@@ -30,7 +30,8 @@ from ..data import (
     warn_of_runaway,
 )
 from ..modeling import ShearingMixin
-from ..slicing import check_saves, savable_generation_config
+from ..slicing import check_saves
+from ..sources import savable_generation_config
 from .arguments import ShearTrainingArguments
 from .backends import check_backend, check_optimizer, keep_masks_float32
 from .checkpoint_room import check_checkpoints

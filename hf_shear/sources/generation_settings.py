@@ -12,11 +12,11 @@ import math
 import os
 from pathlib import Path
 
+from torch import distributed as dist
 from transformers import GenerationConfig
 from transformers.utils import cached_file, logging
 
 from ..core import UsageError
-from .gathering import is_main_process
 
 GENERATION_NAME = "generation_config.json"
 
@@ -45,7 +45,19 @@ def read_generation_config(checkpoint: str | os.PathLike) -> GenerationConfig | 
     """The generation_config.json of a checkpoint as ``savable_generation_config`` has it; None where there is none.
 
     Raises:
-        UsageError: it is no JSON object, or cannot be saved.
+        UsageError: as ``load_generation_config``, or it cannot be saved.
+    """
+    config = load_generation_config(checkpoint)
+    return None if config is None else savable_generation_config(config, _name(checkpoint))
+
+
+def load_generation_config(checkpoint: str | os.PathLike) -> GenerationConfig | None:
+    """The generation_config.json of a checkpoint as it is; None where there is none.
+
+    transformers takes one that is not JSON for one that is not there, and fails on wrong types with bare errors of Python.
+
+    Raises:
+        UsageError: it is no JSON object, a field has a value that cannot be meant, or transformers refuses it.
     """
     path = cached_file(
         checkpoint, GENERATION_NAME, _raise_exceptions_for_missing_entries=False,
@@ -53,7 +65,7 @@ def read_generation_config(checkpoint: str | os.PathLike) -> GenerationConfig | 
     )  # fmt: skip
     if path is None:
         return None
-    name = str(Path(checkpoint) / GENERATION_NAME)
+    name = _name(checkpoint)
     try:
         fields = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -64,10 +76,13 @@ def read_generation_config(checkpoint: str | os.PathLike) -> GenerationConfig | 
         )
     _check_types(fields, name)
     try:
-        config = GenerationConfig(**fields)
+        return GenerationConfig(**fields)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{name!r} is refused by transformers: {_sentence(error)} Mend it, or delete it.") from error
-    return savable_generation_config(config, name)
+
+
+def _name(checkpoint: str | os.PathLike) -> str:
+    return str(Path(checkpoint) / GENERATION_NAME)
 
 
 def savable_generation_config(config: GenerationConfig, name: str = "generation_config") -> GenerationConfig:
@@ -114,7 +129,8 @@ def savable_generation_config(config: GenerationConfig, name: str = "generation_
 
 
 def _tell(text: str) -> None:
-    if is_main_process():
+    """Say it once, in the main process alone."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
         logger.warning_once(text)
 
 
