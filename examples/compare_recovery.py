@@ -24,13 +24,14 @@ import torch
 from embedded.stdlib_domains import stdlib_domains
 from rates import best_rate, next_rates
 from shear import EMBEDDED, PipelineArguments
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from hf_shear import ShearTrainer, ShearTrainingArguments, runs
 from hf_shear.recovery import num_trainable, prepare_recovery, training_flops_per_token
 from hf_shear.recovery.adapters import peft_config_from
 from hf_shear.reporting import collect_versions, write_results
 from hf_shear.shapes import ModelShape, count_parameters
+from hf_shear.sources import open_source
 from hf_shear.training.errors import TrainingDivergedError
 
 ARMS = {
@@ -52,8 +53,8 @@ class Comparison:
 
     def __init__(self, options, pipeline, args):
         self.options, self.pipeline, self.args = options, pipeline, args
-        self.source = AutoConfig.from_pretrained(options.source)
-        tokenizer = AutoTokenizer.from_pretrained(options.source)
+        opened = open_source("source", options.source)
+        self.source, tokenizer = opened.config, opened.load_tokenizer()
         pipeline = replace(pipeline, data_dir=options.data_dir)
         domains = runs.load_text(pipeline) if options.data_dir else stdlib_domains()
         self.data = runs.pack(pipeline, domains, tokenizer, self.source)
@@ -65,7 +66,7 @@ class Comparison:
 
     def setup(self) -> dict:
         """What every arm shares."""
-        config = AutoConfig.from_pretrained(self.options.runs[0] / "pruned")
+        config = open_source("runs", self.options.runs[0] / "pruned").config
         models = {"source": self.source, "pruned": config}
         return {
             **{name: ModelShape.from_config(one).to_dict() for name, one in models.items()},
@@ -84,7 +85,7 @@ class Comparison:
         return json.loads((run / "stages.json").read_text(encoding="utf-8"))["mask_learning"]
 
     def flops_per_token(self, arm: str, run: Path) -> float:
-        config, settings = AutoConfig.from_pretrained(run / "pruned"), ARMS[arm]
+        config, settings = open_source("runs", run / "pruned").config, ARMS[arm]
         method = settings.get("recovery_method", "full")
         adapters = 0
         if method == "lora":
@@ -96,13 +97,13 @@ class Comparison:
         return training_flops_per_token(config, self.pipeline.max_length, method, adapters, teacher)
 
     def trainer(self, arm: str, run: Path, num_tokens: int, rate: float, folder: str) -> ShearTrainer:
-        model = AutoModelForCausalLM.from_pretrained(run / "pruned", dtype=torch.float32)
+        model = open_source("runs", run / "pruned").load_model(torch.float32)
         settings = dict(ARMS[arm])
         if settings.get("recovery_method") == "lora":
             settings["peft_config"] = self.peft_config
         teacher = None
         if "distillation" in settings:
-            teacher = AutoModelForCausalLM.from_pretrained(self.options.source, dtype=torch.float32)
+            teacher = open_source("source", self.options.source).load_model(torch.float32)
         args = replace(
             self.args, output_dir=folder, num_tokens=num_tokens, learning_rate=rate, disable_tqdm=True,
             save_strategy="no", reference_losses=self.learned(run)["reference_losses"],

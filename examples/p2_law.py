@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_shear import ShearTrainer, ShearTrainingArguments, prune_one_shot
 from hf_shear.data import Calibration, load_domains
@@ -28,6 +27,7 @@ from hf_shear.reporting import collect_versions, write_results
 from hf_shear.runs.domain_data import prepare_domain_data
 from hf_shear.scaling_law import Case, RecoveryRun, with_control
 from hf_shear.shapes import SHAPE_NAMES, count_parameters, shape_for_budget
+from hf_shear.sources import open_source
 from hf_shear.training.cost import evaluation_samples_per_domain
 
 logger = logging.getLogger("p2_law")
@@ -92,7 +92,8 @@ class FamilyRuns:
     def _data(self):
         """One split, packing and order for all members: they share a tokenizer."""
         options, source = self.options, self.sources[0]
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        opened = open_source("source", source)
+        tokenizer = opened.load_tokenizer()
         if options.data_dir:
             domains = load_domains(options.data_dir, options.text_field)
         else:
@@ -102,7 +103,7 @@ class FamilyRuns:
             domains = stdlib_domains()
         held_out_fraction = json.loads((source / "source.json").read_text())["arguments"]["held_out_fraction"]
         return prepare_domain_data(
-            domains, tokenizer, AutoConfig.from_pretrained(source), max_length=options.max_length,
+            domains, tokenizer, opened.config, max_length=options.max_length,
             held_out_fraction=held_out_fraction, eval_tokens=options.eval_tokens,
         )  # fmt: skip
 
@@ -120,7 +121,7 @@ class FamilyRuns:
     def run(self, source: Path, fraction: float) -> dict:
         """Prune, train, evaluate on the way."""
         start = time.perf_counter()
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        model = open_source("source", source).load_model(torch.float32)
         size, hidden_size = count_parameters(model.config), model.config.hidden_size
         if fraction != CONTROL:
             model = self.pruned(model, fraction)

@@ -21,10 +21,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_shear.data import Calibration, load_domains
 from hf_shear.reporting import collect_versions, write_results
+from hf_shear.sources import open_source
 from hf_shear.surgeon import STRUCTURES, SurgeonSettings, prune_to_zeros
 
 METHODS = {
@@ -173,8 +173,8 @@ def table(results: dict) -> str:
 
 def main(arguments: list[str] | None = None) -> dict:
     options = parse(arguments)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    source = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype).eval()
+    opened = open_source("model", options.model)
+    tokenizer, source = opened.load_tokenizer(), opened.load_model(options.dtype)
     positions = getattr(source.config, "max_position_embeddings", None)
     options.max_length = min(options.max_length, positions or options.max_length)
     calibration_documents, documents = read_texts(options)

@@ -6,6 +6,7 @@ MLX_PYTHON (mlx-lm), LLAMA_CPP_PYTHON (llama-cpp-python and gguf, with CONVERT_H
 
 import json
 import os
+import shutil
 import subprocess
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from hf_shear.cli import main
 from hf_shear.masks import INTERMEDIATE, KEY_VALUE_HEAD, LAYER
 from hf_shear.modeling import AutoShearingModelForCausalLM
 from hf_shear.shapes import TargetShape
@@ -150,6 +152,26 @@ def test_the_weights_are_those_that_readers_expect(saved):
 def test_widths_survive_the_readers_rounding(width, hidden_size):
     for ffn_mult in (3 * width / (2 * hidden_size), round(3 * width / (2 * hidden_size), 6)):
         assert read_width(ffn_mult, hidden_size) == width
+
+
+def test_inspect_describes_it_without_its_code(saved, tmp_path, capsys):
+    """Three layers with attention, MLPs of 256, 512, 256 and 768: counted as they are, not as the largest one."""
+    folder, _ = saved
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "configuration_decilm.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    assert main(["inspect", str(copy), "--json", "--sequence_length", "32"]) == 0
+    facts, weights = json.loads(capsys.readouterr().out), load_file(folder / "model.safetensors")
+    now, tied = facts["now"], "lm_head.weight" not in weights
+    assert facts["model_type"] == "nemotron-nas" and not (tmp_path / "ran").exists()
+    assert now["num_parameters"] == sum(weight.numel() for weight in weights.values())
+    assert now["kv_cache_bytes_per_token"] == 3 * 2 * 3 * 8 * 2  # layers, keys and values, heads, head_dim, bytes
+    matrices = sum(weight.numel() for weight in weights.values() if weight.dim() == 2) - (not tied) * 512 * 48
+    assert now["forward_flops_per_token"] == 2 * matrices + 3 * 4 * 48 * 16
+    assert main(["inspect", str(copy), "--intermediate_size", "256"]) == 2
+    assert "is a nemotron-nas export, which is cut already" in capsys.readouterr().err
+    assert main(["evaluate", str(copy), "--data_dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "computes by code of its own" in error and "trust" not in error and not (tmp_path / "ran").exists()
 
 
 def test_transformers_reads_the_config_without_hf_shear(saved):

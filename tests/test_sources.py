@@ -13,7 +13,8 @@ from hf_shear.cli import main
 from hf_shear.core import UsageError
 from hf_shear.modeling import AutoShearingModelForCausalLM
 from hf_shear.shapes import count_parameters
-from hf_shear.sources import open_source
+from hf_shear.slicing import slice_model
+from hf_shear.sources import open_source, quantised
 
 DOWN = "model.layers.2.mlp.down_proj.weight"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -240,7 +241,7 @@ def test_files_that_are_cut_off_are_named(variant):
         assert f"{str(file)!r} is cut off or no file of weights" in text
     assert "git lfs pull" in text
     (file.parent / "config.json").write_text("{")
-    assert "config.json' is not JSON" in refusal(file.parent)
+    assert "config.json' is not valid JSON" in refusal(file.parent)
 
 
 class Payload:
@@ -279,6 +280,8 @@ def test_the_weights_decide_whether_the_head_is_tied(variant, tied, capsys):
     assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight.flip(0))
     masked = AutoShearingModelForCausalLM.from_pretrained(folder, target_shape={"intermediate_size": 8})
     assert masked.config.tie_word_embeddings is False and torch.equal(masked.lm_head.weight, model.lm_head.weight)
+    cut, _ = slice_model(masked)
+    assert cut.config.tie_word_embeddings is False and torch.equal(cut.lm_head.weight, model.lm_head.weight)
     masked.save_pretrained(folder / "masked")
     again = AutoShearingModelForCausalLM.from_pretrained(folder / "masked")
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
@@ -342,6 +345,37 @@ def test_fp8_is_dequantised_exactly_or_refused(variant, tied, plain):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     change_json(folder / "config.json", quantization_config=config | {"weight_block_size": [4, 4]})
     assert "in blocks of [4, 4], which do not divide" in refusal(folder)
+
+
+def test_compressed_tensors_are_dequantised_exactly(variant, tied):
+    pytest.importorskip("compressed_tensors")
+    exact = dict(tied.state_dict())
+
+    def quantise(weights):
+        for name in [name for name in weights if "_proj" in name]:
+            scale = weights[name].abs().amax(1, keepdim=True) / 448
+            weights[name] = (weights[name] / scale).to(torch.float8_e4m3fn)
+            weights[f"{name}_scale"] = scale
+            exact[name] = weights[name].float() * scale
+
+    kind = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False}
+    group = {"targets": ["Linear"], "weights": kind}
+    config = {"quant_method": "compressed-tensors", "format": "float-quantized", "quantization_status": "compressed"}
+    folder = variant(
+        quantise, quantization_config=config | {"ignore": ["lm_head"], "config_groups": {"group_0": group}}
+    )
+    masked = AutoShearingModelForCausalLM.from_pretrained(
+        folder, target_shape={"intermediate_size": 8}, dtype="float32"
+    )
+    for model in (open_source("x", folder).load_model(torch.float32), masked):
+        for name, weight in model.state_dict().items():
+            assert name.startswith("masks.") or torch.equal(weight, exact[name]), name
+
+
+def test_compressed_tensors_need_their_package(variant, monkeypatch):
+    monkeypatch.setattr(quantised, "find_spec", lambda name: None)
+    text = refusal(variant(quantization_config={"quant_method": "compressed-tensors"}))
+    assert "is quantised by compressed-tensors" in text and "pip install 'hf-shear[compressed-tensors]'" in text
 
 
 def test_experts_are_checked_under_the_names_of_their_files(tmp_path):

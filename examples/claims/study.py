@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from claim_results import Claim, SourceResults, read
 from rates import best_rate, next_rates
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from hf_shear import ShearTrainer, ShearTrainingArguments, prune_one_shot
 from hf_shear.data import Calibration, load_domains
@@ -22,6 +22,7 @@ from hf_shear.recovery import Teacher, training_flops_per_token
 from hf_shear.reporting import collect_versions, write_results
 from hf_shear.runs import cut_learned_masks, judge, masked_arm, prepare_domain_data
 from hf_shear.shapes import TargetShape
+from hf_shear.sources import open_source
 from hf_shear.training import TrainingDivergedError, evaluate_domains
 from hf_shear.training.cost import evaluation_samples_per_domain
 
@@ -66,7 +67,7 @@ class Study:
     @cached_property
     def config(self) -> PretrainedConfig:
         """Of the source."""
-        return AutoConfig.from_pretrained(self.path)
+        return open_source("path", self.path).config
 
     def flops_per_token(self, model: PreTrainedModel | None = None, teacher: PretrainedConfig | None = None) -> float:
         """Of training, forward and backward: a pruned model's, with its teacher's; without a model the source's."""
@@ -75,7 +76,7 @@ class Study:
 
     @cached_property
     def tokenizer(self):
-        return AutoTokenizer.from_pretrained(self.path)
+        return open_source("path", self.path).load_tokenizer()
 
     @cached_property
     def data(self):
@@ -88,7 +89,7 @@ class Study:
 
     def source(self) -> PreTrainedModel:
         """A fresh copy of the source, in float32."""
-        return AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float32)
+        return open_source("path", self.path).load_model(torch.float32)
 
     def target(self, **sizes: int) -> TargetShape:
         """The config's target shape, or another one."""

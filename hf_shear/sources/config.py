@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, LlamaConfig, MistralConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from ..core import UsageError
+from ..core import UsageError, read_json_object
 from ..families import supported_model_types
 from .gguf_file import gguf_fields
 from .places import Place, adapter_refusal
@@ -85,7 +84,12 @@ def config_fields(argument: str, place: Place, hub: dict) -> dict:
     if place.gguf_file is not None:
         return gguf_fields(argument, Path(place.name) / place.gguf_file)
     if place.folder is not None:
-        return _json_object(argument, place.folder / hub.get("subfolder", "") / "config.json")
+        path = place.folder / hub.get("subfolder", "") / "config.json"
+        if not path.is_file():
+            raise UsageError(
+                f"`{argument}` must be the folder of a checkpoint, but {os.fspath(path.parent)!r} has no config.json."
+            )
+        return read_json_object(path, f"`{argument}`: the config")
     try:
         fields, _ = PretrainedConfig.get_config_dict(place.name, **hub)
     except OSError as error:
@@ -103,20 +107,6 @@ def _is_cached(name: str, file: str, hub: dict) -> bool:
 
     options = {key: hub[key] for key in ("cache_dir", "revision") if key in hub}
     return isinstance(try_to_load_from_cache(name, file, **options), str)
-
-
-def _json_object(argument: str, path: Path) -> dict:
-    if not path.is_file():
-        raise UsageError(
-            f"`{argument}` must be the folder of a checkpoint, but {os.fspath(path.parent)!r} has no {path.name}."
-        )
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"`{argument}`: {os.fspath(path)!r} is not JSON: {error}.") from error
-    if not isinstance(fields, dict):
-        raise UsageError(f"`{argument}`: {os.fspath(path)!r} must be a JSON object, but it is {type(fields).__name__}.")
-    return fields
 
 
 def _refuse_own_code(argument: str, place: Place, fields: dict) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import PretrainedConfig
@@ -43,7 +43,7 @@ def check_quantisation(argument: str, name: str, config: PretrainedConfig) -> st
     """
     method = quantisation_method(config)
     quantised = f"`{argument}` {Path(name).name!r} is quantised by {method}"
-    if method == COMPRESSED_TENSORS and importlib.util.find_spec("compressed_tensors") is None:
+    if method == COMPRESSED_TENSORS and find_spec("compressed_tensors") is None:
         raise MissingExtraError(
             f"{quantised}, and that package dequantises it: pip install 'hf-shear[compressed-tensors]'."
         )

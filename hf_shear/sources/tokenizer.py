@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
-from ..core import UsageError
+from ..core import UsageError, read_json_object
 from .places import Place
 
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -37,12 +35,7 @@ def check_tokenizer(argument: str, place: Place) -> bool:
 
 
 def _refuse_own_code(argument: str, path) -> None:
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"`{argument}`: {str(path)!r} is not JSON: {error}.") from error
-    if not isinstance(fields, dict):
-        raise UsageError(f"`{argument}`: {str(path)!r} must be a JSON object, but it is {type(fields).__name__}.")
+    fields = read_json_object(path, f"`{argument}`: the tokenizer's config")
     code, known = fields.get("auto_map"), fields.get("tokenizer_class")
     if code and not (isinstance(known, str) and tokenizer_class_from_name(known)):
         raise UsageError(

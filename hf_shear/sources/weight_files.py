@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import zipfile
@@ -18,7 +17,7 @@ from torch import Tensor
 from transformers.modeling_utils import str_to_torch_dtype
 from transformers.utils import cached_file
 
-from ..core import UsageError
+from ..core import UsageError, read_json_object
 from .places import WEIGHT_NAMES, Place
 
 SAFETENSORS, PICKLED, GGUF = ".safetensors", ".bin", ".gguf"
@@ -131,11 +130,8 @@ def _file(place: Place, name: str, fetch: bool, hub: dict) -> Path | None:
 
 def _shards(argument: str, index: Path) -> list[str]:
     """The files that an index names, each once."""
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"`{argument}`: the index {str(index)!r} is not JSON: {error}.") from error
-    shards = content.get("weight_map") if isinstance(content, dict) else None
+    content = read_json_object(index, f"`{argument}`: the index")
+    shards = content.get("weight_map")
     fits = isinstance(shards, dict) and shards and all(isinstance(name, str) for name in shards.values())
     if not fits or not isinstance(content.get("metadata"), dict):
         raise UsageError(
