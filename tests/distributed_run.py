@@ -30,7 +30,8 @@ from training_helpers import (
 from transformers import LlamaForCausalLM
 
 from hf_shear import MaskSettings, ShearingLlamaForCausalLM, ShearTrainer
-from hf_shear.runs import judge, whole_models
+from hf_shear.runs import judge
+from hf_shear.sources import whole_models
 from hf_shear.training.backends import backend_name
 
 CASES = {
