@@ -84,8 +84,8 @@ def run(arguments: Arguments) -> None:
     )  # fmt: skip
     runs.check_result(arguments.output_dir, opened.location, config, target, tokenizer, arguments.as_family)
     args = ShearTrainingArguments(arguments.output_dir, report_to="none")
-    source = opened.load_model().to(args.device)
     data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, config)
+    source = opened.load_model().to(args.device)
     batches = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
     pruning = prune_one_shot(
         source, target, Calibration(list(batches), arguments.seed), criterion, arguments.compensation,
