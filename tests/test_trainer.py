@@ -8,14 +8,16 @@ from training_helpers import (
     LENGTH,
     differences,
     held_out_domains,
+    letter_tokenizer,
     make_args,
     make_trainer,
     masked_model,
     plain_model,
+    train_domains,
     trained,
     weights_of,
 )
-from transformers import LlamaForCausalLM, TrainerCallback
+from transformers import AutoConfig, LlamaForCausalLM, TrainerCallback
 
 from hf_shear import ShearingLlamaForCausalLM, ShearTrainer
 
@@ -45,6 +47,22 @@ def test_masks_that_were_not_settled_are_warned_of(tmp_path):
     trainer = make_trainer(masked_model(), make_args(tmp_path), callbacks=[Stop()])
     with pytest.warns(UserWarning, match="Mask learning stopped at step 3 of 8, before its masks were settled"):
         trainer.train()
+
+
+@pytest.mark.parametrize("make_model", [plain_model, masked_model])
+def test_a_padding_token_that_the_model_does_not_have_stays_out_of_its_config(tmp_path, make_model):
+    model, tokenizer = make_model(), letter_tokenizer()
+    missing = model.config.vocab_size - len(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<{number}>" for number in range(missing)]})
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == model.config.vocab_size
+    args = make_args(tmp_path, max_steps=2, warmup_steps=0)
+    trainer = ShearTrainer(model, args, train_domains(), held_out_domains(), processing_class=tokenizer)
+    trainer.train()
+    assert (model.config.pad_token_id, model.generation_config.pad_token_id) == (None, None)
+    assert (model.config.bos_token_id, model.config.eos_token_id) == (1, 2)
+    trainer.save_model(str(tmp_path / "saved"))
+    assert AutoConfig.from_pretrained(tmp_path / "saved").pad_token_id is None
 
 
 def test_predictions_are_refused(tmp_path):

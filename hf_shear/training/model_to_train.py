@@ -15,6 +15,8 @@ from ..recovery.trainable import FULL, LORA
 from .arguments import ShearTrainingArguments
 from .trainer_options import check_mask_options
 
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
 
 def model_to_train(
     model: PreTrainedModel, args: ShearTrainingArguments, peft_config=None
@@ -45,6 +47,31 @@ def model_to_train(
     digest = weights_digest(model)
     set_seed(args.seed)  # as a Trainer does with a model of its own making: adapters start at random
     return prepare_recovery(model, LORA, peft_config), digest
+
+
+def special_token_ids(model: PreTrainedModel) -> dict[str, tuple]:
+    """By field: the ids in the config and in the generation config."""
+    return {name: tuple(getattr(config, name, None) for config in _configs(model)) for name in SPECIAL_TOKENS}
+
+
+def drop_unknown_tokens(model: PreTrainedModel, before: dict[str, tuple]) -> None:
+    """Put back ids of special tokens that the model does not have.
+
+    transformers takes them over from the tokenizer when training starts. No text holds such a token, and a model whose
+    config names it as padding cannot be built.
+
+    Args:
+        before: as ``special_token_ids`` gave it.
+    """
+    for name, values in before.items():
+        for config, value in zip(_configs(model), values, strict=True):
+            token_id = getattr(config, name, None)
+            if isinstance(token_id, int) and token_id >= model.config.vocab_size:
+                setattr(config, name, value)
+
+
+def _configs(model: PreTrainedModel) -> tuple:
+    return model.config, getattr(model, "generation_config", None)
 
 
 def _check_mask_learning(args: ShearTrainingArguments, peft_config) -> None:

@@ -44,7 +44,7 @@ from .errors import TrainingDivergedError
 from .history import EvaluationLog
 from .mask_optimizer import MASKS, MULTIPLIERS, MaskOptimizer
 from .mask_report import mask_report, warn_if_off_target
-from .model_to_train import model_to_train
+from .model_to_train import drop_unknown_tokens, model_to_train, special_token_ids
 from .progress import EpochCallback, LinePrinterCallback, ShearProgressCallback, tell
 from .resumable_trainer import ResumableTrainer
 from .schedules import peak_share
@@ -108,6 +108,7 @@ class ShearTrainer(ResumableTrainer):
         if getattr(model, "generation_config", None) is not None:  # training changes it, and it is saved with the model
             model.generation_config = savable_generation_config(model.generation_config)
         check_saves(args.output_dir)  # transformers makes the folder next
+        self._special_token_ids = special_token_ids(model)
         model, self.base_digest = model_to_train(model, args, peft_config)
         super().__init__(
             model=model,
@@ -360,6 +361,7 @@ class ShearTrainer(ResumableTrainer):
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         """Overridden: device-side counters, and the reference losses of the model as it comes."""
+        drop_unknown_tokens(self.model, self._special_token_ids)
         self.not_finite = torch.zeros((), dtype=torch.bool, device=self.args.device)
         self.lagrangian_total = torch.zeros((), device=self.args.device)
         self.mask_report, self._lagrangian_logged_at, self._parts_logged_at = None, 0, 0
