@@ -152,7 +152,13 @@ def test_every_verb_that_reads_text_says_how(tmp_path):
     pipeline = runs.PipelineArguments(model_name_or_path="x", text_field="content")
     source = ModelShape.from_config(tiny_config())
     settings = runs.run_settings(pipeline, source, make_args(tmp_path))
-    assert asked <= set(settings) and settings["text_field"] == "content"
+    recorded = {name: settings["may_change"][name] for name in asked - {"data_dir"}}
+    assert recorded == {
+        "text_field": "content",
+        "skip_unreadable": False,
+        "skip_null_text": False,
+        "parse_special_tokens": False,
+    }
 
 
 def fields_of(arguments) -> set[str]:

@@ -86,8 +86,9 @@ def run(arguments: Arguments) -> None:
         tokenizer, config = _tokenizer(opened), opened.config
         if opened.has_masks:
             runs.check_result(arguments.output_dir, opened.location, config, config.resolved_target(), tokenizer)
+            text = _calibration(arguments, opened)  # refused, if it is, before any weight is loaded
             masked = AutoShearingModelForCausalLM.from_pretrained(opened)
-            model, kept, facts = _cut(arguments, opened, masked, dtype)
+            model, kept, facts = _cut(arguments, masked, text, dtype)
             provenance = provenance_record(masked, kept, **facts)
             dtype = None  # what was cut is in it
         else:
@@ -104,19 +105,25 @@ def _tokenizer(opened: Source) -> PreTrainedTokenizerBase | None:
     return opened.load_tokenizer() if opened.has_tokenizer else None
 
 
-def _cut(arguments: Arguments, opened: Source, masked: ShearingModel, dtype: torch.dtype | None):
+def _calibration(arguments: Arguments, opened: Source) -> Calibration | None:
+    """Text for the compensation, if there is to be one."""
+    if resolve_compensation(arguments.compensation) is None:
+        return None
+    runs.check_learned_cut(arguments.compensation, opened.config)
+    args = ShearTrainingArguments(arguments.output_dir, report_to="none")
+    data = runs.pack(arguments, runs.read_domains(arguments, args), opened.load_tokenizer(), opened.config)
+    batches = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
+    return Calibration(list(batches), arguments.seed)
+
+
+def _cut(arguments: Arguments, masked: ShearingModel, text: Calibration | None, dtype: torch.dtype | None):
     """The sliced model, the kept units, and what compensation did, for the provenance."""
-    method = resolve_compensation(arguments.compensation)
-    if method is None:
+    if text is None:
         return *slice_model(masked, dtype=dtype, release_source=True), {}
-    runs.check_learned_cut(arguments.compensation, masked.config)
     source = None
-    if method.towards == SOURCE:
+    if resolve_compensation(arguments.compensation).towards == SOURCE:
         name = arguments.source or masked.config.source_name_or_path
         source = open_source("source", name, as_family=masked.family.model_type).load_model(masked.dtype)
-    args = ShearTrainingArguments(arguments.output_dir, report_to="none")
-    data = runs.pack(arguments, runs.read_domains(arguments, args), opened.load_tokenizer(), masked.config)
-    batches = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
-    text = Calibration(list(batches), arguments.seed)
-    model, kept, report = runs.cut_learned_masks(masked.to(args.device), arguments.compensation, text, source, dtype)
+    device = ShearTrainingArguments(arguments.output_dir, report_to="none").device
+    model, kept, report = runs.cut_learned_masks(masked.to(device), arguments.compensation, text, source, dtype)
     return model, kept, {"compensation": {"method": arguments.compensation, **asdict(report)}}

@@ -21,11 +21,12 @@ from ..training.state_file import STATE_NAME, read_json, write_json_atomically
 
 _STAGES_NAME = "stages.json"
 _UNUSED = {"settings", "source"}  # what a run has recorded that was refused, or stopped, before any training
+_OF_TEXT = ("text_field", "skip_unreadable", "skip_null_text", "parse_special_tokens")
 _FREE_SETTINGS = {
     "num_proc", "baselines", "baseline_learning_rates", "stop_after", "resume", "overwrite", "keep_adapter",
     # Compared by what they lead to: the target's shape, digests of checkpoints and of packed text.
     *TARGET_NAMES, "preset", "target_num_parameters", "model_name_or_path", "teacher_name_or_path", "pruned", "data_dir",
-    "text_field", "skip_unreadable", "skip_null_text", "parse_special_tokens",
+    *_OF_TEXT,
 }  # fmt: skip
 _OF_RECOVERY = ("recovery_tokens", "recovery_method", "peft_config", "quantize", "lr_scheduler_type")
 _MAY_CHANGE, _UNTIL = "may_change", "may_change_until"
@@ -41,9 +42,10 @@ def run_settings(pipeline, target: ModelShape, args) -> dict:
         pipeline: a dataclass of arguments.
         args: of the training.
     """
-    settings = {name: value for name, value in asdict(pipeline).items() if name not in _FREE_SETTINGS}
+    given = asdict(pipeline)
+    settings = {name: value for name, value in given.items() if name not in _FREE_SETTINGS}
     settings |= {"target_shape": target.to_dict(), "num_tokens": args.num_tokens} | deciding_arguments(args)
-    settings[_MAY_CHANGE] = changing_arguments(args)
+    settings[_MAY_CHANGE] = changing_arguments(args) | {name: given[name] for name in _OF_TEXT if name in given}
     if "recovery_tokens" in settings:
         settings[_UNTIL] = {"recovery": {name: settings.pop(name) for name in _OF_RECOVERY if name in settings}}
     return settings
