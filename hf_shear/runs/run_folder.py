@@ -201,6 +201,7 @@ class RunFolder:
 
 
 def _read_stages(folder: Path) -> dict:
+    """The record of a run; of a damaged one it is said what is left."""
     try:
         stages = read_json(folder / _STAGES_NAME)
         if not isinstance(stages.get("settings"), dict):
@@ -210,7 +211,7 @@ def _read_stages(folder: Path) -> dict:
         whole = [last_whole_checkpoint(stage) for stage in sorted(folder.iterdir()) if stage.is_dir()]
         whole = [path for path in whole if path is not None]
         left = f"The last whole checkpoint in it is {whole[-1]!r}" if whole else "No checkpoint in it is whole"
-        raise UsageError(f"`--resume`: {error} {left}.") from error
+        raise UsageError(f"{error} {left}.") from error
 
 
 def _without(values: dict, *names: str) -> dict:
