@@ -380,7 +380,15 @@ def test_prune_to_a_budget_lets_layers_differ(inputs, tmp_path, form, capsys):
         rows = out.split("neurons\n")[1].splitlines()[: len(widths)]
         assert [int(row.split()[-1]) for row in rows] == widths
     else:
-        assert json.loads((folder / "config.json").read_text())["model_type"] == "nemotron-nas"
+        weights = load_file(folder / "model.safetensors")
+        (folder / "configuration_decilm.py").write_text("raise SystemExit('code beside a checkpoint was run')")
+        assert main(["inspect", str(folder)]) == 0
+        out = capsys.readouterr().out
+        assert "nemotron-nas" in out and "  vLLM  " in out
+        assert main(["inspect", str(folder), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["now"]["num_parameters"] == sum(weight.numel() for weight in weights.values())
+        assert main(["inspect", str(folder), "--hidden_size", "8"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from training_helpers import plain_model
 from transformers import AutoModelForCausalLM
 
 from hf_shear.cli.main import main
+from hf_shear.core import UsageError
 from hf_shear.publishing import SourceLicense, model_card, write_card
 from hf_shear.publishing.card_facts import short_count
 from hf_shear.publishing.card_sections import as_published
@@ -207,6 +208,50 @@ def test_papers_are_cited_where_used(files):
 def test_no_card_without_results(results):
     with pytest.raises(ValueError, match="needs results|`results.source` lacks `shape`"):
         model_card(results, provenance=None)
+
+
+@pytest.mark.parametrize(
+    "file, path, value",
+    [
+        ("results", ("recovered", "mean"), "2.5"),
+        ("results", ("recovered", "mean"), None),
+        ("results", ("recovered", "loss", "books"), float("nan")),
+        ("results", ("recovered", "loss"), [1.0]),
+        ("results", ("source", "num_parameters"), 0),
+        ("results", ("source", "num_parameters"), True),
+        ("results", ("source", "shape", "hidden_size"), "18"),
+        ("results", ("pruned", "eval_tokens"), -1),
+        ("results", ("tokens", "recovery"), 10**30),
+        ("results", ("seed",), {"a": 1}),
+        ("results", ("command",), ["x"]),
+        ("results", ("versions", "python"), 3),
+        ("results", ("baselines", "taylor"), None),
+        ("results", ("baselines", "taylor", "learning_rate"), "1e-3"),
+        ("results", ("history",), {"a": 1}),
+        ("results", ("history",), [3]),
+        ("results", ("passes", "recovery", "books"), "x"),
+        ("results", ("recovery",), "full"),
+        ("evaluation", ("pruned", "perplexity", "domains", "books", "loss"), "x"),
+        ("evaluation", ("pruned", "perplexity", "domains", "books", "loss_interval"), [1.0]),
+        ("evaluation", ("pruned", "tasks", "piqa", "value"), float("inf")),
+        ("evaluation", ("pruned", "tasks", "piqa"), 3),
+        ("evaluation", ("speed", "decode_ratio", "low"), None),
+        ("evaluation", ("speed", "prompt_length"), "511"),
+        ("evaluation", ("speed", "source"), {}),
+        ("provenance", ("source",), "a/b"),
+        ("provenance", ("method",), 3),
+        ("provenance", ("mask_settings",), []),
+    ],
+)
+def test_a_damaged_record_is_named_by_its_key(files, file, path, value):
+    files = copy.deepcopy(files)
+    place = files[file]
+    for name in path[:-1]:
+        place = place.setdefault(name, {}) if isinstance(place, dict) else place[name]
+    place[path[-1]] = value
+    with pytest.raises(UsageError, match=re.escape(f"`{file}.{'.'.join(path[:2])}")) as caught:
+        card(files)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_evaluation_of_another_model(files):

@@ -36,7 +36,10 @@ _SHELL_WORD = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[^\s"'])+"""
 _QUOTED_FLAG = re.compile(rf"""(["'])(--?{_SECRET_NAME}=)(?:(?!\1).)*\1""", re.IGNORECASE | re.DOTALL)
 _FLAG = re.compile(rf"(?<![\w-])(--?{_SECRET_NAME})(=|\s+)(?!--?[a-z]){_SHELL_WORD}", re.IGNORECASE)
 _HEADER_ENTRY = re.compile(r"(?<![\w-])((?:proxy-)?authorization|(?:set-)?cookie)(\s*:\s*)[^\n'\"]+", re.IGNORECASE)
-_ASSIGNMENT = re.compile(rf"""(?<![\w?&#;-])({_SECRET_NAME}["']?\s*[=:]\s*){_SHELL_WORD}""", re.IGNORECASE)
+_ASSIGNMENT = re.compile(rf"""(?<![\w?&#;-])({_SECRET_NAME}["']?\s*=\s*){_SHELL_WORD}""", re.IGNORECASE)
+_ENTRY = re.compile(
+    rf"""(?<![\w?&#;-])({_SECRET_NAME}["']?\s*:\s*)(?:"(?:[^"\\]|\\.)*"|'[^']*'|[^\s"',}}]+)""", re.IGNORECASE
+)
 _LOGIN = re.compile(r"\b(wandb\s+login\s+(?:--?\S+\s+)*)[0-9A-Za-z_]{20,}")
 _IS_SECRET_NAME = re.compile(_SECRET_NAME, re.IGNORECASE)
 
@@ -60,7 +63,7 @@ def redact_command(command: str) -> str:
     command = _QUOTED_FLAG.sub(rf"\1\2{REDACTED}\1", command)
     command = _FLAG.sub(rf"\1\2{REDACTED}", command)
     command = _HEADER_ENTRY.sub(rf"\1\2{REDACTED}", command)
-    command = _ASSIGNMENT.sub(rf"\1{REDACTED}", command)
+    command = _ENTRY.sub(rf"\1{REDACTED}", _ASSIGNMENT.sub(rf"\1{REDACTED}", command))
     return _LOGIN.sub(rf"\1{REDACTED}", command)
 
 
