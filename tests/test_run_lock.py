@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import hf_shear
-from hf_shear.core import UsageError, lock_folder, run_lock
+from hf_shear.cli.main import main
+from hf_shear.core import UsageError, lock_folder, locked_result, run_lock
 from hf_shear.runs import RunFolder
 
 # The lock alone, without the package that would import torch; it may fork a child that outlives it.
@@ -145,6 +146,40 @@ def test_two_processes_never_get_one_number(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
     assert RunFolder(None).path == Path("runs/002") and taken
+
+
+def test_a_result_is_made_by_one_process_and_leaves_no_lock(tmp_path, capsys):
+    made = tmp_path / "new" / "out"
+    lock = made.with_name(f".out{run_lock.LOCK_NAME}")
+    words = ["prune", "nothing", "--output_dir", str(made), "--data_dir", "text", "--intermediate_size", "8"]
+    with pytest.raises(OSError), locked_result(made):
+        assert lock.is_file()
+        raise OSError
+    assert list(tmp_path.iterdir()) == []  # nothing was made
+    lock.parent.mkdir()
+    with lock.open("w") as other:
+        other.write("process 1 on host elsewhere")
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert main(words) == 2
+        assert f"`output_dir` '{made}' is in use: process 1 on host elsewhere is writing" in capsys.readouterr().err
+    with locked_result(made):
+        made.mkdir()
+    assert list(made.parent.iterdir()) == [made]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_can_not_be_written_to_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UsageError, match="cannot be written to: Permission denied. Name a folder"):
+        lock_folder(tmp_path / "run")
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file" / "run", tmp_path / "file"):
+        with pytest.raises(UsageError, match="cannot be written to: (Not a directory|File exists). Name a folder"):
+            lock_folder(folder)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

@@ -23,6 +23,7 @@ from .engine_rows import engine_warnings
 SUMMARY = "Turn a masked checkpoint, an adapter and its base, or a GGUF file into a plain checkpoint."
 EXAMPLE = "hf-shear export sheared/mask_learning/checkpoint-500 --output_dir pruned --dtype bfloat16"
 POSITIONAL = ("checkpoint",)
+MAKES_FOLDER = True
 
 
 @dataclass(kw_only=True)

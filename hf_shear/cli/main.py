@@ -6,7 +6,9 @@ A verb is a module of this package, of the verb's name, with
     POSITIONAL      names of the arguments that may be given without a flag, in order
     Arguments       a dataclass: its fields are the flags, checked in ``__post_init__`` without loading anything
     run(arguments)  does the work, and prints its result
-and may have OTHERS, further dataclasses of arguments; ``run`` then takes one instance of each, in order.
+and may have
+    MAKES_FOLDER    True: it makes the folder ``output_dir``, and no other process may while it runs
+    OTHERS          further dataclasses of arguments; ``run`` then takes one instance of each, in order
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import metadata
 from types import ModuleType
 
-from ..core import DEBUG, OK, WRONG_USE, run_command_line
+from ..core import DEBUG, OK, WRONG_USE, locked_result, run_command_line
 from .terminal import quiet_when_piped
 from .verb_arguments import HelpAsked, parse_verb
 
@@ -51,7 +54,9 @@ def _run(name: str, words: Sequence[str]) -> None:
     except HelpAsked as help_asked:
         print(help_asked)
     else:
-        verb.run(*instances)
+        makes_folder = getattr(verb, "MAKES_FOLDER", False)
+        with locked_result(instances[0].output_dir) if makes_folder else nullcontext():
+            verb.run(*instances)
 
 
 def _load(verb: str) -> ModuleType:

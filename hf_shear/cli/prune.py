@@ -30,6 +30,7 @@ from .engine_rows import engine_warnings
 SUMMARY = "Choose what to keep at once, by scores on calibration text, and cut."
 EXAMPLE = "hf-shear prune path/to/llama --data_dir text --intermediate_size 5504 --output_dir pruned"
 POSITIONAL = ("model_name_or_path",)
+MAKES_FOLDER = True
 
 
 @dataclass(kw_only=True)

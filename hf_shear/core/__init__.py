@@ -6,7 +6,7 @@ from .one_line import DEBUG, FAILED, OK, WRONG_USE, run_command_line
 from .output_files import check_output_file
 from .printable import printable, spelled
 from .ranges import FINITE, OPTION_RANGES, POSITIVE, RANGES, Range, check_ranges
-from .run_lock import content_of, lock_folder, locked_run, sign
+from .run_lock import content_of, lock_folder, locked_result, locked_run, sign
 from .signals import Noted, StoppedByKeyboard, StoppedBySignal, leave_signals_to_parent, noted_signals, stop_of
 from .user_files import check_yaml_file, json_object, read_json_object, read_text, read_yaml_mapping
 
@@ -34,6 +34,7 @@ __all__ = [
     "json_object",
     "leave_signals_to_parent",
     "lock_folder",
+    "locked_result",
     "locked_run",
     "noted_signals",
     "printable",

@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -27,12 +27,15 @@ def lock_folder(folder: str | os.PathLike) -> FileLock:
     A process may lock a folder that it holds already, such as for a run and for the training of one of its stages.
 
     Raises:
-        UsageError: another process holds it, or its file system has no flock.
+        UsageError: another process holds it, it cannot be written to, or its file system has no flock.
     """
-    path = Path(folder).resolve() / LOCK_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
+    return _lock(Path(folder).resolve() / LOCK_NAME, folder)
+
+
+def _lock(path: Path, folder: str | os.PathLike) -> FileLock:
     lock = FileLock(path, timeout=0, thread_local=False, is_singleton=True, fallback_to_soft=False)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise UsageError(
@@ -40,11 +43,14 @@ def lock_folder(folder: str | os.PathLike) -> FileLock:
             " to it. Wait until that has ended, end it, or choose another folder."
         ) from None
     except OSError as error:
-        if error.errno not in _NO_FLOCK:
-            raise
+        if error.errno in _NO_FLOCK:
+            raise UsageError(
+                f"`output_dir` {str(folder)!r} can not be locked ({error.strerror}): its file system has no flock, so that"
+                " two runs could write to it at once. Name a folder on another file system, or mount this one with flock."
+            ) from error
         raise UsageError(
-            f"`output_dir` {str(folder)!r} can not be locked ({error.strerror}): its file system has no flock, so that two"
-            " runs could write to it at once. Choose a folder on another file system, or mount this one with flock."
+            f"`output_dir` {str(folder)!r} cannot be written to: {error.strerror}. Name a folder on a disk with room that"
+            " you may write to."
         ) from error
     return lock
 
@@ -69,6 +75,33 @@ def locked_run(folder: str | os.PathLike) -> Iterator[None]:
     finally:
         for lock in held:
             lock.release()
+
+
+@contextmanager
+def locked_result(folder: str | os.PathLike) -> Iterator[None]:
+    """Within, no other process makes ``folder``, which is not there yet. The lock lies beside it, and goes at the end.
+
+    Once for all processes of a launch, as ``locked_run``.
+    """
+    path = Path(folder).resolve()
+    path = path.with_name(f".{path.name}{LOCK_NAME}")
+    held: list[FileLock] = []
+    made = [parent for parent in path.parents if not parent.exists()]
+
+    def hold() -> None:
+        held.append(_lock(path, folder))
+        sign(held[0])
+
+    by_main_process(hold)
+    try:
+        yield
+    finally:
+        for lock in held:
+            path.unlink()  # before it is free: who waits for it sees that it is gone
+            lock.release()
+            for parent in made:
+                with suppress(OSError):  # not empty: something was made
+                    parent.rmdir()
 
 
 def content_of(folder: str | os.PathLike) -> list[Path]:
