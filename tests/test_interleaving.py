@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import torch
 from training_helpers import (
@@ -16,6 +19,7 @@ from training_helpers import (
 )
 
 from hf_shear import ShearingLlamaForCausalLM
+from hf_shear.core import StoppedBySignal
 from hf_shear.data import Calibration
 from hf_shear.runs import prune_interleaved
 from hf_shear.shapes import ModelShape
@@ -91,16 +95,25 @@ def test_each_stage_scores_what_the_ones_before_trained_and_closed(tmp_path):
             assert not torch.equal(value[8:], start[name][8:])
 
 
-def test_a_resumed_run_is_the_one_that_was_not_stopped(tmp_path, calibration):
-    settings = CLOCK | {"save_strategy": "steps", "save_steps": 5}
-
+def test_a_run_that_a_signal_stops_goes_on_as_the_one_that_was_not_stopped(tmp_path, calibration, monkeypatch):
     def run(folder, **more):
-        args = make_args(tmp_path / folder, **settings)
+        args = make_args(tmp_path / folder, **CLOCK)
         return prune_interleaved(plain_model(), TARGET, calibration, args, train_domains(), held_out_domains(),
                                  num_stages=4, **more)  # fmt: skip
 
     whole = run("a")
-    again = run("a", resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-5"))
+    remove = InterleavedTrainer.remove_units
+
+    def stopped_while_removing(trainer, progress):
+        if progress == 0.75:
+            os.kill(os.getpid(), signal.SIGTERM)
+        remove(trainer, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InterleavedTrainer, "remove_units", stopped_while_removing)
+        with pytest.raises(StoppedBySignal, match="which is saved in"):
+            run("b")
+    again = run("b", resume_from_checkpoint=True)
     assert again.kept == whole.kept
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name])
