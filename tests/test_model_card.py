@@ -235,7 +235,7 @@ def test_no_card_without_results(results):
         ("evaluation", ("pruned", "perplexity", "domains", "books", "loss_interval"), [1.0]),
         ("evaluation", ("pruned", "tasks", "piqa", "value"), float("inf")),
         ("evaluation", ("pruned", "tasks", "piqa"), 3),
-        ("evaluation", ("speed", "decode_ratio", "low"), None),
+        ("evaluation", ("speed", "prefill_ratio", "low"), None),
         ("evaluation", ("speed", "prompt_length"), "511"),
         ("evaluation", ("speed", "source"), {}),
         ("provenance", ("source",), "a/b"),

@@ -134,7 +134,7 @@ def _check(value: Any, kind: Any, path: str) -> None:
         for name in kind.needed if isinstance(kind, Needs) else ():
             if name not in value:
                 raise UsageError(f"`{path}` lacks `{name}`. Put back the file that the run wrote.")
-        for name in kind.keys() & value.keys():
+        for name in (name for name in kind if name in value):
             if value[name] is not None or isinstance(kind[name], tuple) or name in getattr(kind, "needed", ()):
                 _check_entry(name, value[name], kind[name], path)
 
