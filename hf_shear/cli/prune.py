@@ -76,7 +76,7 @@ def run(arguments: Arguments) -> None:
     print(*opened.notes, sep="\n", end="\n" if opened.notes else "")
     config, tokenizer = opened.config, opened.load_tokenizer()
     if arguments.as_family is not None:
-        config = as_family(config, family_named(arguments.as_family))
+        config = as_family(config, family_named(arguments.as_family, "`as_family`: "))
     target = _target(arguments, config)
     criterion = criteria_from_words(arguments.criterion)
     make_plan(  # refuses before anything is loaded

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from .counted_tokens import IGNORED_LABEL
 
 
@@ -27,10 +27,14 @@ class Calibration:
 
     def __post_init__(self):
         if not self.batches:
-            raise UsageError("`batches` is empty: calibration needs at least one batch of text.")
+            raise UsageError("`calibration` must hold at least one batch of text, but it is empty. Give some batches.")
         for batch in self.batches:
             if "input_ids" not in batch or "labels" not in batch:
-                raise UsageError(f"A calibration batch needs `input_ids` and `labels`, but it has {sorted(batch)}.")
+                raise UsageError(
+                    f"A batch of `calibration` must hold `input_ids` and `labels`, but it has {sorted(batch)}. Make batches"
+                    " with `collate_domain_samples`."
+                )
+        check_ranges({"seed": self.seed})
 
     @classmethod
     def from_batches(

@@ -102,6 +102,10 @@ def load_domains(
     """
     from datasets import DatasetDict, IterableDatasetDict
 
+    if not text_field:
+        raise UsageError(
+            f"`text_field` must not be empty, but it is {text_field!r}. Name the field that holds the text."
+        )
     rules = ReadingRules(text_field, group_field, skip_unreadable, skip_null_text)
     found, unread = _find_domains(Path(data_dir))
     _tell_unread_files(Path(data_dir), unread, skip_unreadable)
@@ -452,7 +456,11 @@ def split_domains(
     """
     from datasets import DatasetDict
 
-    check_ranges({"held_out_fraction": held_out_fraction})
+    check_ranges({"held_out_fraction": held_out_fraction, "seed": seed})
+    if not domains:
+        raise UsageError(
+            "`domains` must hold text of at least one domain, but it is empty. Read some with `load_domains`."
+        )
     hashes = {name: _group_hashes(name, dataset, seed) for name, dataset in domains.items()}
     blocks = {name: values[0] for name, values in hashes.items() if (values == values[0]).all()}
     _check_blocks_do_not_leak(blocks, hashes)

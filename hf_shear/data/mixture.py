@@ -39,7 +39,8 @@ def check_mixture_weights(weights: Mapping[str, float] | None, domain_names: Ite
     unknown = [name for name in weights if name not in names]
     if unknown:
         raise UsageError(
-            f"`mixture_weights` must name domains of the data, but {unknown} are unknown. The domains are {names}."
+            f"`mixture_weights` must name domains of the data, but {unknown} are unknown. Use the domains' names:"
+            f" {', '.join(names)}."
         )
     missing = [name for name in names if name not in weights]
     if missing:
@@ -164,8 +165,8 @@ def _ordered(argument: str, losses: Mapping[str, float], names: list[str]) -> np
             )
         if not math.isfinite(losses[name]):
             raise UsageError(
-                f"`{argument}` must be finite, but that of {name!r} is {losses[name]}. Does the domain have "
-                "held-out tokens, and did training diverge? The weights were not changed."
+                f"`{argument}` must be finite, but that of {name!r} is {losses[name]}. The weights were not "
+                "changed. Give the domain held-out tokens; if it has some, training diverged: lower the learning rate."
             )
     return np.array([losses[name] for name in names], dtype=np.float64)
 

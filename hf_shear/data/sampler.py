@@ -246,8 +246,13 @@ class DynamicBatchSampler(Sampler[list[int]]):
         Raises:
             ValueError: if the state is of other domains, sizes, seed or global batch size.
         """
+        lacking = [field for field in self.state_dict() if field not in state]
+        if lacking:
+            raise UsageError(
+                f"The sampler's state lacks `{lacking[0]}`. Take that of an undamaged checkpoint, or start a new run."
+            )
         for field, own in self._identity().items():
-            saved = state.get(field)
+            saved = state[field]
             if saved != own:
                 raise UsageError(
                     f"The sampler's state must be of the same run, but its `{field}` is {saved} and this "

@@ -55,10 +55,13 @@ class _Window(NamedTuple):
 def check_window(window: int, stride: int) -> None:
     """Raises ValueError unless 1 <= stride <= window."""
     if window < 1:
-        raise UsageError(f"`window` must be at least 1 token, but it is {window}.")
+        raise UsageError(
+            f"`window` must be at least 1 token, but it is {window}. Give a number of tokens such as 2048."
+        )
     if not 1 <= stride <= window:
         raise UsageError(
             f"`stride` must be between 1 and `window` ({window}), but it is {stride}: a larger one would skip tokens."
+            " Lower it, or leave it out for half a window."
         )
 
 

@@ -62,6 +62,7 @@ class PerplexityProtocol:
         if window > positions:
             raise UsageError(
                 f"`window` must be at most the models' `max_position_embeddings` ({positions}), but it is {window}."
+                " Lower it, or leave it out."
             )
         stride = max(1, window // 2) if self.stride is None else self.stride
         check_window(window, stride)

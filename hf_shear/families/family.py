@@ -233,15 +233,15 @@ def supported_model_types() -> list[str]:
     return sorted(family.model_type for family in _by_config_class().values())
 
 
-def family_named(model_type: str) -> Family:
-    """The family of a ``model_type``.
+def family_named(model_type: str, where: str = "") -> Family:
+    """The family of a ``model_type``; ``where`` begins the message.
 
     Raises:
         ValueError: it is not supported.
     """
     supported = supported_model_types()
     if model_type not in supported:
-        raise UsageError(f"The model_type must be one of {', '.join(supported)}, but it is {model_type!r}.")
+        raise UsageError(f"{where}The model_type must be one of {', '.join(supported)}, but it is {model_type!r}.")
     return next(family for family in _by_config_class().values() if family.model_type == model_type)
 
 

@@ -5,7 +5,7 @@ from .column_gates import ATTENTION_OUTPUT, MLP_OUTPUT, open_columns, written_we
 from .configuration import ShearingConfig, as_family, is_masked_config, shearing_config_class
 from .folding import MaskedEmbedding, MaskedLinear, MaskedRMSNorm, scale_norm_weight, scale_weight
 from .mixin import ShearingCausalLMOutput, ShearingMixin, head_channel_masks, residual_write_masks
-from .shearing_model import ShearingModel, check_supported_source
+from .shearing_model import ShearingModel, check_model, check_supported_source
 from .shearing_models import AutoShearingModelForCausalLM, shearing_class
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "ShearingMixin",
     "ShearingModel",
     "as_family",
+    "check_model",
     "check_supported_source",
     "head_channel_masks",
     "is_masked_config",

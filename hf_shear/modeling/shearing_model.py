@@ -146,6 +146,15 @@ class ShearingModel(ShearingMixin):
         return masked.train(model.training)
 
 
+def check_model(model: object) -> None:
+    """Raise UsageError for what is no model of transformers, nor one that wraps it."""
+    if not isinstance(getattr(model, "config", None), PretrainedConfig):
+        given = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise UsageError(
+            f"`model` must be a causal language model of transformers, but it is {given}. Load one with `from_pretrained`."
+        )
+
+
 def check_supported_source(config: PretrainedConfig) -> None:
     """Refuse a source of a family that masks are not known to be exact for."""
     family = family_of(config)
@@ -167,7 +176,7 @@ def _masked_config(
         sizes = config.resolved_target().to_dict()
         if target_shape is not None and sizes | _named_sizes(target_shape) != sizes:
             raise UsageError(
-                f"`target_shape` {target_shape} differs from the one this masked checkpoint was made for,"
+                f"`target_shape` {target_shape} differs from the one that the masks of this checkpoint were made for,"
                 f" {sizes}. Leave `target_shape` out, or start again from the plain source."
             )
         if mask_settings is not None and mask_settings != config.resolved_settings():

@@ -11,7 +11,7 @@ from ..families import FAMILIES, Family, family_named, family_of
 from ..sources import HUB_OPTIONS, Source, open_source
 from .checkpoint_names import share_weight_names
 from .configuration import shearing_config_class
-from .shearing_model import PATH, ShearingModel, check_supported_source
+from .shearing_model import PATH, ShearingModel, check_model, check_supported_source
 
 
 def _make_class(family: Family) -> type[ShearingModel]:
@@ -72,6 +72,7 @@ class AutoShearingModelForCausalLM:
     @staticmethod
     def from_model(model: PreTrainedModel, *args, as_family: str | None = None, **kwargs) -> ShearingModel:
         """As ``ShearingModel.from_model``, of the class for the model's family."""
+        check_model(model)
         return shearing_class(model.config, as_family).from_model(model, *args, **kwargs)
 
 
@@ -83,5 +84,5 @@ def shearing_class(config: PretrainedConfig, as_family: str | None = None) -> ty
     """
     if family_of(config) is None:
         check_supported_source(config)
-    family = family_of(config) if as_family is None else family_named(as_family)
+    family = family_of(config) if as_family is None else family_named(as_family, "`as_family`: ")
     return _CLASSES[family.model_type]

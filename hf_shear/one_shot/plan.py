@@ -173,8 +173,8 @@ def _uniform_plan(
         raise UsageError(f"`allocation` 'uniform' has no options, but it is 'uniform:{text}'.")
     if units is not None:
         raise UsageError(
-            f"`units` {list(units)} goes with the allocations global and adaptive; a uniform one removes what the target"
-            " shape says."
+            f"`units` {list(units)} goes with `allocation` global or adaptive: a uniform one removes what the target"
+            " shape says. Leave `units` out, or name such an allocation."
         )
     budget = None
     if isinstance(target, TargetShape):
@@ -196,7 +196,7 @@ def _budget_argument(target: int | float) -> dict:
         return {"fraction_kept": target}
     raise UsageError(
         f"`target` must be a shape (TargetShape or a dict of sizes), a number of parameters (int) or the share of the"
-        f" source's to keep (float), but it is {target!r}."
+        f" source's to keep (float), but it is {target!r}. Give one of them."
     )
 
 

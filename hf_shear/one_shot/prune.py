@@ -9,11 +9,11 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..compensation import CompensationReport, compensate, reads_own_inputs
-from ..core import check_ranges
+from ..core import UsageError, check_ranges
 from ..data import Calibration
 from ..families import family_named
 from ..importance import Scores
-from ..modeling import AutoShearingModelForCausalLM
+from ..modeling import AutoShearingModelForCausalLM, check_model
 from ..modeling import as_family as config_as_family
 from ..slicing import FORMS, KeptUnits, count_kept_parameters, release_weights, slice_model, slice_uneven
 from .choose_criterion import CriterionChoice
@@ -103,8 +103,17 @@ def prune_one_shot(
             any forward runs.
     """
     check_ranges({"num_shots": num_shots})
+    check_model(model)
     calibration = calibration if isinstance(calibration, Calibration) else Calibration(list(calibration))
-    config = model.config if as_family is None else config_as_family(model.config, family_named(as_family))
+    largest = max(int(batch["input_ids"].max()) for batch in calibration.batches)
+    if largest >= model.config.vocab_size:
+        raise UsageError(
+            f"`calibration` must hold token ids below the model's vocabulary of {model.config.vocab_size}, but it holds"
+            f" {largest}. Tokenise the text with the model's own tokenizer."
+        )
+    config = (
+        model.config if as_family is None else config_as_family(model.config, family_named(as_family, "`as_family`: "))
+    )
     plan = make_plan(config, target, criterion, allocation, units, form, protect, compensation)
     masked = AutoShearingModelForCausalLM.from_model(model, plan.shape, as_family=as_family).eval()
     whole = AutoShearingModelForCausalLM.from_model(model, as_family=as_family).eval()  # shares the weights

@@ -27,11 +27,17 @@ def choose_target(pipeline, config: PretrainedConfig) -> tuple[TargetShape, str 
     """
     check_supported_source(config)
     if pipeline.as_family is not None:
-        config = as_family(config, family_named(pipeline.as_family))
+        config = as_family(config, family_named(pipeline.as_family, "`as_family`: "))
     named = {name: getattr(pipeline, name) for name in TARGET_NAMES if getattr(pipeline, name) is not None}
     ways = [bool(named), pipeline.preset is not None, pipeline.target_num_parameters is not None]
     if sum(ways) != 1:
-        raise UsageError(f"Name a target one way: {', '.join(TARGET_NAMES)}, `--preset` or `--target_num_parameters`.")
+        given = [
+            f"`--{name}`" for name in (*named, "preset", "target_num_parameters") if getattr(pipeline, name) is not None
+        ]
+        raise UsageError(
+            f"Name a target one way: {', '.join(TARGET_NAMES)}, `--preset` or `--target_num_parameters`; given:"
+            f" {', '.join(given) or 'none'}."
+        )
     if pipeline.preset is not None:
         return preset_shape(pipeline.preset, config), None
     if pipeline.target_num_parameters is not None:

@@ -35,7 +35,7 @@ def check_result(
         family: of the result, if it is not the source's.
         room: ``result_bytes``, by default those of the result's weights, and ``checkpoint_bytes``.
     """
-    kind = family_named(family) if family is not None else family_of(config)
+    kind = family_named(family, "`as_family`: ") if family is not None else family_of(config)
     if isinstance(target, int):
         result, num_parameters = as_family(config, kind), target
     else:

@@ -125,7 +125,7 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     check_teaching(pipeline, args, teacher, config, tokenizer)
     hardened = not pipeline.paper and (pipeline.mask_method == "relaxed_topk" or args.hardening_ratio > 0)
     sharded = PartialState().distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
-    family = family_named(pipeline.as_family) if pipeline.as_family is not None else family_of(config)
+    family = family_named(pipeline.as_family, "`as_family`: ") if pipeline.as_family is not None else family_of(config)
     check_learned_cut(pipeline.compensation, as_family(config, family), hardened, sharded)
     if pipeline.mask_start not in MASK_STARTS:
         kinds = [kind.name for kind in unit_kinds(target.source, target).values() if not kind.frozen]

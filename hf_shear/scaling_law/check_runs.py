@@ -28,7 +28,7 @@ def check_runs(runs: Sequence[RecoveryRun], allow_different_tokens: bool = False
             tokens in another unit, losses that rise, or different token counts.
     """
     if not runs:
-        raise UsageError("There are no runs to fit.")
+        raise UsageError("`runs` has no runs to fit. Give some.")
     names = [run.name for run in runs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from ..reporting import read_results, write_results
 from .bootstrap import bootstrap
 from .check_runs import check_runs
@@ -243,6 +243,7 @@ def fit_law(
     Warns:
         ScalingLawWarning: each of ``report.warnings``.
     """
+    check_ranges({"num_bootstrap": num_bootstrap, "drop_start": drop_start})
     check_runs(runs, allow_different_tokens)
     chosen, options = _choose_form(form, runs), {"loss": loss, "f_scale": f_scale, "weighting": weighting}
     runs = [run.without_start(drop_start) for run in runs]
@@ -311,7 +312,10 @@ def _choose_form(form: str | LawForm, runs: Sequence[RecoveryRun]) -> LawForm:
     num_sizes = len({run.case.num_parameters for run in runs})
     chosen = (P2 if num_sizes >= 3 else P2_FIVE) if form == "auto" else resolve_form(form)
     if chosen is POWER_LAW and len(runs) > 1:
-        raise UsageError(f"'power_law' is of one run, but there are {len(runs)}. `fit_each_run` fits each alone.")
+        raise UsageError(
+            f"`form` 'power_law' is of one run, but there are {len(runs)}. Use another form, or fit each run alone"
+            " (`fit_each_run`)."
+        )
     if chosen is not POWER_LAW and len(runs) == 1:
         raise UsageError(
             f"One run only ({runs[0].name!r}) can not tell size, fraction and tokens apart: {chosen.name!r} needs runs of"

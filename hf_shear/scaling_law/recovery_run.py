@@ -63,7 +63,7 @@ class Case:
         if self.num_pruned_parameters is not None and self.num_pruned_parameters >= self.num_parameters:
             raise UsageError(
                 f"`num_pruned_parameters` ({self.num_pruned_parameters:,}) must be below `num_parameters`"
-                f" ({self.num_parameters:,})."
+                f" ({self.num_parameters:,}). Give the parameters that are left."
             )
 
     @property

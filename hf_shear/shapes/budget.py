@@ -149,7 +149,7 @@ def parameter_budget(num_source: int, num_parameters: int | None = None, fractio
         if not is_number or not 0 < fraction_kept <= 1:
             raise UsageError(
                 f"`fraction_kept` must be above 0 and at most 1, but it is {fraction_kept!r}. "
-                f"It is the share of the source's {num_source:,} parameters that the target may have."
+                f"Give the share of the source's {num_source:,} parameters that the target may have, such as 0.5."
             )
         return math.floor(fraction_kept * num_source)
     if isinstance(num_parameters, bool) or not isinstance(num_parameters, Integral):
@@ -205,7 +205,7 @@ def _too_small(config: PretrainedConfig, smallest: TargetShape, budget: int) -> 
     count = count_parameters(config, smallest)
     share = count_embedding_parameters(config, smallest) / count
     return (
-        f"The budget is {budget:,} parameters, but the smallest shape of this source has {count:,} "
+        f"The budget `num_parameters` is {budget:,}, but the smallest shape of this source has {count:,} "
         f"({smallest}), {share:.1%} of them embeddings: the vocabulary stays at {config.vocab_size:,}. "
         f"Give a budget of at least {count:,}."
     )

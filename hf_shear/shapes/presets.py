@@ -39,7 +39,7 @@ def preset_shape(name: str, source_config: PretrainedConfig) -> TargetShape:
         ValueError: there is no such preset, or the source does not contain its shape.
     """
     if name not in PRESETS:
-        raise UsageError(f"There is no preset shape {name!r}. The presets are {', '.join(PRESETS)}.")
+        raise UsageError(f"`preset` names no preset shape {name!r}. Choose one of {', '.join(PRESETS)}.")
     try:
         return TargetShape.from_source(source_config, **PRESETS[name])
     except ValueError as error:

@@ -93,12 +93,16 @@ class TargetShape(ModelShape):
             ValueError: a key is not one of the source's names of sizes or head_dim, head_dim is not the source's, or the
                 target is not allowed.
         """
+        if not isinstance(sizes, Mapping):
+            raise UsageError(
+                f"A target shape must be a dict of sizes by name, but it is a {type(sizes).__name__}. Give a dict."
+            )
         source = ModelShape.from_config(source_config)
         unknown = sorted(str(key) for key in sizes if key not in (*source.size_names, "head_dim"))
         if unknown:
             raise UsageError(
                 f"A target shape has no size named {', '.join(map(repr, unknown))}. "
-                f"Its names are {', '.join(source.size_names)} (and head_dim, which must be the source's)."
+                f"Use its names: {', '.join(source.size_names)} (and head_dim, which must be the source's)."
             )
         head_dim = sizes.get("head_dim")
         if head_dim is not None and check_size("head_dim", head_dim) != source.head_dim:
@@ -167,7 +171,7 @@ def _broken_expert_rule(num_experts: Any, intermediate_size: Any, source: ModelS
     if source.num_experts is None:
         if num_experts is None:
             return None
-        return f"`{NUM_EXPERTS}` must be left out, but it is {num_experts!r}: the source is no mixture of experts."
+        return f"`{NUM_EXPERTS}` is for a mixture of experts, but it is {num_experts!r} and the source is none. Leave it out."
     if intermediate_size not in (None, source.intermediate_size):
         return (
             f"`intermediate_size` must stay at the source's {source.intermediate_size} in a mixture of experts, but it is"

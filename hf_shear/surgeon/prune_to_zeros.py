@@ -200,7 +200,7 @@ def _check(linears: dict[str, nn.Linear], masks: Masks, settings: SurgeonSetting
     if not settings.smallest_size <= size < now:
         raise UsageError(
             f"`size` must be at least {settings.smallest_size} for {settings.structure} and below the model's size now "
-            f"({now:.4f}), but it is {size}."
+            f"({now:.4f}), but it is {size}. Give the share of the weights to keep, such as {now / 2:.2g}."
         )
     check_ranges({"num_shots": num_shots})
     for name, kept in masks.items():

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..core import UsageError
 from ..data import check_mixture_bounds, check_mixture_weights, first_sample, is_stream
+from ..modeling import check_model
 from .arguments import ShearTrainingArguments
 
 SAMPLES_LOOKED_AT = 16  # of each domain, evenly spaced: a data set of billions of tokens is not read to be checked
@@ -19,8 +20,9 @@ def check_datasets(
     model: PreTrainedModel, args: ShearTrainingArguments, train_dataset: Mapping | None, eval_dataset: Mapping | None
 ) -> None:
     """Raise ValueError for whatever would fail, or silently go wrong, hours later."""
+    check_model(model)
     if not isinstance(args, ShearTrainingArguments):
-        raise UsageError(f"`args` must be ShearTrainingArguments, but it is {type(args).__name__}.")
+        raise UsageError(f"`args` must be ShearTrainingArguments, but it is {type(args).__name__}. Make them so.")
     for name, datasets in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
         if datasets is None:
             continue
@@ -45,7 +47,7 @@ def check_datasets(
     if train_dataset is not None and eval_dataset is not None and set(train_dataset) != set(eval_dataset):
         raise UsageError(
             f"`train_dataset` and `eval_dataset` must have the same domains, but they have {sorted(train_dataset)} and"
-            f" {sorted(eval_dataset)}."
+            f" {sorted(eval_dataset)}. Give both the same."
         )
     if train_dataset is not None:
         check_domain_arguments(args, list(train_dataset))
@@ -68,6 +70,7 @@ def check_domain_arguments(args: ShearTrainingArguments, domain_names: Collectio
     if references and set(references) != set(domain_names):
         raise UsageError(
             f"`reference_losses` must name the domains {sorted(domain_names)}, but it names {sorted(references)}."
+            " Give each a loss, or leave them out to measure them."
         )
     metric = (args.metric_for_best_model or "loss").removeprefix("eval_")
     metrics = ["loss", *(f"{name}_loss" for name in domain_names)]
@@ -119,8 +122,8 @@ def _check_samples(name: str, datasets: Mapping, model: PreTrainedModel) -> None
         first = _first_sample(name, domain, dataset)
         if "input_ids" not in first:
             raise UsageError(
-                f"`{name}[{domain!r}]` has columns {sorted(first)}, but no 'input_ids'. Pack texts with"
-                " hf_shear.data.pack_domains."
+                f"`{name}[{domain!r}]` has columns {sorted(first)}, but it needs 'input_ids'. Pack"
+                " texts with hf_shear.data.pack_domains."
             )
         # Of a stream, only the first: reading on would be a replay.
         step = 1 if is_stream(dataset) else -(-len(dataset) // SAMPLES_LOOKED_AT)
