@@ -122,7 +122,7 @@ def _check_samples(name: str, datasets: Mapping, model: PreTrainedModel) -> None
         first = _first_sample(name, domain, dataset)
         if "input_ids" not in first:
             raise UsageError(
-                f"`{name}[{domain!r}]` has columns {sorted(first)}, but it needs 'input_ids'. Pack"
+                f"`{name}[{domain!r}]` has columns {sorted(first)}, but no 'input_ids'. Pack"
                 " texts with hf_shear.data.pack_domains."
             )
         # Of a stream, only the first: reading on would be a replay.
