@@ -171,7 +171,10 @@ def _broken_expert_rule(num_experts: Any, intermediate_size: Any, source: ModelS
     if source.num_experts is None:
         if num_experts is None:
             return None
-        return f"`{NUM_EXPERTS}` {num_experts!r} is for a mixture of experts, which the source is not. Leave it out."
+        return (
+            f"`{NUM_EXPERTS}` must be left out, but it is {num_experts!r}: the source is no mixture of experts. Name other"
+            " sizes."
+        )
     if intermediate_size not in (None, source.intermediate_size):
         return (
             f"`intermediate_size` must stay at the source's {source.intermediate_size} in a mixture of experts, but it is"
