@@ -231,7 +231,7 @@ def test_a_signal_to_the_launcher_ends_all_processes_at_one_step(backend, signum
         records = (folder / f"records-{rank}.jsonl").read_text().splitlines()
         assert json.loads(records[-1])["step"] == step - 1
     name = signal.Signals(signum).name
-    assert log_of(folder).count(f"{name}: this step ends and is saved.") == 1
+    assert log_of(folder).count(f"{name}: training stops at the end of this step.") == 1
     assert_same_run(run(backend, folder, sources["noisy"], "hard_concrete", *options, "--resume"), expected)
 
 

@@ -30,6 +30,14 @@ class Signals(TrainerCallback):
             self.send(os.getpid() if self.to is None else self.to, self.signum)
 
 
+@pytest.fixture(autouse=True)
+def sigint_is_not_ignored():
+    """As it would be where the tests are started by a script in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def handlers() -> list:
     return [signal.getsignal(signum) for signum in SIGNALS]
 
@@ -76,7 +84,7 @@ def test_training_saves_its_step_and_goes_on_exactly(whole_run, tmp_path, capfd,
         f"Stopped by {name} after step {last}, which is saved in {checkpoint}. To go on:"
         " `trainer.train(resume_from_checkpoint=True)`."
     )
-    assert f"{name}: this step ends and is saved." in capfd.readouterr().err
+    assert f"{name}: training stops at the end of this step." in capfd.readouterr().err
     assert last_whole_checkpoint(tmp_path) == checkpoint
     resumed = make_trainer(CASES[case][0](), arguments(tmp_path, case, save_strategy="no"))
     resumed.train(resume_from_checkpoint=True)

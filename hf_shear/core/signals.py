@@ -76,7 +76,7 @@ def noted_signals() -> Iterator[Noted]:
         if noted.signum is None:
             noted.signum = signum
             if os.environ.get("RANK", "0") == "0":  # not by print: that may be what the signal interrupted
-                os.write(2, f"\n{signal.Signals(signum).name}: this step ends and is saved.\n".encode())
+                os.write(2, f"\n{signal.Signals(signum).name}: training stops at the end of this step.\n".encode())
 
     with _handled(note) as restore:
         yield noted
