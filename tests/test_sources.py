@@ -422,12 +422,37 @@ def test_what_is_no_checkpoint_says_what_to_do(plain, tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     text = refusal(tmp_path)
     assert "holds an adapter. Merge it" in text and f"hf-shear export {tmp_path} --base" in text
+    (tmp_path / "adapter_config.json").unlink()
+    shutil.copy(plain / "model.safetensors", tmp_path / "shard-00001-model-00001-of-00001.safetensors")
+    assert "holds the weights of several processes" in refusal(tmp_path)
     with pytest.raises(UsageError, match="holds no tokenizer"):
         open_source("x", plain).load_tokenizer()
     (tmp_path / "parts").mkdir()
     for part in ("a", "b"):
         (tmp_path / "parts" / f"{part}.gguf").write_bytes(b"GGUF")
     assert "holds several GGUF files, a.gguf, b.gguf" in refusal(tmp_path / "parts")
+
+
+def test_a_name_on_the_hub_is_read_from_the_cache(plain, tied, tmp_path):
+    """What was downloaded before is checked as a folder is, and its commit is the revision."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repo = tmp_path / "hub" / "models--some--model"
+    shutil.copytree(plain, repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    options = {"cache_dir": tmp_path / "hub"}
+    source = open_source("x", "some/model", **options)
+    assert (source.name, source.revision) == ("some/model", commit)
+    loaded = source.load_model().state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in tied.state_dict().items())
+    masked = AutoShearingModelForCausalLM.from_pretrained(source, target_shape={"intermediate_size": 8})
+    assert (masked.config.source_name_or_path, masked.config.source_revision) == ("some/model", commit)
+    weights = load_file(repo / "snapshots" / commit / "model.safetensors")
+    weights.pop(DOWN)
+    save_file(weights, repo / "snapshots" / commit / "model.safetensors", {"format": "pt"})
+    assert f"missing weights ['{DOWN}']" in refusal("some/model", **options)
+    (repo / "snapshots" / commit / "adapter_config.json").write_text("{}")
+    assert "holds an adapter" in refusal("some/model", **options)
 
 
 def test_a_broken_tokenizer_is_one_line(plain, tmp_path):

@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ..core import UsageError, read_json_object
 from ..families import supported_model_types
 from .gguf_file import gguf_fields
-from .places import Place, adapter_refusal
+from .places import ADAPTER, Place, adapter_refusal
 
 MASKED_PREFIX = "shearing_"
 """Of the model_type of masked configs, before that of the family."""
@@ -93,7 +93,7 @@ def config_fields(argument: str, place: Place, hub: dict) -> dict:
     try:
         fields, _ = PretrainedConfig.get_config_dict(place.name, **hub)
     except OSError as error:
-        if _is_cached(place.name, "adapter_config.json", hub):
+        if _is_cached(place.name, ADAPTER, hub):
             raise UsageError(adapter_refusal(argument, place.name)) from error
         raise UsageError(
             f"`{argument}` {place.name!r} is no folder here, and it could not be loaded from the Hub:"

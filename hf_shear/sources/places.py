@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,8 @@ WEIGHT_NAMES = (
 )
 """Files that weights begin with, in the order in which transformers looks for them."""
 
-_LEFT_TO_MERGE = "adapter_config.json"
+ADAPTER = "adapter_config.json"
+_OF_PROCESSES = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,13 @@ def find_place(argument: str, name: str | os.PathLike) -> Place:
     if not path.is_dir():
         state = "is a file" if path.exists() else "does not exist"
         raise UsageError(f"`{argument}` must be the folder of a checkpoint or a .gguf file, but {str(name)!r} {state}.")
-    if (path / _LEFT_TO_MERGE).is_file():
+    if (path / ADAPTER).is_file():
         raise UsageError(adapter_refusal(argument, name))
+    if any(_OF_PROCESSES.fullmatch(file.name) for file in path.iterdir()):
+        raise UsageError(
+            f"`{argument}` {str(name)!r} holds the weights of several processes (shard-00001-model-...), which transformers"
+            " would read in place of the others. Give a checkpoint that was saved whole."
+        )
     ggufs = sorted(path.glob("*.gguf"))
     if not ggufs or any((path / weights).is_file() for weights in WEIGHT_NAMES):
         return Place(str(path))

@@ -18,7 +18,7 @@ from transformers.modeling_utils import str_to_torch_dtype
 from transformers.utils import cached_file
 
 from ..core import UsageError, read_json_object
-from .places import WEIGHT_NAMES, Place
+from .places import ADAPTER, WEIGHT_NAMES, Place, adapter_refusal
 
 SAFETENSORS, PICKLED, GGUF = ".safetensors", ".bin", ".gguf"
 
@@ -94,6 +94,8 @@ def find_weights(argument: str, place: Place, named: str | None, fetch: bool, hu
     """
     if place.gguf_file is not None:
         return Weights((Path(place.name) / place.gguf_file,), GGUF)
+    if place.folder is None and _file(place, ADAPTER, fetch, hub) is not None:  # transformers would add it by itself
+        raise UsageError(adapter_refusal(argument, place.name))
     names = WEIGHT_NAMES if named is None else (named,)
     if named is not None and not _is_inside(named):
         raise UsageError(f"`{argument}` {place.name!r} has weights outside its folder ({named!r}): it is not read.")
