@@ -8,6 +8,7 @@ import math
 import types
 import typing
 
+import numpy as np
 import pytest
 import torch
 from training_helpers import masked_model
@@ -15,8 +16,8 @@ from training_helpers import masked_model
 from hf_shear import MaskSettings, ShearTrainingArguments
 from hf_shear.cli import VERBS
 from hf_shear.core import OPTION_RANGES, RANGES, Range, UsageError, check_ranges
-from hf_shear.data import DynamicBatchSampler, pack_domains, split_domains, update_mixture_weights
-from hf_shear.evaluation import PerplexityProtocol, SpeedProtocol
+from hf_shear.data import Calibration, DynamicBatchSampler, pack_domains, split_domains, update_mixture_weights
+from hf_shear.evaluation import PerplexityProtocol, SpeedProtocol, ratio_of_sums
 from hf_shear.importance import keyword_options, options_from_text
 from hf_shear.importance.policy_gradient import PolicySettings
 from hf_shear.masks import MaskSchedule
@@ -26,8 +27,10 @@ from hf_shear.one_shot.plan import adaptive_options
 from hf_shear.runs import parse_arguments
 from hf_shear.runs.bench import BenchArguments
 from hf_shear.runs.bench_method import OPTIONS
+from hf_shear.scaling_law import fit_law
 from hf_shear.slicing import slice_model
 from hf_shear.surgeon import SurgeonSettings
+from hf_shear.training import evaluate_domains
 from hf_shear.training.memory_setup import TrainingSetup
 
 VERB_CLASSES = [importlib.import_module(f"hf_shear.cli.{verb}").Arguments for verb in VERBS]
@@ -218,6 +221,17 @@ def test_a_damaged_state_of_the_sampler_is_refused_and_changes_nothing(change, t
 
 
 def test_functions_refuse_before_they_begin():
+    ones = np.ones(3)
+    with pytest.raises(UsageError, match="`num_resamples` must be at least 1, but it is 0"):
+        ratio_of_sums(ones, ones, num_resamples=0)
+    with pytest.raises(UsageError, match="`drop_start` must be at least 0 and below 1, but it is -1"):
+        fit_law([], drop_start=-1)
+    with pytest.raises(UsageError, match="`num_bootstrap` must be at least 0, but it is -1"):
+        fit_law([], num_bootstrap=-1)
+    with pytest.raises(UsageError, match="`seed` must be between 0 and 4,294,967,295, but it is -1"):
+        Calibration([], seed=-1)
+    with pytest.raises(UsageError, match="`batch_size` must be at least 1, but it is 0"):
+        evaluate_domains(None, {}, 0)
     with pytest.raises(UsageError, match="`num_shots` must be at least 1, but it is 0"):
         prune_one_shot(masked_model(), {"intermediate_size": 16}, [], num_shots=0)
     with pytest.raises(UsageError, match="`held_out_fraction` must be a finite number"):

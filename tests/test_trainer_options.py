@@ -80,8 +80,9 @@ def test_what_masks_can_not_be_learned_with(tmp_path, name):
     assert TRAINER_OPTIONS[name].note in str(caught.value)
 
 
-def test_learn_refuses_before_it_reads_the_source(tmp_path, capsys):
-    words = ["learn", str(tmp_path / "no_such_model"), "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+@pytest.mark.parametrize("verb", ["learn", "interleave"])
+def test_verbs_refuse_before_they_read_the_source(tmp_path, capsys, verb):
+    words = [verb, str(tmp_path / "no_such_model"), "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
     assert main([*words, "--load_best_model_at_end", "true", "--eval_steps", "4", "--save_steps", "4"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "`load_best_model_at_end=True` would choose by the held-out loss" in line

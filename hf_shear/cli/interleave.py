@@ -16,7 +16,7 @@ from ..modeling import AutoShearingModelForCausalLM
 from ..one_shot import DEFAULT_COMPENSATION, criteria_from_words, default_criterion_words
 from ..shapes import ModelShape
 from ..slicing import provenance_record, save_checkpoint
-from ..training import PRUNING_SHARE, ShearTrainingArguments
+from ..training import PRUNING_SHARE, ShearTrainingArguments, check_mask_options
 from .engine_rows import engine_warnings
 
 SUMMARY = "Prune in stages and train in between, on one budget of tokens."
@@ -56,6 +56,7 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
 
 def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     """Prune and train by turns, cut, save to <output_dir>/trained."""
+    check_mask_options(args)
     if args.num_tokens is None or args.output_dir == "trainer_output":
         raise UsageError(
             "`num_tokens` and `output_dir` are needed: the budget of all stages together, and a folder. Give both."

@@ -252,6 +252,9 @@ RANGES: dict[str, Range] = {
     # Scaling law
     "drop_start": _share("a share of each run's tokens such as 0.1; 0 leaves none out", below=True),
     "bootstrap": Range(0, whole=True, example="a number of fits such as 100; 0 is none"),
+    "num_starts": Range(0, whole=True, example="a number of random starts such as 16; 0 is none"),
+    "f_scale": _positive("nats from which on a residual is an outlier, such as 0.01", optional=True),
+    "num_resamples": _count("a number of draws such as 2000"),
     "num_bootstrap": Range(0, whole=True, example="a number of fits such as 100; 0 is none"),
     "num_parameters": _positive("a number such as 1.3e9", optional=True),
     "source_loss": _positive("a loss in nats per token such as 2.4", optional=True),

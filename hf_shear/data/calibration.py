@@ -26,6 +26,7 @@ class Calibration:
     seed: int = 0
 
     def __post_init__(self):
+        check_ranges(self)
         if not self.batches:
             raise UsageError("`calibration` must hold at least one batch of text, but it is empty. Give some batches.")
         for batch in self.batches:
@@ -41,6 +42,8 @@ class Calibration:
         cls, batches: Iterable[dict[str, Tensor]], micro_batch_size: int | None = None, seed: int = 0
     ) -> Calibration:
         """Calibration on ``batches``, each split into forwards of at most ``micro_batch_size`` samples."""
+        if micro_batch_size is not None:
+            check_ranges({"micro_batch_size": micro_batch_size})
         split = []
         for batch in batches:
             num_samples = len(batch["input_ids"])

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from ..data.documents import TOKENIZE_BATCH, check_token_id, encode_texts, vocabulary_limit
 
 if TYPE_CHECKING:
@@ -54,10 +54,7 @@ class _Window(NamedTuple):
 
 def check_window(window: int, stride: int) -> None:
     """Raises ValueError unless 1 <= stride <= window."""
-    if window < 1:
-        raise UsageError(
-            f"`window` must be at least 1 token, but it is {window}. Give a number of tokens such as 2048."
-        )
+    check_ranges({"window": window, "stride": stride})
     if not 1 <= stride <= window:
         raise UsageError(
             f"`stride` must be between 1 and `window` ({window}), but it is {stride}: a larger one would skip tokens."
@@ -97,6 +94,7 @@ def document_losses(
             does not have.
     """
     check_window(window, stride)
+    check_ranges({"batch_size": batch_size})
     if len(texts) == 0:
         raise UsageError("`texts` must hold at least one document, but it is empty.")
     prefix, vocab_size = prefix_token_id(tokenizer), model.get_input_embeddings().num_embeddings

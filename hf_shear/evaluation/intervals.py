@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 
 NUM_RESAMPLES = 1000
 RESAMPLE_SEED = 0
@@ -86,6 +86,7 @@ def _checked(numerators, denominators) -> tuple[np.ndarray, np.ndarray]:
 
 def _interval(ratios: list[tuple[np.ndarray, np.ndarray]], num_resamples: int, seed: int) -> list[float] | None:
     """Percentiles of the ratio (or of the first minus the second) over resampled documents."""
+    check_ranges({"num_resamples": num_resamples, "seed": seed})
     num_documents = len(ratios[0][0])
     if num_documents < 2:
         return None

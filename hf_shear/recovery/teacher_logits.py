@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from .distillation import top_k_log_probs
 from .teachers import Teacher
 
@@ -81,10 +81,10 @@ def store_teacher_logits(
             the way; domains that are whole stay.
     """
     _check_domains(datasets)
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise UsageError(f"`distillation_temperature` must be above 0, but it is {temperature}.")
+    numbers = {"distillation_temperature": temperature, "distillation_top_k": top_k, "batch_size": batch_size}
+    check_ranges(numbers)
     vocab_size = teacher.model.config.vocab_size
-    if not 1 <= top_k < vocab_size:
+    if top_k >= vocab_size:
         raise UsageError(
             f"`distillation_top_k` must be at least 1 and below the vocabulary's size ({vocab_size}), but it is {top_k}."
         )

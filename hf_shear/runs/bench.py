@@ -25,8 +25,8 @@ from ..reporting import collect_versions, write_results
 from ..shapes import ModelShape, TargetShape, count_parameters
 from ..slicing import check_saves
 from ..sources import open_source, read_generation_config
-from ..training import ShearTrainer, ShearTrainingArguments, pruning_steps
-from .bench_method import INTERLEAVED, ONE_SHOT, BenchMethod
+from ..training import ShearTrainer, ShearTrainingArguments, check_mask_options, pruning_steps
+from .bench_method import INTERLEAVED, LEARNED, ONE_SHOT, BenchMethod
 from .choose_target import choose_target
 from .domain_data import DomainData
 from .interleaving import prune_interleaved
@@ -96,6 +96,8 @@ class Bench:
             raise UsageError("The bench runs in one process: memory and seconds of several would not compare.")
         self.arguments, self.args = arguments, args
         self.methods = [BenchMethod.parse(text) for text in arguments.methods]
+        if any(method.kind in (LEARNED, INTERLEAVED) for method in self.methods):
+            check_mask_options(args)
         self.source = open_source("source", arguments.source)
         config = self.source.config
         self.target, _ = choose_target(arguments, config)

@@ -243,7 +243,8 @@ def fit_law(
     Warns:
         ScalingLawWarning: each of ``report.warnings``.
     """
-    check_ranges({"num_bootstrap": num_bootstrap, "drop_start": drop_start})
+    check_ranges({"drop_start": drop_start, "num_starts": num_starts, "num_bootstrap": num_bootstrap, "seed": seed})
+    check_ranges({"f_scale": f_scale})
     check_runs(runs, allow_different_tokens)
     chosen, options = _choose_form(form, runs), {"loss": loss, "f_scale": f_scale, "weighting": weighting}
     runs = [run.without_start(drop_start) for run in runs]
@@ -272,6 +273,7 @@ def fit_constants(
     seed: int = 0,
 ) -> LawFit:
     """As :func:`fit_law`, for parts of runs: without checks among them, intervals, report and warnings."""
+    check_ranges({"drop_start": drop_start, "num_starts": num_starts, "seed": seed, "f_scale": f_scale})
     chosen = _choose_form(form, runs)
     runs = [run.without_start(drop_start) for run in runs]
     options = {"loss": loss, "f_scale": f_scale, "weighting": weighting}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import UsageError
+from ..core import UsageError, check_ranges
 from ..data import IGNORED_LABEL, collate_domain_samples
 
 
@@ -45,6 +45,7 @@ def evaluate_domains(
     Raises:
         ValueError: a domain has no samples.
     """
+    check_ranges({"batch_size": batch_size, "world_size": world_size})
     names = list(datasets)
     for name in names:
         if len(datasets[name]) == 0:

@@ -33,6 +33,7 @@ _PACKAGES = {
     "ademamix": "bitsandbytes",
 }  # fmt: skip
 """By a part of the optimizer's name; the first that fits."""
+_DDP_BACKENDS = ("nccl", "gloo", "mpi", "xccl", "hccl", "cncl")  # those that transformers names
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _INLINE = ("mixture_weights", "reference_losses", "lr_scheduler_kwargs")  # JSON, never the path of a file
 _MODEL_OF_ITS_OWN = ("galore", "apollo")  # these optimizers are made for a model's modules by name
@@ -61,9 +62,9 @@ def check_choices(args) -> None:
         )
     if args.liger_kernel_config is not None and not args.use_liger_kernel:
         raise UsageError("`liger_kernel_config` has no effect without `use_liger_kernel`. Give both, or leave it out.")
-    if args.ddp_backend is not None and args.ddp_backend not in torch.distributed.Backend.backend_list:
-        known = ", ".join(torch.distributed.Backend.backend_list)
-        raise UsageError(f"`ddp_backend` must be one of {known}, but it is {args.ddp_backend!r}.")
+    registered = torch.distributed.Backend.backend_list if torch.distributed.is_available() else []
+    if args.ddp_backend is not None and args.ddp_backend not in (*_DDP_BACKENDS, *registered):
+        raise UsageError(f"`ddp_backend` must be one of {', '.join(_DDP_BACKENDS)}, but it is {args.ddp_backend!r}.")
     _check_report_to(args.report_to)
 
 
