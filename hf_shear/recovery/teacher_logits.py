@@ -85,9 +85,7 @@ def store_teacher_logits(
     check_ranges(numbers)
     vocab_size = teacher.model.config.vocab_size
     if top_k >= vocab_size:
-        raise UsageError(
-            f"`distillation_top_k` must be at least 1 and below the vocabulary's size ({vocab_size}), but it is {top_k}."
-        )
+        raise UsageError(f"`distillation_top_k` must be below the vocabulary's size ({vocab_size}), but it is {top_k}.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"top_k": top_k, "temperature": temperature, "autocast": autocast}
