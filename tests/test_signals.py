@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
+import time
 
 import pytest
 from test_trainer_resume import CASES, arguments, assert_same_run
@@ -96,7 +98,9 @@ def to_all_workers(loader_of):
 
     def send(process: int, signum: int) -> None:
         for worker in loader_of()._loader._iterator._workers:
-            os.kill(worker.pid, signum)
+            # By another process: torch's workers end in peace if their parent asks for it.
+            subprocess.run(["kill", f"-{int(signum)}", str(worker.pid)], check=True)
+        time.sleep(0.3)  # torch hears of a worker that died, and raises
         os.kill(process, signum)
 
     return send
