@@ -40,6 +40,13 @@ def test_what_accelerate_launch_was_asked_for(command, expected, monkeypatch):
     assert launched_processes() == expected
 
 
+def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were launched, .* Give `--use_cpu` to the script"):
+        backends.check_launch(1)
+    backends.check_launch(2)
+
+
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])
 def test_the_number_may_stand_in_a_config_file(suffix, tmp_path, monkeypatch):
     import psutil

@@ -18,7 +18,7 @@ from training_helpers import (
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from hf_shear import ShearingLlamaForCausalLM, slice_model
-from hf_shear.core import FailedError
+from hf_shear.core import FailedError, UsageError
 from hf_shear.reporting import collect_versions
 from hf_shear.slicing import PROVENANCE_NAME, provenance_record, read_provenance, save_checkpoint
 
@@ -69,6 +69,28 @@ def test_the_sentencepiece_model_goes_along(tmp_path):
     second = save_checkpoint(plain_model(), first, AutoTokenizer.from_pretrained(first))
     assert (second / "tokenizer.model").read_bytes() == pieces
     assert "tokenizer.model" not in names(save_checkpoint(plain_model(), tmp_path / "third", letter_tokenizer()))
+
+
+def test_a_sentencepiece_model_that_is_a_link_out_of_its_checkpoint_is_not_published(tmp_path):
+    embedded = Path(__file__).resolve().parent.parent / "examples" / "embedded" / "model"
+    secret = tmp_path / "secret"
+    secret.write_bytes((embedded / "tokenizer.model").read_bytes())
+    received = save_checkpoint(plain_model(), tmp_path / "received", AutoTokenizer.from_pretrained(embedded))
+    (received / "tokenizer.model").unlink()
+    (received / "tokenizer.model").symlink_to(secret)
+    with pytest.raises(UsageError, match="tokenizer.model' is a link to .*secret', outside of its checkpoint"):
+        save_checkpoint(plain_model(), tmp_path / "out", AutoTokenizer.from_pretrained(received))
+    assert names(tmp_path) == {"secret", "received"}
+    # The Hub's cache is made of links, to files of its own.
+    cached = tmp_path / "models--a--b" / "snapshots" / "1234"
+    cached.mkdir(parents=True)
+    (tmp_path / "models--a--b" / "blobs").mkdir()
+    for file in embedded.iterdir():
+        blob = tmp_path / "models--a--b" / "blobs" / file.name
+        blob.write_bytes(file.read_bytes())
+        (cached / file.name).symlink_to(blob)
+    out = save_checkpoint(plain_model(), tmp_path / "out", AutoTokenizer.from_pretrained(cached))
+    assert (out / "tokenizer.model").read_bytes() == secret.read_bytes()
 
 
 class BrokenTokenizer:

@@ -18,8 +18,9 @@ from training_helpers import LENGTH, assert_equal_weights, letter_tokenizer, mas
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from hf_shear import slice_model
+from hf_shear.core import by_main_process, is_main_process
 from hf_shear.slicing import save_checkpoint
-from hf_shear.slicing.gathering import full_parameters, gathered, is_main_process, is_sharded, on_main_process
+from hf_shear.slicing.gathering import full_parameters, gathered, is_sharded
 
 BACKENDS = [
     pytest.param(
@@ -157,7 +158,7 @@ def test_what_is_not_sharded_passes_through():
     with gathered(layer.parameters()) as (weight, bias):
         assert weight.data_ptr() == layer.weight.data_ptr() and bias.data_ptr() == layer.bias.data_ptr()
     with pytest.raises(ZeroDivisionError):
-        on_main_process(lambda: 1 / 0)
+        by_main_process(lambda: 1 / 0)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -1,7 +1,7 @@
 """What every other package may use: errors and how they are shown, ranges, files, the lock of a run, signals."""
 
 from .errors import FailedError, MissingExtraError, UsageError
-from .main_process import by_main_process
+from .main_process import by_main_process, is_main_process, num_processes
 from .one_line import DEBUG, FAILED, OK, WRONG_USE, run_command_line
 from .output_files import check_output_file
 from .printable import printable, spelled
@@ -31,12 +31,14 @@ __all__ = [
     "check_ranges",
     "check_yaml_file",
     "content_of",
+    "is_main_process",
     "json_object",
     "leave_signals_to_parent",
     "lock_folder",
     "locked_result",
     "locked_run",
     "noted_signals",
+    "num_processes",
     "printable",
     "read_json_object",
     "read_text",

@@ -5,27 +5,56 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from .errors import FailedError, UsageError
+
 Result = TypeVar("Result")
+
+
+def num_processes() -> int:
+    """Processes of this launch, 1 without a process group."""
+    from torch import distributed  # takes seconds to import
+
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def is_main_process() -> bool:
+    """Whether this is the first process of all, or the only one."""
+    from torch import distributed
+
+    return num_processes() == 1 or distributed.get_rank() == 0
 
 
 def by_main_process(work: Callable[[], Result]) -> Result:
     """Call ``work`` in the main process of a launch. Its result, or its error, is that of every process.
 
     Args:
-        work: what it returns or raises can be pickled, where there are several processes.
-    """
-    from accelerate import PartialState  # takes seconds to import
-    from accelerate.utils import broadcast_object_list
+        work: what it returns can be pickled, where there are several processes.
 
-    state, told = PartialState(), [None]
-    if state.is_main_process:
+    Raises:
+        Exception: what ``work`` raised. In the other processes, which would wait for ever without it, a ``UsageError`` or
+            ``FailedError`` with the same text, or else a RuntimeError that names it.
+    """
+    result, failure = None, None
+    if is_main_process():
         try:
-            told = [(work(), None)]
-        except Exception as error:  # raised below, in every process, once the others know
-            told = [(None, error)]
-    if state.num_processes > 1:
-        broadcast_object_list(told)
-    result, error = told[0]
-    if error is not None:
-        raise error
+            result = work()
+        except Exception as error:  # raised below, once the others know
+            failure = error
+    if num_processes() > 1:
+        from torch import distributed
+
+        told = [(result, failure if failure is None else _for_others(failure))]
+        distributed.broadcast_object_list(told, src=0)
+        if failure is None:
+            result, failure = told[0]
+    if failure is not None:
+        raise failure
     return result
+
+
+def _for_others(failure: Exception) -> Exception:
+    """What the other processes raise of an error in the main one; only errors of our own are known to be picklable."""
+    for kind in (UsageError, FailedError):
+        if isinstance(failure, kind):
+            return kind(str(failure))
+    return RuntimeError(f"The main process failed with {type(failure).__name__}: {failure}")

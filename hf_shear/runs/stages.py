@@ -26,7 +26,6 @@ from ..shapes import TargetShape
 from ..slicing import (
     UNFINISHED,
     begin_folder,
-    on_main_process,
     provenance_record,
     put_in_place,
     read_provenance,
@@ -330,7 +329,7 @@ def train_plain(run: Run, name: str, model, start_path: Path | None, num_tokens:
 def _merged(trainer: ShearTrainer, start_path: Path, adapter: Path):
     """The plain model that an adapter and the checkpoint it was trained on make together; the adapter is saved."""
     unfinished = adapter.with_name(adapter.name + UNFINISHED)
-    on_main_process(lambda: begin_folder(adapter))
+    by_main_process(lambda: begin_folder(adapter))
     trainer.save_model(str(unfinished))
     trainer.accelerator.wait_for_everyone()
     with whole_models():
@@ -341,7 +340,7 @@ def _merged(trainer: ShearTrainer, start_path: Path, adapter: Path):
             save_adapter_record(unfinished, base)
         put_in_place(unfinished, adapter)
 
-    on_main_process(complete)
+    by_main_process(complete)
     return merge_adapter(base, adapter)
 
 

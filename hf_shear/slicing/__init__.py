@@ -1,7 +1,6 @@
 """How it is cut: from masks to a plain checkpoint."""
 
 from .export import PROVENANCE_NAME, provenance_record, read_provenance, save_checkpoint
-from .gathering import on_main_process
 from .kept_units import KeptUnits, kept_units_from_masks
 from .nemotron_nas import (
     CONFIGURATION_NAME,
@@ -32,7 +31,6 @@ __all__ = [
     "count_kept_parameters",
     "is_own_configuration",
     "kept_units_from_masks",
-    "on_main_process",
     "padded_shape",
     "provenance_record",
     "put_in_place",

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..core import UsageError
+from ..core import UsageError, by_main_process, is_main_process
 from ..modeling import ShearingMixin
 from ..reporting import collect_versions
 from ..shapes import ModelShape
 from ..sources import savable_generation_config
-from .gathering import check_dtype, full_parameters, is_main_process, is_sharded, on_main_process
+from .gathering import check_dtype, full_parameters, is_sharded
 from .kept_units import KeptUnits
 from .older_config_fields import add_older_config_fields
 from .tokenizer_files import save_tokenizer
@@ -55,7 +55,7 @@ def save_checkpoint(
     state = None
     if dtype is not None or is_sharded(model):
         model, state = _plain_copy(model, dtype)
-    on_main_process(lambda: _write(model, state, output_dir, processing_class, provenance))
+    by_main_process(lambda: _write(model, state, output_dir, processing_class, provenance))
     return output_dir
 
 

@@ -7,16 +7,15 @@ is not sharded passes through as it is, in one process or in several.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from ..core import FailedError, UsageError
+from ..core import UsageError
 from .releasing import release_weights, return_freed_memory, return_mapped_pages
 
 # Parts of a parameter's name that wrappers add: torch's checkpoint_wrapper and torch.compile.
@@ -66,46 +65,6 @@ def full_parameters(model: nn.Module, release: bool = False) -> Iterator[dict[st
             unit.clear()
         if sharded or release:
             return_freed_memory()
-
-
-def num_processes() -> int:
-    """Processes of this launch, 1 without a process group."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def is_main_process() -> bool:
-    """Whether this is the first process of all, or the only one."""
-    return num_processes() == 1 or dist.get_rank() == 0
-
-
-def on_main_process(call: Callable[[], object]) -> None:
-    """Let the main process do something that the others wait for.
-
-    Raises:
-        RuntimeError: in the other processes, what the main process raised. Without this they would wait for ever. A
-            ``UsageError`` or ``FailedError`` is raised as it is.
-    """
-    failure = None
-    if is_main_process():
-        try:
-            call()
-        except Exception as error:  # raised below, once the others know
-            failure = error
-    if num_processes() > 1:
-        told = [failure if failure is None else _for_others(failure)]
-        dist.broadcast_object_list(told, src=0)
-        if failure is None and told[0] is not None:
-            raise told[0]
-    if failure is not None:
-        raise failure
-
-
-def _for_others(failure: Exception) -> Exception:
-    """What the other processes raise of an error in the main one; only errors of our own are known to be picklable."""
-    for kind in (UsageError, FailedError):
-        if isinstance(failure, kind):
-            return kind(str(failure))
-    return RuntimeError(f"The main process failed with {type(failure).__name__}: {failure}")
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:

@@ -17,9 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..core import UsageError
+from ..core import UsageError, by_main_process
 from ..sources import savable_generation_config
-from .gathering import on_main_process
 from .older_config_fields import add_older_config_fields
 from .tokenizer_files import SAMPLE, save_tokenizer
 
@@ -56,7 +55,7 @@ def check_saves(
         UsageError: something cannot be written, or reads back as something else.
     """
     named = f"`{argument}` {str(output_dir)!r}"
-    on_main_process(
+    by_main_process(
         lambda: _check(Path(output_dir), named, config, tokenizer, generation_config, result_bytes, checkpoint_bytes)
     )
 

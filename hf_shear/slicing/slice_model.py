@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..core import UsageError
+from ..core import UsageError, is_main_process
 from ..families import Family
 from ..masks import EXPERT, HIDDEN, INTERMEDIATE, ShearingMasks
 from ..modeling import ShearingModel, head_channel_masks, residual_write_masks, scale_norm_weight, scale_weight
 from ..shapes import ModelShape, config_for_shape
 from ..sources import savable_generation_config
-from .gathering import check_dtype, full_parameters, is_main_process, is_sharded
+from .gathering import check_dtype, full_parameters, is_sharded
 from .kept_units import KeptUnits, kept_units_from_masks
 from .select_kept import head_channels, select_kept
 

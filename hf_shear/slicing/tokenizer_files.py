@@ -12,6 +12,8 @@ import json
 import shutil
 from pathlib import Path
 
+from ..core import UsageError
+
 SENTENCEPIECE_NAME = "tokenizer.model"
 CONFIG_NAME = "tokenizer_config.json"
 SAMPLE = "A red house, 42."
@@ -55,10 +57,22 @@ def write_for_older_readers(processing_class, folder: Path) -> None:
 
 
 def sentencepiece_file(processing_class) -> Path | None:
-    """The ``tokenizer.model`` that the tokenizer was loaded beside, None if there is none."""
+    """The ``tokenizer.model`` that the tokenizer was loaded beside, None if there is none.
+
+    Raises:
+        UsageError: it is a link that leads out of the checkpoint.
+    """
     vocab_file = getattr(processing_class, "vocab_file", None)
     path = Path(vocab_file) if vocab_file else None
-    return path if path is not None and path.name == SENTENCEPIECE_NAME and path.is_file() else None
+    if path is None or path.name != SENTENCEPIECE_NAME or not path.is_file():
+        return None
+    folder, target = path.parent.resolve(), path.resolve()
+    if target.parent not in (folder, folder.parents[min(1, len(folder.parents) - 1)] / "blobs"):  # of the Hub's cache
+        raise UsageError(
+            f"{str(path)!r} is a link to {str(target)!r}, outside of its checkpoint: what lies there would be copied to the"
+            " result, and published with it. Put the file itself in its place."
+        )
+    return path
 
 
 def _older_class(processing_class, fields: dict) -> dict:

@@ -23,7 +23,13 @@ def backend_name(trainer: Trainer) -> str:
 
 
 def check_launch(num_processes: int) -> None:
-    """Raise ValueError if ``accelerate launch`` was asked for several processes and silently started one."""
+    """Raise ValueError if several processes were asked for, and each of them takes itself for the only one."""
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if num_processes == 1 and started > 1:
+        raise UsageError(
+            f"{started} processes were launched, but each takes itself for the only one, since there is no GPU. Give"
+            " `--use_cpu` to the script, or launch one process."
+        )
     asked = launched_processes() if num_processes == 1 else None
     if asked is not None and asked > 1:
         raise UsageError(

@@ -15,9 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch import distributed as dist
 
-from ..core import UsageError
+from ..core import UsageError, num_processes
 from ..masks import ShearingMasks
-from ..slicing.gathering import num_processes
 
 MASKS, MULTIPLIERS = "masks", "multipliers"
 MASK_STATE_NAME = "mask_optimizer.safetensors"
