@@ -57,6 +57,10 @@ class Arguments(runs.TextArguments):
         if self.tasks_dir is not None and not self.task_names:
             raise UsageError("`tasks_dir` is given without `tasks`. Name the tasks, such as `--tasks shear_piqa`.")
         check_output_file("output", self.output)
+        if self.device is not None:
+            from ..evaluation import resolve_device
+
+            resolve_device(self.device)
         if Path(self.output).exists() and not self.overwrite:
             raise UsageError(f"`output` {self.output!r} exists. Name another file, or replace it with `--overwrite`.")
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .. import runs
 from ..compensation import SOURCE, resolve_compensation
-from ..core import UsageError
+from ..core import UsageError, read_json_object
 from ..data import Calibration
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel
 from ..recovery import merge_adapter
@@ -56,6 +56,10 @@ class Arguments(runs.DataArguments):
                 raise UsageError(f"`compensation={self.compensation!r}` needs text: give `--data_dir`.")
         if Path(self.output_dir).exists():
             raise UsageError(f"`output_dir` {self.output_dir!r} exists. Name a folder that does not.")
+        if self.base is not None and not self.is_adapter:
+            raise UsageError(
+                f"`base` is for an adapter, but `checkpoint` {self.checkpoint!r} holds none. Leave it out."
+            )
         if self.is_adapter and self.base is None:
             raise UsageError(
                 f"`checkpoint` {self.checkpoint!r} is an adapter: give `--base`, the checkpoint it was trained on."
@@ -72,6 +76,7 @@ def run(arguments: Arguments) -> None:
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     provenance = None
     if arguments.is_adapter:
+        read_json_object(Path(arguments.checkpoint) / "adapter_config.json", "`checkpoint`: the adapter's config")
         opened = open_source("base", arguments.base)
         tokenizer = _tokenizer(opened)
         check_saves(arguments.output_dir, opened.config, tokenizer, read_generation_config(opened.location))
@@ -82,7 +87,7 @@ def run(arguments: Arguments) -> None:
         if opened.is_plain:
             raise UsageError(
                 f"`checkpoint` {opened.name!r} has no masks (model_type {opened.config.model_type!r}), and its weights are"
-                " whole and under plain names: it is a plain checkpoint already."
+                " whole and under plain names: it is a plain checkpoint already. Use it as it is."
             )
         tokenizer, config = _tokenizer(opened), opened.config
         if opened.has_masks:

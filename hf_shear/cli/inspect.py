@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from ..core import UsageError
+from ..core import UsageError, of_file
 from ..engines import ENGINES, CheckpointFacts, facts_of_config, has_byte_fallback, where_it_loads
 from ..evaluation import kv_cache_bytes_per_token
 from ..modeling import check_supported_source
@@ -64,8 +64,11 @@ def run(arguments: Arguments) -> None:
     facts["now"] = describe(config, ModelShape.from_config(config), arguments.sequence_length)
     if source.is_nemotron_nas:
         facts["now"] |= _of_uneven_layers(source, arguments.sequence_length)
-    if (Path(arguments.checkpoint) / PROVENANCE_NAME).is_file():
-        facts["kept_per_layer"] = widths_of_layers(read_provenance(arguments.checkpoint)["kept"])
+    provenance = Path(arguments.checkpoint) / PROVENANCE_NAME
+    if provenance.exists():
+        record = read_provenance(arguments.checkpoint)
+        with of_file(provenance):
+            facts["kept_per_layer"] = widths_of_layers(record.get("kept") or {})
     if target is not None:
         facts["target"] = describe(config, target, arguments.sequence_length)
         if target.num_experts is None:
@@ -96,6 +99,11 @@ def describe(config: PretrainedConfig, shape: ModelShape, sequence_length: int) 
 
 def widths_of_layers(kept: dict) -> list[dict[str, int]]:
     """Sizes of each layer without padding, from the kept units of a provenance record; 0: no such sub-layer."""
+    for name in ("layers", "heads", "key_value_heads", "intermediate"):
+        lacking = {"any"} if name not in kept else {str(layer) for layer in kept["layers"]} - set(kept.get(name, ()))
+        if name not in kept or (name != "layers" and lacking):
+            where = "" if name not in kept else f" of layer {min(lacking)}"
+            raise UsageError(f"`provenance.kept` lacks `{name}`{where}. Put back the file that was written with it.")
     return [
         {
             "source_layer": layer,

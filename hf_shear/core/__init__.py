@@ -1,6 +1,6 @@
 """What every other package may use: errors and how they are shown, ranges, files, the lock of a run, signals."""
 
-from .errors import FailedError, MissingExtraError, UsageError
+from .errors import FailedError, MissingExtraError, UsageError, of_file
 from .main_process import by_main_process, is_main_process, num_processes
 from .one_line import DEBUG, FAILED, OK, WRONG_USE, run_command_line
 from .output_files import check_output_file
@@ -40,6 +40,7 @@ __all__ = [
     "noted_signals",
     "num_processes",
     "printable",
+    "of_file",
     "read_json_object",
     "read_text",
     "read_yaml_mapping",

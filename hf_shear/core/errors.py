@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UsageError(ValueError):
     """A mistake of the user: an argument, a file or a combination of them that can not be used.
@@ -10,6 +14,17 @@ class UsageError(ValueError):
     "`mask_share` must be between 0 and 1, but it is 2. Give a share of the steps, such as 0.3."
     The command line shows it as one line, with exit code 2.
     """
+
+
+@contextmanager
+def of_file(path: str | os.PathLike) -> Iterator[None]:
+    """Say of mistakes found in the content of a file which file it is."""
+    try:
+        yield
+    except UsageError as error:
+        if repr(os.fspath(path)) in str(error):
+            raise
+        raise UsageError(f"{os.fspath(path)!r}: {error}") from error
 
 
 class MissingExtraError(UsageError, ImportError):

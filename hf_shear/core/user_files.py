@@ -53,7 +53,9 @@ def json_object(text: str, what: str) -> dict:
     except RecursionError as error:
         raise UsageError(f"{what} is nested too deep to be read. Write it flat.") from error
     if not isinstance(content, dict):
-        raise UsageError(f"{what} must hold a JSON object, but it holds a {type(content).__name__}.")
+        raise UsageError(
+            f"{what} must hold a JSON object, but it holds a {type(content).__name__}. Write names and values."
+        )
     return content
 
 

@@ -3,7 +3,7 @@
 The metrics of `evaluate` are in `hf_shear.evaluation.metrics`, which needs that package to be installed.
 """
 
-from .compare import compare_checkpoints, evaluate_checkpoint, evaluation_versions
+from .compare import compare_checkpoints, evaluate_checkpoint, evaluation_versions, resolve_device
 from .document_losses import DocumentLosses, document_losses
 from .intervals import paired_difference, ratio_of_sums
 from .perplexity import PerplexityProtocol
@@ -29,4 +29,5 @@ __all__ = [
     "paired_difference",
     "ratio_of_sums",
     "size_record",
+    "resolve_device",
 ]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from ..core import UsageError
 from ..reporting import collect_versions
 from ..sources import Source, open_source
 from .document_losses import DocumentLosses, prefix_token_id
@@ -153,7 +154,23 @@ def _plan(names, domains, perplexity, tasks, limit, device, dtype, speed: SpeedP
             prefix_token_id(source.load_tokenizer())
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return _Plan(sources, texts, protocol, tasks, limit, torch.device(device), dtype)
+    return _Plan(sources, texts, protocol, tasks, limit, resolve_device(device), dtype)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        UsageError: there is none of this name here.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"`device` must be one that is here, such as cpu or cuda:0, but it is {str(device)!r}."
+        ) from error
+    return found
 
 
 def _load(plan: _Plan, argument: str) -> PreTrainedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -76,6 +77,9 @@ def model_card(
             if value is not None and not is_hub_id(value):
                 raise UsageError(f"`{argument}` must be an id on the Hub, such as 'name/model', but it is {value!r}.")
     results, evaluation = publishable(results), publishable(evaluation)
+    for code in language or []:
+        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code):
+            raise UsageError(f"`language` must be a code such as 'en' or 'pt-BR', but it is {code!r}.")
     provenance, base_model, source = check_facts(results, provenance, evaluation, arm, base_model, source)
     command = publishable(rebuild_command or results.get("command"))
     facts = CardFacts(
@@ -242,7 +246,7 @@ def write_card(card: ModelCard, path: str | os.PathLike, overwrite: bool = False
     path, text = Path(path), str(card)
     if path.is_dir():
         raise UsageError(f"`output` {str(path)!r} is a folder. Name the file, such as {str(path / 'README.md')!r}.")
-    if path.is_file() and not overwrite and path.read_text(encoding="utf-8") != text:
+    if path.is_file() and not overwrite and path.read_bytes() != text.encode():
         raise UsageError(
             f"{str(path)!r} is there already, with other content. Replace it with `--overwrite`, or write elsewhere with"
             " `--output FILE`."

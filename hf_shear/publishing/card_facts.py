@@ -71,11 +71,11 @@ def check_facts(
     if not results:
         raise UsageError(
             "A card needs results: there is no results.json with this model. A run that ends writes it; a card without"
-            " measured numbers is not written."
+            " measured numbers is not written. Finish the run first."
         )
     check_record(results, "results")
-    check_record(provenance or {}, "provenance")
-    check_record(evaluation or {}, "evaluation")
+    check_record({} if provenance is None else provenance, "provenance")
+    check_record({} if evaluation is None else evaluation, "evaluation")
     needed = [*dict.fromkeys(("source", "pruned", arm)), "tokens"]
     missing = [name for name in needed if not results.get(name)]
     missing += [f"tokens.{name}" for name in ("mask_learning", "recovery") if name not in (results.get("tokens") or {})]

@@ -67,9 +67,8 @@ def weight_files(checkpoint: Path) -> list[str]:
     index = checkpoint / SHARDED_WEIGHTS
     if not plain_file(index):
         raise UsageError(
-            f"{str(checkpoint)!r} has no weights: neither {SINGLE_WEIGHTS} nor {SHARDED_WEIGHTS}. An adapter is merged"
-            " into its model first (`merge_and_unload`), and weights of other formats are saved again with"
-            " `save_pretrained`."
+            f"{str(checkpoint)!r} has no weights: neither {SINGLE_WEIGHTS} nor {SHARDED_WEIGHTS}. Merge an adapter"
+            " into its model first (`merge_and_unload`), and save weights of other formats again with `save_pretrained`."
         )
     weight_map = _weight_map(index)
     shards = sorted(set(weight_map.values()))

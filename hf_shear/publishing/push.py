@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import yaml
@@ -21,8 +22,9 @@ from .hub_access import NETWORK_ERRORS, PushError, RemoteRepo, asking_the_hub, c
 from .local_paths import last_part, without_source_path
 from .plain_files import plain_file
 from .run_files import RunFiles, find_run
-from .source_model import SourceLicense, masked_origin, source_license, text_license
+from .source_model import SourceLicense, is_hub_id, masked_origin, source_license, text_license
 
+_BRANCH = re.compile(r"(?!.*\.\.)\w[\w./-]*")
 _WITH_SOURCE_PATH = ("config.json", "tokenizer_config.json")  # files in which libraries note where something came from
 
 
@@ -68,7 +70,7 @@ def push_to_hub(
     """
     run = find_run(folder)
     weights = {name: run.checkpoint / name for name in weight_files(run.checkpoint)}
-    _check_before_network(run, repo_id, masked, license_file)
+    _check_before_network(run, repo_id, masked, license_file, base_model, revision)
     own_card, files = _own_card(run.checkpoint / CARD_NAME), _files(run, weights, license_file)
     if license is None and license_file is not None:
         license = text_license(Path(license_file))
@@ -93,9 +95,17 @@ def push_to_hub(
     return _upload(api, repo_id, operations, private, revision, message)
 
 
-def _check_before_network(run: RunFiles, repo_id: str, masked: bool, license_file) -> None:
+def _check_before_network(run: RunFiles, repo_id: str, masked: bool, license_file, base_model, revision) -> None:
     if license_file is not None and not Path(license_file).is_file():
         raise UsageError(f"`license_file` must be a file, but {str(license_file)!r} is none. Name the licence's text.")
+    if re.fullmatch(r"hf_\w{20,}", repo_id):
+        raise UsageError(
+            "`repo_id` must be 'name/model', but a token was given. Set the environment variable HF_TOKEN to it."
+        )
+    if base_model is not None and not is_hub_id(base_model):
+        raise UsageError(f"`base_model` must be an id on the Hub, such as 'name/model', but it is {base_model!r}.")
+    if revision is not None and not _BRANCH.fullmatch(revision):
+        raise UsageError(f"`revision` must be the name of a branch, such as 'main', but it is {revision!r}.")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core import UsageError
+from ..core import UsageError, of_file
 from ..reporting import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, TARGET_NAMES, check_record, read_json_object
 from ..slicing import PROVENANCE_NAME
 from .checkpoint_files import checkpoint_config, is_masked
@@ -77,11 +77,13 @@ def _best_checkpoint(folder: Path) -> Path:
 
 
 def _first_json(places: list[Path], name: str) -> dict | None:
-    path = next((place / name for place in places if plain_file(place / name)), None)
+    found = [place / name for place in places]
+    path = next((path for path in found if plain_file(path) or (path.exists() and not path.is_symlink())), None)
     if path is None:
         return None
     content = read_json_object(path)
-    check_record(content, RECORDS[name])
+    with of_file(path):
+        check_record(content, RECORDS[name])
     return content
 
 

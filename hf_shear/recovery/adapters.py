@@ -67,10 +67,15 @@ def peft_config_from(description: dict | str | os.PathLike | None):
         raise UsageError(
             f"`peft_config` has the peft_type {kind!r}, which peft does not know; it knows {', '.join(sorted(known))}."
         )
+    rank = fields.get("r", 1)
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise UsageError(
+            f"`peft_config['r']` must be a whole number of at least 1, but it is {rank!r}. Give a rank such as 16."
+        )
     try:
         return known[kind](**fields)
-    except TypeError as error:
-        raise UsageError(f"`peft_config` does not fit {kind}: {error}.") from error
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"`peft_config` {fields} does not fit {kind}: {error}. Correct the field.") from error
 
 
 def add_adapters(model: PreTrainedModel, peft_config=None) -> nn.Module:

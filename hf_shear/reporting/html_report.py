@@ -31,6 +31,8 @@ from hf_shear.reporting.results import (
 )
 from hf_shear.reporting.table import verdict
 
+from ..core import of_file
+
 
 def html_report(results: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None) -> str:
     """The report of a run as one HTML document.
@@ -42,6 +44,10 @@ def html_report(results: Mapping[str, Any], evaluation: Mapping[str, Any] | None
     Raises:
         ValueError: ``kept`` contradicts the source's shape.
     """
+    with of_file(RESULTS_NAME):
+        check_record(results, "results")
+    with of_file(EVALUATION_NAME):
+        check_record(evaluation or {}, "evaluation")
     title = _title(results)
     body = [
         shape_section(results),
@@ -70,10 +76,8 @@ def write_html_report(folder: str | os.PathLike, output: str | os.PathLike | Non
     """
     folder = Path(folder)
     results, evaluation = read_results(folder / RESULTS_NAME), None
-    check_record(results, "results")
-    if (folder / EVALUATION_NAME).is_file():
+    if (folder / EVALUATION_NAME).exists():
         evaluation = read_json_object(folder / EVALUATION_NAME)
-        check_record(evaluation, "evaluation")
     content = html_report(results, evaluation)
     return write_text_atomically(folder / REPORT_NAME if output is None else output, content)
 

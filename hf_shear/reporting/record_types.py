@@ -6,7 +6,7 @@ run's results are checked by ``check_results``.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,7 +27,7 @@ class Needs(dict):
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _count(value: Any) -> bool:
@@ -98,7 +98,7 @@ NULLABLE = (
 """Entries that may be null, beside objects and lists: not known, or there is none."""
 PROVENANCE = {
     "source": {"name_or_path": TEXT, "revision": TEXT, "shape": SHAPE}, "mask_settings": {"method": TEXT}, "method": TEXT,
-    "versions": Each(any=TEXT),
+    "versions": Each(any=TEXT), "kept": RESULTS["kept"],
 }  # fmt: skip
 TYPES = {"results": RESULTS, "evaluation": EVALUATION, "provenance": PROVENANCE}
 
@@ -128,6 +128,10 @@ def _check(value: Any, kind: Any, path: str) -> None:
     elif not isinstance(value, Mapping):
         raise _wrong(path, "an object", value)
     elif isinstance(kind, Each):
+        if path.endswith(".loss") and not value:
+            raise UsageError(
+                f"`{path}` must name at least one domain, but it is empty. Put back the file that the run wrote."
+            )
         for name, item in value.items():
             _check_entry(name, item, kind["any"], path)
     else:

@@ -121,7 +121,7 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
         ValueError: it is not one JSON object, or holds a number that is not finite.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(
             f"There is no results file at '{path}'. A run that ends writes `<output_dir>/results.json`."
         )
@@ -233,7 +233,7 @@ def _check_numbers(mapping: Any, names: Iterable[str], path: str) -> None:
 
 def _get(mapping: Mapping[str, Any], name: str, path: str) -> Any:
     if name not in mapping:
-        raise UsageError(f"The results lack the key `{_join(path, name)}`.")
+        raise UsageError(f"The results lack the key `{_join(path, name)}`. Finish the run, or put back what it wrote.")
     return mapping[name]
 
 
@@ -268,7 +268,9 @@ def _check_json(value: Any, path: str) -> None:
     if isinstance(value, dict):
         for name, item in value.items():
             if not isinstance(name, str):
-                raise UsageError(f"Keys must be strings, but `{path or 'results'}` has the key {name!r}.")
+                raise UsageError(
+                    f"Keys must be strings, but `{path or 'results'}` has the key {name!r}. Write it as a string."
+                )
             _check_json(item, _join(path, name))
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):

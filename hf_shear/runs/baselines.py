@@ -21,7 +21,7 @@ def baseline_learning_rates(text: str | None) -> dict[str, float]:
     for name, rate in rates.items():
         if name not in BASELINES:
             raise UsageError(
-                f"`baseline_learning_rates` must name some of {', '.join(BASELINES)}, but it names {name!r}."
+                f"`baseline_learning_rates` must name some of {', '.join(BASELINES)}, but it names {name!r}. Leave it out."
             )
         RANGES["learning_rate"].check(f"baseline_learning_rates[{name!r}]", rate)
     return rates

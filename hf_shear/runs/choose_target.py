@@ -41,6 +41,9 @@ def choose_target(pipeline, config: PretrainedConfig) -> tuple[TargetShape, str 
     if pipeline.preset is not None:
         return preset_shape(pipeline.preset, config), None
     if pipeline.target_num_parameters is not None:
-        choice = shape_for_budget(config, num_parameters=pipeline.target_num_parameters)
+        try:
+            choice = shape_for_budget(config, num_parameters=pipeline.target_num_parameters)
+        except UsageError as error:
+            raise UsageError(f"`target_num_parameters`: {error}") from error
         return choice.shape, choice.describe()
     return TargetShape.from_source(config, **named), None

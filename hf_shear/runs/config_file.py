@@ -59,12 +59,17 @@ def parse_arguments(
     from_file = [entry for entry in _entries_of_file(path) if entry.name not in overridden]
     for entry in from_file + flags:
         if entry.name in (refused or {}):
-            raise UsageError(f"`--{entry.name}` can not be given here: {refused[entry.name]}.")
+            raise UsageError(f"`--{entry.name}`{entry.place} can not be given here: {refused[entry.name]}.")
     values = read_values(parser, from_file + flags, program)
     try:
         return parser.parse_dict(values)
     except ValueError as error:  # of ranges, of combinations, or of what transformers checks in its own arguments
-        raise UsageError(str(error) + _where(error, from_file)) from error
+        fix = (
+            ""
+            if isinstance(error, UsageError)
+            else f"{'' if str(error).endswith('.') else '.'} Change or leave out what is named."
+        )
+        raise UsageError(f"{error}{fix}{_where(error, from_file)}") from error
 
 
 def _where(error: ValueError, from_file: Sequence[Entry]) -> str:

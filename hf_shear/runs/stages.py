@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..compensation import resolve_compensation
 from ..core import StoppedBySignal, UsageError, by_main_process
-from ..data import Calibration, load_domains, warn_of_shared_text
+from ..data import Calibration, check_max_length, load_domains, warn_of_shared_text
 from ..families import family_named, family_of
 from ..importance import mask_start_importance
 from ..masks import MaskSettings, unit_kinds
@@ -129,6 +129,7 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     if pipeline.mask_start not in MASK_STARTS:
         kinds = [kind.name for kind in unit_kinds(target.source, target).values() if not kind.frozen]
         criteria_by_kind(criteria_from_words(pipeline.mask_start.split()), kinds)
+    check_max_length(pipeline.max_length, source.config.max_position_embeddings)
     check_run(pipeline, args, source, target, tokenizer)
     domains = read_domains(pipeline, args, default_domains)
     output_dir = None if args.output_dir == "trainer_output" else args.output_dir  # transformers' name for none given

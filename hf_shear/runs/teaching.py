@@ -42,7 +42,7 @@ def check_teaching(pipeline, args: ShearTrainingArguments, teacher: Source | Non
     if pipeline.quantize != "none" and args.recovery_method != "lora":
         raise UsageError(
             f"`quantize={pipeline.quantize!r}` needs `recovery_method='lora'`: quantised weights can not be trained, only"
-            f" adapters beside them, but it is {args.recovery_method!r}."
+            f" adapters beside them, but it is {args.recovery_method!r}. Give `lora`, or leave `quantize` out."
         )
     if args.recovery_method == "lora":  # merged at the end: refused now if that can not be
         check_mergeable(student, peft_config_from(args.peft_config))

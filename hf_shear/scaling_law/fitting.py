@@ -153,9 +153,11 @@ def check_fixed(form: LawForm, fixed: Mapping[str, float]) -> dict[str, float]:
     held = {}
     for name, value in fixed.items():
         if name not in form.constants:
-            raise UsageError(f"`fixed` names {name!r}; the constants of {form.name!r} are {', '.join(form.constants)}.")
+            raise UsageError(
+                f"`fixed` names {name!r}; the constants of {form.name!r} are {', '.join(form.constants)}. Name those."
+            )
         if not math.isfinite(value):
-            raise UsageError(f"`fixed[{name!r}]` must be finite, but it is {value}.")
+            raise UsageError(f"`fixed[{name!r}]` must be finite, but it is {value}. Give a number.")
         if name in form.scales and value <= 0:
             raise UsageError(f"`fixed[{name!r}]` must be above 0, but it is {value}.")
         if name in form.exponents and not form.exponents[name][0] <= value <= form.exponents[name][1]:

@@ -8,14 +8,13 @@ import json
 import math
 import os
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 
-from ..core import UsageError, check_ranges
-from ..reporting import RESULTS_NAME, read_results
+from ..core import UsageError, check_ranges, of_file
+from ..reporting import RESULTS_NAME, check_record, read_results
 from .recovery_run import Case, RecoveryRun
 
 COLUMNS = ("run", "num_parameters", "fraction_removed", "source_loss", "tokens", "loss")
@@ -76,6 +75,8 @@ def run_from_results(path: str | os.PathLike, name: str | None = None, source_lo
         ValueError: the file lacks what is needed, or its reference losses are not those of its source.
     """
     results = read_results(path)
+    with of_file(path):
+        check_record(results, "results")
     try:
         source, pruned, tokens = results["source"], results["pruned"], results["tokens"]
         sizes = (source["num_parameters"], pruned["num_parameters"])
@@ -83,12 +84,14 @@ def run_from_results(path: str | os.PathLike, name: str | None = None, source_lo
         checkpoints = [(row["num_tokens"] - tokens["mask_learning"], fmean(row["loss"].values())) for row in rows]
         last = (tokens["recovery"], results["recovered"]["mean"])
     except KeyError as error:
-        raise UsageError(f"The results file {os.fspath(path)!r} lacks {error}, which a run's law needs.") from error
+        raise UsageError(
+            f"The results file {os.fspath(path)!r} lacks `{error.args[0]}`, which a run's law needs. Finish the run."
+        ) from error
     if source_loss is None:
         source_loss = _reference_loss(path, source, rows)
     checkpoints = [(count, loss) for count, loss in checkpoints if count > 0] or [last]
     counts, losses = zip(*checkpoints, strict=True)
-    with _named(path):
+    with of_file(path):
         case = Case(sizes[0], 1 - sizes[1] / sizes[0], source_loss, num_pruned_parameters=sizes[1])
         return RecoveryRun(name or Path(path).stem, case, counts, losses)
 
@@ -128,7 +131,7 @@ def run_from_trainer_state(
     state = _read_json(Path(path))
     if not isinstance(state, dict) or "log_history" not in state:
         raise UsageError(f"{os.fspath(path)!r} has no `log_history`. Name the trainer_state.json of a checkpoint.")
-    with _named(path):
+    with of_file(path):
         tokens, losses = checkpoints_of_log(state["log_history"], tokens_per_step, loss_key)
     if not tokens:
         raise UsageError(
@@ -136,7 +139,7 @@ def run_from_trainer_state(
             " (`eval_strategy`), or take the training loss with `loss_key='loss'`."
         )
     name = name or str(Path(path).parent.name)
-    with _named(path):
+    with of_file(path):
         return RecoveryRun(name, case, tokens, losses, family=family, pruning=pruning)
 
 
@@ -212,7 +215,7 @@ def runs_from_csv(path: str | os.PathLike) -> list[RecoveryRun]:
             rows.setdefault(row["run"], []).append(_parse_row(path, number, row))
     if not rows:
         raise UsageError(f"{os.fspath(path)!r} has no rows. Write one for each checkpoint of each run.")
-    with _named(path):
+    with of_file(path):
         return [_run_from_rows(path, name, part) for name, part in rows.items()]
 
 
@@ -290,7 +293,7 @@ def _listed_run(path: Path, entry: Mapping) -> RecoveryRun:
             raise UsageError(
                 f"`{name}` of a run in {str(path)!r} must be a string, but it is {entry[name]!r}. Give a string."
             )
-    with _named(path):
+    with of_file(path):
         if entry.get("tokens_per_step") is not None:
             check_ranges({"tokens_per_step": entry["tokens_per_step"]})
         case = Case(**{name: entry[name] for name in CASE_COLUMNS if name in entry})
@@ -308,17 +311,6 @@ def _read_json(path: Path):
         raise UsageError(f"{str(path)!r} is not valid JSON: {error}. Write it again.") from error
     except RecursionError:
         raise UsageError(f"{str(path)!r} is not valid JSON: it is nested too deep. Write it again.") from None
-
-
-@contextmanager
-def _named(path: str | os.PathLike) -> Iterator[None]:
-    """Say of a mistake in which file it is."""
-    try:
-        yield
-    except UsageError as error:
-        if repr(os.fspath(path)) in str(error):
-            raise
-        raise UsageError(f"{os.fspath(path)!r}: {error}") from error
 
 
 def _is_number(value: object) -> bool:

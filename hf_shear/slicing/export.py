@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..core import UsageError, by_main_process, is_main_process
+from ..core import UsageError, by_main_process, is_main_process, of_file
 from ..modeling import ShearingMixin
-from ..reporting import collect_versions
+from ..reporting import check_record, collect_versions, read_json_object
 from ..shapes import ModelShape
 from ..sources import savable_generation_config
 from .gathering import check_dtype, full_parameters, is_sharded
@@ -116,8 +116,16 @@ def _cpu_copy(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def read_provenance(checkpoint: str | os.PathLike) -> dict:
-    """The provenance record beside a checkpoint that ``save_checkpoint`` wrote."""
-    return json.loads((Path(checkpoint) / PROVENANCE_NAME).read_text(encoding="utf-8"))
+    """The provenance record beside a checkpoint that ``save_checkpoint`` wrote.
+
+    Raises:
+        UsageError: it is broken, or holds values of another kind.
+    """
+    path = Path(checkpoint) / PROVENANCE_NAME
+    record = read_json_object(path)
+    with of_file(path):
+        check_record(record, "provenance")
+    return record
 
 
 def provenance_record(model: PreTrainedModel | PretrainedConfig, kept: KeptUnits | dict, **facts: object) -> dict:

@@ -10,6 +10,7 @@ from pathlib import Path
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, LlamaConfig, MistralConfig, PretrainedConfig
+from transformers.activations import ACT2FN
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..core import UsageError, read_json_object
@@ -41,17 +42,38 @@ def read_config(argument: str, place: Place, fields: dict, as_family: str | None
     """
     model_type = fields.get("model_type")
     if not isinstance(model_type, str):
-        raise UsageError(f"`{argument}`: the config.json of {place.name!r} must have a `model_type`, but it has none.")
+        raise UsageError(
+            f"`{argument}`: the config.json of {place.name!r} must have a `model_type`, but it has none. Get it anew."
+        )
     _refuse_own_code(argument, place, fields)
     if model_type not in CONFIG_MAPPING:
         raise UsageError(
             f"`{argument}` {place.name!r} has model_type {model_type!r}, which transformers {transformers.__version__} does"
-            f" not know. hf-shear shears {', '.join(supported_model_types())}."
+            f" not know. Give one of {', '.join(supported_model_types())}."
         )
     with readable(argument, f"{place.name}/config.json"):
         if _heads_do_not_divide(fields):
             return _as_mistral(argument, place, fields, as_family)
-        return AutoConfig.from_pretrained(place.name, trust_remote_code=False, **place.options, **hub)
+        config = AutoConfig.from_pretrained(place.name, trust_remote_code=False, **place.options, **hub)
+    _check_sizes(argument, place.name, config)
+    return config
+
+
+def _check_sizes(argument: str, name: str, config: PretrainedConfig) -> None:
+    """Refuse by name what transformers builds a model from, or fails at without one."""
+    for field in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+        size = getattr(config, field, 1)
+        if not isinstance(size, int) or size < 1:
+            raise UsageError(
+                f"`{argument}`: `{field}` in the config.json of {name!r} must be a whole number of at least 1, but it is"
+                f" {size!r}. Correct it, or get the checkpoint anew."
+            )
+    activation = getattr(config, "hidden_act", None)
+    if isinstance(activation, str) and activation not in ACT2FN:
+        raise UsageError(
+            f"`{argument}`: `hidden_act` in the config.json of {name!r} is {activation!r}, which transformers does not"
+            " know. Correct it, or get the checkpoint anew."
+        )
 
 
 @contextmanager
@@ -66,7 +88,10 @@ def readable(argument: str, name: str) -> Iterator[None]:
             raise
         reason = " ".join(str(error.__cause__ or error).split())
         kind = f"{type(error).__name__}: " if isinstance(error, KeyError) else ""
-        raise UsageError(f"`{argument}` {name!r} can not be read by transformers: {kind}{reason}") from error
+        raise UsageError(
+            f"`{argument}` {name!r} can not be read by transformers: {kind}{reason.rstrip('.')}. Correct it, or get it"
+            " anew."
+        ) from error
 
 
 def largest_layer_config(fields: dict) -> PretrainedConfig:
@@ -88,6 +113,7 @@ def config_fields(argument: str, place: Place, hub: dict) -> dict:
         if not path.is_file():
             raise UsageError(
                 f"`{argument}` must be the folder of a checkpoint, but {os.fspath(path.parent)!r} has no config.json."
+                " Name one that `save_pretrained` wrote."
             )
         return read_json_object(path, f"`{argument}`: the config")
     try:

@@ -102,11 +102,12 @@ class Source:
         elif self._quantisation is not None:
             config = to_dequantise(config, self._quantisation)
         mapping = None if self.weights is None else self.weights.key_mapping
-        model, info = from_pretrained(
-            self._place.name, *arguments, config=config,
-            **options | self._hub | {"output_loading_info": True, "trust_remote_code": False, "key_mapping": mapping,
-                                     "ignore_mismatched_sizes": True},
-        )  # fmt: skip
+        with _silent_transformers():
+            model, info = from_pretrained(
+                self._place.name, *arguments, config=config,
+                **options | self._hub | {"output_loading_info": True, "trust_remote_code": False, "key_mapping": mapping,
+                                         "ignore_mismatched_sizes": True},
+            )  # fmt: skip
         refuse_incomplete_load(self.argument, self.name, info, new)
         _forget_renames(model, mapping)
         model.config.name_or_path = self.name

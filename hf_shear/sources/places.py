@@ -57,7 +57,10 @@ def find_place(argument: str, name: str | os.PathLike) -> Place:
         return Place(str(name))
     if not path.is_dir():
         state = "is a file" if path.exists() else "does not exist"
-        raise UsageError(f"`{argument}` must be the folder of a checkpoint or a .gguf file, but {str(name)!r} {state}.")
+        raise UsageError(
+            f"`{argument}` must be the folder of a checkpoint or a .gguf file, but {str(name)!r} {state}."
+            " Give the path of one."
+        )
     if (path / ADAPTER).is_file():
         raise UsageError(adapter_refusal(argument, name))
     if any(_OF_PROCESSES.fullmatch(file.name) for file in path.iterdir()):

@@ -28,6 +28,11 @@ def check_tokenizer(argument: str, place: Place) -> bool:
         return False
     if not has_tokenizer(place):
         raise UsageError(f"`{argument}` {str(folder)!r} holds no tokenizer. Copy the source's tokenizer files into it.")
+    if (folder / "tokenizer.json").is_file():
+        if "model" not in read_json_object(folder / "tokenizer.json", f"`{argument}`: the tokenizer"):
+            raise UsageError(
+                f"`{argument}`: {str(folder / 'tokenizer.json')!r} lacks `model`, so it is no tokenizer. Get it anew."
+            )
     path = folder / "tokenizer_config.json"
     if path.is_file():
         _refuse_own_code(argument, path)

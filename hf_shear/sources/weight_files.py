@@ -105,7 +105,8 @@ def find_weights(argument: str, place: Place, named: str | None, fetch: bool, hu
     if first is None:
         raise UsageError(
             f"`{argument}` must be a whole checkpoint, but {place.name!r} holds no weights: none of {', '.join(names)}"
-            f"{' or a .gguf file' if place.folder is not None else ', or it can not be reached'}."
+            f"{' or a .gguf file' if place.folder is not None else ', or it can not be reached'}. Get the"
+            " checkpoint anew."
         )
     paths, suffix = [first], first.suffix
     if first.name.endswith(".index.json"):

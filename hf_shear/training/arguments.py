@@ -187,7 +187,7 @@ class ShearTrainingArguments(TrainingArguments):
         try:
             super().__post_init__()
         except ValueError as error:  # transformers' own checks, of combinations
-            raise UsageError(str(error)) from error
+            raise UsageError(f"{str(error).rstrip('.')}. Change or leave out what is named here.") from error
         if not _KNOWS_ACTIVATION_CHECKPOINTING:
             self.activation_checkpointing = self.gradient_checkpointing
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs

@@ -54,7 +54,7 @@ def read_json(path: str | os.PathLike) -> dict:
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file, parse_constant=_refuse)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{str(path)!r} is not whole: {error}. Restore the file, or start anew.") from error
     if not isinstance(content, dict):
         raise UsageError(f"{str(path)!r} must be a JSON object, but it is {type(content).__name__}. Restore the file.")
