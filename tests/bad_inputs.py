@@ -32,9 +32,9 @@ from hf_shear.core import UsageError
 MAX_SECONDS = 3  # of a row, many times what any takes
 SHEAR = Path(__file__).resolve().parent.parent / "examples" / "shear.py"
 
-_IMPERATIVES = """add ask change check choose convert continue copy correct count cut delete download evaluate
+_IMPERATIVES = """add ask change check choose clamp convert continue copy correct count cut delete download evaluate
     export finish fit get give install keep learn leave list load log lower make mark mend merge move name pack pass pick
-    point protect prune put raise read remove rename repair replace resume run save say see set shorten spell split start
+    point protect prune put raise read remove rename repair replace restore resume run save say see set shorten spell split start
     store take tokenise train try unpack use wait write""".split()
 ADVICE = re.compile(
     rf"(?:^|[.:;,] |\bor |\band |\(|`: )(?:then )?({'|'.join(_IMPERATIVES)})\b"

@@ -80,7 +80,7 @@ def read_yaml_mapping(path: str | Path, what: str) -> tuple[dict[str, object], d
     try:
         content = loader.construct_document(root)
     except yaml.YAMLError as error:
-        raise UsageError(f"{where} is not valid YAML: {_problem(error)}.") from error
+        raise UsageError(f"{where} is not valid YAML: {_problem(error)}. Correct it.") from error
     except (ValueError, TypeError, AttributeError) as error:
         # how PyYAML fails on a value that does not fit its tag, such as the date 2026-13-45
         raise UsageError(f"{where} holds a value that is not what it looks like: {error}. Put it in quotes.") from error
@@ -90,7 +90,7 @@ def read_yaml_mapping(path: str | Path, what: str) -> tuple[dict[str, object], d
         )
     for name in content:
         if not isinstance(name, str):
-            raise UsageError(f"{where} has the key {name!r}, which is no name of an argument.")
+            raise UsageError(f"{where} has the key {name!r}, which is no name of an argument. Remove it.")
     merged = dict.fromkeys(content, root.start_mark.line + 1)  # by `<<`, whose line names none of them
     return content, merged | {key.value: key.start_mark.line + 1 for key, _ in root.value}
 
@@ -111,7 +111,7 @@ def _checked_root(path: str | Path, what: str) -> tuple[yaml.Node | None, yaml.S
         if root is not None:
             _expanded_size(root, where, {})
     except yaml.YAMLError as error:
-        raise UsageError(f"{where} is not valid YAML: {_problem(error)}.") from error
+        raise UsageError(f"{where} is not valid YAML: {_problem(error)}. Correct it.") from error
     except RecursionError as error:
         raise UsageError(f"{where} is nested too deep to be read. Write it flat.") from error
     return root, loader

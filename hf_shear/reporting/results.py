@@ -256,7 +256,7 @@ def _number(value: Any, path: str) -> float:
 
 
 def _wrong(path: str, value: Any, rule: str) -> UsageError:
-    return UsageError(f"`{path}` must be {rule}, but it is {value!r}.")
+    return UsageError(f"`{path}` must be {rule}, but it is {value!r}. Correct it.")
 
 
 def _join(path: str, name: str) -> str:
@@ -277,7 +277,7 @@ def _check_json(value: Any, path: str) -> None:
             _check_json(item, f"{path}[{index}]")
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise UsageError(f"`{path}` must be finite, but it is {value}. Nothing was written.")
+            raise UsageError(f"`{path}` must be finite, but it is {value}. Leave it out. Nothing was written.")
     elif not (value is None or isinstance(value, str | int)):
         raise UsageError(
             f"`{path}` must be a plain number, string, list or dict, but it is a {type(value).__name__}. "

@@ -317,13 +317,13 @@ def _means_by_arm(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 def _check_runs(runs: Sequence[Mapping[str, Any]]) -> None:
     if not runs:
-        raise UsageError("`runs` must hold the results of at least one run, but it is empty.")
+        raise UsageError("`runs` must hold the results of at least one run, but it is empty. Give some.")
     seeds = [run.get("seed") for run in runs]
     if None in seeds or len(set(seeds)) < len(seeds):
         raise UsageError(f"`runs` must each have a seed of their own, but their seeds are {seeds}.")
     first = {arm.name: arm.record for arm in read_arms(runs[0])}
     if "recovered" not in first:
-        raise UsageError("`runs` must hold complete runs, but the first has no `recovered` model.")
+        raise UsageError("`runs` must hold complete runs, but the first has no `recovered` model. Finish it.")
     for run in runs[1:]:
         records = {arm.name: arm.record for arm in read_arms(run)}
         if set(records) != set(first):

@@ -84,7 +84,9 @@ def slice_model(
 def _check_gates(gates: dict[str, Tensor]) -> None:
     for name, gate in gates.items():
         if not bool(((gate >= 0) & (gate <= 1)).all()):  # NaN is in no range
-            raise UsageError(f"`gates[{name!r}]` must be between 0 and 1, but it holds other values, or NaN.")
+            raise UsageError(
+                f"`gates[{name!r}]` must be between 0 and 1, but it holds other values, or NaN. Clamp them."
+            )
 
 
 def build_sliced(

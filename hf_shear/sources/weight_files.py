@@ -139,7 +139,7 @@ def _shards(argument: str, index: Path) -> list[str]:
     if not fits or not isinstance(content.get("metadata"), dict):
         raise UsageError(
             f"`{argument}`: the index {str(index)!r} is broken: it must be an object with `metadata` and a `weight_map`"
-            " from the names of weights to files."
+            " from the names of weights to files. Get it anew."
         )
     return sorted(set(shards.values()))
 
@@ -152,7 +152,7 @@ def _shard(argument: str, place: Place, index: Path, name: str, suffix: str, fet
         )
     path = _file(place, name, fetch, hub)
     if path is None and (fetch or place.folder is not None):
-        raise UsageError(f"`{argument}`: the index {str(index)!r} names {name!r}, which does not exist.")
+        raise UsageError(f"`{argument}`: the index {str(index)!r} names {name!r}, which does not exist. Get it anew.")
     return path
 
 
