@@ -290,7 +290,6 @@ EVALUATION = [Row(lambda given: DistillationSettings("x"), ("`distillation`", "'
 ]  # fmt: skip
 
 REPORTING = [
-    Row(lambda given: check_results({}), ("`source`",)),
     Row(lambda given: check_results([]), ("`results`", "dict")),
     Row(lambda given: write_results(given.out, {"a": NAN}), ("`a`", "nan", "finite")),
     Row(lambda given: write_results(given.out, {"a": torch.ones(1)}), ("`a`", "Tensor")),

@@ -110,9 +110,9 @@ BROKEN = {
         {},
         f"holds 1 weights more than once, such as {DOWN}",
     ),
-    "heads": (None, {"num_attention_heads": -9}, "can not be read by transformers"),
+    "heads": (None, {"num_attention_heads": -9}, "`num_attention_heads` in the config.json"),
     "size of a word": (None, {"hidden_size": "many"}, "can not be read by transformers"),
-    "activation": (None, {"hidden_act": "nosuch"}, "can not be read by transformers"),
+    "activation": (None, {"hidden_act": "nosuch"}, "`hidden_act` in the config.json"),
     "no family": (None, {"model_type": "nosuch"}, "has model_type 'nosuch', which transformers"),
     "no model_type": (None, {"model_type": None}, "must have a `model_type`"),
     "weights outside": (None, {"transformers_weights": "../other.safetensors"}, "has weights outside its folder"),
@@ -460,7 +460,7 @@ def test_a_broken_tokenizer_is_one_line(plain, tmp_path):
     shutil.copytree(plain, folder)
     for text in ("{", "{}", '{"version": "1.0", "model": {"type": "nosuch"}}'):
         (folder / "tokenizer.json").write_text(text)
-        with pytest.raises(UsageError, match="can not be read by transformers") as raised:
+        with pytest.raises(UsageError, match="is not valid JSON|lacks `model`|can not be read by transformers") as raised:
             open_source("x", folder).load_tokenizer()
         assert "\n" not in str(raised.value)
 

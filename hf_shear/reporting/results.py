@@ -233,7 +233,7 @@ def _check_numbers(mapping: Any, names: Iterable[str], path: str) -> None:
 
 def _get(mapping: Mapping[str, Any], name: str, path: str) -> Any:
     if name not in mapping:
-        raise UsageError(f"The results lack the key `{_join(path, name)}`. Finish the run, or put back what it wrote.")
+        raise UsageError(f"The results lack the key `{_join(path, name)}`.")
     return mapping[name]
 
 

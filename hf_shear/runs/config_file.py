@@ -59,7 +59,8 @@ def parse_arguments(
     from_file = [entry for entry in _entries_of_file(path) if entry.name not in overridden]
     for entry in from_file + flags:
         if entry.name in (refused or {}):
-            raise UsageError(f"`--{entry.name}`{entry.place} can not be given here: {refused[entry.name]}.")
+            where = f" It stands{entry.place}." if entry.place else ""
+            raise UsageError(f"`--{entry.name}` can not be given here: {refused[entry.name]}.{where}")
     values = read_values(parser, from_file + flags, program)
     try:
         return parser.parse_dict(values)
