@@ -406,7 +406,7 @@ def test_bad_input_is_refused_before_anything_runs(run, tmp_path, monkeypatch, c
 @pytest.mark.parametrize("changes", [{"stop_after": "pruning"}, {"mask_method": "topk"}, {"mask_draw": "never"}])
 def test_a_misspelt_choice_is_refused_with_the_choices(run, tmp_path, changes):
     (name, value) = next(iter(changes.items()))
-    with pytest.raises(UsageError, match=f"`{name}` in '.*' must be one of .*, but it is '{value}'"):
+    with pytest.raises(UsageError, match=rf"`{name}` in '.*', line \d+, must be one of .*, but it is '{value}'"):
         run(tmp_path / "run", **changes)
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .. import runs
 from ..compensation import SOURCE, resolve_compensation
-from ..core import UsageError, read_json_object
+from ..core import UsageError, check_parents, read_json_object
 from ..data import Calibration
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel
 from ..recovery import merge_adapter
@@ -54,6 +54,7 @@ class Arguments(runs.DataArguments):
                 raise UsageError("`compensation` is for masks that are cut, but `checkpoint` is an adapter.")
             if self.data_dir is None:
                 raise UsageError(f"`compensation={self.compensation!r}` needs text: give `--data_dir`.")
+        check_parents("output_dir", self.output_dir)
         if Path(self.output_dir).exists():
             raise UsageError(f"`output_dir` {self.output_dir!r} exists. Name a folder that does not.")
         if self.base is not None and not self.is_adapter:

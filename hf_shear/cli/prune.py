@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 
 from .. import runs
 from ..compensation import resolve_compensation
-from ..core import UsageError
+from ..core import UsageError, check_parents
 from ..data import Calibration
 from ..families import family_named
 from ..modeling import as_family
@@ -64,6 +64,7 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        check_parents("output_dir", self.output_dir)
         if Path(self.output_dir).exists():
             raise UsageError(f"`output_dir` {self.output_dir!r} exists. Name a folder that does not.")
         resolve_compensation(self.compensation)

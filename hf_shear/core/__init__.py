@@ -3,7 +3,7 @@
 from .errors import FailedError, MissingExtraError, UsageError, of_file
 from .main_process import by_main_process, is_main_process, num_processes
 from .one_line import DEBUG, FAILED, OK, WRONG_USE, run_command_line
-from .output_files import check_output_file
+from .output_files import check_output_file, check_parents
 from .printable import printable, spelled
 from .ranges import FINITE, OPTION_RANGES, POSITIVE, RANGES, Range, check_ranges
 from .run_lock import content_of, lock_folder, locked_result, locked_run, sign
@@ -28,6 +28,7 @@ __all__ = [
     "WRONG_USE",
     "by_main_process",
     "check_output_file",
+    "check_parents",
     "check_ranges",
     "check_yaml_file",
     "content_of",

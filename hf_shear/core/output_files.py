@@ -9,6 +9,15 @@ from pathlib import Path
 from .errors import UsageError
 
 
+def check_parents(argument: str, path: str | os.PathLike) -> None:
+    """Raise UsageError where a file stands in place of a folder that a path lies in."""
+    blocked = next((parent for parent in Path(path).parents if parent.exists() and not parent.is_dir()), None)
+    if blocked is not None:
+        raise UsageError(
+            f"`{argument}` must lie in a folder, but of {str(path)!r} {str(blocked)!r} is a file. Name another place."
+        )
+
+
 def check_output_file(argument: str, path: str | os.PathLike, read: Iterable[str | os.PathLike] = ()) -> None:
     """Check that a file can stand at a path, and that it replaces nothing that the command reads.
 
@@ -23,11 +32,7 @@ def check_output_file(argument: str, path: str | os.PathLike, read: Iterable[str
     path = Path(path)
     if path.is_dir():
         raise UsageError(f"`{argument}` must be a file, but {str(path)!r} is a folder. Name a file in it.")
-    blocked = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
-    if blocked is not None:
-        raise UsageError(
-            f"`{argument}` must be a file in a folder, but of {str(path)!r} {str(blocked)!r} is a file. Name another place."
-        )
+    check_parents(argument, path)
     for other in map(Path, read):
         if path.exists() and other.exists() and path.samefile(other):
             raise UsageError(f"`{argument}` {str(path)!r} would replace a file that is read for it. Name another file.")

@@ -28,7 +28,7 @@ class Calibration:
     def __post_init__(self):
         check_ranges(self)
         if not self.batches:
-            raise UsageError("`calibration` must hold at least one batch of text, but it is empty. Give some batches.")
+            raise UsageError("`batches` is empty: `calibration` needs at least one batch of text. Give some.")
         for batch in self.batches:
             if "input_ids" not in batch or "labels" not in batch:
                 raise UsageError(

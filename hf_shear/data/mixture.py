@@ -39,8 +39,8 @@ def check_mixture_weights(weights: Mapping[str, float] | None, domain_names: Ite
     unknown = [name for name in weights if name not in names]
     if unknown:
         raise UsageError(
-            f"`mixture_weights` must name domains of the data, but {unknown} are unknown. Use the domains' names:"
-            f" {', '.join(names)}."
+            f"`mixture_weights` must name domains of the data, but {unknown} are unknown. The domains are {names}."
+            " Use their names."
         )
     missing = [name for name in names if name not in weights]
     if missing:

@@ -17,12 +17,17 @@ BASELINES = ("random", "taylor", "scratch")
 
 def baseline_learning_rates(text: str | None) -> dict[str, float]:
     """Learning rate by baseline from JSON such as ``{"scratch": 0.002}``; a baseline not named takes the run's rate."""
-    rates = json_object(text or "{}", "`baseline_learning_rates`")
+    rule = (
+        f"`baseline_learning_rates` must be JSON that gives some of {', '.join(BASELINES)} a rate, such as"
+        f" '{{\"scratch\": 0.002}}', but it is {text!r}"
+    )
+    try:
+        rates = json_object(text or "{}", "it")
+    except UsageError as error:
+        raise UsageError(f"{rule}: {error}") from error
     for name, rate in rates.items():
         if name not in BASELINES:
-            raise UsageError(
-                f"`baseline_learning_rates` must name some of {', '.join(BASELINES)}, but it names {name!r}. Leave it out."
-            )
+            raise UsageError(f"{rule}. Leave {name!r} out.")
         RANGES["learning_rate"].check(f"baseline_learning_rates[{name!r}]", rate)
     return rates
 
