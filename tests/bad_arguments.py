@@ -445,6 +445,13 @@ TOGETHER = [
         ("teacher_name_or_path", "/nowhere"),
     ),
     Row("learn {model} {train} --quantize 8bit", ("`quantize", "lora")),
+    # flags that would have no effect
+    Row("learn {model} {train} --keep_adapter", ("`keep_adapter`", "lora", "'full'")),
+    Row("learn {model} {train} --teacher_name_or_path {small}", ("`teacher_name_or_path", "{small}", "no effect")),
+    Row("recover {model} {again} --teacher_placement cpu", ("`teacher_placement", "cpu", "no effect")),
+    Row("export {masked} --output_dir {out} --source {model}", ("`source`", "{model}", "towards=source")),
+    Row("evaluate {model} --max_documents 5", ("`max_documents`", "5", "there is none")),
+    Row("evaluate {model} --all_documents", ("`all_documents`", "True", "there is none")),
     Row("learn {model} {train} --compensation bias --paper true", ("compensation", "bias", "paper")),
     Row("learn {model} {train} --bf16 true --fp16 true", ("bf16", "fp16")),
     Row(

@@ -189,6 +189,7 @@ MASKS = fields(
     Row(lambda given: slice_model(_masked(given), dtype=torch.int8), ("`dtype`", "int8")),
     Row(lambda given: slice_model(_masked(given), gates=_gates(given, hidden=torch.ones(18))), ("hidden", "18", "12")),
     Row(lambda given: slice_model(_masked(given), gates=_gates(given, hidden=torch.full((18,), NAN))), ("gates", "hidden", ("finite", "NaN", "nan"))),
+    Row(lambda given: slice_model(_masked(given), gates=_gates(given, colour=torch.ones(3))), ("gates", "kinds of units", "'colour'")),
     Row(lambda given: slice_model(_masked(given), gates=_gates(given, hidden=torch.ones(3))), ("hidden", "3 of 18", "12")),
 ]  # fmt: skip
 

@@ -56,6 +56,12 @@ class Arguments(runs.TextArguments):
         super().__post_init__()
         if self.tasks_dir is not None and not self.task_names:
             raise UsageError("`tasks_dir` is given without `tasks`. Name the tasks, such as `--tasks shear_piqa`.")
+        for name in ("max_documents", "window", "stride", "all_documents"):
+            if self.data_dir is None and getattr(self, name):
+                raise UsageError(
+                    f"`{name}` ({getattr(self, name)}) is about the loss on text, but there is none. Give `--data_dir`, or"
+                    " leave it out."
+                )
         check_output_file("output", self.output)
         if self.device is not None:
             from ..evaluation import resolve_device

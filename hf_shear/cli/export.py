@@ -54,6 +54,11 @@ class Arguments(runs.DataArguments):
                 raise UsageError("`compensation` is for masks that are cut, but `checkpoint` is an adapter.")
             if self.data_dir is None:
                 raise UsageError(f"`compensation={self.compensation!r}` needs text: give `--data_dir`.")
+        if self.source is not None and getattr(resolve_compensation(self.compensation), "towards", None) != SOURCE:
+            raise UsageError(
+                f"`source` {self.source!r} is read by a compensation towards it alone, but `compensation` is"
+                f" {self.compensation!r}. Give `least_squares:towards=source`, or leave it out."
+            )
         check_parents("output_dir", self.output_dir)
         if Path(self.output_dir).exists():
             raise UsageError(f"`output_dir` {self.output_dir!r} exists. Name a folder that does not.")

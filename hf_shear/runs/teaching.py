@@ -37,7 +37,8 @@ def check_teaching(pipeline, args: ShearTrainingArguments, teacher: Source | Non
         student, tokenizer: of the model that is trained.
 
     Raises:
-        ValueError: other vocabularies; a quantised base without adapters; logits to be stored by several processes.
+        ValueError: other vocabularies; a quantised base or an adapter to keep without adapters; a teacher without
+            distillation.
     """
     if pipeline.quantize != "none" and args.recovery_method != "lora":
         raise UsageError(
@@ -46,10 +47,26 @@ def check_teaching(pipeline, args: ShearTrainingArguments, teacher: Source | Non
         )
     if args.recovery_method == "lora":  # merged at the end: refused now if that can not be
         check_mergeable(student, peft_config_from(args.peft_config))
+    elif pipeline.keep_adapter:
+        raise UsageError(
+            f"`keep_adapter` needs `recovery_method='lora'`, but it is {args.recovery_method!r}: nothing else has an"
+            " adapter. Give `lora`, or leave `keep_adapter` out."
+        )
     if teacher is None:
+        _refuse_without_teacher(pipeline)
         return
     check_teacher(student, teacher.config, pipeline.max_length)
     check_same_tokens(tokenizer, teacher.load_tokenizer(), student.vocab_size)
+
+
+def _refuse_without_teacher(pipeline) -> None:
+    for name, default in (("teacher_name_or_path", None), ("teacher_placement", ON_DEVICE)):
+        value = getattr(pipeline, name)
+        if value != default:
+            raise UsageError(
+                f"`{name}={value!r}` has no effect without a divergence from the teacher in the loss. Give"
+                " `--distillation forward_kl`, or leave it out."
+            )
 
 
 def load_teacher(pipeline, args: ShearTrainingArguments, source: Source | None) -> Teacher | None:

@@ -8,7 +8,7 @@ keeps its weight without z.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ def slice_model(
         masks.check_finite()
         gates, kept_masks = masks.deterministic(), masks.kept_units()
     else:
-        _check_gates(gates)
+        _check_gates(gates, masks.kinds)
         kept_masks = {
             kind.name: gates[kind.name].bool().cpu()
             if kind.name in gates
@@ -81,8 +81,13 @@ def slice_model(
     return build_sliced(model, config, gates, kept, dtype, release_source=release_source), kept
 
 
-def _check_gates(gates: dict[str, Tensor]) -> None:
+def _check_gates(gates: dict[str, Tensor], kinds: Collection[str]) -> None:
     for name, gate in gates.items():
+        if name not in kinds:
+            raise UsageError(
+                f"`gates` must name kinds of units of the model, {', '.join(kinds)}, but it names {name!r}."
+                " Rename it, or leave it out."
+            )
         if not bool(((gate >= 0) & (gate <= 1)).all()):  # NaN is in no range
             raise UsageError(
                 f"`gates[{name!r}]` must be between 0 and 1, but it holds other values, or NaN. Clamp them."
