@@ -292,7 +292,10 @@ def test_gradients_of_fresh_adapters_project_those_of_weights(source, samples):
         ("taylor:aggregation=sum", "`aggregation` of Taylor scores must be one of gate, token, element"),
         ("taylor:gradient=none", "`gradient` of Taylor scores must be weights or adapters, but it is 'none'"),
         ("taylor:gradient=adapters", "needs order=first and an aggregation over weights .*'first' and 'gate'"),
-        ("taylor:gradient=adapters,aggregation=element,rank=0", "`rank` of the adapters must be at least 1"),
+        (
+            "taylor:gradient=adapters,aggregation=element,rank=0",
+            "`rank` of `Criterion 'taylor'` must be at least 1, but it is 0",
+        ),
         ("activation:aggregation=max", "`aggregation` must be one of l2, mean_abs, but it is 'max'"),
     ],
 )

@@ -94,9 +94,9 @@ def test_rows_with_no_more_open_units_than_are_kept_keep_them_all():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ("steps=0", "`num_steps` must be at least 1, but it is 0"),
-        ("masks_per_step=1", "`masks_per_step` must be at least 2"),
-        ("step_size=0", "`step_size` must be above 0"),
+        ("steps=0", "`steps` of `Criterion 'policy_gradient'` must be at least 1, but it is 0"),
+        ("masks_per_step=1", "`masks_per_step` of .* must be at least 2"),
+        ("step_size=0", "`step_size` of .* must be above 0"),
     ],
 )
 def test_bad_settings_are_refused(source, calibration, options, message):

@@ -192,7 +192,7 @@ def test_a_results_file_of_this_library(tmp_path):
     assert run_from_results(tmp_path / "one" / "results.json", source_loss=1.5).case.source_loss == 1.5
     del results["tokens"]
     (tmp_path / "one" / "results.json").write_text(json.dumps(results))
-    with pytest.raises(ValueError, match="lacks 'tokens'"):
+    with pytest.raises(ValueError, match="lacks `tokens`"):
         read_runs(tmp_path)
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from training_helpers import OPEN_MASKS, make_args, make_trainer, masked_model, next_token_loss, plain_model, trained
 
 from hf_shear import ShearingLlamaForCausalLM
+from hf_shear.core import content_of
 from hf_shear.training import TrainingDivergedError
 from hf_shear.training.schedules import set_peak_rate
 
@@ -43,7 +44,7 @@ def test_a_nan_stops_the_run_before_another_checkpoint(tmp_path, name, changes):
     )
     assert "`learning_rate` (0.01) or `mask_learning_rate` (0.05)" in text
     assert ("`max_grad_norm` (1.0)" in text) is ("max_grad_norm" not in changes)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    assert sorted(path.name for path in content_of(tmp_path)) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
     tensors = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
     reloaded = ShearingLlamaForCausalLM.from_pretrained(tmp_path / "checkpoint-3")
@@ -61,7 +62,7 @@ def test_a_nan_is_found_steps_later_where_nothing_is_logged_between(tmp_path):
     )
     with pytest.raises(TrainingDivergedError, match=text):
         trainer.train()
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+    assert [path.name for path in content_of(tmp_path)] == ["checkpoint-3"]
 
 
 def test_a_lower_rate_is_obeyed_on_resume(tmp_path, capsys):
