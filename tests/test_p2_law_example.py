@@ -104,7 +104,7 @@ def test_the_page_says_who_wins(tmp_path, scripts, monkeypatch):
     for seed, name in ((0, "known"), (1, "known-seed-1")):
         known = known_results(seed=seed)
         (tmp_path / f"{name}.json").write_text(json.dumps(known))
-    monkeypatch.setattr(build, "NUM_BOOTSTRAP", 20)
+    monkeypatch.setattr(build, "NUM_BOOTSTRAP", 6)
     build.main([])
     page = (tmp_path / "page.md").read_text()
     for test in build.TEST_TITLES.values():

@@ -93,12 +93,18 @@ def _cut(runs: Sequence[RecoveryRun], share: float) -> tuple[list[RecoveryRun], 
 
 
 def generalisation_errors(
-    runs: Sequence[RecoveryRun], name: str, forms: Sequence[str | LawForm] = ("auto",), **options
+    runs: Sequence[RecoveryRun],
+    name: str,
+    forms: Sequence[str | LawForm] = ("auto",),
+    *,
+    baselines: bool = True,
+    **options,
 ) -> list[dict]:
     """Errors of laws and baselines on one test.
 
     Args:
         forms: laws to fit; ``options`` are those of :func:`fit_constants`.
+        baselines: whether to judge the guesses without a law too.
 
     Returns:
         A record for each method: ``method``, ``relative_error`` (mean |predicted - observed| / mean L - L0 of a run, the
@@ -110,11 +116,12 @@ def generalisation_errors(
     for form in forms:
         fit = fit_constants(split.fitted, form, **options)
         predictions[fit.form.name] = [predict_run(fit.form, fit.theta, run) for run in split.judged]
-    pairs = list(zip(split.seen, split.judged, strict=True))
-    predictions["carried"] = [run.reference + seen.rises[-1] for seen, run in pairs]
-    predictions["power_law"] = _own_power_laws(split)
-    if name != "tokens":
-        predictions["neighbour"] = [_neighbour(split.fitted, run, name) for run in split.judged]
+    if baselines:
+        pairs = list(zip(split.seen, split.judged, strict=True))
+        predictions["carried"] = [run.reference + seen.rises[-1] for seen, run in pairs]
+        predictions["power_law"] = _own_power_laws(split)
+        if name != "tokens":
+            predictions["neighbour"] = [_neighbour(split.fitted, run, name) for run in split.judged]
     return [_record(method, split.judged, values) for method, values in predictions.items()]
 
 
