@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -63,13 +63,7 @@ def sign(lock: FileLock) -> None:
 @contextmanager
 def locked_run(folder: str | os.PathLike) -> Iterator[None]:
     """Within, ``lock_folder`` once for all processes of a launch: the main one holds it, a refusal is raised in all."""
-    held: list[FileLock] = []
-
-    def hold() -> None:
-        held.append(lock_folder(folder))
-        sign(held[0])
-
-    by_main_process(hold)
+    held = _hold(lambda: lock_folder(folder))
     try:
         yield
     finally:
@@ -85,14 +79,8 @@ def locked_result(folder: str | os.PathLike) -> Iterator[None]:
     """
     path = Path(folder).resolve()
     path = path.with_name(f".{path.name}{LOCK_NAME}")
-    held: list[FileLock] = []
     made = [parent for parent in path.parents if not parent.exists()]
-
-    def hold() -> None:
-        held.append(_lock(path, folder))
-        sign(held[0])
-
-    by_main_process(hold)
+    held = _hold(lambda: _lock(path, folder))
     try:
         yield
     finally:
@@ -102,6 +90,18 @@ def locked_result(folder: str | os.PathLike) -> Iterator[None]:
             for parent in made:
                 with suppress(OSError):  # not empty: something was made
                     parent.rmdir()
+
+
+def _hold(lock: Callable[[], FileLock]) -> list[FileLock]:
+    """Lock and sign in the main process of a launch. A refusal is raised in all; the others hold nothing."""
+    held: list[FileLock] = []
+
+    def hold() -> None:
+        held.append(lock())
+        sign(held[0])
+
+    by_main_process(hold)
+    return held
 
 
 def content_of(folder: str | os.PathLike) -> list[Path]:
