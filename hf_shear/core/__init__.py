@@ -2,24 +2,22 @@
 
 from .errors import FailedError, MissingExtraError, UsageError, of_file
 from .main_process import by_main_process, is_main_process, num_processes
-from .one_line import DEBUG, FAILED, OK, WRONG_USE, run_command_line
+from .one_line import DEBUG, OK, WRONG_USE, run_command_line
 from .output_files import check_output_file, check_parents
 from .printable import printable, spelled
-from .ranges import FINITE, OPTION_RANGES, POSITIVE, RANGES, Range, check_ranges
+from .ranges import FINITE, OPTION_RANGES, RANGES, Range, check_ranges
 from .run_lock import content_of, lock_folder, locked_result, locked_run, sign
 from .signals import Noted, StoppedByKeyboard, StoppedBySignal, leave_signals_to_parent, noted_signals, stop_of
 from .user_files import check_yaml_file, json_object, read_json_object, read_text, read_yaml_mapping
 
 __all__ = [
     "DEBUG",
-    "FAILED",
     "FINITE",
     "FailedError",
     "MissingExtraError",
     "Noted",
     "OK",
     "OPTION_RANGES",
-    "POSITIVE",
     "RANGES",
     "Range",
     "StoppedByKeyboard",

@@ -131,8 +131,6 @@ _INTERVAL = Range(0, above=True, steps=True, example="steps such as 500, or a sh
 FINITE = Range(example="a number such as 1.5")
 """Of values that have no bounds."""
 
-POSITIVE = _positive("a number such as 1.5")
-
 RANGES: dict[str, Range] = {
     # Training: lengths and batches
     "num_tokens": dataclasses.replace(_TOKENS, optional=True),
