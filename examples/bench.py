@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from hf_shear import ShearTrainingArguments, runs
-from hf_shear.core import DEBUG, run_command_line
-from hf_shear.reporting import bench_csv, bench_markdown, plot_bench, require_matplotlib, write_text_atomically
+from hf_shear.core import DEBUG, run_command_line, write_text_atomically
+from hf_shear.report import bench_csv, bench_markdown, plot_bench, require_matplotlib
 
 TOKENS = "give --recovery_tokens"
 NOT_HERE = {name: TOKENS for name in ("num_tokens", "max_steps", "num_train_epochs")} | {"seed": "give --seeds"}

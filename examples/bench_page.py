@@ -11,7 +11,7 @@ import json
 import shutil
 from pathlib import Path
 
-from hf_shear.reporting import bench_markdown
+from hf_shear.report import bench_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "model_cards" / "bench"

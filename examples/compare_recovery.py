@@ -27,11 +27,11 @@ from shear import EMBEDDED, PipelineArguments
 from transformers import AutoModelForCausalLM
 
 from hf_shear import ShearTrainer, ShearTrainingArguments, runs
-from hf_shear.recovery import num_trainable, prepare_recovery, training_flops_per_token
-from hf_shear.recovery.adapters import peft_config_from
-from hf_shear.reporting import collect_versions, write_results
-from hf_shear.shapes import ModelShape, count_parameters
+from hf_shear.core import collect_versions, write_results
+from hf_shear.shapes import ModelShape, count_parameters, training_flops_per_token
 from hf_shear.sources import open_source
+from hf_shear.training import num_trainable, prepare_recovery
+from hf_shear.training.adapters import peft_config_from
 from hf_shear.training.errors import TrainingDivergedError
 
 ARMS = {

@@ -12,7 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hf_shear.reporting import read_results, spread_table
+from hf_shear.core import read_results
+from hf_shear.report import spread_table
 from hf_shear.runs import RESULTS_NAME
 
 SHEAR = Path(__file__).resolve().parent / "shear.py"

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 from hf_shear import ShearTrainer, ShearTrainingArguments, prune_one_shot
+from hf_shear.core import collect_versions, write_results
 from hf_shear.data import Calibration, load_domains
-from hf_shear.reporting import collect_versions, write_results
 from hf_shear.runs.domain_data import prepare_domain_data
 from hf_shear.scaling_law import Case, RecoveryRun, with_control
 from hf_shear.shapes import SHAPE_NAMES, count_parameters, shape_for_budget

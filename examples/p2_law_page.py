@@ -17,7 +17,8 @@ import numpy as np
 from p2_law import law_runs
 from spreads import HELD, LOST, TIE, percent, state_of
 
-from hf_shear.reporting import plot_law_curves, write_results
+from hf_shear.core import write_results
+from hf_shear.report import plot_law_curves
 from hf_shear.scaling_law import TEST_NAMES, LawFit, ScalingLawWarning, fit_law, generalisation_errors
 from hf_shear.scaling_law.estimates import interval
 

@@ -27,7 +27,7 @@ INTRODUCTION = """# Ways of recovery, measured
 The same pruned models (one for each of three seeds), trained back in different ways by `examples/compare_recovery.py`:
 mean held-out loss in nats per token, mean ± sample standard deviation over the seeds. A budget is a number of training
 tokens of `full`; "equal FLOPs" gives each way the tokens that the FLOPs of `full` at that budget pay for, its teacher's
-forward passes included (`hf_shear.recovery.training_flops_per_token`). Learning rates are the best of a sweep for each
+forward passes included (`hf_shear.shapes.training_flops_per_token`). Learning rates are the best of a sweep for each
 way, at the smallest budget on one seed; `distilled_only` and `distilled_reverse` take that of `distilled`.
 
 - `full`: continued pre-training of all weights. `lora`: adapters on all linear layers. `norms_and_biases`: those alone.

@@ -14,8 +14,9 @@ from pathlib import Path
 from marked_text import put_between
 from spreads import mean_and_spread
 
+from hf_shear.core import read_results
 from hf_shear.publishing.local_paths import publishable
-from hf_shear.reporting import read_results, spread_table
+from hf_shear.report import spread_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "model_cards" / "results"

@@ -16,7 +16,7 @@ from embedded.stdlib_domains import stdlib_domains
 
 from hf_shear import ShearTrainingArguments, runs
 from hf_shear.core import DEBUG, run_command_line
-from hf_shear.reporting import require_matplotlib
+from hf_shear.report import require_matplotlib
 from hf_shear.shapes import TARGET_NAMES
 
 EMBEDDED = Path(__file__).resolve().parent / "embedded"

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import torch
 
+from hf_shear.core import collect_versions, write_results
 from hf_shear.data import Calibration, load_domains
-from hf_shear.reporting import collect_versions, write_results
 from hf_shear.sources import open_source
-from hf_shear.surgeon import STRUCTURES, SurgeonSettings, prune_to_zeros
+from hf_shear.sparsity import STRUCTURES, SurgeonSettings, prune_to_zeros
 
 METHODS = {
     "magnitude": {"curvature": "none", "update": "none"},

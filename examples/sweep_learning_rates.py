@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hf_shear.reporting import collect_versions, read_results
+from hf_shear.core import collect_versions, read_results
 from hf_shear.runs import RESULTS_NAME
 
 SHEAR = Path(__file__).resolve().parent / "shear.py"

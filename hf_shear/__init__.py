@@ -10,7 +10,7 @@ from .modeling import (
     ShearingQwen2ForCausalLM,
     ShearingQwen3ForCausalLM,
 )
-from .one_shot import prune_one_shot
+from .pruning import prune_one_shot
 from .shapes import TargetShape
 from .slicing import slice_model
 from .training import ShearTrainer, ShearTrainingArguments

@@ -20,6 +20,7 @@ from hf_shear import (
     prune_one_shot,
     slice_model,
 )
+from hf_shear.core import check_results, read_results, write_results
 from hf_shear.data import (
     Calibration,
     load_domains,
@@ -28,14 +29,14 @@ from hf_shear.data import (
     split_domains,
     update_mixture_weights,
 )
+from hf_shear.distillation import DistillationSettings
 from hf_shear.evaluation import PerplexityProtocol, SpeedProtocol, evaluate_checkpoint
 from hf_shear.masks import MaskSchedule
 from hf_shear.publishing import model_card, push_to_hub
-from hf_shear.recovery import DistillationSettings
-from hf_shear.reporting import check_results, html_report, read_results, spread_table, write_results
+from hf_shear.report import html_report, spread_table
 from hf_shear.scaling_law import Case, RecoveryRun, fit_law, read_runs
 from hf_shear.shapes import preset_shape, shape_for_budget
-from hf_shear.surgeon import SurgeonSettings, prune_to_zeros
+from hf_shear.sparsity import SurgeonSettings, prune_to_zeros
 
 NAN, INF = float("nan"), float("inf")
 ABOVE_0, LEAST_1 = ("above 0", "positive"), ("at least 1", "above 0", "positive")

@@ -17,7 +17,7 @@ from conftest import _build_llama
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.data import Calibration
 from hf_shear.importance import ranks_of
-from hf_shear.one_shot import resolve_criterion, score_units
+from hf_shear.pruning import resolve_criterion, score_units
 
 PARTS = (4, 2)  # samples of each process
 

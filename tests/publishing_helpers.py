@@ -7,7 +7,7 @@ from pathlib import Path
 
 from training_helpers import letter_tokenizer, plain_model
 
-from hf_shear.reporting import model_record
+from hf_shear.core import model_record
 from hf_shear.shapes import ModelShape, count_parameters
 from hf_shear.slicing import save_checkpoint
 

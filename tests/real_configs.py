@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from transformers import PretrainedConfig
 
-from hf_shear.families import FAMILIES
+from hf_shear.shapes import FAMILIES
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",

@@ -9,8 +9,8 @@ import torch
 from training_helpers import plain_model, tiny_config, weights_of
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from hf_shear.recovery import check_mergeable, merge_adapter, num_trainable, save_adapter_record
-from hf_shear.recovery.adapters import add_adapters, peft_config_from, weights_digest
+from hf_shear.training import check_mergeable, merge_adapter, num_trainable, save_adapter_record
+from hf_shear.training.adapters import add_adapters, peft_config_from, weights_digest
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 

@@ -13,10 +13,10 @@ from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.data import Calibration
 from hf_shear.importance import criterion, is_comparable_across_layers, layer_influence, sub_layer_loss_rise
 from hf_shear.masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, QUERY_HEAD
-from hf_shear.one_shot import OpenUnits, Unit, close_cheapest, make_plan, prune_one_shot
-from hf_shear.one_shot.adaptive_allocation import centred
-from hf_shear.one_shot.global_allocation import GLOBAL_KINDS, smallest_count
-from hf_shear.one_shot.open_units import units_per_layer
+from hf_shear.pruning import OpenUnits, Unit, close_cheapest, make_plan, prune_one_shot
+from hf_shear.pruning.adaptive_allocation import centred
+from hf_shear.pruning.global_allocation import GLOBAL_KINDS, smallest_count
+from hf_shear.pruning.open_units import units_per_layer
 from hf_shear.shapes import ModelShape, count_parameters
 from hf_shear.slicing import count_kept_parameters, slice_uneven
 

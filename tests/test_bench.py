@@ -13,7 +13,7 @@ import torch
 from test_shear_example import inputs  # noqa: F401 a fixture: a tiny model and tiny texts
 
 from hf_shear import ShearTrainingArguments
-from hf_shear.reporting import bench_csv, bench_markdown, bench_rows, plot_bench
+from hf_shear.report import bench_csv, bench_markdown, bench_rows, plot_bench
 from hf_shear.runs import Bench, BenchArguments, BenchMethod
 from hf_shear.runs.peak_memory import peak_memory
 

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_shear import runs
 from hf_shear.cli import VERBS, main
-from hf_shear.one_shot import default_criterion_words
-from hf_shear.reporting import check_results, read_results
+from hf_shear.core import check_results, read_results
+from hf_shear.pruning import default_criterion_words
 from hf_shear.shapes import count_parameters
 from hf_shear.slicing import read_provenance
 

@@ -23,7 +23,7 @@ from hf_shear.compensation.gap import Gap, ridge
 from hf_shear.data import Calibration
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER
 from hf_shear.modeling import ShearingLlamaForCausalLM
-from hf_shear.one_shot import prune_one_shot
+from hf_shear.pruning import prune_one_shot
 from hf_shear.slicing import save_checkpoint
 
 METHODS = [name for name in COMPENSATIONS if name != "none"]

@@ -18,7 +18,7 @@ from training_helpers import (
     train_domains,
 )
 
-from hf_shear.recovery import Teacher, store_teacher_logits
+from hf_shear.distillation import Teacher, store_teacher_logits
 from hf_shear.training import EvaluationLog
 from hf_shear.training.cost import (
     CostCallback,

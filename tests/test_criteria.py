@@ -16,7 +16,7 @@ from hf_shear.importance.activation_moments import ChannelMoments
 from hf_shear.importance.adapter_gradients import _adapters, estimated_gradient
 from hf_shear.importance.weight_gradients import weight_gradients
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, MaskPhase
-from hf_shear.one_shot import resolve_criterion, score_units
+from hf_shear.pruning import resolve_criterion, score_units
 
 LENGTHS = (9, 6, 9)
 
@@ -62,7 +62,7 @@ MORE = ("taylor:aggregation=element", "taylor:gradient=adapters,aggregation=elem
         "kobd:gradients=false,layers_per_pass=1")  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:The calibration text has:hf_shear.curvature.ShortCalibrationWarning")
+@pytest.mark.filterwarnings("ignore:The calibration text has:hf_shear.calibration.ShortCalibrationWarning")
 @pytest.mark.parametrize("name", [name + OPTIONS.get(name, "") for name in CRITERIA] + list(MORE))
 def test_a_criterion_scores_the_source_whatever_the_masks_would_cut(source, add_masks, samples, name):
     """Called as it is, in evaluation mode and with masks that have been learned."""

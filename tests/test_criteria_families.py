@@ -8,11 +8,11 @@ from test_families import build, target_of
 
 from hf_shear import prune_one_shot, slice_model
 from hf_shear.data import Calibration
-from hf_shear.families import FAMILIES
 from hf_shear.importance import ranks_of, taylor_importance
 from hf_shear.masks import HIDDEN, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, hard_topk
 from hf_shear.modeling import AutoShearingModelForCausalLM
-from hf_shear.one_shot import resolve_criterion, score_units
+from hf_shear.pruning import resolve_criterion, score_units
+from hf_shear.shapes import FAMILIES
 
 CRITERIA = ("magnitude", "activation", "flap", "taylor", "taylor:aggregation=element", "block_influence")
 FOR_EXPERTS = ("magnitude", "taylor", "taylor:aggregation=token", "taylor:aggregation=element", "block_influence")

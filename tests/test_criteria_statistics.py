@@ -16,7 +16,7 @@ from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.data import Calibration
 from hf_shear.importance import ranks_of
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, SUB_LAYERS, hard_topk
-from hf_shear.one_shot import criterion_names, resolve_criterion, score_units
+from hf_shear.pruning import criterion_names, resolve_criterion, score_units
 from hf_shear.slicing import slice_model
 
 OPTIONS = [

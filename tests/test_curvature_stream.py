@@ -13,12 +13,12 @@ from masked_llama_helpers import TARGET, scatter_masks
 from test_families import build
 
 from hf_shear import ShearingLlamaForCausalLM
-from hf_shear.curvature import InputMoments, ShortCalibrationWarning, stream_curvature, stream_inputs
-from hf_shear.curvature.moments import add_products, mirror
+from hf_shear.calibration import InputMoments, ShortCalibrationWarning, stream_curvature, stream_inputs
+from hf_shear.calibration.moments import add_products, mirror
 from hf_shear.data import Calibration, counted_tokens
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD
-from hf_shear.surgeon import collect_factors, decoder_linears
-from hf_shear.surgeon.factors import mean_loss
+from hf_shear.sparsity import collect_factors, decoder_linears
+from hf_shear.sparsity.factors import mean_loss
 
 NAMES = ("self_attn.o_proj", "mlp.down_proj")
 

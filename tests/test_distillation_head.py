@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_helpers import plain_model, weights_of
 
-from hf_shear.recovery import DIVERGENCES, DistillationHead, DistillationSettings, DistillationTarget
-from hf_shear.recovery.distillation import top_k_log_probs
-from hf_shear.recovery.distillation_head import distillation_sums, make_distilling, make_plain
+from hf_shear.distillation import DIVERGENCES, DistillationHead, DistillationSettings, DistillationTarget
+from hf_shear.distillation.distillation import top_k_log_probs
+from hf_shear.distillation.distillation_head import distillation_sums, make_distilling, make_plain
 
 VOCAB, WIDTH, TEACHER_WIDTH, BATCH, LENGTH = 37, 6, 5, 2, 8
 CHUNK = 3 * VOCAB  # three tokens of fourteen: the last chunk is not full
@@ -105,7 +105,7 @@ def test_logits_of_a_large_vocabulary_never_exceed_a_chunk(stored):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_in_a_model_the_gradients_reach_a_tied_embedding(tied, monkeypatch):
-    monkeypatch.setattr("hf_shear.recovery.distillation_head.MAX_CHUNK_LOGITS", 1)
+    monkeypatch.setattr("hf_shear.distillation.distillation_head.MAX_CHUNK_LOGITS", 1)
     model, teacher = (plain_model(seed, tie_word_embeddings=tied, attention_dropout=0.0) for seed in (0, 1))
     ids = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(0))
     target = DistillationTarget(ids, 61, DistillationSettings("reverse_kl"))

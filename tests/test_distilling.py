@@ -23,15 +23,8 @@ from training_helpers import (
 
 from hf_shear import MaskSettings
 from hf_shear.data import TEACHER_COLUMNS
-from hf_shear.recovery import (
-    TEACHER_IDS,
-    TEACHER_LOG_PROBS,
-    DistillationSettings,
-    Teacher,
-    default_peft_config,
-    merge_adapter,
-    store_teacher_logits,
-)
+from hf_shear.distillation import TEACHER_IDS, TEACHER_LOG_PROBS, DistillationSettings, Teacher, store_teacher_logits
+from hf_shear.training import default_peft_config, merge_adapter
 from hf_shear.training.cost import memory_line
 from hf_shear.training.distilling import Distiller
 
@@ -256,5 +249,5 @@ def test_sums_are_logged_as_means_and_kept_over_a_checkpoint():
 
 
 def test_the_loader_and_the_store_call_the_columns_the_same():
-    """hf_shear.data and hf_shear.recovery know nothing of each other."""
+    """hf_shear.data and hf_shear.distillation know nothing of each other."""
     assert set(TEACHER_COLUMNS) == {TEACHER_LOG_PROBS, TEACHER_IDS}

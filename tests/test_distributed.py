@@ -33,8 +33,8 @@ from launching import (
 from training_helpers import plain_model
 from transformers import LlamaForCausalLM
 
-from hf_shear.recovery import merge_adapter
-from hf_shear.reporting import collect_versions
+from hf_shear.core import collect_versions
+from hf_shear.training import merge_adapter
 from hf_shear.training.checkpoints import last_whole_checkpoint
 
 pytest.importorskip("deepspeed", reason="deepspeed is not installed")

@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 
 from hf_shear.cli import main
 from hf_shear.cli.engine_rows import engine_warnings
-from hf_shear.engines import (
+from hf_shear.publishing import (
     ACCEPTED,
     ENGINES,
     EVIDENCE,

@@ -15,19 +15,27 @@ from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
 
 from hf_shear import MaskSettings, slice_model
 from hf_shear.cli.main import main
+from hf_shear.core.results import _check_same_shape
 from hf_shear.data import Calibration
 from hf_shear.evaluation.size import config_shape
-from hf_shear.families import FAMILIES, supported_model_types
 from hf_shear.importance import expert_loss_rise, ranks_of, sum_over_units, values_of
 from hf_shear.masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, ShearingMasks, unit_parameters
 from hf_shear.modeling import AutoShearingModelForCausalLM
 from hf_shear.modeling.experts import MaskedRouter
-from hf_shear.one_shot import prune_one_shot, resolve_criterion, score_units
+from hf_shear.pruning import prune_one_shot, resolve_criterion, score_units
 from hf_shear.publishing.run_files import _check_same_model
-from hf_shear.recovery import forward_flops_per_token
-from hf_shear.reporting.html_pruning import kept_section, shape_section
-from hf_shear.reporting.results import _check_same_shape
-from hf_shear.shapes import SHAPE_NAMES, ModelShape, TargetShape, config_for_shape, count_parameters, shape_for_budget
+from hf_shear.report.html_pruning import kept_section, shape_section
+from hf_shear.shapes import (
+    FAMILIES,
+    SHAPE_NAMES,
+    ModelShape,
+    TargetShape,
+    config_for_shape,
+    count_parameters,
+    forward_flops_per_token,
+    shape_for_budget,
+    supported_model_types,
+)
 from hf_shear.slicing import save_checkpoint, slice_uneven
 from hf_shear.training.memory import estimate_memory
 from hf_shear.training.memory_setup import TrainingSetup

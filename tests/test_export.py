@@ -18,8 +18,7 @@ from training_helpers import (
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from hf_shear import ShearingLlamaForCausalLM, slice_model
-from hf_shear.core import FailedError, UsageError
-from hf_shear.reporting import collect_versions
+from hf_shear.core import FailedError, UsageError, collect_versions
 from hf_shear.slicing import PROVENANCE_NAME, provenance_record, read_provenance, save_checkpoint
 
 

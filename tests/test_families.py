@@ -1,6 +1,6 @@
 """The battery of every family: masked = sliced = reloaded, whatever is removed, tied or not, with biases or not.
 
-A family is tested by its row in hf_shear/families/table.py: nothing is to be added here for a new one, unless its config
+A family is tested by its row in shapes/family_table.py: nothing is to be added here for a new one, unless its config
 needs more than a Llama's (``CONFIGS``).
 """
 
@@ -14,8 +14,6 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, MistralForCausalLM, OPTConfig
 
 from hf_shear import ShearingLlamaForCausalLM, slice_model
-from hf_shear.families import FAMILIES, supported_model_types
-from hf_shear.families.family import ALWAYS
 from hf_shear.masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from hf_shear.modeling import (
     AutoShearingModelForCausalLM,
@@ -24,7 +22,8 @@ from hf_shear.modeling import (
     is_masked_config,
     shearing_class,
 )
-from hf_shear.shapes import ModelShape, TargetShape, count_parameters
+from hf_shear.shapes import FAMILIES, ModelShape, TargetShape, count_parameters, supported_model_types
+from hf_shear.shapes.family import ALWAYS
 
 FLOAT32_BOUND = 1e-5  # of the largest logit
 BFLOAT16_BOUND = 0.12  # of the logits' standard deviation; measured: at most .078

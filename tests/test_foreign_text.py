@@ -15,11 +15,11 @@ from publishing_helpers import SMALL, make_evaluation, make_provenance, make_res
 from training_helpers import plain_model
 
 from hf_shear.core import printable
+from hf_shear.core.markdown import fenced_code, inline_code, link, markdown_text, safe_address
 from hf_shear.evaluation import evaluation_table
 from hf_shear.publishing import SourceLicense, model_card
 from hf_shear.publishing.card import masked_card
-from hf_shear.reporting import comparison_table, html_report, markdown_table
-from hf_shear.reporting.markdown import fenced_code, inline_code, link, markdown_text, safe_address
+from hf_shear.report import comparison_table, html_report, markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 markdown_it = pytest.importorskip("markdown_it")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_shear.reporting import collect_versions
+from hf_shear.core import collect_versions
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).with_name("golden_values.json")

@@ -11,10 +11,11 @@ from html.parser import HTMLParser
 import pytest
 
 from hf_shear.cli import main
-from hf_shear.reporting import html_report, redact_command, redact_tokens, write_html_report
-from hf_shear.reporting.html_charts import MAX_POINTS, Series, line_chart, linear_ticks
-from hf_shear.reporting.html_page import NO_BREAK, duration, short_count
-from hf_shear.reporting.results import SHAPE_NAMES, check_results, model_record
+from hf_shear.core import redact_command, redact_tokens
+from hf_shear.core.results import SHAPE_NAMES, check_results, model_record
+from hf_shear.report import html_report, write_html_report
+from hf_shear.report.html_charts import MAX_POINTS, Series, line_chart, linear_ticks
+from hf_shear.report.html_page import NO_BREAK, duration, short_count
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
 TOKEN = "hf_" + "aB3" * 9

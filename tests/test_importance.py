@@ -6,14 +6,9 @@ import pytest
 import torch
 from masked_llama_helpers import TARGET
 
-from hf_shear.importance import (
-    layer_loss_rise,
-    mask_start_importance,
-    random_importance,
-    taylor_importance,
-)
+from hf_shear.importance import layer_loss_rise, mask_start_importance, random_importance, taylor_importance
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, UNIT_KINDS, MaskPhase, MaskSettings
-from hf_shear.one_shot import uniform_gates
+from hf_shear.pruning import uniform_gates
 from hf_shear.slicing import slice_model
 
 SMALL = {

@@ -11,7 +11,6 @@ PACKAGE = Path(hf_shear.__file__).parent
 
 # What the stages of a run are made of; the command line has these too.
 STAGES = {
-    "families",
     "shapes",
     "masks",
     "sources",
@@ -20,48 +19,36 @@ STAGES = {
     "importance",
     "criteria",
     "compensation",
-    "one_shot",
+    "pruning",
     "data",
-    "recovery",
+    "distillation",
     "training",
-    "reporting",
+    "report",
 }
 
 # What each package may import from hf_shear, besides itself and core. A new package must be given its place here.
 ALLOWED = {
     "core": set(),
-    "families": set(),
-    "engines": set(),
-    "shapes": {"families"},
+    "shapes": set(),
     "masks": {"shapes"},
-    "sources": {"families"},
-    "modeling": {"families", "shapes", "masks", "sources"},
-    "reporting": set(),
-    "scaling_law": {"reporting"},
-    "slicing": {"families", "shapes", "masks", "modeling", "sources", "reporting"},
+    "sources": {"shapes"},
+    "modeling": {"shapes", "masks", "sources"},
+    "slicing": {"shapes", "masks", "modeling", "sources"},
     "data": set(),
-    "curvature": {"data"},
-    "importance": {"families", "shapes", "masks", "modeling", "data", "curvature"},
-    "criteria": {"masks", "modeling", "data", "curvature", "importance"},
-    "compensation": {"families", "masks", "modeling", "data", "curvature", "importance"},
-    "one_shot": {
-        "families",
-        "shapes",
-        "masks",
-        "modeling",
-        "slicing",
-        "data",
-        "importance",
-        "criteria",
-        "compensation",
-    },
-    "surgeon": {"data", "curvature"},
-    "recovery": {"families", "shapes", "sources"},
-    "training": {"shapes", "masks", "modeling", "sources", "slicing", "data", "recovery"},
-    "evaluation": {"shapes", "sources", "data", "reporting"},
-    "publishing": {"shapes", "sources", "masks", "modeling", "reporting", "slicing"},
+    "calibration": {"data"},
+    "importance": {"shapes", "masks", "modeling", "data", "calibration"},
+    "criteria": {"masks", "modeling", "data", "calibration", "importance"},
+    "compensation": {"shapes", "masks", "modeling", "data", "calibration", "importance"},
+    "pruning": {"shapes", "masks", "modeling", "slicing", "data", "importance", "criteria", "compensation"},
+    "sparsity": {"data", "calibration"},
+    "distillation": set(),
+    "training": {"shapes", "masks", "modeling", "sources", "slicing", "data", "distillation"},
+    "scaling_law": set(),
+    "report": set(),
+    "evaluation": {"shapes", "sources", "data", "report"},
+    "publishing": {"shapes", "sources", "masks", "modeling", "slicing", "report"},
     "runs": STAGES,
-    "cli": STAGES | {"evaluation", "publishing", "scaling_law", "engines", "runs"},
+    "cli": STAGES | {"evaluation", "publishing", "scaling_law", "runs"},
 }
 
 
@@ -133,9 +120,9 @@ def test_imports_point_down(package):
         ("data", "from .. import shapes", "shapes"),
         ("data", "from hf_shear import TargetShape", "TargetShape"),
         ("data", "import hf_shear", "hf_shear"),
-        ("reporting", "def f():\n    from ..training import ShearTrainer", "training"),
+        ("report", "def f():\n    from ..training import ShearTrainer", "training"),
         ("slicing", "if TYPE_CHECKING:\n    from ..importance import taylor_importance", "importance"),
-        ("training", "from ..reporting import results_table", "reporting"),
+        ("training", "from ..report import results_table", "report"),
     ],
 )
 def test_an_import_that_points_up_is_found(package, source, wrong):
@@ -146,9 +133,9 @@ def test_an_import_that_points_up_is_found(package, source, wrong):
     "package, source",
     [
         ("masks", "from ..shapes import ModelShape\nfrom .schedule import MaskPhase\nfrom . import settings"),
-        ("one_shot", "from ..slicing.slice_model import slice_model\nimport torch"),
-        ("runs", "from ..training import ShearTrainer\nfrom hf_shear.reporting import results_table"),
-        ("reporting", "import hf_shearing_unrelated"),
+        ("pruning", "from ..slicing.slice_model import slice_model\nimport torch"),
+        ("runs", "from ..training import ShearTrainer\nfrom hf_shear.report import results_table"),
+        ("report", "import hf_shearing_unrelated"),
     ],
 )
 def test_an_import_that_points_down_is_allowed(package, source):

@@ -11,10 +11,9 @@ from masked_llama_helpers import TARGET, TRAINING_PHASE, enable_checkpointing, f
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
-from hf_shear.families import FAMILIES
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, MaskPhase, MaskSettings
 from hf_shear.modeling import ShearingLlamaForCausalLM, head_channel_masks, residual_write_masks
-from hf_shear.shapes import ModelShape
+from hf_shear.shapes import FAMILIES, ModelShape
 
 # ---- what the masks do ------------------------------------------------------------------------------------------
 

@@ -10,12 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_shear.data.mixture import (
-    check_mixture_bounds,
-    check_mixture_weights,
-    update_mixture_weights,
-    warn_of_runaway,
-)
+from hf_shear.data.mixture import check_mixture_bounds, check_mixture_weights, update_mixture_weights, warn_of_runaway
 
 START = {
     "cc": 0.67,

@@ -11,7 +11,7 @@ from hf_shear.criteria.taylor import taylor
 from hf_shear.data import Calibration
 from hf_shear.importance import criterion, name_of, ranks_of
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, RANKED_KINDS, SUB_LAYERS, UNIT_KINDS
-from hf_shear.one_shot import (
+from hf_shear.pruning import (
     DEFAULT_CRITERION,
     criteria_by_kind,
     criteria_from_words,

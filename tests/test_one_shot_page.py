@@ -16,7 +16,7 @@ from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.data import Calibration
 from hf_shear.masks import UNIT_KINDS
 from hf_shear.modeling import AutoShearingModelForCausalLM
-from hf_shear.one_shot import criterion_names, resolve_criterion
+from hf_shear.pruning import criterion_names, resolve_criterion
 
 PAGE = (Path(__file__).resolve().parent.parent / "examples" / "docs" / "one_shot.md").read_text(encoding="utf-8")
 

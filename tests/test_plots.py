@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from hf_shear.reporting import SHAPE_NAMES, plot_domains, plot_kept_units, plot_sizes
-from hf_shear.reporting.plots import COLOURS, CUT, GROUP_CUT, KEPT, MARKERS
+from hf_shear.core import SHAPE_NAMES
+from hf_shear.report import plot_domains, plot_kept_units, plot_sizes
+from hf_shear.report.plots import COLOURS, CUT, GROUP_CUT, KEPT, MARKERS
 
 SHAPE = dict(zip(SHAPE_NAMES, (8, 3, 4, 2, 10), strict=True))
 

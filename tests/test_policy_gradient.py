@@ -9,7 +9,7 @@ from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.data import Calibration
 from hf_shear.importance.policy_gradient import LOWEST_PROBABILITY, PolicySettings, keep_probabilities, project
 from hf_shear.masks import HIDDEN, INTERMEDIATE
-from hf_shear.one_shot import prune_one_shot, score_units
+from hf_shear.pruning import prune_one_shot, score_units
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hf_shear.data import Calibration
-from hf_shear.one_shot import prune_one_shot
-from hf_shear.one_shot.protected_layers import protected_layers
+from hf_shear.pruning import prune_one_shot
+from hf_shear.pruning.protected_layers import protected_layers
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from hf_shear.data import Calibration
-from hf_shear.surgeon import STRUCTURES, SurgeonSettings, collect_factors, decoder_linears, prune_to_zeros
+from hf_shear.sparsity import STRUCTURES, SurgeonSettings, collect_factors, decoder_linears, prune_to_zeros
 
 ENTRIES = ("2:4", "unstructured")
 

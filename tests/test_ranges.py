@@ -21,15 +21,15 @@ from hf_shear.evaluation import PerplexityProtocol, SpeedProtocol, ratio_of_sums
 from hf_shear.importance import keyword_options, options_from_text
 from hf_shear.importance.policy_gradient import PolicySettings
 from hf_shear.masks import MaskSchedule
-from hf_shear.one_shot import prune_one_shot
-from hf_shear.one_shot.choose_criterion import criterion_names
-from hf_shear.one_shot.plan import adaptive_options
+from hf_shear.pruning import prune_one_shot
+from hf_shear.pruning.choose_criterion import criterion_names
+from hf_shear.pruning.plan import adaptive_options
 from hf_shear.runs import parse_arguments
 from hf_shear.runs.bench import BenchArguments
 from hf_shear.runs.bench_method import OPTIONS
 from hf_shear.scaling_law import fit_law
 from hf_shear.slicing import slice_model
-from hf_shear.surgeon import SurgeonSettings
+from hf_shear.sparsity import SurgeonSettings
 from hf_shear.training import evaluate_domains
 from hf_shear.training.memory_setup import TrainingSetup
 

@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from training_helpers import tiny_config
 from transformers import LlamaForCausalLM
 
-from hf_shear.recovery import forward_flops_per_token, num_trainable, prepare_recovery, training_flops_per_token
+from hf_shear.shapes import forward_flops_per_token, training_flops_per_token
+from hf_shear.training import num_trainable, prepare_recovery
 
 LENGTH = 64
 # torch counts attention over all S^2 pairs, causal or not; S / 2 earlier tokens on average are counted here.

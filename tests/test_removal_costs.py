@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from hf_shear import ShearingLlamaForCausalLM, prune_one_shot
-from hf_shear.curvature import ShortCalibrationWarning, stream_curvature
-from hf_shear.curvature.factors import damped
+from hf_shear.calibration import ShortCalibrationWarning, stream_curvature
+from hf_shear.calibration.factors import damped
 from hf_shear.data import Calibration
 from hf_shear.importance import removal_costs
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, SUB_LAYERS
-from hf_shear.one_shot import resolve_criterion
+from hf_shear.pruning import resolve_criterion
 
 COLUMNS = {"num_key_value_heads": 2, "num_attention_heads": 6, "intermediate_size": 13}
 HEAD_DIM, GROUP = 4, 12  # columns of o_proj

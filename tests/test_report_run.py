@@ -8,7 +8,7 @@ import pytest
 from training_helpers import DOMAINS, LENGTH, TARGET, held_out_domains, make_args, masked_model, plain_model
 
 from hf_shear import ShearTrainingArguments, TargetShape, slice_model
-from hf_shear.reporting import check_results, read_results
+from hf_shear.core import check_results, read_results
 from hf_shear.runs import RESULTS_NAME, judge, run_results, write_report
 from hf_shear.shapes import count_parameters
 from hf_shear.training import evaluate_domains

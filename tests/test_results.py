@@ -13,14 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_shear.reporting import (
-    SHAPE_NAMES,
-    check_results,
-    collect_versions,
-    model_record,
-    read_results,
-    write_results,
-)
+from hf_shear.core import SHAPE_NAMES, check_results, collect_versions, model_record, read_results, write_results
 
 SOURCE = dict(zip(SHAPE_NAMES, (64, 5, 8, 4, 172), strict=True), head_dim=8)
 TARGET = dict(zip(SHAPE_NAMES, (48, 4, 4, 2, 86), strict=True), head_dim=8)
@@ -262,7 +255,7 @@ def test_versions_are_those_that_are_installed():
 
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
-    from hf_shear.reporting import results
+    from hf_shear.core import results
 
     monkeypatch.setattr(results, "VERSIONED_PACKAGES", ("numpy", "a_package_that_nobody_has"))
     assert set(collect_versions()) == {"python", "numpy"}

@@ -23,7 +23,7 @@ from training_helpers import (
 from hf_shear import ShearTrainingArguments
 from hf_shear.core import UsageError
 from hf_shear.data import samples_digest
-from hf_shear.recovery import sampled_digest
+from hf_shear.distillation import sampled_digest
 from hf_shear.training.same_run import MAY_CHANGE, check_same_run, deciding_arguments
 
 COMPARED = """adam_beta1 adam_beta2 adam_epsilon auto_find_batch_size average_tokens_across_devices bf16_full_eval

@@ -18,13 +18,8 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM, PreT
 from hf_shear import slice_model
 from hf_shear.cli.main import main
 from hf_shear.core import FailedError, UsageError
-from hf_shear.reporting.results import write_file_atomically
-from hf_shear.slicing import (
-    check_saves,
-    preflight,
-    save_checkpoint,
-    whole_folders,
-)
+from hf_shear.core.results import write_file_atomically
+from hf_shear.slicing import check_saves, preflight, save_checkpoint, whole_folders
 from hf_shear.sources import open_source, read_generation_config, savable_generation_config
 from hf_shear.training import checkpoint_bytes, checkpoints_kept
 

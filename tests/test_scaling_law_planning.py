@@ -13,11 +13,10 @@ from scaling_law_helpers import draw_runs, source_loss
 from transformers import LlamaConfig
 
 from hf_shear.cli import main
-from hf_shear.recovery import training_flops_per_token
-from hf_shear.reporting import plot_law_curves
+from hf_shear.report import plot_law_curves
 from hf_shear.scaling_law import Candidate, Case, LawFit, NumericCurve, PowerCurve, fit_law, plan_budget, write_runs_csv
 from hf_shear.scaling_law.estimates import Estimate, interval
-from hf_shear.shapes import count_parameters
+from hf_shear.shapes import count_parameters, training_flops_per_token
 
 CURVES = st.builds(PowerCurve, st.floats(0.5, 5), st.floats(-2, 12), st.floats(0.05, 2))
 TOKENS = st.floats(1e3, 1e13)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scaling_law_helpers import draw_run, draw_runs
 
-from hf_shear.reporting import read_results
+from hf_shear.core import read_results
 from hf_shear.scaling_law import (
     Case,
     RecoveryRun,

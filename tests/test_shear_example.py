@@ -20,9 +20,8 @@ from training_helpers import TARGET, letter_tokenizer, plain_model, random_docum
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaForCausalLM, TrainerCallback
 
 from hf_shear import ShearTrainer, ShearTrainingArguments
-from hf_shear.core import StoppedBySignal, UsageError, content_of
+from hf_shear.core import StoppedBySignal, UsageError, check_results, content_of
 from hf_shear.data import load_domains
-from hf_shear.reporting import check_results
 from hf_shear.runs import choose_target
 from hf_shear.training import evaluate_domains
 

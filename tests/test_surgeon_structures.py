@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_shear.surgeon.costs import (
+from hf_shear.sparsity.costs import (
     PAIRS,
     column_costs,
     entry_costs,
@@ -17,11 +17,11 @@ from hf_shear.surgeon.costs import (
     removed_by_pairs,
     row_costs,
 )
-from hf_shear.surgeon.factors import KroneckerFactors
-from hf_shear.surgeon.layer import LayerSurgery
-from hf_shear.surgeon.selection import cheapest, cheapest_rows_and_columns
-from hf_shear.surgeon.settings import SurgeonSettings
-from hf_shear.surgeon.updates import (
+from hf_shear.sparsity.factors import KroneckerFactors
+from hf_shear.sparsity.layer import LayerSurgery
+from hf_shear.sparsity.selection import cheapest, cheapest_rows_and_columns
+from hf_shear.sparsity.settings import SurgeonSettings
+from hf_shear.sparsity.updates import (
     quadratic_form,
     remove_entries_in_blocks,
     remove_entries_jointly,

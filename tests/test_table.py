@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_shear.reporting import SHAPE_NAMES, comparison_table, markdown_table, model_record, spread_table
+from hf_shear.core import SHAPE_NAMES, model_record
+from hf_shear.report import comparison_table, markdown_table, spread_table
 
 SOURCE = dict(zip(SHAPE_NAMES, (64, 5, 8, 4, 172), strict=True), head_dim=8)
 TARGET = dict(zip(SHAPE_NAMES, (48, 4, 4, 2, 86), strict=True), head_dim=8)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from training_helpers import LENGTH, VOCAB_SIZE, full_disk, make_domains, plain_model
 
-from hf_shear.recovery import Teacher, check_teacher_logits, load_teacher_logits, store_teacher_logits
-from hf_shear.recovery.teacher_logits import _write, bytes_per_token
+from hf_shear.distillation import Teacher, check_teacher_logits, load_teacher_logits, store_teacher_logits
+from hf_shear.distillation.teacher_logits import _write, bytes_per_token
 
 SIZES = {"books": 5, "code": 3}
 TOP_K = 6
@@ -56,12 +56,12 @@ def test_an_interrupted_call_goes_on_with_what_is_missing(teacher, tmp_path, mon
             raise KeyboardInterrupt
         _write(path, dataset, batches)
 
-    monkeypatch.setattr("hf_shear.recovery.teacher_logits._write", write)
+    monkeypatch.setattr("hf_shear.distillation.teacher_logits._write", write)
     with pytest.raises(KeyboardInterrupt):
         store_teacher_logits(domains, teacher, tmp_path, top_k=TOP_K)
     with pytest.raises(ValueError, match="lacks the teacher logits of code: storing them was interrupted"):
         load_teacher_logits(tmp_path)
-    monkeypatch.setattr("hf_shear.recovery.teacher_logits._write", lambda *parts: write(*parts, fail=False))
+    monkeypatch.setattr("hf_shear.distillation.teacher_logits._write", lambda *parts: write(*parts, fail=False))
     found = store_teacher_logits(domains, teacher, tmp_path, top_k=TOP_K)
     assert written == ["books", "code", "code"]
     expected = store_teacher_logits(domains, teacher, tmp_path / "whole", top_k=TOP_K)
@@ -74,7 +74,7 @@ def test_a_disk_without_room_is_refused_before_the_teacher_runs(teacher, tmp_pat
     domains = make_domains(SIZES)
     needed = bytes_per_token(TOP_K) * LENGTH * sum(SIZES.values())
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed - 1))
-    monkeypatch.setattr("hf_shear.recovery.teacher_logits._batches", lambda *_: pytest.fail("the teacher ran"))
+    monkeypatch.setattr("hf_shear.distillation.teacher_logits._batches", lambda *_: pytest.fail("the teacher ran"))
     with pytest.raises(OSError, match=f"books, code take {needed:,} bytes .* but {needed - 1:,} are free") as raised:
         store_teacher_logits(domains, teacher, tmp_path, top_k=TOP_K)
     assert raised.value.errno == errno.ENOSPC

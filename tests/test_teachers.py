@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from training_helpers import letter_tokenizer, plain_model, tiny_config
 
-from hf_shear.recovery import Teacher, check_same_tokens, check_teacher
+from hf_shear.distillation import Teacher, check_same_tokens, check_teacher
 
 IDS = torch.arange(3, 19).view(2, 8)
 

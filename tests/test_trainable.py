@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from training_helpers import plain_model
 
-from hf_shear.recovery import default_peft_config, num_trainable, prepare_recovery
+from hf_shear.training import default_peft_config, num_trainable, prepare_recovery
 
 
 def trained(model) -> set[str]:

@@ -28,8 +28,8 @@ from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_shear import ShearingLlamaConfig, ShearingLlamaForCausalLM, TargetShape, slice_model
+from hf_shear.core import collect_versions
 from hf_shear.masks import MaskSettings
-from hf_shear.reporting import collect_versions
 from hf_shear.slicing import save_checkpoint
 
 MODEL_SIZES = (

@@ -21,9 +21,10 @@ from memory_models import build_model, environment
 from speed_parts.training_steps import PLAIN, random_batches
 from transformers import LlamaForCausalLM
 
-from hf_shear.recovery import DistillationSettings, Teacher, default_peft_config, num_trainable, prepare_recovery
-from hf_shear.recovery.adapters import adapter_width
-from hf_shear.recovery.teachers import ON_DEVICE, STORED
+from hf_shear.distillation import DistillationSettings, Teacher
+from hf_shear.distillation.teachers import ON_DEVICE, STORED
+from hf_shear.training import default_peft_config, num_trainable, prepare_recovery
+from hf_shear.training.adapters import adapter_width
 from hf_shear.training.distilling import Distiller
 from hf_shear.training.memory import estimate_memory
 from hf_shear.training.memory_recovery import FrozenSetup, TeachingSetup

@@ -22,8 +22,8 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from hf_shear import ShearingLlamaConfig, ShearingLlamaForCausalLM, ShearTrainer, ShearTrainingArguments
+from hf_shear.core import collect_versions
 from hf_shear.masks import MaskSettings
-from hf_shear.reporting import collect_versions
 from hf_shear.shapes import TargetShape
 
 VOCABULARY, LENGTH, DOMAINS = 512, 64, ("a", "b", "c")

@@ -11,7 +11,7 @@ from claim_results import CONFIGS, EXAMPLES, RESULTS, STORIES, Claim, results_of
 from claims_page import claim_page
 from study import Study
 
-from hf_shear.reporting import require_matplotlib
+from hf_shear.report import require_matplotlib
 
 SMALL_FOLDER = Path("claims_small")
 

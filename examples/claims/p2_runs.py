@@ -15,7 +15,7 @@ sys.path.insert(0, str(EXAMPLES))
 
 from p2_law import FamilyRuns, law_runs, parse  # noqa: E402
 
-from hf_shear.scaling_law import LawFit, RecoveryRun, ScalingLawWarning, fit_law  # noqa: E402
+from hf_shear.scaling_law import LawFit, RecoveryRun, ScalingLawWarning, fit_law
 
 FAMILY = EXAMPLES / "family" / "models"
 

@@ -10,7 +10,7 @@ from claim_command import main
 from claim_results import HELD, LOST, Check, Claim, SourceResults, markdown_table, mean_and_spread
 from study import Study
 
-from hf_shear.reporting import SHAPE_NAMES
+from hf_shear.core import SHAPE_NAMES
 
 CLAIM = Claim(
     name="sheared_llama_1_target_shapes",

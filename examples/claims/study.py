@@ -17,11 +17,11 @@ from rates import best_rate, next_rates
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from hf_shear import ShearTrainer, ShearTrainingArguments, prune_one_shot
+from hf_shear.core import collect_versions, write_results
 from hf_shear.data import Calibration, load_domains
-from hf_shear.recovery import Teacher, training_flops_per_token
-from hf_shear.reporting import collect_versions, write_results
+from hf_shear.distillation import Teacher
 from hf_shear.runs import cut_learned_masks, judge, masked_arm, prepare_domain_data
-from hf_shear.shapes import TargetShape
+from hf_shear.shapes import TargetShape, training_flops_per_token
 from hf_shear.sources import open_source
 from hf_shear.training import TrainingDivergedError, evaluate_domains
 from hf_shear.training.cost import evaluation_samples_per_domain

@@ -17,9 +17,9 @@ from study import Study
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_shear import prune_one_shot
-from hf_shear.curvature import least_squares_columns
-from hf_shear.one_shot import OneShotPruning
-from hf_shear.surgeon import SurgeonSettings, collect_factors, decoder_linears, prune_to_zeros
+from hf_shear.calibration import least_squares_columns
+from hf_shear.pruning import OneShotPruning
+from hf_shear.sparsity import SurgeonSettings, collect_factors, decoder_linears, prune_to_zeros
 
 UNITS = "units"
 NAMES = {

@@ -39,7 +39,7 @@ from transformers import (
 )
 
 from hf_shear.data import load_domains, pack_domains, split_domains
-from hf_shear.families import family_named
+from hf_shear.shapes import family_named
 
 logger = logging.getLogger("train_source")
 

@@ -25,7 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from hf_shear.one_shot import prune_one_shot
+from hf_shear.pruning import prune_one_shot
 from hf_shear.slicing import save_checkpoint
 
 SHAPES = {

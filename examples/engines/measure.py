@@ -33,8 +33,8 @@ from forms import FORMS, SHAPES, make_form  # noqa: E402
 from runner import ACCEPTED, OPENING, REFUSED  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
+from hf_shear.core import collect_versions  # noqa: E402
 from hf_shear.data import load_domains, pack_domains, split_domains  # noqa: E402
-from hf_shear.reporting import collect_versions  # noqa: E402
 
 PRECISIONS = {
     "llama_cpp": ["f32", "f16", "q8_0", "q4_0", "q4_k_m"],

@@ -1,4 +1,4 @@
-"""Build examples/docs/engines.md from the rules of `hf_shear.engines` and the results of measure.py.
+"""Build examples/docs/engines.md from the rules of `hf_shear.publishing` and the results of measure.py.
 
     python examples/engines/page.py
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hf_shear.engines import ENGINES, EVIDENCE
+from hf_shear.publishing import ENGINES, EVIDENCE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "model_cards" / "engines"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 
-from ..engines import ENGINES, REFUSED, WRONG, Row, read_facts, where_it_loads
+from ..publishing import ENGINES, REFUSED, WRONG, Row, read_facts, where_it_loads
 
 NOTE_WIDTH = 110  # characters
 PAGE = "examples/docs/engines.md has the commands and the measurements."

@@ -78,6 +78,7 @@ class Arguments(runs.TextArguments):
 
 def run(arguments: Arguments) -> None:
     """Check, judge, save, print."""
+    from ..core import write_results
     from ..evaluation import (
         PerplexityProtocol,
         SpeedProtocol,
@@ -87,7 +88,6 @@ def run(arguments: Arguments) -> None:
         evaluation_versions,
         load_tasks,
     )
-    from ..reporting import write_results
     from ..slicing import check_saves
     from ..sources import open_source
 

@@ -14,10 +14,9 @@ from ..compensation import SOURCE, resolve_compensation
 from ..core import UsageError, check_parents, read_json_object
 from ..data import Calibration
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel
-from ..recovery import merge_adapter
 from ..slicing import check_saves, provenance_record, save_checkpoint, slice_model
 from ..sources import Source, open_source, read_generation_config
-from ..training import ShearTrainingArguments
+from ..training import ShearTrainingArguments, merge_adapter
 from .engine_rows import engine_warnings
 
 SUMMARY = "Turn a masked checkpoint, an adapter and its base, or a GGUF file into a plain checkpoint."

@@ -9,12 +9,11 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from ..core import UsageError, of_file
-from ..engines import ENGINES, CheckpointFacts, facts_of_config, has_byte_fallback, where_it_loads
 from ..evaluation import kv_cache_bytes_per_token
 from ..modeling import check_supported_source
-from ..recovery import forward_flops_per_token
+from ..publishing import ENGINES, CheckpointFacts, facts_of_config, has_byte_fallback, where_it_loads
 from ..runs import TargetArguments, choose_target
-from ..shapes import TARGET_NAMES, ModelShape, count_parameters
+from ..shapes import TARGET_NAMES, ModelShape, count_parameters, forward_flops_per_token
 from ..slicing import PROVENANCE_NAME, read_provenance
 from ..sources import MASKED_PREFIX, Source, open_source
 from ..training.memory import estimate_memory

@@ -13,7 +13,7 @@ from ..compensation import resolve_compensation
 from ..core import StoppedBySignal, UsageError, content_of
 from ..data import Calibration
 from ..modeling import AutoShearingModelForCausalLM
-from ..one_shot import DEFAULT_COMPENSATION, criteria_from_words, default_criterion_words
+from ..pruning import DEFAULT_COMPENSATION, criteria_from_words, default_criterion_words
 from ..shapes import ModelShape
 from ..slicing import provenance_record, save_checkpoint
 from ..training import PRUNING_SHARE, ShearTrainingArguments, check_mask_options

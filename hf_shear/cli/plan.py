@@ -12,21 +12,11 @@ import numpy as np
 
 from ..core import FINITE, UsageError, check_output_file, check_ranges, json_object
 from ..modeling import check_supported_source
-from ..recovery import training_flops_per_token
-from ..reporting import check_picture, plot_law_curves
-from ..scaling_law import (
-    Candidate,
-    Case,
-    LawFit,
-    Plan,
-    ScalingLawWarning,
-    fit_law,
-    plan_budget,
-    read_runs,
-)
+from ..report import check_picture, plot_law_curves
+from ..scaling_law import Candidate, Case, LawFit, Plan, ScalingLawWarning, fit_law, plan_budget, read_runs
 from ..scaling_law.estimates import interval, number_text
 from ..scaling_law.planning import DEFAULT_GAIN, DEFAULT_MASK_SHARE
-from ..shapes import count_parameters, shape_for_budget
+from ..shapes import count_parameters, shape_for_budget, training_flops_per_token
 from ..shapes.shape_config import config_for_shape
 from ..sources import open_source
 

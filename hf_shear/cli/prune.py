@@ -11,9 +11,8 @@ from .. import runs
 from ..compensation import resolve_compensation
 from ..core import UsageError, check_parents
 from ..data import Calibration
-from ..families import family_named
 from ..modeling import as_family
-from ..one_shot import (
+from ..pruning import (
     DEFAULT_COMPENSATION,
     DEFAULT_NUM_SHOTS,
     UNIFORM,
@@ -22,7 +21,7 @@ from ..one_shot import (
     make_plan,
     prune_one_shot,
 )
-from ..shapes import ModelShape, TargetShape
+from ..shapes import ModelShape, TargetShape, family_named
 from ..slicing import NEMOTRON_NAS, provenance_record, save_checkpoint, save_nemotron_nas
 from ..training import ShearTrainingArguments
 from .engine_rows import engine_warnings

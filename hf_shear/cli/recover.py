@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from .. import runs
 from ..core import UsageError
-from ..reporting import require_matplotlib
+from ..report import require_matplotlib
 from ..training import ShearTrainingArguments
 from . import learn
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core import UsageError, check_output_file
-from ..reporting import EVALUATION_NAME, write_html_report
+from ..core import EVALUATION_NAME, UsageError, check_output_file
+from ..report import write_html_report
 from ..runs import RESULTS_NAME, finished_stages
 
 SUMMARY = "Show a run on one page: what was kept, losses, comparison, speed. One HTML file, no network."

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from ..core import UsageError
-from ..families import family_of
 from ..modeling import ShearingMixin
+from ..shapes import family_of
 
 COMPENSATED = ("o_proj", "down_proj")
 

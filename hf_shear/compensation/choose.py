@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from ..core import UsageError
-from ..families import family_of
 from ..importance import keyword_options, options_from_text
+from ..shapes import family_of
 from .add_biases import check_biases
 from .gap import Gap
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..calibration import InputMoments, InputsByModule, stream_inputs
 from ..core import UsageError
-from ..curvature import InputMoments, InputsByModule, stream_inputs
 from ..data import Calibration
 from ..modeling import ShearingMixin
 from .add_biases import add_biases

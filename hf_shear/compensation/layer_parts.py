@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..families.family import GROUPS, HEADS, NEURONS, Axis
-from ..families.family import HIDDEN as HIDDEN_AXIS
 from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER
 from ..modeling import ShearingMixin, head_channel_masks
+from ..shapes.family import GROUPS, HEADS, NEURONS, Axis
+from ..shapes.family import HIDDEN as HIDDEN_AXIS
 
 ATTENTION, MLP = "self_attn", "mlp"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..curvature import DAMPING
+from ..calibration import DAMPING
 from .gap import Gap, ridge
 
 

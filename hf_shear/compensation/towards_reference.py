@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..curvature.layer_stream import LayerStream, WaitingBatch
-from ..curvature.moments import count_over_ranks, full_float32, sum_over_ranks
-from ..curvature.stream import warn_if_short
+from ..calibration.layer_stream import LayerStream, WaitingBatch
+from ..calibration.moments import count_over_ranks, full_float32, sum_over_ranks
+from ..calibration.stream import warn_if_short
 from ..data import Calibration
 from ..modeling import ShearingMixin
 from .gap import Gap

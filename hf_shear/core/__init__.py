@@ -1,17 +1,34 @@
 """What every other package may use: errors and how they are shown, ranges, files, the lock of a run, signals."""
 
 from .errors import FailedError, MissingExtraError, UsageError, of_file
+from .json_files import json_object, read_json_object
 from .main_process import by_main_process, is_main_process, num_processes
 from .one_line import DEBUG, OK, WRONG_USE, run_command_line
 from .output_files import check_output_file, check_parents
 from .printable import printable, spelled
 from .ranges import FINITE, OPTION_RANGES, RANGES, Range, check_ranges
+from .record_types import check_record
+from .redaction import redact_command, redact_tokens
+from .results import (
+    EVALUATION_NAME,
+    REPORT_NAME,
+    RESULTS_NAME,
+    SHAPE_NAMES,
+    TARGET_NAMES,
+    check_results,
+    collect_versions,
+    model_record,
+    read_results,
+    write_results,
+    write_text_atomically,
+)
 from .run_lock import content_of, lock_folder, locked_result, locked_run, sign
 from .signals import Noted, StoppedByKeyboard, StoppedBySignal, leave_signals_to_parent, noted_signals, stop_of
-from .user_files import check_yaml_file, json_object, read_json_object, read_text, read_yaml_mapping
+from .user_files import check_yaml_file, read_text, read_yaml_mapping
 
 __all__ = [
     "DEBUG",
+    "EVALUATION_NAME",
     "FINITE",
     "FailedError",
     "MissingExtraError",
@@ -19,16 +36,23 @@ __all__ = [
     "OK",
     "OPTION_RANGES",
     "RANGES",
+    "REPORT_NAME",
+    "RESULTS_NAME",
     "Range",
+    "SHAPE_NAMES",
     "StoppedByKeyboard",
     "StoppedBySignal",
+    "TARGET_NAMES",
     "UsageError",
     "WRONG_USE",
     "by_main_process",
     "check_output_file",
     "check_parents",
     "check_ranges",
+    "check_record",
+    "check_results",
     "check_yaml_file",
+    "collect_versions",
     "content_of",
     "is_main_process",
     "json_object",
@@ -36,15 +60,21 @@ __all__ = [
     "lock_folder",
     "locked_result",
     "locked_run",
+    "model_record",
     "noted_signals",
     "num_processes",
-    "printable",
     "of_file",
+    "printable",
     "read_json_object",
+    "read_results",
     "read_text",
     "read_yaml_mapping",
+    "redact_command",
+    "redact_tokens",
     "run_command_line",
     "sign",
     "spelled",
     "stop_of",
+    "write_results",
+    "write_text_atomically",
 ]

@@ -1,8 +1,7 @@
-"""YAML and JSON that a user hands in: read whole, or refused in one sentence with the file, the line and the key."""
+"""Text and YAML that a user hands in: read whole, or refused in one sentence with the file, the line and the key."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import yaml
@@ -30,38 +29,6 @@ def read_text(path: str | Path, what: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{what} {str(path)!r} is no text in UTF-8 ({error.reason}). Save it as UTF-8.") from error
-
-
-def json_object(text: str, what: str) -> dict:
-    """The object that a text holds as JSON.
-
-    Raises:
-        UsageError: the text is no JSON, or holds no object, or one with a key twice.
-    """
-
-    def pairs(found: list[tuple[str, object]]) -> dict:
-        keys = [key for key, _ in found]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise UsageError(f"{what} has the key {twice!r} twice. Keep one of the two.")
-        return dict(found)
-
-    try:
-        content = json.loads(text, object_pairs_hook=pairs)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{what} is not valid JSON: line {error.lineno}, {error.msg}. Correct it.") from error
-    except RecursionError as error:
-        raise UsageError(f"{what} is nested too deep to be read. Write it flat.") from error
-    if not isinstance(content, dict):
-        raise UsageError(
-            f"{what} must hold a JSON object, but it holds a {type(content).__name__}. Write names and values."
-        )
-    return content
-
-
-def read_json_object(path: str | Path, what: str) -> dict:
-    """The object of a JSON file; raises as :func:`json_object`."""
-    return json_object(read_text(path, what), f"{what} {str(path)!r}")
 
 
 def read_yaml_mapping(path: str | Path, what: str) -> tuple[dict[str, object], dict[str, int]]:

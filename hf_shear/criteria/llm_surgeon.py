@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..curvature import DAMPING, InputsByModule
+from ..calibration import DAMPING, InputsByModule
 from ..data import Calibration
 from ..importance import Scores, criterion, removal_costs
 from ..masks import INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, SUB_LAYERS

@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 from ..data import Calibration
-from ..importance import (
-    Scores,
-    criterion,
-    sum_over_units,
-    weight_gradients,
-    write_input_moments,
-    write_weights,
-)
+from ..importance import Scores, criterion, sum_over_units, weight_gradients, write_input_moments, write_weights
 from ..masks import INTERMEDIATE, KEY_VALUE_HEAD, QUERY_HEAD
 from ..modeling import ShearingMixin
 

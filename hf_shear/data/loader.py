@@ -13,17 +13,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from hf_shear.data.counted_tokens import IGNORED_LABEL
-from hf_shear.data.sampler import DynamicBatchSampler
-
 from ..core import UsageError, leave_signals_to_parent
+from .counted_tokens import IGNORED_LABEL
+from .sampler import DynamicBatchSampler
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 TEACHER_COLUMNS = {"teacher_log_probs": np.float32, "teacher_ids": np.int64}
-"""Columns that `hf_shear.recovery.store_teacher_logits` adds to samples, and the dtype in which they are collated."""
+"""Columns that `hf_shear.distillation.store_teacher_logits` adds to samples, and the dtype in which they are collated."""
 
 
 def collate_domain_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:

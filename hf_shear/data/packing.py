@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_shear.data.documents import (
+from ..core import UsageError, check_ranges
+from .documents import (
     TOKENIZE_BATCH,
     check_token_id,
     document_positions,
@@ -26,9 +27,7 @@ from hf_shear.data.documents import (
     restart_positions,
     vocabulary_limit,
 )
-from hf_shear.data.streams import PackedStream, is_stream
-
-from ..core import UsageError, check_ranges
+from .streams import PackedStream, is_stream
 
 if TYPE_CHECKING:
     import pyarrow as pa

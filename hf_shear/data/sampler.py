@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
-from hf_shear.data.mixture import check_mixture_weights
-
 from ..core import RANGES, UsageError, check_ranges
+from .mixture import check_mixture_weights
 
 logger = logging.getLogger(__name__)
 

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_shear.data.loader import DomainSamples, check_sizes, collate_domain_samples
-from hf_shear.data.read_ahead import ProcessReadAhead, ThreadReadAhead
-from hf_shear.data.sampler import DynamicBatchSampler, stream_slot
-from hf_shear.data.streams import PackedStream, as_stream, is_stream, read_share
-
 from ..core import FailedError, UsageError
+from .loader import DomainSamples, check_sizes, collate_domain_samples
+from .read_ahead import ProcessReadAhead, ThreadReadAhead
+from .sampler import DynamicBatchSampler, stream_slot
+from .streams import PackedStream, as_stream, is_stream, read_share
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_shear.data.documents import TOKENIZE_BATCH, document_positions, encode_texts, restart_positions
-
 from ..core import UsageError
+from .documents import TOKENIZE_BATCH, document_positions, encode_texts, restart_positions
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from ..core import UsageError
-from ..reporting import collect_versions
+from ..core import UsageError, collect_versions
 from ..sources import Source, open_source
 from .document_losses import DocumentLosses, prefix_token_id
 from .perplexity import PerplexityProtocol, domain_differences, domain_losses, domain_texts, perplexity_record
@@ -146,8 +145,6 @@ def _plan(names, domains, perplexity, tasks, limit, device, dtype, speed: SpeedP
     protocol = (perplexity or PerplexityProtocol()).resolved(*configs)
     texts = None
     if domains is not None:
-        from . import metrics  # noqa: F401  (a missing `evaluate` is told before the work, not after it)
-
         texts = domain_texts(domains, protocol.max_documents)
     if domains is not None or tasks is not None:
         for source in sources.values():

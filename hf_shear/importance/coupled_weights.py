@@ -19,10 +19,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..families import EXPERTS, GROUPS, HEADS, Axis
 from ..masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from ..modeling import ShearingMixin, head_channel_masks
-from ..shapes import ModelShape
+from ..shapes import EXPERTS, GROUPS, HEADS, Axis, ModelShape
 
 BLOCK = 2**22
 """Numbers of a weight that are looked at at a time: 16 MB in float32, and as much again for each step between."""

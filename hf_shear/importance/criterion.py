@@ -41,7 +41,7 @@ def criterion(
             Where they have not, an allocation over all layers standardises them layer by layer.
         needs_target_shape: whether it asks the masked model how many units each row shall keep, which only a target
             shape tells.
-        shares_inputs: whether it takes a third argument, a dict (``hf_shear.curvature.InputsByModule``) that it may fill
+        shares_inputs: whether it takes a third argument, a dict (``hf_shear.calibration.InputsByModule``) that it may fill
             with second moments which it collects anyway, so that compensation need not collect them again.
     """
 

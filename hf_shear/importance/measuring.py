@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from ..calibration import evaluating
 from ..core import UsageError
-from ..curvature import evaluating
 from ..data import IGNORED_LABEL, counted_tokens
 from ..modeling import ShearingMixin
 from .over_ranks import sum_over_ranks

@@ -2,7 +2,7 @@
 
 A neuron is a column of down_proj; a query head is a set of columns of o_proj, a KV group the set of those of all its
 query heads, each at its joint cost; attention and MLP are all columns of o_proj and of down_proj
-(``hf_shear.curvature.costs``). Costs of one kind compare over layers, and those of all kinds with each other.
+(``hf_shear.calibration.costs``). Costs of one kind compare over layers, and those of all kinds with each other.
 
 The cost of a layer is that of its attention plus that of its MLP. What a layer without one of them would do to the other
 is not in it, nor anything else beyond second order; a layer is far from a small change.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..curvature import DAMPING, ColumnCosts, InputsByModule, stream_curvature, stream_inputs
+from ..calibration import DAMPING, ColumnCosts, InputsByModule, stream_curvature, stream_inputs
 from ..data import Calibration
 from ..masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, QUERY_HEAD
 from ..modeling import ATTENTION_OUTPUT, MLP_OUTPUT, ShearingMixin, open_columns, written_weight

@@ -11,9 +11,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PretrainedConfig
 
 from ..core import UsageError
-from ..families import FAMILIES, Family, family_of
 from ..masks import MaskPhase, MaskSettings
-from ..shapes import ModelShape, TargetShape, config_for_shape
+from ..shapes import FAMILIES, Family, ModelShape, TargetShape, config_for_shape, family_of
 from ..sources import MASKED_PREFIX
 
 _FIELDS = {

@@ -17,9 +17,8 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..core import UsageError
-from ..families import Family, family_of
 from ..masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, MaskPhase, ShearingMasks
-from ..shapes import ModelShape
+from ..shapes import Family, ModelShape, family_of
 from .experts import MaskedExperts, MaskedRouter
 from .folding import MaskedEmbedding, MaskedLinear, MaskedRMSNorm, make_masked
 

@@ -10,9 +10,8 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..core import UsageError
-from ..families import family_of, supported_model_types
 from ..masks import MaskSettings, ShearingMasks
-from ..shapes import ModelShape, TargetShape
+from ..shapes import ModelShape, TargetShape, family_of, supported_model_types
 from ..sources import HUB_OPTIONS, Source, open_source
 from .configuration import as_family, is_masked_config
 from .mixin import ShearingMixin

@@ -7,7 +7,7 @@ from functools import wraps
 
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from ..families import FAMILIES, Family, family_named, family_of
+from ..shapes import FAMILIES, Family, family_named, family_of
 from ..sources import HUB_OPTIONS, Source, open_source
 from .checkpoint_names import share_weight_names
 from .configuration import shearing_config_class

@@ -10,8 +10,8 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..core import UsageError
-from ..reporting.markdown import fenced_code, markdown_text, shown
-from ..reporting.results import TARGET_NAMES, write_text_atomically
+from ..core.markdown import fenced_code, markdown_text, shown
+from ..core.results import TARGET_NAMES, write_text_atomically
 from . import card_sections
 from .card_facts import CardFacts, arm_name, check_facts
 from .card_limits import limits
@@ -54,7 +54,7 @@ def model_card(
     """The card of a sheared model; every number in it is one of these files', or follows from them.
 
     Args:
-        results: content of results.json (contract: hf_shear.reporting.results; parts that are not needed may be missing).
+        results: content of results.json (contract: hf_shear.core.results; parts that are not needed may be missing).
         provenance: content of shear_provenance.json, None if there is none.
         evaluation: content of evaluation.json, whose ``pruned`` is this model.
         arm: which record of the results the model is, "recovered" or "pruned".

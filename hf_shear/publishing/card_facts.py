@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core import UsageError
-from ..reporting import check_record
-from ..reporting.markdown import inline_code, link, markdown_text
+from ..core import UsageError, check_record
+from ..core.markdown import inline_code, link, markdown_text
 from .source_model import SourceLicense, hub_source, source_name
 
 SIZE_UNITS = ((10**9, "B"), (10**6, "M"), (10**3, "K"))

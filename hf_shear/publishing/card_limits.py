@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..reporting.markdown import markdown_text
+from ..core.markdown import markdown_text
 from .card_facts import CardFacts
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..reporting import TARGET_NAMES, markdown_table
-from ..reporting.markdown import fenced_code, inline_code, markdown_text
+from ..core import TARGET_NAMES
+from ..core.markdown import fenced_code, inline_code, markdown_text
+from ..report import markdown_table
 from .card_facts import CardFacts, short_count
 from .citations import citations
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ..core import UsageError
-from ..reporting import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, read_json_object
+from ..core import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, UsageError, read_json_object
 from ..slicing import CONFIGURATION_NAME, PROVENANCE_NAME, is_own_configuration
 from ..sources import MASKED_PREFIX
 from .plain_files import plain_file
@@ -43,7 +42,7 @@ def checkpoint_config(checkpoint: Path) -> dict:
             f"{str(checkpoint)!r} is no checkpoint: it has no config.json. Name the folder of a run (with results.json),"
             " or a folder that `save_pretrained` wrote."
         )
-    config = read_json_object(path, EXPORT_AGAIN)
+    config = read_json_object(path, fix=EXPORT_AGAIN)
     if not isinstance(config.get("model_type"), str) or not config["model_type"]:
         raise UsageError(f"{str(path)!r} names no `model_type`, so nothing could load it. {EXPORT_AGAIN}")
     return config
@@ -82,7 +81,7 @@ def weight_files(checkpoint: Path) -> list[str]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_json_object(index, EXPORT_AGAIN).get("weight_map")
+    weight_map = read_json_object(index, fix=EXPORT_AGAIN).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UsageError(f"{str(index)!r} has no `weight_map` with the file of each tensor. {EXPORT_AGAIN}")
     for shard in weight_map.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ..reporting.redaction import redacted
+from ..core.redaction import redacted
 
 # An absolute path at the start of a word: /a/b, ~/a, C:\a or C:/a. Not the slashes of URLs, of "and/or" or of `</s>`.
 _ABSOLUTE_PATH = re.compile(r"(?<![\w:/.<\\~-])(?:~[/\\]|[A-Za-z]:[/\\]|/(?=[\w.]))[^\s\"'`,;=<>|]*")

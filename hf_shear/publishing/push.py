@@ -12,8 +12,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..core import UsageError
-from ..reporting import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, read_json_object, redact_tokens
+from ..core import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, UsageError, read_json_object, redact_tokens
 from ..slicing import PROVENANCE_NAME
 from .card import check_license, masked_card, model_card, published_json
 from .card_sections import as_published

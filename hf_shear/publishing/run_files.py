@@ -6,8 +6,16 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core import UsageError, of_file
-from ..reporting import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, TARGET_NAMES, check_record, read_json_object
+from ..core import (
+    EVALUATION_NAME,
+    REPORT_NAME,
+    RESULTS_NAME,
+    TARGET_NAMES,
+    UsageError,
+    check_record,
+    of_file,
+    read_json_object,
+)
 from ..slicing import PROVENANCE_NAME
 from .checkpoint_files import checkpoint_config, is_masked
 from .plain_files import plain_file

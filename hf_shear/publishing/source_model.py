@@ -10,7 +10,7 @@ from huggingface_hub import CardData, HfApi, ModelCard, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..reporting.markdown import safe_address, shown
+from ..core.markdown import safe_address, shown
 from .local_paths import last_part
 from .plain_files import plain_file
 

@@ -11,15 +11,7 @@ from .interleaving import InterleavedPruning, prune_interleaved
 from .learned_arm import masked_arm
 from .learned_cut import check_learned_cut, cut_learned_masks
 from .pipeline_arguments import DataArguments, PipelineArguments, RecoveryArguments, TargetArguments, TextArguments
-from .report import (
-    RESULTS_NAME,
-    judge,
-    judge_checkpoint,
-    recovery_settings,
-    run_command,
-    run_results,
-    write_report,
-)
+from .report import RESULTS_NAME, judge, judge_checkpoint, recovery_settings, run_command, run_results, write_report
 from .run_folder import RunFolder, finished_stages, run_settings
 from .saves import check_result
 from .stages import (

@@ -6,10 +6,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from ..core import UsageError
+from ..core import UsageError, collect_versions
+from ..distillation import check_same_tokens
 from ..modeling import check_supported_source
-from ..recovery import check_same_tokens
-from ..reporting import collect_versions
 from ..shapes import TARGET_NAMES, ModelShape
 from ..slicing import PROVENANCE_NAME, read_provenance, save_checkpoint
 from ..sources import Source, open_source, read_generation_config, whole_models

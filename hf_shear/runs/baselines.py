@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ..core import RANGES, UsageError, json_object
 from ..data import Calibration
 from ..modeling import ShearingModel
-from ..one_shot import prune_one_shot
+from ..pruning import prune_one_shot
 
 BASELINES = ("random", "taylor", "scratch")
 

@@ -17,11 +17,10 @@ import torch
 from transformers import PreTrainedModel
 
 from ..compensation import check_compensation
-from ..core import StoppedBySignal, UsageError, lock_folder, sign
+from ..core import StoppedBySignal, UsageError, collect_versions, lock_folder, sign, write_results
 from ..data import Calibration
 from ..masks import unit_kinds
-from ..one_shot import criteria_by_kind, make_plan, prune_one_shot
-from ..reporting import collect_versions, write_results
+from ..pruning import criteria_by_kind, make_plan, prune_one_shot
 from ..shapes import ModelShape, TargetShape, count_parameters
 from ..slicing import check_saves
 from ..sources import open_source, read_generation_config

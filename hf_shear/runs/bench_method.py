@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from ..compensation import resolve_compensation
 from ..core import UsageError
 from ..importance import options_from_text
-from ..one_shot import criteria_from_words
+from ..pruning import criteria_from_words
 from ..training import PRUNING_SHARE
 from .learned_arm import ARM_CHOICES, ARM_DEFAULTS
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from transformers import PretrainedConfig
 
 from ..core import UsageError
-from ..families import family_named
 from ..modeling import as_family, check_supported_source
-from ..shapes import TARGET_NAMES, TargetShape, preset_shape, shape_for_budget
+from ..shapes import TARGET_NAMES, TargetShape, family_named, preset_shape, shape_for_budget
 
 
 def choose_target(pipeline, config: PretrainedConfig) -> tuple[TargetShape, str | None]:

@@ -11,13 +11,7 @@ from datasets import DatasetDict, concatenate_datasets
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..core import UsageError, check_ranges
-from ..data import (
-    DynamicBatchSampler,
-    check_max_length,
-    collate_domain_samples,
-    pack_domains,
-    split_domains,
-)
+from ..data import DynamicBatchSampler, check_max_length, collate_domain_samples, pack_domains, split_domains
 
 SPLIT_SEED = 0  # one split for every run and seed, so that their held-out losses compare
 _CALIBRATION_SEED = 1_000_003  # keeps calibration batches apart from the training batches of the same seed

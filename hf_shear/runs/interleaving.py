@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 
 from ..compensation import SOURCE, add_biases, check_compensation, compensate, reads_own_inputs, resolve_compensation
 from ..data import Calibration
+from ..distillation import sampled_digest
 from ..importance import name_of
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel
-from ..one_shot import (
+from ..pruning import (
     DEFAULT_COMPENSATION,
     DEFAULT_CRITERION,
     CriterionChoice,
@@ -22,7 +23,6 @@ from ..one_shot import (
     score_units,
     uniform_gates,
 )
-from ..recovery import sampled_digest
 from ..shapes import TargetShape
 from ..slicing import KeptUnits, slice_model
 from ..training import PRUNING_SHARE, InterleavedTrainer, ShearTrainingArguments

@@ -7,9 +7,9 @@ from typing import Literal
 
 from ..compensation import resolve_compensation
 from ..core import UsageError, check_ranges
+from ..distillation import TEACHER_PLACEMENTS
 from ..masks import MASK_DRAWS, MASK_METHODS, START_SPREAD
-from ..one_shot import criteria_from_words
-from ..recovery import TEACHER_PLACEMENTS
+from ..pruning import criteria_from_words
 from .baselines import baseline_learning_rates
 from .domain_data import check_judged_tokens
 

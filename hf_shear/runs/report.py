@@ -13,20 +13,16 @@ from pathlib import Path
 from accelerate.utils import reduce
 from transformers import PreTrainedModel
 
-from ..reporting import (
+from ..core import (
     RESULTS_NAME,
     check_results,
     collect_versions,
-    comparison_table,
     model_record,
-    plot_domains,
-    plot_kept_units,
-    plot_sizes,
     redact_command,
-    write_html_report,
     write_results,
     write_text_atomically,
 )
+from ..report import comparison_table, plot_domains, plot_kept_units, plot_sizes, write_html_report
 from ..shapes import TARGET_NAMES, ModelShape, count_parameters
 from ..sources import Source, open_source, whole_models
 from ..training import ShearTrainingArguments, evaluate_domains

@@ -16,13 +16,11 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from ..compensation import resolve_compensation
 from ..core import StoppedBySignal, UsageError, by_main_process
 from ..data import Calibration, check_max_length, load_domains, warn_of_shared_text
-from ..families import family_named, family_of
 from ..importance import mask_start_importance
 from ..masks import MaskSettings, unit_kinds
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel, as_family
-from ..one_shot import criteria_by_kind, criteria_from_words, score_units
-from ..recovery import merge_adapter, save_adapter_record
-from ..shapes import TargetShape
+from ..pruning import criteria_by_kind, criteria_from_words, score_units
+from ..shapes import TargetShape, family_named, family_of
 from ..slicing import (
     UNFINISHED,
     begin_folder,
@@ -39,6 +37,8 @@ from ..training import (
     ShearTrainingArguments,
     check_domain_arguments,
     check_mask_options,
+    merge_adapter,
+    save_adapter_record,
 )
 from ..training.same_run import deciding_samples
 from .baselines import BASELINES, baseline_learning_rates, baseline_model

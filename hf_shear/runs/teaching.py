@@ -11,18 +11,11 @@ from datasets import DatasetDict
 from transformers import PretrainedConfig
 
 from ..core import UsageError
-from ..recovery import (
-    Teacher,
-    check_mergeable,
-    check_same_tokens,
-    check_teacher,
-    load_teacher_logits,
-    store_teacher_logits,
-)
-from ..recovery.adapters import peft_config_from
-from ..recovery.teachers import ON_DEVICE, STORED
+from ..distillation import Teacher, check_same_tokens, check_teacher, load_teacher_logits, store_teacher_logits
+from ..distillation.teachers import ON_DEVICE, STORED
 from ..sources import Source, whole_models
-from ..training import ShearTrainingArguments
+from ..training import ShearTrainingArguments, check_mergeable
+from ..training.adapters import peft_config_from
 
 LOGITS_FOLDER = "teacher_logits"
 

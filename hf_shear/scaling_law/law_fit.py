@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core import UsageError, check_ranges
-from ..reporting import read_results, write_results
+from ..core import UsageError, check_ranges, read_results, write_results
 from .bootstrap import bootstrap
 from .check_runs import check_runs
 from .curves import FLOPS_PER_PARAMETER_AND_TOKEN, LossCurve, NumericCurve, PowerCurve

@@ -13,8 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 
-from ..core import UsageError, check_ranges, of_file
-from ..reporting import RESULTS_NAME, check_record, read_results
+from ..core import RESULTS_NAME, UsageError, check_ranges, check_record, of_file, read_results
 from .recovery_run import Case, RecoveryRun
 
 COLUMNS = ("run", "num_parameters", "fraction_removed", "source_loss", "tokens", "loss")

@@ -1,7 +1,22 @@
 """Shapes: what a source model is, what it shall become, and what either costs in parameters."""
 
+from ..core import SHAPE_NAMES, TARGET_NAMES
 from .budget import BudgetChoice, parameter_budget, shape_for_budget
-from .model_shape import NUM_EXPERTS, SHAPE_NAMES, TARGET_NAMES, ModelShape
+from .family import (
+    EXPERTS,
+    GROUPS,
+    HEADS,
+    HIDDEN,
+    NEURONS,
+    Axis,
+    Family,
+    family_named,
+    family_of,
+    supported_model_types,
+)
+from .family_table import FAMILIES
+from .flops import forward_flops_per_token, training_flops_per_token
+from .model_shape import NUM_EXPERTS, ModelShape
 from .parameter_count import count_embedding_parameters, count_parameters
 from .presets import PRESETS, preset_shape
 from .shape_config import ShapeAcceptance, config_for_shape
@@ -9,14 +24,22 @@ from .target_shape import TargetShape
 from .uneven_count import LayerSizes, count_attention, count_mlp, count_uneven_parameters
 
 __all__ = [
+    "Axis",
+    "BudgetChoice",
+    "EXPERTS",
+    "FAMILIES",
+    "Family",
+    "GROUPS",
+    "HEADS",
+    "HIDDEN",
+    "LayerSizes",
+    "ModelShape",
+    "NEURONS",
     "NUM_EXPERTS",
     "PRESETS",
     "SHAPE_NAMES",
-    "TARGET_NAMES",
-    "BudgetChoice",
-    "LayerSizes",
-    "ModelShape",
     "ShapeAcceptance",
+    "TARGET_NAMES",
     "TargetShape",
     "config_for_shape",
     "count_attention",
@@ -24,7 +47,12 @@ __all__ = [
     "count_mlp",
     "count_parameters",
     "count_uneven_parameters",
+    "family_named",
+    "family_of",
+    "forward_flops_per_token",
     "parameter_budget",
     "preset_shape",
     "shape_for_budget",
+    "supported_model_types",
+    "training_flops_per_token",
 ]

@@ -16,14 +16,9 @@ from numbers import Integral, Real
 
 from transformers import PretrainedConfig
 
-from ..core import UsageError
-from .model_shape import TARGET_NAMES, ModelShape
-from .parameter_count import (
-    count_embedding_parameters,
-    count_for_sizes,
-    count_layer_parameters,
-    count_parameters,
-)
+from ..core import TARGET_NAMES, UsageError
+from .model_shape import ModelShape
+from .parameter_count import count_embedding_parameters, count_for_sizes, count_layer_parameters, count_parameters
 from .target_shape import TargetShape
 
 TOLERANCE = 0.02

@@ -11,21 +11,10 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from ..core import UsageError
-from ..families import family_of, supported_model_types
-
-SHAPE_NAMES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-)
-"""The sizes that a target shape may reduce, in the order in which they are always written."""
+from ..core import SHAPE_NAMES, TARGET_NAMES, UsageError
+from .family import family_of, supported_model_types
 
 NUM_EXPERTS = "num_experts"
-TARGET_NAMES = (*SHAPE_NAMES, NUM_EXPERTS)
-"""As `SHAPE_NAMES`, with the one that only mixtures of experts have."""
 
 
 def check_size(name: str, value: Any) -> int:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from .model_shape import SHAPE_NAMES, ModelShape
+from ..core import SHAPE_NAMES
+from .model_shape import ModelShape
 from .shape_config import ShapeAcceptance
 
 UNNAMED_WEIGHT = 0.5

@@ -1,7 +1,7 @@
 """Exact parameter counts of a model of any shape, without building it.
 
 d hidden_size, V vocab_size, L layers: the embeddings [V, d], the output head [V, d] unless tied, the final norm [d], and
-L layers, whose parts are in the family's row (``hf_shear.families``).
+L layers, whose parts are in the family's row (``hf_shear.shapes``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig
 
-from ..families import EXPERTS, GROUPS, HEADS, HIDDEN, NEURONS, family_of
+from .family import EXPERTS, GROUPS, HEADS, HIDDEN, NEURONS, family_of
 from .model_shape import ModelShape, check_supported
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 
-from ..core import UsageError
-from ..families import family_of
-from .model_shape import TARGET_NAMES, ModelShape
+from ..core import TARGET_NAMES, UsageError
+from .family import family_of
+from .model_shape import ModelShape
 
 _COMMON_FIELDS = {field.name for field in fields(PretrainedConfig)}
 _WRITTEN_BY_CLASS = {"model_type", "transformers_version"}

@@ -13,8 +13,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from ..core import UsageError
-from .model_shape import NUM_EXPERTS, SHAPE_NAMES, TARGET_NAMES, ModelShape, check_size
+from ..core import SHAPE_NAMES, TARGET_NAMES, UsageError
+from .model_shape import NUM_EXPERTS, ModelShape, check_size
 from .nearest_shape import nearest_shape
 from .shape_config import ShapeAcceptance
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from ..families import EXPERTS, GROUPS, HEADS, HIDDEN, NEURONS, family_of
+from .family import EXPERTS, GROUPS, HEADS, HIDDEN, NEURONS, family_of
 from .parameter_count import count_for_sizes
 
 

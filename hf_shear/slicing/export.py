@@ -13,9 +13,16 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..core import UsageError, by_main_process, is_main_process, of_file
+from ..core import (
+    UsageError,
+    by_main_process,
+    check_record,
+    collect_versions,
+    is_main_process,
+    of_file,
+    read_json_object,
+)
 from ..modeling import ShearingMixin
-from ..reporting import check_record, collect_versions, read_json_object
 from ..shapes import ModelShape
 from ..sources import savable_generation_config
 from .gathering import check_dtype, full_parameters, is_sharded

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..families import EXPERTS, GROUPS, HEADS, HIDDEN, NEURONS, Axis, Family
-from ..shapes import ModelShape
+from ..shapes import EXPERTS, GROUPS, HEADS, HIDDEN, NEURONS, Axis, Family, ModelShape
 from .kept_units import KeptUnits
 
 

@@ -15,10 +15,9 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..core import UsageError, is_main_process
-from ..families import Family
 from ..masks import EXPERT, HIDDEN, INTERMEDIATE, ShearingMasks
 from ..modeling import ShearingModel, head_channel_masks, residual_write_masks, scale_norm_weight, scale_weight
-from ..shapes import ModelShape, config_for_shape
+from ..shapes import Family, ModelShape, config_for_shape
 from ..sources import savable_generation_config
 from .gathering import check_dtype, full_parameters, is_sharded
 from .kept_units import KeptUnits, kept_units_from_masks

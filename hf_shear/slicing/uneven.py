@@ -17,16 +17,20 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..core import UsageError
-from ..families import GROUPS, HIDDEN, NEURONS, Axis, family_of
 from ..masks import LAYER
 from ..modeling import ShearingModel
 from ..shapes import (
+    GROUPS,
+    HIDDEN,
+    NEURONS,
+    Axis,
     LayerSizes,
     ModelShape,
     ShapeAcceptance,
     config_for_shape,
     count_parameters,
     count_uneven_parameters,
+    family_of,
 )
 from .gathering import check_dtype
 from .kept_units import KeptUnits, kept_units_from_masks

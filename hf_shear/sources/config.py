@@ -14,7 +14,7 @@ from transformers.activations import ACT2FN
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..core import UsageError, read_json_object
-from ..families import supported_model_types
+from ..shapes import supported_model_types
 from .gguf_file import gguf_fields
 from .places import ADAPTER, Place, adapter_refusal
 

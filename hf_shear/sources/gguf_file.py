@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from transformers.utils import is_gguf_available
 
 from ..core import MissingExtraError, UsageError
-from ..families import family_of
+from ..shapes import family_of
 
 _OF_BROKEN_FILES = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError, MemoryError, OSError,

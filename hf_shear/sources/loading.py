@@ -21,7 +21,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import extract_commit_hash
 
 from ..core import UsageError
-from ..families import family_of
+from ..shapes import family_of
 from .config import MASKED_PREFIX, NEMOTRON_NAS, config_fields, largest_layer_config, read_config, readable
 from .generation_settings import load_generation_config
 from .gguf_file import check_gguf

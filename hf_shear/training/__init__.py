@@ -1,5 +1,6 @@
 """Mask learning and recovery in the Hugging Face training loop."""
 
+from .adapters import ADAPTER_RECORD_NAME, check_mergeable, default_peft_config, merge_adapter, save_adapter_record
 from .arguments import ShearTrainingArguments
 from .checkpoint_room import checkpoint_bytes, checkpoints_kept
 from .checks import check_domain_arguments
@@ -8,21 +9,30 @@ from .errors import TrainingDivergedError
 from .history import EvaluationLog
 from .interleaved import PRUNING_SHARE, InterleavedTrainer, pruning_steps
 from .paper_recipe import PAPER_MASK_LEARNING
+from .trainable import RECOVERY_METHODS, num_trainable, prepare_recovery
 from .trainer import ShearTrainer
 from .trainer_options import check_mask_options
 
 __all__ = [
-    "PAPER_MASK_LEARNING",
-    "PRUNING_SHARE",
+    "ADAPTER_RECORD_NAME",
     "EvaluationLog",
     "InterleavedTrainer",
+    "PAPER_MASK_LEARNING",
+    "PRUNING_SHARE",
+    "RECOVERY_METHODS",
     "ShearTrainer",
     "ShearTrainingArguments",
     "TrainingDivergedError",
     "check_domain_arguments",
     "check_mask_options",
+    "check_mergeable",
     "checkpoint_bytes",
     "checkpoints_kept",
+    "default_peft_config",
     "evaluate_domains",
+    "merge_adapter",
+    "num_trainable",
+    "prepare_recovery",
     "pruning_steps",
+    "save_adapter_record",
 ]

@@ -9,11 +9,11 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from ..core import RANGES, UsageError, check_ranges
+from ..distillation import DistillationSettings
 from ..masks import MaskSchedule
-from ..recovery import DistillationSettings
-from ..recovery.trainable import FULL, check_method
 from .backends import check_accelerator, check_launch
 from .early_checks import check_choices, check_json_arguments, check_optimizer_arguments
+from .trainable import FULL, check_method
 from .trainer_options import check_options
 
 # By mask method. relaxed_topk: measured (model_cards/shearing.md); hard_concrete: the paper, section 3.1.

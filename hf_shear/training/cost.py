@@ -10,14 +10,14 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from ..data import first_sample
-from ..recovery import TEACHER_IDS, num_trainable
-from ..recovery.adapters import adapter_width, quantisation
-from ..recovery.teachers import OFFLOADED, ON_DEVICE, STORED
-from ..recovery.trainable import FULL, LORA
+from ..distillation import TEACHER_IDS
+from ..distillation.teachers import OFFLOADED, ON_DEVICE, STORED
+from .adapters import adapter_width, quantisation
 from .memory import estimate_memory
 from .memory_recovery import FrozenSetup, TeachingSetup
 from .memory_setup import TrainingSetup
 from .progress import tell
+from .trainable import FULL, LORA, num_trainable
 
 
 def num_evaluations(args) -> int:

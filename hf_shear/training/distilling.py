@@ -10,8 +10,7 @@ from transformers import PreTrainedModel
 
 from ..core import UsageError
 from ..data import IGNORED_LABEL, TEACHER_COLUMNS, first_sample
-from ..modeling import ShearingMixin
-from ..recovery import (
+from ..distillation import (
     TEACHER_IDS,
     TEACHER_LOG_PROBS,
     DistillationSettings,
@@ -20,7 +19,8 @@ from ..recovery import (
     check_teacher,
     check_teacher_logits,
 )
-from ..recovery.distillation_head import make_distilling, make_plain
+from ..distillation.distillation_head import make_distilling, make_plain
+from ..modeling import ShearingMixin
 
 
 class Distiller:
@@ -124,7 +124,7 @@ def make_distiller(
     if teacher is None and not stored:
         raise UsageError(
             f"`distillation={settings.divergence!r}` needs a teacher: give `teacher=`, the model that was pruned, or train"
-            " on samples that `hf_shear.recovery.store_teacher_logits` made (data sets; streams carry none)."
+            " on samples that `hf_shear.distillation.store_teacher_logits` made (data sets; streams carry none)."
         )
     if teacher is not None and stored:
         raise UsageError("`teacher` is given, and `train_dataset` carries stored teacher logits. Give one of the two.")

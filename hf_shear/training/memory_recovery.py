@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from transformers import PretrainedConfig
 
 from ..core import UsageError
-from ..recovery.distillation_head import MAX_CHUNK_LOGITS
-from ..recovery.teacher_logits import bytes_per_token
-from ..recovery.teachers import OFFLOADED, ON_DEVICE, STORED
+from ..distillation.distillation_head import MAX_CHUNK_LOGITS
+from ..distillation.teacher_logits import bytes_per_token
+from ..distillation.teachers import OFFLOADED, ON_DEVICE, STORED
 from ..shapes import ModelShape, count_parameters
 
 if TYPE_CHECKING:

@@ -9,10 +9,9 @@ from transformers import PreTrainedModel, set_seed
 
 from ..core import UsageError
 from ..modeling import ShearingMixin
-from ..recovery import prepare_recovery
-from ..recovery.adapters import peft_config_from, weights_digest
-from ..recovery.trainable import FULL, LORA
+from .adapters import peft_config_from, weights_digest
 from .arguments import ShearTrainingArguments
+from .trainable import FULL, LORA, prepare_recovery
 from .trainer_options import check_mask_options
 
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -13,8 +13,8 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..core import UsageError, by_main_process
-from ..recovery import save_adapter_record
 from ..slicing import write_for_older_readers
+from .adapters import save_adapter_record
 from .backends import backend_name
 from .checkpoints import CheckpointError, check_resumable, note_files, unmark
 from .progress import tell

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from ..core import UsageError
 from ..data import samples_digest
-from ..recovery.adapters import peft_config_from
-from ..recovery.trainable import LORA
+from .adapters import peft_config_from
 from .arguments import ShearTrainingArguments
+from .trainable import LORA
 
 RESCUE = "another value may rescue a run that diverged; what changed is told"
 ELSEWHERE = "compared in another form: "

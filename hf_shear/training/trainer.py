@@ -64,7 +64,7 @@ class ShearTrainer(ResumableTrainer):
         processing_class: the tokenizer, saved with every checkpoint.
         callbacks, optimizers: as for ``Trainer``.
         peft_config: a config object of ``peft`` for ``recovery_method="lora"``; wins over the one in ``args``.
-        teacher: for ``args.distillation``: the model that was pruned, or a :class:`~hf_shear.recovery.Teacher` to say
+        teacher: for ``args.distillation``: the model that was pruned, or a :class:`~hf_shear.distillation.Teacher` to say
             where it lives. None where the samples carry stored teacher logits.
 
     Raises:

@@ -1,0 +1,31 @@
+"""Recovery of a pruned model: which weights are trained, and what a teacher adds."""
+
+from .distillation import DIVERGENCES, DistillationSettings, divergence
+from .distillation_head import DistillationHead, DistillationTarget
+from .sampled_digest import sampled_digest
+from .teacher_logits import (
+    TEACHER_IDS,
+    TEACHER_LOG_PROBS,
+    check_teacher_logits,
+    load_teacher_logits,
+    store_teacher_logits,
+)
+from .teachers import TEACHER_PLACEMENTS, Teacher, check_same_tokens, check_teacher
+
+__all__ = [
+    "DIVERGENCES",
+    "DistillationHead",
+    "DistillationSettings",
+    "DistillationTarget",
+    "TEACHER_IDS",
+    "TEACHER_LOG_PROBS",
+    "TEACHER_PLACEMENTS",
+    "Teacher",
+    "check_same_tokens",
+    "check_teacher",
+    "check_teacher_logits",
+    "divergence",
+    "load_teacher_logits",
+    "sampled_digest",
+    "store_teacher_logits",
+]
