@@ -10,9 +10,9 @@ from masked_llama_helpers import TARGET, scatter_masks
 
 import hf_shear.criteria
 from hf_shear import ShearingLlamaForCausalLM
+from hf_shear.calibration import ChannelMoments
 from hf_shear.data import Calibration
 from hf_shear.importance import ranks_of
-from hf_shear.importance.activation_moments import ChannelMoments
 from hf_shear.importance.adapter_gradients import _adapters, estimated_gradient
 from hf_shear.importance.weight_gradients import weight_gradients
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, MaskPhase

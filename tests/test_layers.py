@@ -35,7 +35,7 @@ ALLOWED = {
     "modeling": {"shapes", "masks", "sources"},
     "slicing": {"shapes", "masks", "modeling", "sources"},
     "data": set(),
-    "calibration": {"data"},
+    "calibration": {"masks", "modeling", "data"},
     "importance": {"shapes", "masks", "modeling", "data", "calibration"},
     "criteria": {"masks", "modeling", "data", "calibration", "importance"},
     "compensation": {"shapes", "masks", "modeling", "data", "calibration", "importance"},

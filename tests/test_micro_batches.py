@@ -6,8 +6,8 @@ import pytest
 import torch
 from training_helpers import masked_model
 
+from hf_shear.calibration import micro_batches
 from hf_shear.importance import layer_loss_rise, mask_start_importance, taylor_importance
-from hf_shear.importance.micro_batches import micro_batches
 
 
 def batches() -> list[dict]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..calibration import write_input_moments
 from ..core import UsageError
 from ..data import Calibration
-from ..importance import Scores, criterion, open_units, sum_over_units, write_input_moments, write_weights
+from ..importance import Scores, criterion, open_units, sum_over_units, write_weights
 from ..masks import INTERMEDIATE, KEY_VALUE_HEAD, QUERY_HEAD
 from ..modeling import ShearingMixin
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..calibration import write_input_moments
 from ..data import Calibration
-from ..importance import Scores, criterion, sum_over_units, weight_gradients, write_input_moments, write_weights
+from ..importance import Scores, criterion, sum_over_units, weight_gradients, write_weights
 from ..masks import INTERMEDIATE, KEY_VALUE_HEAD, QUERY_HEAD
 from ..modeling import ShearingMixin
 

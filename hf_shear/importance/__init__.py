@@ -1,6 +1,5 @@
 """What importance is measured by, and how a criterion is declared."""
 
-from .activation_moments import write_input_moments
 from .activation_sizes import activation_sizes
 from .adapter_gradients import adapter_importance
 from .coupled_weights import open_units, sum_over_units, values_of, write_weights
@@ -54,6 +53,5 @@ __all__ = [
     "taylor_importance",
     "values_of",
     "weight_gradients",
-    "write_input_moments",
     "write_weights",
 ]

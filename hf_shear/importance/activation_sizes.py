@@ -11,12 +11,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..calibration import sum_over_ranks, watch
 from ..core import UsageError
 from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from ..modeling import ShearingMixin
 from .coupled_weights import by_head, open_units
-from .measuring import watch
-from .over_ranks import sum_over_ranks
 
 AGGREGATIONS = ("l2", "mean_abs")
 

@@ -13,10 +13,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..calibration import measuring, requiring_gradients, sample_losses, sum_over_ranks
 from ..core import MissingExtraError, UsageError, check_ranges
 from ..modeling import ShearingMixin
-from .measuring import measuring, requiring_gradients, sample_losses
-from .over_ranks import sum_over_ranks
 from .taylor import WEIGHT_AGGREGATIONS, aggregate_weights
 
 LEARNING_RATE = 1e-3  # of the steps that adapters may take before their gradients are read

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..calibration import sum_over_ranks, watch
 from ..masks import LAYER
 from ..modeling import ShearingMixin
-from .measuring import watch
-from .over_ranks import sum_over_ranks
 
 
 def layer_influence(model: ShearingMixin, batches: Iterable[dict[str, Tensor]]) -> Tensor:

@@ -7,11 +7,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from ..calibration import measuring, micro_batches, sample_losses, sum_over_ranks
 from ..core import UsageError
 from ..modeling import ShearingMixin
-from .measuring import measuring, sample_losses
-from .micro_batches import micro_batches
-from .over_ranks import sum_over_ranks
 
 
 @torch.no_grad()

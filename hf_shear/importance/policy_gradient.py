@@ -14,11 +14,10 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor
 
+from ..calibration import measuring, sample_losses, sum_over_ranks
 from ..core import UsageError, check_ranges
 from ..masks import UnitKind
 from ..modeling import ShearingMixin
-from .measuring import measuring, sample_losses
-from .over_ranks import sum_over_ranks
 
 LOWEST_PROBABILITY = 0.02  # of an open unit: at 0 or 1 nothing would be learned of it any more
 _BISECTIONS = 50

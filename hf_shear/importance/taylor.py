@@ -13,11 +13,10 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from ..calibration import mean_over_slopes, micro_batches
 from ..core import UsageError
 from ..modeling import ShearingMixin
 from .coupled_weights import sum_over_units, values_of
-from .gate_slopes import mean_over_slopes
-from .micro_batches import micro_batches
 from .weight_gradients import WeightGradients, weight_gradients
 
 ORDERS = ("first", "mixed", "norm")

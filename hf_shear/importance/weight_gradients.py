@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..calibration import measuring, micro_batches, requiring_gradients, sample_losses, sum_over_ranks
 from ..core import UsageError
 from ..modeling import ShearingMixin
 from .coupled_weights import weights_of
-from .measuring import measuring, requiring_gradients, sample_losses
-from .micro_batches import micro_batches
-from .over_ranks import sum_over_ranks
 
 
 @dataclass

@@ -22,7 +22,6 @@ from torch import Tensor
 from ..core import UsageError
 from ..masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from ..modeling import ShearingMixin
-from .coupled_weights import by_head
 from .measuring import measuring, requiring_gradients, sample_losses
 from .over_ranks import sum_over_ranks
 
@@ -127,7 +126,8 @@ class _Places:
         self.layers[layer] = self.layers.get(layer, 0.0) + self._part(value, gradient).sum(dim=-1)
 
     def _add_heads(self, layer: int, value: Tensor, gradient: Tensor) -> None:
-        queries = by_head(self._part(value, gradient), self.shape).sum(dim=-1)
+        by_head = (self.shape.num_key_value_heads, -1, self.shape.head_dim)
+        queries = self._part(value, gradient).unflatten(-1, by_head).sum(dim=-1)
         self.sums[QUERY_HEAD][layer] += self._mean(queries)
         self.sums[KEY_VALUE_HEAD][layer] += self._mean(queries.sum(dim=-1))
 

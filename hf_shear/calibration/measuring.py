@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from ..calibration import evaluating
 from ..core import UsageError
 from ..data import IGNORED_LABEL, counted_tokens
 from ..modeling import ShearingMixin
+from .evaluating import evaluating
 from .over_ranks import sum_over_ranks
 
 Watcher = Callable[[Tensor, Tensor], None]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from ..calibration.moments import sum_over_ranks as sum_one
+from .moments import sum_over_ranks as sum_one
 
 
 def sum_over_ranks(*sums: Tensor | Iterable[Tensor]) -> None:
