@@ -2,10 +2,10 @@
 
 import torch
 
-from hf_shear.masks import MaskSettings, ShearingMasks
+from hf_shear.masks import STRATEGIES, MaskSettings, ShearingMasks
 from hf_shear.shapes import ModelShape
 
-METHODS = ("hard_concrete", "relaxed_topk")
+METHODS = tuple(STRATEGIES)
 # 4 layers, 3 groups of 3 queries each
 SOURCE = ModelShape(18, 4, 9, 3, 22, head_dim=4)
 TARGET = ModelShape(12, 3, 4, 2, 13, head_dim=4)

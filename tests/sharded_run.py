@@ -141,7 +141,7 @@ def learn_masks(sharded: bool) -> dict:
         batch = torch.randint(VOCAB_SIZE, (GLOBAL_BATCH, LENGTH), generator=generator)
         if sharded:
             batch = batch.chunk(dist.get_world_size())[dist.get_rank()]
-        model.set_mask_phase(schedule.at(step))
+        model.set_mask_phase(model.masks.strategy.phase(schedule, step))
         outputs = model(input_ids=batch, labels=batch)
         (outputs.loss + outputs.lagrangian_loss).backward()
         mask_optimizer.reduce_gradients()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_shear.masks import MASK_METHODS, MaskPhase, unit_kinds
+from hf_shear.masks import STRATEGIES, MaskPhase, unit_kinds
 from hf_shear.shapes import ModelShape, count_parameters
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples" / "benchmarks"
@@ -494,4 +494,4 @@ def test_commands_of_the_readme_are_understood(capsys, monkeypatch):
     known = set(re.findall(r"--\w+", capsys.readouterr().out))
     named = set(re.findall(r"`(--\w+)", text))
     assert named and named <= known
-    assert MASK_METHODS == ("relaxed_topk", "hard_concrete")  # which the text names
+    assert tuple(STRATEGIES) == ("relaxed_topk", "hard_concrete")  # which the text names

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from training_helpers import VOCAB_SIZE, masked_model
 
-from hf_shear.masks import MASK_METHODS, MaskSchedule
+from hf_shear.masks import STRATEGIES, MaskSchedule
 
 STEPS = 6
 
@@ -23,7 +23,7 @@ def fresh_compiler():
 # for a gradient at the drawn masks.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("method", MASK_METHODS)
+@pytest.mark.parametrize("method", list(STRATEGIES))
 def test_a_new_phase_compiles_nothing_anew(method, fresh_compiler):
     # Not the last step, whose masks are constants: that is another graph.
     schedule = MaskSchedule(
@@ -34,7 +34,7 @@ def test_a_new_phase_compiles_nothing_anew(method, fresh_compiler):
     compiled = torch.compile(model, backend=counter)
     input_ids = torch.randint(VOCAB_SIZE, (2, 8), generator=torch.Generator().manual_seed(0))
     for step in range(STEPS):
-        model.set_mask_phase(schedule.at(step))
+        model.set_mask_phase(model.masks.strategy.phase(schedule, step))
         model.zero_grad()
         outputs = compiled(input_ids=input_ids, labels=input_ids, use_cache=False)
         outputs.loss.backward()
@@ -42,5 +42,5 @@ def test_a_new_phase_compiles_nothing_anew(method, fresh_compiler):
         assert any(gradients[f"masks.log_alpha_{kind}"].any() for kind in model.masks.log_alpha)
         assert torch.isclose(outputs.loss, model(input_ids=input_ids, labels=input_ids).loss)
         assert (outputs.lagrangian_loss is None) == (method == "relaxed_topk")
-    assert 0 < schedule.at(STEPS - 1).hardening < 1
+    assert 0 < schedule.hardening(STEPS - 1) < 1
     assert counter.frame_count == 1

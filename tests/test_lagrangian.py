@@ -14,9 +14,8 @@ from hf_shear.masks import (
     MaskPhase,
     MaskSettings,
     ShearingMasks,
-    ascend,
-    lagrangian_penalty,
 )
+from hf_shear.masks.hard_concrete import ascend, lagrangian_penalty
 from hf_shear.shapes import ModelShape
 
 REFERENCE_NAMES = {"head": KEY_VALUE_HEAD, "intermediate": INTERMEDIATE, "layer": LAYER, "hidden": HIDDEN}

@@ -4,7 +4,8 @@ import pytest
 import torch
 from mask_helpers import METHODS, assert_same_gates, differs_everywhere, make_masks
 
-from hf_shear.masks import INTERMEDIATE, MaskPhase, closed_probability
+from hf_shear.masks import INTERMEDIATE, MaskPhase
+from hf_shear.masks.hard_concrete import closed_probability
 
 
 def noisy(step=0, micro_batch=0):

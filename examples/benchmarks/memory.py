@@ -156,7 +156,7 @@ def run_steps(arm: argparse.Namespace, kind: str) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)  # masks and multipliers among them
     for step, input_ids in zip(range(STEPS), random_batches(arm, arm.vocab_size), strict=False):
         if schedule is not None:
-            model.set_mask_phase(schedule.at(step))
+            model.set_mask_phase(model.masks.strategy.phase(schedule, step))
         forward_loss(model, input_ids, arm.dtype == "mixed").backward()
         torch.nn.utils.clip_grad_norm_(weights_of(model), 1.0)
         optimizer.step()

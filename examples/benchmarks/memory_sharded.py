@@ -103,7 +103,7 @@ class Training:
     def step(self, input_ids: torch.Tensor) -> None:
         """Forward, backward, and the updates."""
         if self.schedule is not None:
-            self.masks.phase = self.schedule.at(0)
+            self.masks.phase = self.masks.strategy.phase(self.schedule, 0)
         mixed = self.args.dtype == "mixed" and self.args.backend != "fsdp2"  # it casts by itself
         with torch.autocast(input_ids.device.type, torch.bfloat16) if mixed else contextlib.nullcontext():
             loss = self.model(input_ids=input_ids, labels=input_ids, use_cache=False).loss

@@ -1,11 +1,11 @@
 """What is kept: gates, their constraint and their schedule."""
 
-from .hard_concrete import closed_probability, sample_gates, soft_gates
-from .lagrangian import ascend, lagrangian_penalty
-from .relaxed_topk import hard_topk, relaxed_topk
+from .hard_concrete import HardConcrete
+from .relaxed_topk import RelaxedTopK
 from .schedule import MaskPhase, MaskSchedule
-from .settings import MASK_DRAWS, MASK_METHODS, MaskSettings
+from .settings import MASK_DRAWS, STRATEGIES, MaskSettings
 from .shearing_masks import START_SPREAD, ShearingMasks
+from .strategy import MaskStrategy, hard_topk
 from .unit_kinds import (
     ALL_UNIT_KINDS,
     ATTENTION,
@@ -33,25 +33,22 @@ __all__ = [
     "KEY_VALUE_HEAD",
     "LAYER",
     "MASK_DRAWS",
-    "MASK_METHODS",
     "MLP",
     "QUERY_HEAD",
     "RANKED_KINDS",
     "START_SPREAD",
+    "STRATEGIES",
     "SUB_LAYERS",
     "UNIT_KINDS",
+    "HardConcrete",
     "MaskPhase",
     "MaskSchedule",
     "MaskSettings",
+    "MaskStrategy",
+    "RelaxedTopK",
     "ShearingMasks",
     "UnitKind",
-    "ascend",
-    "closed_probability",
     "hard_topk",
-    "lagrangian_penalty",
-    "relaxed_topk",
-    "sample_gates",
-    "soft_gates",
     "unit_kinds",
     "unit_parameters",
 ]

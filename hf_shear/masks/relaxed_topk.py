@@ -1,4 +1,4 @@
-"""A relaxed top-k: gates in (0, 1) whose sum over a row equals the budget exactly, at every step.
+"""Relaxed top-k masks: gates in (0, 1) whose sum over a row equals the budget exactly, at every step.
 
 z_i = sigmoid((a_i - tau) / T), with tau solved per row so that sum_i z_i = k. As the temperature T falls to 0 the
 gates become the indicator of the k largest scores. There is no multiplier: the constraint holds by construction.
@@ -12,10 +12,15 @@ so gradients of the gates of a row sum to zero: a score can rise only at the exp
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ..core import UsageError
+from .schedule import MaskPhase, MaskSchedule
+from .strategy import MaskStrategy, hard_topk, hardened
+from .unit_kinds import UnitKind
 
 # The bracket [min a - 30 T, max a + 30 T] always holds the root for budgets between 1e-12 and 1 - 1e-12 of a row;
 # 12 cuts into 8 sections shrink it by 2^36, below float32 resolution. Seven thresholds are tried at once, since small
@@ -23,6 +28,44 @@ from ..core import UsageError
 _BRACKET_TEMPERATURES = 30.0
 _NUM_SECTIONS = 8
 _NUM_CUTS = 12
+
+
+class RelaxedTopK(MaskStrategy):
+    """Masks that hold the budget of every row exactly, at every step, so that the target needs no penalty."""
+
+    in_words = "masks that hold the target's budget exactly at every step (`relaxed_topk`)"
+    start_value = 0.0
+    learning_rate = 0.05  # measured: model_cards/shearing.md
+    budget_warmup_ratio = 0.0  # measured, as the rate
+    has_multipliers = False
+    draws_zeros = False
+    deterministic_is_binary = True
+
+    def sample(self, kind: UnitKind, log_alpha: Tensor, phase: MaskPhase, uniform: Tensor) -> Tensor:
+        """Relaxed gates of the scores, with logistic noise until masks harden."""
+        scores = log_alpha
+        if phase.noise_scale > 0 and phase.hardening == 0:
+            scores = scores + phase.noise_scale * torch.logit(uniform)
+        gates = relaxed_topk(scores, kind.budget(phase.budget_progress), phase.temperature)
+        return hardened(gates, kind, log_alpha, phase)
+
+    def deterministic(self, kind: UnitKind, log_alpha: Tensor, phase: MaskPhase) -> Tensor:
+        """1 for the kept units, 0 for the others."""
+        return hard_topk(log_alpha, kind.num_kept)
+
+    def expected_open(self, kind: UnitKind, log_alpha: Tensor, phase: MaskPhase) -> Tensor:
+        """The relaxed gates without noise."""
+        return relaxed_topk(log_alpha, kind.budget(phase.budget_progress), phase.temperature)
+
+    def phase(self, schedule: MaskSchedule, step: int, micro_batch: int = 0) -> MaskPhase:
+        """With the temperature annealed geometrically, and noise falling to 0, until masks harden."""
+        progress = min(step / max(schedule.hardening_start, 1), 1.0)
+        ratio = schedule.end_temperature / schedule.start_temperature
+        return replace(
+            super().phase(schedule, step, micro_batch),
+            temperature=schedule.start_temperature * ratio**progress,
+            noise_scale=schedule.start_noise * (1.0 - progress),
+        )
 
 
 def relaxed_topk(scores: Tensor, budget: float, temperature: float) -> Tensor:
@@ -80,10 +123,3 @@ def _solve_threshold(scores: Tensor, budget: float, temperature: float) -> Tenso
         # As many sections are left behind as thresholds leave too many units open.
         low = low + width * (sums > budget).sum(dim=-1, keepdim=True)
     return low + width / 2
-
-
-def hard_topk(scores: Tensor, num_kept: int) -> Tensor:
-    """Binary gates [..., n]: 1 for the ``num_kept`` largest scores of each row, ties broken by the lower index."""
-    order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
-    gates = torch.zeros_like(scores)
-    return gates.scatter_(-1, order[..., :num_kept], 1.0)

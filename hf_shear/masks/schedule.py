@@ -33,7 +33,7 @@ class MaskPhase:
 
 @dataclass(frozen=True)
 class MaskSchedule:
-    """Maps an optimizer step to a :class:`MaskPhase`.
+    """The steps of mask learning, of which a strategy makes a :class:`MaskPhase` for each.
 
     Attributes:
         total_steps: optimizer steps of mask learning.
@@ -65,20 +65,12 @@ class MaskSchedule:
         """First step of hardening; equals ``total_steps`` where masks are not hardened."""
         return self.total_steps - self.hardening_steps
 
-    def at(self, step: int, micro_batch: int = 0) -> MaskPhase:
-        """Phase of optimizer step ``step`` (0 is the first; ``total_steps`` is the state after the last)."""
-        learning_steps = max(self.hardening_start, 1)
-        progress = min(step / learning_steps, 1.0)
-        ratio = self.end_temperature / self.start_temperature
-        hardening = 0.0
-        if self.hardening_steps:
-            # The last trained step already runs with masks of exactly 0 and 1.
-            hardening = min(max((step - self.hardening_start + 1) / self.hardening_steps, 0.0), 1.0)
-        return MaskPhase(
-            optimizer_step=step,
-            micro_batch=micro_batch,
-            budget_progress=min(step / self.budget_warmup_steps, 1.0) if self.budget_warmup_steps else 1.0,
-            temperature=self.start_temperature * ratio**progress,
-            noise_scale=self.start_noise * (1.0 - progress),
-            hardening=hardening,
-        )
+    def budget_progress(self, step: int) -> float:
+        """How far the size has come at optimizer step ``step``: 0 = the source's, 1 = the target's."""
+        return min(step / self.budget_warmup_steps, 1.0) if self.budget_warmup_steps else 1.0
+
+    def hardening(self, step: int) -> float:
+        """How far masks have hardened at ``step``; the last trained step already runs with masks of exactly 0 and 1."""
+        if not self.hardening_steps:
+            return 0.0
+        return min(max((step - self.hardening_start + 1) / self.hardening_steps, 0.0), 1.0)

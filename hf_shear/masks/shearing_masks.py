@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 from ..core import UsageError, check_ranges
 from ..shapes import ModelShape
-from .hard_concrete import closed_probability, expected_num_closed, sample_gates, soft_gates
-from .lagrangian import ascend, lagrangian_penalty
-from .relaxed_topk import hard_topk, relaxed_topk
 from .schedule import MaskPhase
 from .settings import MaskSettings
+from .strategy import hard_topk
 from .unit_kinds import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, UnitKind, unit_kinds
 
 _UNIFORM_EPS = 1e-6
@@ -32,12 +30,13 @@ class ShearingMasks(nn.Module):
 
     Parameters are float32 on every device and stay so when the model is cast:
         log_alpha_<kind>: [*rows, units], one score per unit; higher = keep.
-        multiplier_linear, multiplier_quadratic: [constrained kinds], lambda_1 and lambda_2 (hard_concrete only).
+        multiplier_linear, multiplier_quadratic: [constrained kinds], lambda_1 and lambda_2, where the strategy has them.
     """
 
     def __init__(self, source: ModelShape, target: ModelShape, settings: MaskSettings):
         super().__init__()
         self.source, self.target, self.settings = source, target, settings
+        self.strategy = settings.strategy
         self.kinds = unit_kinds(source, target)
         self.phase = MaskPhase()
         self.rank = 0
@@ -58,8 +57,8 @@ class ShearingMasks(nn.Module):
 
     @property
     def has_multipliers(self) -> bool:
-        """Whether a Lagrangian is needed to meet the target."""
-        return self.settings.method == "hard_concrete" and bool(self.constrained)
+        """Whether a penalty is needed to meet the target."""
+        return self.strategy.has_multipliers and bool(self.constrained)
 
     @property
     def log_alpha(self) -> dict[str, nn.Parameter]:
@@ -133,42 +132,19 @@ class ShearingMasks(nn.Module):
 
     def sample(self) -> dict[str, Tensor]:
         """Draw gates of the current phase; the same seed, phase (and rank, if asked for) give the same gates."""
-        phase, gates = self.phase, {}
         noise = self._uniform_noise()
-        for kind in self.constrained:
-            log_alpha, uniform = self.log_alpha[kind.name], noise[kind.name]
-            if self.settings.method == "hard_concrete":
-                values = sample_gates(log_alpha, uniform)
-            else:
-                scores = log_alpha
-                if phase.noise_scale > 0 and phase.hardening == 0:
-                    scores = scores + phase.noise_scale * torch.logit(uniform)
-                values = relaxed_topk(scores, kind.budget(phase.budget_progress), phase.temperature)
-            gates[kind.name] = self._hardened(kind, values)
-        return gates
+        return {
+            kind.name: self.strategy.sample(kind, self.log_alpha[kind.name], self.phase, noise[kind.name])
+            for kind in self.constrained
+        }
 
     @torch.no_grad()
-    def deterministic(self, current_size: bool = False) -> dict[str, Tensor]:
-        """Noise-free gates for evaluation and export: exactly the target's number of units is open in every row.
-
-        Kept units have their soft value (hard_concrete), moved towards 1 as hardening proceeds, or 1 (relaxed_topk).
-
-        Args:
-            current_size: close as many units as the masks expect now, round(sum P(z = 0)), in place of the target's
-                number (hard_concrete only; "current" in the reference code).
-        """
-        gates = {}
-        for kind in self.constrained:
-            log_alpha = self.log_alpha[kind.name]
-            if self.settings.method != "hard_concrete":
-                gates[kind.name] = hard_topk(log_alpha, kind.num_kept)
-                continue
-            soft = soft_gates(log_alpha)
-            if current_size:
-                gates[kind.name] = _close_smallest_per_row(soft, expected_num_closed(log_alpha))
-            else:
-                gates[kind.name] = self._hardened(kind, soft * hard_topk(log_alpha, kind.num_kept))
-        return gates
+    def deterministic(self) -> dict[str, Tensor]:
+        """Noise-free gates for evaluation and export: exactly the target's number of units is open in every row."""
+        return {
+            kind.name: self.strategy.deterministic(kind, self.log_alpha[kind.name], self.phase)
+            for kind in self.constrained
+        }
 
     def check_finite(self) -> None:
         """Raise UsageError for masks that training left without an order of their units."""
@@ -192,22 +168,15 @@ class ShearingMasks(nn.Module):
     def hidden_count(self, gates: dict[str, Tensor]) -> Tensor | None:
         """Number of hidden dimensions that a norm averages over: a scalar on the device, or None if none is masked.
 
-        Open gates are counted (the paper). While a relaxed top-k is soft none is closed, so its exact sum stands in,
-        which is the same number once the gates are 0 and 1.
+        Open gates are counted (the paper). Where no draw closes a gate their sum, which is the budget, stands in: it is
+        the same number once the gates are 0 and 1.
         """
         if HIDDEN not in gates:
             return None
         hidden = gates[HIDDEN].detach()
-        if self.training and self.settings.method == "relaxed_topk":
+        if self.training and not self.strategy.draws_zeros:
             return hidden.sum()
         return (hidden != 0).sum().to(hidden.dtype)
-
-    def _hardened(self, kind: UnitKind, gates: Tensor) -> Tensor:
-        hardening = self.phase.hardening
-        if hardening == 0:
-            return gates
-        binary = hard_topk(self.log_alpha[kind.name].detach(), kind.num_kept)
-        return binary if hardening == 1 else torch.lerp(gates, binary, hardening)
 
     def _uniform_noise(self) -> dict[str, Tensor]:
         """Uniform numbers per kind. Seeding a device's generator needs no wait for the device."""
@@ -228,13 +197,10 @@ class ShearingMasks(nn.Module):
     # ---- sizes and constraint ---------------------------------------------------------------------------------
 
     def expected_open(self, kind: UnitKind) -> Tensor:
-        """Expected open share of each unit, [*rows, units]: 1 - P(z = 0), or the noise-free relaxed gate."""
+        """Expected open share of each unit, [*rows, units]."""
         if kind.frozen:
             return torch.ones(kind.mask_shape)
-        log_alpha = self.log_alpha[kind.name]
-        if self.settings.method == "hard_concrete":
-            return 1.0 - closed_probability(log_alpha)
-        return relaxed_topk(log_alpha, kind.budget(self.phase.budget_progress), self.phase.temperature)
+        return self.strategy.expected_open(kind, self.log_alpha[kind.name], self.phase)
 
     def expected_sparsity(self, kind: UnitKind) -> Tensor:
         """Expected share of closed units in each row, [rows] (at least one row)."""
@@ -244,12 +210,10 @@ class ShearingMasks(nn.Module):
         """Sum of the penalties of all constrained kinds at the current phase, or None if nothing is constrained so."""
         if not self.has_multipliers:
             return None
-        linear, quadratic = ascend(self.multiplier_linear), ascend(self.multiplier_quadratic)
+        multipliers = zip(self.constrained, self.multiplier_linear, self.multiplier_quadratic, strict=True)
         penalties = [
-            lagrangian_penalty(
-                self.expected_sparsity(kind), self.target_sparsity(kind), linear[index], quadratic[index]
-            )
-            for index, kind in enumerate(self.constrained)
+            self.strategy.penalty(self.expected_sparsity(kind), self.target_sparsity(kind), linear, quadratic)
+            for kind, linear, quadratic in multipliers
         ]
         return torch.stack(penalties).sum()
 
@@ -291,10 +255,8 @@ class ShearingMasks(nn.Module):
         for kind in self.kinds.values():
             if kind.frozen:
                 values[kind.name] = torch.ones(kind.mask_shape)
-            elif self.settings.method == "hard_concrete":
-                values[kind.name] = soft_gates(self.log_alpha[kind.name]).cpu()
             else:
-                values[kind.name] = self.expected_open(kind).cpu()
+                values[kind.name] = self.strategy.soft_value(kind, self.log_alpha[kind.name], self.phase).cpu()
         groups, queries = values[KEY_VALUE_HEAD], values[QUERY_HEAD]
         low = {name: (kept[name] & (values[name] < 0.5)).sum().item() for name in kept}
         heads_kept = kept[KEY_VALUE_HEAD].unsqueeze(-1) & kept[QUERY_HEAD]
@@ -317,12 +279,6 @@ class ShearingMasks(nn.Module):
 
 def _name(kind: UnitKind) -> str:
     return f"log_alpha_{kind.name}"
-
-
-def _close_smallest_per_row(gates: Tensor, num_closed: Tensor) -> Tensor:
-    """Zero the smallest ``num_closed`` [rows] gates of each row."""
-    ranks = gates.argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
-    return torch.where(ranks < num_closed.unsqueeze(-1), torch.zeros_like(gates), gates)
 
 
 def _mix_seed(seed: int, purpose: str, *key: int) -> int:

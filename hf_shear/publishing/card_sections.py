@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from ..core import TARGET_NAMES
 from ..core.markdown import fenced_code, inline_code, markdown_text
+from ..masks import STRATEGIES
 from ..report import markdown_table
 from .card_facts import CardFacts, short_count
 from .citations import citations
 
-MASK_METHODS = {
-    "relaxed_topk": "masks that hold the target's budget exactly at every step (`relaxed_topk`)",
-    "hard_concrete": "hard concrete masks under a Lagrangian, as in the paper (`hard_concrete`)",
-}
 FOLDER_COMMENT = "  # the folder of that name in the run's folder"
 PUSH_COMMAND = "hf-shear push RUN_FOLDER YOUR_NAME/MODEL_NAME --private"
 MADE_AGAIN = "This command makes it again:"
@@ -74,7 +71,7 @@ def _choice(facts: CardFacts, tokens: dict) -> str:
     masks = (facts.provenance.get("mask_settings") or {}).get("method")
     if masks is None and facts.results.get("masks", {}) is None:
         return "- What to keep was chosen before this run; by which method was not recorded."
-    how = MASK_METHODS.get(masks, "learned masks (the method was not recorded)")
+    how = STRATEGIES[masks].in_words if masks in STRATEGIES else "learned masks (the method was not recorded)"
     return (
         f"- What to keep was learned with {how}, in {tokens['mask_learning']:,} training tokens."
         " The masked model and the cut one compute the same function."

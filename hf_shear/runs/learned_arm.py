@@ -9,14 +9,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..importance import mask_start_importance
-from ..masks import MASK_METHODS, START_SPREAD, MaskSettings
+from ..masks import START_SPREAD, STRATEGIES, MaskSettings
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel
 from ..shapes import TargetShape
 from ..training import PAPER_MASK_LEARNING
 
 PAPER = "paper"
 ARM_DEFAULTS = {"masks": "relaxed_topk", "start": "taylor", "weights": "trained"}
-ARM_CHOICES = {"masks": (*MASK_METHODS, PAPER), "start": ("taylor", "uniform"), "weights": ("trained", "frozen")}
+ARM_CHOICES = {"masks": (*STRATEGIES, PAPER), "start": ("taylor", "uniform"), "weights": ("trained", "frozen")}
 """How masks are learned: which constraint, from which start, and whether the weights learn with them."""
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from ..compensation import resolve_compensation
 from ..core import UsageError, check_ranges
 from ..distillation import TEACHER_PLACEMENTS
-from ..masks import MASK_DRAWS, MASK_METHODS, START_SPREAD
+from ..masks import MASK_DRAWS, START_SPREAD, STRATEGIES
 from ..pruning import criteria_from_words
 from .baselines import baseline_learning_rates
 from .domain_data import check_judged_tokens
@@ -102,7 +102,9 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
 
     model_name_or_path: str = field(metadata={"help": "A plain checkpoint of a supported family."})
     mask_tokens: int = field(default=48_000, metadata={"help": "Training tokens of mask learning."})
-    mask_method: Literal[MASK_METHODS] = field(default="relaxed_topk", metadata={"help": "hard_concrete: the paper."})
+    mask_method: Literal[tuple(STRATEGIES)] = field(
+        default="relaxed_topk", metadata={"help": "hard_concrete: the paper."}
+    )
     mask_draw: Literal[MASK_DRAWS] = field(default="per_step", metadata={"help": "per_micro_batch: reference code."})
     mask_start: str = field(
         default=MASK_STARTS[0],

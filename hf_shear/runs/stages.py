@@ -17,7 +17,7 @@ from ..compensation import resolve_compensation
 from ..core import StoppedBySignal, UsageError, by_main_process
 from ..data import Calibration, check_max_length, load_domains, warn_of_shared_text
 from ..importance import mask_start_importance
-from ..masks import MaskSettings, unit_kinds
+from ..masks import STRATEGIES, MaskSettings, unit_kinds
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel, as_family
 from ..pruning import criteria_by_kind, criteria_from_words, score_units
 from ..shapes import TargetShape, family_named, family_of
@@ -122,7 +122,8 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
         named = pipeline.teacher_name_or_path
         teacher = source if named is None else open_source("teacher_name_or_path", named)
     check_teaching(pipeline, args, teacher, config, tokenizer)
-    hardened = not pipeline.paper and (pipeline.mask_method == "relaxed_topk" or args.hardening_ratio > 0)
+    always_binary = STRATEGIES[pipeline.mask_method].deterministic_is_binary
+    hardened = not pipeline.paper and (always_binary or args.hardening_ratio > 0)
     sharded = PartialState().distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
     family = family_named(pipeline.as_family, "`as_family`: ") if pipeline.as_family is not None else family_of(config)
     check_learned_cut(pipeline.compensation, as_family(config, family), hardened, sharded)

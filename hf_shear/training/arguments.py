@@ -10,15 +10,14 @@ from transformers.trainer_utils import SaveStrategy
 
 from ..core import RANGES, UsageError, check_ranges
 from ..distillation import DistillationSettings
-from ..masks import MaskSchedule
+from ..masks import STRATEGIES, MaskSchedule
 from .backends import check_accelerator, check_launch
 from .early_checks import check_choices, check_json_arguments, check_optimizer_arguments
 from .trainable import FULL, check_method
 from .trainer_options import check_options
 
-# By mask method. relaxed_topk: measured (model_cards/shearing.md); hard_concrete: the paper, section 3.1.
-DEFAULT_MASK_RATES = {"relaxed_topk": 0.05, "hard_concrete": 1.0}
-DEFAULT_BUDGET_WARMUPS = {"relaxed_topk": 0.0, "hard_concrete": 0.2}
+_MASK_RATES = ", ".join(f"{strategy.learning_rate:g} for {name}" for name, strategy in STRATEGIES.items())
+_BUDGET_WARMUPS = ", ".join(f"{strategy.budget_warmup_ratio:g} for {name}" for name, strategy in STRATEGIES.items())
 
 NO_DISTILLATION = "none"
 
@@ -50,7 +49,7 @@ class ShearTrainingArguments(TrainingArguments):
     # Masks
     mask_learning_rate: float | None = field(
         default=None,
-        metadata={"help": "Learning rate of log_alpha. Default: 0.05 for relaxed_topk, 1.0 (paper) for hard_concrete."},
+        metadata={"help": f"Learning rate of log_alpha. Default: {_MASK_RATES}."},
     )
     multiplier_learning_rate: float = field(
         default=1.0, metadata={"help": "Peak learning rate of the Lagrange multipliers (hard_concrete only)."}
@@ -65,8 +64,8 @@ class ShearTrainingArguments(TrainingArguments):
     budget_warmup_ratio: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the steps over which the size falls from the source's to the target's. Default: 0 for"
-            " relaxed_topk, 0.2 (paper) for hard_concrete."
+            "help": "Share of the steps over which the size falls from the source's to the target's. Default:"
+            f" {_BUDGET_WARMUPS}."
         },
     )
     hardening_ratio: float = field(
@@ -226,13 +225,13 @@ class ShearTrainingArguments(TrainingArguments):
 
     def mask_rate(self, method: str) -> float:
         """Learning rate of log_alpha for a mask method."""
-        return DEFAULT_MASK_RATES[method] if self.mask_learning_rate is None else self.mask_learning_rate
+        return STRATEGIES[method].learning_rate if self.mask_learning_rate is None else self.mask_learning_rate
 
     def mask_schedule(self, total_steps: int, method: str) -> MaskSchedule:
         """The schedule of a mask method over ``total_steps`` optimizer steps."""
         warmup_ratio = self.budget_warmup_ratio
         if warmup_ratio is None:
-            warmup_ratio = DEFAULT_BUDGET_WARMUPS[method]
+            warmup_ratio = STRATEGIES[method].budget_warmup_ratio
         warmup_steps = round(warmup_ratio * total_steps)
         return MaskSchedule(
             total_steps=total_steps,

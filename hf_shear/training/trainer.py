@@ -289,7 +289,7 @@ class ShearTrainer(ResumableTrainer):
 
     def _set_phase(self, step: int, micro_batch: int = 0) -> None:
         if self.schedule is not None:
-            self.masked_model.set_mask_phase(self.schedule.at(step, micro_batch))
+            self.masked_model.set_mask_phase(self.masked_model.masks.strategy.phase(self.schedule, step, micro_batch))
 
     @property
     def masked_model(self) -> ShearingMixin:

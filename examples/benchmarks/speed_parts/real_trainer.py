@@ -21,7 +21,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_shear import ShearTrainer, ShearTrainingArguments
-from hf_shear.masks import MASK_METHODS
+from hf_shear.masks import STRATEGIES
 
 from .model_sizes import Size
 from .timing import quartiles, wait_for
@@ -135,7 +135,7 @@ def train(args: argparse.Namespace, size: Size, arm: str, steps: int, evaluate: 
     """A whole run of ShearTrainer with its defaults, masked or plain; what it says goes to stderr."""
     model = plain_model(args, size)
     if arm != PLAIN:
-        model = masked_model(model, MASK_METHODS[0] if arm == ACTIVATION_MASKS else arm, args.device)
+        model = masked_model(model, next(iter(STRATEGIES)) if arm == ACTIVATION_MASKS else arm, args.device)
     prepare(model, args)
     use_datasets = importlib.util.find_spec("datasets") is not None
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
@@ -172,7 +172,7 @@ def train(args: argparse.Namespace, size: Size, arm: str, steps: int, evaluate: 
 
 def measure_trainer(args: argparse.Namespace, size: Size) -> dict:
     """Data loading's share of a step, and evaluation's of tokens and time, in one run of mask learning."""
-    arm = args.arms[0] if args.arms[0] != ACTIVATION_MASKS else MASK_METHODS[0]
+    arm = args.arms[0] if args.arms[0] != ACTIVATION_MASKS else next(iter(STRATEGIES))
     steps = args.trainer_steps or steps_for_evaluation(args)
     trainer = train(args, size, arm, steps, evaluate=True)
     data, step = (values[args.warmup_steps :] for values in (trainer.data_seconds, trainer.step_seconds))

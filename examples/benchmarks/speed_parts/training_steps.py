@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_shear import MaskSettings, ShearingLlamaConfig, ShearingLlamaForCausalLM, TargetShape
-from hf_shear.masks import MASK_METHODS, MaskSchedule, ShearingMasks
+from hf_shear.masks import STRATEGIES, MaskSchedule, ShearingMasks
 from hf_shear.modeling import MaskedLinear, MaskedRMSNorm
 from hf_shear.modeling.folding import masked_class
 
@@ -23,7 +23,7 @@ from .model_sizes import Size, llama_config
 
 PLAIN = "plain"
 ACTIVATION_MASKS = "activation_masks"  # the masks of relaxed_topk, on activations in place of weights
-ARMS = (*MASK_METHODS, ACTIVATION_MASKS)
+ARMS = (*STRATEGIES, ACTIVATION_MASKS)
 LEARNING_RATE, MASK_RATE, MULTIPLIER_RATE = 1e-4, 0.05, 1.0
 
 
@@ -72,7 +72,7 @@ class Arm:
         self.weights, self.optimizer = list(plain.parameters()), optimizer
         self.model, self.schedule, self.mask_optimizer = plain, None, None
         if name != PLAIN:
-            method = MASK_METHODS[0] if name == ACTIVATION_MASKS else name
+            method = next(iter(STRATEGIES)) if name == ACTIVATION_MASKS else name
             self.model = masked_model(plain, method, args.device)
             if name == ACTIVATION_MASKS:
                 mask_activations(self.model)
@@ -84,7 +84,7 @@ class Arm:
     def step(self, input_ids: Tensor) -> Tensor:
         """Forward, backward, clip, AdamW; for masks as ShearTrainer does it. Returns the loss, on the device."""
         if self.schedule is not None:
-            self.model.set_mask_phase(self.schedule.at(self.steps_done))
+            self.model.set_mask_phase(self.model.masks.strategy.phase(self.schedule, self.steps_done))
         mixed = self.args.dtype == "mixed"
         with torch.autocast(input_ids.device.type, torch.bfloat16) if mixed else contextlib.nullcontext():
             outputs = self.forward(input_ids=input_ids, labels=input_ids, use_cache=False)
