@@ -34,10 +34,11 @@ def by_main_process(work: Callable[[], Result]) -> Result:
         Exception: what ``work`` raised. In the other processes, which would wait for ever without it, a ``UsageError`` or
             ``FailedError`` with the same text, or else a RuntimeError that names it.
     """
-    result, failure = None, None
+    result: list[Result] = []  # of one, once it is there
+    failure: Exception | None = None
     if is_main_process():
         try:
-            result = work()
+            result = [work()]
         except Exception as error:  # raised below, once the others know
             failure = error
     if num_processes() > 1:
@@ -49,7 +50,7 @@ def by_main_process(work: Callable[[], Result]) -> Result:
             result, failure = told[0]
     if failure is not None:
         raise failure
-    return result
+    return result[0]
 
 
 def _for_others(failure: Exception) -> Exception:

@@ -38,7 +38,7 @@ def run_command_line(program: str, work: Callable[[], object], debug: bool = Fal
             traceback.print_exc()
         if not _rank():
             print(f"{program}: {stop}", file=sys.stderr)
-        return stop.code
+        return 128 + stop.signum
     except Exception as error:
         code = exit_code(error)
         if debug or code is None:

@@ -7,6 +7,7 @@ import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 from .errors import UsageError
 
@@ -37,7 +38,7 @@ class Range:
     apart: float | None = None
     example: str = ""
 
-    def holds(self, value: object) -> bool:
+    def holds(self, value: Any) -> bool:
         """Whether one value is in the range."""
         if value is None:
             return self.optional
@@ -50,7 +51,7 @@ class Range:
         low = value > self.low if self.above else value >= self.low
         return low and (value < self.high if self.below else value <= self.high)
 
-    def _is_number(self, value: object) -> bool:
+    def _is_number(self, value: Any) -> bool:
         kind = Integral if self.whole else Real
         return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -91,7 +92,7 @@ class Range:
         return text if self.apart is None else f"{text} (or {self.apart})"
 
 
-def check_ranges(given: object) -> None:
+def check_ranges(given: Any) -> None:
     """Raise UsageError for the first number that is out of its range.
 
     Args:
