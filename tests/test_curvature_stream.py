@@ -15,7 +15,8 @@ from test_families import build
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.calibration import InputMoments, ShortCalibrationWarning, stream_curvature, stream_inputs
 from hf_shear.calibration.moments import add_products, mirror
-from hf_shear.data import Calibration, counted_tokens
+from hf_shear.core import counted_tokens
+from hf_shear.data import Calibration
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD
 from hf_shear.sparsity import collect_factors, decoder_linears
 from hf_shear.sparsity.factors import mean_loss

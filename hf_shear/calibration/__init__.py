@@ -9,7 +9,6 @@ from .least_squares import least_squares_columns, update_rows
 from .measuring import measuring, requiring_gradients, sample_losses, watch
 from .micro_batches import micro_batches
 from .moments import GradientMoments, InputMoments, InputsByModule
-from .over_ranks import sum_over_ranks
 from .stream import OUTPUT_PROJECTIONS, LayerCurvature, ShortCalibrationWarning, stream_curvature, stream_inputs
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "sample_losses",
     "stream_curvature",
     "stream_inputs",
-    "sum_over_ranks",
     "update_rows",
     "watch",
     "write_input_moments",

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ..core import sum_over_ranks
 from ..modeling import ShearingMixin
 from .measuring import watch
-from .over_ranks import sum_over_ranks
 
 
 class ChannelMoments:

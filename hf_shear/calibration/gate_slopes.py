@@ -19,11 +19,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..core import UsageError
+from ..core import UsageError, sum_over_ranks
 from ..masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from ..modeling import ShearingMixin
 from .measuring import measuring, requiring_gradients, sample_losses
-from .over_ranks import sum_over_ranks
 
 Magnitude = Callable[[Tensor], Tensor]
 

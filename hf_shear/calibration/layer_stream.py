@@ -17,9 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import UsageError
-from ..data import counted_tokens
-from .moments import count_over_ranks
+from ..core import UsageError, count_over_ranks, counted_tokens
 
 
 class _BehindLayers(Exception):

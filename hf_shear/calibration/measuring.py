@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from ..core import UsageError
-from ..data import IGNORED_LABEL, counted_tokens
+from ..core import IGNORED_LABEL, UsageError, counted_tokens, sum_over_ranks
 from ..modeling import ShearingMixin
 from .evaluating import evaluating
-from .over_ranks import sum_over_ranks
 
 Watcher = Callable[[Tensor, Tensor], None]
 

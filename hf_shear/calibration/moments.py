@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from ..core import count_over_ranks, sum_over_ranks
 
 NUM_BLOCKS = 4  # block rows of a symmetric sum, of which the upper triangle is computed: 10 of 16 blocks
 MIN_BLOCKED_SIZE = 256  # below, the extra calls cost more than they save
@@ -64,21 +65,6 @@ def mirror(total: Tensor) -> Tensor:
     return total
 
 
-def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Sum a tensor over the ranks, in place, where torch.distributed is initialised.
-
-    Every rank must come here, with a tensor of the same size; each has counted its own share of the calibration text.
-    """
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(tensor)
-    return tensor
-
-
-def count_over_ranks(count: int, device: torch.device | str) -> int:
-    """As ``sum_over_ranks``, of a number; ``device`` is one that the backend communicates on."""
-    return int(sum_over_ranks(torch.tensor(count, device=device)))
-
-
 @dataclass
 class InputMoments:
     """Sums over the tokens that a linear layer read, in float32 or wider.
@@ -106,7 +92,7 @@ class InputMoments:
         self.num_tokens += len(flat)
 
     def all_reduce(self) -> None:
-        """Sum over the ranks (see ``sum_over_ranks``)."""
+        """Sum over the ranks."""
         self.num_tokens = count_over_ranks(self.num_tokens, self.first.device)
         sum_over_ranks(self.second)
         sum_over_ranks(self.first)
@@ -150,7 +136,7 @@ class GradientMoments:
         add_products(self.second, gradients.detach().reshape(-1, gradients.shape[-1]).to(self.second.dtype))
 
     def all_reduce(self) -> None:
-        """Sum over the ranks (see ``sum_over_ranks``)."""
+        """Sum over the ranks."""
         self.num_predicted = count_over_ranks(self.num_predicted, self.second.device)
         sum_over_ranks(self.second)
 

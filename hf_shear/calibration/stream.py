@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..core import UsageError, check_ranges
-from ..data import IGNORED_LABEL
+from ..core import IGNORED_LABEL, UsageError, check_ranges
 from .evaluating import evaluating
 from .factors import check_finite
 from .layer_stream import LayerStream, WaitingBatch

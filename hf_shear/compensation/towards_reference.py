@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..calibration.layer_stream import LayerStream, WaitingBatch
-from ..calibration.moments import count_over_ranks, full_float32, sum_over_ranks
+from ..calibration.moments import full_float32
 from ..calibration.stream import warn_if_short
+from ..core import count_over_ranks, sum_over_ranks
 from ..data import Calibration
 from ..modeling import ShearingMixin
 from .gap import Gap
@@ -81,7 +82,8 @@ class _Sums:
     def means(self) -> Gap:
         """Over the tokens of all ranks."""
         num_tokens = count_over_ranks(self.num_tokens, self.totals[0].device)
-        cross, mean, power, gram, input_mean, wanted = (sum_over_ranks(total) / num_tokens for total in self.totals)
+        sum_over_ranks(self.totals)
+        cross, mean, power, gram, input_mean, wanted = (total / num_tokens for total in self.totals)
         return Gap(cross, mean, float(power), gram, input_mean, float(wanted), num_tokens)
 
 

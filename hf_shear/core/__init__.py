@@ -1,12 +1,13 @@
 """What every other package may use: errors and how they are shown, ranges, files, the lock of a run, signals."""
 
+from .counted_tokens import IGNORED_LABEL, counted_tokens, predicted_tokens
 from .errors import FailedError, MissingExtraError, UsageError, of_file
 from .json_files import json_object, read_json_object
-from .main_process import by_main_process, is_main_process, num_processes
 from .one_line import DEBUG, OK, WRONG_USE, run_command_line
 from .output_files import check_output_file, check_parents
 from .printable import printable, spelled
 from .ranges import FINITE, OPTION_RANGES, RANGES, Range, check_ranges
+from .ranks import by_main_process, count_over_ranks, is_main_process, num_processes, sum_over_ranks
 from .record_types import check_record
 from .redaction import redact_command, redact_tokens
 from .results import (
@@ -31,6 +32,7 @@ __all__ = [
     "EVALUATION_NAME",
     "FINITE",
     "FailedError",
+    "IGNORED_LABEL",
     "MissingExtraError",
     "Noted",
     "OK",
@@ -54,6 +56,8 @@ __all__ = [
     "check_yaml_file",
     "collect_versions",
     "content_of",
+    "count_over_ranks",
+    "counted_tokens",
     "is_main_process",
     "json_object",
     "leave_signals_to_parent",
@@ -64,6 +68,7 @@ __all__ = [
     "noted_signals",
     "num_processes",
     "of_file",
+    "predicted_tokens",
     "printable",
     "read_json_object",
     "read_results",
@@ -75,6 +80,7 @@ __all__ = [
     "sign",
     "spelled",
     "stop_of",
+    "sum_over_ranks",
     "write_results",
     "write_text_atomically",
 ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .errors import UsageError
-from .main_process import by_main_process
+from .ranks import by_main_process
 
 LOCK_NAME = ".lock"
 """File that is locked, in the folder itself: what lies around the folder may not be ours to write to. It names its

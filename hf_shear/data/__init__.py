@@ -1,7 +1,6 @@
 """Data by domain: reading, packing, dynamic batches and the rule that updates the domains' weights."""
 
 from .calibration import Calibration
-from .counted_tokens import IGNORED_LABEL, counted_tokens
 from .documents import check_token_id, encode_texts, vocabulary_limit
 from .domains import load_domains, split_domains
 from .loader import TEACHER_COLUMNS, DomainSamples, DynamicDataLoader, collate_domain_samples
@@ -16,7 +15,6 @@ from .streams import PackedStream, first_sample, is_stream
 
 __all__ = [
     "Calibration",
-    "IGNORED_LABEL",
     "TEACHER_COLUMNS",
     "DomainSamples",
     "DynamicBatchSampler",
@@ -28,7 +26,6 @@ __all__ = [
     "check_mixture_weights",
     "check_token_id",
     "collate_domain_samples",
-    "counted_tokens",
     "encode_texts",
     "first_sample",
     "is_stream",

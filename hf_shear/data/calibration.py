@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core import UsageError, check_ranges
-from .counted_tokens import IGNORED_LABEL
+from ..core import UsageError, check_ranges, predicted_tokens
 
 
 @dataclass(frozen=True)
@@ -78,4 +77,4 @@ class Calibration:
     @property
     def num_predicted(self) -> int:
         """Tokens whose loss counts: labels that are not ignored, without each sample's first."""
-        return sum(int((batch["labels"][:, 1:] != IGNORED_LABEL).sum()) for batch in self.batches)
+        return sum(int(predicted_tokens(batch["labels"]).sum()) for batch in self.batches)

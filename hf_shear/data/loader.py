@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from ..core import UsageError, leave_signals_to_parent
-from .counted_tokens import IGNORED_LABEL
+from ..core import IGNORED_LABEL, UsageError, leave_signals_to_parent
 from .sampler import DynamicBatchSampler
 
 if TYPE_CHECKING:

@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..core import IGNORED_LABEL
 from .distillation import DistillationSettings, divergence, log_probs, outcomes_log_probs
 
 MAX_CHUNK_LOGITS = 2**25
 """Logits of one chunk: 128 MiB in float32."""
-
-IGNORED_LABEL = -100
 
 
 @dataclass

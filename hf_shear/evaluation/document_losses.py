@@ -19,13 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import UsageError, check_ranges
+from ..core import IGNORED_LABEL, UsageError, check_ranges
 from ..data.documents import TOKENIZE_BATCH, check_token_id, encode_texts, vocabulary_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_NOT_SCORED = -100
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ def _window_losses(model: PreTrainedModel, sequences: list[np.ndarray], batch: l
     """
     longest = max(piece.stop - piece.start for piece in batch)
     inputs = torch.zeros(len(batch), longest, dtype=torch.long)
-    targets = torch.full((len(batch), longest), _NOT_SCORED)
+    targets = torch.full((len(batch), longest), IGNORED_LABEL)
     for row, (ids, piece) in enumerate(zip(sequences, batch, strict=True)):
         inputs[row, : piece.stop - piece.start] = torch.from_numpy(ids[piece.start : piece.stop])
         scored = slice(piece.first_target - 1 - piece.start, piece.stop - piece.start)
@@ -173,7 +171,7 @@ def _window_losses(model: PreTrainedModel, sequences: list[np.ndarray], batch: l
 
 
 def _row_loss(logits: Tensor, targets: Tensor) -> float:
-    scored = targets != _NOT_SCORED
+    scored = targets != IGNORED_LABEL
     return F.cross_entropy(logits[scored].float(), targets[scored], reduction="none").double().sum().item()
 
 

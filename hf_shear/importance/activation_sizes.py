@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..calibration import sum_over_ranks, watch
-from ..core import UsageError
+from ..calibration import watch
+from ..core import UsageError, sum_over_ranks
 from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from ..modeling import ShearingMixin
 from .coupled_weights import by_head, open_units

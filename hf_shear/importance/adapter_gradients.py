@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..calibration import measuring, requiring_gradients, sample_losses, sum_over_ranks
-from ..core import MissingExtraError, UsageError, check_ranges
+from ..calibration import measuring, requiring_gradients, sample_losses
+from ..core import MissingExtraError, UsageError, check_ranges, sum_over_ranks
 from ..modeling import ShearingMixin
 from .taylor import WEIGHT_AGGREGATIONS, aggregate_weights
 

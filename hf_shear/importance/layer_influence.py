@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..calibration import sum_over_ranks, watch
+from ..calibration import watch
+from ..core import sum_over_ranks
 from ..masks import LAYER
 from ..modeling import ShearingMixin
 

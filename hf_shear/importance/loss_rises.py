@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ..calibration import measuring, micro_batches, sample_losses, sum_over_ranks
-from ..core import UsageError
+from ..calibration import measuring, micro_batches, sample_losses
+from ..core import UsageError, sum_over_ranks
 from ..modeling import ShearingMixin
 
 

@@ -14,8 +14,8 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor
 
-from ..calibration import measuring, sample_losses, sum_over_ranks
-from ..core import UsageError, check_ranges
+from ..calibration import measuring, sample_losses
+from ..core import UsageError, check_ranges, sum_over_ranks
 from ..masks import UnitKind
 from ..modeling import ShearingMixin
 

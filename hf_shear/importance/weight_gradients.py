@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..calibration import measuring, micro_batches, requiring_gradients, sample_losses, sum_over_ranks
-from ..core import UsageError
+from ..calibration import measuring, micro_batches, requiring_gradients, sample_losses
+from ..core import UsageError, sum_over_ranks
 from ..modeling import ShearingMixin
 from .coupled_weights import weights_of
 

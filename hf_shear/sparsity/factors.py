@@ -20,10 +20,9 @@ from transformers import PreTrainedModel
 
 from ..calibration import GradientMoments, InputMoments
 from ..calibration.factors import check_finite, damped
-from ..calibration.moments import count_over_ranks, sum_over_ranks
 from ..calibration.stream import frozen
-from ..core import UsageError
-from ..data import Calibration, counted_tokens
+from ..core import UsageError, count_over_ranks, counted_tokens, sum_over_ranks
+from ..data import Calibration
 
 TINY = 1e-20  # more damping, of no weight unless there is nothing else
 
@@ -181,7 +180,9 @@ def _pass_over(model: PreTrainedModel, calibration: Calibration, collector: _Col
                 collector.last = None  # what is shared is shared within one batch
             total += float(loss.detach()) * num_predicted
     num_predicted = count_over_ranks(calibration.num_predicted, model.device)
-    return float(sum_over_ranks(total.to(model.device))) / num_predicted
+    total = total.to(model.device)
+    sum_over_ranks(total)
+    return float(total) / num_predicted
 
 
 @contextmanager

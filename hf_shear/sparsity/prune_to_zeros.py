@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..calibration import ShortCalibrationWarning
-from ..calibration.moments import count_over_ranks
-from ..core import UsageError, check_ranges
+from ..core import UsageError, check_ranges, count_over_ranks
 from ..data import Calibration
 from .costs import GROUP_SIZE, removed_by_pairs
 from .factors import KroneckerFactors, collect_factors, mean_loss

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..core import UsageError
-from ..data import IGNORED_LABEL, TEACHER_COLUMNS, first_sample
+from ..core import UsageError, predicted_tokens
+from ..data import TEACHER_COLUMNS, first_sample
 from ..distillation import (
     TEACHER_IDS,
     TEACHER_LOG_PROBS,
@@ -71,11 +71,7 @@ class Distiller:
     def loss(self, outputs, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The training loss of one micro-batch, normalised like transformers' own: by the tokens of the whole step."""
         sums = outputs["logits"]
-        count = (
-            num_items_in_batch
-            if num_items_in_batch is not None
-            else (labels[:, 1:] != IGNORED_LABEL).sum().clamp(min=1)
-        )
+        count = num_items_in_batch if num_items_in_batch is not None else predicted_tokens(labels).sum().clamp(min=1)
         means = sums / count
         detached = means.detach()
         self.sums = detached.clone() if self.sums is None else self.sums + detached

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import UsageError, check_ranges
-from ..data import IGNORED_LABEL, collate_domain_samples
+from ..core import IGNORED_LABEL, UsageError, check_ranges
+from ..data import collate_domain_samples
 
 
 @torch.no_grad()

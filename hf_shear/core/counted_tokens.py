@@ -1,4 +1,4 @@
-"""Which tokens of a batch statistics run over."""
+"""Which tokens of a batch count: in statistics, and in the loss."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def counted_tokens(batch: dict[str, Tensor]) -> Tensor:
     if labels is not None:
         counted &= labels != IGNORED_LABEL
     return counted
+
+
+def predicted_tokens(labels: Tensor) -> Tensor:
+    """Bool [samples, length - 1]: tokens whose loss counts, from each sample's second on."""
+    return labels[:, 1:] != IGNORED_LABEL

@@ -1,9 +1,12 @@
-"""What one process of a launch does for all of them."""
+"""What the processes of a launch do together: one works for all, or sums run over all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed
 
 from .errors import FailedError, UsageError
 
@@ -12,16 +15,32 @@ Result = TypeVar("Result")
 
 def num_processes() -> int:
     """Processes of this launch, 1 without a process group."""
-    from torch import distributed  # takes seconds to import
-
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def is_main_process() -> bool:
     """Whether this is the first process of all, or the only one."""
-    from torch import distributed
-
     return num_processes() == 1 or distributed.get_rank() == 0
+
+
+def sum_over_ranks(*sums: Tensor | Iterable[Tensor]) -> None:
+    """Replace each tensor by its sum over all processes; without a process group nothing happens.
+
+    All processes must call it, with tensors of the same shapes, and take every mean after it: a mean of sums over
+    counts is the same whether processes share the text out or all read the same.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    for item in sums:
+        for tensor in (item,) if isinstance(item, Tensor) else item:
+            distributed.all_reduce(tensor)
+
+
+def count_over_ranks(count: int, device: torch.device | str) -> int:
+    """Sum of a number over all processes; ``device`` is one that the backend communicates on."""
+    total = torch.tensor(count, device=device)
+    sum_over_ranks(total)
+    return int(total)
 
 
 def by_main_process(work: Callable[[], Result]) -> Result:
@@ -42,8 +61,6 @@ def by_main_process(work: Callable[[], Result]) -> Result:
         except Exception as error:  # raised below, once the others know
             failure = error
     if num_processes() > 1:
-        from torch import distributed
-
         told = [(result, failure if failure is None else _for_others(failure))]
         distributed.broadcast_object_list(told, src=0)
         if failure is None:
