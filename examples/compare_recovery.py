@@ -30,7 +30,7 @@ from hf_shear import ShearTrainer, ShearTrainingArguments, runs
 from hf_shear.core import collect_versions, write_results
 from hf_shear.shapes import ModelShape, count_parameters, training_flops_per_token
 from hf_shear.sources import open_source
-from hf_shear.training import num_trainable, prepare_recovery
+from hf_shear.training import num_trainable, recovery_method
 from hf_shear.training.adapters import peft_config_from
 from hf_shear.training.errors import TrainingDivergedError
 
@@ -86,15 +86,12 @@ class Comparison:
 
     def flops_per_token(self, arm: str, run: Path) -> float:
         config, settings = open_source("runs", run / "pruned").config, ARMS[arm]
-        method = settings.get("recovery_method", "full")
-        adapters = 0
-        if method == "lora":
-            adapted = prepare_recovery(
-                AutoModelForCausalLM.from_config(config), method, peft_config_from(self.peft_config)
-            )
+        method, adapters = recovery_method(settings.get("recovery_method", "full")), 0
+        if method.adapts:
+            adapted = method.prepare(AutoModelForCausalLM.from_config(config), peft_config_from(self.peft_config))
             adapters = num_trainable(adapted)
         teacher = self.source if "distillation" in settings else None
-        return training_flops_per_token(config, self.pipeline.max_length, method, adapters, teacher)
+        return training_flops_per_token(config, self.pipeline.max_length, not method.trains_all, adapters, teacher)
 
     def trainer(self, arm: str, run: Path, num_tokens: int, rate: float, folder: str) -> ShearTrainer:
         model = open_source("runs", run / "pruned").load_model(torch.float32)

@@ -23,11 +23,10 @@ from transformers import LlamaForCausalLM
 
 from hf_shear.distillation import DistillationSettings, Teacher
 from hf_shear.distillation.teachers import ON_DEVICE, STORED
-from hf_shear.training import default_peft_config, num_trainable, prepare_recovery
-from hf_shear.training.adapters import adapter_width
+from hf_shear.training import recovery_method
 from hf_shear.training.distilling import Distiller
 from hf_shear.training.memory import estimate_memory
-from hf_shear.training.memory_recovery import FrozenSetup, TeachingSetup
+from hf_shear.training.memory_recovery import TeachingSetup
 from hf_shear.training.memory_setup import TrainingSetup
 
 METHODS, TEACHINGS = ("full", "lora", "norms_and_biases"), ("none", ON_DEVICE, STORED)
@@ -60,9 +59,7 @@ def setup_of(arm: argparse.Namespace, method: str, teaching: str) -> TrainingSet
     setup = memory.setup_of(arm)
     if method != "full":
         model = prepared(build_model(argparse.Namespace(**vars(arm) | {"device": "meta"}), PLAIN), method)
-        adapters = method == "lora"
-        frozen = FrozenSetup(num_trainable(model), adapters, adapter_width(model) if adapters else 0)
-        setup = replace(setup, frozen=frozen)
+        setup = replace(setup, frozen=recovery_method(method).frozen_setup(model))
     if teaching != "none":
         teacher = teacher_config(arm) if teaching == ON_DEVICE else None
         setup = replace(setup, teaching=TeachingSetup(teacher, teaching, top_k=TOP_K))
@@ -71,7 +68,7 @@ def setup_of(arm: argparse.Namespace, method: str, teaching: str) -> TrainingSet
 
 def prepared(model: LlamaForCausalLM, method: str) -> torch.nn.Module:
     """The model with frozen weights or adapters, as recovery makes it."""
-    return prepare_recovery(model, method, default_peft_config() if method == "lora" else None)
+    return recovery_method(method).prepare(model)
 
 
 def teacher_config(arm: argparse.Namespace):

@@ -56,7 +56,7 @@ def check_run(pipeline, args: ShearTrainingArguments, source: Source, target: Mo
     checkpoints = 0
     for tokens, shape in ((pipeline.mask_tokens, None), (pipeline.recovery_tokens, target)):
         kept = checkpoints_kept(args, args.steps_for_tokens(tokens, pipeline.max_length))
-        full = args.recovery_method != "lora" or shape is None
+        full = not args.recovery.adapts or shape is None
         checkpoints += kept * full * checkpoint_bytes(args, count_parameters(config, shape))
     check_result(
         folder, source.location, config, target, tokenizer, pipeline.as_family,

@@ -306,7 +306,7 @@ def train_plain(run: Run, name: str, model, start_path: Path | None, num_tokens:
     folder = run.folder
     args = replace(run.args, output_dir=str(folder.path / name), num_tokens=num_tokens,
                    reference_losses=learned["reference_losses"], **changes)  # fmt: skip
-    adapts = args.recovery_method == "lora"
+    adapts = args.recovery.adapts
     if adapts and start_path is None:
         start_path = save_checkpoint(model, folder.path / name / "start")
         model = load_trained(start_path, run.pipeline.quantize)

@@ -15,7 +15,6 @@ from ..distillation import Teacher, check_same_tokens, check_teacher, load_teach
 from ..distillation.teachers import ON_DEVICE, STORED
 from ..sources import Source, whole_models
 from ..training import ShearTrainingArguments, check_mergeable
-from ..training.adapters import peft_config_from
 
 LOGITS_FOLDER = "teacher_logits"
 
@@ -33,13 +32,13 @@ def check_teaching(pipeline, args: ShearTrainingArguments, teacher: Source | Non
         ValueError: other vocabularies; a quantised base or an adapter to keep without adapters; a teacher without
             distillation.
     """
-    if pipeline.quantize != "none" and args.recovery_method != "lora":
+    if pipeline.quantize != "none" and not args.recovery.adapts:
         raise UsageError(
             f"`quantize={pipeline.quantize!r}` needs `recovery_method='lora'`: quantised weights can not be trained, only"
             f" adapters beside them, but it is {args.recovery_method!r}. Give `lora`, or leave `quantize` out."
         )
-    if args.recovery_method == "lora":  # merged at the end: refused now if that can not be
-        check_mergeable(student, peft_config_from(args.peft_config))
+    if args.recovery.adapts:  # merged at the end: refused now if that can not be
+        check_mergeable(student, args.recovery.peft_config(args))
     elif pipeline.keep_adapter:
         raise UsageError(
             f"`keep_adapter` needs `recovery_method='lora'`, but it is {args.recovery_method!r}: nothing else has an"

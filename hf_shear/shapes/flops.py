@@ -45,7 +45,7 @@ def _attention_flops(shape: ModelShape, sample_length: int) -> float:
 def training_flops_per_token(
     config: PretrainedConfig,
     sample_length: int,
-    method: str = "full",
+    frozen: bool = False,
     num_adapter_parameters: int = 0,
     teacher: PretrainedConfig | None = None,
 ) -> float:
@@ -54,14 +54,14 @@ def training_flops_per_token(
     Args:
         config: of the model that is trained.
         sample_length: S.
-        method: "full" pays forward and both halves of backward. The others pay no gradients of frozen matrices, but
-            gradients still pass through all of them, since norms and adapters sit in every layer.
+        frozen: the matrices are not trained. They then need no gradients, but gradients still pass through all of them,
+            since norms and adapters sit in every layer.
         num_adapter_parameters: parameters of adapters, which pay all three.
         teacher: config of a teacher that runs one forward pass for each token; None for none. Stored teacher logits
             cost the same pass once for each stored token: count it for the run that stored them.
     """
     every = 1 + BACKWARD_TO_INPUTS + BACKWARD_TO_WEIGHTS
-    passes = every if method == "full" else 1 + BACKWARD_TO_INPUTS
+    passes = 1 + BACKWARD_TO_INPUTS if frozen else every
     shape = ModelShape.from_config(config)
     own = passes * _matrix_flops(config, shape) + every * _attention_flops(shape, sample_length)
     adapters = 2 * num_adapter_parameters * every

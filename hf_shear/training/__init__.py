@@ -9,7 +9,7 @@ from .errors import TrainingDivergedError
 from .history import EvaluationLog
 from .interleaved import PRUNING_SHARE, InterleavedTrainer, pruning_steps
 from .paper_recipe import PAPER_MASK_LEARNING
-from .trainable import RECOVERY_METHODS, num_trainable, prepare_recovery
+from .recovery_methods import RECOVERY_METHODS, RecoveryMethod, num_trainable, recovery_method
 from .trainer import ShearTrainer
 from .trainer_options import check_mask_options
 
@@ -20,6 +20,7 @@ __all__ = [
     "PAPER_MASK_LEARNING",
     "PRUNING_SHARE",
     "RECOVERY_METHODS",
+    "RecoveryMethod",
     "ShearTrainer",
     "ShearTrainingArguments",
     "TrainingDivergedError",
@@ -32,7 +33,7 @@ __all__ = [
     "evaluate_domains",
     "merge_adapter",
     "num_trainable",
-    "prepare_recovery",
     "pruning_steps",
+    "recovery_method",
     "save_adapter_record",
 ]

@@ -13,7 +13,7 @@ from ..distillation import DistillationSettings
 from ..masks import STRATEGIES, MaskSchedule
 from .backends import check_accelerator, check_launch
 from .early_checks import check_choices, check_json_arguments, check_optimizer_arguments
-from .trainable import FULL, check_method
+from .recovery_methods import FULL, RECOVERY_METHODS, RecoveryMethod, recovery_method
 from .trainer_options import check_options
 
 _MASK_RATES = ", ".join(f"{strategy.learning_rate:g} for {name}" for name, strategy in STRATEGIES.items())
@@ -205,7 +205,7 @@ class ShearTrainingArguments(TrainingArguments):
             )
         if self.mask_scheduler not in ("constant", "weights"):
             raise UsageError(f"`mask_scheduler` must be 'constant' or 'weights', but it is {self.mask_scheduler!r}.")
-        check_method(self.recovery_method, self.peft_config)
+        recovery_method(self.recovery_method, self.peft_config)
         self.distillation_settings()
         if self.label_smoothing_factor and self.distillation != NO_DISTILLATION:
             raise UsageError(
@@ -216,6 +216,11 @@ class ShearTrainingArguments(TrainingArguments):
             raise UsageError(
                 "`save_strategy='best'` needs `metric_for_best_model`: 'loss', or DOMAIN_loss of a domain."
             )
+
+    @property
+    def recovery(self) -> RecoveryMethod:
+        """What recovery trains."""
+        return RECOVERY_METHODS[self.recovery_method]
 
     def distillation_settings(self) -> DistillationSettings | None:
         """What is added to the cross-entropy; None without distillation."""

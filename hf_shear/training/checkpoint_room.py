@@ -32,7 +32,7 @@ def checkpoint_bytes(args: ShearTrainingArguments, num_parameters: int, num_trai
         num_trained: of those that are trained; all by default.
     """
     trained = num_parameters if num_trained is None else num_trained
-    saved = trained if args.recovery_method == "lora" else num_parameters  # of adapters, they alone
+    saved = args.recovery.saved_parameters(num_parameters, trained)
     return saved * WEIGHT_BYTES + (0 if args.save_only_model else trained * MOMENT_BYTES)
 
 

@@ -89,7 +89,7 @@ def _check_weights(args: ShearTrainingArguments, model: PreTrainedModel) -> None
     """Half-precision weights lose what AdamW adds to them; DeepSpeed keeps float32 copies of its own."""
     if args.deepspeed or getattr(args, "deepspeed_plugin", None) is not None:  # the latter by `accelerate launch`
         return
-    if args.recovery_method == "lora":  # the base is frozen, and peft makes adapters in float32
+    if args.recovery.adapts:  # the base is frozen, and peft makes adapters in float32
         return
     fix = "Load the model with `dtype=torch.float32`, and compute in half precision with `bf16=True`"
     if model.dtype == torch.float16:

@@ -12,12 +12,10 @@ from transformers.trainer_utils import IntervalStrategy
 from ..data import first_sample
 from ..distillation import TEACHER_IDS
 from ..distillation.teachers import OFFLOADED, ON_DEVICE, STORED
-from .adapters import adapter_width, quantisation
 from .memory import estimate_memory
-from .memory_recovery import FrozenSetup, TeachingSetup
+from .memory_recovery import TeachingSetup
 from .memory_setup import TrainingSetup
 from .progress import tell
-from .trainable import FULL, LORA, num_trainable
 
 
 def num_evaluations(args) -> int:
@@ -81,20 +79,9 @@ def training_setup(trainer) -> TrainingSetup:
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         backend=backend,
         num_devices=args.world_size,
-        frozen=_frozen(trainer),
+        frozen=args.recovery.frozen_setup(model),
         teaching=_teaching(trainer),
         **more,
-    )
-
-
-def _frozen(trainer) -> FrozenSetup | None:
-    """What is trained, if that is not all."""
-    method, model = trainer.args.recovery_method, trainer.model
-    if method == FULL:
-        return None
-    adapters = method == LORA
-    return FrozenSetup(
-        num_trainable(model), adapters, adapter_width(model) if adapters else 0, quantisation(model.config)
     )
 
 

@@ -9,9 +9,8 @@ from transformers import PreTrainedModel, set_seed
 
 from ..core import UsageError
 from ..modeling import ShearingMixin
-from .adapters import peft_config_from, weights_digest
 from .arguments import ShearTrainingArguments
-from .trainable import FULL, LORA, prepare_recovery
+from .recovery_methods import recovery_method
 from .trainer_options import check_mask_options
 
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -31,7 +30,7 @@ def model_to_train(
         The model to train; and with adapters the digest of the weights they stand on (``weights_digest``), else None.
 
     Raises:
-        ValueError: a masked model is to be recovered or pushed; or as ``prepare_recovery``.
+        ValueError: a masked model is to be recovered or pushed; or as ``RecoveryMethod.prepare``.
     """
     if isinstance(model, ShearingMixin):
         _check_mask_learning(args, peft_config)
@@ -40,12 +39,10 @@ def model_to_train(
         raise UsageError(
             "`use_liger_kernel=True` needs the package `liger-kernel`, which is not installed. Leave it out."
         )
-    if args.recovery_method != LORA:
-        return prepare_recovery(model, args.recovery_method, peft_config), None
-    peft_config = peft_config_from(args.peft_config) if peft_config is None else peft_config
-    digest = weights_digest(model)
+    method = recovery_method(args.recovery_method, peft_config)
+    digest = method.base_digest(model)
     set_seed(args.seed)  # as a Trainer does with a model of its own making: adapters start at random
-    return prepare_recovery(model, LORA, peft_config), digest
+    return method.prepare(model, method.peft_config(args, peft_config)), digest
 
 
 def special_token_ids(model: PreTrainedModel) -> dict[str, tuple]:
@@ -74,7 +71,7 @@ def _configs(model: PreTrainedModel) -> tuple:
 
 
 def _check_mask_learning(args: ShearTrainingArguments, peft_config) -> None:
-    if args.recovery_method != FULL or peft_config is not None:
+    if not args.recovery.trains_all or peft_config is not None:
         raise UsageError(
             f"`recovery_method={args.recovery_method!r}` is of recovery, but the model has masks, which are learned"
             " with all weights. Leave it at 'full' here; set it for the sliced model."

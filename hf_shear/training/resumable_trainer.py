@@ -14,7 +14,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..core import UsageError, by_main_process
 from ..slicing import write_for_older_readers
-from .adapters import save_adapter_record
 from .backends import backend_name
 from .checkpoints import CheckpointError, check_resumable, note_files, unmark
 from .progress import tell
@@ -69,8 +68,7 @@ class ResumableTrainer(Trainer):
         folder = output_dir if output_dir is not None else self.args.output_dir
         if self.processing_class is not None:
             write_for_older_readers(self.processing_class, Path(folder))
-        if self.args.recovery_method == "lora":
-            save_adapter_record(folder, self.base_digest, base_model=self.model.config.name_or_path)
+        self.args.recovery.save_record(folder, self.model, self.base_digest)
 
     def _save_rng_state(self, output_dir):
         """Overridden: waits for all processes, so that what the main one writes next marks a whole checkpoint."""

@@ -10,9 +10,7 @@ from transformers import PreTrainedModel
 
 from ..core import UsageError
 from ..data import samples_digest
-from .adapters import peft_config_from
 from .arguments import ShearTrainingArguments
-from .trainable import LORA
 
 RESCUE = "another value may rescue a run that diverged; what changed is told"
 ELSEWHERE = "compared in another form: "
@@ -97,9 +95,7 @@ def deciding_arguments(args: ShearTrainingArguments) -> dict:
     """JSON-ready values of the training arguments that decide the result, by name."""
     values = {name: value for name, value in args.to_dict().items() if name not in MAY_CHANGE}
     values |= {_PRECISION: _precision(args), _SAMPLES_PER_STEP: args.samples_per_step()}
-    if args.recovery_method == LORA:
-        values["peft_config"] = peft_config_from(args.peft_config).to_dict()
-    return _json_ready(values)
+    return _json_ready(values | args.recovery.compared_on_resume(args))
 
 
 def changing_arguments(args: ShearTrainingArguments) -> dict:
