@@ -118,7 +118,8 @@ def test_the_setup_of_stored_logits(tmp_path):
 def shared_trainer(tmp_path, state, world_size=8):
     """What the estimate reads of a trainer under a backend that one process can not start."""
     trainer = make_trainer(masked_model(), make_args(tmp_path))
-    args = SimpleNamespace(**vars(trainer.args) | {"world_size": world_size, "train_batch_size": 4})
+    changes = {"world_size": world_size, "train_batch_size": 4, "recovery": trainer.args.recovery}
+    args = SimpleNamespace(**vars(trainer.args) | changes)
     return SimpleNamespace(
         distiller=None, args=args, model=trainer.model, sample_length=LENGTH, accelerator=SimpleNamespace(state=state)
     )
