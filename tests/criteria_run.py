@@ -15,9 +15,9 @@ import torch.distributed as dist
 from conftest import _build_llama
 
 from hf_shear import ShearingLlamaForCausalLM
+from hf_shear.criteria import resolve_criterion
 from hf_shear.data import Calibration
-from hf_shear.importance import ranks_of
-from hf_shear.pruning import resolve_criterion, score_units
+from hf_shear.pruning import score_units
 
 PARTS = (4, 2)  # samples of each process
 
@@ -29,7 +29,7 @@ def main() -> None:
     mine = {name: tensor.split(PARTS)[dist.get_rank()] for name, tensor in samples.items()}
     model = ShearingLlamaForCausalLM.from_model(_build_llama(attention_bias=True, mlp_bias=True), {})
     calibration = Calibration.from_batches([mine], 2)
-    found = {name: score_units(model, name, calibration, ranks_of(resolve_criterion(name))) for name in names}
+    found = {name: score_units(model, name, calibration, resolve_criterion(name).ranks) for name in names}
     torch.save(found, folder / f"scores {dist.get_rank()}.pt")
     dist.destroy_process_group()
 

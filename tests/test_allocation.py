@@ -1,6 +1,5 @@
 """Which units go under a parameter budget: exact accounting, global and adaptive allocation, early refusals."""
 
-from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -10,8 +9,10 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 from hf_shear import ShearingLlamaForCausalLM
+from hf_shear.criteria import criterion
+from hf_shear.criteria.block_influence import block_influence
+from hf_shear.criteria.loss_rise import sub_layer_rise
 from hf_shear.data import Calibration
-from hf_shear.importance import criterion, is_comparable_across_layers, layer_influence, sub_layer_loss_rise
 from hf_shear.masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, QUERY_HEAD
 from hf_shear.pruning import OpenUnits, Unit, close_cheapest, make_plan, prune_one_shot
 from hf_shear.pruning.adaptive_allocation import centred
@@ -242,12 +243,12 @@ def test_influence_is_that_of_the_layer_outputs(build_llama, add_masks, token_id
         {"input_ids": token_ids[:1], "labels": token_ids[:1]},
         {"input_ids": token_ids[1:], "labels": token_ids[1:]},
     ]
-    found = layer_influence(masked, batches)
+    found = block_influence(masked, Calibration(batches))[LAYER]
     for layer in range(3):  # the last state of the stock model is behind the final norm
         cosine = torch.nn.functional.cosine_similarity(states[layer], states[layer + 1], dim=-1)
         assert float(found[layer]) == pytest.approx(float(1 - cosine.mean()), abs=1e-5)
     with masked.use_gates({LAYER: torch.tensor([1.0, 0, 1, 1])}):
-        assert float(layer_influence(masked, batches)[1]) == pytest.approx(0, abs=1e-6)
+        assert float(block_influence(masked, Calibration(batches))[LAYER][1]) == pytest.approx(0, abs=1e-6)
     assert centred(torch.tensor([1.0, 2, 6])).tolist() == pytest.approx([-2 / 3, -1 / 3, 1])
     assert centred(torch.ones(3)).tolist() == [0, 0, 0]
 
@@ -255,7 +256,7 @@ def test_influence_is_that_of_the_layer_outputs(build_llama, add_masks, token_id
 def test_adaptive_spares_layers_of_influence(build_llama, calibration):
     """The layer of most influence keeps most of its units; without amplitude all lose alike."""
     source, widths = build_llama(), {}
-    influence = layer_influence(ShearingLlamaForCausalLM.from_model(source), calibration.batches)
+    influence = block_influence(ShearingLlamaForCausalLM.from_model(source), calibration)[LAYER]
     for amplitude in (0, 1):
         choice = f"adaptive:num_steps=10,amplitude={amplitude}"
         kept = prune_one_shot(
@@ -275,7 +276,7 @@ def test_sub_layer_rise_is_the_rise_of_the_loss(build_llama, add_masks, calibrat
 
     outer = {KEY_VALUE_HEAD: torch.tensor([[1.0, 0, 1]] * 4)}
     with masked.use_gates(outer):
-        found = sub_layer_loss_rise(masked, calibration.batches)
+        found = sub_layer_rise(masked, calibration)
     neurons = torch.ones(4, 22)
     neurons[2] = 0
     assert float(found[MLP][2]) == pytest.approx(loss(outer | {INTERMEDIATE: neurons}) - loss(outer), abs=1e-5)
@@ -285,12 +286,12 @@ def test_sub_layer_rise_is_the_rise_of_the_loss(build_llama, add_masks, calibrat
 
 
 def test_options_may_decide_whether_scores_compare():
-    @criterion(ranks=(INTERMEDIATE,), comparable_across_layers=lambda options: options.get("gradients", True))
+    @criterion(ranks=(INTERMEDIATE,), comparable_across_layers=lambda options: options["gradients"])
     def costs(model, calibration, *, gradients=True):
         pytest.fail(NO_FORWARD)
 
-    assert is_comparable_across_layers(costs) and is_comparable_across_layers(partial(costs))
-    assert not is_comparable_across_layers(partial(costs, gradients=False))
+    assert costs.comparable_across_layers and costs.with_options(gradients=True).comparable_across_layers
+    assert not costs.with_options(gradients=False).comparable_across_layers
 
 
 @criterion(ranks=(LAYER, INTERMEDIATE))

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import pkgutil
-
 import pytest
 import torch
 from masked_llama_helpers import TARGET, scatter_masks
 
-import hf_shear.criteria
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.calibration import ChannelMoments
+from hf_shear.criteria import CRITERIA, resolve_criterion, weight_gradients
+from hf_shear.criteria.taylor import _adapters, estimated_gradient
 from hf_shear.data import Calibration
-from hf_shear.importance import ranks_of
-from hf_shear.importance.adapter_gradients import _adapters, estimated_gradient
-from hf_shear.importance.weight_gradients import weight_gradients
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, MaskPhase
-from hf_shear.pruning import resolve_criterion, score_units
+from hf_shear.pruning import score_units
 
 LENGTHS = (9, 6, 9)
 
@@ -37,7 +33,7 @@ def source(build_llama):
 
 def scored(source, name, samples):
     model = ShearingLlamaForCausalLM.from_model(source)
-    return score_units(model, name, Calibration([samples]), ranks_of(resolve_criterion(name)))
+    return score_units(model, name, Calibration([samples]), resolve_criterion(name).ranks)
 
 
 def seen(source, module, samples, output=False):
@@ -56,14 +52,14 @@ def seen(source, module, samples, output=False):
     return rows
 
 
-CRITERIA = sorted({module.name for module in pkgutil.iter_modules(hf_shear.criteria.__path__)} - {"expert_rise"})
+DENSE = sorted(set(CRITERIA) - {"expert_rise"})
 OPTIONS = {"policy_gradient": ":steps=2", "wanda_sp": ":gradient_weight=1.0"}
 MORE = ("taylor:aggregation=element", "taylor:gradient=adapters,aggregation=element", "llm_surgeon:gradients=false",
         "kobd:gradients=false,layers_per_pass=1")  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:The calibration text has:hf_shear.calibration.ShortCalibrationWarning")
-@pytest.mark.parametrize("name", [name + OPTIONS.get(name, "") for name in CRITERIA] + list(MORE))
+@pytest.mark.parametrize("name", [name + OPTIONS.get(name, "") for name in DENSE] + list(MORE))
 def test_a_criterion_scores_the_source_whatever_the_masks_would_cut(source, add_masks, samples, name):
     """Called as it is, in evaluation mode and with masks that have been learned."""
     learned, plain = scatter_masks(add_masks(source, TARGET)), add_masks(source, TARGET)
@@ -290,7 +286,7 @@ def test_gradients_of_fresh_adapters_project_those_of_weights(source, samples):
     [
         ("taylor:order=third", "`order` of Taylor scores must be one of first, mixed, norm, but it is 'third'"),
         ("taylor:aggregation=sum", "`aggregation` of Taylor scores must be one of gate, token, element"),
-        ("taylor:gradient=none", "`gradient` of Taylor scores must be weights or adapters, but it is 'none'"),
+        ("taylor:gradient=none", "`gradient` of Taylor scores must be one of weights, adapters, but it is 'none'"),
         ("taylor:gradient=adapters", "needs order=first and an aggregation over weights .*'first' and 'gate'"),
         (
             "taylor:gradient=adapters,aggregation=element,rank=0",

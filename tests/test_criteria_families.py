@@ -7,11 +7,12 @@ import torch
 from test_families import build, target_of
 
 from hf_shear import prune_one_shot, slice_model
+from hf_shear.criteria import resolve_criterion
+from hf_shear.criteria.taylor import taylor
 from hf_shear.data import Calibration
-from hf_shear.importance import ranks_of, taylor_importance
 from hf_shear.masks import HIDDEN, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, hard_topk
 from hf_shear.modeling import AutoShearingModelForCausalLM
-from hf_shear.pruning import resolve_criterion, score_units
+from hf_shear.pruning import score_units
 from hf_shear.shapes import FAMILIES
 
 CRITERIA = ("magnitude", "activation", "flap", "taylor", "taylor:aggregation=element", "block_influence")
@@ -34,7 +35,7 @@ def test_scores_under_closed_units_are_those_of_the_cut_model(name):
     ids = torch.randint(3, 40, (2, 9), generator=generator)
     calibration = Calibration([{"input_ids": ids, "labels": ids}])
     for criterion in FOR_EXPERTS if model.family.has_experts else CRITERIA:
-        kinds = ranks_of(resolve_criterion(criterion))
+        kinds = resolve_criterion(criterion).ranks
         with model.use_gates(gates):
             found = score_units(model, criterion, calibration, kinds)
         for kind, wanted in score_units(cut, criterion, calibration, kinds).items():
@@ -70,6 +71,6 @@ def test_taylor_scores_are_the_slopes_of_gates_on_every_family(name):
     gates = {kind.name: torch.ones(kind.mask_shape, requires_grad=True) for kind in model.masks.kinds.values()}
     with model.use_gates(gates):
         slopes = torch.autograd.grad(model(**batch).loss, list(gates.values()))
-    scores = taylor_importance(model, [batch])
+    scores = taylor(model, Calibration([batch]))
     for kind, slope in zip(gates, slopes, strict=True):
         torch.testing.assert_close(scores[kind], slope.abs(), rtol=1e-3, atol=2e-5)

@@ -13,10 +13,10 @@ import torch
 from launching import free_port
 
 from hf_shear import ShearingLlamaForCausalLM
+from hf_shear.criteria import CRITERIA, resolve_criterion
 from hf_shear.data import Calibration
-from hf_shear.importance import ranks_of
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, SUB_LAYERS, hard_topk
-from hf_shear.pruning import criterion_names, resolve_criterion, score_units
+from hf_shear.pruning import score_units
 from hf_shear.slicing import slice_model
 
 OPTIONS = [
@@ -36,7 +36,7 @@ OPTIONS = [
 ]
 # Curvature has tests of its own, tests/test_curvature*.py; so have experts, tests/test_experts.py.
 OTHERS = ("random", "policy_gradient", "llm_surgeon", "kobd", "expert_rise")
-MEASURED = [name for name in criterion_names() if name not in OTHERS] + OPTIONS
+MEASURED = [name for name in CRITERIA if name not in OTHERS] + OPTIONS
 # Adapters are drawn for all inputs, and deviations run over all units, so that closed ones change the scale of these.
 CLOSABLE = [name for name in MEASURED if "adapters" not in name and "fused" not in name]
 KEPT = {
@@ -65,7 +65,7 @@ def model(build_llama):
 
 
 def scored(model, name, calibration):
-    return score_units(model, name, calibration, ranks_of(resolve_criterion(name)))
+    return score_units(model, name, calibration, resolve_criterion(name).ranks)
 
 
 @pytest.mark.parametrize("name", MEASURED)
@@ -115,7 +115,7 @@ def test_scores_under_closed_units_are_those_of_the_model_without_them(build_lla
         torch.testing.assert_close(mine[stays], score.flatten(), rtol=2e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", criterion_names() + OPTIONS)
+@pytest.mark.parametrize("name", [*CRITERIA, *OPTIONS])
 def test_the_model_is_left_as_it_is(model, samples, name):
     model.train()
     for parameter in model.parameters():
@@ -161,7 +161,7 @@ def test_a_source_with_nan_is_refused(model, samples, name):
         scored(model, name, Calibration([samples]))
 
 
-@pytest.mark.parametrize("name", [name for name in MEASURED if INTERMEDIATE in ranks_of(resolve_criterion(name))])
+@pytest.mark.parametrize("name", [name for name in MEASURED if INTERMEDIATE in resolve_criterion(name).ranks])
 def test_units_that_do_nothing_score_least(build_llama, samples, name):
     """Of each layer half of the neurons, and one head, have no weights."""
     source = build_llama()

@@ -6,7 +6,11 @@ import pytest
 import torch
 from masked_llama_helpers import TARGET
 
-from hf_shear.importance import layer_loss_rise, mask_start_importance, random_importance, taylor_importance
+from hf_shear.criteria import mask_start_importance
+from hf_shear.criteria.loss_rise import loss_rise
+from hf_shear.criteria.random import random
+from hf_shear.criteria.taylor import taylor
+from hf_shear.data import Calibration
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, UNIT_KINDS, MaskPhase, MaskSettings
 from hf_shear.pruning import uniform_gates
 from hf_shear.slicing import slice_model
@@ -61,7 +65,7 @@ def test_scores_are_the_slopes_of_the_loss(build_llama, add_masks, batches, tied
     source = build_llama(**SMALL, attention_bias=True, mlp_bias=True, tie_word_embeddings=tied).double()
     model = add_masks(source, SMALL_TARGET).double()
     one = {name: tensor[:1] for name, tensor in batches[0].items()}  # scores are means over samples
-    scores = taylor_importance(model, [one])
+    scores = taylor(model, Calibration([one]))
     assert tuple(scores) == UNIT_KINDS
     largest = 0.0
     for name, score in scores.items():
@@ -75,10 +79,10 @@ def test_scores_are_the_slopes_of_the_loss(build_llama, add_masks, batches, tied
 
 
 def test_scores_are_means_of_absolute_slopes_over_samples(model, batches):
-    together = taylor_importance(model, iter(batches))
+    together = taylor(model, Calibration(batches))
     samples = [{name: row[None] for name, row in zip(batch, rows, strict=True)}
                for batch in batches for rows in zip(*batch.values(), strict=True)]  # fmt: skip
-    apart = [taylor_importance(model, [sample]) for sample in samples]
+    apart = [taylor(model, Calibration([sample])) for sample in samples]
     for name, score in together.items():
         torch.testing.assert_close(score, sum(single[name] for single in apart) / 6)
         assert (score >= 0).all() and (score > 0).any()
@@ -91,7 +95,7 @@ def test_units_that_do_nothing_score_nothing(build_llama, add_masks, batches):
         source.model.layers[2].self_attn.o_proj.weight[:, 4 * 5 : 4 * 6] = 0  # head 5: query 2 of group 1
         source.model.layers[3].self_attn.o_proj.weight.zero_()
         source.model.layers[3].mlp.down_proj.weight.zero_()
-    scores = taylor_importance(add_masks(source, TARGET), batches)
+    scores = taylor(add_masks(source, TARGET), Calibration(batches))
     zero = {name: (score == 0).nonzero().tolist() for name, score in scores.items()}
     assert zero[HIDDEN] == []
     assert zero[LAYER] == [[3]]
@@ -110,7 +114,7 @@ def test_the_model_is_left_as_it_is(model, batches, token_ids, training):
     state = copy.deepcopy(model.state_dict())
     with torch.no_grad():
         logits = model(token_ids).logits
-    taylor_importance(model, batches)
+    taylor(model, Calibration(batches))
     assert model.training == training and model.masks.training == training
     assert model.masks.phase == MaskPhase(optimizer_step=5, temperature=0.4)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
@@ -121,39 +125,32 @@ def test_the_model_is_left_as_it_is(model, batches, token_ids, training):
 
 
 def test_masks_scores_and_phase_do_not_matter(model, batches):
-    expected = taylor_importance(model, batches)
+    expected = taylor(model, Calibration(batches))
     with torch.no_grad():
         for parameter in model.masks.parameters():
             parameter.uniform_(-3, 3)
     model.train().set_mask_phase(MaskPhase(optimizer_step=9, hardening=1.0))
-    found = taylor_importance(model, batches)
+    found = taylor(model, Calibration(batches))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_frozen_weights_and_checkpointing_change_nothing(model, batches):
-    expected = taylor_importance(model, batches)
+    expected = taylor(model, Calibration(batches))
     model.requires_grad_(False)
     older = not hasattr(model, "activation_checkpointing_enable")  # transformers before 5.23
     (model.gradient_checkpointing_enable if older else model.activation_checkpointing_enable)()
     model.train()
-    found = taylor_importance(model, batches)
+    found = taylor(model, Calibration(batches))
     for name in expected:
         torch.testing.assert_close(found[name], expected[name])
 
 
 def test_a_bfloat16_model_gets_float32_scores_close_to_the_exact_ones(model, batches):
-    exact = taylor_importance(model, batches)
-    scores = taylor_importance(model.to(torch.bfloat16), batches)
+    exact = taylor(model, Calibration(batches))
+    scores = taylor(model.to(torch.bfloat16), Calibration(batches))
     for name, score in scores.items():
         assert score.dtype == torch.float32
         assert torch.corrcoef(torch.stack([score.flatten(), exact[name].flatten()]))[0, 1] > 0.98
-
-
-def test_empty_batches_are_refused(model):
-    model.train()
-    with pytest.raises(ValueError, match="`batches` is empty.* at least one calibration batch"):
-        taylor_importance(model, iter([]))
-    assert model.training
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -161,7 +158,7 @@ def test_gradients_that_are_not_finite_are_refused(model, batches, value):
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight[3, 4] = value
     with pytest.raises(ValueError, match=r"not finite for \['hidden'.*the source gives NaN or infinite losses"):
-        taylor_importance(model.train(), batches)
+        taylor(model.train(), Calibration(batches))
     assert model.training
 
 
@@ -169,16 +166,16 @@ def test_mode_and_gates_are_restored_after_an_error(model, batches, token_ids):
     model.train()
     bad = {"input_ids": torch.full((1, 4), 10_000), "labels": torch.zeros(1, 4, dtype=torch.long)}
     with pytest.raises(IndexError):
-        taylor_importance(model, [batches[0], bad])
+        taylor(model, Calibration([batches[0], bad]))
     assert model.training and model._gates_override is None
     assert all(norm.output_mask is None for norm in model._norms())
 
 
-def test_layer_loss_rise_is_the_loss_of_the_model_without_the_layer(build_llama, add_masks, batches):
+def test_loss_rise_is_the_loss_of_the_model_without_the_layer(build_llama, add_masks, batches):
     """Against stock models from which one decoder layer was taken out by hand."""
     source = build_llama(attention_bias=True, mlp_bias=True)
     model = add_masks(source, TARGET)
-    rise = layer_loss_rise(model, iter(batches))
+    rise = loss_rise(model, Calibration(batches))[LAYER]
     assert rise.shape == (4,) and rise.dtype == torch.float32
 
     def mean_loss(plain):
@@ -200,46 +197,47 @@ def test_a_layer_that_does_nothing_has_no_rise(build_llama, add_masks, batches):
         source.model.layers[0].self_attn.o_proj.weight.zero_()
         source.model.layers[0].mlp.down_proj.weight.zero_()
         source.model.layers[1].mlp.down_proj.weight.mul_(30)
-    rise = layer_loss_rise(add_masks(source, {"num_hidden_layers": 1}), batches)
+    rise = loss_rise(add_masks(source, {"num_hidden_layers": 1}), Calibration(batches))[LAYER]
     assert rise[0] == 0 and rise[1] != 0
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_layer_loss_rise_leaves_the_model_as_it_is(model, batches, token_ids, training):
+def test_loss_rise_leaves_the_model_as_it_is(model, batches, token_ids, training):
     model.train(training)
     state = copy.deepcopy(model.state_dict())
-    layer_loss_rise(model, batches)
+    loss_rise(model, Calibration(batches))
     assert model.training == training and model.masks.training == training and model._gates_override is None
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_layer_loss_rise_names_what_is_wrong(model, batches):
-    with pytest.raises(ValueError, match="`batches` is empty.* at least one calibration batch"):
-        layer_loss_rise(model.train(), iter([]))
+def test_loss_rise_names_what_is_wrong(model, batches):
+    nothing = [batch | {"labels": torch.full_like(batch["labels"], -100)} for batch in batches]
+    with pytest.raises(ValueError, match="needs at least one calibration batch"):
+        loss_rise(model.train(), Calibration(nothing))
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight[3, 4] = float("inf")
     with pytest.raises(ValueError, match="is not finite on the calibration text"):
-        layer_loss_rise(model, batches)
+        loss_rise(model, Calibration(batches))
     assert model.training
 
 
 def test_masks_start_from_taylor_scores_and_the_loss_rise_of_layers(model, batches):
-    importance, taylor = mask_start_importance(model, iter(batches * 2)), taylor_importance(model, batches * 2)
-    assert tuple(importance) == tuple(taylor)
-    assert torch.equal(importance[LAYER], layer_loss_rise(model, (batches * 2)[:4]))
-    assert not torch.equal(importance[LAYER], layer_loss_rise(model, batches))
-    assert all(torch.equal(importance[name], taylor[name]) for name in taylor if name != LAYER)
+    importance, wanted = mask_start_importance(model, iter(batches * 2)), taylor(model, Calibration(batches * 2))
+    assert tuple(importance) == tuple(wanted)
+    assert torch.equal(importance[LAYER], loss_rise(model, Calibration((batches * 2)[:4]))[LAYER])
+    assert not torch.equal(importance[LAYER], loss_rise(model, Calibration(batches))[LAYER])
+    assert all(torch.equal(importance[name], wanted[name]) for name in wanted if name != LAYER)
 
 
 def test_layers_that_all_stay_cost_no_forward_pass(build_llama, add_masks, batches):
     model = add_masks(build_llama(), {"intermediate_size": 13})
-    importance, taylor = mask_start_importance(model, batches), taylor_importance(model, batches)
-    assert torch.equal(importance[LAYER], taylor[LAYER])
+    importance, wanted = mask_start_importance(model, batches), taylor(model, Calibration(batches))
+    assert torch.equal(importance[LAYER], wanted[LAYER])
 
 
-def test_random_scores_are_seeded_uniform_and_complete(model):
-    scores, again, other = random_importance(model, 1), random_importance(model, 1), random_importance(model, 2)
+def test_random_scores_are_seeded_uniform_and_complete(model, batches):
+    scores, again, other = (random(model, Calibration(batches, seed)) for seed in (1, 1, 2))
     assert tuple(scores) == UNIT_KINDS
     for name, score in scores.items():
         assert score.shape == model.masks.kinds[name].mask_shape
@@ -249,8 +247,8 @@ def test_random_scores_are_seeded_uniform_and_complete(model):
     assert 0 <= values.min() and values.max() <= 1 and abs(values.mean() - 0.5) < 0.1
 
 
-def test_one_shot_keeps_the_highest_scores(model, token_ids):
-    importance = random_importance(model, 4)
+def test_one_shot_keeps_the_highest_scores(model, batches):
+    importance = random(model, Calibration(batches, 4))
     state = copy.deepcopy(model.state_dict())
     sliced, kept = sliced_by(model, importance)
     assert kept.hidden == sorted(importance[HIDDEN].topk(12).indices.tolist())
@@ -282,7 +280,7 @@ def test_one_shot_needs_scores_of_what_shrinks_only(build_llama, add_masks, toke
 @pytest.mark.parametrize("method", ["hard_concrete", "relaxed_topk"])
 def test_masks_started_from_scores_keep_what_one_shot_keeps(build_llama, add_masks, batches, method):
     model = add_masks(build_llama(), TARGET, MaskSettings(method))
-    importance = taylor_importance(model, batches)
+    importance = taylor(model, Calibration(batches))
     _, one_shot = sliced_by(model, importance)
     model.masks.start_from_importance(importance, spread=1.0)
     _, learned = slice_model(model)
@@ -304,11 +302,11 @@ def test_taylor_scores_lose_less_than_random_ones_and_than_their_opposite(build_
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=16, do_sample=False, eos_token_id=None,
             pad_token_id=0,
         )  # fmt: skip
-    batch = {"input_ids": ids, "labels": ids}
-    importance = taylor_importance(model, [batch])
+    calibration = Calibration([{"input_ids": ids, "labels": ids}])
+    importance = taylor(model, calibration)
     choices = {
         "taylor": importance,
-        "random": random_importance(model, 0),
+        "random": random(model, calibration),
         "opposite": {name: -score for name, score in importance.items()},
     }
     with torch.no_grad():

@@ -7,7 +7,9 @@ import torch
 from training_helpers import masked_model
 
 from hf_shear.calibration import micro_batches
-from hf_shear.importance import layer_loss_rise, mask_start_importance, taylor_importance
+from hf_shear.criteria import mask_start_importance
+from hf_shear.criteria.taylor import taylor
+from hf_shear.data import Calibration
 
 
 def batches() -> list[dict]:
@@ -25,11 +27,10 @@ def test_parts_are_the_batch(size, shares):
         assert torch.equal(torch.cat([part[name] for _, part in parts]), batch[name])
 
 
-@pytest.mark.parametrize("score", [taylor_importance, mask_start_importance])
 @pytest.mark.parametrize("size", [1, 4])
-def test_scores_do_not_depend_on_it(score, size):
+def test_mask_starts_do_not_depend_on_it(size):
     model = masked_model(attention_dropout=0.0)
-    whole, parts = score(model, batches()), score(model, batches(), size)
+    whole, parts = mask_start_importance(model, batches()), mask_start_importance(model, batches(), size)
     for name, wanted in whole.items():
         torch.testing.assert_close(parts[name], wanted, rtol=1e-4, atol=2e-6)
 
@@ -37,14 +38,7 @@ def test_scores_do_not_depend_on_it(score, size):
 def test_taylor_scores_do_not_depend_on_the_batches_themselves():
     """Each sample's slope has its own magnitude. That of a batch's mean slope would be another score."""
     model = masked_model(attention_dropout=0.0)
-    whole = taylor_importance(model, batches())
-    apart = taylor_importance(model, [part for batch in batches() for _, part in micro_batches(batch, 1)])
+    whole = taylor(model, Calibration(batches()))
+    apart = taylor(model, Calibration.from_batches(batches(), 1))
     for name, wanted in whole.items():
         torch.testing.assert_close(apart[name], wanted, rtol=1e-4, atol=1e-6)
-
-
-def test_loss_rise_does_not_depend_on_it():
-    model = masked_model(attention_dropout=0.0)
-    torch.testing.assert_close(
-        layer_loss_rise(model, batches(), 4), layer_loss_rise(model, batches()), rtol=0, atol=2e-6
-    )

@@ -7,19 +7,11 @@ import torch
 from masked_llama_helpers import TARGET
 
 from hf_shear import ShearingLlamaForCausalLM
+from hf_shear.criteria import CRITERIA, criteria_by_kind, criteria_from_words, criterion, resolve_criterion
 from hf_shear.criteria.taylor import taylor
 from hf_shear.data import Calibration
-from hf_shear.importance import criterion, name_of, ranks_of
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, RANKED_KINDS, SUB_LAYERS, UNIT_KINDS
-from hf_shear.pruning import (
-    DEFAULT_CRITERION,
-    criteria_by_kind,
-    criteria_from_words,
-    criterion_names,
-    default_criterion_words,
-    prune_one_shot,
-    resolve_criterion,
-)
+from hf_shear.pruning import DEFAULT_CRITERION, default_criterion_words, prune_one_shot
 
 COLUMNS = {"num_key_value_heads": 2, "num_attention_heads": 6, "intermediate_size": 13}
 
@@ -153,15 +145,15 @@ def test_words_of_a_command_line():
         criteria_from_words(["taylor", "hidden=loss_rise"])
 
 
-@pytest.mark.parametrize("name", criterion_names())
+@pytest.mark.parametrize("name", CRITERIA)
 def test_every_criterion_is_a_function_of_its_files_name(name):
     function = resolve_criterion(name)
-    assert name_of(function) == name and set(function.ranks) <= set(RANKED_KINDS) and function.ranks
+    assert function.name == name and set(function.ranks) <= set(RANKED_KINDS) and function.ranks
     assert resolve_criterion(function) is function
 
 
 @pytest.mark.parametrize("compensation", ["none", "least_squares"])
-@pytest.mark.parametrize("name", criterion_names())
+@pytest.mark.parametrize("name", CRITERIA)
 def test_every_criterion_prunes_what_it_ranks(build_llama, calibration, name, compensation):
     """In two shots, so that each scores a model with closed units, and to the same units when it is run again."""
     sizes = {
@@ -171,7 +163,7 @@ def test_every_criterion_prunes_what_it_ranks(build_llama, calibration, name, co
         "query_head": {"num_attention_heads": 3},
         INTERMEDIATE: {"intermediate_size": 13},
     }
-    for kind in [kind for kind in ranks_of(resolve_criterion(name)) if kind in sizes]:
+    for kind in [kind for kind in resolve_criterion(name).ranks if kind in sizes]:
         choice = f"{name}:steps=2" if name == "policy_gradient" else name
         by_budget = {"allocation": "global", "units": [kind]} if kind in SUB_LAYERS else {}  # no shape names sub-layers
         target = 0.8 if by_budget else sizes[kind]

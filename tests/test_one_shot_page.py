@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from pathlib import Path
@@ -13,10 +12,10 @@ from test_families import build
 from transformers import AutoModelForCausalLM
 
 from hf_shear import ShearingLlamaForCausalLM
+from hf_shear.criteria import CRITERIA
 from hf_shear.data import Calibration
 from hf_shear.masks import UNIT_KINDS
 from hf_shear.modeling import AutoShearingModelForCausalLM
-from hf_shear.pruning import criterion_names, resolve_criterion
 
 PAGE = (Path(__file__).resolve().parent.parent / "examples" / "docs" / "one_shot.md").read_text(encoding="utf-8")
 
@@ -29,20 +28,17 @@ def rows(header: str) -> list[list[str]]:
 
 def test_the_table_says_what_criteria_declare():
     table = {row[0]: row[1:] for row in rows("| criterion | hidden | layer | KV group | query head | neuron |")}
-    assert list(table) == criterion_names()
+    assert list(table) == list(CRITERIA)
     for name, cells in table.items():
-        function = resolve_criterion(name)
-        declared = [kind in function.ranks for kind in UNIT_KINDS] + [function.presumes_compensation]
+        criterion = CRITERIA[name]
+        declared = [kind in criterion.ranks for kind in UNIT_KINDS] + [criterion.presumes_compensation]
         assert cells[:6] == ["yes" if value else "-" for value in declared], name
 
 
 def test_the_table_of_options_has_them_all_with_their_defaults():
     told = {(row[0], *row[1].split("=")) for row in rows("| criterion | option | meaning |")}
     found = {
-        (name, key, str(parameter.default))
-        for name in criterion_names()
-        for key, parameter in inspect.signature(resolve_criterion(name)).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        (name, key, str(default)) for name, criterion in CRITERIA.items() for key, default in criterion.defaults.items()
     }
     assert told == found
 
@@ -69,7 +65,7 @@ def test_ones_own_criterion_runs(build_llama, capsys):
     assert capsys.readouterr().out.startswith("16 [")
 
 
-@pytest.mark.parametrize("name", criterion_names())
+@pytest.mark.parametrize("name", CRITERIA)
 def test_the_passes_are_those_of_the_table(build_llama, name):
     """Forward and backward passes over three batches."""
     passes = {row[0]: row[7] for row in rows("| criterion | hidden | layer | KV group | query head | neuron |")}[name]
@@ -90,7 +86,7 @@ def test_the_passes_are_those_of_the_table(build_llama, name):
     ids = torch.randint(3, 40, (3, 2, 8), generator=torch.Generator().manual_seed(3))
     calibration = Calibration([{"input_ids": part, "labels": part} for part in ids])
     options = {"steps": 2, "masks_per_step": 3} if name == "policy_gradient" else {}
-    resolve_criterion(name)(model, calibration, **options)
+    CRITERIA[name](model, calibration, **options)
     expected = {
         "none": (0, 0),
         "forward": (3, 0),

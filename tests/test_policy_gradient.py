@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hf_shear import ShearingLlamaForCausalLM
+from hf_shear.criteria.policy_gradient import LOWEST_PROBABILITY, policy_gradient, project
 from hf_shear.data import Calibration
-from hf_shear.importance.policy_gradient import LOWEST_PROBABILITY, PolicySettings, keep_probabilities, project
 from hf_shear.masks import HIDDEN, INTERMEDIATE
 from hf_shear.pruning import prune_one_shot, score_units
 
@@ -62,7 +62,7 @@ def test_closed_units_stay_closed_and_kinds_that_lose_nothing_open(source, calib
     gates = {INTERMEDIATE: torch.ones(1, 22)}
     gates[INTERMEDIATE][0, :6] = 0
     with model.use_gates(gates):
-        found = keep_probabilities(model, calibration.batches, PolicySettings(num_steps=3))
+        found = policy_gradient(model, calibration, steps=3)
     assert (found[INTERMEDIATE][0, :6] == 0).all() and (found[INTERMEDIATE][0, 6:] > 0).all()
     assert float(found[INTERMEDIATE].sum()) == pytest.approx(11, abs=1e-3)
     assert (found[HIDDEN] == 1).all()

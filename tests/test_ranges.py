@@ -15,14 +15,12 @@ from training_helpers import masked_model
 
 from hf_shear import MaskSettings, ShearTrainingArguments
 from hf_shear.cli import VERBS
-from hf_shear.core import OPTION_RANGES, RANGES, Range, UsageError, check_ranges
+from hf_shear.core import OPTION_RANGES, RANGES, Range, UsageError, check_ranges, keyword_options, options_from_text
+from hf_shear.criteria import CRITERIA
 from hf_shear.data import Calibration, DynamicBatchSampler, pack_domains, split_domains, update_mixture_weights
 from hf_shear.evaluation import PerplexityProtocol, SpeedProtocol, ratio_of_sums
-from hf_shear.importance import keyword_options, options_from_text
-from hf_shear.importance.policy_gradient import PolicySettings
 from hf_shear.masks import MaskSchedule
 from hf_shear.pruning import prune_one_shot
-from hf_shear.pruning.choose_criterion import criterion_names
 from hf_shear.pruning.plan import adaptive_options
 from hf_shear.runs import parse_arguments
 from hf_shear.runs.bench import BenchArguments
@@ -41,7 +39,6 @@ SETTINGS = [
     PerplexityProtocol,
     SpeedProtocol,
     SurgeonSettings,
-    PolicySettings,
     TrainingSetup,
 ]
 WITHOUT_A_RANGE = {"local_rank": "the launcher sets it"}
@@ -86,8 +83,8 @@ def test_every_number_has_a_range_or_a_reason():
 
 def test_every_option_of_a_method_has_a_range():
     options = dict(OPTIONS["interleaved"]) | OPTIONS["learned"] | keyword_options(adaptive_options)
-    for name in criterion_names():
-        options |= keyword_options(getattr(importlib.import_module(f"hf_shear.criteria.{name}"), name))
+    for criterion in CRITERIA.values():
+        options |= criterion.defaults
     for name in ("bias", "least_squares", "least_squares_bias"):
         options |= keyword_options(getattr(importlib.import_module(f"hf_shear.compensation.{name}"), name))
     numbers = {name for name, default in options.items() if type(default) in (int, float)}

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from hf_shear import AutoShearingModelForCausalLM, prune_one_shot, slice_model
 from hf_shear.cli.main import main
-from hf_shear.importance import coupled_weights
+from hf_shear.criteria import coupled_weights
 from hf_shear.slicing import provenance_record, release_weights
 from hf_shear.slicing import releasing as module
 from hf_shear.slicing.gathering import full_parameters

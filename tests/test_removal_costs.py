@@ -11,10 +11,10 @@ import torch
 from hf_shear import ShearingLlamaForCausalLM, prune_one_shot
 from hf_shear.calibration import ShortCalibrationWarning, stream_curvature
 from hf_shear.calibration.factors import damped
+from hf_shear.criteria import resolve_criterion
+from hf_shear.criteria.llm_surgeon import removal_costs
 from hf_shear.data import Calibration
-from hf_shear.importance import removal_costs
-from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, SUB_LAYERS
-from hf_shear.pruning import resolve_criterion
+from hf_shear.masks import ATTENTION, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, QUERY_HEAD, SUB_LAYERS
 
 COLUMNS = {"num_key_value_heads": 2, "num_attention_heads": 6, "intermediate_size": 13}
 HEAD_DIM, GROUP = 4, 12  # columns of o_proj
@@ -50,29 +50,29 @@ def test_units_are_their_columns(masked, calibration):
         down_factors, o_factors = factors["mlp.down_proj"], factors["self_attn.o_proj"]
         for neuron in (0, 7, 21):
             expected = brute_cost(down, *down_factors, [neuron])
-            assert float(costs.units[INTERMEDIATE][index, neuron]) == pytest.approx(expected, rel=1e-6)
+            assert float(costs[INTERMEDIATE][index, neuron]) == pytest.approx(expected, rel=1e-6)
         for group in range(3):
             expected = brute_cost(o, *o_factors, list(range(group * GROUP, (group + 1) * GROUP)))
-            assert float(costs.units[KEY_VALUE_HEAD][index, group]) == pytest.approx(expected, rel=1e-6)
+            assert float(costs[KEY_VALUE_HEAD][index, group]) == pytest.approx(expected, rel=1e-6)
             for head in range(3):
                 start = group * GROUP + head * HEAD_DIM
                 expected = brute_cost(o, *o_factors, list(range(start, start + HEAD_DIM)))
-                assert float(costs.units[QUERY_HEAD][index, group, head]) == pytest.approx(expected, rel=1e-6)
-        assert float(costs.attention[index]) == pytest.approx(brute_cost(o, *o_factors, list(range(36))), rel=1e-6)
-        assert float(costs.mlp[index]) == pytest.approx(brute_cost(down, *down_factors, list(range(22))), rel=1e-6)
-    torch.testing.assert_close(costs.units[LAYER], costs.attention + costs.mlp)
+                assert float(costs[QUERY_HEAD][index, group, head]) == pytest.approx(expected, rel=1e-6)
+        assert float(costs[ATTENTION][index]) == pytest.approx(brute_cost(o, *o_factors, list(range(36))), rel=1e-6)
+        assert float(costs[MLP][index]) == pytest.approx(brute_cost(down, *down_factors, list(range(22))), rel=1e-6)
+    torch.testing.assert_close(costs[LAYER], costs[ATTENTION] + costs[MLP])
 
 
 def test_a_group_costs_more_than_each_of_its_heads_and_updates_only_help(masked, calibration):
     with_update, without = (removal_costs(masked, calibration, update, damping=0.0) for update in (True, False))
     for costs in (with_update, without):
-        heads = costs.units[QUERY_HEAD].amax(-1)
-        assert bool((costs.units[KEY_VALUE_HEAD] >= heads * (1 - 1e-6)).all())
+        heads = costs[QUERY_HEAD].amax(-1)
+        assert bool((costs[KEY_VALUE_HEAD] >= heads * (1 - 1e-6)).all())
     for kind in (KEY_VALUE_HEAD, QUERY_HEAD, INTERMEDIATE):
-        assert bool((with_update.units[kind] <= without.units[kind] * (1 + 1e-6)).all())
+        assert bool((with_update[kind] <= without[kind] * (1 + 1e-6)).all())
     for kind in (KEY_VALUE_HEAD, INTERMEDIATE):  # not only a little, on random weights
-        assert float(with_update.units[kind].sum()) < 0.95 * float(without.units[kind].sum())
-    torch.testing.assert_close(with_update.units[LAYER], without.units[LAYER])  # nothing is left to update
+        assert float(with_update[kind].sum()) < 0.95 * float(without[kind].sum())
+    torch.testing.assert_close(with_update[LAYER], without[LAYER])  # nothing is left to update
 
 
 @pytest.mark.parametrize("criterion", ["llm_surgeon", "llm_surgeon:gradients=false", "kobd", "kobd:gradients=false"])
@@ -84,7 +84,7 @@ def test_criteria_do_not_depend_on_batches_or_passes_and_leave_the_model_alone(m
     more = ":" if ":" not in criterion else ","
     streamed = resolve_criterion(criterion + more + "layers_per_pass=1,activation_checkpointing=true,store=cpu")
     for found in (score(masked, whole), streamed(masked, calibration)):
-        assert found.keys() == expected.keys() == set(score.func.ranks if hasattr(score, "func") else score.ranks)
+        assert found.keys() == expected.keys() == set(score.ranks)
         for kind, values in expected.items():
             shape = (4,) if kind in SUB_LAYERS else masked.masks.kinds[kind].mask_shape
             assert values.shape == shape
@@ -113,16 +113,16 @@ def test_costs_of_a_pruned_model_are_those_of_its_slice(build_llama, calibration
         found = removal_costs(masked, calibration, damping=0.0)
     expected = removal_costs(ShearingLlamaForCausalLM.from_model(sliced.model).eval(), calibration, damping=0.0)
     for kind in (INTERMEDIATE, KEY_VALUE_HEAD):
-        values = found.units[kind]
+        values = found[kind]
         assert bool((values[gates[kind] == 0] == 0).all())
-        torch.testing.assert_close(values[gates[kind] != 0].view(4, -1), expected.units[kind], rtol=1e-3, atol=1e-9)
-    torch.testing.assert_close(found.mlp, expected.mlp, rtol=1e-3, atol=1e-9)
+        torch.testing.assert_close(values[gates[kind] != 0].view(4, -1), expected[kind], rtol=1e-3, atol=1e-9)
+    torch.testing.assert_close(found[MLP], expected[MLP], rtol=1e-3, atol=1e-9)
 
 
 def test_a_closed_layer_costs_nothing(masked, calibration):
     with masked.use_gates({LAYER: torch.tensor([1.0, 0, 1, 1])}):
         costs = removal_costs(masked, calibration)
-    assert float(costs.units[LAYER][1]) == 0 and bool((costs.units[LAYER][[0, 2, 3]] > 0).all())
+    assert float(costs[LAYER][1]) == 0 and bool((costs[LAYER][[0, 2, 3]] > 0).all())
 
 
 def test_a_dead_neuron_costs_nothing_and_goes_first(build_llama, calibration):
@@ -148,7 +148,7 @@ def test_short_text_is_told_and_damped(masked):
     ids = torch.randint(3, 40, (1, 20), generator=torch.Generator().manual_seed(3))
     with pytest.warns(ShortCalibrationWarning, match="20 tokens, fewer than the 36 inputs"):
         costs = removal_costs(masked, Calibration([{"input_ids": ids, "labels": ids}]))
-    assert bool((costs.units[INTERMEDIATE] > 0).all())
+    assert bool((costs[INTERMEDIATE] > 0).all())
     removal_costs(masked, Calibration([{"input_ids": ids, "labels": ids}]), update=False)  # inverts nothing: no warning
 
 
@@ -177,7 +177,7 @@ def test_inputs_are_collected_once_for_costs_and_update(
     build_llama, calibration, monkeypatch, criterion, compensation, num_collected
 ):
     """Two shots; the result is the same to the last bit as where each collects for itself."""
-    collecting, pruning = (import_module(f"hf_shear.{name}") for name in ("compensation.compensate", "one_shot.prune"))
+    collecting, pruning = (import_module(f"hf_shear.{name}") for name in ("compensation.compensate", "pruning.prune"))
     calls, stream = [], collecting.stream_inputs
     monkeypatch.setattr(collecting, "stream_inputs", lambda *args, **kwargs: calls.append(1) or stream(*args, **kwargs))
 

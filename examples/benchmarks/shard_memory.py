@@ -33,7 +33,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from hf_shear import MaskSettings, ShearingLlamaConfig, TargetShape
 from hf_shear.cli.main import main as hf_shear
 from hf_shear.core import collect_versions
-from hf_shear.importance.coupled_weights import BLOCK
+from hf_shear.criteria.coupled_weights import BLOCK
 from hf_shear.masks import ShearingMasks
 from hf_shear.shapes import SHAPE_NAMES, ModelShape, count_parameters
 

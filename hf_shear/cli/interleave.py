@@ -11,9 +11,10 @@ from accelerate import PartialState
 from .. import runs
 from ..compensation import resolve_compensation
 from ..core import StoppedBySignal, UsageError, content_of
+from ..criteria import criteria_from_words
 from ..data import Calibration
 from ..modeling import AutoShearingModelForCausalLM
-from ..pruning import DEFAULT_COMPENSATION, criteria_from_words, default_criterion_words
+from ..pruning import DEFAULT_COMPENSATION, default_criterion_words
 from ..shapes import ModelShape
 from ..slicing import provenance_record, save_checkpoint
 from ..training import PRUNING_SHARE, ShearTrainingArguments, check_mask_options

@@ -10,13 +10,13 @@ from transformers import PretrainedConfig
 from .. import runs
 from ..compensation import resolve_compensation
 from ..core import UsageError, check_parents
+from ..criteria import criteria_from_words
 from ..data import Calibration
 from ..modeling import as_family
 from ..pruning import (
     DEFAULT_COMPENSATION,
     DEFAULT_NUM_SHOTS,
     UNIFORM,
-    criteria_from_words,
     default_criterion_words,
     make_plan,
     prune_one_shot,

@@ -10,8 +10,7 @@ from functools import partial
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from ..core import UsageError
-from ..importance import keyword_options, options_from_text
+from ..core import UsageError, keyword_options, options_from_text
 from ..shapes import family_of
 from .add_biases import check_biases
 from .gap import Gap

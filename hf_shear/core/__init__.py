@@ -4,6 +4,7 @@ from .counted_tokens import IGNORED_LABEL, counted_tokens, predicted_tokens
 from .errors import FailedError, MissingExtraError, UsageError, of_file
 from .json_files import json_object, read_json_object
 from .one_line import DEBUG, OK, WRONG_USE, run_command_line
+from .options import check_options, keyword_options, options_from_text
 from .output_files import check_output_file, check_parents
 from .printable import printable, spelled
 from .ranges import FINITE, OPTION_RANGES, RANGES, Range, check_ranges
@@ -48,6 +49,7 @@ __all__ = [
     "UsageError",
     "WRONG_USE",
     "by_main_process",
+    "check_options",
     "check_output_file",
     "check_parents",
     "check_ranges",
@@ -60,6 +62,7 @@ __all__ = [
     "counted_tokens",
     "is_main_process",
     "json_object",
+    "keyword_options",
     "leave_signals_to_parent",
     "lock_folder",
     "locked_result",
@@ -68,6 +71,7 @@ __all__ = [
     "noted_signals",
     "num_processes",
     "of_file",
+    "options_from_text",
     "predicted_tokens",
     "printable",
     "read_json_object",

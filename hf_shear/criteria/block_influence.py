@@ -1,14 +1,41 @@
-"""How much a layer turns the residual stream (ShortGPT, arXiv 2403.03853; Adapt-Pruner, arXiv 2502.03460)."""
+"""How much a layer turns the residual stream (ShortGPT, arXiv 2403.03853, section 2.3; Adapt-Pruner, arXiv 2502.03460)."""
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..calibration import watch
+from ..core import sum_over_ranks
 from ..data import Calibration
-from ..importance import Scores, criterion, layer_influence
 from ..masks import LAYER
 from ..modeling import ShearingMixin
+from .criterion import Scores, criterion
 
 
 @criterion(ranks=(LAYER,))
 def block_influence(model: ShearingMixin, calibration: Calibration) -> Scores:
-    """1 - mean over tokens of the cosine between what a layer reads and what it hands on."""
-    return {LAYER: layer_influence(model, calibration.batches)}
+    """1 - mean over counted tokens of cos(x_in, x_out) of each layer, from one forward per batch.
+
+    Returns:
+        float32 [layers] in [0, 2]; 0 for a layer that only scales, or is closed.
+
+    Raises:
+        ValueError: no token counts.
+    """
+    gaps = torch.zeros(model.masks.kinds[LAYER].num_units, dtype=torch.float64, device=model.device)
+    count = torch.zeros((), dtype=torch.float64, device=model.device)
+
+    def see(index: int, inputs: Tensor, outputs: Tensor, counted: Tensor) -> None:
+        if index == 0:  # each batch is counted once
+            count.add_(counted.sum())
+        cosine = F.cosine_similarity(inputs.float(), outputs.float(), dim=-1)
+        gaps[index] += ((1 - cosine) * counted).sum()
+
+    pairs = {layer: partial(see, index) for index, layer in enumerate(model.model.layers)}
+    watch(model, calibration.batches, pairs=pairs)
+    sum_over_ranks(gaps, count)
+    return {LAYER: (gaps / count).float()}

@@ -8,9 +8,10 @@ from torch import Tensor
 from ..calibration import write_input_moments
 from ..core import UsageError
 from ..data import Calibration
-from ..importance import Scores, criterion, open_units, sum_over_units, write_weights
 from ..masks import INTERMEDIATE, KEY_VALUE_HEAD, QUERY_HEAD
 from ..modeling import ShearingMixin
+from .coupled_weights import open_units, sum_over_units, write_weights
+from .criterion import Scores, criterion
 
 KINDS = (KEY_VALUE_HEAD, QUERY_HEAD, INTERMEDIATE)
 

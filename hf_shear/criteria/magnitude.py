@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from ..data import Calibration
-from ..importance import Scores, criterion, sum_over_units, values_of
 from ..masks import ALL_UNIT_KINDS
 from ..modeling import ShearingMixin
+from .coupled_weights import sum_over_units, values_of
+from .criterion import Scores, criterion
 
 
 @criterion(ranks=ALL_UNIT_KINDS)
 def magnitude(model: ShearingMixin, calibration: Calibration, *, power: float = 1.0) -> Scores:
-    """Sum of |W|^power over all weights that the unit takes along (``hf_shear/importance/coupled_weights.py``)."""
+    """Sum of |W|^power over all weights that the unit takes along (``hf_shear/criteria/coupled_weights.py``)."""
     return sum_over_units(values_of(model), model, measure=lambda value: value.abs() ** power)

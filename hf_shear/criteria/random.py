@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import torch
+
 from ..data import Calibration
-from ..importance import Scores, criterion, random_importance
 from ..masks import ALL_UNIT_KINDS
 from ..modeling import ShearingMixin
+from .criterion import Scores, criterion
 
 
 @criterion(ranks=ALL_UNIT_KINDS)
 def random(model: ShearingMixin, calibration: Calibration) -> Scores:
     """Uniform in [0, 1), of the calibration's seed."""
-    return random_importance(model, calibration.seed)
+    generator = torch.Generator().manual_seed(calibration.seed)
+    return {kind.name: torch.rand(kind.mask_shape, generator=generator) for kind in model.masks.kinds.values()}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from ..calibration import write_input_moments
 from ..data import Calibration
-from ..importance import Scores, criterion, sum_over_units, weight_gradients, write_weights
 from ..masks import INTERMEDIATE, KEY_VALUE_HEAD, QUERY_HEAD
 from ..modeling import ShearingMixin
+from .coupled_weights import sum_over_units, write_weights
+from .criterion import Scores, criterion
+from .weight_gradients import weight_gradients
 
 KINDS = (KEY_VALUE_HEAD, QUERY_HEAD, INTERMEDIATE)
 

@@ -2,7 +2,6 @@
 
 from .adaptive_allocation import close_by_influence
 from .allocation import uniform_gates
-from .choose_criterion import CriterionChoice, criteria_by_kind, criteria_from_words, criterion_names, resolve_criterion
 from .defaults import DEFAULT_COMPENSATION, DEFAULT_CRITERION, DEFAULT_NUM_SHOTS, default_criterion_words
 from .global_allocation import close_cheapest
 from .open_units import OpenUnits, Unit
@@ -12,7 +11,6 @@ from .score import score_units
 
 __all__ = [
     "ALLOCATIONS",
-    "CriterionChoice",
     "DEFAULT_COMPENSATION",
     "DEFAULT_CRITERION",
     "DEFAULT_NUM_SHOTS",
@@ -23,13 +21,9 @@ __all__ = [
     "Unit",
     "close_by_influence",
     "close_cheapest",
-    "criteria_by_kind",
-    "criteria_from_words",
-    "criterion_names",
     "default_criterion_words",
     "make_plan",
     "prune_one_shot",
-    "resolve_criterion",
     "score_units",
     "uniform_gates",
 ]

@@ -8,15 +8,16 @@ kind.
 from __future__ import annotations
 
 from collections.abc import Collection
-from itertools import islice
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..core import UsageError
+from ..criteria import Scores
+from ..criteria.block_influence import block_influence
 from ..data import Calibration
-from ..importance import Scores, layer_influence
-from ..masks import INTERMEDIATE, KEY_VALUE_HEAD
+from ..masks import INTERMEDIATE, KEY_VALUE_HEAD, LAYER
 from ..modeling import ShearingMixin
 from .global_allocation import give_back, too_small
 from .open_units import Closed, OpenUnits, Unit, units_per_layer
@@ -56,14 +57,14 @@ def close_by_influence(
     Raises:
         ValueError: the budget cannot be met by these kinds of units.
     """
-    closed = []
+    closed, text = [], replace(calibration, batches=calibration.batches[:num_batches])
     shares = torch.tensor([_share_lost(units, layer, scores) for layer in range(units.source.num_hidden_layers)])
     order = {kind: score.cpu().argsort(dim=-1, stable=True).tolist() for kind, score in scores.items()}
     while units.num_parameters > budget:
         if bool((shares >= 1).all()):
             raise UsageError(too_small(units, budget, scores))
         with model.use_gates(units.gates(model.device)):
-            influence = centred(layer_influence(model, islice(calibration.on(model.device), num_batches)))
+            influence = centred(block_influence(model, text)[LAYER])
         stepped = (shares + delta * (1 - amplitude * influence)).clamp(0, 1)
         # Where all layers that may lose have lost everything, the rest lose alike.
         shares = stepped if not torch.equal(stepped, shares) else (shares + delta).clamp(0, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..importance import Scores
+from ..criteria import Scores
 from ..masks import UnitKind, hard_topk
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from ..criteria import DEFAULT_KIND
 from ..masks import HIDDEN, LAYER
-from .choose_criterion import DEFAULT_KIND
 
 DEFAULT_CRITERION: Mapping[str, str] = MappingProxyType(
     {DEFAULT_KIND: "llm_surgeon", HIDDEN: "activation", LAYER: "loss_rise"}

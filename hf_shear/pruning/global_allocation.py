@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core import UsageError
-from ..importance import Scores
+from ..criteria import Scores
 from ..masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, QUERY_HEAD, unit_parameters
 from ..shapes import count_attention, count_mlp
 from .open_units import Closed, OpenUnits, Unit, units_per_layer

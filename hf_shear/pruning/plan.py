@@ -10,23 +10,15 @@ from numbers import Integral, Real
 from transformers import PretrainedConfig
 
 from ..compensation import check_compensation, config_with_biases, resolve_compensation
-from ..core import UsageError, check_ranges
+from ..core import UsageError, check_ranges, keyword_options, options_from_text
+from ..criteria import CriterionChoice, Scores, criteria_by_kind
 from ..data import Calibration
-from ..importance import (
-    Scores,
-    is_comparable_across_layers,
-    keyword_options,
-    name_of,
-    needs_target_shape,
-    options_from_text,
-)
 from ..masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, SUB_LAYERS, unit_kinds
 from ..modeling import ShearingMixin
 from ..shapes import TargetShape, count_parameters, family_of, parameter_budget, shape_for_budget
 from ..slicing import FORMS, NEMOTRON_NAS, check_nemotron_nas
 from .adaptive_allocation import ADAPTIVE_KINDS, close_by_influence
 from .allocation import uniform_gates
-from .choose_criterion import CriterionChoice, criteria_by_kind
 from .global_allocation import GLOBAL_KINDS, close_cheapest, smallest_count, too_small
 from .open_units import OpenUnits, Unit
 from .protected_layers import protected_layers
@@ -142,8 +134,8 @@ def make_plan(
             raise UsageError(too_small(smallest, budget, kinds))
     if form == NEMOTRON_NAS:
         check_nemotron_nas(config, plan.shape, plan.kinds if plan.uneven else ())
-    functions = criteria_by_kind(criterion, plan.kinds, family_of(config))
-    shaped = sorted({name_of(function) for function in functions.values() if needs_target_shape(function)})
+    chosen = criteria_by_kind(criterion, plan.kinds, family_of(config))
+    shaped = sorted({found.name for found in chosen.values() if found.needs_target_shape})
     if plan.uneven and shaped:
         raise UsageError(
             f"`criterion` {', '.join(shaped)} learns towards the numbers of a target shape, which a budget shared by"
@@ -251,5 +243,5 @@ def _options(allocation: str, text: str, num_source: int, budget: int) -> dict:
 
 def _not_comparable(criterion: CriterionChoice, kinds: Collection[str]) -> list[str]:
     """Names of the criteria whose scores do not compare between layers."""
-    functions = criteria_by_kind(criterion, kinds).values()
-    return sorted({name_of(function) for function in functions if not is_comparable_across_layers(function)})
+    chosen = criteria_by_kind(criterion, kinds).values()
+    return sorted({found.name for found in chosen if not found.comparable_across_layers})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..core import UsageError
-from ..importance import Scores
+from ..criteria import Scores
 from ..masks import LAYER
 
 ENDS = ("first", "last")

@@ -10,13 +10,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..compensation import CompensationReport, compensate, reads_own_inputs
 from ..core import UsageError, check_ranges
+from ..criteria import CriterionChoice, Scores
 from ..data import Calibration
-from ..importance import Scores
 from ..modeling import AutoShearingModelForCausalLM, check_model
 from ..modeling import as_family as config_as_family
 from ..shapes import family_named
 from ..slicing import FORMS, KeptUnits, count_kept_parameters, release_weights, slice_model, slice_uneven
-from .choose_criterion import CriterionChoice
 from .defaults import DEFAULT_COMPENSATION, DEFAULT_CRITERION, DEFAULT_NUM_SHOTS
 from .plan import UNIFORM, Target, make_plan
 from .protected_layers import protect_layers
@@ -78,7 +77,7 @@ def prune_one_shot(
             or the share of the source's to keep (a float), embeddings included and tied weights counted once.
         calibration: text to score and compensate on (batches with ``input_ids`` and ``labels``).
         criterion: a name with options (``"taylor"``, ``"flap"``), a function declared by
-            ``hf_shear.importance.criterion``, or a dict with one per kind of unit (and ``"default"``). Default: what lost
+            ``hf_shear.criteria.criterion``, or a dict with one per kind of unit (and ``"default"``). Default: what lost
             least in model_cards/bench.md, the LLM Surgeon for heads and neurons, the size of activations for hidden
             dimensions, the rise of the loss for layers.
         compensation: a name with options (``"none"``, ``"least_squares"``, ``"least_squares_bias:towards=source"``; see

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import partial
 
 import torch
 
 from ..core import UsageError
+from ..criteria import CriterionChoice, Scores, criteria_by_kind
 from ..data import Calibration
-from ..importance import Criterion, Scores, shares_inputs
 from ..masks import EXPERT, INTERMEDIATE
 from ..modeling import ShearingMixin
-from .choose_criterion import CriterionChoice, criteria_by_kind
 
 
 def score_units(
@@ -28,7 +26,7 @@ def score_units(
         model: a masked model; left as it is.
         choice: as in ``criteria_by_kind``.
         kinds: those to score. A dense model has no experts and a mixture no neurons to score: of these two, the kind that
-            it has not is left out, so that ``ranks_of`` a criterion will do for both.
+            it has not is left out, so that a criterion's ``ranks`` will do for both.
         shared_inputs: filled by a criterion that shares what ``compensate`` collects, too; None: nothing is kept.
 
     Returns:
@@ -42,12 +40,11 @@ def score_units(
     found = []  # (criterion, its scores): one call for all the kinds that it ranks
     scores = {}
     with model.use_gates(model.gates_in_use):
-        for kind, function in chosen.items():
-            known = next((result for done, result in found if done is function or _same(done, function)), None)
+        for kind, criterion in chosen.items():
+            known = next((result for done, result in found if done == criterion), None)
             if known is None:
-                sharing = shared_inputs is not None and shares_inputs(function)
-                known = function(model, calibration, *([shared_inputs] if sharing else []))
-                found.append((function, known))
+                known = criterion(model, calibration, shared_inputs)
+                found.append((criterion, known))
             scores[kind] = known[kind].float()
     bad = [kind for kind, score in scores.items() if not bool(torch.isfinite(score).all())]
     if bad:
@@ -56,9 +53,3 @@ def score_units(
             " Check the checkpoint and its dtype (float16 often overflows; bfloat16 or float32 does not)."
         )
     return scores
-
-
-def _same(one: Criterion, other: Criterion) -> bool:
-    if not (isinstance(one, partial) and isinstance(other, partial)):
-        return False
-    return one.func is other.func and one.keywords == other.keywords

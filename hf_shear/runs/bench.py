@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 
 from ..compensation import check_compensation
 from ..core import StoppedBySignal, UsageError, collect_versions, lock_folder, sign, write_results
+from ..criteria import criteria_by_kind
 from ..data import Calibration
 from ..masks import unit_kinds
-from ..pruning import criteria_by_kind, make_plan, prune_one_shot
+from ..pruning import make_plan, prune_one_shot
 from ..shapes import ModelShape, TargetShape, count_parameters
 from ..slicing import check_saves
 from ..sources import open_source, read_generation_config

@@ -16,9 +16,8 @@ import re
 from dataclasses import dataclass, field
 
 from ..compensation import resolve_compensation
-from ..core import UsageError
-from ..importance import options_from_text
-from ..pruning import criteria_from_words
+from ..core import UsageError, options_from_text
+from ..criteria import criteria_from_words
 from ..training import PRUNING_SHARE
 from .learned_arm import ARM_CHOICES, ARM_DEFAULTS
 

@@ -11,18 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..compensation import SOURCE, add_biases, check_compensation, compensate, reads_own_inputs, resolve_compensation
+from ..criteria import CriterionChoice, criteria_by_kind
 from ..data import Calibration
 from ..distillation import sampled_digest
-from ..importance import name_of
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel
-from ..pruning import (
-    DEFAULT_COMPENSATION,
-    DEFAULT_CRITERION,
-    CriterionChoice,
-    criteria_by_kind,
-    score_units,
-    uniform_gates,
-)
+from ..pruning import DEFAULT_COMPENSATION, DEFAULT_CRITERION, score_units, uniform_gates
 from ..shapes import TargetShape
 from ..slicing import KeptUnits, slice_model
 from ..training import PRUNING_SHARE, InterleavedTrainer, ShearTrainingArguments
@@ -84,7 +77,7 @@ def prune_interleaved(
     criteria = criteria_by_kind(criterion, kinds, masked.family)
     choices = {
         "target shape": masks.target.sizes(),
-        "criterion": {kind: name_of(function) for kind, function in criteria.items()},
+        "criterion": {kind: found.name for kind, found in criteria.items()},
         "compensation": compensation,
         "calibration seed": calibration.seed,
         "the calibration text": DIGEST + calibration.digest(),

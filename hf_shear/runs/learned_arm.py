@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..importance import mask_start_importance
+from ..criteria import mask_start_importance
 from ..masks import START_SPREAD, STRATEGIES, MaskSettings
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel
 from ..shapes import TargetShape

@@ -7,9 +7,9 @@ from typing import Literal
 
 from ..compensation import resolve_compensation
 from ..core import UsageError, check_ranges
+from ..criteria import criteria_from_words
 from ..distillation import TEACHER_PLACEMENTS
 from ..masks import MASK_DRAWS, START_SPREAD, STRATEGIES
-from ..pruning import criteria_from_words
 from .baselines import baseline_learning_rates
 from .domain_data import check_judged_tokens
 

@@ -15,11 +15,11 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..compensation import resolve_compensation
 from ..core import StoppedBySignal, UsageError, by_main_process
+from ..criteria import criteria_by_kind, criteria_from_words, mask_start_importance
 from ..data import Calibration, check_max_length, load_domains, warn_of_shared_text
-from ..importance import mask_start_importance
 from ..masks import STRATEGIES, MaskSettings, unit_kinds
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel, as_family
-from ..pruning import criteria_by_kind, criteria_from_words, score_units
+from ..pruning import score_units
 from ..shapes import TargetShape, family_named, family_of
 from ..slicing import (
     UNFINISHED,

@@ -10,8 +10,8 @@ from memory import peak_bytes
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_shear import ShearingLlamaForCausalLM
+from hf_shear.criteria.llm_surgeon import removal_costs
 from hf_shear.data import Calibration
-from hf_shear.importance import removal_costs
 
 from .formulas import Setup, moments, peak
 

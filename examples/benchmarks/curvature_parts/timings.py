@@ -15,8 +15,8 @@ from transformers import LlamaForCausalLM
 
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.calibration import ColumnCosts, least_squares_columns, stream_curvature, stream_inputs
+from hf_shear.criteria import resolve_criterion
 from hf_shear.data import Calibration
-from hf_shear.pruning import resolve_criterion
 
 FORWARD, FORWARD_BACKWARD = "forward", "forward and backward"
 LEAST_SQUARES, SURGEON = "least-squares statistics", "LLM Surgeon statistics"

@@ -1,48 +1,52 @@
-"""From what a user names to a criterion for every kind of unit."""
+"""All criteria by name, and from what a user names to a criterion for every kind of unit."""
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
 from collections.abc import Collection, Mapping
-from functools import partial
+from importlib import import_module
+from pathlib import Path
 
-from .. import criteria
-from ..core import UsageError
-from ..importance import Criterion, keyword_options, name_of, options_from_text, ranks_of
+from ..core import UsageError, options_from_text
 from ..masks import EXPERT, INTERMEDIATE, RANKED_KINDS
 from ..shapes import Family
+from .criterion import Criterion
 
 CriterionChoice = str | Criterion | Mapping[str, "str | Criterion"]
 DEFAULT_KIND = "default"
 
 
-def criterion_names() -> list[str]:
-    """Names of the criteria that come with the library."""
-    return sorted(module.name for module in pkgutil.iter_modules(criteria.__path__))
+def _declared_in_this_folder() -> dict[str, Criterion]:
+    found = {}
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if f"{__package__}.{module.name}" != __name__:
+            names = vars(import_module(f"{__package__}.{module.name}"))
+            found |= {name: value for name, value in names.items() if isinstance(value, Criterion)}
+    return dict(sorted(found.items()))
+
+
+CRITERIA: dict[str, Criterion] = _declared_in_this_folder()
+"""The criteria of the library by name. A criterion is added by a file in this folder, and a row in the docs."""
 
 
 def resolve_criterion(choice: str | Criterion) -> Criterion:
-    """The function that a name with options (``"taylor"``, ``"taylor:order=mixed"``) or a function stands for.
+    """The criterion that a name with options stands for (``"taylor"``, ``"taylor:order=mixed"``).
 
     Raises:
         ValueError: an unknown name or option, or a function that ``criterion`` did not declare.
     """
-    if not isinstance(choice, str):
-        declared = choice.func if isinstance(choice, partial) else choice
-        if not hasattr(declared, "ranks"):
-            raise UsageError(
-                f"`criterion` {declared!r} does not say which units it ranks. Declare the function with"
-                " @hf_shear.importance.criterion(ranks=(...))."
-            )
+    if isinstance(choice, Criterion):
         return choice
+    if not isinstance(choice, str):
+        raise UsageError(
+            f"`criterion` {choice!r} does not say which units it ranks. Declare the function with"
+            " @hf_shear.criteria.criterion(ranks=(...)), and set options by its `with_options`."
+        )
     name, _, text = choice.partition(":")
-    if name not in criterion_names():
-        raise UsageError(f"`criterion` must be one of {', '.join(criterion_names())}, but it is {name!r}.")
-    function = getattr(importlib.import_module(f"{criteria.__name__}.{name}"), name)
-    if not text:
-        return function
-    return partial(function, **options_from_text(text, keyword_options(function), f"Criterion {name!r}"))
+    if name not in CRITERIA:
+        raise UsageError(f"`criterion` must be one of {', '.join(CRITERIA)}, but it is {name!r}.")
+    found = CRITERIA[name]
+    return found.with_options(**options_from_text(text, found.defaults, f"Criterion {name!r}")) if text else found
 
 
 def criteria_by_kind(
@@ -68,32 +72,30 @@ def criteria_by_kind(
             raise UsageError(
                 f"`criterion` has none for {kind!r}, of which units are removed. Name one, or a 'default'."
             )
-        function = resolve_criterion(named.get(kind, named.get(DEFAULT_KIND)))
+        found = resolve_criterion(named[kind] if kind in named else named[DEFAULT_KIND])
         if family is not None and family.has_experts:
-            _check_for_experts(function, family)
-        if kind not in ranks_of(function):
+            _check_for_experts(found, family)
+        if kind not in found.ranks:
             able = _able_to_rank(kind)
             raise UsageError(
-                f"`criterion` {name_of(function)!r} cannot rank {kind!r}, of which units are removed (it ranks"
-                f" {', '.join(ranks_of(function))}). Name one that can for this kind, such as"
-                f" {{{kind!r}: {able[0]!r}}} beside 'default' (--criterion {name_of(function)} {kind}={able[0]}); these"
+                f"`criterion` {found.name!r} cannot rank {kind!r}, of which units are removed (it ranks"
+                f" {', '.join(found.ranks)}). Name one that can for this kind, such as"
+                f" {{{kind!r}: {able[0]!r}}} beside 'default' (--criterion {found.name} {kind}={able[0]}); these"
                 f" can: {', '.join(able)}."
             )
-        chosen[kind] = function
+        chosen[kind] = found
     return chosen
 
 
 def _able_to_rank(kind: str) -> list[str]:
-    return [name for name in criterion_names() if kind in ranks_of(resolve_criterion(name))]
+    return [name for name, found in CRITERIA.items() if kind in found.ranks]
 
 
-def _check_for_experts(function: Criterion, family: Family) -> None:
+def _check_for_experts(found: Criterion, family: Family) -> None:
     """Refuse what measures the parts of a dense MLP, whatever it is to rank: it looks at all of the model."""
-    ranks = ranks_of(function)
-    on_adapters = isinstance(function, partial) and function.keywords.get("gradient") == "adapters"
-    if (INTERMEDIATE in ranks and EXPERT not in ranks) or on_adapters:
+    if INTERMEDIATE in found.ranks and EXPERT not in found.ranks:
         raise UsageError(
-            f"`criterion` {name_of(function)!r} measures the MLP of a layer, in place of which a {family.model_type} has"
+            f"`criterion` {found.name!r} measures the MLP of a layer, in place of which a {family.model_type} has"
             f" experts. Name one of {', '.join(_able_to_rank(EXPERT))}, or for whole layers one that ranks nothing else,"
             " such as loss_rise."
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 
-from ..core import FINITE, OPTION_RANGES, UsageError
+from .errors import UsageError
+from .ranges import FINITE, OPTION_RANGES
 
 
 def keyword_options(function: Callable) -> dict[str, object]:
@@ -14,31 +15,51 @@ def keyword_options(function: Callable) -> dict[str, object]:
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
+def check_options(options: Mapping[str, object], known: Mapping[str, object], owner: str) -> None:
+    """Check names of options, and numbers among their values.
+
+    Args:
+        options: values by name.
+        known: options and their defaults.
+        owner: whose options they are, such as "Criterion 'taylor'", for messages.
+
+    Raises:
+        ValueError: an unknown option, or a number out of its range.
+    """
+    for key, value in options.items():
+        if key not in known:
+            raise _unknown(f"{key}={value}", known, owner)
+        if type(known[key]) in (int, float):
+            OPTION_RANGES.get(key, FINITE).check(f"{key}` of `{owner}", value)
+
+
 def options_from_text(text: str, known: Mapping[str, object], owner: str) -> dict[str, object]:
     """Options from ``one=1,two=b``, as the types of their defaults.
 
     Args:
         text: without the name and the colon; "" holds none.
-        known: options and their defaults.
-        owner: whose options they are, such as "Criterion 'taylor'", for messages.
+        known, owner: as in ``check_options``.
 
     Raises:
-        ValueError: an unknown option, or a value of another type.
+        ValueError: an unknown option, a value of another type, or a number out of its range.
     """
     options = {}
     for part in text.split(",") if text else ():
         key, separator, value = part.partition("=")
         if not separator or key not in known:
-            raise UsageError(
-                f"{owner} has no option {part!r}. Its options and defaults:"
-                f" {', '.join(f'{k}={v}' for k, v in known.items()) or 'none'}."
-            )
+            raise _unknown(part, known, owner)
         kind = type(known[key])
         try:
             options[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
         except (KeyError, ValueError) as error:
             owner = owner[0].lower() + owner[1:]
             raise UsageError(f"Option {key!r} of {owner} must be a {kind.__name__}: {value!r}.") from error
-        if kind in (int, float):
-            OPTION_RANGES.get(key, FINITE).check(f"{key}` of `{owner}", options[key])
+    check_options(options, known, owner)
     return options
+
+
+def _unknown(part: str, known: Mapping[str, object], owner: str) -> UsageError:
+    return UsageError(
+        f"{owner} has no option {part!r}. Its options and defaults:"
+        f" {', '.join(f'{k}={v}' for k, v in known.items()) or 'none'}."
+    )
