@@ -243,10 +243,7 @@ def _command(row: Row, names: dict[str, str], inputs: Inputs) -> tuple[int, str]
 
 
 def _shear(words: list[str]) -> int:
-    with (
-        mock.patch.object(sys, "argv", [str(SHEAR), *words]),
-        mock.patch.object(sys, "path", [str(SHEAR.parent), *sys.path]),
-    ):
+    with mock.patch.object(sys, "argv", [str(SHEAR), *words]):
         try:
             runpy.run_path(str(SHEAR), run_name="__main__")
         except SystemExit as error:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from test_shear_example import inputs  # noqa: F401 a fixture: a tiny model and tiny texts
 
+from examples.research import bench
 from hf_shear import ShearTrainingArguments
 from hf_shear.report import bench_csv, bench_markdown, bench_rows, plot_bench
 from hf_shear.runs import Bench, BenchArguments, BenchMethod
 from hf_shear.runs.peak_memory import peak_memory
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 STEP_TOKENS = 4 * 16
 METHODS = ["taylor", "random layer=loss_rise+least_squares_bias:towards=source@2", "learned:share=0.5+least_squares",
            "interleaved:stages=2:taylor", "scratch"]  # fmt: skip
@@ -68,9 +66,6 @@ def test_methods_that_are_wrong_are_refused(text, message):
 @pytest.fixture(scope="module")
 def finished(inputs, tmp_path_factory):  # noqa: F811
     """A bench of two seeds, stopped after its first call and continued by a second."""
-    sys.path.insert(0, str(EXAMPLES))
-    import bench
-
     folder = tmp_path_factory.mktemp("bench")
     shape = {name: inputs[name] for name in inputs if name.startswith(("hidden_size", "num_", "intermediate_size"))}
     flags = {
@@ -87,7 +82,6 @@ def finished(inputs, tmp_path_factory):  # noqa: F811
         written.append(json.loads((folder / "bench.json").read_text()))
     with pytest.raises(ValueError, match=r"holds a bench with other settings .*'max_length': \(16, 8\)"):
         bench.main([*words, "--methods", "taylor", "--seeds", "0", "--max_length", "8"])
-    sys.path.remove(str(EXAMPLES))
     return folder, written
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import re
 import shlex
@@ -15,21 +14,24 @@ from pathlib import Path
 import pytest
 import torch
 
+from examples.research.benchmarks import speed
+from examples.research.benchmarks.speed_parts import (
+    memory,
+    model_sizes,
+    real_trainer,
+    report,
+    sampler,
+    scaling,
+    step_time,
+    timing,
+    training_steps,
+    workers,
+)
 from hf_shear.masks import STRATEGIES, MaskPhase, unit_kinds
 from hf_shear.shapes import ModelShape, count_parameters
 
-FOLDER = Path(__file__).resolve().parents[1] / "examples" / "benchmarks"
-sys.path.insert(0, str(FOLDER))
-
-speed = importlib.import_module("speed")
-model_sizes, step_time, timing, training_steps, memory, workers, scaling, real_trainer, report, sampler = (
-    importlib.import_module(f"speed_parts.{name}")
-    for name in (
-        "model_sizes", "step_time", "timing", "training_steps", "memory", "workers", "scaling", "real_trainer",
-        "report", "sampler",
-    )
-)  # fmt: skip
-
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "examples" / "research" / "benchmarks"
 SIZES = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -108,7 +110,7 @@ def test_the_command_prints_tables_and_json_and_writes_a_report(capsys, tmp_path
     assert json.loads((tmp_path / "new" / "r.json").read_text()) == result
     page = (tmp_path / "new" / "r.md").read_text()
     assert "- GPU: none: not run on a GPU" in page and f"torch {torch.__version__}" in page and "`r.json`" in page
-    assert str(tmp_path) not in page and "speed.py --hidden_size 16 " in page
+    assert str(tmp_path) not in page and "speed --hidden_size 16 " in page
 
 
 @pytest.mark.parametrize("path", sorted((FOLDER / "reports").glob("[cg]pu-*.json")), ids=lambda path: path.stem)
@@ -166,11 +168,9 @@ def test_torch_transformers_and_accelerate_are_enough():
     arguments = [*TINY, "--worker", "trainer", "--trainer_steps", "4"]
     program = (
         f"import runpy, sys; sys.modules.update(dict.fromkeys({BLOCKED!r}));"
-        f" sys.argv = ['speed.py', *{arguments!r}]; runpy.run_path({str(FOLDER / 'speed.py')!r}, run_name='__main__')"
+        f" sys.argv = ['speed.py', *{arguments!r}]; runpy.run_module({workers.SPEED!r}, run_name='__main__')"
     )
-    # run_path does not put the script's folder on the path, as `python speed.py` does.
-    program = f"import sys; sys.path.insert(0, {str(FOLDER)!r}); {program}"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["data_format"] == "arrays in memory"
 
@@ -329,7 +329,7 @@ def test_memory_runs_every_kind_in_a_process_of_its_own(monkeypatch, capsys):
     speed.main(given)
     table, result = printed_json(capsys)
     assert [command[-2:] for command in commands] == [["--worker_arm", name] for name in ("plain", "relaxed_topk")]
-    assert all(command[2:-4] == [*given, "--models", "1m"] for command in commands)
+    assert all(command[3:-4] == [*given, "--models", "1m"] for command in commands)
     found = result["models"]["1m"]["memory"]
     assert found["ratio"] == {"relaxed_topk": 2.0} and found["counter"] == "ru_maxrss"
     assert "200   of which 50 before there was a model   x plain 2.000" in table
@@ -431,7 +431,7 @@ def test_several_processes_are_started_by_torchrun(monkeypatch):
     assert workers.run_worker(tiny(), ["--worker", "scaling"], 2) == {"backend": "gloo"}
     (command,) = commands
     assert command[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    assert command[6:] == [str(FOLDER / "speed.py"), "--worker", "scaling"]
+    assert command[6:] == ["-m", workers.SPEED, "--worker", "scaling"]
 
 
 def test_each_process_times_plain_and_masked_training(monkeypatch, capsys):
@@ -486,8 +486,8 @@ def test_commands_of_the_readme_are_understood(capsys, monkeypatch):
     lines = [line for block in blocks for line in block.splitlines() if line]
     assert len(lines) >= 4
     for line in lines:
-        python, script, *arguments = shlex.split(line, comments=True)
-        assert (python, script) == ("python", "examples/benchmarks/speed.py")
+        python, _, module, *arguments = shlex.split(line, comments=True)
+        assert (python, module) == ("python", workers.SPEED)
         speed.parse_arguments(arguments)
     with pytest.raises(SystemExit):
         speed.parse_arguments(["--help"])

@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 from training_helpers import letter_tokenizer, plain_model, random_documents
 
+from examples.research import shared
+
 ROOT = Path(__file__).resolve().parent.parent
-CLAIMS = ROOT / "examples" / "claims"
+PACKAGE = "examples.research.claims"
+CLAIMS = ROOT.joinpath(*PACKAGE.split("."))
 NAMES = sorted(path.stem for path in (CLAIMS / "configs").glob("*.yaml"))
 QUIET = pytest.mark.filterwarnings(
     "ignore:These domains have fewer", "ignore:Even one held-out sample", "ignore:.*calibration text has"
 )
 
 
-@pytest.fixture
-def load(monkeypatch):
-    """Modules of examples/claims by name."""
-    monkeypatch.syspath_prepend(str(CLAIMS))
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    return importlib.import_module
+def load(name: str):
+    """A module of examples/research/claims."""
+    return importlib.import_module(f"{PACKAGE}.{name}")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_claim_is_a_script_with_a_config(load, name):
+def test_every_claim_is_a_script_with_a_config(name):
     command = load("claim_command")
     module = load(name)
     assert module.CLAIM.name == name and (CLAIMS / f"{name}.py").is_file()
@@ -60,11 +60,11 @@ def test_no_script_is_without_a_config():
     assert {path.stem for path in CLAIMS.glob("*.py")} - helpers == set(NAMES)
 
 
-def test_a_comparison_is_held_only_beyond_the_spread(load):
+def test_a_comparison_is_held_only_beyond_the_spread():
     results = load("claim_results")
-    assert results.compare("a", [1.0, 1.1], [2.0, 2.1]).state == results.HELD
-    assert results.compare("a", [2.0, 2.1], [1.0, 1.1]).state == results.LOST
-    assert results.compare("a", [1.0, 1.3], [1.1, 1.4]).state == results.TIE
+    assert results.compare("a", [1.0, 1.1], [2.0, 2.1]).state == shared.HELD
+    assert results.compare("a", [2.0, 2.1], [1.0, 1.1]).state == shared.LOST
+    assert results.compare("a", [1.0, 1.3], [1.1, 1.4]).state == shared.TIE
     text = results.compare("low below high", [1.0, 1.1], [2.0, 2.1]).text
     assert text == "low below high: 1.050 ± 0.071 against 2.050 ± 0.071"
 
@@ -73,13 +73,13 @@ def test_a_comparison_is_held_only_beyond_the_spread(load):
     "states, expected",
     [(["held", "held"], "held"), (["held", "tie"], "partly"), (["tie", "tie"], "not held"), (["not held"], "not held")],
 )
-def test_a_claim_is_held_when_all_its_comparisons_are(load, states, expected):
+def test_a_claim_is_held_when_all_its_comparisons_are(states, expected):
     results = load("claim_results")
     assert results.verdict([results.Check("", state) for state in states]) == expected
 
 
 @QUIET
-def test_arms_are_kept_and_go_on(load, tiny, capsys):
+def test_arms_are_kept_and_go_on(tiny, capsys):
     study, results, command = load("study"), load("claim_results"), load("claim_command")
     claim, page = load("sheared_llama_5_mask_budget"), load("claims_page")
     output = tiny / "claims" / f"{claim.CLAIM.name}.json"
@@ -118,7 +118,7 @@ def test_arms_are_kept_and_go_on(load, tiny, capsys):
         (False, {2.0: 3.0}, {2.0}, 2.0),
     ],
 )
-def test_an_arm_has_the_best_of_two_rates_over_all_seeds(load, tmp_path, sweep, second, tried, best):
+def test_an_arm_has_the_best_of_two_rates_over_all_seeds(tmp_path, sweep, second, tried, best):
     study, results = load("study"), load("claim_results")
     claim = load("sheared_llama_2_scratch").CLAIM
     settings = {"seeds": [0, 1], "sweep_rates": sweep}
@@ -139,7 +139,7 @@ def test_an_arm_has_the_best_of_two_rates_over_all_seeds(load, tmp_path, sweep, 
     assert source.losses(arm="a") == [first[best], second[best]]
 
 
-def test_the_rate_that_counts_lies_between_two_others(load, tmp_path):
+def test_the_rate_that_counts_lies_between_two_others(tmp_path):
     study, claim = load("study"), load("sheared_llama_2_scratch").CLAIM
     made = study.Study(claim, "known", "", "", {"seeds": [0, 1], "sweep_rates": True}, tmp_path / "out.json")
     losses = {0: {1.0: 3.0, 2.0: 2.1, 4.0: 2.3, 8.0: 2.0, 16.0: 3.0}, 1: {2.0: 1.0, 8.0: 3.0}}
@@ -153,7 +153,7 @@ def test_the_rate_that_counts_lies_between_two_others(load, tmp_path):
     assert set(source.sweep(arm="a")) == {1.0, 2.0, 4.0, 8.0, 16.0}
 
 
-def test_scratch_catches_up_between_two_budgets(load):
+def test_scratch_catches_up_between_two_budgets():
     results = load("claim_results")
     claim = load("sheared_llama_2_scratch")
     runs = [{"arm": claim.SHEARED, "multiple": 1, "rate": 0.1, "seed": 0, "mean": 2.5}]
@@ -170,7 +170,7 @@ def test_scratch_catches_up_between_two_budgets(load):
 
 
 @QUIET
-def test_equal_flops_are_equal(load, tiny):
+def test_equal_flops_are_equal(tiny):
     """Learned masks against choices at once, with everything charged, and the recipe against the paper's."""
     study, one_shot, recipe = load("study"), load("sheared_llama_3_one_shot"), load("beyond_1_recipe")
     surgeon = {"criterion": "llm_surgeon", "compensation": "least_squares", "num_shots": 1}
@@ -195,7 +195,7 @@ def test_equal_flops_are_equal(load, tiny):
 
 
 @QUIET
-def test_a_study_compares_equal_shapes(load, tiny):
+def test_a_study_compares_equal_shapes(tiny):
     study = load("study")
     claim = load("sheared_llama_2_scratch").CLAIM
     made = study.Study(claim, "tiny", tiny / "source", str(tiny / "text"), SETTINGS, tiny / "out.json")
@@ -208,7 +208,7 @@ def test_a_study_compares_equal_shapes(load, tiny):
     assert not (weights[0] == weights[1]).all()
 
 
-def test_costs_of_a_loss_lie_between_the_points_of_a_curve(load):
+def test_costs_of_a_loss_lie_between_the_points_of_a_curve():
     cost_at = load("beyond_1_recipe").cost_at
     points = [(1e9, 3.0), (4e9, 2.0), (16e9, 1.0)]
     assert cost_at(points, 3.5) == 1e9  # it needs no more
@@ -234,7 +234,7 @@ def recipe_results(paper: dict[float, tuple[float, ...]], ours: dict[int, float]
     return {"name": "known", "settings": settings, "runs": runs}
 
 
-def test_the_paper_gets_the_share_that_needs_the_fewest_flops(load):
+def test_the_paper_gets_the_share_that_needs_the_fewest_flops():
     results = load("claim_results")
     recipe = load("beyond_1_recipe")
     slow, fast, ahead, never = (4.0, 3.0, 2.0), (3.0, 2.5, 2.0), (2.4, 2.0, 1.0), (9.0, 8.0, 7.0)
@@ -258,7 +258,7 @@ def test_the_paper_gets_the_share_that_needs_the_fewest_flops(load):
         assert [check.state for check in checks] == states
 
 
-def test_the_recipe_is_not_ahead_where_the_paper_s_cheapest_run_is(load):
+def test_the_recipe_is_not_ahead_where_the_paper_s_cheapest_run_is():
     results, recipe = load("claim_results"), load("beyond_1_recipe")
     source = results.SourceResults(**recipe_results({0.1: (2.0, 1.5, 1.0), 0.2: (9.0, 8.0, 7.0)}, {0: 2.5}))
     for run in source.runs:
@@ -272,14 +272,14 @@ def test_the_recipe_is_not_ahead_where_the_paper_s_cheapest_run_is(load):
     assert recipe.needed(dear, 1) == recipe.Need(4e9, 1e9, never=True)  # of the first to end without it
 
 
-def test_tokens_rise_only_beyond_the_spread(load):
+def test_tokens_rise_only_beyond_the_spread():
     rising = load("p2_law_3_how_many_tokens").rising
     assert rising([[1.0, 1.1], [2.0, 2.1], [3.0, 3.1]]) == "held"
     assert rising([[1.0, 1.1], [1.0, 1.2], [3.0, 3.1]]) == "tie"
     assert rising([[1.0, 1.1], [1.0, 1.2], [0.5, 0.6]]) == "not held"
 
 
-def test_pages_and_tables_show_what_was_measured(load):
+def test_pages_and_tables_show_what_was_measured():
     results = load("claim_results")
     page = load("claims_page")
     found = [module for module in page.modules() if page.is_finished(results.RESULTS / f"{module.CLAIM.name}.json")]
@@ -298,7 +298,7 @@ def test_pages_and_tables_show_what_was_measured(load):
 @pytest.mark.filterwarnings("ignore:Domain .* now gets")  # an extreme target is far from the source in one domain
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_the_small_form_of_each_claim_runs(load, shared_data, tmp_path, name):
+def test_the_small_form_of_each_claim_runs(shared_data, tmp_path, name):
     command = load("claim_command")
     module = load(name)
     stories = shared_data / "models" / "stories260K", shared_data / "data" / "tinystories"

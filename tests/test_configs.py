@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
+import shear
 from transformers import LlamaConfig
 
 from hf_shear import ShearTrainingArguments
@@ -17,19 +16,6 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 CONFIGS = sorted(EXAMPLES.glob("configs/sheared_llama_*.yaml"))
 
 
-@pytest.fixture(scope="module")
-def shear():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        spec = importlib.util.spec_from_file_location("shear_example", EXAMPLES / "shear.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(EXAMPLES))
-
-
 def llama_2_7b() -> LlamaConfig:
     return LlamaConfig(
         hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, intermediate_size=11008, vocab_size=32000,
@@ -38,7 +24,7 @@ def llama_2_7b() -> LlamaConfig:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_paper_config(path, shear, tmp_path):
+def test_paper_config(path, tmp_path):
     flags = ["--config", str(path), "--output_dir", str(tmp_path), "--bf16", "false", "--use_cpu", "true"]
     pipeline, args = parse_arguments((shear.PipelineArguments, ShearTrainingArguments), flags)
     assert pipeline.paper and isinstance(args.learning_rate, float) and args.learning_rate == 1e-4
@@ -58,13 +44,13 @@ def test_there_are_four_paper_configs():
 
 
 @pytest.mark.parametrize("name", ["stories260k", "redpajama_sample", "family_96"])
-def test_config_of_a_measured_run(name, shear, tmp_path):
+def test_config_of_a_measured_run(name, tmp_path):
     flags = ["--config", str(EXAMPLES / "configs" / f"{name}.yaml"), "--output_dir", str(tmp_path)]
     pipeline, args = parse_arguments((shear.PipelineArguments, ShearTrainingArguments), flags)
     assert pipeline.baselines and not pipeline.paper and args.learning_rate > 0
 
 
-def test_embedded_default(shear):
+def test_embedded_default():
     pipeline, args = parse_arguments(
         (shear.PipelineArguments, ShearTrainingArguments),
         [],

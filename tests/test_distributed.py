@@ -43,7 +43,7 @@ pytest.importorskip("deepspeed", reason="deepspeed is not installed")
 # in their order alone, and AdamW's first steps turn a last bit into a few more.
 BOUNDS = {"masks": 1e-5, "losses": 1e-5, "held_out": 1e-5, "weights": 1e-4}
 # In bfloat16 sums round differently for every split of a batch; ZeRO also computes in bfloat16 weights, not by autocast.
-# Measured: examples/benchmarks/reports/backends.json; the bounds leave 1.2 to 3 times that.
+# Measured: examples/research/benchmarks/reports/backends.json; the bounds leave 1.2 to 3 times that.
 BF16_BOUNDS = {"masks": 0.05, "losses": 0.03, "held_out": 0.05, "weights": 0.06}
 SHARDED = ("zero1", "zero2", "zero3")
 CLIPPED = 0.5  # the norm that tests/distributed_run.py clips to

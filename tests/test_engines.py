@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,6 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig
 
+from examples.research.engines import page
 from hf_shear.cli import main
 from hf_shear.cli.engine_rows import engine_warnings
 from hf_shear.publishing import (
@@ -304,13 +303,7 @@ def test_quantised_text_is_that_of_the_same_weights():
     assert {("stories260K", "int8"), ("stories260K", "int4")} <= compared
 
 
-@pytest.fixture
-def examples(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "examples" / "engines"))
-
-
-def test_the_page_is_built_from_the_rules_and_the_results(examples):
-    page = importlib.import_module("page")
+def test_the_page_is_built_from_the_rules_and_the_results():
     assert page.PAGE.read_text(encoding="utf-8") == page.page()
 
 
@@ -349,10 +342,10 @@ def test_an_engine_gives_the_text_of_transformers(engine, source, tmp_path, requ
         path = request.getfixturevalue("shared_data") / "models/stories260K"
     forms = ["uniform", "narrow_attention", "mlp_bias", "indivisible_mistral"]
     output = tmp_path / "results.json"
-    command = [sys.executable, str(ROOT / "examples/engines/measure.py"), "--source", str(path), "--shapes", source, *data,
+    command = [sys.executable, "-m", "examples.research.engines.measure", "--source", str(path), "--shapes", source, *data,
                "--output", str(output), "--work_dir", str(tmp_path), "--engines", engine, "--forms", *forms,
                "--python", f"{engine}={python}"]  # fmt: skip
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     found = json.loads(output.read_text(encoding="utf-8"))
     for form in forms:
         run = found["runs"][form]

@@ -12,19 +12,14 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[1] / "examples" / "benchmarks"
+from examples.research.benchmarks import export_memory
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "examples" / "research" / "benchmarks"
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 PROMISED = 1.2  # extra host memory of the main process over the model that it writes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmark reads /proc")
-
-
-@pytest.fixture(scope="module")
-def export_memory():
-    spec = importlib.util.spec_from_file_location("export_memory", FOLDER / "export_memory.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def printed_json(capsys) -> tuple[str, dict]:
@@ -34,7 +29,7 @@ def printed_json(capsys) -> tuple[str, dict]:
 
 
 @pytest.mark.parametrize("export, share", [("slice", 0.5), ("plain", 1.0)])
-def test_one_process_measures_an_export(export_memory, capsys, export, share):
+def test_one_process_measures_an_export(capsys, export, share):
     export_memory.main(["--small", "--worker", "unsharded", export])
     _, measured = printed_json(capsys)
     assert measured["before_bytes"] > 2**20 and measured["extra_peak_bytes"] >= 0
@@ -42,7 +37,7 @@ def test_one_process_measures_an_export(export_memory, capsys, export, share):
     assert 0 < measured["layer_bytes"] < measured["source_bytes"] / 4
 
 
-def test_the_high_water_mark_starts_again(export_memory):
+def test_the_high_water_mark_starts_again():
     size = 64 * 2**20
     block = bytearray(b"x") * size
     assert export_memory.status_bytes("VmHWM") >= size
@@ -53,7 +48,7 @@ def test_the_high_water_mark_starts_again(export_memory):
     assert export_memory.status_bytes("VmHWM") - before > len(another) * 0.9
 
 
-def test_the_command_prints_a_table_and_json(export_memory, monkeypatch, capsys):
+def test_the_command_prints_a_table_and_json(monkeypatch, capsys):
     commands = []
 
     class Process:
@@ -87,24 +82,26 @@ def test_the_command_prints_a_table_and_json(export_memory, monkeypatch, capsys)
     assert re.search(r"slice, fsdp2 +200 +10.0 +100 +110 +1.100 +24 +1.5", table)
 
 
-def test_a_failed_process_is_told(export_memory, monkeypatch):
-    monkeypatch.setattr(export_memory, "__file__", str(FOLDER / "not there.py"))
+def test_a_failed_process_is_told(monkeypatch):
+    monkeypatch.setattr(export_memory, "MODULE", "examples.not_there")
     args = export_memory.parse_arguments(["--small"])
-    with pytest.raises(RuntimeError, match=r"'slice' with 'unsharded' failed:\n(?s:.*)not there.py"):
+    with pytest.raises(RuntimeError, match=r"'slice' with 'unsharded' failed:\n(?s:.*)not_there"):
         export_memory.measure_in_processes(args, [], "unsharded", "slice")
 
 
-def test_commands_of_the_readme_are_understood(export_memory):
+def test_commands_of_the_readme_are_understood():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if line.startswith("python examples/benchmarks/export_memory.py")]
+    lines = [
+        line for line in text.splitlines() if line.startswith("python -m examples.research.benchmarks.export_memory")
+    ]
     assert len(lines) == 3
     for line in lines:
-        export_memory.parse_arguments(shlex.split(line, comments=True)[2:])
+        export_memory.parse_arguments(shlex.split(line, comments=True)[3:])
 
 
 def run(*arguments: str) -> dict:
-    command = [sys.executable, str(FOLDER / "export_memory.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    command = [sys.executable, "-m", export_memory.MODULE, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 from hf_shear.core import check_results, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
-EXAMPLES = ROOT / "examples"
 SEPARATOR = "\n<|endoftext|>\n"
 MODULES = {"text": ("argparse", "textwrap", "string"), "numbers": ("statistics", "fractions", "random")}
 SOURCE = {
@@ -56,6 +55,7 @@ JOB = {
     "use_cpu": "true",
 }
 SECONDS = 900
+SHEAR = str(ROOT / "examples" / "shear.py")
 
 
 def write_text(folder: Path) -> None:
@@ -70,11 +70,11 @@ def write_text(folder: Path) -> None:
         (folder / domain / "a.txt").write_text(SEPARATOR.join(documents), encoding="utf-8")
 
 
-def run(script: str, folder: Path, **flags: object) -> None:
+def run(script: tuple[str, ...], folder: Path, **flags: object) -> None:
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     environment = {"HF_DATASETS_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / script), *words],
+        [sys.executable, *script, *words],
         env=os.environ | environment, cwd=folder, capture_output=True, text=True, timeout=SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
@@ -84,11 +84,26 @@ def run(script: str, folder: Path, **flags: object) -> None:
 def test_the_job_shears_a_trained_qwen3(tmp_path):
     text, source, output = tmp_path / "text", tmp_path / "source", tmp_path / "run"
     write_text(text)
-    run("embedded/train_source.py", tmp_path, output_dir=source, data_dir=text, model_type="qwen3", **SOURCE)
+    run(
+        ("-m", "examples.research.train_source"),
+        tmp_path,
+        output_dir=source,
+        data_dir=text,
+        model_type="qwen3",
+        **SOURCE,
+    )
     trained = json.loads((source / "source.json").read_text(encoding="utf-8"))
     assert all(loss < trained["unigram_loss"][domain] for domain, loss in trained["loss"].items())
 
-    run("shear.py", tmp_path, model_name_or_path=source, data_dir=text, output_dir=output, **TARGET, **JOB)
+    run(
+        (SHEAR,),
+        tmp_path,
+        model_name_or_path=source,
+        data_dir=text,
+        output_dir=output,
+        **TARGET,
+        **JOB,
+    )
     results = read_results(output / "results.json")
     check_results(results)
     masked = [row for row in results["history"] if row["stage"] == "mask_learning"]

@@ -1,28 +1,18 @@
 """The family of small sources: shapes follow one rule, the page shows what was measured, the weights are those measured."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from examples.research import train_source
+from examples.research.family import train_family as script
 from hf_shear.data import load_domains, pack_domains, split_domains
 
-FAMILY = Path(__file__).resolve().parent.parent / "examples" / "family"
+FAMILY = Path(__file__).resolve().parent.parent / "examples" / "research" / "family"
 MODELS = sorted((FAMILY / "models").iterdir(), key=lambda folder: int(folder.name))
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_family", FAMILY / "train_family.py")
-    module = importlib.util.module_from_spec(spec)
-    path = list(sys.path)
-    spec.loader.exec_module(module)
-    sys.path[:] = path
-    return module
 
 
 def facts(folder):
@@ -30,13 +20,13 @@ def facts(folder):
 
 
 @pytest.mark.parametrize("size", [0, 48, 100])
-def test_sizes_off_the_rule_are_refused(script, size):
+def test_sizes_off_the_rule_are_refused(size):
     with pytest.raises(ValueError, match=f"must be multiples of 32 of at least 64.*but one is {size}"):
         script.shape_of(size)
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
-def test_a_member_has_the_shape_of_its_size_and_the_family_s_tokenizer(script, folder):
+def test_a_member_has_the_shape_of_its_size_and_the_family_s_tokenizer(folder):
     model = AutoModelForCausalLM.from_pretrained(folder)
     shape = script.shape_of(int(folder.name))
     assert {name: getattr(model.config, name) for name in shape} == shape
@@ -62,9 +52,9 @@ def test_the_page_shows_what_was_measured():
         assert f"| {found['num_parameters']:,} | {found['mean']:.3f} |" in row
 
 
-def test_the_weights_are_those_that_were_measured(script, shared_data):
+def test_the_weights_are_those_that_were_measured(shared_data):
     """Losses of the first held-out samples of two domains, by the smallest member."""
-    folder, source = MODELS[0], sys.modules["train_source"]
+    folder, source = MODELS[0], train_source
     found = facts(folder)
     arguments = found["arguments"]
     domains = load_domains(shared_data / "data" / "redpajama_sample")

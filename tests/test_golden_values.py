@@ -47,9 +47,9 @@ def embedded(folder: Path) -> dict:
 
 def claim(name: str, folder: Path, data: Path) -> dict:
     """What the small form of a claim's study measures, by source and arm."""
-    script = next((ROOT / "examples").rglob(f"{name}.py"))
     stories = data / "models" / "stories260K", data / "data" / "tinystories"
-    run(script, "--small", "--data_dir", data / "data" / "redpajama_sample", "--stories", *stories, "--output", folder)
+    text = "--data_dir", data / "data" / "redpajama_sample", "--stories", *stories
+    run("-m", f"examples.research.claims.{name}", "--small", *text, "--output", folder)
     sources = json.loads((folder / f"{name}.json").read_text())["sources"]
     return {
         source: [{k: arm[k] for k in MEASURED if k in arm} for arm in found["runs"]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
 import tracemalloc
@@ -23,6 +22,7 @@ from training_helpers import (
     weights_of,
 )
 
+from examples.research.benchmarks import sampler_scale
 from hf_shear import DynamicBatchSampler, ShearTrainer
 from hf_shear.data import DomainSamples, DynamicDataLoader
 
@@ -212,16 +212,7 @@ def test_streams_are_checked_without_being_consumed(tmp_path):
 # The simulation
 
 
-@pytest.fixture(scope="module")
-def sampler_scale():
-    path = Path(__file__).resolve().parents[1] / "examples" / "benchmarks" / "sampler_scale.py"
-    spec = importlib.util.spec_from_file_location("sampler_scale", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_simulation_prints_a_table_and_json(sampler_scale, capsys):
+def test_the_simulation_prints_a_table_and_json(capsys):
     sampler_scale.main(["--nodes", "1", "--window", "5", "--num_tokens", "1e9", "--max_length", "65536"])
     *table, last = capsys.readouterr().out.splitlines()
     result = json.loads(last)
@@ -232,7 +223,7 @@ def test_the_simulation_prints_a_table_and_json(sampler_scale, capsys):
     assert any("global_batch" in line for line in table)
 
 
-def test_the_simulation_finds_shared_and_repeated_samples(sampler_scale, monkeypatch):
+def test_the_simulation_finds_shared_and_repeated_samples(monkeypatch):
     args = sampler_scale.parse_arguments(["--nodes", "1", "--window", "5"])
     same = sampler_scale.make_sampler
     with monkeypatch.context() as patch:

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
-import pytest
 from huggingface_hub import ModelCard
 from publishing_helpers import make_run
+
+from examples.research import model_cards as builder
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def builder():
-    spec = importlib.util.spec_from_file_location("model_cards", ROOT / "examples" / "model_cards.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_kept_cards_are_what_their_files_say(builder):
+def test_kept_cards_are_what_their_files_say():
     for folder in builder.models():
         assert (folder / "README.md").read_text(encoding="utf-8") == str(builder.card(folder)), folder.name
 
 
-def test_the_output_in_the_docs_is_that_of_a_kept_evaluation(builder):
+def test_the_output_in_the_docs_is_that_of_a_kept_evaluation():
     assert builder.DOCS.read_text(encoding="utf-8") == builder.documented()
 
 
-def test_a_run_is_kept_without_its_long_parts_and_its_paths(builder, tmp_path, monkeypatch, capsys):
+def test_a_run_is_kept_without_its_long_parts_and_its_paths(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(builder, "MODELS", tmp_path / "models")
     run = make_run(tmp_path / "run")
     whole = json.loads((run / "results.json").read_text())

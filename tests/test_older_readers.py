@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import venv
@@ -19,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from examples.research.engines import family_forms
 from hf_shear import AutoShearingModelForCausalLM, slice_model
 from hf_shear.slicing import save_checkpoint
 
@@ -77,13 +77,8 @@ def read_by_transformers_4(python: str, ids: torch.Tensor, folders: list[Path], 
 
 
 def family(model_type: str, tokenizer):
-    """A model of examples/engines, with thetas that no reader takes for its default."""
-    sys.path.insert(0, str(ROOT / "examples" / "engines"))
-    try:
-        from family_forms import build
-    finally:
-        sys.path.pop(0)
-    model = build(model_type, tokenizer)
+    """A model of examples/research/engines, with thetas that no reader takes for its default."""
+    model = family_forms.build(model_type, tokenizer)
     rope = model.config.rope_parameters
     for number, part in enumerate([rope] if "rope_theta" in rope else rope.values()):
         part["rope_theta"] = 30_000.0 + 5_000 * number

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 from pathlib import Path
@@ -12,14 +11,10 @@ import pytest
 from scaling_law_helpers import FRACTIONS, source_loss, true_rise
 from training_helpers import letter_tokenizer, plain_model, random_documents
 
+from examples.research import p2_law as make
+from examples.research import p2_law_page as build
+
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    """Both modules."""
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    return importlib.import_module("p2_law"), importlib.import_module("p2_law_page")
 
 
 @pytest.fixture
@@ -45,8 +40,7 @@ def words(folder, *more) -> list[str]:
     ]  # fmt: skip
 
 
-def test_runs_have_their_control_and_go_on(family, scripts):
-    make, _ = scripts
+def test_runs_have_their_control_and_go_on(family):
     make.main(words(family, "--fractions", "0.3"))
     results = json.loads((family / "runs.json").read_text())
     control, pruned = results["runs"]
@@ -96,9 +90,8 @@ def known_results(exponent_noise: float = 2e-4, seed: int = 0) -> dict:
     return {"settings": settings, "runs": runs, "versions": {}}
 
 
-def test_the_page_says_who_wins(tmp_path, scripts, monkeypatch):
+def test_the_page_says_who_wins(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    _, build = scripts
     monkeypatch.setattr(build, "RESULTS", tmp_path)
     monkeypatch.setattr(build, "PAGE", tmp_path / "page.md")
     for seed, name in ((0, "known"), (1, "known-seed-1")):
@@ -122,15 +115,13 @@ def test_the_page_says_who_wins(tmp_path, scripts, monkeypatch):
     assert (tmp_path / "page.md").read_text() == page
 
 
-def test_a_law_that_loses_is_said(scripts):
-    _, build = scripts
+def test_a_law_that_loses_is_said():
     rows = {"p2": [0.3], "carried": [0.2], "power_law": [0.25]}
     text = build.verdicts({"size": rows})
     assert text == "- largest source: the P2 law does not win: 30.0 %; the best baseline is `carried` at 20.0 %."
 
 
-def test_a_lead_within_the_spread_over_the_seeds_is_no_win(scripts):
-    _, build = scripts
+def test_a_lead_within_the_spread_over_the_seeds_is_no_win():
     tests = [{"size": [{"method": "p2", "relative_error": own}, {"method": "carried", "relative_error": 0.25}]}
              for own in (0.1, 0.3)]  # fmt: skip
     text = build.verdicts(build.errors_by_test(tests))
@@ -140,17 +131,15 @@ def test_a_lead_within_the_spread_over_the_seeds_is_no_win(scripts):
     )
 
 
-def test_the_page_is_built_from_its_fits(scripts):
-    _, build = scripts
+def test_the_page_is_built_from_its_fits():
     if not build.PAGE.exists():
-        assert not list(build.RESULTS.glob("*.json")), "runs without a page: call examples/p2_law_page.py"
+        assert not list(build.RESULTS.glob("*.json")), "runs without a page: call examples/research/p2_law_page.py"
         pytest.skip("no runs are kept yet")
     assert build.PAGE.read_text(encoding="utf-8") == build.page()
 
 
 @pytest.mark.slow
-def test_kept_runs_give_the_kept_fits_again(scripts):
-    _, build = scripts
+def test_kept_runs_give_the_kept_fits_again():
     kept = sorted(build.RESULTS.glob(f"*{build.FIT_SUFFIX}"))
     assert kept
     for path in kept:

@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 
 import pytest
 
+from examples.research import recovery_page as builder
+
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def builder(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    return importlib.import_module("recovery_page")
 
 
 def row(arm: str, equal: str, mean: float, budget: int = 10, run: int = 0, rate: float = 1.0) -> dict:
     return {"arm": arm, "equal": equal, "mean": mean, "budget": budget, "run": run, "learning_rate": rate}
 
 
-def test_the_page_is_built_from_the_results(builder):
+def test_the_page_is_built_from_the_results():
     assert builder.PAGE.read_text(encoding="utf-8") == builder.page()
     for path in builder.ADVISED:
         assert path.read_text(encoding="utf-8") == builder.advised(path)
 
 
-def test_a_table_has_the_mean_the_spread_and_the_winner(builder):
+def test_a_table_has_the_mean_the_spread_and_the_winner():
     rows = [row("full", "tokens", 2.0), row("full", "tokens", 4.0, run=1), row("lora", "flops", 5.0)]
     rows += [row("lora", "flops", 5.0, run=1), row("lora", "tokens", 1.0), row("lora", "tokens", 1.0, run=1)]
     assert "| full | **3.000 ± 1.414** |\n| lora | 5.000 ± 0.000 |" in builder.table(rows, "flops")
     assert "| full | 3.000 ± 1.414 |\n| lora | **1.000 ± 0.000** |" in builder.table(rows, "tokens")
 
 
-def test_parts_are_put_together_and_budgets_without_all_runs_left_out(builder, tmp_path, monkeypatch):
+def test_parts_are_put_together_and_budgets_without_all_runs_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(builder, "RESULTS", tmp_path)
     first = [row("full", "tokens", 2.0, budget, run) for budget in (10, 20) for run in (0, 1)]
     second = [
@@ -58,14 +53,14 @@ def test_parts_are_put_together_and_budgets_without_all_runs_left_out(builder, t
         builder.add("both", [tmp_path / "second", tmp_path / "first"])
 
 
-def test_a_narrow_win_is_said(builder):
+def test_a_narrow_win_is_said():
     assert builder.winner({"full": [1.0, 1.2], "lora": [3.0, 3.1]}) == ("full", False)
     assert builder.winner({"full": [1.0, 1.2], "lora": [1.1, 1.3]}) == ("full", True)
     text = builder.counted([("full", False), ("full", True), ("lora", False)])
     assert text == "`full` in 2 of 3, 1 within the seeds' spread; `lora` in 1 of 3"
 
 
-def test_rates_at_the_edge_of_the_sweep_are_said(builder):
+def test_rates_at_the_edge_of_the_sweep_are_said():
     swept = [row(arm, "tokens", 1.0, rate=rate) for arm in ("full", "lora") for rate in (1.0, 2.0, 4.0)]
     results = {"runs": [row("full", "tokens", 1.0, rate=2.0), row("lora", "tokens", 1.0, rate=4.0)], "sweep": swept}
     assert (

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
-import pytest
+from examples.research import results_page as builder
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def builder():
-    spec = importlib.util.spec_from_file_location("results_page", ROOT / "examples" / "results_page.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_page_is_what_the_results_say(builder):
+def test_page_is_what_the_results_say():
     assert (ROOT / "model_cards" / "shearing.md").read_text(encoding="utf-8") == builder.page()
 
 
-def test_readme_table_is_what_the_results_say(builder):
+def test_readme_table_is_what_the_results_say():
     assert (ROOT / "README.md").read_text(encoding="utf-8") == builder.readme()
 
 
-def test_settings_have_three_seeds_and_equal_tokens(builder):
+def test_settings_have_three_seeds_and_equal_tokens():
     for name, runs in {**builder.settings(), **builder.settings(recipes=True)}.items():
         least = 1 if name.startswith(builder.FAMILY) else 3  # the first show that the job runs, and compare nothing
         assert len({run["seed"] for run in runs}) == len(runs) >= least, name

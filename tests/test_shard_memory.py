@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shlex
 import shutil
@@ -15,21 +14,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
+from examples.research.benchmarks import shard_memory as benchmark
 from hf_shear import ShearingLlamaForCausalLM
 
-FOLDER = Path(__file__).resolve().parents[1] / "examples" / "benchmarks"
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "examples" / "research" / "benchmarks"
 REPORT = FOLDER / "reports" / "shard-memory.json"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmark reads /proc")
 
 
-@pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module("shard_memory")
-
-
-def test_the_synthetic_checkpoints_are_real_ones(benchmark, tmp_path):
+def test_the_synthetic_checkpoints_are_real_ones(tmp_path):
     config = benchmark.source_config(benchmark.MODELS["small"])
     benchmark.write_checkpoints(tmp_path, config, 4)
     assert len(list((tmp_path / "plain").glob("*.safetensors"))) >= 4
@@ -40,7 +35,7 @@ def test_the_synthetic_checkpoints_are_real_ones(benchmark, tmp_path):
     assert all(torch.equal(weight, masked.get_parameter(name)) for name, weight in plain.named_parameters())
 
 
-def test_a_command_is_measured_in_this_process(benchmark, tmp_path, capsys):
+def test_a_command_is_measured_in_this_process(tmp_path, capsys):
     benchmark.write_checkpoints(tmp_path, benchmark.source_config(benchmark.MODELS["small"]), 4)
     benchmark.main(["--model", "small", "--worker", "export", str(tmp_path)])
     measured = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -49,14 +44,14 @@ def test_a_command_is_measured_in_this_process(benchmark, tmp_path, capsys):
     assert sum(weight.nbytes for weight in weights) <= measured["written_bytes"]
 
 
-def test_a_command_that_fails_is_told(benchmark, tmp_path):
+def test_a_command_that_fails_is_told(tmp_path):
     with pytest.raises(RuntimeError, match="hf-shear export .* ended with 2"):
         benchmark.main(["--model", "small", "--worker", "export", str(tmp_path)])
 
 
-def test_pages_say_what_the_report_says(benchmark):
+def test_pages_say_what_the_report_says():
     report = json.loads(REPORT.read_text(encoding="utf-8"))
-    text = (FOLDER.parent / "docs" / "memory.md").read_text(encoding="utf-8")
+    text = (ROOT / "examples" / "docs" / "memory.md").read_text(encoding="utf-8")
     assert benchmark.measured_table(report) in text
     assert benchmark.calculated_table() in text
     measured = report["measured"]
@@ -68,21 +63,21 @@ def test_pages_say_what_the_report_says(benchmark):
         assert max(benchmark.calculated(benchmark.source_config(sizes)).values()) < benchmark.LIMIT
 
 
-def test_commands_of_the_readme_are_understood(benchmark):
+def test_commands_of_the_readme_are_understood():
     lines = (FOLDER / "README.md").read_text(encoding="utf-8").splitlines()
-    lines = [line for line in lines if line.startswith("python examples/benchmarks/shard_memory.py")]
+    lines = [line for line in lines if line.startswith("python -m examples.research.benchmarks.shard_memory")]
     assert len(lines) >= 2
     for line in lines:
-        benchmark.parse_arguments(shlex.split(line, comments=True)[2:])
+        benchmark.parse_arguments(shlex.split(line, comments=True)[3:])
 
 
 @pytest.mark.slow
-def test_no_command_needs_more_than_the_limit(benchmark, tmp_path):
+def test_no_command_needs_more_than_the_limit(tmp_path):
     """Of 3B parameters, because what reading the text takes, some 0.2 GB whatever the model, is much for a small one."""
     if shutil.disk_usage(tmp_path).free < 20e9:
         pytest.skip("needs 20 GB of disk")
-    command = [sys.executable, str(FOLDER / "shard_memory.py"), "--model", "3b", "--work_dir", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", benchmark.MODULE, "--model", "3b", "--work_dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     measured = json.loads(done.stdout.splitlines()[-1])["measured"]
     assert measured["shards"] >= 4
     for name in benchmark.COMMANDS:

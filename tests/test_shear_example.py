@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+import shear
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -72,30 +72,18 @@ def inputs(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """The example's own folder on the path, one thread, and a cache of data sets of its own."""
+    """One thread, and a cache of data sets of its own."""
     threads = torch.get_num_threads()
     cache = str(tmp_path_factory.mktemp("cache"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
         torch.set_num_threads(1)
         yield {"HF_DATASETS_CACHE": cache, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def shear(environment):
-    """The example as a module."""
-    specification = importlib.util.spec_from_file_location("shear_example", EXAMPLES / "shear.py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["shear_example"] = module  # dataclasses look their module up
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules["shear_example"]
-
-
 @pytest.fixture
-def run(shear, inputs, tmp_path):
+def run(environment, inputs, tmp_path):
     """``run(output_dir, *flags, **changes)``: the example in this process."""
 
     def call(output_dir, *flags: str, **changes) -> None:
@@ -174,7 +162,7 @@ def test_the_results_keep_the_contract(whole, inputs):
         assert [row["num_tokens"] for row in rows] == [step * STEP_TOKENS for step in (3, 6, 9, 12)], name
 
 
-def test_the_losses_are_those_of_the_checkpoints(whole, shear, inputs):
+def test_the_losses_are_those_of_the_checkpoints(whole, inputs):
     folder, _ = whole
     results = results_of(folder)
     tokenizer = AutoTokenizer.from_pretrained(inputs["model_name_or_path"])
@@ -250,7 +238,7 @@ def terminated() -> None:
 
 
 @pytest.mark.parametrize("stage, end", [("mask_learning", killed), ("recovery", killed), ("mask_learning", terminated)])
-def test_a_run_that_was_ended_goes_on_from_its_checkpoint(whole, run, shear, tmp_path, monkeypatch, stage, end):
+def test_a_run_that_was_ended_goes_on_from_its_checkpoint(whole, run, tmp_path, monkeypatch, stage, end):
     folder, made = tmp_path / "run", []
 
     class EndingTrainer(ShearTrainer):
@@ -351,7 +339,7 @@ def test_the_papers_masks_and_a_numbered_folder(run, tmp_path, monkeypatch):
     assert record["calibration_tokens"] == 0
 
 
-def test_targets_from_names_a_budget_and_a_preset(shear, inputs):
+def test_targets_from_names_a_budget_and_a_preset(inputs):
     config = AutoConfig.from_pretrained(inputs["model_name_or_path"])
     arguments = shear.PipelineArguments
     named, reasons = choose_target(arguments(hidden_size=12, intermediate_size=16), config)
@@ -470,7 +458,7 @@ TRAINING_OPTIONS = """activation_checkpointing activation_checkpointing_kwargs b
     shape_gap_tolerance start_noise start_temperature trust_checkpoint""".split()
 
 
-def test_options_are_frozen_and_shown(shear, capsys):
+def test_options_are_frozen_and_shown(capsys):
     """A change here is a change of the interface."""
     assert sorted(shear.PipelineArguments.__dataclass_fields__) == PIPELINE_OPTIONS
     ours = set(ShearTrainingArguments.__annotations__) - CHANGED_DEFAULTS - {"_VALID_DICT_FIELDS"}

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import copy
-import importlib
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from examples.research.claims import surgeon_arms as arms
 from hf_shear.data import Calibration
-
-CLAIMS = Path(__file__).resolve().parent.parent / "examples" / "claims"
-
-
-@pytest.fixture
-def arms(monkeypatch):
-    monkeypatch.syspath_prepend(str(CLAIMS))
-    return importlib.import_module("surgeon_arms")
 
 
 @pytest.fixture
@@ -32,19 +23,19 @@ def study(build_llama):
     return SimpleNamespace(source=lambda: copy.deepcopy(source), calibration=lambda seed: text, settings={})
 
 
-def linear_weights(arms, model) -> int:
+def linear_weights(model) -> int:
     return sum(linear.weight.numel() for linear in arms.decoder_linears(model).values())
 
 
 @pytest.mark.parametrize("fraction", [0.2, 0.3, 0.5])
-def test_units_take_the_share_of_the_linear_weights_that_was_asked_for(arms, study, fraction):
-    whole = linear_weights(arms, study.source())
-    left = linear_weights(arms, arms.prune_units(study, fraction, 0, "magnitude", "none").model)
+def test_units_take_the_share_of_the_linear_weights_that_was_asked_for(study, fraction):
+    whole = linear_weights(study.source())
+    left = linear_weights(arms.prune_units(study, fraction, 0, "magnitude", "none").model)
     per_neuron = 3 * 32 * study.source().config.num_hidden_layers
     assert abs(left - (1 - fraction) * whole) <= per_neuron / 2
 
 
-def test_the_joint_update_is_least_squares_and_the_independent_one_is_not(arms, study):
+def test_the_joint_update_is_least_squares_and_the_independent_one_is_not(study):
     name = "model.layers.0.self_attn.o_proj.weight"  # below it nothing is pruned: both see the source's activations
     weights = {joint: arms.units_updated_once(study, 0.3, 0, joint).state_dict()[name] for joint in (True, False)}
     plain, compensated = (
@@ -58,7 +49,7 @@ def test_the_joint_update_is_least_squares_and_the_independent_one_is_not(arms, 
     assert (weights[False] - plain).abs().max() > 0.01
 
 
-def test_the_config_may_say_what_one_shot_removes(arms):
+def test_the_config_may_say_what_one_shot_removes():
     settings = {"removed_per_shot": {"rows_and_columns": 0.05}}
     assert arms.shots_of(settings, "rows_and_columns", 0.3) == 6
     assert arms.shots_of(settings, "units", 0.3) == 1

@@ -1,6 +1,5 @@
-"""examples/surgeon_tables.py in a tiny form, and the page that shows what it measured."""
+"""examples/research/surgeon_tables.py in a tiny form, and the page that shows what it measured."""
 
-import importlib
 import json
 import math
 from pathlib import Path
@@ -9,17 +8,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig
 
+from examples.research import surgeon_tables as tables
+
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "examples" / "embedded" / "model"
 PAGE = ROOT / "examples" / "docs" / "surgeon_structures.md"
 RESULTS = ROOT / "model_cards" / "surgeon" / "stories260k.json"
 START, END = "<!-- results: start -->\n", "<!-- results: end -->"
-
-
-@pytest.fixture
-def tables(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    return importlib.import_module("surgeon_tables")
 
 
 @pytest.fixture
@@ -44,7 +39,7 @@ def model_folder(tmp_path_factory, build_llama):
     return folder
 
 
-def test_tables_of_every_method(tables, model_folder, data_dir, capsys):
+def test_tables_of_every_method(model_folder, data_dir, capsys):
     flags = "--small --num_samples 8 --max_length 64 --max_evaluated 4 --num_shots 2 --sizes 90 70 --batch_size 4"
     arguments = [
         "--model",
@@ -66,7 +61,7 @@ def test_tables_of_every_method(tables, model_folder, data_dir, capsys):
     assert str(data_dir) not in json.dumps(results)
 
 
-def test_perplexity_is_that_of_all_predicted_tokens(tables, build_llama):
+def test_perplexity_is_that_of_all_predicted_tokens(build_llama):
     model = build_llama()
     samples = torch.randint(3, 40, (3, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -75,13 +70,13 @@ def test_perplexity_is_that_of_all_predicted_tokens(tables, build_llama):
     assert tables.perplexity(model, samples, 2) == pytest.approx(math.exp(mean), rel=1e-5)
 
 
-def test_shots_are_spread_over_what_is_removed(tables):
+def test_shots_are_spread_over_what_is_removed():
     assert tables.shots_of([90, 80, 70, 60, 50], 40) == [8] * 5
     assert tables.shots_of([80, 75, 50], 10) == [4, 1, 5]
     assert tables.shots_of([90, 50], 1) == [1, 1]
 
 
-def test_what_does_not_fit_is_refused(tables, model_folder, data_dir, capsys):
+def test_what_does_not_fit_is_refused(model_folder, data_dir, capsys):
     arguments = ["--model", str(model_folder), "--data_dir", str(data_dir), "--small"]
     with pytest.raises(SystemExit):
         tables.parse([*arguments, "--sizes", "50", "80"])
@@ -92,7 +87,7 @@ def test_what_does_not_fit_is_refused(tables, model_folder, data_dir, capsys):
         tables.main([*arguments, "--num_samples", "5000"])
 
 
-def test_a_text_file_is_split_by_its_documents(tables, tmp_path):
+def test_a_text_file_is_split_by_its_documents(tmp_path):
     file = tmp_path / "stories.txt"
     file.write_text("<|endoftext|>".join(f" story {i} " for i in range(20)), encoding="utf-8")
     options = tables.parse(["--model", str(MODEL), "--data_dir", str(file)])
@@ -100,7 +95,7 @@ def test_a_text_file_is_split_by_its_documents(tables, tmp_path):
     assert len(train) == 18 and test == [" story 18 ", " story 19 "]
 
 
-def test_the_page_shows_what_was_measured(tables):
+def test_the_page_shows_what_was_measured():
     text = PAGE.read_text(encoding="utf-8")
     shown = text[text.index(START) + len(START) : text.index(END)]
     assert shown == tables.table(json.loads(RESULTS.read_text(encoding="utf-8")))

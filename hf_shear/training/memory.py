@@ -17,7 +17,7 @@ Before them a teacher has its forward. With frozen weights there is no gradient 
 logits of one chunk only (``memory_recovery.py``).
 
 Between them memory rises or falls evenly. What is kept for the backward pass was counted in transformers' Llama with sdpa
-attention (``torch.autograd.graph.saved_tensors_hooks``); examples/benchmarks/memory.py compares with measured peaks.
+attention (``torch.autograd.graph.saved_tensors_hooks``); examples/research/benchmarks/memory.py compares with peaks.
 """
 
 from __future__ import annotations

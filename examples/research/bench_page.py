@@ -1,0 +1,62 @@
+"""Build model_cards/bench.md from the results of examples/research/bench.py.
+
+    python -m examples.research.bench_page  # rebuild from model_cards/bench
+    python -m examples.research.bench_page --add stories260k-half bench  # keep a bench's results and picture first
+
+Every number on the page comes from model_cards/bench/*.json; a test rebuilds the page and compares.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from hf_shear.report import bench_markdown
+
+from .shared import ROOT
+
+RESULTS = ROOT / "model_cards" / "bench"
+PAGE = ROOT / "model_cards" / "bench.md"
+LEFT_OUT = ("command",)  # names folders of a machine
+
+INTRODUCTION = """# Ways of pruning, compared
+
+By `examples/research/bench.py`: every method at the same target, on the same calibration text for each seed, with the
+same training tokens. How methods are written: [one_shot.md](../examples/docs/one_shot.md#bench). "best" is the lowest
+mean loss after recovery; "tie": no further from it than the larger of the two spreads over the seeds. Seconds and peaks
+were measured on a machine that others used, too: they tell orders of magnitude."""
+
+
+def page() -> str:
+    """The page's text."""
+    parts = [INTRODUCTION]
+    for path in sorted(RESULTS.glob("*.json")):
+        note = path.with_suffix(".md")
+        parts.append(f"## {path.stem}")
+        if note.is_file():
+            parts.append(note.read_text(encoding="utf-8").strip())
+        parts.append(bench_markdown(json.loads(path.read_text(encoding="utf-8"))).strip())
+        parts.append(f"![Held-out loss before and after recovery, by method](bench/{path.stem}.png)")
+    return "\n\n".join(parts) + "\n"
+
+
+def add(name: str, folder: Path) -> None:
+    """Keep the results and the picture of one bench."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    results = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
+    results = {key: value for key, value in results.items() if key not in LEFT_OUT}
+    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    shutil.copyfile(folder / "bench.png", RESULTS / f"{name}.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--add", nargs=2, metavar=("NAME", "FOLDER"), help="keep the results of a bench first")
+    arguments = parser.parse_args()
+    if arguments.add:
+        add(arguments.add[0], Path(arguments.add[1]))
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""A study: the arms of one claim on one source, made from the library's parts and kept one by one."""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from hf_shear import ShearTrainer, ShearTrainingArguments, prune_one_shot
+from hf_shear.core import collect_versions, write_results
+from hf_shear.data import Calibration, load_domains
+from hf_shear.distillation import Teacher
+from hf_shear.runs import cut_learned_masks, judge, masked_arm, prepare_domain_data
+from hf_shear.shapes import TargetShape, training_flops_per_token
+from hf_shear.sources import open_source
+from hf_shear.training import TrainingDivergedError, evaluate_domains
+from hf_shear.training.cost import evaluation_samples_per_domain
+
+from ..shared import best_rate, next_rates
+from .claim_results import Claim, SourceResults, read
+
+
+class Study:
+    """Arms of one claim on one source, kept one by one: a call goes on where the last one stopped.
+
+    Args:
+        claim: whose arms.
+        name: of the source.
+        path: of its checkpoint.
+        data_dir: text per domain.
+        settings: of the claim's config, for this source.
+        output: JSON file of the claim.
+
+    Raises:
+        ValueError: ``output`` holds runs of this source with other settings.
+    """
+
+    def __init__(self, claim: Claim, name: str, path: str | Path, data_dir: str, settings: dict, output: Path):
+        self.claim, self.name, self.path, self.data_dir, self.output = claim, name, path, data_dir, output
+        self.settings = settings
+        kept = read(output)["sources"].get(name, {"settings": settings, "runs": []})
+        if kept["settings"] != settings:
+            changed = sorted(k for k in settings | kept["settings"] if settings.get(k) != kept["settings"].get(k))
+            raise ValueError(
+                f"{output} holds runs of {name!r} with other settings ({', '.join(changed)}). Delete them there, or give"
+                " another `--output`."
+            )
+        self.runs: list[dict] = kept["runs"]
+        self._references: dict[int, dict[str, float]] = {}
+
+    def __getattr__(self, name: str):
+        """Settings by name."""
+        try:
+            return self.__dict__["settings"][name]
+        except KeyError:
+            raise AttributeError(f"Neither a study nor the config has {name!r}.") from None
+
+    # What arms are made from
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """Of the source."""
+        return open_source("path", self.path).config
+
+    def flops_per_token(self, model: PreTrainedModel | None = None, teacher: PretrainedConfig | None = None) -> float:
+        """Of training, forward and backward: a pruned model's, with its teacher's; without a model the source's."""
+        config = self.config if model is None else model.config
+        return training_flops_per_token(config, self.max_length, teacher=teacher)
+
+    @cached_property
+    def tokenizer(self):
+        return open_source("path", self.path).load_tokenizer()
+
+    @cached_property
+    def data(self):
+        """Packed text of the source's tokenizer, split by document."""
+        return prepare_domain_data(
+            load_domains(self.data_dir), self.tokenizer, self.config,
+            max_length=self.max_length, held_out_fraction=self.settings.get("held_out_fraction", 0.1),
+            eval_tokens=self.eval_tokens,
+        )  # fmt: skip
+
+    def source(self) -> PreTrainedModel:
+        """A fresh copy of the source, in float32."""
+        return open_source("path", self.path).load_model(torch.float32)
+
+    def target(self, **sizes: int) -> TargetShape:
+        """The config's target shape, or another one."""
+        return TargetShape.from_dict(self.config, sizes or self.settings["target"])
+
+    def calibration(self, seed: int, num_batches: int | None = None) -> Calibration:
+        """A draw of calibration text."""
+        batches = self.data.calibration(self.batch_size, num_batches or self.calibration_batches, seed)
+        return Calibration(list(batches), seed)
+
+    @cached_property
+    def source_losses(self) -> dict[str, float]:
+        """The source's own losses on what every model is judged by."""
+        return self.run({"arm": "source", "seed": 0}, lambda: self.judged(self.source()))["loss"]
+
+    def reference_losses(self, num_samples: int) -> dict[str, float]:
+        """The source's own losses on the samples that a training evaluates on; domain weights follow the difference."""
+        if num_samples not in self._references:
+            samples = self.data.first_held_out(num_samples)
+            self._references[num_samples], _ = evaluate_domains(self.source(), samples, 2 * self.batch_size)
+        return self._references[num_samples]
+
+    # Arms
+
+    def run(self, key: dict, make: Callable[[], dict]) -> dict:
+        """The record of one arm: the kept one, or made now and kept."""
+        for run in self.runs:
+            if key.items() <= run.items():
+                return run
+        start = time.perf_counter()
+        record = make()
+        if shared := key.keys() & record.keys():
+            raise ValueError(f"What was measured must not be named as the arm's key is: {sorted(shared)}.")
+        record = key | record
+        record["run_seconds"] = time.perf_counter() - start
+        self.runs.append(record)
+        results = read(self.output)
+        results["sources"][self.name] = {"settings": self.settings, "runs": self.runs}
+        results["versions"] = collect_versions()
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        write_results(self.output, results)
+        mean = record.get("mean", math.nan)
+        number = "diverged, " if mean is None else "" if math.isnan(mean) else f"{mean:.4f}, "
+        print(f"{self.claim.name}, {self.name}: {key}: {number}{record['run_seconds']:.0f} s", flush=True)
+        return record
+
+    def tune(self, key: dict, make: Callable[[float, int], dict], start: float) -> float:
+        """An arm on all seeds at the learning rate with the lowest mean loss, which is returned.
+
+        One seed is a weak judge of neighbours. So the first seed sweeps, and all seeds run at ``start``, at the rate
+        that the sweep found, and, until the lowest mean lies between two rates of the sweep, at what it finds then.
+
+        Args:
+            make: the record for a learning rate and a seed.
+            start: the rate to try first, and the only one without the setting ``sweep_rates``.
+        """
+
+        def attempt(rate: float, seed: int) -> dict:
+            try:
+                return make(rate, seed)
+            except TrainingDivergedError:
+                return {"mean": None, "tokens": 0}
+
+        def run_at(rates: Iterable[float], seeds: Sequence[int]) -> None:
+            for rate in rates:
+                for seed in seeds:
+                    self.run(key | {"rate": rate, "seed": seed}, lambda rate=rate, seed=seed: attempt(rate, seed))
+
+        found, first, wanted = SourceResults(self.name, self.settings, self.runs), self.seeds[:1], [start]
+        while True:
+            while wanted:
+                run_at(wanted, first)
+                wanted = next_rates(found.sweep(**key)) if self.sweep_rates else []
+            run_at({start, best_rate(found.sweep(**key))}, self.seeds[1:])
+            best = found.tuned(**key)[0]["rate"]
+            wanted = next_rates(found.sweep(**key), best) if self.sweep_rates else []
+            if not wanted:
+                return best
+
+    def judged(self, model: PreTrainedModel) -> dict:
+        """Held-out loss per domain and their mean, parameters, shape."""
+        with tempfile.TemporaryDirectory() as folder:
+            found = judge(model, self.data.judged, self._arguments(folder, 1, 0, learning_rate=0.0))
+        return {name: found[name] for name in ("loss", "mean", "num_parameters", "shape")}
+
+    def train(
+        self, model: PreTrainedModel, num_tokens: int, seed: int, teacher: PreTrainedModel | None = None, **changes
+    ) -> tuple[PreTrainedModel, dict]:
+        """Train in place on ``num_tokens``; the model, and facts of the stage (tokens, history, passes, sizes, weights)."""
+        with tempfile.TemporaryDirectory() as folder:
+            args = self._arguments(folder, num_tokens, seed, **changes)
+            on_device = None if teacher is None else Teacher(teacher, "device", args.device)
+
+            def trainer_with(args):
+                return ShearTrainer(model, args, self.data.train, self.data.held_out, teacher=on_device)
+
+            samples = evaluation_samples_per_domain(trainer_with(args))
+            trainer = trainer_with(replace(args, reference_losses=self.reference_losses(samples)))
+            trainer.train()
+            facts = trainer.stage_record("training")
+        facts = {name: facts[name] for name in ("tokens", "history", "sizes", "passes", "mixture_weights")}
+        return trainer.accelerator.unwrap_model(trainer.model), facts | {"mask_report": trainer.mask_report}
+
+    def learn(
+        self, target: TargetShape, num_tokens: int, seed: int, options: dict | None = None, **changes
+    ) -> tuple[PreTrainedModel, dict]:
+        """Learn masks on ``num_tokens`` and cut; the pruned model, and facts of the stage.
+
+        Beside those of ``train`` the ``gap`` of the expected shape from the target before the cut, at its worst size.
+
+        Args:
+            options: masks, start and weights, as in ``hf_shear.runs.masked_arm``.
+            changes: of the training arguments.
+        """
+        source, calibration = self.source(), self.calibration(seed)
+        masked, stage = masked_arm(source, target, seed, calibration.batches, **(options or {}))
+        masked, facts = self.train(masked, num_tokens, seed, **(stage | changes))
+        model, _, _ = cut_learned_masks(masked, "none", calibration, source)
+        return model, facts | {"gap": max(facts["mask_report"]["gap"].values())}
+
+    def prune(self, target: TargetShape, seed: int, num_batches: int | None = None, **options) -> PreTrainedModel:
+        """The source pruned in one shot, or several, on the config's number of calibration batches or another."""
+        return prune_one_shot(self.source(), target, self.calibration(seed, num_batches), **options).model
+
+    def scratch(self, target: TargetShape, seed: int) -> PreTrainedModel:
+        """Random weights of the target's shape."""
+        config = self.prune(target, seed, criterion="random", compensation="none", num_shots=1).config
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+
+    def _arguments(self, folder: str, num_tokens: int, seed: int, **changes) -> ShearTrainingArguments:
+        own = dict(
+            num_tokens=num_tokens, per_device_train_batch_size=self.batch_size, eval_strategy="steps", eval_steps=0.1,
+            per_device_eval_batch_size=2 * self.batch_size, warmup_steps=0.05,
+            lr_scheduler_type="cosine", save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
+            eval_token_share=0.2, shape_gap_tolerance=1.0, seed=seed,
+        )  # fmt: skip
+        if "learning_rate" not in changes:
+            own["learning_rate"] = self.learning_rate
+        return ShearTrainingArguments(folder, **(own | changes))

@@ -1,0 +1,253 @@
+"""Convert and run checkpoints of every form in engines that are not transformers, and compare with transformers.
+
+    python -m examples.research.engines.measure --source path/to/stories260K --shapes stories260K --data_dir path/to/text \\
+        --output model_cards/engines/stories260K.json --engines llama_cpp ctranslate2 \\
+        --python openvino=/other/venv/bin/python
+
+    python -m examples.research.engines.measure --families --source path/to/stories260K --data_dir path/to/text \\
+        --output model_cards/engines/families.json
+
+The source is pruned by Taylor scores to each shape of `forms.SHAPES`, changed into each form, and run by each engine with
+the same token ids: greedy text, the logits of held-out text, and the loss that follows. An engine that needs other
+packages than hf_shear does gets a Python of its own by ``--python``. CONVERT_HF_TO_GGUF names llama.cpp's converter.
+Without ``--data_dir`` the text is that of `examples/embedded`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_shear.core import collect_versions
+from hf_shear.data import load_domains, pack_domains, split_domains
+
+from ..shared import ROOT
+from .family_forms import FAMILIES, make_family
+from .forms import FORMS, SHAPES, make_form
+from .runner import ACCEPTED, OPENING, REFUSED
+
+PRECISIONS = {
+    "llama_cpp": ["f32", "f16", "q8_0", "q4_0", "q4_k_m"],
+    "ctranslate2": ["float32", "int8"],
+    "openvino": ["f32", "int8", "int4"],
+    "onnx": ["f32", "int8", "int4"],
+    "mlx": ["float32", "int8", "int4"],
+}
+QUANTIZED_FORMS = ("uniform", "narrow_attention", "odd_rows", "indivisible_mistral")
+"""The rest differ from these in nothing that blocks of weights depend on, and run in floats only."""
+NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS, TEXT_TOKENS = 8, 16, 32, 128
+CALIBRATION_BATCHES, BATCH = 16, 8
+
+
+def text_of(source: str, data_dir: str | None) -> tuple[list[dict], dict]:
+    """Batches to score units on, and the held-out part of a job: prompts and texts in ids, strings to tokenise."""
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if data_dir is None:
+        from examples.embedded.stdlib_domains import stdlib_domains
+
+        domains = stdlib_domains()
+    else:
+        domains = load_domains(data_dir)
+    train, held_out = split_domains(domains)
+    names = list(train)
+    packed = {
+        side: pack_domains(part, tokenizer, max_length=TEXT_TOKENS) for side, part in (("t", train), ("h", held_out))
+    }
+    batches = []
+    for number in range(CALIBRATION_BATCHES):
+        name, start = names[number % len(names)], number // len(names) * BATCH
+        ids = torch.tensor(packed["t"][name][start : start + BATCH]["input_ids"])
+        batches.append({"input_ids": ids, "labels": ids})
+    texts = [list(packed["h"][names[number % len(names)]][number]["input_ids"]) for number in range(NUM_PROMPTS)]
+    strings = [held_out[names[number % len(names)]][number]["text"][:300] for number in range(NUM_PROMPTS)]
+    job = {"prompts": [text[:PROMPT_TOKENS] for text in texts], "new_tokens": NEW_TOKENS, "texts": texts}
+    job |= {"strings": strings, "tokenized": [tokenizer(text).input_ids for text in strings]}
+    return batches, job | {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
+
+
+@torch.no_grad()
+def reference(checkpoint: Path, job: dict) -> dict:
+    """What transformers gives for the job, in float32: logits of the texts, greedy continuations of the prompts."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    logits = [model(torch.tensor([text])).logits[0].numpy() for text in job["texts"]]
+    greedy = []
+    for prompt in job["prompts"]:
+        ids = torch.tensor([prompt])
+        done = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=job["new_tokens"], do_sample=False,
+                              pad_token_id=0)  # fmt: skip
+        greedy.append(done[0, len(prompt) :].tolist())
+    return {"logits": logits, "greedy": greedy, "loss": mean_loss(logits, job["texts"])}
+
+
+def mean_loss(logits: list[np.ndarray], texts: list[list[int]]) -> float:
+    """Nats per predicted token."""
+    total, count = 0.0, 0
+    for scores, text in zip(logits, texts, strict=True):
+        log_probabilities = torch.log_softmax(torch.tensor(scores[:-1], dtype=torch.float64), -1)
+        total -= log_probabilities.gather(1, torch.tensor(text[1:])[:, None]).sum().item()
+        count += len(text) - 1
+    return total / count
+
+
+def compare(record: dict, logits: list[np.ndarray], expected: dict, job: dict) -> dict:
+    """How far the engine is from transformers: equal greedy texts, logits, equal next tokens after given text, loss."""
+    pairs = list(zip(logits, expected["logits"], strict=True))
+    same_argmax = np.concatenate([own.argmax(-1) == theirs.argmax(-1) for own, theirs in pairs])
+    same = [_until(own, job["eos"]) == _until(theirs, job["eos"])
+            for own, theirs in zip(record["greedy"], expected["greedy"], strict=True)]  # fmt: skip
+    loss = mean_loss(logits, job["texts"])
+    return {
+        "greedy_equal": sum(same),
+        "max_logit_difference": _rounded(max(np.abs(own - theirs).max() for own, theirs in pairs)),
+        "argmax_equal": round(float(np.mean(same_argmax)), 4),
+        "loss_difference": round(loss - expected["loss"], 5),
+    }
+
+
+def compare_tokens(own: list[list[int]], theirs: list[list[int]], bos: int) -> dict:
+    """How many strings become the same pieces, BOS aside, and whether the engine adds a BOS where transformers does not."""
+    pieces = [[ids[1:] if ids[:1] == [bos] else ids for ids in each] for each in (own, theirs)]
+    return {
+        "same_tokens": sum(map(list.__eq__, *pieces)),
+        "adds_bos": own[0][0] == bos and theirs[0][0] != bos,
+    }
+
+
+def _until(tokens: list[int], eos: int) -> list[int]:
+    """The tokens before EOS: engines differ in whether they return it."""
+    return tokens[: tokens.index(eos)] if eos in tokens else tokens
+
+
+def _rounded(value: float) -> float:
+    return float(f"{float(value):.3g}")
+
+
+def strings_of(form: str, job: dict) -> list[str]:
+    """The texts to tokenise. Readers of other families than Llama and Mistral expect another kind of tokenizer."""
+    return job["strings"] if form in FORMS and not form.startswith("qwen") else []
+
+
+def precisions(engine: str, form: str) -> list[str]:
+    """What a form, or a family, is run in."""
+    return PRECISIONS[engine] if form in QUANTIZED_FORMS else PRECISIONS[engine][:1]
+
+
+def run_engine(engine: str, python: str, folders: list[Path]) -> None:
+    """Let the engine do the jobs in the folders, in one process as long as none of them ends it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    if python != sys.executable:
+        environment.pop("PYTHONPATH", None)
+    if engine == "llama_cpp":  # the converter brings a gguf of its own, newer than the published one
+        folder = Path(os.environ["CONVERT_HF_TO_GGUF"]).resolve().parent
+        environment["PYTHONPATH"] = os.pathsep.join([str(folder), str(folder / "gguf-py")])
+    command = [python, "-m", f"{__package__}.run_{engine}", *(str(folder.resolve()) for folder in folders)]
+    while any(not (folder / f"{precision}.json").exists() for folder in folders for precision in _wanted(folder)):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+        if done.returncode == 0:
+            return
+        broken = [path for folder in folders for path in folder.glob("*.json") if _status(path) == OPENING]
+        if not broken:
+            raise RuntimeError(f"run_{engine}.py failed before it opened a checkpoint:\n{done.stderr[-2000:]}")
+        record = json.loads(broken[0].read_text(encoding="utf-8"))
+        record |= {"status": REFUSED, "reason": _last_words(done)}
+        broken[0].write_text(json.dumps(record), encoding="utf-8")
+
+
+def read_records(folder: Path, job: dict, expected: dict) -> dict[str, dict]:
+    """What the results file says of each precision that ran in the folder."""
+    records = {}
+    for precision in job["precisions"]:
+        record = json.loads((folder / f"{precision}.json").read_text(encoding="utf-8"))
+        facts = {"status": record["status"], "versions": record["versions"]}
+        if record["status"] == ACCEPTED:
+            with np.load(folder / f"{precision}.npz") as stored:
+                logits = [stored[str(number)] for number in range(len(job["texts"]))]
+            facts |= compare(record, logits, expected, job)
+            if job["strings"] and record["tokenized"][0] is not None:
+                facts |= compare_tokens(record["tokenized"], job["tokenized"], job["bos"])
+            dequantized = folder / f"{precision}.dequantized"
+            if dequantized.exists():
+                facts["same_weights"] = compare(record, logits, reference(dequantized, job), job)
+        else:
+            facts["reason"] = record["reason"]
+        records[precision] = facts
+    return records
+
+
+def _wanted(folder: Path) -> list[str]:
+    return json.loads((folder / "job.json").read_text(encoding="utf-8"))["precisions"]
+
+
+def _status(path: Path) -> str | None:
+    return json.loads(path.read_text(encoding="utf-8")).get("status")
+
+
+def _last_words(done: subprocess.CompletedProcess) -> str:
+    lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+    return f"the process ended with {done.returncode}: {lines[-1][:300] if lines else ''}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--shapes", choices=list(SHAPES), help="of the source, as in forms.py")
+    parser.add_argument("--families", action="store_true", help="in place of forms: those of family_forms.py")
+    parser.add_argument("--data_dir")
+    parser.add_argument("--output", required=True, help="JSON; records of other engines and forms in it are kept")
+    parser.add_argument("--work_dir", help="for checkpoints and converted files; a temporary one by default")
+    parser.add_argument("--engines", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
+    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
+    parser.add_argument("--python", nargs="*", default=[], metavar="ENGINE=PATH")
+    arguments = parser.parse_args()
+    pythons = dict(item.split("=", 1) for item in arguments.python)
+    work = Path(arguments.work_dir or tempfile.mkdtemp())
+    batches, job = text_of(arguments.source, arguments.data_dir)
+    output = Path(arguments.output)
+    results = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {"runs": {}}
+    results |= {"source": "families" if arguments.families else arguments.shapes, "versions": collect_versions()}
+    results |= {
+        "prompts": NUM_PROMPTS,
+        "prompt_tokens": PROMPT_TOKENS,
+        "new_tokens": NEW_TOKENS,
+        "text_tokens": TEXT_TOKENS,
+    }
+    if arguments.families:
+        checkpoints = {name: make_family(name, arguments.source, work / "families") for name in FAMILIES}
+    else:
+        shapes = SHAPES[arguments.shapes]
+        checkpoints = {
+            form: make_form(form, arguments.source, shapes, batches, work / "forms") for form in arguments.forms
+        }
+    expected = {form: reference(checkpoint, job) for form, checkpoint in checkpoints.items()}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for engine in arguments.engines:
+        jobs = {form: {**job, "checkpoint": str(path.absolute()), "precisions": precisions(engine, form),
+                       "strings": strings_of(form, job)}
+                for form, path in checkpoints.items()}  # fmt: skip
+        folders = {form: work / engine / form for form in checkpoints}
+        for form, folder in folders.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "job.json").write_text(json.dumps(jobs[form]), encoding="utf-8")
+        run_engine(engine, pythons.get(engine, sys.executable), list(folders.values()))
+        for form, folder in folders.items():
+            records = read_records(folder, jobs[form], expected[form])
+            config = json.loads((checkpoints[form] / "config.json").read_text(encoding="utf-8"))
+            run = results["runs"].setdefault(form, {})
+            run |= {"config": config, "loss": round(expected[form]["loss"], 5), engine: records}
+            run["logit_deviation"] = _rounded(np.std(np.concatenate(expected[form]["logits"])))
+            for name, facts in records.items():
+                print(form, engine, name, {key: value for key, value in facts.items() if key != "versions"}, flush=True)
+        output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Build examples/docs/engines.md from the rules of `hf_shear.publishing` and the results of measure.py.
+
+    python -m examples.research.engines.page
+
+Every number on the page comes from model_cards/engines/*.json; a test rebuilds the page and compares.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hf_shear.publishing import ENGINES, EVIDENCE
+
+from ..shared import ROOT
+
+RESULTS = ROOT / "model_cards" / "engines"
+PAGE = ROOT / "examples" / "docs" / "engines.md"
+TEXT = Path(__file__).with_name("page_text.md")
+MAX_LOGIT_DIFFERENCE = 2e-3  # of the logits' standard deviation: still the same function, in float32
+MARKS = ("<!-- rules -->", "<!-- results -->", "<!-- families -->")
+
+
+def results(name: str) -> dict:
+    """The results file of a source ("stories260K", "embedded", "families")."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def rules_table() -> str:
+    """A row for every rule of every engine."""
+    lines = ["| engine | checkpoint | verdict | known by | note |", "|---|---|---|---|---|"]
+    for engine in ENGINES:
+        for rule in engine.rules:
+            lines.append(f"| {engine.name} | {rule.when} | {rule.verdict} | {rule.evidence} | {rule.note} |")
+    evidence = "; ".join(f"{name}: {meaning}" for name, meaning in EVIDENCE.items())
+    versions = "; ".join(f"{engine.name}: {engine.version}" for engine in ENGINES if engine.base is None)
+    return "\n".join([*lines, "", f"Known by: {evidence}. A quantised form follows its engine's other rules too.", "",
+                      f"Versions: {versions}."])  # fmt: skip
+
+
+def cell(facts: dict | None, prompts: int) -> str:
+    """What came out of one precision: equal greedy texts, largest logit difference or change of the loss."""
+    if facts is None:
+        return ""
+    if facts["status"] == "refused":
+        return "refused"
+    text = f"{facts['greedy_equal']}/{prompts}, {facts['max_logit_difference']:.1g}, {facts['loss_difference']:+.4f}"
+    if "same_weights" in facts:
+        text += f" ({facts['same_weights']['greedy_equal']}/{prompts})"
+    return text
+
+
+def results_table(found: dict, engine_keys: tuple[str, ...]) -> str:
+    """Forms by precision of some engines."""
+    columns = [(engine.key, name) for engine in ENGINES if engine.key in engine_keys for name in engine.precisions]
+    columns = [(key, name) for key, name in columns if any(name in run.get(key, {}) for run in found["runs"].values())]
+    lines = [
+        "| form | " + " | ".join(f"{key} {name}" for key, name in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for form, run in found["runs"].items():
+        cells = [cell(run.get(key, {}).get(name), found["prompts"]) for key, name in columns]
+        lines.append(f"| {form} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def family_word(run: dict, key: str, precision: str, prompts: int) -> str:
+    """How one family fared in one precision of floats."""
+    facts = run[key][precision]
+    if facts["status"] == "refused":
+        return "refused"
+    close = facts["max_logit_difference"] < MAX_LOGIT_DIFFERENCE * run["logit_deviation"]
+    return "equal" if close and facts["greedy_equal"] == prompts else "other"
+
+
+def families_table(found: dict) -> str:
+    """Families by engine, in float32."""
+    plain = [
+        engine for engine in ENGINES if engine.base is None and any(engine.key in run for run in found["runs"].values())
+    ]
+    lines = ["| model_type | " + " | ".join(engine.name for engine in plain) + " |", "|---" * (len(plain) + 1) + "|"]
+    for name, run in found["runs"].items():
+        cells = [family_word(run, engine.key, engine.precisions[0], found["prompts"]) for engine in plain]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """The page's text."""
+    parts = []
+    for name in ("stories260K", "embedded"):
+        found = results(name)
+        parts += [f"### {name}"]
+        parts += [results_table(found, keys) for keys in (("llama_cpp",), ("ctranslate2", "openvino"), ("onnx", "mlx"))]
+    text = TEXT.read_text(encoding="utf-8")
+    for mark, table in zip(
+        MARKS, (rules_table(), "\n\n".join(parts), families_table(results("families"))), strict=True
+    ):
+        assert mark in text, f"{TEXT.name} lacks {mark}"
+        text = text.replace(mark, table)
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
