@@ -34,7 +34,7 @@ ALLOWED = {
     "modeling": {"shapes", "masks", "sources"},
     "slicing": {"shapes", "masks", "modeling", "sources"},
     "data": set(),
-    "calibration": {"masks", "modeling", "data"},
+    "calibration": {"shapes", "modeling", "masks"},
     "criteria": {"shapes", "masks", "modeling", "data", "calibration"},
     "compensation": {"shapes", "masks", "modeling", "data", "calibration"},
     "pruning": {"shapes", "masks", "modeling", "slicing", "data", "criteria", "compensation"},

@@ -1,37 +1,41 @@
-"""Second moments of what linear layers read and of the gradients of what they write, and what follows from them."""
+"""One engine that shows calibration text to a model, moments of what is seen, and what follows from them."""
 
-from .activation_moments import ChannelMoments, write_input_moments
 from .costs import ColumnCosts, row_costs
-from .evaluating import evaluating
+from .engine import Batch, measuring, observe, sample_losses, shown, watching
 from .factors import DAMPING
 from .gate_slopes import mean_over_slopes
+from .layer_stream import (
+    InputsByModule,
+    LayerCurvature,
+    LayerStream,
+    ShortCalibrationWarning,
+    stream_curvature,
+    stream_inputs,
+)
 from .least_squares import least_squares_columns, update_rows
-from .measuring import measuring, requiring_gradients, sample_losses, watch
-from .micro_batches import micro_batches
-from .moments import GradientMoments, InputMoments, InputsByModule
-from .stream import OUTPUT_PROJECTIONS, LayerCurvature, ShortCalibrationWarning, stream_curvature, stream_inputs
+from .moments import ChannelMoments, Moments, Sums, write_input_moments
 
 __all__ = [
     "DAMPING",
-    "OUTPUT_PROJECTIONS",
+    "Batch",
     "ChannelMoments",
     "ColumnCosts",
-    "GradientMoments",
-    "InputMoments",
     "InputsByModule",
     "LayerCurvature",
+    "LayerStream",
+    "Moments",
     "ShortCalibrationWarning",
-    "evaluating",
+    "Sums",
     "least_squares_columns",
     "mean_over_slopes",
     "measuring",
-    "micro_batches",
-    "requiring_gradients",
+    "observe",
     "row_costs",
     "sample_losses",
+    "shown",
     "stream_curvature",
     "stream_inputs",
     "update_rows",
-    "watch",
+    "watching",
     "write_input_moments",
 ]

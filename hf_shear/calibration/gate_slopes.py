@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core import UsageError, sum_over_ranks
 from ..masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from ..modeling import ShearingMixin
-from .measuring import measuring, requiring_gradients, sample_losses
+from .engine import Batch, Watcher, measuring, sample_losses, shown, watching
 
 Magnitude = Callable[[Tensor], Tensor]
 
@@ -49,13 +49,14 @@ def mean_over_slopes(
     """
     places = _Places(model, magnitude, per_token)
     num_tokens = torch.zeros((), dtype=torch.float64, device=model.device)
-    with measuring(model, places.handles), requiring_gradients(model, False), torch.enable_grad():
-        for batch in batches:
-            losses, counts = sample_losses(model, batch)
+    with measuring(model, weights_require_grad=False), torch.enable_grad():
+        for batch in shown(batches, model.device):
+            with watching(batch, places.inputs, places.outputs):
+                losses, counts = sample_losses(model, batch.inputs)
             num_tokens += counts.sum()
             places.weights = counts
             (gradient,) = torch.autograd.grad((losses / counts.clamp(min=1)).sum(), [places.embedded])
-            places.add_hidden(places.embedded.detach(), gradient)
+            places.add_residual(places.embedded.detach(), gradient)
             places.finish_batch()
     sum_over_ranks(num_tokens, places.sums.values())
     if num_tokens == 0:
@@ -77,52 +78,43 @@ class _Places:
         self.sums = {
             kind.name: torch.zeros(kind.mask_shape, device=model.device) for kind in model.masks.kinds.values()
         }
-        self.embedded: Tensor = None  # the graph of a batch begins here
-        self.weights: Tensor = None  # [B]
+        self.embedded: Tensor  # the graph of a batch begins here
+        self.weights: Tensor  # [B]
         self.hidden: Tensor | float = 0.0  # [B, T or 1, d]
         self.layers: dict[int, Tensor] = {}  # [B, T or 1]
-        self.handles = [model.model.embed_tokens.register_forward_hook(self._begin)]
-        watch_output, watch_input = self._watch_output, self._watch_input
-        family = model.family
+        self.inputs: dict[nn.Module, Watcher] = {}
+        self.outputs: dict[nn.Module, Watcher] = {model.model.embed_tokens: self._begin}
+        family, add = model.family, self.add_residual
+        self.outputs[model.model.norm] = _with_gradient(add)
         for index, layer in enumerate(model.model.layers):
             attention, mlp = layer.self_attn.o_proj, layer.mlp if family.has_experts else layer.mlp.down_proj
-            pre_norms = [layer.get_submodule(name) for name in family.pre_norms]
-            post_norms = [layer.get_submodule(name) for name in family.post_norms]
-            add_layer = partial(self._add_layer, index)
-            self.handles += [module.register_forward_hook(watch_output(self.add_hidden)) for module in pre_norms]
-            self.handles += [module.register_forward_hook(watch_output(self.add_hidden)) for module in (attention, mlp)]
-            self.handles += [
-                module.register_forward_hook(watch_output(add_layer)) for module in post_norms or (attention, mlp)
-            ]
-            self.handles.append(attention.register_forward_pre_hook(watch_input(partial(self._add_heads, index))))
+            for name in family.pre_norms:
+                self.outputs[layer.get_submodule(name)] = _with_gradient(add)
+            for module in (attention, mlp):
+                self.outputs[module] = _with_gradient(partial(add, layer=None if family.post_norms else index))
+            for name in family.post_norms:
+                self.outputs[layer.get_submodule(name)] = _with_gradient(partial(add, of_hidden=False, layer=index))
+            self.inputs[attention] = _with_gradient(partial(self._add_heads, index))
             if family.has_experts:
-                self.handles.append(layer.mlp.gate.register_forward_hook(partial(self._watch_router, index)))
+                self.outputs[layer.mlp.gate] = partial(self._watch_router, index)
             else:
-                self.handles.append(mlp.register_forward_pre_hook(watch_input(partial(self._add_neurons, index))))
-        self.handles.append(model.model.norm.register_forward_hook(watch_output(self.add_hidden)))
+                self.inputs[mlp] = _with_gradient(partial(self._add_neurons, index))
 
-    def _begin(self, module, args, output: Tensor) -> Tensor:
-        self.embedded = output.detach().requires_grad_(True)
-        return self.embedded
-
-    @staticmethod
-    def _watch_output(add):
-        return lambda module, args, output: _when_known(output, add)
-
-    @staticmethod
-    def _watch_input(add):
-        return lambda module, args: _when_known(args[0], add)
+    def _begin(self, output: Tensor, batch: Batch) -> None:
+        self.embedded = output.requires_grad_()
 
     def _part(self, value: Tensor, gradient: Tensor) -> Tensor:
         """a * dL/da, [B, T or 1, C]."""
         part = value.float() * gradient.float()
         return part if self.per_token else part.sum(dim=1, keepdim=True)
 
-    def add_hidden(self, value: Tensor, gradient: Tensor) -> None:
-        self.hidden = self.hidden + self._part(value, gradient)
-
-    def _add_layer(self, layer: int, value: Tensor, gradient: Tensor) -> None:
-        self.layers[layer] = self.layers.get(layer, 0.0) + self._part(value, gradient).sum(dim=-1)
+    def add_residual(self, value: Tensor, gradient: Tensor, of_hidden: bool = True, layer: int | None = None) -> None:
+        """Of a tensor that gates of hidden dimensions multiply, that of a layer, or both."""
+        part = self._part(value, gradient)
+        if of_hidden:
+            self.hidden = self.hidden + part
+        if layer is not None:
+            self.layers[layer] = self.layers.get(layer, 0.0) + part.sum(dim=-1)
 
     def _add_heads(self, layer: int, value: Tensor, gradient: Tensor) -> None:
         by_head = (self.shape.num_key_value_heads, -1, self.shape.head_dim)
@@ -133,10 +125,10 @@ class _Places:
     def _add_neurons(self, layer: int, value: Tensor, gradient: Tensor) -> None:
         self.sums[INTERMEDIATE][layer] += self._mean(self._part(value, gradient))
 
-    def _watch_router(self, layer: int, module, args, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    def _watch_router(self, layer: int, output: tuple[Tensor, Tensor, Tensor], batch: Batch) -> None:
         """Weights and indices [B * T, k] of the experts that tokens are routed to."""
         _, weights, indices = output
-        _when_known(weights, partial(self._add_experts, layer, indices))
+        _with_gradient(partial(self._add_experts, layer, indices))(weights, batch)
 
     def _add_experts(self, layer: int, indices: Tensor, value: Tensor, gradient: Tensor) -> None:
         slopes = torch.zeros(len(indices), self.sums[EXPERT].shape[-1], device=value.device)
@@ -153,10 +145,15 @@ class _Places:
         self.sums[HIDDEN] += self._mean(self.hidden)
         layers = torch.stack([self.layers[index] for index in range(len(self.layers))], dim=-1)
         self.sums[LAYER] += self._mean(layers)
-        self.hidden, self.layers, self.embedded = 0.0, {}, None
+        self.hidden, self.layers = 0.0, {}
+        del self.embedded
 
 
-def _when_known(value: Tensor, add: Callable[[Tensor, Tensor], None]) -> None:
-    """Call ``add`` with the value and its gradient, once the backward pass has come there."""
-    detached = value.detach()
-    value.register_hook(lambda gradient: add(detached, gradient))
+def _with_gradient(add: Callable[[Tensor, Tensor], None]) -> Watcher:
+    """A watcher that calls ``add`` with a value and its gradient, once the backward pass has come there."""
+
+    def watch(value: Tensor, batch: Batch) -> None:
+        detached = value.detach()
+        value.register_hook(lambda gradient: add(detached, gradient))
+
+    return watch

@@ -1,23 +1,45 @@
-"""Calibration text on its way through a model, one decoder layer at a time.
+"""Calibration text on its way through a model, one decoder layer at a time, and the moments that are seen there.
 
 Between layers only the hidden states in front of the next one are kept: N tokens x d values, on the device or on the
 host. Everything around the layers is the model's own forward, run with layers that hand on what they are given: the
 layers' arguments (rotary embeddings, attention masks, gates) are those that it calls them with, the loss is its own.
+
+``stream_inputs`` needs forward passes only, one through every layer. ``stream_curvature`` adds gradients: for each window
+of ``layers_per_pass`` layers, the batches run from the window on to the loss and back again. Weights are frozen, so that
+gradients of activations alone are computed, and only down to the window. Nothing is held of layers that are done.
+
+A layer's weights may be changed once ``stream_inputs`` yielded its statistics: the layers behind it still read what the
+model computed before the change.
 
 Legend: d hidden size, L layers, N tokens of the calibration text in this process.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ..core import UsageError, count_over_ranks, counted_tokens
+from ..core import IGNORED_LABEL, UsageError, check_ranges, count_over_ranks
+from ..shapes import OUTPUT_PROJECTIONS
+from .engine import Batch, Watchers, into, measuring, shown, watching
+from .factors import check_finite
+from .moments import Moments
+
+
+class ShortCalibrationWarning(UserWarning):
+    """The calibration text has fewer tokens than a linear layer has inputs."""
+
+
+InputsByModule = dict[tuple[int, str], Moments]
+"""A of linear layers by (index of the decoder layer, name within it), handed from what collected it to what needs it."""
 
 
 class _BehindLayers(Exception):
@@ -25,34 +47,21 @@ class _BehindLayers(Exception):
 
 
 @dataclass
-class WaitingBatch:
+class WaitingBatch(Batch):
     """One batch in front of a layer.
 
     Attributes:
         hidden: [samples, length, d].
         arguments: of each layer's forward besides the hidden states, positional and named.
-        inputs: of the model's forward.
-        counted: bool [samples, length], False at padding and where labels are ignored; None: every token counts.
     """
 
     hidden: Tensor
     arguments: list[tuple[tuple, dict[str, Any]]]
-    inputs: dict[str, Tensor]
-    counted: Tensor | None
 
     def to(self, device: torch.device) -> WaitingBatch:
         """The same on ``device``; tensors that layers share stay shared."""
         known: dict[int, Tensor] = {}
         return replace(self, **{name: _moved(value, device, known) for name, value in vars(self).items()})
-
-    def tokens_of(self, values: Tensor) -> Tensor:
-        """[tokens, n] of values [samples, length, n], without padding."""
-        return values.flatten(0, -2) if self.counted is None else values[self.counted]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that count."""
-        return self.hidden.shape[:2].numel() if self.counted is None else int(self.counted.sum())
 
 
 def _moved(value: Any, device: torch.device, known: dict[int, Tensor]) -> Any:
@@ -91,7 +100,7 @@ class LayerStream:
         store: where hidden states wait; None: the model's device.
 
     Raises:
-        ValueError: no batches, or no token that counts.
+        ValueError: no token counts.
 
     Attributes:
         num_tokens: that count, over all ranks.
@@ -100,17 +109,11 @@ class LayerStream:
     def __init__(self, model: nn.Module, batches: Iterable[dict[str, Tensor]], store: torch.device | str | None = None):
         self.model, self.layers, self.device = model, model.model.layers, model.device
         self.store = self.device if store is None else torch.device(store)
-        self._waiting = [self._in_front_of_layers(batch).to(self.store) for batch in batches]
-        if not self._waiting:
-            raise UsageError("`batches` is empty: calibration needs at least one batch of text.")
+        self._waiting = [self._in_front_of_layers(batch).to(self.store) for batch in shown(batches, self.device)]
         self.num_tokens = count_over_ranks(sum(batch.num_tokens for batch in self._waiting), self.device)
-        if self.num_tokens == 0:
-            raise UsageError(
-                "No token of the calibration text counts: all are padding, or have labels that are ignored."
-            )
 
     @torch.no_grad()
-    def _in_front_of_layers(self, batch: dict[str, Tensor]) -> WaitingBatch:
+    def _in_front_of_layers(self, batch: Batch) -> WaitingBatch:
         found, arguments = [], []
 
         def note(index):
@@ -121,20 +124,15 @@ class LayerStream:
 
             return forward
 
-        def stop(module, args):
+        def stop(values, batch):
             raise _BehindLayers
 
-        inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        handle = self.model.model.norm.register_forward_pre_hook(stop)
         try:
-            with _layers_replaced(self.layers, note):
-                self.model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
+            with _layers_replaced(self.layers, note), watching(batch, {self.model.model.norm: stop}):
+                self.model(**batch.without_labels, use_cache=False)
         except _BehindLayers:
             pass
-        finally:
-            handle.remove()
-        counted = counted_tokens(inputs)
-        return WaitingBatch(found[0], arguments, inputs, None if bool(counted.all()) else counted)
+        return WaitingBatch(**vars(batch), hidden=found[0], arguments=arguments)
 
     def run(self, index: int, hidden: Tensor, batch: WaitingBatch) -> Tensor:
         """Layer ``index`` on hidden states."""
@@ -159,3 +157,195 @@ class LayerStream:
             yield batch
             if batch.hidden is not before:
                 waiting.hidden = batch.hidden.detach().to(self.store)
+
+
+@dataclass
+class LayerCurvature:
+    """A and G of the linear layers of one decoder layer.
+
+    Attributes:
+        inputs, gradients: by name within the layer, such as "mlp.down_proj".
+    """
+
+    inputs: dict[str, Moments] = field(default_factory=dict)
+    gradients: dict[str, Moments] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def stream_inputs(
+    model: nn.Module,
+    batches: Iterable[dict[str, Tensor]],
+    names: Iterable[str] = OUTPUT_PROJECTIONS,
+    store: torch.device | str | None = None,
+    inverted: bool = True,
+    shared: InputsByModule | None = None,
+) -> Iterator[tuple[int, dict[str, Moments]]]:
+    """A of linear layers, from forward passes alone.
+
+    Args:
+        model: of a supported family, stock or masked. It runs in evaluation mode and with the gates in use (all open,
+            where none are), which must stay in use until the last layer.
+        batches: as its forward takes them; ``labels`` are not needed. Tokens of padding (``attention_mask`` 0) and
+            with ignored labels do not count.
+        names: of linear layers within a decoder layer.
+        store: where hidden states wait between layers, such as "cpu". Default: the model's device.
+        inverted: whether A is going to be inverted, so that a text too short for that is worth a warning.
+        shared: A of these layers that an earlier pass over the same text, model and gates has left there: it is taken
+            from there, and no forward runs. An empty one is filled; None: nothing is kept.
+
+    Yields:
+        (index of the decoder layer, moments by name), summed over the ranks.
+
+    Raises:
+        ValueError: no token counts.
+    """
+    names = tuple(names)
+    if shared:
+        for index in range(len(model.model.layers)):
+            yield index, {name: shared.pop((index, name)) for name in names}
+        return
+    with measuring(model):
+        stream = LayerStream(model, batches, store)
+        if inverted:
+            warn_if_short(model, names, stream.num_tokens)
+        for index in range(len(stream.layers)):
+            found = _layer_inputs(stream, index, names)
+            _keep(shared, index, found)
+            yield index, found
+
+
+def _layer_inputs(stream: LayerStream, index: int, names: tuple[str, ...]) -> dict[str, Moments]:
+    # A function of its own, as below: its variables would keep moments from being freed by whoever consumes the stream.
+    modules = {name: stream.layers[index].get_submodule(name) for name in names}
+    found = {name: Moments.zeros(module.in_features, module.weight.device) for name, module in modules.items()}
+    watchers = {module: into(found[name]) for name, module in modules.items()}
+    for batch in stream:
+        with watching(batch, watchers):
+            batch.hidden = stream.run(index, batch.hidden, batch)
+    for moments in found.values():
+        moments.over_ranks()
+    return found
+
+
+def _keep(shared: InputsByModule | None, index: int, found: dict[str, Moments]) -> None:
+    if shared is not None:
+        shared.update({(index, name): moments for name, moments in found.items()})
+
+
+def warn_if_short(model: nn.Module, names: Iterable[str], num_tokens: int) -> None:
+    """Warn if there are fewer tokens than inputs of a linear layer.
+
+    A is then singular, and only its damping makes it invertible.
+    """
+    sizes = {name: model.model.layers[0].get_submodule(name).in_features for name in names}
+    name = max(sizes, key=sizes.get)
+    if num_tokens < sizes[name]:
+        warnings.warn(
+            f"The calibration text has {num_tokens} tokens, fewer than the {sizes[name]} inputs of {name}: the second"
+            " moment of the inputs is singular, and only damping makes it invertible. Give at least"
+            f" {sizes[name]} tokens, better several times as many; to silence this,"
+            " warnings.simplefilter('ignore', hf_shear.calibration.ShortCalibrationWarning).",
+            ShortCalibrationWarning,
+            stacklevel=3,
+        )
+
+
+def stream_curvature(
+    model: nn.Module,
+    batches: Iterable[dict[str, Tensor]],
+    names: Iterable[str] = OUTPUT_PROJECTIONS,
+    layers_per_pass: int | None = None,
+    activation_checkpointing: bool = False,
+    store: torch.device | str | None = None,
+    inverted: bool = True,
+    shared: InputsByModule | None = None,
+) -> Iterator[tuple[int, LayerCurvature]]:
+    """A and G of linear layers, from forward and backward passes.
+
+    Args:
+        model, names, store, inverted: as in ``stream_inputs``.
+        batches: with ``labels``.
+        layers_per_pass: layers whose A and G are held at once. Fewer need less memory and more passes: with p of L,
+            the layers run (1 + L / p) / 2 times as often as in one pass. Default: all.
+        activation_checkpointing: keep one hidden state per layer for the backward pass, and run each layer again.
+        shared: is filled with A of all layers; None: nothing is kept.
+
+    Yields:
+        (index of the decoder layer, its A and G), summed over the ranks.
+
+    Raises:
+        ValueError: no token counts or is predicted, a batch without labels, a loss that is not finite.
+    """
+    names, num_layers = tuple(names), len(model.model.layers)
+    size = num_layers if layers_per_pass is None else layers_per_pass
+    check_ranges({"layers_per_pass": layers_per_pass})
+    with measuring(model, weights_require_grad=False):
+        stream = LayerStream(model, batches, store)
+        if inverted:
+            warn_if_short(model, names, stream.num_tokens)
+        for start in range(0, num_layers, size):
+            window = range(start, min(start + size, num_layers))
+            found = _window_curvature(stream, names, window, activation_checkpointing)
+            for index in window:
+                _keep(shared, index, found[index].inputs)
+                yield index, found.pop(index)
+
+
+def _window_curvature(
+    stream: LayerStream, names: tuple[str, ...], window: range, activation_checkpointing: bool
+) -> dict[int, LayerCurvature]:
+    found, inputs, gradients = {}, {}, {}
+    for index in window:
+        found[index] = LayerCurvature()
+        for name in names:
+            module = stream.layers[index].get_submodule(name)
+            device = module.weight.device
+            found[index].inputs[name] = moments = Moments.zeros(module.in_features, device)
+            inputs[module] = into(moments)
+            found[index].gradients[name] = moments = Moments.zeros(module.out_features, device, mean=False)
+            gradients[module] = partial(_add_gradients, moments)
+    for number, batch in enumerate(stream):
+        if "labels" not in batch.inputs:
+            raise UsageError("A calibration batch has no `labels`, which gradients need.")
+        _forward_backward(stream, batch, window, inputs, gradients, activation_checkpointing, number)
+    for curvature in found.values():
+        for moments in (*curvature.inputs.values(), *curvature.gradients.values()):
+            moments.over_ranks()
+            if moments.count == 0:
+                raise UsageError(f"All `labels` of the calibration text are {IGNORED_LABEL}: no token is predicted.")
+    return found
+
+
+def _add_gradients(moments: Moments, gradients: Tensor, batch: Batch) -> None:
+    moments.add(gradients, batch.num_predicted)
+
+
+@torch.enable_grad()
+def _forward_backward(
+    stream: LayerStream,
+    batch: WaitingBatch,
+    window: range,
+    inputs: Watchers,
+    gradients: Watchers,
+    activation_checkpointing: bool,
+    number: int,
+) -> None:
+    """Run a batch from the first layer of the window to the loss and back, and leave it in front of the next window."""
+
+    def run(layers: range, hidden: Tensor) -> Tensor:
+        for index in layers:
+            if activation_checkpointing:
+                hidden = checkpoint(partial(stream.run, index), hidden, batch, use_reentrant=False)
+            else:
+                hidden = stream.run(index, hidden, batch)
+        return hidden
+
+    first = batch.hidden.detach().requires_grad_()
+    with watching(batch, inputs, gradients=gradients):  # not in the backward pass, where checkpointed layers run again
+        hidden = run(window, first)
+    following = hidden.detach()
+    loss = stream.summed_loss(run(range(window.stop, len(stream.layers)), hidden), batch)
+    if not bool(torch.isfinite(loss)):
+        check_finite(loss, f"The loss of calibration batch {number}")
+    torch.autograd.grad(loss, first)
+    batch.hidden = following

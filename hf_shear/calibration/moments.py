@@ -1,4 +1,5 @@
-"""Second moments over tokens: A = E[a a^T] of what a linear layer reads, G = E[g g^T] of what it writes.
+"""Accumulators over tokens: of second moments A = E[a a^T] of what a linear layer reads and G = E[g g^T] of the
+gradients of what it writes, of means and variances by channel, and of any sums.
 
 Legend: C inputs and R outputs of a linear layer, a [C] its input at a token, g [R] the gradient of the summed negative
 log-likelihood (nats) of the token's sequence with regard to its output, N tokens read, P tokens predicted.
@@ -11,7 +12,7 @@ section 3.1). A and G of one layer are sums over tokens of single sequences: the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ import torch
 from torch import Tensor
 
 from ..core import count_over_ranks, sum_over_ranks
+from ..modeling import ShearingMixin
+from ..shapes import OUTPUT_PROJECTIONS
+from .engine import into, observe
 
 NUM_BLOCKS = 4  # block rows of a symmetric sum, of which the upper triangle is computed: 10 of 16 blocks
 MIN_BLOCKED_SIZE = 256  # below, the extra calls cost more than they save
@@ -66,81 +70,140 @@ def mirror(total: Tensor) -> Tensor:
 
 
 @dataclass
-class InputMoments:
-    """Sums over the tokens that a linear layer read, in float32 or wider.
+class Moments:
+    """Sums over tokens of what a linear layer reads, or of gradients of what it writes, in float32 or wider.
 
     Attributes:
         second: [C, C], sum of a a^T; only its diagonal blocks and those above are filled (see ``add_products``).
-        first: [C], sum of a.
-        num_tokens: N.
+        first: [C], sum of a; None where no mean is asked for.
+        count: what means are taken over: N of inputs, P of gradients.
     """
 
     second: Tensor
-    first: Tensor
-    num_tokens: int = 0
+    first: Tensor | None
+    count: int = 0
 
     @classmethod
-    def zeros(cls, size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> InputMoments:
-        """Of a layer of ``size`` inputs, before any token."""
-        return cls(torch.zeros(size, size, dtype=dtype, device=device), torch.zeros(size, dtype=dtype, device=device))
+    def zeros(
+        cls, size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, mean: bool = True
+    ) -> Moments:
+        """Of ``size`` channels, before any token."""
+        second = torch.zeros(size, size, dtype=dtype, device=device)
+        return cls(second, torch.zeros(size, dtype=dtype, device=device) if mean else None)
 
-    def add(self, inputs: Tensor) -> None:
-        """Count the inputs [..., C] of a forward."""
-        flat = inputs.detach().reshape(-1, inputs.shape[-1]).to(self.second.dtype)
-        add_products(self.second, flat)
-        self.first.add_(flat.sum(dim=0))
-        self.num_tokens += len(flat)
+    def add(self, rows: Tensor, count: int | None = None) -> None:
+        """Count rows [..., C] as ``count`` tokens; None: as many as they are."""
+        rows = rows.detach().reshape(-1, rows.shape[-1]).to(self.second.dtype)
+        add_products(self.second, rows)
+        if self.first is not None:
+            self.first.add_(rows.sum(dim=0))
+        self.count += len(rows) if count is None else count
 
-    def all_reduce(self) -> None:
+    def over_ranks(self) -> None:
         """Sum over the ranks."""
-        self.num_tokens = count_over_ranks(self.num_tokens, self.first.device)
-        sum_over_ranks(self.second)
-        sum_over_ranks(self.first)
+        self.count = count_over_ranks(self.count, self.second.device)
+        sum_over_ranks(self.second, () if self.first is None else self.first)
 
     @property
     def gram(self) -> Tensor:
-        """A = E[a a^T], [C, C]."""
-        return mirror(self.second / self.num_tokens)
+        """A = E[a a^T], or G = sum of g g^T / P, [C, C]."""
+        return mirror(self.second / self.count)
 
     @property
     def mean(self) -> Tensor:
         """E[a], [C]."""
-        return self.first / self.num_tokens
+        return self.first / self.count
 
 
-InputsByModule = dict[tuple[int, str], InputMoments]
-"""A of linear layers by (index of the decoder layer, name within it), handed from what collected it to what needs it."""
+class ChannelMoments:
+    """Running means and variances of [C] channels, in float32.
 
-
-@dataclass
-class GradientMoments:
-    """Sums over tokens of the gradients of what a linear layer wrote, in float32 or wider.
+    Batches, and processes, are merged by the update of Chan, Golub and LeVeque (1979), which subtracts no large numbers
+    from one another: a variance far below the squared mean survives float32.
 
     Attributes:
-        second: [R, R], sum of g g^T, filled as ``InputMoments.second``.
-        num_predicted: P, tokens whose loss was summed.
+        count: of tokens.
+        mean: [C].
+        deviations: [C], sum of (a - mean)^2.
     """
 
-    second: Tensor
-    num_predicted: int = 0
+    def __init__(self, num_channels: int, device: torch.device | str):
+        self.count = 0
+        self.mean, self.deviations = torch.zeros(num_channels, device=device), torch.zeros(num_channels, device=device)
 
-    @classmethod
-    def zeros(
-        cls, size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> GradientMoments:
-        """Of a layer of ``size`` outputs, before any token."""
-        return cls(torch.zeros(size, size, dtype=dtype, device=device))
+    def add(self, rows: Tensor) -> None:
+        """Count rows [N, C]."""
+        if not len(rows):
+            return
+        rows = rows.float()
+        mean = rows.mean(dim=0)
+        gap, self.count = mean - self.mean, self.count + len(rows)
+        share = len(rows) / self.count
+        self.deviations += (rows - mean).square().sum(dim=0) + gap.square() * (self.count - len(rows)) * share
+        self.mean += gap * share
 
-    def add(self, gradients: Tensor) -> None:
-        """Count the gradients [..., R] of a backward pass. ``num_predicted`` is counted by the caller."""
-        add_products(self.second, gradients.detach().reshape(-1, gradients.shape[-1]).to(self.second.dtype))
-
-    def all_reduce(self) -> None:
-        """Sum over the ranks."""
-        self.num_predicted = count_over_ranks(self.num_predicted, self.second.device)
-        sum_over_ranks(self.second)
+    def over_ranks(self) -> None:
+        """Merge with the other processes' moments."""
+        count, mean = count_over_ranks(self.count, self.mean.device), self.mean * self.count
+        sum_over_ranks(mean)
+        mean /= max(count, 1)
+        self.deviations += (self.mean - mean).square() * self.count
+        sum_over_ranks(self.deviations)
+        self.count, self.mean = count, mean
 
     @property
-    def gram(self) -> Tensor:
-        """G = sum of g g^T / P, [R, R]."""
-        return mirror(self.second / self.num_predicted)
+    def variance(self) -> Tensor:
+        """[C], divided by the count."""
+        return self.deviations / self.count
+
+    @property
+    def mean_square(self) -> Tensor:
+        """E[a^2], [C]."""
+        return self.variance + self.mean.square()
+
+
+def write_input_moments(model: ShearingMixin, batches: Iterable[dict[str, Tensor]]) -> dict[str, ChannelMoments]:
+    """Moments of the inputs of every o_proj and down_proj, by the name of the matrix, from one forward per batch.
+
+    Inputs of closed units are counted as they are; their columns are 0 in the model and must be left out by the caller.
+
+    Raises:
+        ValueError: no token counts.
+    """
+    found, inputs = {}, {}
+    for index, layer in enumerate(model.model.layers):
+        for name in OUTPUT_PROJECTIONS:
+            module = layer.get_submodule(name)
+            moments = ChannelMoments(module.in_features, model.device)
+            found[f"model.layers.{index}.{name}.weight"] = moments
+            inputs[module] = into(moments)
+    observe(model, batches, inputs)
+    for moments in found.values():
+        moments.over_ranks()
+    return found
+
+
+class Sums:
+    """Sums of anything over tokens, by name, in float64.
+
+    Attributes:
+        count: of tokens.
+    """
+
+    def __init__(self):
+        self.count, self._totals = 0, {}
+
+    def add(self, count: int, **values: Tensor) -> None:
+        """Add the sums over ``count`` tokens more."""
+        for name, value in values.items():
+            if name in self._totals:
+                self._totals[name] += value
+            else:
+                self._totals[name] = value.double()
+        self.count += count
+
+    def means(self) -> dict[str, Tensor]:
+        """Over the tokens of all ranks; ``count`` is theirs from then on."""
+        self.count = count_over_ranks(self.count, next(iter(self._totals.values())).device)
+        sum_over_ranks(self._totals.values())
+        return {name: total / self.count for name, total in self._totals.items()}

@@ -10,9 +10,9 @@ from transformers import PretrainedConfig
 
 from ..core import UsageError
 from ..modeling import ShearingMixin
-from ..shapes import family_of
+from ..shapes import OUTPUT_PROJECTIONS, family_of
 
-COMPENSATED = ("o_proj", "down_proj")
+COMPENSATED = tuple(name.split(".")[-1] for name in OUTPUT_PROJECTIONS)
 
 
 def check_biases(config) -> None:

@@ -6,13 +6,12 @@ what can be told of the removed ones from them. Removed hidden dimensions are ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from ..calibration import InputMoments, InputsByModule, stream_inputs
+from ..calibration import InputsByModule, Moments, stream_inputs
 from ..core import UsageError
 from ..data import Calibration
 from ..modeling import ShearingMixin
@@ -113,7 +112,9 @@ def _towards_own_outputs(
     if not losing:
         return
     with model.use_gates(model.gates_in_use):
-        for index, moments in _inputs_of_layers(model, calibration, names, chosen, shared_inputs):
+        for index, moments in stream_inputs(
+            model, calibration.batches, names, store=chosen.store, shared=shared_inputs or None
+        ):
             for name in names:
                 if (index, name) in losing:
                     part = later[index, name]
@@ -121,20 +122,6 @@ def _towards_own_outputs(
                     removed = now[index, name].columns & ~part.columns
                     gap = _gap_of_removed(weight, moments.pop(name), part.columns, removed)
                     _update(model, f"model.layers.{index}.{name}", gap, part, chosen, report)
-
-
-def _inputs_of_layers(
-    model: ShearingMixin,
-    calibration: Calibration,
-    names: list[str],
-    chosen: Compensation,
-    shared_inputs: InputsByModule | None,
-) -> Iterator[tuple[int, dict[str, InputMoments]]]:
-    if not shared_inputs:
-        yield from stream_inputs(model, calibration.batches, names, store=chosen.store)
-        return
-    for index in range(len(model.model.layers)):
-        yield index, {name: shared_inputs.pop((index, name)) for name in names}
 
 
 def _writing_parts(model: ShearingMixin, gates: dict[str, Tensor]) -> dict[tuple[int, str], Part]:
@@ -148,7 +135,7 @@ def _writing_parts(model: ShearingMixin, gates: dict[str, Tensor]) -> dict[tuple
     }
 
 
-def _gap_of_removed(weight: Tensor, moments: InputMoments, kept: Tensor, removed: Tensor) -> Gap:
+def _gap_of_removed(weight: Tensor, moments: Moments, kept: Tensor, removed: Tensor) -> Gap:
     """d = W_S a_S for the removed inputs S; y = W a over those that are open."""
     weight, gram, mean = weight.double(), moments.gram.double(), moments.mean.double()
     lost, everything = weight[:, removed], weight * (kept | removed)
@@ -159,7 +146,7 @@ def _gap_of_removed(weight: Tensor, moments: InputMoments, kept: Tensor, removed
         gram=gram[kept][:, kept],
         input_mean=mean[kept],
         wanted_power=float(((everything @ gram) * everything).sum()),
-        num_tokens=moments.num_tokens,
+        num_tokens=moments.count,
     )
 
 

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..calibration import watch
+from ..calibration import Batch, observe
 from ..core import UsageError, sum_over_ranks
 from ..data import Calibration
 from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
@@ -49,7 +49,7 @@ def activation(model: ShearingMixin, calibration: Calibration, *, aggregation: s
         inputs[layer.self_attn.o_proj] = partial(sizes.add_heads, index, gates[QUERY_HEAD][index])
         for name in model.family.pre_norms or model.family.post_norms:
             outputs[layer.get_submodule(name)] = partial(sizes.add_hidden, gates[LAYER][index])
-    watch(model, calibration.batches, inputs, outputs)
+    observe(model, calibration.batches, inputs, outputs)
     return sizes.means()
 
 
@@ -63,18 +63,18 @@ class _Sizes:
         }
         self.count = torch.zeros((), dtype=torch.float64, device=model.device)
 
-    def add_hidden(self, share: Tensor | float, values: Tensor, counted: Tensor) -> None:
-        self.sums[HIDDEN] += share * self._over_tokens(values.float().square(), counted)
+    def add_hidden(self, share: Tensor | float, values: Tensor, batch: Batch) -> None:
+        self.sums[HIDDEN] += share * self._over_tokens(values.float().square(), batch.counted)
 
-    def add_neurons(self, layer: int, values: Tensor, counted: Tensor) -> None:
+    def add_neurons(self, layer: int, values: Tensor, batch: Batch) -> None:
         if layer == 0:  # each batch is counted once
-            self.count += counted.any(dim=1).sum() if self.l2 else counted.sum()
-        self.sums[INTERMEDIATE][layer] += self._over_tokens(values.float().square(), counted)
+            self.count += batch.counted.any(dim=1).sum() if self.l2 else batch.num_tokens
+        self.sums[INTERMEDIATE][layer] += self._over_tokens(values.float().square(), batch.counted)
 
-    def add_heads(self, layer: int, queries_open: Tensor, values: Tensor, counted: Tensor) -> None:
+    def add_heads(self, layer: int, queries_open: Tensor, values: Tensor, batch: Batch) -> None:
         squares = by_head(values.float().square(), self.shape).sum(dim=-1) * queries_open
-        self.sums[QUERY_HEAD][layer] += self._over_tokens(squares, counted)
-        self.sums[KEY_VALUE_HEAD][layer] += self._over_tokens(squares.sum(dim=-1), counted)
+        self.sums[QUERY_HEAD][layer] += self._over_tokens(squares, batch.counted)
+        self.sums[KEY_VALUE_HEAD][layer] += self._over_tokens(squares.sum(dim=-1), batch.counted)
 
     def _over_tokens(self, squares: Tensor, counted: Tensor) -> Tensor:
         """Of squared sizes [B, T, *units]: summed sizes of samples, or of tokens."""

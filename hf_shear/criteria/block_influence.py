@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..calibration import watch
+from ..calibration import Batch, observe
 from ..core import sum_over_ranks
 from ..data import Calibration
 from ..masks import LAYER
@@ -29,13 +29,13 @@ def block_influence(model: ShearingMixin, calibration: Calibration) -> Scores:
     gaps = torch.zeros(model.masks.kinds[LAYER].num_units, dtype=torch.float64, device=model.device)
     count = torch.zeros((), dtype=torch.float64, device=model.device)
 
-    def see(index: int, inputs: Tensor, outputs: Tensor, counted: Tensor) -> None:
+    def see(index: int, inputs: Tensor, outputs: Tensor, batch: Batch) -> None:
         if index == 0:  # each batch is counted once
-            count.add_(counted.sum())
+            count.add_(batch.num_tokens)
         cosine = F.cosine_similarity(inputs.float(), outputs.float(), dim=-1)
-        gaps[index] += ((1 - cosine) * counted).sum()
+        gaps[index] += ((1 - cosine) * batch.counted).sum()
 
     pairs = {layer: partial(see, index) for index, layer in enumerate(model.model.layers)}
-    watch(model, calibration.batches, pairs=pairs)
+    observe(model, calibration.batches, pairs=pairs)
     sum_over_ranks(gaps, count)
     return {LAYER: (gaps / count).float()}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from ..modeling import ShearingMixin, head_channel_masks
-from ..shapes import EXPERTS, GROUPS, HEADS, Axis, ModelShape
+from ..shapes import EXPERTS, GROUPS, HEADS, OUTPUT_PROJECTIONS, Axis, ModelShape
 
 BLOCK = 2**22
 """Numbers of a weight that are looked at at a time: 16 MB in float32, and as much again for each step between."""
@@ -44,7 +44,7 @@ def values_of(model: ShearingMixin) -> Iterator[tuple[str, Tensor]]:
 def write_weights(model: ShearingMixin) -> Iterator[tuple[int, str, Tensor]]:
     """(layer, name, weight) of the matrices that write into the residual stream, o_proj and down_proj."""
     for index, layer in enumerate(model.model.layers):
-        for name in ("self_attn.o_proj", "mlp.down_proj"):
+        for name in OUTPUT_PROJECTIONS:
             yield index, f"model.layers.{index}.{name}.weight", layer.get_submodule(name).weight
 
 

@@ -17,7 +17,8 @@ import torch
 from ..calibration import DAMPING, ColumnCosts, InputsByModule, stream_curvature, stream_inputs
 from ..data import Calibration
 from ..masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, QUERY_HEAD, SUB_LAYERS
-from ..modeling import ATTENTION_OUTPUT, MLP_OUTPUT, ShearingMixin, open_columns, written_weight
+from ..modeling import ShearingMixin, open_columns, written_weight
+from ..shapes import MLP_OUTPUT, OUTPUT_PROJECTIONS
 from .criterion import Scores, criterion
 
 KINDS = (KEY_VALUE_HEAD, QUERY_HEAD, INTERMEDIATE, LAYER, *SUB_LAYERS)
@@ -115,8 +116,8 @@ def removal_costs(
     found = {kind: [] for kind in (KEY_VALUE_HEAD, QUERY_HEAD, INTERMEDIATE, ATTENTION, MLP)}
     places = torch.arange(shape.num_attention_heads * shape.head_dim, device=model.device)
     groups, heads = places.view(shape.num_key_value_heads, -1), places.view(shape.num_attention_heads, -1)
-    names = (ATTENTION_OUTPUT, MLP_OUTPUT)
-    options = {"store": store, "inverted": update}
+    names = OUTPUT_PROJECTIONS
+    options = {"store": store, "inverted": update, "shared": shared_inputs}
     if gradients:
         passes = stream_curvature(
             model, calibration.batches, names, layers_per_pass, activation_checkpointing, **options
@@ -126,8 +127,6 @@ def removal_costs(
         layers = ((index, inputs, {}) for index, inputs in stream_inputs(model, calibration.batches, names, **options))
     for index, inputs, outputs in layers:
         for name in names:
-            if shared_inputs is not None:
-                shared_inputs[index, name] = inputs[name]
             columns = ColumnCosts(
                 written_weight(model, index, name, gates),
                 inputs.pop(name).gram,

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..calibration import mean_over_slopes, measuring, requiring_gradients, sample_losses
+from ..calibration import mean_over_slopes, measuring, sample_losses
 from ..core import MissingExtraError, UsageError, sum_over_ranks
 from ..data import Calibration
 from ..masks import ALL_UNIT_KINDS, EXPERT
@@ -141,7 +141,7 @@ def _adapter_saliency(
         num_steps: AdamW steps that the adapters take before, one batch each, so that B is not 0.
     """
     batches = calibration.batches
-    with requiring_gradients(model, False), measuring(model), _adapters(model, rank, calibration.seed) as adapted:
+    with measuring(model, weights_require_grad=False), _adapters(model, rank, calibration.seed) as adapted:
         pairs = {name: _weights(layer) for name, layer in adapted.items()}
         parameters = [weight for pair in pairs.values() for weight in pair]
         with torch.enable_grad():

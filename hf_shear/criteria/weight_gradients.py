@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..calibration import measuring, micro_batches, requiring_gradients, sample_losses
+from ..calibration import measuring, sample_losses
 from ..core import UsageError, sum_over_ranks
+from ..data import micro_batches
 from ..modeling import ShearingMixin
 from .coupled_weights import weights_of
 
@@ -43,9 +44,9 @@ def weight_gradients(
     total = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     squares = {name: torch.zeros_like(gradient) for name, gradient in total.items()} if second else {}
     num_tokens = torch.zeros((), dtype=torch.float64, device=model.device)
-    with measuring(model), requiring_gradients(model, True), torch.enable_grad():
+    with measuring(model, weights_require_grad=True), torch.enable_grad():
         for batch in batches:
-            for _, part in micro_batches(batch, 1 if second else None):
+            for part in micro_batches(batch, 1 if second else None):
                 losses, counts = sample_losses(model, part)
                 gradients = torch.autograd.grad(losses.sum(), list(weights.values()))
                 num_tokens += counts.sum()

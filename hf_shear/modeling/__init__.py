@@ -1,7 +1,7 @@
 """Models with masks."""
 
 from . import configuration, shearing_models
-from .column_gates import ATTENTION_OUTPUT, MLP_OUTPUT, open_columns, written_weight
+from .column_gates import open_columns, written_weight
 from .configuration import ShearingConfig, as_family, is_masked_config, shearing_config_class
 from .folding import MaskedEmbedding, MaskedLinear, MaskedRMSNorm, scale_norm_weight, scale_weight
 from .mixin import ShearingCausalLMOutput, ShearingMixin, head_channel_masks, residual_write_masks
@@ -9,9 +9,7 @@ from .shearing_model import ShearingModel, check_model, check_supported_source
 from .shearing_models import AutoShearingModelForCausalLM, shearing_class
 
 __all__ = [
-    "ATTENTION_OUTPUT",
     "AutoShearingModelForCausalLM",
-    "MLP_OUTPUT",
     "MaskedEmbedding",
     "MaskedLinear",
     "MaskedRMSNorm",

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ..masks import HIDDEN, INTERMEDIATE, LAYER
+from ..shapes import ATTENTION_OUTPUT, MLP_OUTPUT
 from .mixin import ShearingMixin, head_channel_masks
-
-ATTENTION_OUTPUT, MLP_OUTPUT = "self_attn.o_proj", "mlp.down_proj"  # within a decoder layer
 
 
 def open_columns(model: ShearingMixin, gates: dict[str, Tensor]) -> list[dict[str, Tensor]]:

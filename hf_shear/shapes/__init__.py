@@ -3,11 +3,14 @@
 from ..core import SHAPE_NAMES, TARGET_NAMES
 from .budget import BudgetChoice, parameter_budget, shape_for_budget
 from .family import (
+    ATTENTION_OUTPUT,
     EXPERTS,
     GROUPS,
     HEADS,
     HIDDEN,
+    MLP_OUTPUT,
     NEURONS,
+    OUTPUT_PROJECTIONS,
     Axis,
     Family,
     family_named,
@@ -24,6 +27,9 @@ from .target_shape import TargetShape
 from .uneven_count import LayerSizes, count_attention, count_mlp, count_uneven_parameters
 
 __all__ = [
+    "ATTENTION_OUTPUT",
+    "MLP_OUTPUT",
+    "OUTPUT_PROJECTIONS",
     "Axis",
     "BudgetChoice",
     "EXPERTS",

@@ -24,6 +24,9 @@ from ..core import UsageError
 HIDDEN, HEADS, GROUPS, NEURONS, EXPERTS = "hidden", "heads", "key_value_heads", "intermediate", "experts"
 """What an axis of a weight stands for: d, H * D, KV * D, ff, E. None: kept whole."""
 
+ATTENTION_OUTPUT, MLP_OUTPUT = OUTPUT_PROJECTIONS = ("self_attn.o_proj", "mlp.down_proj")
+"""Names within a decoder layer of what writes to the residual stream: its columns are heads, and neurons."""
+
 Axis = str | tuple[str, ...] | None  # a tuple: parts of a fused projection, one behind the other
 
 SEPARATE_ATTENTION: dict[str, tuple[Axis, ...]] = {

@@ -17,13 +17,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..core import UsageError, is_main_process
 from ..masks import EXPERT, HIDDEN, INTERMEDIATE, ShearingMasks
 from ..modeling import ShearingModel, head_channel_masks, residual_write_masks, scale_norm_weight, scale_weight
-from ..shapes import Family, ModelShape, config_for_shape
+from ..shapes import OUTPUT_PROJECTIONS, Family, ModelShape, config_for_shape
 from ..sources import savable_generation_config
 from .gathering import check_dtype, full_parameters, is_sharded
 from .kept_units import KeptUnits, kept_units_from_masks
 from .select_kept import head_channels, select_kept
 
-_WRITES_TO_RESIDUAL = ("o_proj", "down_proj")
 _EXPERT_WRITES = ".experts.down_proj"
 
 
@@ -204,7 +203,7 @@ def _cut(
         state[name] = _scaled_experts(state[name], _kept_write(writes[index], kept), _expert_mask(gates, kept, index))
     for name in [name for name in state if name.endswith(".weight")]:
         module = name.removesuffix(".weight")
-        if module.endswith(_WRITES_TO_RESIDUAL):
+        if module.endswith(OUTPUT_PROJECTIONS):
             index = kept.layers[int(module.split(".")[2])]
             write = _kept_write(writes[index], kept)
             _fold_write(state, module, write, _column_mask(module, gates, kept, index, source))

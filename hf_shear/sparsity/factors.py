@@ -11,17 +11,16 @@ ranks' text together.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..calibration import GradientMoments, InputMoments
+from ..calibration import Batch, Moments, measuring, shown, watching
 from ..calibration.factors import check_finite, damped
-from ..calibration.stream import frozen
-from ..core import UsageError, count_over_ranks, counted_tokens, sum_over_ranks
+from ..core import UsageError, count_over_ranks, sum_over_ranks
 from ..data import Calibration
 
 TINY = 1e-20  # more damping, of no weight unless there is nothing else
@@ -53,52 +52,41 @@ def damped_factor(factor: Tensor | None, size: int, damping: float, device: torc
 
 
 class _Collector:
-    """Hooks that sum what one pass over the calibration text shows of some linear layers.
+    """Sums what one pass over the calibration text shows of some linear layers.
 
-    The sums are those of ``hf_shear.calibration``. The pass is not: ``stream_curvature`` leads families that it knows from
-    decoder layer to decoder layer, while this is for any causal language model, and one threshold over all layers needs
-    all factors at once anyway.
+    The pass runs whole, not layer by layer: this is for any causal language model, and one threshold over all layers
+    needs all factors at once anyway.
     """
 
     def __init__(self, linears: dict[str, nn.Linear], needs_outputs: bool):
-        self.needs_outputs = needs_outputs
         self.leaders: dict[str, str] = {}  # whose inputs a layer shares (its own for the first that reads them)
-        self.inputs: dict[str, InputMoments] = {}
-        self.outputs: dict[str, GradientMoments] = {}
-        self.last: tuple[str, Tensor] | None = None
-        self.counted: Tensor | None = None  # bool [samples, length]: tokens that count; None: all
-        self.scale = 1.0
-        self.handles = [module.register_forward_hook(self._hook(name)) for name, module in linears.items()]
+        self.inputs: dict[str, Moments] = {}
+        self.outputs: dict[str, Moments] = {}
+        self.last: tuple[str, Tensor, Batch] | None = None
+        self.watch_inputs = {module: partial(self._add_inputs, name) for name, module in linears.items()}
+        self.watch_gradients = {
+            module: partial(self._add_gradients, name) for name, module in linears.items() if needs_outputs
+        }
 
-    def _hook(self, name: str):
-        def after_forward(module: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self._add_inputs(name, args[0])
-            if self.needs_outputs:
-                output.register_hook(lambda gradient: self._add_gradients(name, gradient))
-
-        return after_forward
-
-    def _add_inputs(self, name: str, inputs: Tensor) -> None:
-        same = self.last is not None and self.last[1] is inputs
+    def _add_inputs(self, name: str, inputs: Tensor, batch: Batch) -> None:
+        same = self.last is not None and self.last[1] is inputs and self.last[2] is batch
         leader = self.last[0] if same else name
         if self.leaders.setdefault(name, leader) != leader:
             raise RuntimeError(f"{name} shared its inputs with other layers in one batch, and not in another.")
-        self.last = (leader, inputs)
+        self.last = (leader, inputs, batch)
         if leader == name:
-            if name not in self.inputs:
-                self.inputs[name] = InputMoments.zeros(inputs.shape[-1], inputs.device, _sum_dtype(inputs))
-            # Models differ in whether linear layers read [samples, length, C] or [samples * length, C].
-            flat = inputs.flatten(end_dim=-2)
-            self.inputs[name].add(flat if self.counted is None else flat[self.counted.flatten()])
+            _moments(self.inputs, name, inputs).add(batch.rows(inputs))
 
-    def _add_gradients(self, name: str, gradients: Tensor) -> None:
-        if name not in self.outputs:
-            self.outputs[name] = GradientMoments.zeros(gradients.shape[-1], gradients.device, _sum_dtype(gradients))
-        self.outputs[name].add(gradients * self.scale)
+    def _add_gradients(self, name: str, gradients: Tensor, batch: Batch) -> None:
+        # The model's loss is a mean, of which the sum is wanted.
+        _moments(self.outputs, name, gradients).add(gradients * batch.num_predicted, batch.num_predicted)
 
 
-def _sum_dtype(values: Tensor) -> torch.dtype:
-    return torch.promote_types(values.dtype, torch.float32)
+def _moments(found: dict[str, Moments], name: str, values: Tensor) -> Moments:
+    if name not in found:
+        dtype = torch.promote_types(values.dtype, torch.float32)
+        found[name] = Moments.zeros(values.shape[-1], values.device, dtype, mean=False)
+    return found[name]
 
 
 def collect_factors(
@@ -125,11 +113,7 @@ def collect_factors(
     for start in range(0, len(names), layers_at_once or len(names)):
         part = {name: linears[name] for name in names[start : start + (layers_at_once or len(names))]}
         collector = _Collector(part, needs_outputs)
-        try:
-            loss = _pass_over(model, calibration, collector)
-        finally:
-            for handle in collector.handles:
-                handle.remove()
+        loss = _pass_over(model, calibration, collector)
         for name in part:
             if name not in collector.leaders:
                 raise UsageError(f"{name} reads no token of `calibration`: nothing is known of it.")
@@ -140,16 +124,14 @@ def collect_factors(
         for name in part:
             outputs = None
             if needs_outputs:
-                moments = collector.outputs.pop(name)
-                moments.num_predicted = calibration.num_predicted
-                outputs = _factor(f"G of {name}", moments, device)
+                outputs = _factor(f"G of {name}", collector.outputs.pop(name), device)
             factors[name] = KroneckerFactors(shared[collector.leaders[name]], outputs)
     return factors, loss
 
 
-def _factor(what: str, moments: InputMoments | GradientMoments, device: str | None) -> Tensor:
+def _factor(what: str, moments: Moments, device: str | None) -> Tensor:
     """The factor over all ranks, on ``device``; None: where it was collected."""
-    moments.all_reduce()
+    moments.over_ranks()
     factor = moments.gram
     check_finite(factor, what)
     return factor.to(device=device)
@@ -157,42 +139,22 @@ def _factor(what: str, moments: InputMoments | GradientMoments, device: str | No
 
 def mean_loss(model: PreTrainedModel, calibration: Calibration) -> float:
     """Nats per predicted token over all ranks, in evaluation mode."""
-    return _pass_over(model, calibration, None)
+    return _pass_over(model, calibration, _Collector({}, needs_outputs=False))
 
 
-def _pass_over(model: PreTrainedModel, calibration: Calibration, collector: _Collector | None) -> float:
-    total = torch.zeros((), dtype=torch.float64)
-    with _only_activations_have_gradients(model):
-        for batch in calibration.on(model.device):
-            num_predicted = Calibration([batch]).num_predicted
-            backward = collector is not None and collector.needs_outputs
-            if collector is not None:
-                counted = counted_tokens(batch)
-                collector.counted = None if bool(counted.all()) else counted
-                collector.scale = num_predicted  # the model's loss is a mean
-            with torch.set_grad_enabled(backward):
-                loss = model(**batch, use_cache=False).loss
+def _pass_over(model: PreTrainedModel, calibration: Calibration, collector: _Collector) -> float:
+    backward = bool(collector.watch_gradients)
+    # The graph starts at the embeddings' output: weights have no gradients.
+    start = {model.get_input_embeddings(): lambda output, batch: output.requires_grad_()} if backward else {}
+    total = torch.zeros((), dtype=torch.float64, device=model.device)
+    with measuring(model, weights_require_grad=False), torch.set_grad_enabled(backward):
+        for batch in shown(calibration.batches, model.device):
+            with watching(batch, collector.watch_inputs, start, collector.watch_gradients):
+                loss = model(**batch.inputs, use_cache=False).loss
             if not bool(loss.detach().isfinite()):
                 raise UsageError(f"The model's loss on `calibration` must be finite, but it is {float(loss.detach())}.")
             if backward:
                 loss.backward()
-            if collector is not None:
-                collector.last = None  # what is shared is shared within one batch
-            total += float(loss.detach()) * num_predicted
-    num_predicted = count_over_ranks(calibration.num_predicted, model.device)
-    total = total.to(model.device)
+            total += loss.detach() * batch.num_predicted
     sum_over_ranks(total)
-    return float(total) / num_predicted
-
-
-@contextmanager
-def _only_activations_have_gradients(model: PreTrainedModel):
-    """Evaluation mode, weights without gradients, and a graph that starts at the embeddings' output."""
-    handle = model.get_input_embeddings().register_forward_hook(
-        lambda _, __, output: output.requires_grad_() if torch.is_grad_enabled() else None
-    )
-    try:
-        with frozen(model):
-            yield
-    finally:
-        handle.remove()
+    return float(total) / count_over_ranks(calibration.num_predicted, model.device)
