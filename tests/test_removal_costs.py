@@ -164,32 +164,32 @@ def test_a_model_that_gives_nan_is_refused_with_the_layer(build_llama, calibrati
 
 
 @pytest.mark.parametrize(
-    "criterion, compensation, num_collected",
+    "criterion, compensation, num_streams",
     [
-        ("llm_surgeon", "least_squares", 0),
-        ("llm_surgeon", "bias", 0),
-        ("llm_surgeon:layers_per_pass=2", "least_squares", 2),  # that holds two layers at once, not all
-        ("llm_surgeon:gradients=false", "least_squares", 2),
-        ("kobd", "least_squares", 2),
+        ("llm_surgeon", "least_squares", 2),
+        ("llm_surgeon", "bias", 2),
+        ("llm_surgeon:layers_per_pass=2", "least_squares", 4),  # that holds two layers at once, not all
+        ("llm_surgeon:gradients=false", "least_squares", 4),
+        ("kobd", "least_squares", 4),
     ],
 )
 def test_inputs_are_collected_once_for_costs_and_update(
-    build_llama, calibration, monkeypatch, criterion, compensation, num_collected
+    build_llama, calibration, monkeypatch, criterion, compensation, num_streams
 ):
     """Two shots; the result is the same to the last bit as where each collects for itself."""
-    collecting, pruning = (import_module(f"hf_shear.{name}") for name in ("compensation.compensate", "pruning.prune"))
-    calls, stream = [], collecting.stream_inputs
-    monkeypatch.setattr(collecting, "stream_inputs", lambda *args, **kwargs: calls.append(1) or stream(*args, **kwargs))
+    streaming, pruning = (import_module(f"hf_shear.{name}") for name in ("calibration.layer_stream", "pruning.prune"))
+    calls, stream = [], streaming.LayerStream
+    monkeypatch.setattr(streaming, "LayerStream", lambda *args: calls.append(1) or stream(*args))
 
     def pruned():
         calls.clear()
         return prune_one_shot(build_llama(), COLUMNS, calibration, criterion, compensation, num_shots=2)
 
     shared = pruned()
-    assert len(calls) == num_collected
+    assert len(calls) == num_streams
     monkeypatch.setattr(pruning, "reads_own_inputs", lambda choice: False)
     alone = pruned()
-    assert len(calls) == 2 and shared.compensation == alone.compensation
+    assert len(calls) == 4 and shared.compensation == alone.compensation
     assert all(
         torch.equal(weight, alone.model.state_dict()[name]) for name, weight in shared.model.state_dict().items()
     )
