@@ -10,7 +10,7 @@ from .modeling import (
     ShearingQwen2ForCausalLM,
     ShearingQwen3ForCausalLM,
 )
-from .pruning import prune_one_shot
+from .pruning import PruneConfig, prune_one_shot
 from .shapes import TargetShape
 from .slicing import slice_model
 from .training import ShearTrainer, ShearTrainingArguments
@@ -21,6 +21,7 @@ __all__ = [
     "AutoShearingModelForCausalLM",
     "DynamicBatchSampler",
     "MaskSettings",
+    "PruneConfig",
     "ShearTrainer",
     "ShearTrainingArguments",
     "ShearingLlamaConfig",

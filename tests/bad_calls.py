@@ -15,6 +15,7 @@ from hf_shear import (
     AutoShearingModelForCausalLM,
     DynamicBatchSampler,
     MaskSettings,
+    PruneConfig,
     ShearingLlamaForCausalLM,
     TargetShape,
     prune_one_shot,
@@ -83,7 +84,9 @@ def _state(**changes):
 
 def _prune(given, model=None, target=None, calibration=None, **changes):
     source = model or given.make.source
-    return prune_one_shot(source, target or _source(given), [BATCH] if calibration is None else calibration, **changes)
+    return prune_one_shot(
+        source, target or _source(given), [BATCH] if calibration is None else calibration, PruneConfig(**changes)
+    )
 
 
 def _masked(given):

@@ -14,9 +14,8 @@ from hf_shear.criteria.block_influence import block_influence
 from hf_shear.criteria.loss_rise import sub_layer_rise
 from hf_shear.data import Calibration
 from hf_shear.masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, QUERY_HEAD
-from hf_shear.pruning import OpenUnits, Unit, close_cheapest, make_plan, prune_one_shot
-from hf_shear.pruning.adaptive_allocation import centred
-from hf_shear.pruning.global_allocation import GLOBAL_KINDS, smallest_count
+from hf_shear.pruning import OpenUnits, PruneConfig, Unit, make_plan, prune_one_shot
+from hf_shear.pruning.allocation import GLOBAL_KINDS, centred, close_cheapest, smallest_count
 from hf_shear.pruning.open_units import units_per_layer
 from hf_shear.shapes import ModelShape, count_parameters
 from hf_shear.slicing import count_kept_parameters, slice_uneven
@@ -147,7 +146,9 @@ def test_a_score_counts_per_parameter_that_it_frees():
 def test_pruning_to_a_budget(build_llama, calibration, allocation, compensation, num_shots):
     source = build_llama()
     budget = count_parameters(source.config) * 7 // 10
-    pruning = prune_one_shot(source, budget, calibration, "taylor", compensation, num_shots, allocation=allocation)
+    pruning = prune_one_shot(
+        source, budget, calibration, PruneConfig("taylor", compensation, num_shots, allocation=allocation)
+    )
     assert budget - 3 * 18 < pruning.num_parameters <= budget == pruning.budget
     assert pruning.num_padded_parameters == pruning.model.num_parameters() >= pruning.num_parameters
     widths = {len(neurons) for neurons in pruning.kept.intermediate.values()}
@@ -160,7 +161,7 @@ def test_whole_sub_layers_and_layers_stand_in_the_same_list(build_llama, calibra
     source = build_llama()
     criteria = {"default": "taylor", ATTENTION: "sub_layer_rise", MLP: "sub_layer_rise", LAYER: "loss_rise"}
     pruning = prune_one_shot(
-        source, 0.4, calibration, criteria, "least_squares", 2, allocation="global", units=GLOBAL_KINDS
+        source, 0.4, calibration, PruneConfig(criteria, "least_squares", 2, allocation="global", units=GLOBAL_KINDS)
     )
     assert pruning.num_parameters <= 0.4 * source.num_parameters()
     kept = pruning.kept
@@ -170,20 +171,28 @@ def test_whole_sub_layers_and_layers_stand_in_the_same_list(build_llama, calibra
 def test_the_surgeon_ranks_units_and_sub_layers_in_one_list(build_llama, calibration):
     units = [KEY_VALUE_HEAD, INTERMEDIATE, ATTENTION, MLP]
     pruning = prune_one_shot(
-        build_llama(), 0.5, calibration, "llm_surgeon", "least_squares", 1, allocation="global", units=units
+        build_llama(),
+        0.5,
+        calibration,
+        PruneConfig("llm_surgeon", "least_squares", 1, allocation="global", units=units),
     )
     assert pruning.num_parameters <= pruning.budget and set(pruning.scores) >= set(units)
     with pytest.raises(ValueError, match="Scores of `criterion` llm_surgeon:gradients=False do not compare"):
-        prune_one_shot(build_llama(), 0.5, calibration, "llm_surgeon:gradients=false", allocation="global", units=units)
+        prune_one_shot(
+            build_llama(),
+            0.5,
+            calibration,
+            PruneConfig("llm_surgeon:gradients=false", allocation="global", units=units),
+        )
 
 
 def test_protected_layers_keep_their_sub_layers(build_llama, calibration):
     choice = {"units": [ATTENTION, MLP, LAYER], "allocation": "global", "protect": "0,last:1"}
     criteria = {"default": "sub_layer_rise", LAYER: "loss_rise"}
-    kept = prune_one_shot(build_llama(), 0.6, calibration, criteria, "none", 1, **choice).kept
+    kept = prune_one_shot(build_llama(), 0.6, calibration, PruneConfig(criteria, "none", 1, **choice)).kept
     assert all(len(kept.heads[layer]) == 9 and len(kept.intermediate[layer]) == 22 for layer in (0, 3))
     with pytest.raises(ValueError, match="remain when everything is removed"):
-        prune_one_shot(build_llama(), 0.5, calibration, criteria, **choice | {"protect": "first:3"})
+        prune_one_shot(build_llama(), 0.5, calibration, PruneConfig(criteria, **choice | {"protect": "first:3"}))
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
@@ -193,7 +202,9 @@ def test_biases_of_compensation_are_counted(build_llama, calibration, allocation
     source = build_llama()
     more = {"units": [ATTENTION, MLP, INTERMEDIATE]} if allocation == "global" else {}
     criteria = {"default": "taylor", ATTENTION: "sub_layer_rise", MLP: "sub_layer_rise"}
-    pruning = prune_one_shot(source, 0.5, calibration, criteria, compensation, 2, allocation=allocation, **more)
+    pruning = prune_one_shot(
+        source, 0.5, calibration, PruneConfig(criteria, compensation, 2, allocation=allocation, **more)
+    )
     assert pruning.model.config.mlp_bias and pruning.model.config.attention_bias
     assert pruning.num_parameters <= pruning.budget == source.num_parameters() // 2
     if allocation == "uniform":
@@ -206,13 +217,13 @@ def test_biases_of_compensation_are_counted(build_llama, calibration, allocation
 
 def test_another_family_can_be_named(build_llama, calibration):
     pruning = prune_one_shot(
-        build_llama(), 0.7, calibration, "taylor", "none", 1, as_family="mistral", allocation="global"
+        build_llama(), 0.7, calibration, PruneConfig("taylor", "none", 1, as_family="mistral", allocation="global")
     )
     assert pruning.model.config.model_type == "mistral" and pruning.num_parameters <= pruning.budget
 
 
 def test_a_uniform_budget_picks_a_shape(build_llama, calibration):
-    pruning = prune_one_shot(build_llama(), 0.5, calibration, "random", "none", 1)
+    pruning = prune_one_shot(build_llama(), 0.5, calibration, PruneConfig("random", "none", 1))
     assert not pruning.uneven and pruning.num_parameters == pruning.model.num_parameters() <= pruning.budget
 
 
@@ -227,7 +238,10 @@ def test_a_removed_unit_never_comes_back(build_llama, calibration):
     for allocation in ("global", "adaptive:num_steps=3"):
         seen.clear()
         prune_one_shot(
-            build_llama(), 0.8, calibration, changing, "none", 4, allocation=allocation, units=["intermediate"]
+            build_llama(),
+            0.8,
+            calibration,
+            PruneConfig(changing, "none", 4, allocation=allocation, units=["intermediate"]),
         )
         assert len(seen) == 4 and all(bool((later <= now).all()) for now, later in pairwise(seen))
         assert [int(gate.sum()) for gate in seen] == sorted({int(gate.sum()) for gate in seen}, reverse=True)
@@ -260,7 +274,7 @@ def test_adaptive_spares_layers_of_influence(build_llama, calibration):
     for amplitude in (0, 1):
         choice = f"adaptive:num_steps=10,amplitude={amplitude}"
         kept = prune_one_shot(
-            source, 0.8, calibration, "taylor", "none", 1, allocation=choice, units=["intermediate"]
+            source, 0.8, calibration, PruneConfig("taylor", "none", 1, allocation=choice, units=["intermediate"])
         ).kept
         widths[amplitude] = [len(kept.intermediate[layer]) for layer in range(4)]
     assert max(widths[0]) - min(widths[0]) <= 2
@@ -305,7 +319,7 @@ def incomparable(model, calibration):
         ({"target": {"intermediate_size": 8}, "allocation": "global"}, "`target` is a shape, .* `allocation` is 'global'"),
         ({"allocation": "greedy"}, "`allocation` must be one of uniform, global, adaptive, but it is 'greedy'"),
         ({"allocation": "global:depth=2"}, "Allocation 'global' has no option 'depth=2'"),
-        ({"allocation": "uniform:depth=2"}, "`allocation` 'uniform' has no options"),
+        ({"allocation": "uniform:depth=2"}, "Allocation 'uniform' has no option 'depth=2'"),
         ({"allocation": "adaptive:num_steps=0"}, "`num_steps` of `Allocation 'adaptive'` must be at least 1, but it is 0"),
         ({"units": ["intermediate"]}, "`units` .* goes with `allocation` global or adaptive"),
         ({"allocation": "global", "units": ["hidden"]}, "`units` must name some of layer, attention, mlp"),
@@ -325,9 +339,11 @@ def incomparable(model, calibration):
 def test_what_cannot_be_done_is_refused_before_any_forward(build_llama, calibration, monkeypatch, options, message):
     monkeypatch.setattr(ShearingLlamaForCausalLM, "forward", lambda *args, **kwargs: pytest.fail(NO_FORWARD))
     with pytest.raises(ValueError, match=message):
-        prune_one_shot(build_llama(), **{"target": 0.8, "calibration": calibration, **options})
+        target = options.get("target", 0.8)
+        choices = {name: value for name, value in options.items() if name != "target"}
+        prune_one_shot(build_llama(), target, calibration, PruneConfig(**choices))
 
 
 def test_a_plan_says_what_is_removed():
-    plan = make_plan(config_of(2, 2, 1, 8), 0.9, "taylor", "global")
+    plan = make_plan(config_of(2, 2, 1, 8), 0.9, PruneConfig("taylor", allocation="global"))
     assert plan.kinds == (KEY_VALUE_HEAD, INTERMEDIATE) and plan.uneven and plan.shape.removes_nothing

@@ -24,17 +24,19 @@ METHODS = ["taylor", "random layer=loss_rise+least_squares_bias:towards=source@2
 def test_methods_are_read():
     assert BenchMethod.parse("taylor") == BenchMethod("taylor", criterion={"default": "taylor"})
     method = BenchMethod.parse("taylor  layer=loss_rise+least_squares:damping=0.1,towards=source@5")
-    assert method.criterion == {"default": "taylor", "layer": "loss_rise"}
-    assert method.compensation == "least_squares:damping=0.1,towards=source" and method.num_shots == 5
+    assert method.config.criterion == {"default": "taylor", "layer": "loss_rise"}
+    assert method.config.compensation == "least_squares:damping=0.1,towards=source" and method.config.num_shots == 5
     assert method.text == "taylor layer=loss_rise+least_squares:damping=0.1,towards=source@5"
     method = BenchMethod.parse("taylor allocation=global+bias")
-    assert (method.allocation, method.is_uneven, method.compensation) == ("global", True, "bias")
+    assert (method.config.allocation, method.is_uneven, method.config.compensation) == ("global", True, "bias")
     method = BenchMethod.parse("learned:share=0.2+least_squares")
-    assert (method.kind, method.compensation) == ("learned", "least_squares")
+    assert (method.kind, method.config.compensation) == ("learned", "least_squares")
     assert method.options == {"share": 0.2, "masks": "relaxed_topk", "start": "taylor", "weights": "trained"}
     method = BenchMethod.parse("interleaved:stages=3,share=0.5:taylor layer=loss_rise+bias")
     assert method.options == {"stages": 3, "share": 0.5, "restart": True}
-    assert method.criterion == {"default": "taylor", "layer": "loss_rise"} and method.compensation == "bias"
+    assert (
+        method.config.criterion == {"default": "taylor", "layer": "loss_rise"} and method.config.compensation == "bias"
+    )
     assert BenchMethod.parse("interleaved:taylor").criterion == {"default": "taylor"}
     assert BenchMethod.parse("scratch").kind == "scratch"
 

@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 from training_helpers import TARGET, letter_tokenizer, plain_model, random_documents
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from hf_shear import runs
-from hf_shear.cli import VERBS, main
+from hf_shear import PruneConfig
+from hf_shear.cli import VERBS, interleave, main
 from hf_shear.core import check_results, read_results
-from hf_shear.pruning import default_criterion_words
 from hf_shear.shapes import count_parameters
 from hf_shear.slicing import read_provenance
 
@@ -172,7 +171,9 @@ def test_prune_makes_up_for_the_cut(inputs, tmp_path, capsys):
     assert "`compensation` must be one of none, bias" in capsys.readouterr().err
     assert main([*words, "--compensation", "least_squares_bias:towards=source", "--num_shots", "2"]) == 0
     assert "  SGLang: wrong (its MLP has no biases" in capsys.readouterr().out
-    assert read_provenance(tmp_path / "cut")["compensation"] == "least_squares_bias:towards=source"
+    made = read_provenance(tmp_path / "cut")["prune_config"]
+    assert (made["compensation"], made["num_shots"]) == ("least_squares_bias:towards=source", 2)
+    assert PruneConfig.from_pretrained(tmp_path / "cut").to_dict() == made
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "cut").config.mlp_bias
 
 
@@ -190,8 +191,9 @@ def test_interleave_prunes_and_trains_by_turns(inputs, tmp_path, capsys):
     assert "held-out loss" in capsys.readouterr().out
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "trained")
     assert {name: getattr(model.config, name) for name in TARGET} == TARGET
-    made = read_provenance(tmp_path / "run" / "trained")["interleaved"]
-    assert made["tokens"] == 768 and made["num_stages"] == 3
+    made = read_provenance(tmp_path / "run" / "trained")
+    assert made["interleaved"] == {"tokens": 768} and made["target_shape"] | TARGET == made["target_shape"]
+    assert PruneConfig.from_pretrained(tmp_path / "run" / "trained") == PruneConfig(num_shots=3, pruning_share=0.5)
     assert main(words) == 2 and "holds a finished run" in capsys.readouterr().err
     (tmp_path / "run" / "trained").rename(tmp_path / "first")
     assert main([*words, "--resume", "true"]) == 0  # from the checkpoint of the last step
@@ -210,7 +212,7 @@ def test_interleave_goes_on_only_with_the_run_that_was_begun(inputs, tmp_path, m
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:  # before its first checkpoint
-        patch.setattr(runs, "prune_interleaved", killed)
+        patch.setattr(interleave, "prune_interleaved", killed)
         with pytest.raises(RuntimeError, match="killed"):
             main(words)
     capsys.readouterr()
@@ -295,7 +297,8 @@ def test_recover_starts_from_what_prune_made(inputs, pruned, tmp_path, capsys):
     assert "recovery (finished before)" in capsys.readouterr().out
     assert main(["card", str(run), "--license", "mit"]) == 0
     card = (run / "recovered" / "README.md").read_text(encoding="utf-8")
-    assert f"What to keep was chosen with the method `{' '.join(default_criterion_words())}`" in card
+    assert "What to keep was chosen by scores: criterion `llm_surgeon hidden=activation layer=loss_rise`," in card
+    assert " compensation `least_squares`, allocation `uniform`, in 5 shots. `prune_config.json` has" in card
 
 
 def test_recover_starts_from_any_plain_checkpoint_without_a_record(inputs, tmp_path):
@@ -371,7 +374,7 @@ def test_prune_to_a_budget_lets_layers_differ(inputs, tmp_path, form, capsys):
     words = prune_words(inputs, folder, "--target_num_parameters", str(budget), model=tmp_path / "square")
     assert main([*words, "--allocation", "global", "--units", "intermediate", "--form", form]) == 0
     record = read_provenance(folder)
-    assert record["num_parameters"] <= budget == record["budget"] and record["form"] == form
+    assert record["num_parameters"] <= budget == record["budget"] and record["prune_config"]["form"] == form
     assert f"{record['num_parameters']:,} parameters of a budget of {budget:,}" in capsys.readouterr().out
     if form == "padded":
         assert main(["inspect", str(folder)]) == 0
@@ -418,6 +421,5 @@ def test_prune_refuses_before_it_reads_weights(inputs, tmp_path, capsys, monkeyp
 def test_prune_reaches_the_shape_by_default(pruned):
     config = AutoModelForCausalLM.from_pretrained(pruned).config
     assert {name: getattr(config, name) for name in TARGET} == TARGET
-    made = read_provenance(pruned)
-    assert made["method"] == " ".join(default_criterion_words())
-    assert (made["compensation"], made["num_shots"]) == ("least_squares", 5)
+    assert read_provenance(pruned)["prune_config"] == PruneConfig().to_dict()
+    assert PruneConfig.from_pretrained(pruned) == PruneConfig()

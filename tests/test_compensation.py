@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 from conftest import TINY_SIZES
@@ -23,7 +21,7 @@ from hf_shear.compensation.gap import Gap, ridge
 from hf_shear.data import Calibration
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER
 from hf_shear.modeling import ShearingLlamaForCausalLM
-from hf_shear.pruning import prune_one_shot
+from hf_shear.pruning import PruneConfig, prune_one_shot
 from hf_shear.slicing import save_checkpoint
 
 METHODS = [name for name in COMPENSATIONS if name != "none"]
@@ -119,7 +117,9 @@ def test_errors_fall_and_the_loss_of_a_stock_checkpoint_is_that_of_the_masked_mo
 ):
     source = build_llama()
     before = {key: value.clone() for key, value in source.state_dict().items()}
-    pruning = prune_one_shot(source, TARGET, calibration, "taylor", f"{name}:towards={towards}", num_shots=2)
+    pruning = prune_one_shot(
+        source, TARGET, calibration, PruneConfig("taylor", f"{name}:towards={towards}", num_shots=2)
+    )
     for report in pruning.compensation:
         assert report.before and not report.left_alone
         assert all(report.after[module] <= report.before[module] for module in report.before)
@@ -148,7 +148,7 @@ def test_biases_that_the_source_has_are_kept(build_llama, calibration):
         assert torch.equal(masked(ids).logits, source(ids).logits)
     assert masked.config.mlp_bias and not source.config.mlp_bias
     old = source.model.layers[0].self_attn.o_proj.bias
-    pruned = prune_one_shot(source, COLUMNS, calibration, "taylor", "bias", num_shots=1).model
+    pruned = prune_one_shot(source, COLUMNS, calibration, PruneConfig("taylor", "bias", num_shots=1)).model
     assert pruned.model.layers[0].self_attn.q_proj.bias.any()
     assert not torch.equal(pruned.model.layers[0].self_attn.o_proj.bias, old)
 
@@ -201,14 +201,12 @@ def test_modules_of_removed_layers_and_removed_rows_are_left_out(build_llama, ca
 
 def test_an_update_that_would_raise_the_error_is_not_made_and_is_reported(build_llama, calibration, monkeypatch):
     """Rounding to a narrow dtype can spoil an update; here the method itself is a bad one."""
-    module = importlib.import_module("hf_shear.compensation.compensate")
-    bad = Compensation(lambda gap: (torch.ones_like(gap.cross), None), needs_bias=False, towards="module")
-    monkeypatch.setattr(module, "resolve_compensation", lambda choice: bad)
+    monkeypatch.setitem(COMPENSATIONS, "bad", Compensation("bad", lambda gap: (torch.ones_like(gap.cross), None)))
     masked = ShearingLlamaForCausalLM.from_model(build_llama()).eval()
     old = {name: value.detach().clone() for name, value in masked.named_parameters()}
     gate = torch.ones(4, 22)
     gate[:, 0] = 0
-    report = compensate(masked, {INTERMEDIATE: gate}, calibration)
+    report = compensate(masked, {INTERMEDIATE: gate}, calibration, "bad")
     assert report.left_alone == [f"model.layers.{index}.mlp.down_proj" for index in range(4)]
     assert report.after == report.before
     assert all(torch.equal(value, old[name]) for name, value in masked.named_parameters())
@@ -217,7 +215,7 @@ def test_an_update_that_would_raise_the_error_is_not_made_and_is_reported(build_
 @pytest.mark.parametrize("name", METHODS)
 def test_in_half_precision_the_error_does_not_rise(build_llama, calibration, name):
     source = build_llama().to(torch.bfloat16)
-    (report,) = prune_one_shot(source, COLUMNS, calibration, "taylor", name, num_shots=1).compensation
+    (report,) = prune_one_shot(source, COLUMNS, calibration, PruneConfig("taylor", name, num_shots=1)).compensation
     assert all(report.after[module] <= report.before[module] for module in report.before)
 
 
@@ -225,7 +223,9 @@ def test_too_few_tokens_are_warned_of_and_do_no_harm_on_them(build_llama):
     ids = torch.randint(3, 40, (1, 9), generator=torch.Generator().manual_seed(3))
     few = Calibration([{"input_ids": ids, "labels": ids}])
     with pytest.warns(UserWarning, match="calibration text has 9 tokens, fewer than the 22 inputs of mlp.down_proj"):
-        pruning = prune_one_shot(build_llama(), {"intermediate_size": 13}, few, "taylor", "least_squares", num_shots=1)
+        pruning = prune_one_shot(
+            build_llama(), {"intermediate_size": 13}, few, PruneConfig("taylor", "least_squares", num_shots=1)
+        )
     (report,) = pruning.compensation
     assert all(report.after[name] <= report.before[name] for name in report.before)
 
@@ -247,7 +247,7 @@ def test_too_few_tokens_are_warned_of_and_do_no_harm_on_them(build_llama):
 def test_bad_choices_are_refused_before_any_forward(build_llama, calibration, method, message, monkeypatch):
     monkeypatch.setattr(ShearingLlamaForCausalLM, "forward", lambda *args, **kwargs: pytest.fail("a forward ran"))
     with pytest.raises(ValueError, match=message):
-        prune_one_shot(build_llama(), TARGET, calibration, compensation=method)
+        prune_one_shot(build_llama(), TARGET, calibration, PruneConfig(compensation=method))
 
 
 def test_soft_gates_and_bad_numbers_are_refused(build_llama, calibration):
@@ -268,20 +268,22 @@ def test_families_that_could_not_hold_the_result_are_refused(calibration):
     source = MistralForCausalLM(MistralConfig(**sizes, **counts))
     target = {"intermediate_size": 13}
     with pytest.raises(ValueError, match="needs one on o_proj and down_proj, which no config of the family 'mistral'"):
-        prune_one_shot(source, target, calibration, "taylor", "bias")
-    report = prune_one_shot(source, target, calibration, "taylor", "least_squares:towards=source", 1).compensation[0]
+        prune_one_shot(source, target, calibration, PruneConfig("taylor", "bias"))
+    report = prune_one_shot(
+        source, target, calibration, PruneConfig("taylor", "least_squares:towards=source", 1)
+    ).compensation[0]
     assert sum(report.after.values()) < sum(report.before.values())
     source = Gemma2ForCausalLM(Gemma2Config(**sizes, **counts))
     with pytest.raises(ValueError, match="towards=source fits what .* in the family 'gemma2' that is normalised"):
-        prune_one_shot(source, target, calibration, "taylor", "least_squares:towards=source")
-    report = prune_one_shot(source, target, calibration, "taylor", "least_squares", 1).compensation[0]
+        prune_one_shot(source, target, calibration, PruneConfig("taylor", "least_squares:towards=source"))
+    report = prune_one_shot(source, target, calibration, PruneConfig("taylor", "least_squares", 1)).compensation[0]
     assert sum(report.after.values()) < sum(report.before.values())
 
 
 def test_removed_hidden_dimensions_are_made_up_for_by_what_reads_and_what_writes(build_llama, calibration):
     source = build_llama()
     plain, same, mended = (
-        prune_one_shot(source, {"hidden_size": 9}, calibration, "taylor", method, num_shots=1)
+        prune_one_shot(source, {"hidden_size": 9}, calibration, PruneConfig("taylor", method, num_shots=1))
         for method in ("none", "least_squares", "least_squares:towards=source")
     )
     assert not same.compensation[0].before

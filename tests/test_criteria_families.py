@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_families import build, target_of
 
-from hf_shear import prune_one_shot, slice_model
+from hf_shear import PruneConfig, prune_one_shot, slice_model
 from hf_shear.criteria import resolve_criterion
 from hf_shear.criteria.taylor import taylor
 from hf_shear.data import Calibration
@@ -56,7 +56,7 @@ def test_every_dense_family_is_pruned_by_default(name):
     """Hidden dimensions, layers, heads (where the family has them cut) and neurons, with nothing named."""
     source, target = build(name), target_of(name, "gqa", [0, 2])
     ids = torch.randint(3, 40, (4, 12), generator=torch.Generator().manual_seed(1))
-    pruning = prune_one_shot(source, target, [{"input_ids": ids, "labels": ids}], num_shots=1)
+    pruning = prune_one_shot(source, target, [{"input_ids": ids, "labels": ids}], PruneConfig(num_shots=1))
     assert {size: getattr(pruning.model.config, size) for size in target} == target
     (report,) = pruning.compensation
     assert report.before and sum(report.after.values()) < sum(report.before.values())

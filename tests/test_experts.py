@@ -23,7 +23,7 @@ from hf_shear.evaluation.size import config_shape
 from hf_shear.masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, ShearingMasks, unit_parameters
 from hf_shear.modeling import AutoShearingModelForCausalLM
 from hf_shear.modeling.experts import MaskedRouter
-from hf_shear.pruning import prune_one_shot, score_units
+from hf_shear.pruning import PruneConfig, prune_one_shot, score_units
 from hf_shear.publishing.run_files import _check_same_model
 from hf_shear.report.html_pruning import kept_section, shape_section
 from hf_shear.shapes import (
@@ -320,7 +320,9 @@ CRITERIA = ("random", "magnitude", "taylor", "taylor:aggregation=fused", "policy
 @pytest.mark.parametrize("name", NAMES)
 def test_criteria_rank_experts(name, criterion):
     choice = {EXPERT: f"{criterion}:steps=2" if criterion == "policy_gradient" else criterion, "default": "magnitude"}
-    pruning = prune_one_shot(build(name), {"num_experts": 3, "hidden_size": 16}, calibration(), choice, "none", 1)
+    pruning = prune_one_shot(
+        build(name), {"num_experts": 3, "hidden_size": 16}, calibration(), PruneConfig(choice, "none", 1)
+    )
     assert pruning.scores[EXPERT].shape == (LAYERS, EXPERTS)
     assert ModelShape.from_config(pruning.model.config).num_experts == 3
     assert pruning.num_parameters == pruning.model.num_parameters()
@@ -371,14 +373,14 @@ def test_what_can_not_work_with_experts_is_refused(name):
         ({EXPERT: "taylor", "default": "activation"}, "'activation' measures the MLP of a layer"),
     ):
         with pytest.raises(ValueError, match=words):
-            prune_one_shot(source, {"num_experts": 4, "hidden_size": 16}, text, criterion, "none")
+            prune_one_shot(source, {"num_experts": 4, "hidden_size": 16}, text, PruneConfig(criterion, "none"))
     with pytest.raises(ValueError, match=f"`compensation` must be 'none' for a {name}"):
-        prune_one_shot(source, {"num_experts": 4}, text, "expert_rise")
+        prune_one_shot(source, {"num_experts": 4}, text, PruneConfig("expert_rise"))
     with pytest.raises(ValueError, match="Say .compensation='none'"):  # of the default for dense models
         prune_one_shot(source, {"num_experts": 4}, text)
     for allocation in ("global", "adaptive"):
         with pytest.raises(ValueError, match=f"`allocation` must be 'uniform' for a mixture of experts.*{allocation}"):
-            prune_one_shot(source, 0.5, text, "expert_rise", "none", allocation=allocation)
+            prune_one_shot(source, 0.5, text, PruneConfig("expert_rise", "none", allocation=allocation))
     with pytest.raises(ValueError, match=f"Layers of a {name} must all keep the same numbers"):
         slice_uneven(masked(name, {"num_experts": 4}), expert_gates())
     with pytest.raises(ValueError, match="mixture of experts has not been measured"):
@@ -411,14 +413,16 @@ def test_a_dense_model_has_no_experts_to_close():
 
 def test_experts_go_in_several_shots():
     target = {"num_experts": 2}
-    pruning = prune_one_shot(build("mixtral"), target, calibration(), {EXPERT: "taylor"}, "none", num_shots=2)
+    pruning = prune_one_shot(
+        build("mixtral"), target, calibration(), PruneConfig({EXPERT: "taylor"}, "none", num_shots=2)
+    )
     assert {len(kept) for kept in pruning.kept.experts.values()} == {2}
 
 
 def test_whole_layers_can_be_ranked_by_the_loss_without_them():
     choice = {LAYER: "loss_rise", "default": "taylor"}
     pruning = prune_one_shot(
-        build("mixtral"), {"num_experts": 4, "num_hidden_layers": 2}, calibration(), choice, "none"
+        build("mixtral"), {"num_experts": 4, "num_hidden_layers": 2}, calibration(), PruneConfig(choice, "none")
     )
     assert len(pruning.kept.layers) == 2 and pruning.scores[LAYER].shape == (LAYERS,)
 

@@ -21,9 +21,8 @@ from training_helpers import (
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.core import StoppedBySignal
 from hf_shear.data import Calibration
-from hf_shear.runs import prune_interleaved
+from hf_shear.pruning import InterleavedTrainer, PruneConfig, prune_interleaved, pruning_steps
 from hf_shear.shapes import ModelShape
-from hf_shear.training import InterleavedTrainer, pruning_steps
 
 STEP_TOKENS = 4 * LENGTH
 CLOCK = {"lr_scheduler_type": "cosine", "warmup_steps": 0.2, "max_steps": -1, "num_tokens": 10 * STEP_TOKENS}
@@ -51,8 +50,8 @@ def test_the_target_is_reached_under_one_clock_and_budget(tmp_path, calibration,
     source = plain_model(attention_dropout=0.0)
     weights = {name: value.clone() for name, value in source.state_dict().items()}
     args = make_args(tmp_path / "a", **CLOCK)
-    found = prune_interleaved(source, TARGET, calibration, args, train_domains(), held_out_domains(),
-                              num_stages=3, **choice)  # fmt: skip
+    config = PruneConfig(num_shots=3, **choice)
+    found = prune_interleaved(source, TARGET, calibration, config, args, train_domains(), held_out_domains())
     trainer = found.trainer
     assert {name: getattr(found.model.config, name) for name in TARGET} == TARGET
     assert trainer.tokens_seen() == CLOCK["num_tokens"]
@@ -98,8 +97,8 @@ def test_each_stage_scores_what_the_ones_before_trained_and_closed(tmp_path):
 def test_a_run_that_a_signal_stops_goes_on_as_the_one_that_was_not_stopped(tmp_path, calibration, monkeypatch):
     def run(folder, **more):
         args = make_args(tmp_path / folder, **CLOCK)
-        return prune_interleaved(plain_model(), TARGET, calibration, args, train_domains(), held_out_domains(),
-                                 num_stages=4, **more)  # fmt: skip
+        return prune_interleaved(plain_model(), TARGET, calibration, PruneConfig(num_shots=4), args, train_domains(),
+                                 held_out_domains(), **more)  # fmt: skip
 
     whole = run("a")
     remove = InterleavedTrainer.remove_units
@@ -155,6 +154,7 @@ def test_models_that_do_not_fit_are_refused(tmp_path):
 
 def test_shapes_are_those_of_the_trained_model(tmp_path, calibration):
     args = make_args(tmp_path, max_steps=4)
-    found = prune_interleaved(plain_model(), TARGET, calibration, args, train_domains(), num_stages=2)
+    config = PruneConfig(num_shots=2)
+    found = prune_interleaved(plain_model(), TARGET, calibration, config, args, train_domains())
     shape = ModelShape.from_config(found.model.config)
     assert shape.num_hidden_layers == len(found.kept.layers) == TARGET["num_hidden_layers"]

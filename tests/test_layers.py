@@ -37,7 +37,8 @@ ALLOWED = {
     "calibration": {"shapes", "modeling", "masks"},
     "criteria": {"shapes", "masks", "modeling", "data", "calibration"},
     "compensation": {"shapes", "masks", "modeling", "data", "calibration"},
-    "pruning": {"shapes", "masks", "modeling", "slicing", "data", "criteria", "compensation"},
+    "pruning": {"shapes", "masks", "modeling", "sources", "slicing", "data", "criteria", "compensation"}
+    | {"distillation", "training"},
     "sparsity": {"data", "calibration"},
     "distillation": set(),
     "training": {"shapes", "masks", "modeling", "sources", "slicing", "data", "distillation"},

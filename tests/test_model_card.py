@@ -200,7 +200,9 @@ def test_a_pruned_model_is_not_sold_as_recovered(files):
 def test_papers_are_cited_where_used(files):
     text = card(files).text
     assert "2310.06694" in text and "2312.17244" not in text and "2411.10272" not in text
-    text = card(files | {"provenance": files["provenance"] | {"method": "llm_surgeon"}}).text
+    text = card(
+        files | {"provenance": files["provenance"] | {"prune_config": {"criterion": {"default": "llm_surgeon"}}}}
+    ).text
     assert "2312.17244" in text
 
 
@@ -239,7 +241,7 @@ def test_no_card_without_results(results):
         ("evaluation", ("speed", "prompt_length"), "511"),
         ("evaluation", ("speed", "source"), {}),
         ("provenance", ("source",), "a/b"),
-        ("provenance", ("method",), 3),
+        ("provenance", ("prune_config", "criterion"), 3),
         ("provenance", ("mask_settings",), []),
     ],
 )

@@ -11,7 +11,8 @@ from hf_shear.criteria import CRITERIA, criteria_by_kind, criteria_from_words, c
 from hf_shear.criteria.taylor import taylor
 from hf_shear.data import Calibration
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, RANKED_KINDS, SUB_LAYERS, UNIT_KINDS
-from hf_shear.pruning import DEFAULT_CRITERION, default_criterion_words, prune_one_shot
+from hf_shear.pruning import PruneConfig, prune_one_shot
+from hf_shear.pruning.config import default_criterion_words
 
 COLUMNS = {"num_key_value_heads": 2, "num_attention_heads": 6, "intermediate_size": 13}
 
@@ -47,7 +48,7 @@ def test_masks_are_added_to_a_model_in_memory(build_llama, token_ids, tied):
 def test_the_target_is_reached_and_the_source_left_alone(build_llama, calibration, compensation, num_shots):
     source = build_llama()
     state = copy.deepcopy(source.state_dict())
-    pruning = prune_one_shot(source, TARGET, calibration, "taylor", compensation, num_shots)
+    pruning = prune_one_shot(source, TARGET, calibration, PruneConfig("taylor", compensation, num_shots))
     assert {name: getattr(pruning.model.config, name) for name in TARGET} == TARGET
     assert len(pruning.kept.hidden) == 12 and len(pruning.kept.layers) == 3
     assert all(torch.equal(weight, state[name]) for name, weight in source.state_dict().items())
@@ -57,8 +58,8 @@ def test_the_target_is_reached_and_the_source_left_alone(build_llama, calibratio
 
 def test_compensation_never_raises_the_error_and_lowers_the_loss(build_llama, calibration):
     source = build_llama()
-    plain = prune_one_shot(source, COLUMNS, calibration, "random", "none", num_shots=1)
-    mended = prune_one_shot(source, COLUMNS, calibration, "random", "least_squares", num_shots=1)
+    plain = prune_one_shot(source, COLUMNS, calibration, PruneConfig("random", "none", num_shots=1))
+    mended = prune_one_shot(source, COLUMNS, calibration, PruneConfig("random", "least_squares", num_shots=1))
     assert plain.kept == mended.kept
     (report,) = mended.compensation
     assert sorted(report.before) == sorted(report.after) and len(report.before) == 8
@@ -83,7 +84,9 @@ def test_a_removed_unit_never_comes_back(build_llama, calibration):
         scores = torch.arange(22.0).repeat(4, 1)
         return {INTERMEDIATE: scores if len(seen) % 2 else -scores}
 
-    kept = prune_one_shot(build_llama(), {"intermediate_size": 10}, calibration, by_turns, "none", num_shots=4).kept
+    kept = prune_one_shot(
+        build_llama(), {"intermediate_size": 10}, calibration, PruneConfig(by_turns, "none", num_shots=4)
+    ).kept
     assert [int(gate.sum(1)[0]) for gate in seen] == [22, 19, 16, 13]
     assert kept.intermediate[0] == [
         6,
@@ -112,14 +115,14 @@ def test_a_criterion_per_kind_is_called_once(build_llama, calibration):
         }
 
     choice = {"default": first, LAYER: "loss_rise", HIDDEN: "taylor"}
-    pruning = prune_one_shot(build_llama(), TARGET, calibration, choice, "none", num_shots=1)
+    pruning = prune_one_shot(build_llama(), TARGET, calibration, PruneConfig(choice, "none", num_shots=1))
     assert calls == ["first"] and set(pruning.scores) == set(UNIT_KINDS)
 
 
 def test_a_kind_that_a_criterion_cannot_rank_is_refused_before_any_forward(build_llama, calibration, monkeypatch):
     monkeypatch.setattr(ShearingLlamaForCausalLM, "forward", lambda *args, **kwargs: pytest.fail("a forward ran"))
     with pytest.raises(ValueError, match="`criterion` 'loss_rise' cannot rank 'hidden'.*it ranks layer.*these can:"):
-        prune_one_shot(build_llama(), TARGET, calibration, "loss_rise")
+        prune_one_shot(build_llama(), TARGET, calibration, PruneConfig("loss_rise"))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +171,8 @@ def test_every_criterion_prunes_what_it_ranks(build_llama, calibration, name, co
         by_budget = {"allocation": "global", "units": [kind]} if kind in SUB_LAYERS else {}  # no shape names sub-layers
         target = 0.8 if by_budget else sizes[kind]
         pruning, again = (
-            prune_one_shot(build_llama(), target, calibration, choice, compensation, 2, **by_budget) for _ in range(2)
+            prune_one_shot(build_llama(), target, calibration, PruneConfig(choice, compensation, 2, **by_budget))
+            for _ in range(2)
         )
         if by_budget:
             assert pruning.num_parameters <= pruning.budget
@@ -189,34 +193,34 @@ def test_empty_calibration_is_refused():
 
 def test_the_defaults_are_those_that_won_the_bench(build_llama, calibration):
     by_default = prune_one_shot(build_llama(), TARGET, calibration)
-    named = dict(DEFAULT_CRITERION)
+    named = PruneConfig().criterion
     assert named == {"default": "llm_surgeon", HIDDEN: "activation", LAYER: "loss_rise"}
     assert criteria_from_words(default_criterion_words()) == named
-    told = prune_one_shot(build_llama(), TARGET, calibration, named, "least_squares", num_shots=5)
+    told = prune_one_shot(build_llama(), TARGET, calibration, PruneConfig(named, "least_squares", num_shots=5))
     assert by_default.kept == told.kept and by_default.compensation == told.compensation
     assert len(told.compensation) == 5 and any(report.before for report in told.compensation)
 
 
 @pytest.mark.parametrize("allocation", ["global", "adaptive:num_steps=10"])
 def test_uneven_models_are_pruned_by_default(build_llama, calibration, allocation):
-    pruning = prune_one_shot(build_llama(), 0.7, calibration, allocation=allocation)
+    pruning = prune_one_shot(build_llama(), 0.7, calibration, PruneConfig(allocation=allocation))
     assert pruning.num_parameters <= pruning.budget
 
 
 def test_a_criterion_alone_is_compensated_too(build_llama, calibration):
     """The defaults do not depend on each other."""
-    pruning = prune_one_shot(build_llama(), COLUMNS, calibration, "taylor", num_shots=1)
-    told = prune_one_shot(build_llama(), COLUMNS, calibration, "taylor", "least_squares", num_shots=1)
+    pruning = prune_one_shot(build_llama(), COLUMNS, calibration, PruneConfig("taylor", num_shots=1))
+    told = prune_one_shot(build_llama(), COLUMNS, calibration, PruneConfig("taylor", "least_squares", num_shots=1))
     assert pruning.compensation == told.compensation and pruning.compensation[0].before
 
 
 def test_a_surgeon_alone_names_what_to_give_for_the_kinds_it_cannot_rank(build_llama, calibration):
     message = "'llm_surgeon' cannot rank 'hidden'.*'hidden': 'activation'.*--criterion llm_surgeon hidden=activation"
     with pytest.raises(ValueError, match=message):
-        prune_one_shot(build_llama(), TARGET, calibration, "llm_surgeon")
+        prune_one_shot(build_llama(), TARGET, calibration, PruneConfig("llm_surgeon"))
 
 
 @pytest.mark.parametrize("num_shots", [0, -1])
 def test_a_number_of_shots_below_one_is_refused(build_llama, calibration, num_shots):
     with pytest.raises(ValueError, match="`num_shots` must be at least 1"):
-        prune_one_shot(build_llama(), TARGET, calibration, num_shots=num_shots)
+        prune_one_shot(build_llama(), TARGET, calibration, PruneConfig(num_shots=num_shots))

@@ -9,7 +9,7 @@ from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.criteria.policy_gradient import LOWEST_PROBABILITY, policy_gradient, project
 from hf_shear.data import Calibration
 from hf_shear.masks import HIDDEN, INTERMEDIATE
-from hf_shear.pruning import prune_one_shot, score_units
+from hf_shear.pruning import PruneConfig, prune_one_shot, score_units
 
 
 @pytest.fixture
@@ -50,7 +50,9 @@ def test_it_beats_random_by_forward_passes_alone(source, calibration, monkeypatc
 
     def loss(criterion, seed=3):
         text = Calibration(calibration.batches, seed)
-        pruned = prune_one_shot(source, {"intermediate_size": 11}, text, criterion, "none", num_shots=1).model
+        pruned = prune_one_shot(
+            source, {"intermediate_size": 11}, text, PruneConfig(criterion, "none", num_shots=1)
+        ).model
         with torch.no_grad():
             return pruned(**calibration.batches[0]).loss.item()
 
@@ -101,4 +103,4 @@ def test_rows_with_no_more_open_units_than_are_kept_keep_them_all():
 )
 def test_bad_settings_are_refused(source, calibration, options, message):
     with pytest.raises(ValueError, match=message):
-        prune_one_shot(source, {"intermediate_size": 11}, calibration, f"policy_gradient:{options}")
+        prune_one_shot(source, {"intermediate_size": 11}, calibration, PruneConfig(f"policy_gradient:{options}"))

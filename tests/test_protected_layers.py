@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from hf_shear.data import Calibration
-from hf_shear.pruning import prune_one_shot
-from hf_shear.pruning.protected_layers import protected_layers
+from hf_shear.pruning import PruneConfig, prune_one_shot
+from hf_shear.pruning.plan import protected_layers
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_protected_layers_stay(build_llama, criterion, num_shots):
             source.model.layers[index].mlp.down_proj.weight.mul_(1e-3)
     ids = torch.randint(3, 40, (4, 12), generator=torch.Generator().manual_seed(3))
     text = Calibration([{"input_ids": ids, "labels": ids}])
-    arguments = source, {"num_hidden_layers": 2}, text, criterion, "none", num_shots
-    assert prune_one_shot(*arguments, protect="first:1,last:1").kept.layers == [0, 3]
+    config, arguments = PruneConfig(criterion, "none", num_shots), (source, {"num_hidden_layers": 2}, text)
+    assert prune_one_shot(*arguments, replace(config, protect="first:1,last:1")).kept.layers == [0, 3]
     if criterion in ("block_influence", "taylor"):  # the loss of random weights says nothing
-        assert prune_one_shot(*arguments).kept.layers == [1, 2]
+        assert prune_one_shot(*arguments, config).kept.layers == [1, 2]

@@ -6,6 +6,7 @@ PUBLIC = {
     "AutoShearingModelForCausalLM",
     "DynamicBatchSampler",
     "MaskSettings",
+    "PruneConfig",
     "ShearTrainer",
     "ShearTrainingArguments",
     "ShearingLlamaConfig",

@@ -15,13 +15,13 @@ from training_helpers import masked_model
 
 from hf_shear import MaskSettings, ShearTrainingArguments
 from hf_shear.cli import VERBS
+from hf_shear.compensation import COMPENSATIONS
 from hf_shear.core import OPTION_RANGES, RANGES, Range, UsageError, check_ranges, keyword_options, options_from_text
 from hf_shear.criteria import CRITERIA
 from hf_shear.data import Calibration, DynamicBatchSampler, pack_domains, split_domains, update_mixture_weights
 from hf_shear.evaluation import PerplexityProtocol, SpeedProtocol, ratio_of_sums
 from hf_shear.masks import MaskSchedule
-from hf_shear.pruning import prune_one_shot
-from hf_shear.pruning.plan import adaptive_options
+from hf_shear.pruning import ALLOCATIONS, PruneConfig, prune_one_shot
 from hf_shear.runs import parse_arguments
 from hf_shear.runs.bench import BenchArguments
 from hf_shear.runs.bench_method import OPTIONS
@@ -82,11 +82,12 @@ def test_every_number_has_a_range_or_a_reason():
 
 
 def test_every_option_of_a_method_has_a_range():
-    options = dict(OPTIONS["interleaved"]) | OPTIONS["learned"] | keyword_options(adaptive_options)
+    options = dict(OPTIONS["interleaved"]) | OPTIONS["learned"]
     for criterion in CRITERIA.values():
         options |= criterion.defaults
-    for name in ("bias", "least_squares", "least_squares_bias"):
-        options |= keyword_options(getattr(importlib.import_module(f"hf_shear.compensation.{name}"), name))
+    functions = [method.update for method in COMPENSATIONS.values() if method.update is not None]
+    for function in functions + [allocation.choose for allocation in ALLOCATIONS.values()]:
+        options |= keyword_options(function)
     numbers = {name for name, default in options.items() if type(default) in (int, float)}
     assert numbers <= set(OPTION_RANGES) and "damping" in numbers
 
@@ -230,7 +231,7 @@ def test_functions_refuse_before_they_begin():
     with pytest.raises(UsageError, match="`batch_size` must be at least 1, but it is 0"):
         evaluate_domains(None, {}, 0)
     with pytest.raises(UsageError, match="`num_shots` must be at least 1, but it is 0"):
-        prune_one_shot(masked_model(), {"intermediate_size": 16}, [], num_shots=0)
+        prune_one_shot(masked_model(), {"intermediate_size": 16}, [], PruneConfig(num_shots=0))
     with pytest.raises(UsageError, match="`held_out_fraction` must be a finite number"):
         split_domains({}, math.nan)
     with pytest.raises(UsageError, match="`num_proc` must be at least 1, but it is 0"):

@@ -24,7 +24,7 @@ from training_helpers import (
 )
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from hf_shear import AutoShearingModelForCausalLM, prune_one_shot, slice_model
+from hf_shear import AutoShearingModelForCausalLM, PruneConfig, prune_one_shot, slice_model
 from hf_shear.cli.main import main
 from hf_shear.criteria import coupled_weights
 from hf_shear.slicing import provenance_record, release_weights
@@ -124,9 +124,9 @@ def test_pruning_lets_go_of_its_source(target):
     calibration = [
         {"input_ids": ids, "labels": ids} for ids in [torch.tensor(make_domains()["books"]["input_ids"][:4])]
     ]
-    expected = prune_one_shot(plain_model(), target, calibration, "magnitude", **changes)
+    expected = prune_one_shot(plain_model(), target, calibration, PruneConfig("magnitude", **changes))
     model = plain_model()
-    found = prune_one_shot(model, target, calibration, "magnitude", release_source=True, **changes)
+    found = prune_one_shot(model, target, calibration, PruneConfig("magnitude", **changes), release_source=True)
     assert found.kept == expected.kept
     assert_equal_weights(found.model, weights_of(expected.model))
     assert all(weight.is_meta for weight in model.parameters())

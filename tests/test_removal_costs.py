@@ -8,7 +8,7 @@ from importlib import import_module
 import pytest
 import torch
 
-from hf_shear import ShearingLlamaForCausalLM, prune_one_shot
+from hf_shear import PruneConfig, ShearingLlamaForCausalLM, prune_one_shot
 from hf_shear.calibration import ShortCalibrationWarning, stream_curvature
 from hf_shear.calibration.factors import damped
 from hf_shear.criteria import resolve_criterion
@@ -99,9 +99,7 @@ def test_costs_of_a_pruned_model_are_those_of_its_slice(build_llama, calibration
         source,
         {"hidden_size": 12, "num_key_value_heads": 2, "num_attention_heads": 6, "intermediate_size": 13},
         calibration,
-        "taylor",
-        "none",
-        num_shots=1,
+        PruneConfig("taylor", "none", num_shots=1),
     )
     kept, masked = sliced.kept, ShearingLlamaForCausalLM.from_model(source).eval()
     gates = {HIDDEN: torch.zeros(18), KEY_VALUE_HEAD: torch.zeros(4, 3), INTERMEDIATE: torch.zeros(4, 22)}
@@ -133,12 +131,16 @@ def test_a_dead_neuron_costs_nothing_and_goes_first(build_llama, calibration):
     for name in ("llm_surgeon", "kobd"):
         scores = resolve_criterion(name)(masked, calibration)[INTERMEDIATE]
         assert float(scores[1, 4]) == 0 and int((scores == 0).sum()) == 1
-        kept = prune_one_shot(source, {"intermediate_size": 21}, calibration, name, "least_squares", num_shots=1).kept
+        kept = prune_one_shot(
+            source, {"intermediate_size": 21}, calibration, PruneConfig(name, "least_squares", num_shots=1)
+        ).kept
         assert 4 not in kept.intermediate[1]
 
 
 def test_compensated_pruning_reaches_the_target_in_shots(build_llama, calibration):
-    pruning = prune_one_shot(build_llama(), COLUMNS, calibration, "llm_surgeon", "least_squares", num_shots=3)
+    pruning = prune_one_shot(
+        build_llama(), COLUMNS, calibration, PruneConfig("llm_surgeon", "least_squares", num_shots=3)
+    )
     assert {name: getattr(pruning.model.config, name) for name in COLUMNS} == COLUMNS
     for report in pruning.compensation:
         assert all(report.after[name] <= report.before[name] for name in report.before)
@@ -183,7 +185,7 @@ def test_inputs_are_collected_once_for_costs_and_update(
 
     def pruned():
         calls.clear()
-        return prune_one_shot(build_llama(), COLUMNS, calibration, criterion, compensation, num_shots=2)
+        return prune_one_shot(build_llama(), COLUMNS, calibration, PruneConfig(criterion, compensation, num_shots=2))
 
     shared = pruned()
     assert len(calls) == num_streams
@@ -209,7 +211,7 @@ def test_on_a_trained_model_costs_rank_better_than_taylor(shared_data):
 
     def loss(criterion):
         target = {"intermediate_size": 120}
-        pruned = prune_one_shot(source, target, calibration, criterion, "least_squares", num_shots=1).model
+        pruned = prune_one_shot(source, target, calibration, PruneConfig(criterion, "least_squares", num_shots=1)).model
         with torch.no_grad():
             return float(pruned(input_ids=ids[-64:], labels=ids[-64:]).loss)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from hf_shear import ShearTrainer, ShearTrainingArguments, prune_one_shot
+from hf_shear import PruneConfig, ShearTrainer, ShearTrainingArguments, prune_one_shot
 from hf_shear.core import collect_versions, write_results
 from hf_shear.data import Calibration, load_domains
 from hf_shear.runs.domain_data import prepare_domain_data
@@ -157,7 +157,7 @@ class FamilyRuns:
         )
         target = shape_for_budget(model.config, fraction_kept=1 - fraction).shape
         calibration = Calibration(list(batches), options.seed)  # no compensation, one shot: as the published curves
-        return prune_one_shot(model, target, calibration, options.criterion, "none", num_shots=1).model
+        return prune_one_shot(model, target, calibration, PruneConfig(options.criterion, "none", num_shots=1)).model
 
     def arguments(self, folder: str, hidden_size: int) -> ShearTrainingArguments:
         """A constant rate, the same domains throughout, and evaluations of the same samples at the same steps."""

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from .. import runs
-from ..compensation import SOURCE, resolve_compensation
+from ..compensation import resolve_compensation
 from ..core import UsageError, check_parents, read_json_object
 from ..data import Calibration
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel
@@ -48,12 +48,13 @@ class Arguments(runs.DataArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if resolve_compensation(self.compensation) is not None:
+        method = resolve_compensation(self.compensation)
+        if not method.does_nothing:
             if self.is_adapter:
                 raise UsageError("`compensation` is for masks that are cut, but `checkpoint` is an adapter.")
             if self.data_dir is None:
                 raise UsageError(f"`compensation={self.compensation!r}` needs text: give `--data_dir`.")
-        if self.source is not None and getattr(resolve_compensation(self.compensation), "towards", None) != SOURCE:
+        if self.source is not None and not method.reads_source:
             raise UsageError(
                 f"`source` {self.source!r} is read by a compensation towards it alone, but `compensation` is"
                 f" {self.compensation!r}. Give `least_squares:towards=source`, or leave it out."
@@ -118,7 +119,7 @@ def _tokenizer(opened: Source) -> PreTrainedTokenizerBase | None:
 
 def _calibration(arguments: Arguments, opened: Source) -> Calibration | None:
     """Text for the compensation, if there is to be one."""
-    if resolve_compensation(arguments.compensation) is None:
+    if resolve_compensation(arguments.compensation).does_nothing:
         return None
     runs.check_learned_cut(arguments.compensation, opened.config)
     args = ShearTrainingArguments(arguments.output_dir, report_to="none")
@@ -132,7 +133,7 @@ def _cut(arguments: Arguments, masked: ShearingModel, text: Calibration | None, 
     if text is None:
         return *slice_model(masked, dtype=dtype, release_source=True), {}
     source = None
-    if resolve_compensation(arguments.compensation).towards == SOURCE:
+    if resolve_compensation(arguments.compensation).reads_source:
         name = arguments.source or masked.config.source_name_or_path
         source = open_source("source", name, as_family=masked.family.model_type).load_model(masked.dtype)
     device = ShearTrainingArguments(arguments.output_dir, report_to="none").device

@@ -11,10 +11,12 @@ from transformers import PretrainedConfig
 from ..core import UsageError, of_file
 from ..evaluation import kv_cache_bytes_per_token
 from ..modeling import check_supported_source
+from ..pruning import PruneConfig
 from ..publishing import ENGINES, CheckpointFacts, facts_of_config, has_byte_fallback, where_it_loads
+from ..publishing.card_sections import chosen_by
 from ..runs import TargetArguments, choose_target
 from ..shapes import TARGET_NAMES, ModelShape, count_parameters, forward_flops_per_token
-from ..slicing import PROVENANCE_NAME, read_provenance
+from ..slicing import PROVENANCE_NAME, PRUNE_CONFIG_NAME, read_provenance
 from ..sources import MASKED_PREFIX, Source, open_source
 from ..training.memory import estimate_memory
 from ..training.memory_setup import TrainingSetup
@@ -68,6 +70,9 @@ def run(arguments: Arguments) -> None:
         record = read_provenance(arguments.checkpoint)
         with of_file(provenance):
             facts["kept_per_layer"] = widths_of_layers(record.get("kept") or {})
+    if (Path(arguments.checkpoint) / PRUNE_CONFIG_NAME).exists():
+        facts["prune_config"] = PruneConfig.from_pretrained(arguments.checkpoint).to_dict()
+        facts["notes"].append(f"Pruned by scores: {chosen_by(facts['prune_config'])}.".replace("`", ""))
     if target is not None:
         facts["target"] = describe(config, target, arguments.sequence_length)
         if target.num_experts is None:

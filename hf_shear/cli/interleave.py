@@ -9,16 +9,14 @@ import torch
 from accelerate import PartialState
 
 from .. import runs
-from ..compensation import resolve_compensation
 from ..core import StoppedBySignal, UsageError, content_of
-from ..criteria import criteria_from_words
 from ..data import Calibration
-from ..modeling import AutoShearingModelForCausalLM
-from ..pruning import DEFAULT_COMPENSATION, default_criterion_words
+from ..pruning import PruneConfig, default_criterion_words, prune_interleaved
+from ..pruning.config import PRUNING_SHARE
 from ..shapes import ModelShape
-from ..slicing import provenance_record, save_checkpoint
-from ..training import PRUNING_SHARE, ShearTrainingArguments, check_mask_options
+from ..training import ShearTrainingArguments, check_mask_options
 from .engine_rows import engine_warnings
+from .prune import config_from_flags
 
 SUMMARY = "Prune in stages and train in between, on one budget of tokens."
 EXAMPLE = "hf-shear interleave path/to/llama --data_dir text --hidden_size 2048 --num_tokens 1000000 --output_dir out"
@@ -41,18 +39,19 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
         metadata={"help": "Scores of the units; also by kind: activation layer=loss_rise"},
     )
     compensation: str = field(
-        default=DEFAULT_COMPENSATION,
+        default=PruneConfig.compensation,
         metadata={"help": "Update of what remains, at every stage, under any criterion; or none."},
     )
-    num_stages: int = field(default=5, metadata={"help": "Times that units are removed, each scored anew."})
+    num_stages: int = field(
+        default=PruneConfig.num_shots, metadata={"help": "Times that units are removed, each scored anew."}
+    )
     pruning_share: float = field(default=PRUNING_SHARE, metadata={"help": "Of the steps, in which units are removed."})
     calibration_batches: int = field(default=16, metadata={"help": "Batches of a step's size behind the scores."})
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in --output_dir."})
 
     def __post_init__(self):
         super().__post_init__()
-        criteria_from_words(self.criterion)
-        resolve_compensation(self.compensation)
+        config_from_flags(self, num_shots=self.num_stages)
 
 
 def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
@@ -83,20 +82,16 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     source = opened.load_model(torch.float32)  # AdamW loses small steps in others
     text = Calibration.from_batches(batches, args.train_batch_size, args.seed)
     try:
-        found = runs.prune_interleaved(
-            source, target, text, args, data.train, data.held_out, criterion=criteria_from_words(arguments.criterion),
-            compensation=arguments.compensation, num_stages=arguments.num_stages, pruning_share=arguments.pruning_share,
-            as_family=arguments.as_family, resume_from_checkpoint=checkpoint,
-        )  # fmt: skip
+        choices = config_from_flags(arguments, num_shots=arguments.num_stages)
+        found = prune_interleaved(
+            source, target, text, choices, args, data.train, data.held_out, resume_from_checkpoint=checkpoint
+        )
     except StoppedBySignal as stop:
         stop.advice = f"To go on: the same command{'' if arguments.resume else ' with `--resume`'}."
         raise
-    facts = {name: getattr(arguments, name) for name in ("criterion", "compensation", "num_stages", "pruning_share")}
-    masked = AutoShearingModelForCausalLM.from_model(source, target, as_family=arguments.as_family)
-    facts["tokens"] = found.trainer.tokens_seen()
-    provenance = provenance_record(masked, found.kept, seed=args.seed, interleaved=facts)
     dtype = getattr(config, "dtype", None)
-    save_checkpoint(found.model, folder, tokenizer, provenance, dtype=dtype if dtype != torch.float32 else None)
+    dtype = dtype if dtype != torch.float32 else None
+    found.save(folder, tokenizer, dtype, seed=args.seed, interleaved={"tokens": found.trainer.tokens_seen()})
     losses = runs.judge_checkpoint(folder, data.judged, args)
     if args.process_index == 0:
         shape = ModelShape.from_config(found.model.config).sizes_text()

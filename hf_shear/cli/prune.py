@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from transformers import PretrainedConfig
 
 from .. import runs
-from ..compensation import resolve_compensation
 from ..core import UsageError, check_parents
 from ..criteria import criteria_from_words
 from ..data import Calibration
 from ..modeling import as_family
-from ..pruning import (
-    DEFAULT_COMPENSATION,
-    DEFAULT_NUM_SHOTS,
-    UNIFORM,
-    default_criterion_words,
-    make_plan,
-    prune_one_shot,
-)
+from ..pruning import PruneConfig, default_criterion_words, make_plan, prune_one_shot
+from ..pruning.allocation import resolve_allocation
 from ..shapes import ModelShape, TargetShape, family_named
-from ..slicing import NEMOTRON_NAS, provenance_record, save_checkpoint, save_nemotron_nas
 from ..training import ShearTrainingArguments
 from .engine_rows import engine_warnings
 
@@ -43,20 +35,24 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
         metadata={"help": "Scores of the units; also by kind: activation layer=loss_rise"},
     )
     compensation: str = field(
-        default=DEFAULT_COMPENSATION, metadata={"help": "Update of what remains, under any criterion; or none."}
+        default=PruneConfig.compensation, metadata={"help": "Update of what remains, under any criterion; or none."}
     )
     allocation: str = field(
-        default="uniform",
+        default=PruneConfig.allocation,
         metadata={"help": "uniform; or, to --target_num_parameters, global or adaptive: layers differ in width"},
     )
     units: list[str] | None = field(
         default=None, metadata={"help": "Kinds that global and adaptive remove: key_value_head intermediate ..."}
     )
-    form: str = field(default="padded", metadata={"help": "Of uneven layers: padded with zeros, or nemotron_nas."})
-    num_shots: int = field(
-        default=DEFAULT_NUM_SHOTS, metadata={"help": "Steps in which units are removed, each scored anew."}
+    form: str = field(
+        default=PruneConfig.form, metadata={"help": "Of uneven layers: padded with zeros, or nemotron_nas."}
     )
-    protect: str = field(default="", metadata={"help": "Layers that stay, such as first:4,last:2 or 0,7."})
+    num_shots: int = field(
+        default=PruneConfig.num_shots, metadata={"help": "Steps in which units are removed, each scored anew."}
+    )
+    protect: str = field(
+        default=PruneConfig.protect, metadata={"help": "Layers that stay, such as first:4,last:2 or 0,7."}
+    )
     calibration_batches: int = field(default=16, metadata={"help": "Batches behind scores and compensation."})
     batch_size: int = field(default=8, metadata={"help": "Samples of a batch."})
     seed: int = field(default=42, metadata={"help": "Of the calibration batches, or of the random choice."})
@@ -66,8 +62,15 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
         check_parents("output_dir", self.output_dir)
         if Path(self.output_dir).exists():
             raise UsageError(f"`output_dir` {self.output_dir!r} exists. Name a folder that does not.")
-        resolve_compensation(self.compensation)
-        criteria_from_words(self.criterion)
+        config_from_flags(self)
+
+
+def config_from_flags(arguments, **more: object) -> PruneConfig:
+    """The choices of a verb: those of its flags that are named as in ``PruneConfig``, and ``more``."""
+    flags = {
+        field.name: getattr(arguments, field.name) for field in fields(PruneConfig) if hasattr(arguments, field.name)
+    }
+    return PruneConfig(**flags | {"criterion": criteria_from_words(arguments.criterion)} | more)
 
 
 def run(arguments: Arguments) -> None:
@@ -78,34 +81,17 @@ def run(arguments: Arguments) -> None:
     if arguments.as_family is not None:
         config = as_family(config, family_named(arguments.as_family, "`as_family`: "))
     target = _target(arguments, config)
-    criterion = criteria_from_words(arguments.criterion)
-    make_plan(  # refuses before anything is loaded
-        config, target, criterion, arguments.allocation, arguments.units, arguments.form, arguments.protect,
-        arguments.compensation,
-    )  # fmt: skip
+    choices = config_from_flags(arguments)
+    make_plan(config, target, choices)  # refuses before anything is loaded
     runs.check_result(arguments.output_dir, opened.location, config, target, tokenizer, arguments.as_family)
     args = ShearTrainingArguments(arguments.output_dir, report_to="none")
     data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, config)
     source = opened.load_model().to(args.device)
     batches = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
-    pruning = prune_one_shot(
-        source, target, Calibration(list(batches), arguments.seed), criterion, arguments.compensation,
-        arguments.num_shots, arguments.as_family, arguments.protect, arguments.allocation, arguments.units, arguments.form,
-        release_source=True,
-    )  # fmt: skip
-    pruned = pruning.model
-    provenance = provenance_record(
-        pruning.masked_config, pruning.kept, seed=arguments.seed,
-        method=" ".join(arguments.criterion), compensation=arguments.compensation, num_shots=arguments.num_shots,
-        protect=arguments.protect, allocation=arguments.allocation, form=arguments.form,
-        num_parameters=pruning.num_parameters, num_padded_parameters=pruning.num_padded_parameters,
-        budget=pruning.budget,
-    )  # fmt: skip
-    if arguments.form == NEMOTRON_NAS:
-        save_nemotron_nas(pruned, pruning.kept, arguments.output_dir, tokenizer, provenance)
-    else:
-        save_checkpoint(pruned, arguments.output_dir, tokenizer, provenance)
-    print(f"Wrote {arguments.output_dir}: {ModelShape.from_config(pruned.config).sizes_text()}.")
+    text = Calibration(list(batches), arguments.seed)
+    pruning = prune_one_shot(source, target, text, choices, release_source=True)
+    pruning.save(arguments.output_dir, tokenizer, seed=arguments.seed)
+    print(f"Wrote {arguments.output_dir}: {ModelShape.from_config(pruning.model.config).sizes_text()}.")
     if pruning.uneven:
         print(
             f"{pruning.num_parameters:,} parameters of a budget of {pruning.budget:,};"
@@ -119,7 +105,7 @@ def _target(arguments: Arguments, config: PretrainedConfig) -> TargetShape | int
     """The shape; or the budget, where layers may differ in width."""
     budget = arguments.target_num_parameters
     target, reasons = runs.choose_target(arguments, config)  # checks that one way to name a target is used
-    if not arguments.allocation.startswith(UNIFORM) and budget is not None:
+    if budget is not None and resolve_allocation(arguments.allocation).uneven:
         print(f"Target: at most {budget:,} parameters, allocation {arguments.allocation}")
         return budget
     print("\n".join(filter(None, (reasons, f"Target: {target}"))))

@@ -16,9 +16,9 @@ from ..core import UsageError
 from ..data import Calibration
 from ..modeling import ShearingMixin
 from .add_biases import add_biases
-from .choose import MODULE, Compensation, check_compensation, resolve_compensation
 from .gap import Gap
 from .layer_parts import Part, layer_parts
+from .methods import Compensation, resolve_compensation
 from .towards_reference import gaps_to_reference
 
 
@@ -42,7 +42,7 @@ def compensate(
     model: ShearingMixin,
     gates: dict[str, Tensor],
     calibration: Calibration,
-    method: str = "least_squares",
+    method: str | Compensation = "least_squares",
     reference: ShearingMixin | None = None,
     shared_inputs: InputsByModule | None = None,
 ) -> CompensationReport:
@@ -74,10 +74,10 @@ def compensate(
         ValueError: a method that is unknown or that the family does not admit, gates that are not 0 or 1, or inputs
             that are not finite.
     """
-    check_compensation(method, model.config)
     chosen = resolve_compensation(method)
+    chosen.check(model.config)
     report = CompensationReport()
-    if chosen is None:
+    if chosen.does_nothing:
         return report
     for kind, gate in gates.items():
         if not bool(((gate == 0) | (gate == 1)).all()):
@@ -87,7 +87,7 @@ def compensate(
             )
     if chosen.needs_bias:
         add_biases(model)
-    if chosen.towards == MODULE:
+    if chosen.reads_own_inputs:
         _towards_own_outputs(model, gates, calibration, chosen, report, shared_inputs)
         return report
     reference = type(model).from_model(model if reference is None else reference)

@@ -38,6 +38,14 @@ def _interval(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_number, value))
 
 
+def _criterion(value: Any) -> bool:
+    return all(isinstance(choice, str) for choice in (value.values() if isinstance(value, Mapping) else [value]))
+
+
+def _layers(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list | tuple) and all(map(_count, value)))
+
+
 NUMBER, COUNT, TEXT = (
     (_number, "a finite number"),
     (_count, "a whole number"),
@@ -94,20 +102,26 @@ EVALUATION = {
 NULLABLE = (
     "learning_rate", "standard_error", "tokens", "value", "num_items", "loss_interval", "perplexity_interval",
     "bits_per_byte_interval", "interval", "name_or_path", "revision", "method", "calibration", "command",
+    "as_family", "pruning_share",
 )  # fmt: skip
 """Entries that may be null, beside objects and lists: not known, or there is none."""
-PROVENANCE = {
-    "source": {"name_or_path": TEXT, "revision": TEXT, "shape": SHAPE}, "mask_settings": {"method": TEXT}, "method": TEXT,
-    "versions": Each(any=TEXT), "kept": RESULTS["kept"],
+PRUNE_CONFIG = {
+    "criterion": (_criterion, "a string, or an object with one for each kind of unit"), "compensation": TEXT,
+    "num_shots": SIZE, "allocation": TEXT, "units": [TEXT], "protect": (_layers, "a string, or a list of whole numbers"),
+    "form": TEXT, "as_family": TEXT, "pruning_share": NUMBER,
 }  # fmt: skip
-TYPES = {"results": RESULTS, "evaluation": EVALUATION, "provenance": PROVENANCE}
+PROVENANCE = {
+    "source": {"name_or_path": TEXT, "revision": TEXT, "shape": SHAPE}, "mask_settings": {"method": TEXT},
+    "prune_config": PRUNE_CONFIG, "versions": Each(any=TEXT), "kept": RESULTS["kept"],
+}  # fmt: skip
+TYPES = {"results": RESULTS, "evaluation": EVALUATION, "provenance": PROVENANCE, "prune_config": PRUNE_CONFIG}
 
 
 def check_record(record: Mapping[str, Any], kind: str) -> None:
     """Check the values that are printed.
 
     Args:
-        kind: "results", "evaluation" or "provenance".
+        kind: "results", "evaluation", "provenance" or "prune_config".
 
     Raises:
         UsageError: a value is of another kind; the text names its key path.

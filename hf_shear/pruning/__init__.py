@@ -1,29 +1,27 @@
-"""Prune at once: calibrate, score, allocate, compensate, slice."""
+"""Prune by scores: score, allocate, compensate, cut; at once, or with training in between."""
 
-from .adaptive_allocation import close_by_influence
-from .allocation import uniform_gates
-from .defaults import DEFAULT_COMPENSATION, DEFAULT_CRITERION, DEFAULT_NUM_SHOTS, default_criterion_words
-from .global_allocation import close_cheapest
+from .allocation import ALLOCATIONS, Allocation, Shot
+from .config import PruneConfig, default_criterion_words
+from .interleave import InterleavedPruning, InterleavedTrainer, prune_interleaved, pruning_steps
 from .open_units import OpenUnits, Unit
-from .plan import ALLOCATIONS, UNIFORM, Plan, make_plan
-from .prune import OneShotPruning, prune_one_shot
-from .score import score_units
+from .plan import PruningPlan, make_plan
+from .prune import OneShotPruning, prune_one_shot, score_units
 
 __all__ = [
     "ALLOCATIONS",
-    "DEFAULT_COMPENSATION",
-    "DEFAULT_CRITERION",
-    "DEFAULT_NUM_SHOTS",
+    "Allocation",
+    "InterleavedPruning",
+    "InterleavedTrainer",
     "OneShotPruning",
     "OpenUnits",
-    "Plan",
-    "UNIFORM",
+    "PruneConfig",
+    "PruningPlan",
+    "Shot",
     "Unit",
-    "close_by_influence",
-    "close_cheapest",
     "default_criterion_words",
     "make_plan",
+    "prune_interleaved",
     "prune_one_shot",
+    "pruning_steps",
     "score_units",
-    "uniform_gates",
 ]

@@ -1,38 +1,50 @@
-"""One path for every criterion: calibrate, score, allocate, compensate, slice."""
+"""The loop of all pruning by scores: score, allocate, compensate, and, once all shots are taken, cut."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import os
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..compensation import CompensationReport, compensate, reads_own_inputs
-from ..core import UsageError, check_ranges
-from ..criteria import CriterionChoice, Scores
+from ..compensation import CompensationReport, compensate
+from ..core import UsageError
+from ..criteria import CriterionChoice, Scores, criteria_by_kind
 from ..data import Calibration
-from ..modeling import AutoShearingModelForCausalLM, check_model
-from ..modeling import as_family as config_as_family
-from ..shapes import family_named
-from ..slicing import FORMS, KeptUnits, count_kept_parameters, release_weights, slice_model, slice_uneven
-from .defaults import DEFAULT_COMPENSATION, DEFAULT_CRITERION, DEFAULT_NUM_SHOTS
-from .plan import UNIFORM, Target, make_plan
-from .protected_layers import protect_layers
-from .score import score_units
+from ..masks import EXPERT, INTERMEDIATE
+from ..modeling import AutoShearingModelForCausalLM, ShearingMixin, check_model
+from ..slicing import (
+    NEMOTRON_NAS,
+    KeptUnits,
+    count_kept_parameters,
+    provenance_record,
+    release_weights,
+    save_checkpoint,
+    save_nemotron_nas,
+    slice_model,
+    slice_uneven,
+)
+from .allocation import Shot
+from .config import PruneConfig
+from .plan import PruningPlan, Target, make_plan, protect_layers
 
 Gates = dict[str, Tensor]  # 0 or 1, [*rows, units] by kind
 
 
 @dataclass(frozen=True)
 class OneShotPruning:
-    """What one-shot pruning made.
+    """What pruning made.
 
     Attributes:
         model: a stock model, in evaluation mode: of the target's shape, or of the largest layer's, with zeros where
             others are narrower.
         kept: the units of the source that it keeps.
-        masked_config: of the masked model that was cut, for ``provenance_record``.
+        config: the choices that it was made by.
+        masked_config: of the masked model that was cut.
         scores: of the last shot, [*rows, units] per kind of unit that lost some; infinite for protected layers.
         compensation: errors of what was compensated, one report per shot.
         num_parameters: of the kept units, without padding; never above a budget.
@@ -42,6 +54,7 @@ class OneShotPruning:
 
     model: PreTrainedModel
     kept: KeptUnits
+    config: PruneConfig
     masked_config: PretrainedConfig
     scores: Scores
     compensation: list[CompensationReport]
@@ -54,54 +67,55 @@ class OneShotPruning:
         """Parameters of ``model``, padding included."""
         return self.model.num_parameters()
 
+    def save(
+        self,
+        output_dir: str | os.PathLike,
+        processing_class=None,
+        dtype: torch.dtype | None = None,
+        **facts: object,
+    ) -> Path:
+        """Save the model in the form that the config names, with ``prune_config.json`` and ``shear_provenance.json``.
+
+        Args:
+            output_dir, processing_class, dtype: as in ``save_checkpoint``.
+            facts: more for the provenance record, JSON-ready.
+        """
+        record = provenance_record(
+            self.masked_config, self.kept, prune_config=self.config.to_dict(), num_parameters=self.num_parameters,
+            num_padded_parameters=self.num_padded_parameters, budget=self.budget, **facts,
+        )  # fmt: skip
+        if self.config.form == NEMOTRON_NAS:
+            return save_nemotron_nas(self.model, self.kept, output_dir, processing_class, record)
+        return save_checkpoint(self.model, output_dir, processing_class, record, dtype=dtype)
+
 
 def prune_one_shot(
     model: PreTrainedModel,
     target: Target,
     calibration: Calibration | Iterable[dict[str, Tensor]],
-    criterion: CriterionChoice = DEFAULT_CRITERION,
-    compensation: str = DEFAULT_COMPENSATION,
-    num_shots: int = DEFAULT_NUM_SHOTS,
-    as_family: str | None = None,
-    protect: str | Sequence[int] = (),
-    allocation: str = UNIFORM,
-    units: Collection[str] | None = None,
-    form: str = FORMS[0],
+    config: PruneConfig | None = None,
+    *,
     release_source: bool = False,
 ) -> OneShotPruning:
-    """Prune ``model`` to ``target``: keep what ``criterion`` scores highest, and make up for the rest.
+    """Prune ``model`` to ``target`` without training: keep what the criterion scores highest, and make up for the rest.
 
     Args:
         model: a stock or a masked model of a supported family; left as it is, but for ``release_source``.
         target: the shape to reach, any subset of its names of sizes; or a budget, the largest number of parameters (an int)
             or the share of the source's to keep (a float), embeddings included and tied weights counted once.
         calibration: text to score and compensate on (batches with ``input_ids`` and ``labels``).
-        criterion: a name with options (``"taylor"``, ``"flap"``), a function declared by
-            ``hf_shear.criteria.criterion``, or a dict with one per kind of unit (and ``"default"``). Default: what lost
-            least in model_cards/bench.md, the LLM Surgeon for heads and neurons, the size of activations for hidden
-            dimensions, the rise of the loss for layers.
-        compensation: a name with options (``"none"``, ``"least_squares"``, ``"least_squares_bias:towards=source"``; see
-            ``hf_shear.compensation.compensate``); the source is ``model``, whatever the shot. The default holds under any
-            criterion, because it lowered the loss under each that was measured.
-        num_shots: steps in which units are removed; each scores and compensates anew what the ones before left, and takes
-            as long as a pruning in one.
-        as_family: model_type that the result shall have, as in ``AutoShearingModelForCausalLM.from_pretrained``.
-        protect: layers that stay under any criterion: indices, or a text such as "first:4,last:2".
-        allocation: how layers share what is removed. "uniform": all have the target's shape, which a budget lets
-            ``shape_for_budget`` pick. Under a budget also "global", one list of the units of all layers, and "adaptive",
-            layers by their influence; options as in "global:per_parameter=false", "adaptive:num_steps=20,amplitude=0.5".
-        units: kinds that the allocations global ("layer", "attention", "mlp", "key_value_head", "query_head",
-            "intermediate") and adaptive ("key_value_head", "intermediate") remove; by default these last two.
-        form: how the result is to be saved: "padded", or "nemotron_nas" (``save_nemotron_nas``), for which what that
-            format cannot hold is refused here.
+        config: all other choices; None: the defaults of ``PruneConfig``.
         release_source: let go of each weight of ``model`` once it is cut, as in ``slice_model``.
 
     Raises:
-        ValueError: the target does not fit, the criterion cannot rank what is to be removed, more layers are protected
-            than the target keeps, the family does not admit the compensation, or ``form`` cannot hold the result; before
-            any forward runs.
+        UsageError: as in ``make_plan``, before any forward runs.
     """
-    check_ranges({"num_shots": num_shots})
+    config = PruneConfig() if config is None else config
+    if config.pruning_share is not None:
+        raise UsageError(
+            f"`pruning_share` is of pruning with training in between, but it is {config.pruning_share}. Leave it out, or"
+            " call `prune_interleaved`."
+        )
     check_model(model)
     calibration = calibration if isinstance(calibration, Calibration) else Calibration(list(calibration))
     largest = max(int(batch["input_ids"].max()) for batch in calibration.batches)
@@ -110,30 +124,99 @@ def prune_one_shot(
             f"`calibration` must hold token ids below the model's vocabulary of {model.config.vocab_size}, but it holds"
             f" {largest}. Tokenise the text with the model's own tokenizer."
         )
-    config = (
-        model.config if as_family is None else config_as_family(model.config, family_named(as_family, "`as_family`: "))
-    )
-    plan = make_plan(config, target, criterion, allocation, units, form, protect, compensation)
-    masked = AutoShearingModelForCausalLM.from_model(model, plan.shape, as_family=as_family).eval()
-    whole = AutoShearingModelForCausalLM.from_model(model, as_family=as_family).eval()  # shares the weights
-
-    def one_shot(gates: Gates, progress: float) -> tuple[Gates, Scores, CompensationReport]:
-        # Scores and compensation see one model: the same weights, gates and text. So A is collected once, and dropped here.
-        shared_inputs = {} if reads_own_inputs(compensation) else None
-        with masked.use_gates(gates):
-            scores = score_units(masked, criterion, calibration, plan.kinds, shared_inputs)
-            scores = protect_layers(scores, plan.protected_layers)
-            chosen = plan.allocate(masked, calibration, scores, criterion, progress)
-            return chosen, scores, compensate(masked, chosen, calibration, compensation, whole, shared_inputs)
-
+    plan = make_plan(model.config, target, config)
+    masked = AutoShearingModelForCausalLM.from_model(model, plan.shape, as_family=config.as_family).eval()
+    whole = AutoShearingModelForCausalLM.from_model(model, as_family=config.as_family).eval()  # shares the weights
     gates, scores, reports = {}, {}, []
-    for shot in range(num_shots):
-        gates, scores, report = one_shot(gates, (shot + 1) / num_shots)
+    for shot in range(config.num_shots):
+        gates, scores, report = remove_units(masked, gates, (shot + 1) / config.num_shots, plan, calibration, whole)
         reports.append(report)
     if release_source:
         for holder in (model, whole):
             release_weights(holder)  # `masked` shares them, and lets go of one after another
-    cut = slice_uneven if plan.uneven else slice_model
-    sliced, kept = cut(masked, gates, release_source=release_source)
+    sliced, kept = cut(masked, gates, plan, release_source)
     num_parameters = count_kept_parameters(masked.config, kept)
-    return OneShotPruning(sliced, kept, masked.config, scores, reports, num_parameters, plan.budget, plan.uneven)
+    return OneShotPruning(
+        sliced, kept, config, masked.config, scores, reports, num_parameters, plan.budget, plan.uneven
+    )
+
+
+def remove_units(
+    masked: ShearingMixin,
+    gates: Gates,
+    progress: float,
+    plan: PruningPlan,
+    calibration: Calibration,
+    source: ShearingMixin | None = None,
+) -> tuple[Gates, Scores, CompensationReport]:
+    """One shot: score the units that are open, choose those that stay, and compensate for the others.
+
+    Args:
+        masked: towards ``plan.shape``; the weights that compensation changes are replaced.
+        gates: of the units that are open now; {}: all.
+        progress: of the way from the source's size (0) to the target's (1) that is gone after this shot.
+        plan: what to remove, and how.
+        calibration: text.
+        source: with masks and all units open, for a compensation that reads it.
+
+    Returns:
+        The new gates, the scores, and the errors that compensation left.
+    """
+    # Scores and compensation see one model: the same weights, gates and text. So A is collected once, and dropped here.
+    shared_inputs = {} if plan.compensation.reads_own_inputs else None
+    with masked.use_gates(gates):
+        scores = score_units(masked, plan.criteria, calibration, plan.kinds, shared_inputs)
+        scores = protect_layers(scores, plan.protected_layers)
+        shot = Shot(masked, calibration, scores, progress, plan.comparable, plan.config, plan.budget, plan.protected)
+        chosen = plan.allocation.choose(shot)
+        report = compensate(masked, chosen, calibration, plan.compensation, source, shared_inputs)
+    return chosen, scores, report
+
+
+def cut(
+    masked: ShearingMixin, gates: Gates, plan: PruningPlan, release_source: bool = False
+) -> tuple[PreTrainedModel, KeptUnits]:
+    """The stock model of the open units, and which they are."""
+    return (slice_uneven if plan.uneven else slice_model)(masked, gates, release_source=release_source)
+
+
+def score_units(
+    model: ShearingMixin,
+    choice: CriterionChoice,
+    calibration: Calibration,
+    kinds: Collection[str],
+    shared_inputs: dict | None = None,
+) -> Scores:
+    """Scores of the units of ``kinds``, each by its criterion, all gates open but those in use.
+
+    Args:
+        model: a masked model; left as it is.
+        choice: as in ``criteria_by_kind``.
+        kinds: those to score. A dense model has no experts and a mixture no neurons to score: of these two, the kind that
+            it has not is left out, so that a criterion's ``ranks`` will do for both.
+        shared_inputs: filled by a criterion that shares what ``compensate`` collects, too; None: nothing is kept.
+
+    Returns:
+        float32 [*rows, units] per kind; higher = keep.
+
+    Raises:
+        ValueError: as in ``criteria_by_kind``; or scores that are not finite.
+    """
+    absent = INTERMEDIATE if model.family.has_experts else EXPERT
+    chosen = criteria_by_kind(choice, [kind for kind in kinds if kind != absent], model.family)
+    found = []  # (criterion, its scores): one call for all the kinds that it ranks
+    scores = {}
+    with model.use_gates(model.gates_in_use):
+        for kind, criterion in chosen.items():
+            known = next((result for done, result in found if done == criterion), None)
+            if known is None:
+                known = criterion(model, calibration, shared_inputs)
+                found.append((criterion, known))
+            scores[kind] = known[kind].float()
+    bad = [kind for kind, score in scores.items() if not bool(torch.isfinite(score).all())]
+    if bad:
+        raise UsageError(
+            f"The scores are not finite for {bad}: the source gives NaN or infinite values on the calibration text."
+            " Check the checkpoint and its dtype (float16 often overflows; bfloat16 or float32 does not)."
+        )
+    return scores

@@ -65,9 +65,9 @@ def made(facts: CardFacts) -> str:
 
 
 def _choice(facts: CardFacts, tokens: dict) -> str:
-    method = facts.provenance.get("method")
-    if method:
-        return f"- What to keep was chosen with the method {inline_code(method)}."
+    config = facts.provenance.get("prune_config")
+    if config:
+        return f"- What to keep was chosen by scores: {chosen_by(config)}. `prune_config.json` has these choices."
     masks = (facts.provenance.get("mask_settings") or {}).get("method")
     if masks is None and facts.results.get("masks", {}) is None:
         return "- What to keep was chosen before this run; by which method was not recorded."
@@ -76,6 +76,26 @@ def _choice(facts: CardFacts, tokens: dict) -> str:
         f"- What to keep was learned with {how}, in {tokens['mask_learning']:,} training tokens."
         " The masked model and the cut one compute the same function."
     )
+
+
+def chosen_by(config: dict) -> str:
+    """The choices of a ``PruneConfig``, as its ``to_dict`` has them, in a phrase."""
+    criterion = config.get("criterion") or "not recorded"
+    if isinstance(criterion, dict):
+        criterion = " ".join(choice if kind == "default" else f"{kind}={choice}" for kind, choice in criterion.items())
+    named = {"criterion": criterion, **{name: config.get(name) for name in ("compensation", "allocation")}}
+    parts = [f"{name} {inline_code(value)}" for name, value in named.items() if value]
+    if config.get("units"):
+        parts.append(f"units {inline_code(' '.join(config['units']))}")
+    if config.get("protect"):
+        layers = config["protect"]
+        layers = layers if isinstance(layers, str) else ",".join(map(str, layers))
+        parts.append(f"layers {inline_code(layers)} protected")
+    shots = config.get("num_shots", 1)
+    parts.append("in one shot" if shots == 1 else f"in {shots} shots")
+    if config.get("pruning_share"):
+        parts.append(f"taken in the first {100 * config['pruning_share']:.3g} % of the training steps")
+    return ", ".join(parts)
 
 
 def _recovery(facts: CardFacts, tokens: int) -> str:

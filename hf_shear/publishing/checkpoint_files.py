@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ..core import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, UsageError, read_json_object
-from ..slicing import CONFIGURATION_NAME, PROVENANCE_NAME, is_own_configuration
+from ..slicing import CONFIGURATION_NAME, PROVENANCE_NAME, PRUNE_CONFIG_NAME, is_own_configuration
 from ..sources import MASKED_PREFIX
 from .plain_files import plain_file
 from .source_model import LICENSE_NAMES
@@ -114,6 +114,6 @@ def files_left_out(checkpoint: Path) -> list[str]:
     """Names of what lies in the folder and is not published: what is of no kind above, folders too."""
     published = {
         *weight_files(checkpoint), *other_files(checkpoint),
-        CARD_NAME, REPORT_NAME, RESULTS_NAME, EVALUATION_NAME, PROVENANCE_NAME,
+        CARD_NAME, REPORT_NAME, RESULTS_NAME, EVALUATION_NAME, PROVENANCE_NAME, PRUNE_CONFIG_NAME,
     }  # fmt: skip
     return sorted(path.name + "/" * path.is_dir() for path in checkpoint.iterdir() if path.name not in published)

@@ -28,7 +28,7 @@ P2_LAW = """@inproceedings{chen2025p2law,
 def citations(results: dict, provenance: dict | None) -> str:
     """BibTeX entries of the papers whose methods made this model."""
     found = [SHEARED_LLAMA]
-    if "surgeon" in str((provenance or {}).get("method", "")).lower():
+    if "surgeon" in str(((provenance or {}).get("prune_config") or {}).get("criterion", "")).lower():
         found.append(LLM_SURGEON)
     if "p2_law" in results:
         found.append(P2_LAW)

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..core import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, UsageError, read_json_object, redact_tokens
-from ..slicing import PROVENANCE_NAME
+from ..slicing import PROVENANCE_NAME, PRUNE_CONFIG_NAME
 from .card import check_license, masked_card, model_card, published_json
 from .card_sections import as_published
 from .checkpoint_files import CARD_NAME, TOKENIZER_NAMES, is_masked, other_files, weight_files
@@ -167,7 +167,10 @@ def _files(run: RunFiles, weights: dict[str, Path], license_file) -> dict[str, s
         )
     if license_file is not None:
         files["LICENSE"] = Path(license_file).read_bytes()
-    contents = ((PROVENANCE_NAME, run.provenance), (RESULTS_NAME, run.results), (EVALUATION_NAME, run.evaluation))
+    contents = (
+        (PROVENANCE_NAME, run.provenance), (PRUNE_CONFIG_NAME, (run.provenance or {}).get("prune_config")),
+        (RESULTS_NAME, run.results), (EVALUATION_NAME, run.evaluation),
+    )  # fmt: skip
     files |= {name: published_json(content) for name, content in contents if content is not None}
     if run.report is not None:
         files[REPORT_NAME] = _report(run)

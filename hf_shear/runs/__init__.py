@@ -7,7 +7,6 @@ from .bench_method import BenchMethod
 from .choose_target import choose_target
 from .config_file import parse_arguments
 from .domain_data import DomainData, prepare_domain_data
-from .interleaving import InterleavedPruning, prune_interleaved
 from .learned_arm import masked_arm
 from .learned_cut import check_learned_cut, cut_learned_masks
 from .pipeline_arguments import DataArguments, PipelineArguments, RecoveryArguments, TargetArguments, TextArguments
@@ -41,7 +40,6 @@ __all__ = [
     "BenchMethod",
     "DataArguments",
     "DomainData",
-    "InterleavedPruning",
     "PipelineArguments",
     "RecoveryArguments",
     "Run",
@@ -71,7 +69,6 @@ __all__ = [
     "prepare_domain_data",
     "read_checkpoints",
     "read_domains",
-    "prune_interleaved",
     "recover",
     "require_same_text",
     "recovery_settings",

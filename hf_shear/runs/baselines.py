@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ..core import RANGES, UsageError, json_object
 from ..data import Calibration
 from ..modeling import ShearingModel
-from ..pruning import prune_one_shot
+from ..pruning import PruneConfig, prune_one_shot
 
 BASELINES = ("random", "taylor", "scratch")
 
@@ -53,7 +53,8 @@ def baseline_model(
     text = Calibration.from_batches(calibration, micro_batch_size, seed)
     criterion = "random" if name == "scratch" else name
     # A baseline stays what it was published as, whatever one-shot pruning does by default.
-    model = prune_one_shot(source, source.masks.target, text, criterion, compensation="none", num_shots=1).model
+    config = PruneConfig(criterion, compensation="none", num_shots=1)
+    model = prune_one_shot(source, source.masks.target, text, config).model
     if name == "scratch":
         torch.manual_seed(seed)
         model = type(model)(model.config)

@@ -16,20 +16,17 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from ..compensation import check_compensation
+from ..compensation import resolve_compensation
 from ..core import StoppedBySignal, UsageError, collect_versions, lock_folder, sign, write_results
-from ..criteria import criteria_by_kind
 from ..data import Calibration
-from ..masks import unit_kinds
-from ..pruning import make_plan, prune_one_shot
-from ..shapes import ModelShape, TargetShape, count_parameters
+from ..pruning import PruneConfig, make_plan, prune_interleaved, prune_one_shot, pruning_steps
+from ..shapes import count_parameters
 from ..slicing import check_saves
 from ..sources import open_source, read_generation_config
-from ..training import ShearTrainer, ShearTrainingArguments, check_mask_options, pruning_steps
+from ..training import ShearTrainer, ShearTrainingArguments, check_mask_options
 from .bench_method import INTERLEAVED, LEARNED, ONE_SHOT, BenchMethod
 from .choose_target import choose_target
 from .domain_data import DomainData
-from .interleaving import prune_interleaved
 from .learned_arm import masked_arm
 from .learned_cut import cut_learned_masks
 from .peak_memory import peak_memory
@@ -112,17 +109,15 @@ class Bench:
         sign(self._lock)
 
     def _check_methods(self, config) -> None:
-        kinds = [kind.name for kind in _kinds_that_lose(config, self.target)]
         steps = self.args.steps_for_tokens(self.arguments.recovery_tokens, self.arguments.max_length)
         for method in self.methods:
-            check_compensation(method.compensation, config)
-            if method.kind == ONE_SHOT:
-                target = count_parameters(config, self.target) if method.is_uneven else self.target
-                make_plan(config, target, method.criterion, method.allocation)
+            resolve_compensation(method.config.compensation).check(config)
+            if method.kind in (ONE_SHOT, INTERLEAVED):
+                make_plan(
+                    config, count_parameters(config, self.target) if method.is_uneven else self.target, method.config
+                )
             if method.kind == INTERLEAVED:
-                criteria_by_kind(method.criterion, kinds)
-            if method.kind == INTERLEAVED:
-                pruning_steps(steps, method.options["stages"], method.options["share"])
+                pruning_steps(steps, method.config.num_shots, method.config.pruning_share)
 
     def _open(self, config) -> dict:
         settings = {
@@ -222,21 +217,19 @@ class Bench:
 
     def _one_shot(self, method: BenchMethod, source, calibration: Calibration, args) -> Pruned:
         target = self.results["target_parameters"] if method.is_uneven else self.target
-        found = prune_one_shot(source, target, calibration, method.criterion, method.compensation, method.num_shots,
-                               allocation=method.allocation)  # fmt: skip
+        found = prune_one_shot(source, target, calibration, method.config)
         return Pruned(found.model, num_parameters=found.num_parameters if method.is_uneven else None)
 
     def _scratch(self, method: BenchMethod, source, calibration: Calibration, args) -> Pruned:
-        config = prune_one_shot(source, self.target, calibration, "random", "none", num_shots=1).model.config
+        choices = PruneConfig("random", "none", num_shots=1)
+        config = prune_one_shot(source, self.target, calibration, choices).model.config
         torch.manual_seed(args.seed)
         return Pruned(type(source)(config).to(args.device))
 
     def _interleaved(self, method: BenchMethod, source, calibration: Calibration, args) -> Pruned:
-        options = method.options
         found = prune_interleaved(
-            source, self.target, calibration, replace(args, num_tokens=self.arguments.recovery_tokens), self.data.train,
-            self.data.held_out, criterion=method.criterion, compensation=method.compensation,
-            num_stages=options["stages"], pruning_share=options["share"], restart_moments=options["restart"],
+            source, self.target, calibration, method.config, replace(args, num_tokens=self.arguments.recovery_tokens),
+            self.data.train, self.data.held_out, restart_moments=method.options["restart"],
         )  # fmt: skip
         return Pruned(found.model, found.trainer.tokens_seen(), trained_through=True)
 
@@ -245,13 +238,9 @@ class Bench:
         num_tokens = round(options.pop("share") * self.arguments.recovery_tokens)
         masked, stage = masked_arm(source, self.target, args.seed, calibration.batches, **options)
         trainer = self._train(masked, args, num_tokens, **stage)
-        model, _, _ = cut_learned_masks(trainer.masked_model, method.compensation, calibration, source)
+        model, _, _ = cut_learned_masks(trainer.masked_model, method.config.compensation, calibration, source)
         return Pruned(model, trainer.tokens_seen())
 
 
 def _losses(record: dict) -> dict:
     return {name: record[name] for name in ("loss", "mean")}
-
-
-def _kinds_that_lose(config, target: TargetShape):
-    return [kind for kind in unit_kinds(ModelShape.from_config(config), target).values() if not kind.frozen]

@@ -13,12 +13,13 @@ Criteria, compensations and allocations are written as everywhere else (``hf-she
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from ..compensation import resolve_compensation
 from ..core import UsageError, options_from_text
 from ..criteria import criteria_from_words
-from ..training import PRUNING_SHARE
+from ..pruning import PruneConfig
+from ..pruning.allocation import resolve_allocation
+from ..pruning.config import PRUNING_SHARE
 from .learned_arm import ARM_CHOICES, ARM_DEFAULTS
 
 ONE_SHOT, INTERLEAVED, LEARNED, SCRATCH = "one_shot", "interleaved", "learned", "scratch"
@@ -28,7 +29,6 @@ OPTIONS = {
     SCRATCH: {},
 }
 """Options of what is not one-shot pruning, and their defaults. share: of the recovery budget."""
-UNIFORM = "uniform"
 _PARTS = re.compile(r"(?P<words>.*?)(?:\+(?P<compensation>[^\s@]+))?(?:@(?P<shots>\S+))?")
 
 
@@ -39,23 +39,19 @@ class BenchMethod:
     Attributes:
         text: as it was written; its name in the table.
         kind: ``ONE_SHOT``, ``INTERLEAVED``, ``LEARNED`` or ``SCRATCH``.
-        criterion: by kind of unit, as ``criteria_from_words`` gives it.
-        compensation, num_shots, allocation: as in ``prune_one_shot``.
+        config: its choices; of learned masks and scratch the compensation alone.
         options: those of ``OPTIONS`` that the kind has.
     """
 
     text: str
     kind: str = ONE_SHOT
-    criterion: dict[str, str] = field(default_factory=dict)
-    compensation: str = "none"
-    num_shots: int = 1
-    allocation: str = UNIFORM
+    config: PruneConfig = field(default_factory=lambda: PruneConfig(compensation="none", num_shots=1))
     options: dict = field(default_factory=dict)
 
     @property
     def is_uneven(self) -> bool:
         """Whether its layers may end with different widths."""
-        return self.allocation.partition(":")[0] != UNIFORM
+        return resolve_allocation(self.config.allocation).uneven
 
     @classmethod
     def parse(cls, text: str) -> BenchMethod:
@@ -68,7 +64,7 @@ class BenchMethod:
         parts = _PARTS.fullmatch(text)
         words = parts["words"].split()
         compensation = parts["compensation"] or "none"
-        resolve_compensation(compensation)
+        plain = PruneConfig(compensation=compensation, num_shots=1)
         if not words:
             raise UsageError(f"`methods` has {text!r}, which names no criterion, such as 'taylor+least_squares@5'.")
         kind, options, words = _kind(words, text)
@@ -78,12 +74,17 @@ class BenchMethod:
         if kind in (LEARNED, SCRATCH):
             if words or (kind == SCRATCH and compensation != "none"):
                 raise UsageError(f"`methods` has {text!r}, but {kind!r} takes nothing more than its options.")
-            return cls(text, kind, compensation=compensation, options=options)
+            return cls(text, kind, plain, options)
         allocations = [word.partition("=")[2] for word in words if word.startswith("allocation=")]
         criterion = criteria_from_words([word for word in words if not word.startswith("allocation=")])
         if len(allocations) > 1 or (allocations and kind != ONE_SHOT):
             raise UsageError(f"`methods` has {text!r}: one-shot pruning has one allocation, the others none.")
-        return cls(text, kind, criterion, compensation, int(shots or 1), (allocations or [UNIFORM])[0], options)
+        chosen = {"allocation": allocations[0]} if allocations else {}
+        if kind == INTERLEAVED:
+            chosen |= {"num_shots": options["stages"], "pruning_share": options["share"]}
+        else:
+            chosen["num_shots"] = int(shots or 1)
+        return cls(text, kind, replace(plain, criterion=criterion, **chosen), options)
 
 
 def _kind(words: list[str], text: str) -> tuple[str, dict, list[str]]:

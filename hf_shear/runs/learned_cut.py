@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..compensation import SOURCE, CompensationReport, check_compensation, compensate, resolve_compensation
+from ..compensation import CompensationReport, compensate, resolve_compensation
 from ..core import UsageError
 from ..data import Calibration
 from ..modeling import ShearingModel
@@ -23,8 +23,9 @@ def check_learned_cut(
         hardened: whether masks end at 0 and 1.
         sharded: whether weights are spread over processes.
     """
-    check_compensation(compensation, config)
-    if resolve_compensation(compensation) is None:
+    method = resolve_compensation(compensation)
+    method.check(config)
+    if method.does_nothing:
         return
     if not hardened:
         raise UsageError(
@@ -59,9 +60,9 @@ def cut_learned_masks(
         ValueError: what is needed is not given, or masks are not 0 or 1.
     """
     method = resolve_compensation(compensation)
-    if method is None:
+    if method.does_nothing:
         return *slice_model(masked, dtype=dtype), CompensationReport()
-    if calibration is None or (source is None and method.towards == SOURCE):
+    if calibration is None or (source is None and method.reads_source):
         raise UsageError(f"`compensation={compensation!r}` needs calibration text, and with towards=source the source.")
     masked.masks.check_finite()
     gates = masked.masks.deterministic()

@@ -275,7 +275,7 @@ def _mask_start(run: Run) -> dict[str, Tensor]:
 def _cut(run: Run, trainer: ShearTrainer):
     """The sliced model, the kept units, and what compensation did, if it was asked for."""
     method = run.pipeline.compensation
-    if resolve_compensation(method) is None:
+    if resolve_compensation(method).does_nothing:
         return *slice_model(trainer.masked_model, dtype=run.source_dtype), {}
     text = Calibration.from_batches(calibration(run), run.args.train_batch_size, run.args.seed)
     source = run.source.load_model(TRAINED_DTYPE)

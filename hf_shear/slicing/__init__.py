@@ -1,6 +1,6 @@
 """How it is cut: from masks to a plain checkpoint."""
 
-from .export import PROVENANCE_NAME, provenance_record, read_provenance, save_checkpoint
+from .export import PROVENANCE_NAME, PRUNE_CONFIG_NAME, provenance_record, read_provenance, save_checkpoint
 from .kept_units import KeptUnits, kept_units_from_masks
 from .nemotron_nas import (
     CONFIGURATION_NAME,
@@ -23,6 +23,7 @@ __all__ = [
     "FORMS",
     "NEMOTRON_NAS",
     "PROVENANCE_NAME",
+    "PRUNE_CONFIG_NAME",
     "UNFINISHED",
     "KeptUnits",
     "begin_folder",

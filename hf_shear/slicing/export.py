@@ -31,7 +31,7 @@ from .older_config_fields import add_older_config_fields
 from .tokenizer_files import save_tokenizer
 from .whole_folders import replace_folder
 
-PROVENANCE_NAME = "shear_provenance.json"
+PROVENANCE_NAME, PRUNE_CONFIG_NAME = "shear_provenance.json", "prune_config.json"
 
 
 def save_checkpoint(
@@ -50,7 +50,8 @@ def save_checkpoint(
         model: a stock model, for example from ``slice_model``, without what a backend wraps around it.
         output_dir: folder to make; one that exists is replaced once the new one is complete.
         processing_class: tokenizer to save along, with its SentencePiece model if it has one.
-        provenance: JSON-ready facts, written to ``shear_provenance.json``.
+        provenance: JSON-ready facts, written to ``shear_provenance.json``; its ``prune_config``, if it has one, to
+            ``prune_config.json`` as well, where ``PruneConfig.from_pretrained`` reads it.
         dtype: of the saved weights; by default the model's. The model itself is left as it is.
 
     Raises:
@@ -81,9 +82,17 @@ def _write(
         if processing_class is not None:
             save_tokenizer(processing_class, folder)
         if provenance is not None:
-            (folder / PROVENANCE_NAME).write_text(json.dumps(provenance, indent=1), encoding="utf-8")
+            write_provenance(provenance, folder)
 
     replace_folder(output_dir, write)
+
+
+def write_provenance(provenance: dict, folder: Path) -> None:
+    """Write a provenance record, and the choices in it, if the model was pruned by scores, as a file of their own."""
+    files = {PROVENANCE_NAME: provenance, PRUNE_CONFIG_NAME: provenance.get("prune_config")}
+    for name, content in files.items():
+        if content is not None:
+            (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 @torch.no_grad()

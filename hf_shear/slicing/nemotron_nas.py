@@ -32,7 +32,7 @@ from ..core import UsageError
 from ..masks import ATTENTION, INTERMEDIATE, LAYER, MLP
 from ..shapes import ModelShape
 from ..sources import savable_generation_config
-from .export import PROVENANCE_NAME
+from .export import write_provenance
 from .kept_units import KeptUnits
 from .older_config_fields import older_rope_fields
 from .tokenizer_files import save_tokenizer
@@ -129,7 +129,7 @@ def save_nemotron_nas(
         if processing_class is not None:
             save_tokenizer(processing_class, folder)
         if provenance is not None:
-            (folder / PROVENANCE_NAME).write_text(json.dumps(provenance, indent=1), encoding="utf-8")
+            write_provenance(provenance, folder)
 
     replace_folder(output_dir, write)
     return output_dir

@@ -3,6 +3,7 @@
 from .config import MASKED_PREFIX
 from .generation_settings import read_generation_config, savable_generation_config
 from .loading import HUB_OPTIONS, Source, open_source, refuse_incomplete_load
+from .places import find_place
 from .weight_files import weight_files
 from .whole_models import whole_models
 
@@ -10,6 +11,7 @@ __all__ = [
     "HUB_OPTIONS",
     "MASKED_PREFIX",
     "Source",
+    "find_place",
     "open_source",
     "read_generation_config",
     "refuse_incomplete_load",

@@ -7,7 +7,6 @@ from .checks import check_domain_arguments
 from .domain_evaluation import evaluate_domains
 from .errors import TrainingDivergedError
 from .history import EvaluationLog
-from .interleaved import PRUNING_SHARE, InterleavedTrainer, pruning_steps
 from .paper_recipe import PAPER_MASK_LEARNING
 from .recovery_methods import RECOVERY_METHODS, RecoveryMethod, num_trainable, recovery_method
 from .trainer import ShearTrainer
@@ -16,9 +15,7 @@ from .trainer_options import check_mask_options
 __all__ = [
     "ADAPTER_RECORD_NAME",
     "EvaluationLog",
-    "InterleavedTrainer",
     "PAPER_MASK_LEARNING",
-    "PRUNING_SHARE",
     "RECOVERY_METHODS",
     "RecoveryMethod",
     "ShearTrainer",
@@ -33,7 +30,6 @@ __all__ = [
     "evaluate_domains",
     "merge_adapter",
     "num_trainable",
-    "pruning_steps",
     "recovery_method",
     "save_adapter_record",
 ]

@@ -9,7 +9,7 @@ from statistics import fmean
 import torch
 from torch import nn
 
-from hf_shear import prune_one_shot
+from hf_shear import PruneConfig, prune_one_shot
 from hf_shear.evaluation import SpeedProtocol, measure_speed
 from hf_shear.shapes import count_parameters
 
@@ -43,9 +43,8 @@ def runs(study: Study) -> None:
 def timed(study: Study, form: str, seed: int) -> dict:
     uniform = study.prune(study.target(), seed, criterion="taylor", compensation="none", num_shots=1)
     budget = count_parameters(uniform.config)
-    found = prune_one_shot(
-        study.source(), budget, study.calibration(seed), "taylor", compensation="none", num_shots=1, allocation="global"
-    )
+    config = PruneConfig("taylor", compensation="none", num_shots=1, allocation="global")
+    found = prune_one_shot(study.source(), budget, study.calibration(seed), config)
     uneven = narrowed(found.model) if form == FORMS[0] else found.model
     protocol = SpeedProtocol(
         batch_size=study.timed_batch, prompt_length=256, new_tokens=study.new_tokens, rounds=study.rounds

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from hf_shear import ShearTrainer, ShearTrainingArguments, prune_one_shot
+from hf_shear import PruneConfig, ShearTrainer, ShearTrainingArguments, prune_one_shot
 from hf_shear.core import collect_versions, write_results
 from hf_shear.data import Calibration, load_domains
 from hf_shear.distillation import Teacher
@@ -213,7 +213,7 @@ class Study:
 
     def prune(self, target: TargetShape, seed: int, num_batches: int | None = None, **options) -> PreTrainedModel:
         """The source pruned in one shot, or several, on the config's number of calibration batches or another."""
-        return prune_one_shot(self.source(), target, self.calibration(seed, num_batches), **options).model
+        return prune_one_shot(self.source(), target, self.calibration(seed, num_batches), PruneConfig(**options)).model
 
     def scratch(self, target: TargetShape, seed: int) -> PreTrainedModel:
         """Random weights of the target's shape."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_shear import prune_one_shot
+from hf_shear import PruneConfig, prune_one_shot
 from hf_shear.calibration import least_squares_columns
 from hf_shear.pruning import OneShotPruning
 from hf_shear.sparsity import SurgeonSettings, collect_factors, decoder_linears, prune_to_zeros
@@ -71,10 +71,9 @@ def prune_units(
 ) -> OneShotPruning:
     """Neurons and KV groups, cut out, in the shots of the config unless told."""
     source = study.source()
-    return prune_one_shot(
-        source, shape_without(source.config, fraction), study.calibration(seed), criterion=criterion,
-        compensation=compensation, num_shots=num_shots or shots_of(study.settings, UNITS, fraction), as_family=FAMILY,
-    )  # fmt: skip
+    num_shots = num_shots or shots_of(study.settings, UNITS, fraction)
+    config = PruneConfig(criterion, compensation, num_shots, as_family=FAMILY)
+    return prune_one_shot(source, shape_without(source.config, fraction), study.calibration(seed), config)
 
 
 def to_zeros(

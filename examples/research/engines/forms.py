@@ -25,7 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from hf_shear.pruning import prune_one_shot
+from hf_shear.pruning import PruneConfig, prune_one_shot
 from hf_shear.slicing import save_checkpoint
 
 SHAPES = {
@@ -58,8 +58,8 @@ LLAMA3_ROPE = {
 def prune(source: str, sizes: dict[str, int], batches: list[dict], folder: Path) -> None:
     """Write the source, cut to ``sizes`` by Taylor scores with compensation, as hf_shear writes every checkpoint."""
     model = LlamaForCausalLM.from_pretrained(source)
-    pruning = prune_one_shot(model, sizes, batches, criterion="taylor", compensation="least_squares", num_shots=1)
-    save_checkpoint(pruning.model, folder, AutoTokenizer.from_pretrained(source), {"method": "taylor", "sizes": sizes})
+    pruning = prune_one_shot(model, sizes, batches, PruneConfig("taylor", "least_squares", num_shots=1))
+    pruning.save(folder, AutoTokenizer.from_pretrained(source))
 
 
 def untied(model: LlamaForCausalLM) -> LlamaForCausalLM:

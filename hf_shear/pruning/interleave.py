@@ -8,20 +8,29 @@ valid one.
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
+from ..compensation import add_biases
 from ..core import UsageError, check_ranges
-from ..modeling import ShearingMixin
-from .arguments import ShearTrainingArguments
-from .trainer import ShearTrainer
+from ..data import Calibration
+from ..distillation import sampled_digest
+from ..modeling import AutoShearingModelForCausalLM, ShearingMixin, ShearingModel
+from ..slicing import count_kept_parameters
+from ..training import ShearTrainer, ShearTrainingArguments
+from ..training.same_run import DIGEST
+from .config import PRUNING_SHARE, PruneConfig
+from .plan import Target, make_plan
+from .prune import OneShotPruning, cut, remove_units
 
 GATES_NAME = "gates.safetensors"
-PRUNING_SHARE = 0.5  # of the steps; with 1.0 the last stage had too little left to recover (model_cards/bench.md)
 Prune = Callable[[ShearingMixin, dict[str, Tensor], float], dict[str, Tensor]]
 """(model, gates in use, share of the way to the target that is to be gone) -> gates; may write to weights in place."""
 
@@ -142,3 +151,85 @@ class PruneCallback(TrainerCallback):
         progress = self.trainer.events.get(state.global_step)
         if progress is not None:
             self.trainer.remove_units(progress)
+
+
+@dataclass(frozen=True)
+class InterleavedPruning(OneShotPruning):
+    """What interleaved pruning made: ``model`` is trained, ``scores`` and ``compensation`` are of this call's shots.
+
+    Attributes:
+        trainer: after training; its ``gates`` are those of the last stage.
+    """
+
+    trainer: InterleavedTrainer
+
+
+def prune_interleaved(
+    model: PreTrainedModel,
+    target: Target,
+    calibration: Calibration,
+    config: PruneConfig,
+    args: ShearTrainingArguments,
+    train_dataset: Mapping,
+    eval_dataset: Mapping | None = None,
+    *,
+    restart_moments: bool = True,
+    resume_from_checkpoint: str | bool | None = None,
+) -> InterleavedPruning:
+    """Prune ``model`` to ``target`` in shots, and train it in between and after, on ``args.num_tokens`` in all.
+
+    Args:
+        model: a stock or a masked model of a supported family; left as it is.
+        target, calibration: as in ``prune_one_shot``.
+        config: all other choices. Its shots are taken within its ``pruning_share`` of the training steps.
+        args, train_dataset, eval_dataset: as for ``ShearTrainer``.
+        restart_moments: as for ``InterleavedTrainer``.
+        resume_from_checkpoint: as for ``Trainer.train``.
+
+    Raises:
+        UsageError: as in ``make_plan`` and ``InterleavedTrainer``; before any training.
+    """
+    config = config if config.pruning_share is not None else replace(config, pruning_share=PRUNING_SHARE)
+    plan = make_plan(model.config, target, config)
+    masked = AutoShearingModelForCausalLM.from_model(copy.deepcopy(model), as_family=config.as_family).to(args.device)
+    if plan.compensation.needs_bias:
+        add_biases(masked)
+    source = copy.deepcopy(masked).eval() if plan.compensation.reads_source else None
+    scores, reports = {}, []
+
+    def prune(now: ShearingMixin, gates: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+        twin = AutoShearingModelForCausalLM.from_model(now, plan.shape).eval()
+        chosen, found, report = remove_units(twin, gates, progress, plan, calibration, source)
+        scores.update(found)
+        reports.append(report)
+        _copy_weights(twin, now)
+        return chosen
+
+    choices = config.to_dict() | {
+        "target shape": plan.shape.sizes(),
+        "budget": plan.budget,
+        "calibration seed": calibration.seed,
+        "the calibration text": DIGEST + calibration.digest(),
+    }
+    if source is not None:
+        choices["the source"] = DIGEST + sampled_digest(source)
+    trainer = InterleavedTrainer(
+        masked, args, train_dataset, eval_dataset, prune=prune, num_stages=config.num_shots,
+        pruning_share=config.pruning_share, restart_moments=restart_moments, choices=choices,
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+    full = AutoShearingModelForCausalLM.from_model(trainer.masked_model, plan.shape)
+    sliced, kept = cut(full, trainer.gates, plan)
+    return InterleavedPruning(
+        sliced, kept, config, full.config, scores, reports, count_kept_parameters(full.config, kept), plan.budget,
+        plan.uneven, trainer,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _copy_weights(twin: ShearingModel, model: ShearingModel) -> None:
+    """Into the parameters that the optimizer knows, what compensation replaced in a twin that shares the others."""
+    new = dict(twin.named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.data_ptr() != new[name].data_ptr():
+            parameter.copy_(new[name])
