@@ -11,7 +11,7 @@ import torch
 from test_shear_example import inputs  # noqa: F401 a fixture: a tiny model and tiny texts
 
 from examples.research import bench
-from hf_shear import ShearTrainingArguments
+from hf_shear import PruneConfig, ShearTrainingArguments
 from hf_shear.report import bench_csv, bench_markdown, bench_rows, plot_bench
 from hf_shear.runs import Bench, BenchArguments, BenchMethod
 from hf_shear.runs.peak_memory import peak_memory
@@ -22,7 +22,8 @@ METHODS = ["taylor", "random layer=loss_rise+least_squares_bias:towards=source@2
 
 
 def test_methods_are_read():
-    assert BenchMethod.parse("taylor") == BenchMethod("taylor", criterion={"default": "taylor"})
+    config = PruneConfig({"default": "taylor"}, "none", num_shots=1)
+    assert BenchMethod.parse("taylor") == BenchMethod("taylor", config=config)
     method = BenchMethod.parse("taylor  layer=loss_rise+least_squares:damping=0.1,towards=source@5")
     assert method.config.criterion == {"default": "taylor", "layer": "loss_rise"}
     assert method.config.compensation == "least_squares:damping=0.1,towards=source" and method.config.num_shots == 5
@@ -34,10 +35,9 @@ def test_methods_are_read():
     assert method.options == {"share": 0.2, "masks": "relaxed_topk", "start": "taylor", "weights": "trained"}
     method = BenchMethod.parse("interleaved:stages=3,share=0.5:taylor layer=loss_rise+bias")
     assert method.options == {"stages": 3, "share": 0.5, "restart": True}
-    assert (
-        method.config.criterion == {"default": "taylor", "layer": "loss_rise"} and method.config.compensation == "bias"
-    )
-    assert BenchMethod.parse("interleaved:taylor").criterion == {"default": "taylor"}
+    criterion = {"default": "taylor", "layer": "loss_rise"}
+    assert method.config == PruneConfig(criterion, "bias", num_shots=3, pruning_share=0.5)
+    assert BenchMethod.parse("interleaved:taylor").config.criterion == {"default": "taylor"}
     assert BenchMethod.parse("scratch").kind == "scratch"
 
 
