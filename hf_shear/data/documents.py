@@ -60,7 +60,7 @@ def encode_texts(
     )["input_ids"]
     flat = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in encoded]) if encoded else np.zeros(0, np.int64)
     if vocab_size is not None and flat.max(initial=0) >= vocab_size:
-        raise _beyond(tokenizer.convert_ids_to_tokens(int(flat.max())), int(flat.max()), vocab_size)
+        raise _beyond(str(tokenizer.convert_ids_to_tokens(int(flat.max()))), int(flat.max()), vocab_size)
     if not parse_special_tokens:
         unwanted = [token_id for token, token_id in control.items() if token_id != tokenizer.unk_token_id]
         if np.isin(flat, unwanted).any():
@@ -70,6 +70,20 @@ def encode_texts(
                 " as text. Remove it from the text, or give `--parse_special_tokens`."
             )
     return encoded
+
+
+def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the token that ends every document.
+
+    Raises:
+        UsageError: the tokenizer has none.
+    """
+    if not isinstance(tokenizer.eos_token_id, int):
+        raise UsageError(
+            f"`tokenizer` must have an `eos_token_id`, which ends every document, but it is {tokenizer.eos_token_id!r}. "
+            "Set `tokenizer.eos_token` to a token of its vocabulary."
+        )
+    return tokenizer.eos_token_id
 
 
 def vocabulary_limit(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:

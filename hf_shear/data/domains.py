@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -58,6 +58,30 @@ class ReadingRules:
     def columns(self) -> list[str]:
         """Of the data set."""
         return ["text"] if self.group_field is None else ["text", "group"]
+
+
+@overload
+def load_domains(
+    data_dir: str | Path,
+    text_field: str = "text",
+    *,
+    group_field: str | None = None,
+    skip_unreadable: bool = False,
+    skip_null_text: bool = False,
+    streaming: Literal[False] = False,
+) -> DatasetDict: ...
+
+
+@overload
+def load_domains(
+    data_dir: str | Path,
+    text_field: str = "text",
+    *,
+    group_field: str | None = None,
+    skip_unreadable: bool = False,
+    skip_null_text: bool = False,
+    streaming: bool,
+) -> DatasetDict | IterableDatasetDict: ...
 
 
 def load_domains(
@@ -119,9 +143,9 @@ def load_domains(
             raise _no_documents(name, ())
         for file in files:
             check_can_decompress(file)
-    read = _stream_domain if streaming else _read_domain
-    domains = {name: read(name, files, rules) for name, files in found.items()}
-    return IterableDatasetDict(domains) if streaming else DatasetDict(domains)
+    if streaming:
+        return IterableDatasetDict({name: _stream_domain(name, files, rules) for name, files in found.items()})
+    return DatasetDict({name: _read_domain(name, files, rules) for name, files in found.items()})
 
 
 def _find_domains(data_dir: Path) -> tuple[dict[str, list[Path]], dict[Path, str]]:
@@ -285,9 +309,9 @@ def _read_domain(name: str, files: list[Path], rules: ReadingRules) -> Dataset:
 
 def _record_path(name: str) -> Path:
     """Of what was skipped in a domain, which is told also when the documents come from the cache."""
-    import datasets
+    from datasets import config
 
-    return Path(datasets.config.HF_DATASETS_CACHE, "skipped_text", name)
+    return Path(config.HF_DATASETS_CACHE, "skipped_text", name)
 
 
 def _features(rules: ReadingRules):
@@ -435,7 +459,7 @@ def _check_unicode(argument: str, name: str, value: str, where: str) -> None:
 
 
 def split_domains(
-    domains: Mapping[str, Dataset], held_out_fraction: float = 0.1, seed: int = 0
+    domains: Mapping[Any, Dataset], held_out_fraction: float = 0.1, seed: int = 0
 ) -> tuple[DatasetDict, DatasetDict]:
     """Split every domain by document into a train and a held-out part, so that nothing leaks.
 
@@ -488,8 +512,9 @@ def _group_hashes(name: str, dataset: Dataset, seed: int) -> np.ndarray:
             f"Every domain must have a column 'text', but domain {name!r} has {dataset.column_names}. Rename it."
         )
     digests = []
-    for batch in dataset.select_columns(column).with_format(None).iter(batch_size=READ_BATCH):
-        for key in batch[column]:
+    rows = dataset.select_columns(column).with_format(None)
+    for start in range(0, len(rows), READ_BATCH):
+        for key in rows[start : start + READ_BATCH][column]:
             digests.append(hashlib.sha256(f"{seed}:{column}:{key}".encode()).digest()[:8])
     return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from ..core import IGNORED_LABEL, UsageError, leave_signals_to_parent
 from .sampler import DynamicBatchSampler
@@ -54,7 +55,7 @@ def collate_domain_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, to
     return batch
 
 
-class DomainSamples:
+class DomainSamples(TorchDataset):
     """The samples of all domains, numbered through as by the sampler; nothing is copied or concatenated.
 
     A table of memory-mapped shards is not joined with others, so that nothing is done per shard or per row.
@@ -134,7 +135,7 @@ class DynamicDataLoader:
 
     def __init__(
         self,
-        datasets: Mapping[str, Dataset],
+        datasets: Mapping[Any, Dataset],
         sampler: DynamicBatchSampler,
         collate_fn: Callable[[Sequence[Mapping[str, Any]]], Any] = collate_domain_samples,
         *,

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..core import UsageError, check_ranges
 from .documents import (
+    end_of_text_id,
     TOKENIZE_BATCH,
     check_token_id,
     document_positions,
@@ -41,7 +42,7 @@ PACKING_VERSION = 1  # part of the cache's key: raise it when the same documents
 
 
 def pack_domains(
-    domains: Mapping[str, Dataset | IterableDataset],
+    domains: Mapping[Any, Dataset | IterableDataset],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     *,
@@ -80,15 +81,11 @@ def pack_domains(
     """
     from datasets import DatasetDict
 
-    if tokenizer.eos_token_id is None:
-        raise UsageError(
-            "`tokenizer` must have an `eos_token_id`, which ends every document, but it is None. "
-            "Set `tokenizer.eos_token` to a token of its vocabulary."
-        )
+    eos_token_id = end_of_text_id(tokenizer)
     check_ranges({"max_length": max_length, "num_proc": num_proc})
-    encoding = {"tokenizer": tokenizer, "parse_special_tokens": parse_special_tokens, "vocab_size": None}
+    encoding: dict[str, Any] = {"tokenizer": tokenizer, "parse_special_tokens": parse_special_tokens, "vocab_size": None}
     if vocab_size is not None:
-        check_token_id("eos_token_id", tokenizer.eos_token_id, tokenizer, vocab_size)
+        check_token_id("eos_token_id", eos_token_id, tokenizer, vocab_size)
         encoding["vocab_size"] = vocabulary_limit(tokenizer, vocab_size)
     packed = {
         name: PackedStream(dataset, max_length=max_length, block_diagonal=block_diagonal, **encoding)
@@ -96,7 +93,8 @@ def pack_domains(
         else _pack_domain(name, dataset, encoding, max_length, block_diagonal, num_proc)
         for name, dataset in domains.items()
     }
-    return packed if any(map(is_stream, packed.values())) else DatasetDict(packed)
+    whole = {name: data for name, data in packed.items() if not isinstance(data, PackedStream)}
+    return DatasetDict(whole) if len(whole) == len(packed) else packed
 
 
 def check_max_length(max_length: int, max_position_embeddings: int) -> None:
@@ -116,7 +114,7 @@ def check_max_length(max_length: int, max_position_embeddings: int) -> None:
 def _pack_domain(
     name: str,
     dataset: Dataset,
-    encoding: Mapping[str, Any],
+    encoding: dict[str, Any],
     max_length: int,
     block_diagonal: bool,
     num_proc: int | None,
@@ -164,12 +162,16 @@ def _pack_domain(
 
 def _encode_documents(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, **options) -> dict[str, list]:
     """The ids of each document, and one EOS."""
-    return {"input_ids": [[*ids, tokenizer.eos_token_id] for ids in encode_texts(batch["text"], tokenizer, **options)]}
+    end = end_of_text_id(tokenizer)
+    return {"input_ids": [[*ids, end] for ids in encode_texts(batch["text"], tokenizer, **options)]}
 
 
 def _batches(tokenized: Dataset) -> Iterator[pa.ListArray]:
     """The column `input_ids`, some documents at a time."""
+    import pyarrow as pa
+
     for table in tokenized.with_format("arrow").iter(batch_size=PACK_BATCH):
+        assert isinstance(table, pa.Table)
         yield from table.column("input_ids").chunks
 
 

@@ -52,7 +52,7 @@ class ThreadReadAhead:
         """The next item. What was read before an error is given first; the error is raised again at every call."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._error is not None)
-            if not self._waiting:
+            if self._error is not None and not self._waiting:
                 raise self._error
             item = self._waiting.popleft()
             self._changed.notify_all()
@@ -79,7 +79,7 @@ class ProcessReadAhead:
             generator=torch.Generator().manual_seed(0),  # so that starting does not touch the run's random numbers
             worker_init_fn=leave_signals_to_parent,
         )
-        self._iterator = iter(loader)
+        self._iterator: Iterator[Any] = iter(loader)
 
     def __next__(self) -> Any:
         """The next item."""
@@ -87,7 +87,7 @@ class ProcessReadAhead:
 
     def close(self) -> None:
         """End the process."""
-        self._iterator = None
+        self._iterator = iter(())  # who lets go of torch's iterator ends its process
 
 
 class _Items(IterableDataset):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,8 @@ def _positive(argument: str, value: float) -> float:
     return float(value)
 
 
-def _loss_law(num_parameters: np.ndarray, a: float, b: float, c: float) -> np.ndarray:
+def _loss_law(num_parameters: Any, a: float, b: float, c: float) -> Any:
+    """For one size or an array of them."""
     return a / num_parameters**b + c
 
 

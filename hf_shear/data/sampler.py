@@ -150,8 +150,8 @@ class DynamicBatchSampler(Sampler[list[int]]):
     @property
     def passes(self) -> dict[str, float]:
         """domain -> passes over its samples so far, a fraction; without streams, whose size is not known."""
-        sizes = self.domain_sizes
-        return {name: n / sizes[name] for name, n in self.samples_consumed.items() if sizes[name] is not None}
+        consumed = self.samples_consumed
+        return {name: consumed[name] / size for name, size in self.domain_sizes.items() if size is not None}
 
     def set_mixture_weights(self, mixture_weights: Mapping[str, float]) -> None:
         """Use these weights from the next uncommitted global batch on. Batches drawn ahead become stale."""

@@ -164,7 +164,7 @@ class StreamDataLoader:
 
     def __init__(
         self,
-        datasets: Mapping[str, Dataset | IterableDataset | PackedStream],
+        datasets: Mapping[Any, Dataset | IterableDataset | PackedStream],
         sampler: DynamicBatchSampler,
         collate_fn: Callable[[Sequence[Mapping[str, Any]]], Any] = collate_domain_samples,
         *,

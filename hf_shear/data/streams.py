@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core import UsageError
-from .documents import TOKENIZE_BATCH, document_positions, encode_texts, restart_positions
+from .documents import TOKENIZE_BATCH, document_positions, encode_texts, end_of_text_id, restart_positions
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
     from transformers import PreTrainedTokenizerBase
+    from typing_extensions import TypeIs
 
 COLUMNS = ("input_ids", "position_ids")  # of a packed sample
 
@@ -63,18 +64,18 @@ class PackedStream:
     def __repr__(self) -> str:
         return f"PackedStream({self.dataset!r}, max_length={self.max_length})"
 
-    def samples(self, share: IterableDataset, state: Mapping | None) -> Iterator[tuple[dict[str, np.ndarray], dict]]:
+    def samples(self, share: IterableDataset, state: dict | None) -> Iterator[tuple[dict[str, np.ndarray], dict]]:
         """One pass of a share from `state` on (`None`: its beginning): samples, and the states after them.
 
         Counted from the first token that is not yet given: `ends` of the documents read, each with the state of the
         share after it, where the next document begins.
         """
-        state = state or {"documents": None, "token": 0}
-        if state["documents"] is not None:
-            share.load_state_dict(state["documents"])
+        documents, token = (state["documents"], state["token"]) if state else (None, 0)
+        if documents is not None:
+            share.load_state_dict(documents)
         size = self.max_length
         ids, positions = np.zeros(0, np.int32), np.zeros(0, np.int32)
-        begun = deque([(-state["token"], state["documents"])])  # where documents begin, and the states before them
+        begun = deque([(-token, documents)])  # where documents begin, and the states before them
         for texts, states in _document_batches(share):
             encoded = self._encode(texts)
             lengths = np.array([len(document) for document in encoded])
@@ -96,7 +97,8 @@ class PackedStream:
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         options = {"parse_special_tokens": self.parse_special_tokens, "vocab_size": self.vocab_size}
-        return [[*ids, self.tokenizer.eos_token_id] for ids in encode_texts(texts, self.tokenizer, **options)]
+        end = end_of_text_id(self.tokenizer)
+        return [[*ids, end] for ids in encode_texts(texts, self.tokenizer, **options)]
 
 
 class SampleStream:
@@ -109,7 +111,7 @@ class SampleStream:
     def __init__(self, samples: IterableDataset) -> None:
         self.dataset = samples
 
-    def samples(self, share: IterableDataset, state: Mapping | None) -> Iterator[tuple[dict[str, np.ndarray], dict]]:
+    def samples(self, share: IterableDataset, state: dict | None) -> Iterator[tuple[dict[str, np.ndarray], dict]]:
         """One pass of a share from `state` on (`None`: its beginning): samples, and the states after them."""
         if state is not None:
             share.load_state_dict(state)
@@ -127,7 +129,7 @@ class SampleStream:
             yield sample, share.state_dict()
 
 
-def is_stream(dataset: Any) -> bool:
+def is_stream(dataset: Any) -> TypeIs[PackedStream | IterableDataset]:
     """Whether a domain's data are a stream: a `PackedStream`, or a `datasets.IterableDataset` of samples or text."""
     package = sys.modules.get("datasets")  # what is its data set has imported it; torch's own do without
     return isinstance(dataset, PackedStream) or (package is not None and isinstance(dataset, package.IterableDataset))

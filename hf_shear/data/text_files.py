@@ -32,7 +32,7 @@ ZSTD_CHUNK = 1024  # compressed bytes taken at once: 4 of them expand to 128 KiB
 JSON_CHUNK = 2**16  # characters
 
 _DECODER = json.JSONDecoder()
-_WHITE_SPACE = re.compile(r"\s*")
+_NOT_WHITE_SPACE = re.compile(r"\S")
 _LONGEST_TOKEN = 32  # characters: an error farther from the end of what was read is no lack of text
 _ONE_PER_LINE = "Write one object per line; a .json file may also be one array of objects."
 
@@ -74,7 +74,8 @@ def read_rows(path: Path, text_field: str, group_field: str | None) -> Iterator[
             yield from _parquet_rows(path, {text_field, group_field})
         elif suffix.startswith(".txt"):
             for number, text in enumerate(_txt_documents(path)):
-                yield f"document {number + 1}", {text_field: text, group_field: f"{path.name}:{number}"}
+                group = {} if group_field is None else {group_field: f"{path.name}:{number}"}
+                yield f"document {number + 1}", {text_field: text, **group}
         elif suffix.startswith(".json") and not suffix.startswith(".jsonl") and _is_array(path):
             yield from _json_array(path)
         else:
@@ -93,7 +94,7 @@ def _open_text(path: Path) -> Iterator[io.TextIOBase]:
     """The file's characters, decompressed while they are read."""
     suffix = text_suffix(path).lower()
     with path.open("rb") as raw:
-        stream: BinaryIO = raw
+        stream: BinaryIO | gzip.GzipFile | io.BufferedReader = raw
         if suffix.endswith(".gz"):
             stream = gzip.open(raw, "rb")
         elif suffix.endswith(".zst"):
@@ -221,9 +222,10 @@ class _JsonText:
     def next_character(self) -> str:
         """The next character that is no white space, or '' at the end."""
         while True:
-            self._at = _WHITE_SPACE.match(self._text, self._at).end()
-            if self._at < len(self._text):
-                return self._text[self._at]
+            found = _NOT_WHITE_SPACE.search(self._text, self._at)
+            if found is not None:
+                self._at = found.start()
+                return found[0]
             self._text, self._at = self._stream.read(JSON_CHUNK), 0
             if not self._text:
                 return ""

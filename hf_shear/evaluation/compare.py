@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ..core import UsageError, collect_versions
-from ..sources import Source, open_source
+from ..sources import Source, on_device, open_source
 from .document_losses import DocumentLosses, prefix_token_id
 from .perplexity import PerplexityProtocol, domain_differences, domain_losses, domain_texts, perplexity_record
 from .size import config_shape, size_record
@@ -92,7 +92,7 @@ def compare_checkpoints(
     speed: SpeedProtocol | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
-    on_part: Callable[[dict[str, Any]], None] | None = None,
+    on_part: Callable[[dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
     """Two plain checkpoints on the same documents, tasks and machine.
 
@@ -150,7 +150,7 @@ def _plan(names, domains, perplexity, tasks, limit, device, dtype, speed: SpeedP
         for source in sources.values():
             prefix_token_id(source.load_tokenizer())
     if device is None:
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        device = (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or "cpu"
     return _Plan(sources, texts, protocol, tasks, limit, resolve_device(device), dtype)
 
 
@@ -171,7 +171,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def _load(plan: _Plan, argument: str) -> PreTrainedModel:
-    return plan.sources[argument].load_model(plan.dtype).to(plan.device)
+    return on_device(plan.sources[argument].load_model(plan.dtype), plan.device)
 
 
 def _judge(model: PreTrainedModel, argument: str, plan: _Plan) -> tuple[dict[str, Any], dict[str, DocumentLosses]]:
@@ -198,6 +198,6 @@ def _timed(models: Mapping[str, PreTrainedModel], protocol: SpeedProtocol) -> di
         return measure_speed(models["source"], models["pruned"], protocol, on_round=bar.update)
 
 
-def _tell(on_part: Callable[[dict[str, Any]], None] | None, record: dict[str, Any]) -> None:
+def _tell(on_part: Callable[[dict[str, Any]], object] | None, record: dict[str, Any]) -> None:
     if on_part is not None:
         on_part(record | {"versions": evaluation_versions()})

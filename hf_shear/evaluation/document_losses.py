@@ -95,7 +95,7 @@ def document_losses(
     check_ranges({"batch_size": batch_size})
     if len(texts) == 0:
         raise UsageError("`texts` must hold at least one document, but it is empty.")
-    prefix, vocab_size = prefix_token_id(tokenizer), model.get_input_embeddings().num_embeddings
+    prefix, vocab_size = prefix_token_id(tokenizer), model.config.vocab_size
     check_token_id("bos_token_id or eos_token_id", prefix, tokenizer, vocab_size)
     options = {"parse_special_tokens": parse_special_tokens, "vocab_size": vocabulary_limit(tokenizer, vocab_size)}
     encoded = []
@@ -133,7 +133,7 @@ def prefix_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
         ValueError: the tokenizer has neither.
     """
     for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token_id is not None:
+        if isinstance(token_id, int):
             return token_id
     raise UsageError(
         "`tokenizer` must have a BOS or an EOS token, from which the first token of a document is predicted, but it has"

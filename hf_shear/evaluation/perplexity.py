@@ -57,9 +57,11 @@ class PerplexityProtocol:
             ValueError: the window is larger than the positions of a model, or smaller than the stride.
         """
         known = [getattr(config, "max_position_embeddings", None) for config in configs]
-        positions = min([count for count in known if count is not None], default=math.inf)
-        window = min(MAX_DEFAULT_WINDOW, positions) if self.window is None else self.window
-        if window > positions:
+        positions = min([count for count in known if count is not None], default=None)
+        window = self.window
+        if window is None:
+            window = MAX_DEFAULT_WINDOW if positions is None else min(MAX_DEFAULT_WINDOW, positions)
+        if positions is not None and window > positions:
             raise UsageError(
                 f"`window` must be at most the models' `max_position_embeddings` ({positions}), but it is {window}."
                 " Lower it, or leave it out."
@@ -69,7 +71,7 @@ class PerplexityProtocol:
         return replace(self, window=window, stride=stride)
 
 
-def domain_texts(domains: Mapping[str, Dataset | Sequence[str]], max_documents: int | None) -> dict[str, list[str]]:
+def domain_texts(domains: Mapping[Any, Dataset | Sequence[str]], max_documents: int | None) -> dict[str, list[str]]:
     """The first documents of each domain.
 
     Raises:
@@ -79,11 +81,11 @@ def domain_texts(domains: Mapping[str, Dataset | Sequence[str]], max_documents: 
         raise UsageError("`domains` must hold at least one domain, but it is empty.")
     texts = {}
     for name, documents in domains.items():
-        if hasattr(documents, "column_names"):
+        if isinstance(documents, Sequence):
+            texts[name] = list(documents[:max_documents])
+        else:
             count = len(documents) if max_documents is None else min(max_documents, len(documents))
             texts[name] = list(documents.with_format(None)[:count]["text"])
-        else:
-            texts[name] = list(documents[:max_documents])
         if not texts[name]:
             raise UsageError(f"Every domain must hold at least one document, but {name!r} has none. Remove it.")
     return texts
@@ -98,6 +100,7 @@ def domain_losses(
     """Losses of every document of every domain, with a bar for each domain at a terminal."""
     from tqdm import tqdm
 
+    assert protocol.window is not None and protocol.stride is not None, "the protocol is resolved"
     losses = {}
     for name, documents in texts.items():
         with tqdm(desc=f"Loss on {name}", disable=None, leave=False, unit="batch") as bar:
@@ -166,8 +169,8 @@ def domain_differences(
         if before.tokens_digest == after.tokens_digest:
             difference = paired_difference((before.nats, before.num_tokens), (after.nats, after.num_tokens))
             record["loss"], record["interval"] = difference.value, difference.interval
-        bits = [(loss.nats / math.log(2), loss.num_bytes) for loss in (before, after)]
-        difference = paired_difference(*bits)
+        bits_before, bits_after = before.nats / math.log(2), after.nats / math.log(2)
+        difference = paired_difference((bits_before, before.num_bytes), (bits_after, after.num_bytes))
         record["bits_per_byte"], record["bits_per_byte_interval"] = difference.value, difference.interval
         differences[name] = record
     return differences

@@ -19,7 +19,7 @@ def config_shape(config: PretrainedConfig) -> ModelShape:
     Raises:
         ValueError: the config lacks a size, or it is malformed.
     """
-    sizes = {name: getattr(config, name, None) for name in SHAPE_NAMES}
+    sizes: dict[str, Any] = {name: getattr(config, name, None) for name in SHAPE_NAMES}
     if sizes["num_key_value_heads"] is None:
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     missing = [name for name, size in sizes.items() if size is None]

@@ -55,7 +55,7 @@ def measure_speed(
     source: PreTrainedModel,
     pruned: PreTrainedModel,
     protocol: SpeedProtocol | None = None,
-    on_round: Callable[[], None] | None = None,
+    on_round: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
     """Prefill and decoding speed of both models, interleaved.
 

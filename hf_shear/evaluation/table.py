@@ -49,7 +49,8 @@ def _with_ratio(models: Mapping[str, Mapping], value: Callable[[Mapping], int | 
     values = [value(model) for model in models.values()]
     cells = [NOT_KNOWN if count is None else f"{count:,}" for count in values]
     if len(values) == 2:
-        cells.append(NOT_KNOWN if None in values else f"{100 * values[1] / values[0]:.1f} %")
+        before, after = values
+        cells.append(NOT_KNOWN if before is None or after is None else f"{100 * after / before:.1f} %")
     return cells
 
 

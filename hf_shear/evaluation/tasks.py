@@ -107,20 +107,25 @@ def evaluate_tasks(
     """
     check_limit(limit)
     _require_lm_eval()
-    from lm_eval import simple_evaluate
+    from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
     with quiet_harness(), _own_random_state(), _environment(DISABLE_MULTIPROC="1"):  # it would fork beside CUDA
         results = simple_evaluate(
             # HFLM gives the tokenizer a padding token; a copy keeps ours as it is.
-            HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size),
+            HFLM(
+                pretrained=model,  # pyright: ignore[reportCallIssue]  # lm-eval's decorator types it as its abstract base
+                tokenizer=copy.deepcopy(tokenizer),  # pyright: ignore[reportCallIssue]  # as above
+                batch_size=batch_size,  # pyright: ignore[reportCallIssue]  # as above
+            ),
             tasks=list(tasks.objects),
             task_manager=tasks.manager,
             limit=limit,
             bootstrap_iters=BOOTSTRAP_RESAMPLES,
             log_samples=False,
         )
-    return {name: _task_record(name, scores, results) for name, scores in results["results"].items()}
+    assert results is not None, "the first process alone evaluates"
+    return _task_records(results)
 
 
 def check_limit(limit: int | None) -> None:
@@ -152,7 +157,8 @@ def _check_written_somewhere(names: Sequence[str]) -> None:
     """Refuse names that stand in none of lm-eval's files, before it reads all 14,000 of them: 1 second, and not 15."""
     _require_lm_eval()
     missing, written = {name.encode() for name in names}, set()
-    for package in importlib.util.find_spec("lm_eval").submodule_search_locations if names else ():
+    spec = importlib.util.find_spec("lm_eval") if names else None
+    for package in (spec.submodule_search_locations or ()) if spec is not None else ():
         for file in (Path(package) / "tasks").rglob("*"):
             if not missing or not file.is_file():
                 continue
@@ -250,7 +256,11 @@ def _environment(**variables: str) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _task_record(name: str, scores: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+def _task_records(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: _task_record(name, scores, results) for name, scores in results["results"].items()}
+
+
+def _task_record(name: str, scores: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
     metrics = {}
     for key, value in scores.items():
         metric, _, filtered = key.partition(",")
@@ -264,7 +274,7 @@ def _task_record(name: str, scores: dict[str, Any], results: dict[str, Any]) -> 
     chosen = chosen or next(iter(metrics), None)
     return {
         "metric": chosen,
-        **metrics.get(chosen, {"value": None, "standard_error": None}),
+        **(metrics[chosen] if chosen is not None else {"value": None, "standard_error": None}),
         "num_items": _num_items(name, results),
         "metrics": metrics,
     }

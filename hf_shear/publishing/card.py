@@ -144,13 +144,13 @@ def check_license(license: SourceLicense | str | None) -> SourceLicense | None:
 
 def _metadata(facts: CardFacts, datasets: list[str] | None, language: list[str] | None) -> ModelCardData:
     license = facts.license
-    other = license is not None and license.identifier == "other"
+    other = license if license is not None and license.identifier == "other" else None
     return ModelCardData(
         base_model=facts.base_model,
         base_model_relation=BASE_MODEL_RELATION if facts.base_model else None,
         license=license.identifier if license else None,
-        license_name=shown(license.name) if other else None,
-        license_link=license.link if other else None,
+        license_name=shown(other.name) if other else None,
+        license_link=other.link if other else None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=list(TAGS),

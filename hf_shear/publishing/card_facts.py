@@ -53,8 +53,9 @@ class CardFacts:
     @property
     def name(self) -> str:
         """The model's name: the repository's, or one made of the source's and the size."""
-        if self.repo_id or self.given_name:
-            return (self.repo_id or self.given_name).split("/")[-1]
+        given = self.repo_id or self.given_name
+        if given:
+            return given.split("/")[-1]
         source = "model" if not self.provenance else (self.base_model or source_name(self.provenance)).split("/")[-1]
         return f"{source}-sheared-{short_count(self.record['num_parameters'])}"
 

@@ -80,9 +80,9 @@ class CheckpointFacts:
 
     def resized(self, **sizes: int) -> CheckpointFacts:
         """The facts of the same checkpoint cut to other sizes (names of the config), as hf_shear saves it."""
+        known: dict[str, Any] = {name: size for name, size in sizes.items() if name in self.__dataclass_fields__}
         if "intermediate_size" in sizes:
-            sizes["intermediate_sizes"] = (sizes.pop("intermediate_size"),)
-        known = {name: size for name, size in sizes.items() if name in self.__dataclass_fields__}
+            known["intermediate_sizes"] = (sizes["intermediate_size"],)
         same_layers = sizes.get("num_hidden_layers", self.num_hidden_layers) == self.num_hidden_layers
         return replace(self, rope_at_top=True, layers_are_known=same_layers and self.layers_are_known, **known)
 

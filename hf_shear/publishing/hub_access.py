@@ -24,7 +24,7 @@ TOKEN_FIX = (
     " `hf auth login` (not on the command line, which shells keep)."
 )
 # Of the HTTP library that huggingface_hub uses, whichever that is, and OSError: what is raised when nobody answers.
-NETWORK_ERRORS = HfHubHTTPError.__bases__
+NETWORK_ERRORS = tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
 _CHUNK_BYTES = 1 << 20
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx", ".h5", ".msgpack")
 _MODEL_CONFIGS = ("config.json", "adapter_config.json")
@@ -151,10 +151,9 @@ def refusal(error: BaseException, repo_id: str) -> str:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, HfHubHTTPError):
         cause = cause.__cause__
-    status = getattr(getattr(cause, "response", None), "status_code", None)
-    if status in (401, 403):
-        return f"the Hub refused it ({_status(cause)}): the token may not write to {repo_id!r}. {TOKEN_FIX}"
-    if status is not None:
+    if cause is not None and cause.response is not None:
+        if cause.response.status_code in (401, 403):
+            return f"the Hub refused it ({_status(cause)}): the token may not write to {repo_id!r}. {TOKEN_FIX}"
         return f"the Hub answered {_status(cause)}"
     if isinstance(error, NETWORK_ERRORS) or isinstance(error.__cause__, NETWORK_ERRORS):
         return f"the connection was lost ({type(error.__cause__ or error).__name__})"

@@ -173,7 +173,7 @@ def _files(run: RunFiles, weights: dict[str, Path], license_file) -> dict[str, s
     )  # fmt: skip
     files |= {name: published_json(content) for name, content in contents if content is not None}
     if run.report is not None:
-        files[REPORT_NAME] = _report(run)
+        files[REPORT_NAME] = _report(run, run.report)
     return files
 
 
@@ -181,9 +181,9 @@ def _without_source(path: Path) -> bytes:
     return (json.dumps(without_source_path(read_json_object(path)), indent=2) + "\n").encode()
 
 
-def _report(run: RunFiles) -> bytes:
+def _report(run: RunFiles, page: Path) -> bytes:
     """The report without tokens and the folders it names. Only those: its pictures are text with slashes anywhere."""
-    text = redact_tokens(run.report.read_text(encoding="utf-8", errors="replace"))
+    text = redact_tokens(page.read_text(encoding="utf-8", errors="replace"))
     source = ((_origin(run) or {}).get("source") or {}).get("name_or_path") or ""
     folders = [str(run.checkpoint.resolve()), str(run.checkpoint.resolve().parent), source]
     for folder in folders:

@@ -96,7 +96,7 @@ def source_license(
     """
     hub_id = hub_source(provenance)
     found = None
-    if hub_id is not None:
+    if provenance is not None and hub_id is not None:
         cached = try_to_load_from_cache(hub_id, "README.md", revision=provenance["source"]["revision"])
         found = _card_license(Path(cached), f"the model card of {hub_id}") if isinstance(cached, str) else None
         found = found or (_license_on_the_hub(hub_id, api) if api is not None else None)
@@ -114,7 +114,9 @@ def _card_license(path: Path, found_in: str) -> SourceLicense | None:
 
 def _named_by_card(data: CardData | None, found_in: str) -> SourceLicense | None:
     """What a card of others says; a link that is no address of the web is not passed on."""
-    identifier = None if data is None else data.get("license")
+    if data is None:
+        return None
+    identifier = data.get("license")
     identifier = identifier[0] if isinstance(identifier, list) and identifier else identifier
     if not isinstance(identifier, str) or not IDENTIFIER.fullmatch(identifier):
         return None

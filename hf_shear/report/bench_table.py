@@ -64,9 +64,10 @@ def _largest(values) -> float | None:
 
 
 def _mean_and_spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:
-    if any(value is None for value in values):
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
 
 
 def bench_markdown(results: Mapping[str, Any]) -> str:

@@ -84,7 +84,8 @@ def _title(results: Mapping[str, Any]) -> str:
     before, after = (results.get("source") or {}).get("num_parameters"), _final(results).get("num_parameters")
     if before and after:
         return f"{short_count(before)} → {short_count(after)} parameters"
-    return f"{short_count(after or before)} parameters" if after or before else "Report of a run"
+    only = after or before
+    return f"{short_count(only)} parameters" if only else "Report of a run"
 
 
 def _head(title: str, results: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:

@@ -363,10 +363,11 @@ def _draw_size(
     source: float,
     scale: float,
 ) -> None:
-    for key, label, style in (
+    lines: list[tuple[str, str, dict[str, Any]]] = [
         ("target_shape", "target of the step", {"color": COLOURS[1], "linestyle": (0, (4, 2))}),
         ("expected_shape", "expected size", {"color": COLOURS[0]}),
-    ):
+    ]
+    for key, label, style in lines:
         rows = [row for row in history if name in (row.get(key) or {})]
         values = [row[key][name] / source for row in rows]
         if any(value > 1.001 for value in values):

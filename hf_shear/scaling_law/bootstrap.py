@@ -38,10 +38,11 @@ def bootstrap(
     needed = min(3, len(set(sizes))), min(2, len(set(fractions)))
     found = []
     for _ in range(number):
-        for _ in range(MAX_DRAWS):
-            drawn = random.integers(len(runs), size=len(runs))
-            if len({sizes[i] for i in drawn}) >= needed[0] and len({fractions[i] for i in drawn}) >= needed[1]:
-                break
+        enough, draws = False, 0
+        drawn: list[int] = []
+        while not enough and draws < MAX_DRAWS:
+            drawn, draws = random.integers(len(runs), size=len(runs)).tolist(), draws + 1
+            enough = len({sizes[i] for i in drawn}) >= needed[0] and len({fractions[i] for i in drawn}) >= needed[1]
         part = problem.of_runs(drawn)
         free = solve(part, loss, f_scale, 0, seed, start=solution, polish=False).free
         found.append(form.natural(part.whole(free), part.shifts))

@@ -84,10 +84,10 @@ class ScalingLawCallback(TrainerCallback):
         if self.min_gain is not None and self._gains_too_little(state.log_history):
             control.should_training_stop = True
 
-    def _curve(self, tokens: list[float], losses: list[float]) -> PowerCurve | None:
+    def _curve(self, tokens: list[float], losses: list[float]) -> LossCurve | None:
         """Of the run in progress; None before anything can be said."""
         late = [index for index, value in enumerate(tokens) if value >= DROP_START * tokens[-1]] if tokens else []
-        prior = None if self.law is None else self.law.curve(self.case)
+        prior = None if self.law is None or self.case is None else self.law.curve(self.case)
         borrowed = {"exponent": prior.exponent} if isinstance(prior, PowerCurve) else {}
         if len(late) < (MIN_CHECKPOINTS_WITH_LAW if borrowed else MIN_CHECKPOINTS):
             return prior if tokens else None
@@ -103,5 +103,6 @@ class ScalingLawCallback(TrainerCallback):
 
     def _gains_too_little(self, log_history: list[dict]) -> bool:
         """Whether the last ``patience`` predictions all say so."""
+        assert self.min_gain is not None, "asked by the caller"
         gains = [entry[DOUBLING_GAIN] for entry in log_history if DOUBLING_GAIN in entry][-self.patience :]
         return len(gains) == self.patience and all(math.isfinite(gain) and gain < self.min_gain for gain in gains)

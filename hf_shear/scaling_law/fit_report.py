@@ -56,7 +56,7 @@ class FitReport:
 
     def to_dict(self) -> dict:
         """JSON-ready; what is not finite is None."""
-        return _finite(asdict(self))
+        return {name: _finite(value) for name, value in asdict(self).items()}
 
     def table(self) -> str:
         """For people."""

@@ -109,8 +109,8 @@ def feature_values(case: Case, tokens: NDArray, names: Sequence[str]) -> dict[st
         ValueError: the law needs to know what the source was trained on.
     """
     tokens = np.asarray(tokens, dtype=float)
-    before = case.source_tokens
-    if before is None and (ALL_TOKENS in names or AVERAGE_SIZE in names):
+    before = math.nan if case.source_tokens is None else case.source_tokens
+    if case.source_tokens is None and (ALL_TOKENS in names or AVERAGE_SIZE in names):
         raise UsageError(
             "`source_tokens` is needed: the law in the average parameter count counts the tokens that the source was"
             " trained on. Give it, or use another form."

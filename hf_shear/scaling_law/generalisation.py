@@ -143,7 +143,7 @@ def _neighbour(fitted: Sequence[RecoveryRun], run: RecoveryRun, name: str) -> ND
     return run.reference + np.interp(np.log(run.tokens), np.log(nearest.tokens), nearest.rises)
 
 
-def _record(method: str, runs: Sequence[RecoveryRun], predictions: Sequence[NDArray]) -> Mapping:
+def _record(method: str, runs: Sequence[RecoveryRun], predictions: Sequence[NDArray]) -> dict:
     pairs = list(zip(runs, predictions, strict=True))
     errors = {run.name: relative_error(run, predicted) for run, predicted in pairs}
     nats = [float(np.abs(predicted - np.array(run.losses)).mean()) for run, predicted in pairs]

@@ -130,7 +130,7 @@ def _plan_one(fit: LawFit, candidate: Candidate, total_flops, max_loss, mask_sha
 
 def _choose(plans: Sequence[CandidatePlan], max_loss, total_flops) -> tuple[CandidatePlan | None, str]:
     budget = f"{total_flops:.3g} FLOPs"
-    best = min(plans, key=lambda plan: plan.loss.value)
+    best = min(plans, key=_loss)
     if max_loss is not None:
         able = [plan for plan in plans if plan.within_reach]
         if not able:
@@ -145,7 +145,7 @@ def _choose(plans: Sequence[CandidatePlan], max_loss, total_flops) -> tuple[Cand
         return chosen, f"{chosen.candidate.name}: {reason}." + _saturated(chosen)
     if best.loss.high is None:
         return best, f"{best.candidate.name}: the lowest loss with {budget}; there are no intervals." + _saturated(best)
-    level = [plan for plan in plans if plan.loss.low <= best.loss.value]
+    level = [plan for plan in plans if plan.loss.low <= _loss(best)]
     chosen = min(level, key=lambda plan: plan.candidate.case.pruned_size)
     if chosen is best:
         reason = f"the lowest loss with {budget}"
@@ -154,9 +154,14 @@ def _choose(plans: Sequence[CandidatePlan], max_loss, total_flops) -> tuple[Cand
     return chosen, f"{chosen.candidate.name}: {reason}." + _saturated(chosen)
 
 
+def _loss(plan: CandidatePlan) -> float:
+    assert plan.loss.value is not None, "a law predicts a loss at any number of tokens"
+    return plan.loss.value
+
+
 def _way_out(plan: CandidatePlan, max_loss: float) -> str:
-    if plan.target.value is None:
-        return plan.target.reason
+    if plan.target is None or plan.target.value is None:
+        return str(plan.target)
     needed, paid = number_text(plan.target.value), number_text(plan.recovery_tokens)
     return f"it needs {needed} recovery tokens, and the budget pays for {paid}"
 

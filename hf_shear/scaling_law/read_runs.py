@@ -239,7 +239,7 @@ def _parse_row(path, number: int, row: Mapping[str, str]) -> dict:
     return parsed
 
 
-def _run_from_rows(path, name: str, rows: list[dict]) -> RecoveryRun:
+def _run_from_rows(path, name: str, rows: list[dict[str, Any]]) -> RecoveryRun:
     for column in (*CASE_COLUMNS, "family", "pruning"):
         values = {row.get(column) for row in rows}
         if len(values) > 1:
@@ -248,14 +248,14 @@ def _run_from_rows(path, name: str, rows: list[dict]) -> RecoveryRun:
                 f" {', '.join(map(str, sorted(values, key=str)))}. Name runs of different models differently."
             )
     rows = sorted(rows, key=lambda row: row["tokens"])
-    controls = [row.get("control_loss") for row in rows]
-    if any(value is None for value in controls):
-        if any(value is not None for value in controls):
+    controls = [row["control_loss"] for row in rows if row.get("control_loss") is not None]
+    if len(controls) < len(rows):
+        if controls:
             raise UsageError(
                 f"{os.fspath(path)!r}: run {name!r} has `control_loss` in some rows only. Give it in all or in none."
             )
         controls = None
-    case = Case(**{column: rows[0].get(column) for column in CASE_COLUMNS})
+    case = Case(**{column: rows[0][column] for column in CASE_COLUMNS if column in rows[0]})
     tokens, losses = [row["tokens"] for row in rows], [row["loss"] for row in rows]
     return RecoveryRun(name, case, tokens, losses, controls, rows[0].get("family"), rows[0].get("pruning"))
 
@@ -263,7 +263,7 @@ def _run_from_rows(path, name: str, rows: list[dict]) -> RecoveryRun:
 def write_runs_csv(path: str | os.PathLike, runs: Sequence[RecoveryRun]) -> None:
     """The table that :func:`runs_from_csv` reads."""
     with open(path, "w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS + OPTIONAL_COLUMNS)
+        writer: csv.DictWriter[str] = csv.DictWriter(stream, COLUMNS + OPTIONAL_COLUMNS)
         writer.writeheader()
         for run in runs:
             facts = {"run": run.name, "family": run.family, "pruning": run.pruning} | asdict(run.case)

@@ -5,13 +5,14 @@ from .generation_settings import read_generation_config, savable_generation_conf
 from .loading import HUB_OPTIONS, Source, open_source, refuse_incomplete_load
 from .places import find_place
 from .weight_files import weight_files
-from .whole_models import whole_models
+from .whole_models import on_device, whole_models
 
 __all__ = [
     "HUB_OPTIONS",
     "MASKED_PREFIX",
     "Source",
     "find_place",
+    "on_device",
     "open_source",
     "read_generation_config",
     "refuse_incomplete_load",

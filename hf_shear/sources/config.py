@@ -157,9 +157,10 @@ def _refuse_own_code(argument: str, place: Place, fields: dict) -> None:
 
 
 def _heads_do_not_divide(fields: dict) -> bool:
-    sizes = fields.get("hidden_size"), fields.get("num_attention_heads")
-    are_whole = all(type(size) is int and size > 0 for size in sizes)
-    return fields["model_type"] == "llama" and are_whole and sizes[0] % sizes[1] != 0
+    hidden, heads = fields.get("hidden_size"), fields.get("num_attention_heads")
+    if type(hidden) is not int or type(heads) is not int or hidden <= 0 or heads <= 0:
+        return False
+    return fields["model_type"] == "llama" and hidden % heads != 0
 
 
 def _as_mistral(argument: str, place: Place, fields: dict, as_family: str | None) -> PretrainedConfig:

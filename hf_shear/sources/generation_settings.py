@@ -14,7 +14,8 @@ from pathlib import Path
 
 from torch import distributed as dist
 from transformers import GenerationConfig
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from ..core import UsageError
 

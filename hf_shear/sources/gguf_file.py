@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import PretrainedConfig
-from transformers.utils import is_gguf_available
+from transformers.utils.import_utils import is_gguf_available
 
 from ..core import MissingExtraError, UsageError
 from ..shapes import family_of
@@ -60,7 +60,7 @@ def check_gguf(argument: str, path: Path, config: PretrainedConfig) -> None:
     Raises:
         UsageError: says what is left out.
     """
-    from transformers.integrations.gguf import read_gguf_metadata
+    from transformers.integrations.gguf.reader import read_gguf_metadata
 
     metadata, names = read_gguf_metadata(os.fspath(path))
     advice = "Give the checkpoint that it was made of."
@@ -87,6 +87,6 @@ def check_gguf(argument: str, path: Path, config: PretrainedConfig) -> None:
 
 
 def _header(path: Path):
-    from transformers.integrations.gguf import GgufHeader
+    from transformers.integrations.gguf.reader import GgufHeader
 
     return GgufHeader.from_file(os.fspath(path))

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import extract_commit_hash
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.utils.hub import extract_commit_hash
 
 from ..core import UsageError
 from ..shapes import family_of
@@ -56,7 +56,7 @@ class Source:
     fields: Mapping[str, Any] = field(repr=False)
     notes: tuple[str, ...] = ()
     weights: Weights | None = field(default=None, repr=False)
-    _place: Place = field(default=None, repr=False)
+    _place: Place = field(repr=False, kw_only=True)
     _quantisation: Mapping | None = field(default=None, repr=False)
     _hub: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -105,8 +105,8 @@ class Source:
         with _silent_transformers():
             model, info = from_pretrained(
                 self._place.name, *arguments, config=config,
-                **options | self._hub | {"output_loading_info": True, "trust_remote_code": False, "key_mapping": mapping,
-                                         "ignore_mismatched_sizes": True},
+                **{**options, **self._hub, "output_loading_info": True, "trust_remote_code": False,
+                   "key_mapping": mapping, "ignore_mismatched_sizes": True},
             )  # fmt: skip
         refuse_incomplete_load(self.argument, self.name, info, new)
         _forget_renames(model, mapping)
@@ -213,7 +213,7 @@ def open_source(
     method = check_quantisation(argument, str(name), config)
     quantisation = config.quantization_config if method is not None else None
     if hasattr(config, "quantization_config"):
-        del config.quantization_config
+        delattr(config, "quantization_config")
     weights = find_weights(argument, place, getattr(config, "transformers_weights", None), fetch, hub)
     notes = []
     if weights is None:
@@ -222,7 +222,7 @@ def open_source(
         notes += _check_weights(argument, str(name), config, weights, quantisation, unwrap)
     if method is not None:
         notes.append(f"It is quantised by {method}, and dequantised as it is loaded.")
-    return Source(argument, str(name), config, fields, tuple(notes), weights, place, quantisation, hub)
+    return Source(argument, str(name), config, fields, tuple(notes), weights, quantisation, hub, _place=place)
 
 
 def refuse_incomplete_load(argument: str, name: str | os.PathLike, info: Mapping, new: tuple[str, ...] = ()) -> None:
@@ -320,8 +320,8 @@ def _refuse_no_floats(argument: str, name: str, weights: Weights) -> None:
 
 def _has_own_head(config: PretrainedConfig, weights: Weights) -> bool:
     """Whether a head lies beside a config that ties it, and differs from the embedding."""
-    heads = [weights.tensors.get(key) for key in (_EMBEDDING, _HEAD)]
-    if not config.tie_word_embeddings or None in heads or heads[0].shape != heads[1].shape:
+    embedding, head = weights.tensors.get(_EMBEDDING), weights.tensors.get(_HEAD)
+    if not config.tie_word_embeddings or embedding is None or head is None or embedding.shape != head.shape:
         return False
     embedding, head = weights.read(_EMBEDDING), weights.read(_HEAD)
     return not all(torch.equal(*rows) for rows in zip(embedding.split(4096), head.split(4096), strict=True))
@@ -329,13 +329,19 @@ def _has_own_head(config: PretrainedConfig, weights: Weights) -> bool:
 
 def _check_fit(argument: str, name: str, config: PretrainedConfig, weights: Weights, quantisation) -> None:
     """Load the heads alone, as tensors without storage, by all of transformers' rules for names and pieces."""
+    family = family_of(config)
+    assert family is not None, "asked before"
     state = {inside: weights.tensors[key] for key, (inside, _) in weights.names.items()}
-    state = {inside: torch.empty(head.shape, dtype=head.dtype, device="meta") for inside, head in state.items()}
+    state = {
+        inside: torch.empty(head.shape, dtype=head.dtype, device="meta")
+        for inside, head in state.items()
+        if isinstance(head.dtype, torch.dtype)
+    }
     config = copy.deepcopy(config)
     if quantisation is not None:
         config = to_dequantise(config, quantisation)
     with whole_models(), _silent_transformers(), readable(argument, name):
-        _, info = family_of(config).model_class.from_pretrained(
+        _, info = family.model_class.from_pretrained(
             None, config=config, state_dict=state, device_map={"": "meta"}, key_mapping=weights.key_mapping,
             output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32,
         )  # fmt: skip
@@ -358,4 +364,4 @@ def _forget_renames(model: PreTrainedModel, mapping: Mapping[str, str] | None) -
     """transformers saves a model under the names it was loaded from; those of wrappers are not to come back."""
     rules = getattr(model, "_weight_conversions", None)
     if mapping and rules:
-        model._weight_conversions = [rule for rule in rules if rule._original_source_patterns[0] not in mapping]
+        vars(model)["_weight_conversions"] = [rule for rule in rules if rule._original_source_patterns[0] not in mapping]

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.modeling_utils import str_to_torch_dtype
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from ..core import UsageError, read_json_object
 from .places import ADAPTER, WEIGHT_NAMES, Place, adapter_refusal
@@ -111,8 +111,9 @@ def find_weights(argument: str, place: Place, named: str | None, fetch: bool, hu
     paths, suffix = [first], first.suffix
     if first.name.endswith(".index.json"):
         suffix = Path(first.name.removesuffix(".index.json")).suffix
-        paths = [_shard(argument, place, first, name, suffix, fetch, hub) for name in _shards(argument, first)]
-        if None in paths:
+        shards = [_shard(argument, place, first, name, suffix, fetch, hub) for name in _shards(argument, first)]
+        paths = [shard for shard in shards if shard is not None]
+        if len(paths) < len(shards):
             return None
     return _weights(argument, paths, suffix)
 
@@ -135,13 +136,13 @@ def _shards(argument: str, index: Path) -> list[str]:
     """The files that an index names, each once."""
     content = read_json_object(index, f"`{argument}`: the index")
     shards = content.get("weight_map")
-    fits = isinstance(shards, dict) and shards and all(isinstance(name, str) for name in shards.values())
-    if not fits or not isinstance(content.get("metadata"), dict):
+    named = shards.values() if isinstance(shards, dict) else ()
+    if not named or not all(isinstance(name, str) for name in named) or not isinstance(content.get("metadata"), dict):
         raise UsageError(
             f"`{argument}`: the index {str(index)!r} is broken: it must be an object with `metadata` and a `weight_map`"
             " from the names of weights to files. Get it anew."
         )
-    return sorted(set(shards.values()))
+    return sorted(set(named))
 
 
 def _shard(argument: str, place: Place, index: Path, name: str, suffix: str, fetch: bool, hub: dict) -> Path | None:
@@ -203,7 +204,7 @@ def _safetensors_heads(path: Path) -> Iterator[tuple[str, TensorHead]]:
         for name in file.keys():  # noqa: SIM118 (no mapping)
             tensor = file.get_slice(name)
             kind = tensor.get_dtype()
-            yield name, TensorHead(tuple(tensor.get_shape()), str_to_torch_dtype.get(kind, kind))
+            yield name, TensorHead(tuple(tensor.get_shape()), str_to_torch_dtype.get(kind) or kind)
 
 
 def _pickled_heads(path: Path) -> Iterator[tuple[str, TensorHead]]:

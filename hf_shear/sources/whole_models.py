@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
+import torch
 from transformers.integrations import deepspeed as integration
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+def on_device(model: Model, device: torch.device | str) -> Model:
+    """The model, moved to a device: ``model.to(device)``, which transformers types as no method of the model."""
+    _move(model, device)
+    return model
+
+
+def _move(module: torch.nn.Module, device: torch.device | str) -> None:
+    module.to(device)
 
 
 @contextmanager
@@ -14,10 +28,11 @@ def whole_models() -> Iterator[None]:
 
     Such a model has to fit one device, in the dtype it is loaded in, without gradients or optimizer.
     """
-    if not integration.is_deepspeed_zero3_enabled():
+    reference = integration._hf_deepspeed_config_weak_ref  # what `from_pretrained` looks at; there is no public getter
+    if reference is None or not integration.is_deepspeed_zero3_enabled():
         yield
         return
-    config = integration._hf_deepspeed_config_weak_ref()  # what `from_pretrained` looks at; there is no public getter
+    config = reference()
     integration.unset_hf_deepspeed_config()
     try:
         yield
