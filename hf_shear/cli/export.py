@@ -81,7 +81,7 @@ def run(arguments: Arguments) -> None:
     """Cut or merge, and save whole or not at all."""
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     provenance = None
-    if arguments.is_adapter:
+    if arguments.base is not None:  # of an adapter
         read_json_object(Path(arguments.checkpoint) / "adapter_config.json", "`checkpoint`: the adapter's config")
         opened = open_source("base", arguments.base)
         tokenizer = _tokenizer(opened)
@@ -133,7 +133,8 @@ def _cut(arguments: Arguments, masked: ShearingModel, text: Calibration | None, 
     if text is None:
         return *slice_model(masked, dtype=dtype, release_source=True), {}
     source = None
-    if resolve_compensation(arguments.compensation).reads_source:
+    method = resolve_compensation(arguments.compensation)
+    if method is not None and method.reads_source:
         name = arguments.source or masked.config.source_name_or_path
         source = open_source("source", name, as_family=masked.family.model_type).load_model(masked.dtype)
     device = ShearTrainingArguments(arguments.output_dir, report_to="none").device

@@ -134,7 +134,7 @@ def _of_uneven_layers(source: Source, sequence_length: int) -> dict:
     """What ``describe`` says, of a nemotron-nas export: of its own layers in place of the largest one, repeated."""
     shape = replace(ModelShape.from_config(source.config), num_hidden_layers=1)
 
-    def flops(**sizes: int) -> int:
+    def flops(**sizes: int) -> float:
         return forward_flops_per_token(source.config, sequence_length, replace(shape, **sizes))
 
     neuron = flops(intermediate_size=2) - flops(intermediate_size=1)
@@ -192,7 +192,7 @@ def _table(facts: dict, config: PretrainedConfig, arguments: Arguments) -> str:
     lines.append(f"{'':<26}{'now':>18}" + (f"{'target':>18}{'kept':>9}" if target else ""))
     for name, before, after in rows:
         line = f"{name:<26}{_number(before):>18}"
-        lines.append(line + (f"{_number(after):>18}{after / before:>9.1%}" if target else ""))
+        lines.append(line + (f"{_number(after):>18}{after / before:>9.1%}" if after is not None else ""))
     lines += _widths_table(facts.get("kept_per_layer", []))
     if target:
         decode = now["bfloat16_bytes"] / target["bfloat16_bytes"]

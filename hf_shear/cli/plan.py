@@ -147,7 +147,9 @@ def load_law(arguments: Arguments) -> LawFit:
 
 def make_candidates(arguments: Arguments) -> list[Candidate]:
     """One candidate per fraction: a shape of the checkpoint, or a number of parameters."""
+    assert arguments.source_loss is not None, "checked with the other arguments"
     if arguments.checkpoint is None:
+        assert arguments.num_parameters is not None, "checked with the other arguments"
         return [
             Candidate(f"-{fraction:.0%}", Case(arguments.num_parameters, fraction, arguments.source_loss,
                                               source_tokens=arguments.source_tokens))

@@ -15,6 +15,7 @@ from ..modeling import as_family
 from ..pruning import PruneConfig, default_criterion_words, make_plan, prune_one_shot
 from ..pruning.allocation import resolve_allocation
 from ..shapes import ModelShape, TargetShape, family_named
+from ..sources import on_device
 from ..training import ShearTrainingArguments
 from .engine_rows import engine_warnings
 
@@ -86,7 +87,7 @@ def run(arguments: Arguments) -> None:
     runs.check_result(arguments.output_dir, opened.location, config, target, tokenizer, arguments.as_family)
     args = ShearTrainingArguments(arguments.output_dir, report_to="none")
     data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, config)
-    source = opened.load_model().to(args.device)
+    source = on_device(opened.load_model(), args.device)
     batches = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
     text = Calibration(list(batches), arguments.seed)
     pruning = prune_one_shot(source, target, text, choices, release_source=True)

@@ -58,4 +58,4 @@ def _adopted(pipeline: Arguments, args: ShearTrainingArguments) -> tuple[runs.Ru
     """A run from a checkpoint that is pruned already, and the record of that."""
     run = runs.open_adopting_run(pipeline, args)
     run.stage("source", runs.judge_source)
-    return run, run.stage(runs.ADOPTED, runs.adopt)
+    return run, run.stage(runs.ADOPTED, runs.adopt, pipeline.pruned)

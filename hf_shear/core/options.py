@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from .errors import UsageError
 from .ranges import FINITE, OPTION_RANGES
@@ -48,7 +49,7 @@ def options_from_text(text: str, known: Mapping[str, object], owner: str) -> dic
         key, separator, value = part.partition("=")
         if not separator or key not in known:
             raise _unknown(part, known, owner)
-        kind = type(known[key])
+        kind: Any = type(known[key])
         try:
             options[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
         except (KeyError, ValueError) as error:

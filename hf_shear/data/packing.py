@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from ..core import UsageError, check_ranges
 from .documents import (
-    end_of_text_id,
     TOKENIZE_BATCH,
     check_token_id,
     document_positions,
     encode_texts,
+    end_of_text_id,
     restart_positions,
     vocabulary_limit,
 )
@@ -39,6 +39,32 @@ logger = logging.getLogger(__name__)
 
 PACK_BATCH = 256  # documents concatenated at once
 PACKING_VERSION = 1  # part of the cache's key: raise it when the same documents give other samples
+
+
+@overload
+def pack_domains(
+    domains: Mapping[Any, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    block_diagonal: bool = False,
+    num_proc: int | None = None,
+    parse_special_tokens: bool = False,
+    vocab_size: int | None = None,
+) -> DatasetDict: ...
+
+
+@overload
+def pack_domains(
+    domains: Mapping[Any, Dataset | IterableDataset],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    block_diagonal: bool = False,
+    num_proc: int | None = None,
+    parse_special_tokens: bool = False,
+    vocab_size: int | None = None,
+) -> DatasetDict | dict[str, Dataset | PackedStream]: ...
 
 
 def pack_domains(
@@ -83,7 +109,11 @@ def pack_domains(
 
     eos_token_id = end_of_text_id(tokenizer)
     check_ranges({"max_length": max_length, "num_proc": num_proc})
-    encoding: dict[str, Any] = {"tokenizer": tokenizer, "parse_special_tokens": parse_special_tokens, "vocab_size": None}
+    encoding: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "parse_special_tokens": parse_special_tokens,
+        "vocab_size": None,
+    }
     if vocab_size is not None:
         check_token_id("eos_token_id", eos_token_id, tokenizer, vocab_size)
         encoding["vocab_size"] = vocabulary_limit(tokenizer, vocab_size)
@@ -168,10 +198,8 @@ def _encode_documents(batch: dict[str, list[str]], tokenizer: PreTrainedTokenize
 
 def _batches(tokenized: Dataset) -> Iterator[pa.ListArray]:
     """The column `input_ids`, some documents at a time."""
-    import pyarrow as pa
-
+    table: Any  # pyarrow has no types
     for table in tokenized.with_format("arrow").iter(batch_size=PACK_BATCH):
-        assert isinstance(table, pa.Table)
         yield from table.column("input_ids").chunks
 
 

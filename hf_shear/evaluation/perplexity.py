@@ -134,8 +134,8 @@ def perplexity_record(
 
     domains = {}
     for name, loss in losses.items():
-        of_tokens = Perplexity().compute(nats=loss.nats, num_tokens=loss.num_tokens)
-        of_bytes = BitsPerByte().compute(nats=loss.nats, num_bytes=loss.num_bytes)
+        of_tokens: Any = Perplexity().compute(nats=loss.nats, num_tokens=loss.num_tokens)
+        of_bytes: Any = BitsPerByte().compute(nats=loss.nats, num_bytes=loss.num_bytes)
         domains[name] = {**of_tokens, **of_bytes}
     return {
         "protocol": {

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -37,7 +38,7 @@ _METRICS = {"acc": "accuracy", "acc_norm": "accuracy"}  # names of the harness -
 
 
 def model_card(
-    results: dict,
+    results: dict | None,
     *,
     provenance: dict | None,
     evaluation: dict | None = None,
@@ -76,7 +77,7 @@ def model_card(
         for value in ids:
             if value is not None and not is_hub_id(value):
                 raise UsageError(f"`{argument}` must be an id on the Hub, such as 'name/model', but it is {value!r}.")
-    results, evaluation = publishable(results), publishable(evaluation)
+    results, evaluation = publishable(results or {}), publishable(evaluation)
     for code in language or []:
         if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code):
             raise UsageError(f"`language` must be a code such as 'en' or 'pt-BR', but it is {code!r}.")
@@ -165,7 +166,7 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
     found = []
     for domain, loss in facts.record["loss"].items():
         found.append(_result(f"held-out text, {domain}", domain, "loss", loss, "Held-out loss (nats per token)"))
-    model = (facts.evaluation or {}).get("pruned") or {}
+    model: dict[str, Any] = (facts.evaluation or {}).get("pruned") or {}
     for domain, row in (model.get("perplexity") or {}).get("domains", {}).items():
         for metric, text in (("perplexity", "Perplexity"), ("bits_per_byte", "Bits per byte")):
             if metric in row:

@@ -81,13 +81,13 @@ def _provenance(path: str) -> dict:
     return read_provenance(path) if (Path(path) / PROVENANCE_NAME).is_file() else {}
 
 
-def adopt(run: Run) -> dict:
+def adopt(run: Run, path: str) -> dict:
     """Copy the checkpoint to <output_dir>/pruned and judge it; a record as that of ``learn_masks``, without masks.
 
     Domains are steered to the source's held-out losses, as after mask learning, unless the arguments give others, and
     start with the arguments' weights.
     """
-    start, path, judged = time.perf_counter(), run.pipeline.pruned, run.data.judged
+    start, judged = time.perf_counter(), run.data.judged
     with whole_models():
         model = open_source("pruned", path).load_model()
     provenance = _provenance(path) or _unknown_origin(run)
@@ -103,7 +103,7 @@ def adopt(run: Run) -> dict:
         "sizes": [],
         "passes": {},
         "mixture_weights": run.args.mixture_weights,
-        "reference_losses": run.args.reference_losses or run.folder.finished(SOURCE)["loss"],
+        "reference_losses": run.args.reference_losses or run.folder.recorded(SOURCE)["loss"],
         "reference_tokens": 0,
         "calibration_tokens": 0,
         "eval_samples": max(map(len, judged.values())),

@@ -22,7 +22,7 @@ from ..data import Calibration
 from ..pruning import PruneConfig, make_plan, prune_interleaved, prune_one_shot, pruning_steps
 from ..shapes import count_parameters
 from ..slicing import check_saves
-from ..sources import open_source, read_generation_config
+from ..sources import on_device, open_source, read_generation_config
 from ..training import ShearTrainer, ShearTrainingArguments, check_mask_options
 from .bench_method import INTERLEAVED, LEARNED, ONE_SHOT, BenchMethod
 from .choose_target import choose_target
@@ -169,7 +169,7 @@ class Bench:
 
     def load_source(self) -> PreTrainedModel:
         """The source in float32, in which all are pruned and trained."""
-        return self.source.load_model(torch.float32).to(self.args.device)
+        return on_device(self.source.load_model(torch.float32), self.args.device)
 
     @cached_property
     def _reference_losses(self) -> dict[str, float]:
@@ -199,7 +199,9 @@ class Bench:
             if not pruned.trained_through:
                 with peak_memory(args.device) as recovery:
                     trainer = self._train(pruned.model, args, left)
-                tokens, pruned.model = trainer.tokens_seen(), trainer.accelerator.unwrap_model(trainer.model)
+                model = trainer.accelerator.unwrap_model(trainer.model)
+                assert isinstance(model, PreTrainedModel)
+                tokens, pruned.model = trainer.tokens_seen(), model
             seconds["recovery"] = time.perf_counter() - start
             after = judge(pruned.model, self.data.judged, args)
         return {
@@ -224,7 +226,7 @@ class Bench:
         choices = PruneConfig("random", "none", num_shots=1)
         config = prune_one_shot(source, self.target, calibration, choices).model.config
         torch.manual_seed(args.seed)
-        return Pruned(type(source)(config).to(args.device))
+        return Pruned(on_device(type(source)(config), args.device))
 
     def _interleaved(self, method: BenchMethod, source, calibration: Calibration, args) -> Pruned:
         found = prune_interleaved(

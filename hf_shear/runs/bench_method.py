@@ -62,6 +62,7 @@ class BenchMethod:
         """
         text = " ".join(text.split())
         parts = _PARTS.fullmatch(text)
+        assert parts is not None, "the pattern fits every line"
         words = parts["words"].split()
         compensation = parts["compensation"] or "none"
         plain = PruneConfig(compensation=compensation, num_shots=1)

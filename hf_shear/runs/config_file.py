@@ -58,7 +58,7 @@ def parse_arguments(
     overridden = given | {name for flag, names in (instead or {}).items() if flag in given for name in names}
     from_file = [entry for entry in _entries_of_file(path) if entry.name not in overridden]
     for entry in from_file + flags:
-        if entry.name in (refused or {}):
+        if refused is not None and entry.name in refused:
             where = f" It stands{entry.place}." if entry.place else ""
             raise UsageError(f"`--{entry.name}` can not be given here: {refused[entry.name]}.{where}")
     values = read_values(parser, from_file + flags, program)

@@ -6,8 +6,9 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
-from datasets import DatasetDict, concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..core import UsageError, check_ranges
@@ -26,16 +27,16 @@ class DomainData:
         judged: the first samples of each held-out domain; every model of a run is evaluated on these.
     """
 
-    train: DatasetDict
-    held_out: DatasetDict
-    judged: dict
+    train: Mapping[Any, Dataset]
+    held_out: Mapping[Any, Dataset]
+    judged: dict[str, Dataset]
 
     @property
     def domains(self) -> list[str]:
         """Names of the domains."""
         return list(self.train)
 
-    def first_held_out(self, num_samples: int) -> dict:
+    def first_held_out(self, num_samples: int) -> dict[str, Dataset]:
         """The first samples of each held-out domain."""
         return {name: dataset.select(range(min(num_samples, len(dataset)))) for name, dataset in self.held_out.items()}
 
@@ -60,7 +61,7 @@ def check_judged_tokens(eval_tokens: int, max_length: int) -> None:
 
 
 def prepare_domain_data(
-    domains: Mapping,
+    domains: Mapping[Any, Dataset],
     tokenizer: PreTrainedTokenizerBase,
     config: PretrainedConfig,
     *,
@@ -85,8 +86,8 @@ def prepare_domain_data(
     """
     check_max_length(max_length, config.max_position_embeddings)
     check_judged_tokens(eval_tokens, max_length)
-    options = {"block_diagonal": block_diagonal, "num_proc": num_proc, "parse_special_tokens": parse_special_tokens}
-    options["vocab_size"] = config.vocab_size
+    options: dict[str, Any] = {"block_diagonal": block_diagonal, "num_proc": num_proc}
+    options |= {"parse_special_tokens": parse_special_tokens, "vocab_size": config.vocab_size}
     train_text, held_out_text = split_domains(domains, held_out_fraction, seed=SPLIT_SEED)
     train = pack_domains(train_text, tokenizer, max_length, **options)
     held_out = pack_domains(held_out_text, tokenizer, max_length, **options)
@@ -99,5 +100,5 @@ def prepare_domain_data(
             UserWarning,
             stacklevel=2,
         )
-    judged = {name: dataset.select(range(min(wanted, len(dataset)))) for name, dataset in held_out.items()}
+    judged = {str(name): dataset.select(range(min(wanted, len(dataset)))) for name, dataset in held_out.items()}
     return DomainData(train, held_out, judged)

@@ -125,17 +125,18 @@ def _value(entry: Entry, action: argparse.Action) -> Any:
         raise UsageError(f"`{name}`{place} needs a value, but none was given. {_fix(action, '')}")
     if action.nargs == "+":
         return [_converted(name, text, place, action) for text in values]
-    if len(values) > 1:
+    text, *more = values
+    if more:
         raise UsageError(
             f"`{name}`{place} takes one value, but {len(values)} were given: {' '.join(map(repr, values))}. Put a text of"
             " several words in quotes, a flag before any other value, and what needs no flag before all flags."
         )
-    return _converted(name, values[0], place, action)
+    return _converted(name, text, place, action)
 
 
 def _converted(name: str, text: str, place: str, action: argparse.Action) -> Any:
     try:
-        value = action.type(text) if action.type is not None else text
+        value = action.type(text) if callable(action.type) else text
     except (ValueError, TypeError, argparse.ArgumentTypeError):
         kind = _KINDS.get(action.type, f"a {getattr(action.type, '__name__', 'value of its own kind')}")
         raise UsageError(f"`{name}`{place} must be {kind}, but it is {_shown(text)}. {_fix(action, text)}") from None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -24,7 +25,7 @@ def masked_arm(
     source: PreTrainedModel,
     target: TargetShape,
     seed: int,
-    batches: Iterable[Mapping[str, Tensor]],
+    batches: Iterable[dict[str, Tensor]],
     masks: str = ARM_DEFAULTS["masks"],
     start: str = ARM_DEFAULTS["start"],
     weights: str = ARM_DEFAULTS["weights"],
@@ -43,7 +44,7 @@ def masked_arm(
     masked = AutoShearingModelForCausalLM.from_model(copy.deepcopy(source), target, settings)
     if start == "taylor" and not paper:
         masked.masks.start_from_importance(mask_start_importance(masked, batches), START_SPREAD)
-    stage = dict(PAPER_MASK_LEARNING) if paper else {"lr_scheduler_type": "constant_with_warmup"}
+    stage: dict[str, Any] = dict(PAPER_MASK_LEARNING) if paper else {"lr_scheduler_type": "constant_with_warmup"}
     if weights == "frozen":
         stage["learning_rate"] = 0.0  # masks have a rate of their own
     return masked, stage

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
 
 from ..compensation import resolve_compensation
 from ..core import UsageError, check_ranges
@@ -17,6 +18,11 @@ QUANTISATIONS = ("none", "8bit", "4bit")
 MASK_STARTS = ("taylor", "uniform")
 """Besides these, ``mask_start`` takes criteria as ``hf-shear prune`` does."""
 STOPS = ("teacher_logits", "mask_learning", "recovery")
+
+
+def _one_of(choices: Iterable[str], default: str | None, help: str) -> Any:
+    """The field of an argument that is one of the choices."""
+    return field(default=default, metadata={"help": help, "choices": tuple(choices)})
 
 
 @dataclass(kw_only=True)
@@ -84,13 +90,11 @@ class RecoveryArguments(DataArguments):
     teacher_name_or_path: str | None = field(
         default=None, metadata={"help": "Teacher of --distillation; the source if not named."}
     )
-    teacher_placement: Literal[TEACHER_PLACEMENTS] = field(
-        default="device", metadata={"help": "cpu: copied layer by layer; stored: its top-k logits, computed once."}
+    teacher_placement: str = _one_of(
+        TEACHER_PLACEMENTS, "device", "cpu: copied layer by layer; stored: its top-k logits, computed once."
     )
     distillation_top_k: int = field(default=32, metadata={"help": "Stored teacher logits per token."})
-    quantize: Literal[QUANTISATIONS] = field(
-        default="none", metadata={"help": "Frozen weights under 'lora' (bitsandbytes), merged at full."}
-    )
+    quantize: str = _one_of(QUANTISATIONS, "none", "Frozen weights under 'lora' (bitsandbytes), merged at full.")
     keep_adapter: bool = field(
         default=False, metadata={"help": "Keep the adapter of 'lora' beside what it is merged to."}
     )
@@ -102,10 +106,8 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
 
     model_name_or_path: str = field(metadata={"help": "A plain checkpoint of a supported family."})
     mask_tokens: int = field(default=48_000, metadata={"help": "Training tokens of mask learning."})
-    mask_method: Literal[tuple(STRATEGIES)] = field(
-        default="relaxed_topk", metadata={"help": "hard_concrete: the paper."}
-    )
-    mask_draw: Literal[MASK_DRAWS] = field(default="per_step", metadata={"help": "per_micro_batch: reference code."})
+    mask_method: str = _one_of(STRATEGIES, "relaxed_topk", "hard_concrete: the paper.")
+    mask_draw: str = _one_of(MASK_DRAWS, "per_step", "per_micro_batch: reference code.")
     mask_start: str = field(
         default=MASK_STARTS[0],
         metadata={"help": "uniform: the paper; or criteria: 'llm_surgeon hidden=taylor layer=loss_rise'."},
@@ -118,7 +120,7 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
     paper: bool = field(default=False, metadata={"help": "The paper's mask learning, whatever else is set."})
     baselines: bool = field(default=True, metadata={"help": "Train random, Taylor and scratch at equal tokens."})
     baseline_learning_rates: str | None = field(default=None, metadata={"help": "JSON: rate by baseline."})
-    stop_after: Literal[STOPS] | None = field(default=None, metadata={"help": "--resume goes on."})
+    stop_after: str | None = _one_of(STOPS, None, "--resume goes on.")
     resume: bool = field(default=False, metadata={"help": "Continue the run in --output_dir."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the run in --output_dir."})
 

@@ -24,7 +24,7 @@ from ..core import (
 )
 from ..report import comparison_table, plot_domains, plot_kept_units, plot_sizes, write_html_report
 from ..shapes import TARGET_NAMES, ModelShape, count_parameters
-from ..sources import Source, open_source, whole_models
+from ..sources import Source, on_device, open_source, whole_models
 from ..training import ShearTrainingArguments, evaluate_domains
 
 
@@ -34,7 +34,7 @@ def judge(model: PreTrainedModel, datasets: dict, args: ShearTrainingArguments) 
     Every process has the model and takes its share of the samples.
     """
     start = time.perf_counter()
-    model.to(args.device)
+    on_device(model, args.device)
     share = {"rank": args.process_index, "world_size": args.world_size, "reduce": partial(reduce, reduction="sum")}
     losses, num_tokens = evaluate_domains(
         model, datasets, args.eval_batch_size, **(share if args.world_size > 1 else {})

@@ -137,7 +137,7 @@ class RunFolder:
         settings = json.loads(json.dumps(settings))
         before = self._stages.get("settings", settings)
         what = f"`--resume` would continue {str(self.path)!r}"
-        told = check_same_run(*(_without(values, _MAY_CHANGE, _UNTIL) for values in (before, settings)), what)
+        told = check_same_run(_without(before, _MAY_CHANGE, _UNTIL), _without(settings, _MAY_CHANGE, _UNTIL), what)
         told += differences(before.get(_MAY_CHANGE, {}), settings.get(_MAY_CHANGE, {}))
         for stage, values in settings.get(_UNTIL, {}).items():
             begun, earlier = self._has_begun(stage), before.get(_UNTIL, {}).get(stage, {})
@@ -187,6 +187,10 @@ class RunFolder:
     def finished(self, stage: str) -> dict | None:
         """What a finished stage recorded, or None."""
         return self._stages.get(stage)
+
+    def recorded(self, stage: str) -> dict:
+        """What a stage recorded that has finished."""
+        return self._stages[stage]
 
     def last_checkpoint(self, stage: str) -> str | None:
         """The last whole training checkpoint of a stage, or None."""

@@ -21,7 +21,9 @@ def check_result(
     target: ModelShape | int,
     tokenizer,
     family: str | None = None,
-    **room: int,
+    *,
+    result_bytes: int | None = None,
+    checkpoint_bytes: int = 0,
 ) -> None:
     """Save once what a result holds beside its weights; see ``check_saves``.
 
@@ -32,7 +34,8 @@ def check_result(
         target: the result's shape, or a budget of parameters for layers of different widths.
         tokenizer: saved along.
         family: of the result, if it is not the source's.
-        room: ``result_bytes``, by default those of the result's weights, and ``checkpoint_bytes``.
+        result_bytes: default: those of the result's weights.
+        checkpoint_bytes: of what is saved before it.
     """
     kind = family_named(family, "`as_family`: ") if family is not None else family_of(config)
     if isinstance(target, int):
@@ -40,8 +43,12 @@ def check_result(
     else:
         result = config_for_shape(config, target, config_class=kind.config_class)
         num_parameters = count_parameters(result)
-    room.setdefault("result_bytes", num_parameters * _dtype(config).itemsize)
-    check_saves(output_dir, result, tokenizer, read_generation_config(source), **room)
+    if result_bytes is None:
+        result_bytes = num_parameters * _dtype(config).itemsize
+    check_saves(
+        output_dir, result, tokenizer, read_generation_config(source), result_bytes=result_bytes,
+        checkpoint_bytes=checkpoint_bytes,
+    )  # fmt: skip
 
 
 def check_run(pipeline, args: ShearTrainingArguments, source: Source, target: ModelShape, tokenizer) -> None:

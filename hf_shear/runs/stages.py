@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from datasets import DatasetDict
+from datasets import Dataset
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..compensation import resolve_compensation
 from ..core import StoppedBySignal, UsageError, by_main_process
@@ -77,7 +79,7 @@ class Run:
     teacher: Source | None
     target: TargetShape
     data: DomainData
-    train: DatasetDict
+    train: Mapping[Any, Dataset]
     tokenizer: PreTrainedTokenizerBase
     folder: RunFolder
     continued_by: str = ""
@@ -94,7 +96,7 @@ class Run:
     @property
     def source_dtype(self) -> torch.dtype:
         """In which every model of the run is saved."""
-        return getattr(torch, self.folder.finished(SOURCE)["dtype"])
+        return getattr(torch, self.folder.recorded(SOURCE)["dtype"])
 
 
 def open_model(pipeline) -> Source:
@@ -163,18 +165,24 @@ def read_checkpoints(pipeline, source: Source, teacher: Source | None = None) ->
 def read_domains(pipeline, args: ShearTrainingArguments, default_domains=None):
     """Text per domain, checked against the arguments."""
     if pipeline.data_dir is None and default_domains is None:
-        raise UsageError(
-            "`data_dir` is needed, but it was not given. Name a folder with one sub-folder or file of text per domain."
-        )
+        raise _no_data_dir()
     check_places(pipeline, None if args.output_dir == "trainer_output" else args.output_dir)
     with PartialState().local_main_process_first():  # reads; the others find it cached
-        domains = load_text(pipeline) if pipeline.data_dir else default_domains()
-    check_domain_arguments(args, list(domains))
+        domains = default_domains() if not pipeline.data_dir and default_domains is not None else load_text(pipeline)
+    check_domain_arguments(args, [str(name) for name in domains])
     return domains
+
+
+def _no_data_dir() -> UsageError:
+    return UsageError(
+        "`data_dir` is needed, but it was not given. Name a folder with one sub-folder or file of text per domain."
+    )
 
 
 def load_text(arguments: TextArguments):
     """Text per domain, as the arguments say."""
+    if arguments.data_dir is None:
+        raise _no_data_dir()
     return load_domains(
         arguments.data_dir, arguments.text_field, skip_unreadable=arguments.skip_unreadable,
         skip_null_text=arguments.skip_null_text,
@@ -220,7 +228,7 @@ def calibration(run: Run) -> list[dict]:
     args = run.args
     batches = list(run.data.calibration(args.samples_per_step(), run.pipeline.calibration_batches, args.seed))
     if args.process_index == 0:
-        judged = (sample["input_ids"] for samples in run.data.judged.values() for sample in samples)
+        judged = (row for samples in run.data.judged.values() for row in samples["input_ids"])
         warn_of_shared_text((row for batch in batches for row in batch["input_ids"]), judged)
     return batches
 
@@ -307,9 +315,11 @@ def train_plain(run: Run, name: str, model, start_path: Path | None, num_tokens:
     args = replace(run.args, output_dir=str(folder.path / name), num_tokens=num_tokens,
                    reference_losses=learned["reference_losses"], **changes)  # fmt: skip
     adapts = args.recovery.adapts
-    if adapts and start_path is None:
-        start_path = save_checkpoint(model, folder.path / name / "start")
-        model = load_trained(start_path, run.pipeline.quantize)
+    if start_path is None:
+        start_path = folder.path / name / "start"
+        if adapts:
+            save_checkpoint(model, start_path)
+            model = load_trained(start_path, run.pipeline.quantize)
     start = time.perf_counter()
     held_out = run.data.first_held_out(learned["eval_samples"])
     teacher = load_teacher(run.pipeline, args, run.teacher)
@@ -324,6 +334,7 @@ def train_plain(run: Run, name: str, model, start_path: Path | None, num_tokens:
         trained = _merged(trainer, start_path, kept)
     else:
         trained = trainer.accelerator.unwrap_model(trainer.model)
+        assert isinstance(trained, PreTrainedModel)
     save_checkpoint(trained, saved_as, run.tokenizer, provenance, dtype=run.source_dtype)
     return record | {"model": judge_checkpoint(saved_as, run.data.judged, args)}
 
@@ -364,7 +375,7 @@ def train_baseline(run: Run, name: str, learned: dict) -> dict:
         model = baseline_model(name, source.to(run.args.device), batches, run.args.seed, run.args.train_batch_size)
     rate = baseline_learning_rates(run.pipeline.baseline_learning_rates).get(name, run.args.learning_rate)
     changes = {"recovery_method": "full", "peft_config": None} if name == "scratch" else {}
-    num_tokens = learned["tokens"] + run.folder.finished(RECOVERY)["tokens"]
+    num_tokens = learned["tokens"] + run.folder.recorded(RECOVERY)["tokens"]
     return train_plain(run, name, model, None, num_tokens, learned, run.folder.path / name / "trained",
                        learning_rate=rate, **changes)  # fmt: skip
 
@@ -378,7 +389,7 @@ def conclude(run: Run, learned: dict, recovered: dict, started: float) -> None:
     """
     names = BASELINES if run.pipeline.baselines else ()
     baselines = {name: run.stage(name, train_baseline, name, learned) for name in names}
-    results = run_results(run.folder.finished(SOURCE), learned, recovered, baselines, run.target, run.args)
+    results = run_results(run.folder.recorded(SOURCE), learned, recovered, baselines, run.target, run.args)
     results["seconds"]["total"] = run.folder.total_seconds(started)
     if run.args.process_index == 0:
         print(write_report(run.folder.path, results))

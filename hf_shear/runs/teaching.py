@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import PretrainedConfig
 
 from ..core import UsageError
@@ -77,7 +79,9 @@ def _load(placement: str, args: ShearTrainingArguments, source: Source) -> Teach
     return Teacher(model, placement, args.device)
 
 
-def store_logits(pipeline, args: ShearTrainingArguments, source: Source, train: DatasetDict, folder: Path) -> dict:
+def store_logits(
+    pipeline, args: ShearTrainingArguments, source: Source, train: Mapping[Any, Dataset], folder: Path
+) -> dict:
     """Compute what the teacher says of every training sample; domains that are stored already are left as they are.
 
     Raises:

@@ -8,7 +8,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from ..core import UsageError, check_ranges
-from .curves import PowerCurve
+from .curves import LossCurve, PowerCurve
 from .law_fit import LawFit, fit_constants
 from .read_runs import checkpoints_of_log
 from .recovery_run import Case, RecoveryRun, rising_slope

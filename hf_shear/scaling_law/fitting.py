@@ -215,7 +215,8 @@ def _solve_from(
     result = least_squares(
         problem.residuals, np.clip(start, low + margin, high - margin),
         problem.jacobian,  # pyright: ignore[reportArgumentType]  # scipy has no types; its default is a string
-        bounds=(low, high), loss=loss, f_scale=f_scale, max_nfev=evaluations, ftol=tolerance, xtol=tolerance, gtol=tolerance,
+        bounds=(low, high), loss=loss, f_scale=f_scale, max_nfev=evaluations,
+        ftol=tolerance, xtol=tolerance, gtol=tolerance,
     )  # fmt: skip
     return Solution(result.x, float(result.cost))
 

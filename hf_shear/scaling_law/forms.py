@@ -10,6 +10,7 @@ fraction removed. The paper's gamma is ``-rho_exponent``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

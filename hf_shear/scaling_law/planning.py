@@ -145,7 +145,7 @@ def _choose(plans: Sequence[CandidatePlan], max_loss, total_flops) -> tuple[Cand
         return chosen, f"{chosen.candidate.name}: {reason}." + _saturated(chosen)
     if best.loss.high is None:
         return best, f"{best.candidate.name}: the lowest loss with {budget}; there are no intervals." + _saturated(best)
-    level = [plan for plan in plans if plan.loss.low <= _loss(best)]
+    level = [plan for plan in plans if plan.loss.low is not None and plan.loss.low <= _loss(best)]
     chosen = min(level, key=lambda plan: plan.candidate.case.pruned_size)
     if chosen is best:
         reason = f"the lowest loss with {budget}"

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from ..core import RESULTS_NAME, UsageError, check_ranges, check_record, of_file, read_results
 from .recovery_run import Case, RecoveryRun

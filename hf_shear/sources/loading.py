@@ -364,4 +364,6 @@ def _forget_renames(model: PreTrainedModel, mapping: Mapping[str, str] | None) -
     """transformers saves a model under the names it was loaded from; those of wrappers are not to come back."""
     rules = getattr(model, "_weight_conversions", None)
     if mapping and rules:
-        vars(model)["_weight_conversions"] = [rule for rule in rules if rule._original_source_patterns[0] not in mapping]
+        vars(model)["_weight_conversions"] = [
+            rule for rule in rules if rule._original_source_patterns[0] not in mapping
+        ]

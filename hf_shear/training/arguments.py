@@ -41,6 +41,7 @@ class ShearTrainingArguments(TrainingArguments):
         "peft_config",
     ]  # fmt: skip
 
+    output_dir: str = "trainer_output"  # as there, where its type allows None until it is set
     num_tokens: int | None = field(
         default=None,
         metadata={"help": "Training tokens of this stage; sets max_steps = ceil(num_tokens / tokens per step)."},
