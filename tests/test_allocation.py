@@ -11,7 +11,6 @@ from transformers import LlamaConfig
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.criteria import criterion
 from hf_shear.criteria.block_influence import block_influence
-from hf_shear.criteria.loss_rise import sub_layer_rise
 from hf_shear.data import Calibration
 from hf_shear.masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, QUERY_HEAD
 from hf_shear.pruning import OpenUnits, PruneConfig, Unit, make_plan, prune_one_shot
@@ -279,24 +278,6 @@ def test_adaptive_spares_layers_of_influence(build_llama, calibration):
         widths[amplitude] = [len(kept.intermediate[layer]) for layer in range(4)]
     assert max(widths[0]) - min(widths[0]) <= 2
     assert widths[1][int(influence.argmax())] == max(widths[1]) > max(widths[0])
-
-
-def test_sub_layer_rise_is_the_rise_of_the_loss(build_llama, add_masks, calibration):
-    masked = add_masks(build_llama(), {})
-
-    def loss(gates):
-        with torch.no_grad(), masked.use_gates(gates):
-            return sum(masked(**batch).loss.item() for batch in calibration.batches) / len(calibration.batches)
-
-    outer = {KEY_VALUE_HEAD: torch.tensor([[1.0, 0, 1]] * 4)}
-    with masked.use_gates(outer):
-        found = sub_layer_rise(masked, calibration)
-    neurons = torch.ones(4, 22)
-    neurons[2] = 0
-    assert float(found[MLP][2]) == pytest.approx(loss(outer | {INTERMEDIATE: neurons}) - loss(outer), abs=1e-5)
-    groups = outer[KEY_VALUE_HEAD].clone()
-    groups[1] = 0
-    assert float(found[ATTENTION][1]) == pytest.approx(loss({KEY_VALUE_HEAD: groups}) - loss(outer), abs=1e-5)
 
 
 def test_options_may_decide_whether_scores_compare():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from masked_llama_helpers import TARGET, scatter_masks
@@ -9,9 +11,22 @@ from masked_llama_helpers import TARGET, scatter_masks
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.calibration import ChannelMoments
 from hf_shear.criteria import CRITERIA, resolve_criterion, weight_gradients
-from hf_shear.criteria.taylor import _adapters, estimated_gradient
+from hf_shear.criteria.loss_rise import loss_rise, sub_layer_rise
+from hf_shear.criteria.random import random
+from hf_shear.criteria.taylor import _adapters, estimated_gradient, taylor
 from hf_shear.data import Calibration
-from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, MaskPhase
+from hf_shear.masks import (
+    ATTENTION,
+    HIDDEN,
+    INTERMEDIATE,
+    KEY_VALUE_HEAD,
+    LAYER,
+    MLP,
+    QUERY_HEAD,
+    UNIT_KINDS,
+    MaskPhase,
+    MaskSettings,
+)
 from hf_shear.pruning import score_units
 
 LENGTHS = (9, 6, 9)
@@ -29,6 +44,18 @@ def samples():
 @pytest.fixture
 def source(build_llama):
     return build_llama(attention_bias=True, mlp_bias=True)
+
+
+@pytest.fixture
+def batches():
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(3, 40, (3, 2, 11), generator=generator)
+    return [{"input_ids": batch, "labels": batch} for batch in ids]
+
+
+@pytest.fixture
+def model(build_llama, add_masks):
+    return add_masks(build_llama(attention_bias=True, mlp_bias=True), TARGET, MaskSettings("hard_concrete"))
 
 
 def scored(source, name, samples):
@@ -175,6 +202,80 @@ def test_block_influence_is_one_minus_the_mean_cosine(source, samples):
     assert scores.min() > 1e-3
 
 
+def test_random_scores_are_seeded_uniform_and_complete(model, batches):
+    scores, again, other = (random(model, Calibration(batches, seed)) for seed in (1, 1, 2))
+    assert tuple(scores) == UNIT_KINDS
+    for name, score in scores.items():
+        assert score.shape == model.masks.kinds[name].mask_shape
+        assert torch.equal(score, again[name]) and not torch.equal(score, other[name])
+    values = torch.cat([score.flatten() for score in scores.values()])
+    # 158 uniform draws: standard error of the mean .023.
+    assert 0 <= values.min() and values.max() <= 1 and abs(values.mean() - 0.5) < 0.1
+
+
+# ---- The rise of the loss without layers -------------------------------------------------------------------------
+
+
+def test_loss_rise_is_the_loss_of_the_model_without_the_layer(build_llama, add_masks, batches):
+    """Against stock models from which one decoder layer was taken out by hand."""
+    source = build_llama(attention_bias=True, mlp_bias=True)
+    model = add_masks(source, TARGET)
+    rise = loss_rise(model, Calibration(batches))[LAYER]
+    assert rise.shape == (4,) and rise.dtype == torch.float32
+
+    def mean_loss(plain):
+        with torch.no_grad():
+            return sum(plain(**batch, use_cache=False).loss.item() for batch in batches) / len(batches)
+
+    full = mean_loss(source)
+    for index in range(4):
+        without = copy.deepcopy(source)
+        del without.model.layers[index]
+        without.config.num_hidden_layers = 3
+        assert rise[index].item() == pytest.approx(mean_loss(without) - full, abs=2e-6)
+    assert rise.abs().max() > 1e-3
+
+
+def test_a_layer_that_does_nothing_has_no_rise(build_llama, add_masks, batches):
+    source = build_llama(num_hidden_layers=2)
+    with torch.no_grad():
+        source.model.layers[0].self_attn.o_proj.weight.zero_()
+        source.model.layers[0].mlp.down_proj.weight.zero_()
+        source.model.layers[1].mlp.down_proj.weight.mul_(30)
+    rise = loss_rise(add_masks(source, {"num_hidden_layers": 1}), Calibration(batches))[LAYER]
+    assert rise[0] == 0 and rise[1] != 0
+
+
+def test_loss_rise_names_what_is_wrong(model, batches):
+    nothing = [batch | {"labels": torch.full_like(batch["labels"], -100)} for batch in batches]
+    with pytest.raises(ValueError, match="needs at least one calibration batch"):
+        loss_rise(model.train(), Calibration(nothing))
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight[3, 4] = float("inf")
+    with pytest.raises(ValueError, match="is not finite on the calibration text"):
+        loss_rise(model, Calibration(batches))
+    assert model.training
+
+
+def test_sub_layer_rise_is_the_rise_of_the_loss(build_llama, add_masks, batches):
+    calibration = Calibration(batches)
+    masked = add_masks(build_llama(), {})
+
+    def loss(gates):
+        with torch.no_grad(), masked.use_gates(gates):
+            return sum(masked(**batch).loss.item() for batch in calibration.batches) / len(calibration.batches)
+
+    outer = {KEY_VALUE_HEAD: torch.tensor([[1.0, 0, 1]] * 4)}
+    with masked.use_gates(outer):
+        found = sub_layer_rise(masked, calibration)
+    neurons = torch.ones(4, 22)
+    neurons[2] = 0
+    assert float(found[MLP][2]) == pytest.approx(loss(outer | {INTERMEDIATE: neurons}) - loss(outer), abs=1e-5)
+    groups = outer[KEY_VALUE_HEAD].clone()
+    groups[1] = 0
+    assert float(found[ATTENTION][1]) == pytest.approx(loss({KEY_VALUE_HEAD: groups}) - loss(outer), abs=1e-5)
+
+
 # ---- Taylor ---------------------------------------------------------------------------------------------------
 
 
@@ -191,7 +292,7 @@ def sample_gradients(source, samples):
 
 def test_gradients_of_weights_are_those_of_the_mean_loss_and_their_squares_of_samples(source, samples):
     apart = sample_gradients(source, samples)
-    found = weight_gradients(ShearingLlamaForCausalLM.from_model(source), [samples], second=True)
+    found = weight_gradients(ShearingLlamaForCausalLM.from_model(source), Calibration([samples]), second=True)
     for name in found.mean:
         mean = sum(share * gradients[name] for share, gradients in apart)
         torch.testing.assert_close(found.mean[name], mean, rtol=1e-4, atol=1e-6)
@@ -317,3 +418,104 @@ def test_adapters_compute_through_closed_units(source, samples):
     assert (found[:, ::2] == 0).all() and (found[3] == 0).all()
     pairs = torch.stack([found[:3, 1::2].flatten(), exact[:3, 1::2].flatten()])
     assert torch.corrcoef(pairs)[0, 1] > 0.9
+
+
+SMALL = {
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 5,
+    "head_dim": 2,
+}
+SMALL_TARGET = {"hidden_size": 6, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 3}
+
+
+def loss_with(model, batch, name, index, value):
+    gates = {kind.name: torch.ones(kind.mask_shape) for kind in model.masks.kinds.values()}
+    gates[name].view(-1)[index] = value
+    with torch.no_grad(), model.use_gates(gates):
+        return model(**batch).loss.item()
+
+
+def slope_of_loss(model, batch, name, index, step=0.01):
+    """Central differences over two steps, extrapolated: the error is of fourth order in the step."""
+    near, far = (
+        (loss_with(model, batch, name, index, 1 + h) - loss_with(model, batch, name, index, 1 - h)) / (2 * h)
+        for h in (step, 2 * step)
+    )
+    return (4 * near - far) / 3
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_scores_are_the_slopes_of_the_loss(build_llama, add_masks, batches, tied):
+    """Finite differences of the loss by each unit's gate, around open gates, for every unit of every kind."""
+    source = build_llama(**SMALL, attention_bias=True, mlp_bias=True, tie_word_embeddings=tied).double()
+    model = add_masks(source, SMALL_TARGET).double()
+    one = {name: tensor[:1] for name, tensor in batches[0].items()}  # scores are means over samples
+    scores = taylor(model, Calibration([one]))
+    assert tuple(scores) == UNIT_KINDS
+    largest = 0.0
+    for name, score in scores.items():
+        assert score.shape == model.masks.kinds[name].mask_shape and score.dtype == torch.float32
+        for index, value in enumerate(score.flatten().tolist()):
+            slope = abs(slope_of_loss(model, one, name, index))
+            # Measured: at most 7e-5, since norms and the loss itself compute in float32, as in the stock model.
+            assert value == pytest.approx(slope, rel=2e-3, abs=2e-4), (name, index)
+            largest = max(largest, slope)
+    assert largest > 0.1
+
+
+def test_scores_are_means_of_absolute_slopes_over_samples(model, batches):
+    together = taylor(model, Calibration(batches))
+    samples = [{name: row[None] for name, row in zip(batch, rows, strict=True)}
+               for batch in batches for rows in zip(*batch.values(), strict=True)]  # fmt: skip
+    apart = [taylor(model, Calibration([sample])) for sample in samples]
+    for name, score in together.items():
+        torch.testing.assert_close(score, sum(single[name] for single in apart) / 6)
+        assert (score >= 0).all() and (score > 0).any()
+
+
+def test_units_that_do_nothing_score_nothing(build_llama, add_masks, batches):
+    source = build_llama()
+    with torch.no_grad():
+        source.model.layers[1].mlp.down_proj.weight[:, 7] = 0
+        source.model.layers[2].self_attn.o_proj.weight[:, 4 * 5 : 4 * 6] = 0  # head 5: query 2 of group 1
+        source.model.layers[3].self_attn.o_proj.weight.zero_()
+        source.model.layers[3].mlp.down_proj.weight.zero_()
+    scores = taylor(add_masks(source, TARGET), Calibration(batches))
+    zero = {name: (score == 0).nonzero().tolist() for name, score in scores.items()}
+    assert zero[HIDDEN] == []
+    assert zero[LAYER] == [[3]]
+    assert zero[INTERMEDIATE] == [[1, 7], *([3, neuron] for neuron in range(22))]
+    assert zero[KEY_VALUE_HEAD] == [[3, 0], [3, 1], [3, 2]]
+    assert zero[QUERY_HEAD] == [[2, 1, 2], *([3, group, query] for group in range(3) for query in range(3))]
+
+
+def test_frozen_weights_and_checkpointing_change_nothing(model, batches):
+    expected = taylor(model, Calibration(batches))
+    model.requires_grad_(False)
+    older = not hasattr(model, "activation_checkpointing_enable")  # transformers before 5.23
+    (model.gradient_checkpointing_enable if older else model.activation_checkpointing_enable)()
+    model.train()
+    found = taylor(model, Calibration(batches))
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_gradients_that_are_not_finite_are_refused(model, batches, value):
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight[3, 4] = value
+    with pytest.raises(ValueError, match=r"not finite for \['hidden'.*the source gives NaN or infinite losses"):
+        taylor(model.train(), Calibration(batches))
+    assert model.training
+
+
+def test_mode_and_gates_are_restored_after_an_error(model, batches, token_ids):
+    model.train()
+    bad = {"input_ids": torch.full((1, 4), 10_000), "labels": torch.zeros(1, 4, dtype=torch.long)}
+    with pytest.raises(IndexError):
+        taylor(model, Calibration([batches[0], bad]))
+    assert model.training and model._gates_override is None
+    assert all(norm.output_mask is None for norm in model._norms())

@@ -6,6 +6,10 @@ import pytest
 import torch
 from mask_helpers import SOURCE, TARGET, assert_same_gates, make_masks
 
+from hf_shear.criteria import mask_start_importance
+from hf_shear.criteria.loss_rise import loss_rise
+from hf_shear.criteria.taylor import taylor
+from hf_shear.data import Calibration
 from hf_shear.masks import (
     HIDDEN,
     KEY_VALUE_HEAD,
@@ -106,3 +110,35 @@ def test_clamp_follows_the_bound():
     unbounded = make_masks(log_alpha=0)
     unbounded.clamp_log_alpha()
     assert torch.equal(unbounded.log_alpha[HIDDEN], before[HIDDEN])
+
+
+@pytest.fixture
+def model(build_llama, add_masks):
+    return add_masks(build_llama(), {"num_hidden_layers": 3, "intermediate_size": 13})
+
+
+@pytest.fixture
+def batches():
+    ids = torch.randint(3, 40, (3, 3, 11), generator=torch.Generator().manual_seed(3))
+    return [{"input_ids": batch, "labels": batch} for batch in ids]
+
+
+def test_masks_start_from_taylor_scores_and_the_loss_rise_of_layers(model, batches):
+    importance, wanted = mask_start_importance(model, iter(batches * 2)), taylor(model, Calibration(batches * 2))
+    assert tuple(importance) == tuple(wanted)
+    assert torch.equal(importance[LAYER], loss_rise(model, Calibration((batches * 2)[:4]))[LAYER])
+    assert not torch.equal(importance[LAYER], loss_rise(model, Calibration(batches))[LAYER])
+    assert all(torch.equal(importance[name], wanted[name]) for name in wanted if name != LAYER)
+
+
+def test_layers_that_all_stay_cost_no_forward_pass(build_llama, add_masks, batches):
+    model = add_masks(build_llama(), {"intermediate_size": 13})
+    importance, wanted = mask_start_importance(model, batches), taylor(model, Calibration(batches))
+    assert torch.equal(importance[LAYER], wanted[LAYER])
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_starts_do_not_depend_on_how_many_samples_fit_into_a_forward(model, batches, size):
+    whole, parts = mask_start_importance(model, batches), mask_start_importance(model, batches, size)
+    for name, wanted in whole.items():
+        torch.testing.assert_close(parts[name], wanted, rtol=1e-4, atol=2e-6)

@@ -8,11 +8,24 @@ from masked_llama_helpers import TARGET
 
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.criteria import CRITERIA, criteria_by_kind, criteria_from_words, criterion, resolve_criterion
+from hf_shear.criteria.random import random
 from hf_shear.criteria.taylor import taylor
 from hf_shear.data import Calibration
-from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, RANKED_KINDS, SUB_LAYERS, UNIT_KINDS
+from hf_shear.masks import (
+    HIDDEN,
+    INTERMEDIATE,
+    KEY_VALUE_HEAD,
+    LAYER,
+    QUERY_HEAD,
+    RANKED_KINDS,
+    SUB_LAYERS,
+    UNIT_KINDS,
+    MaskSettings,
+)
 from hf_shear.pruning import PruneConfig, prune_one_shot
+from hf_shear.pruning.allocation import uniform_gates
 from hf_shear.pruning.config import default_criterion_words
+from hf_shear.slicing import slice_model
 
 COLUMNS = {"num_key_value_heads": 2, "num_attention_heads": 6, "intermediate_size": 13}
 
@@ -186,6 +199,14 @@ def test_taylor_is_found_by_name_and_by_function():
     assert resolve_criterion("taylor") is taylor
 
 
+@pytest.mark.parametrize(("size", "lengths"), [(None, [6, 5]), (6, [6, 5]), (4, [4, 2, 4, 1]), (1, [1] * 11)])
+def test_parts_of_a_calibration_are_its_batches(size, lengths):
+    ids = torch.randint(3, 61, (11, 10), generator=torch.Generator().manual_seed(5))
+    found = Calibration.from_batches([{"input_ids": part, "labels": part} for part in ids.split(6)], size).batches
+    assert [len(part["input_ids"]) for part in found] == lengths
+    assert torch.equal(torch.cat([part["labels"] for part in found]), ids)
+
+
 def test_empty_calibration_is_refused():
     with pytest.raises(ValueError, match="`batches` is empty"):
         Calibration([])
@@ -224,3 +245,80 @@ def test_a_surgeon_alone_names_what_to_give_for_the_kinds_it_cannot_rank(build_l
 def test_a_number_of_shots_below_one_is_refused(build_llama, calibration, num_shots):
     with pytest.raises(ValueError, match="`num_shots` must be at least 1"):
         prune_one_shot(build_llama(), TARGET, calibration, PruneConfig(num_shots=num_shots))
+
+
+def sliced_by(model, importance):
+    scores = {kind.name: importance[kind.name] for kind in model.masks.constrained}
+    return slice_model(model, uniform_gates(scores, model.masks.kinds, {}))
+
+
+def test_one_shot_keeps_the_highest_scores(build_llama, add_masks, calibration):
+    model = add_masks(build_llama(attention_bias=True, mlp_bias=True), TARGET)
+    importance = random(model, calibration)
+    state = copy.deepcopy(model.state_dict())
+    sliced, kept = sliced_by(model, importance)
+    assert kept.hidden == sorted(importance[HIDDEN].topk(12).indices.tolist())
+    assert kept.layers == sorted(importance[LAYER].topk(3).indices.tolist())
+    for layer in kept.layers:
+        assert kept.intermediate[layer] == sorted(importance[INTERMEDIATE][layer].topk(13).indices.tolist())
+        groups = sorted(importance[KEY_VALUE_HEAD][layer].topk(2).indices.tolist())
+        assert kept.key_value_heads[layer] == groups
+        queries = [sorted(importance[QUERY_HEAD][layer, group].topk(2).indices.tolist()) for group in groups]
+        assert kept.heads[layer] == [
+            3 * group + query for group, row in zip(groups, queries, strict=True) for query in row
+        ]
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    # All gates at 1: weights are selections of the source's, whatever the masks' own values are.
+    norm = model.model.norm.weight[kept.hidden]
+    assert torch.equal(sliced.model.norm.weight, norm)
+    assert sliced.config.num_hidden_layers == 3
+
+
+def test_one_shot_needs_scores_of_what_shrinks_only(build_llama, add_masks, token_ids):
+    model = add_masks(build_llama(), {"intermediate_size": 13})
+    importance = {INTERMEDIATE: torch.rand(4, 22)}
+    sliced, kept = sliced_by(model, importance)
+    gates = {INTERMEDIATE: torch.zeros(4, 22).scatter_(1, importance[INTERMEDIATE].topk(13).indices, 1.0)}
+    with torch.no_grad(), model.use_gates(gates):
+        torch.testing.assert_close(sliced(token_ids).logits, model(token_ids).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["hard_concrete", "relaxed_topk"])
+def test_masks_started_from_scores_keep_what_one_shot_keeps(build_llama, add_masks, calibration, method):
+    model = add_masks(build_llama(), TARGET, MaskSettings(method))
+    importance = taylor(model, calibration)
+    _, one_shot = sliced_by(model, importance)
+    model.masks.start_from_importance(importance, spread=1.0)
+    _, learned = slice_model(model)
+    assert learned == one_shot
+
+
+def test_taylor_scores_lose_less_than_random_ones_and_than_their_opposite(build_llama, add_masks):
+    """Not a law, but on this seeded model a choice that knows the loss must not be the worst of three."""
+    source = build_llama(tie_word_embeddings=True)
+    model = add_masks(source, {"intermediate_size": 11})
+    with torch.no_grad():
+        # A model with something to know: half of the neurons hardly matter.
+        for layer in source.model.layers:
+            layer.mlp.down_proj.weight[:, ::2] *= 0.01
+        for masked, plain in zip(model.model.layers, source.model.layers, strict=True):
+            masked.mlp.down_proj.weight.copy_(plain.mlp.down_proj.weight)
+        prompt = torch.randint(3, 40, (8, 8), generator=torch.Generator().manual_seed(0))
+        ids = source.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=16, do_sample=False, eos_token_id=None,
+            pad_token_id=0,
+        )  # fmt: skip
+    text = Calibration([{"input_ids": ids, "labels": ids}])
+    importance = taylor(model, text)
+    choices = {
+        "taylor": importance,
+        "random": random(model, text),
+        "opposite": {name: -score for name, score in importance.items()},
+    }
+    with torch.no_grad():
+        source_logits = source(ids).logits
+        gaps = {
+            name: (sliced_by(model, scores)[0](ids).logits - source_logits).square().mean().item()
+            for name, scores in choices.items()
+        }
+    assert gaps["taylor"] < gaps["random"] < gaps["opposite"]

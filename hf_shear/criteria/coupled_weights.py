@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
-from ..modeling import ShearingMixin, head_channel_masks
+from ..modeling import ShearingMixin
 from ..shapes import EXPERTS, GROUPS, HEADS, OUTPUT_PROJECTIONS, Axis, ModelShape
 
 BLOCK = 2**22
@@ -139,7 +139,7 @@ def _parts_of(axis: Axis, axes: Collection[str]) -> tuple[str, ...]:
     """Units along an axis, several one behind the other in a fused projection; none for an axis that stays whole, which
     is one that is not in ``axes``: neurons of experts."""
     parts = axis if isinstance(axis, tuple) else (axis,)
-    return parts if set(parts) <= set(axes) else ()
+    return tuple(part for part in parts if part is not None) if set(parts) <= set(axes) else ()
 
 
 def _of_layer(tensor: Tensor, axis: str, layer: int | None) -> Tensor:
@@ -154,7 +154,7 @@ def _axis_gates(model: ShearingMixin) -> dict[str, Tensor]:
         HIDDEN: gates[HIDDEN],
         LAYER: gates[LAYER],
         **in_mlp,
-        HEADS: head_channel_masks(gates, shape),
+        HEADS: gates[QUERY_HEAD].flatten(1).repeat_interleave(shape.head_dim, dim=1),
         GROUPS: gates[KEY_VALUE_HEAD].repeat_interleave(shape.head_dim, dim=1),
     }
 

@@ -31,16 +31,14 @@ class Criterion:
 
     Attributes:
         score: the function.
-        ranks_by, comparable_by: ``ranks`` and ``comparable_across_layers``, given all options.
-        presumes_compensation: as in ``criterion``.
-        needs_target_shape: as in ``criterion``.
-        shares_inputs: as in ``criterion``.
+        declared_ranks, declared_comparable: ``ranks`` and ``comparable_across_layers`` as given to ``criterion``.
+        presumes_compensation, needs_target_shape, shares_inputs: as in ``criterion``.
         options: set by ``with_options``, by name.
     """
 
     score: Callable[..., Scores]
-    ranks_by: Callable[[Options], Collection[str]]
-    comparable_by: Callable[[Options], bool]
+    declared_ranks: Collection[str] | Callable[[Options], Collection[str]]
+    declared_comparable: bool | Callable[[Options], bool]
     presumes_compensation: bool = False
     needs_target_shape: bool = False
     shares_inputs: bool = False
@@ -91,12 +89,17 @@ class Criterion:
     @property
     def ranks(self) -> tuple[str, ...]:
         """The kinds of units that the criterion ranks."""
-        return tuple(self.ranks_by({**self.defaults, **self.options}))
+        declared = self.declared_ranks
+        return tuple(declared(self._all_options()) if callable(declared) else declared)
 
     @property
     def comparable_across_layers(self) -> bool:
         """Whether scores mean the same in every layer and for every kind of unit."""
-        return self.comparable_by({**self.defaults, **self.options})
+        declared = self.declared_comparable
+        return declared(self._all_options()) if callable(declared) else declared
+
+    def _all_options(self) -> Options:
+        return {**self.defaults, **self.options}
 
 
 def criterion(
@@ -125,12 +128,7 @@ def criterion(
 
     def declare(score: Callable[..., Scores]) -> Criterion:
         return Criterion(
-            score,
-            ranks if callable(ranks) else lambda _: ranks,
-            comparable_across_layers if callable(comparable_across_layers) else lambda _: comparable_across_layers,
-            presumes_compensation,
-            needs_target_shape,
-            shares_inputs,
+            score, ranks, comparable_across_layers, presumes_compensation, needs_target_shape, shares_inputs
         )
 
     return declare

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,7 @@ def taylor(
     if aggregation in GATE_AGGREGATIONS:
         scores = mean_over_slopes(model, calibration.batches, _MAGNITUDES[order], aggregation == "token")
         return {name: score.sqrt() for name, score in scores.items()} if order == "norm" else scores
-    gradients = weight_gradients(model, calibration.batches, second=order != "first")
+    gradients = weight_gradients(model, calibration, second=order != "first")
     return _aggregated(_saliency(values_of(model), gradients, order), model, aggregation)
 
 
@@ -181,7 +182,7 @@ def _train(model: ShearingMixin, parameters: list[Tensor], batches: list[dict[st
 
 
 @contextmanager
-def _adapters(model: ShearingMixin, rank: int, seed: int) -> Iterator[dict[str, nn.Module]]:
+def _adapters(model: ShearingMixin, rank: int, seed: int) -> Iterator[dict[str, Any]]:
     """LoRA layers of peft on the projections within, by the names of the weights they adapt; then the layers themselves."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -192,7 +193,7 @@ def _adapters(model: ShearingMixin, rank: int, seed: int) -> Iterator[dict[str, 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, adapter_name=_ADAPTER_NAME)
-    layers = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    layers: dict[str, Any] = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
     try:
         for layer in layers.values():
             for weight in _weights(layer):
@@ -208,7 +209,7 @@ def _adapters(model: ShearingMixin, rank: int, seed: int) -> Iterator[dict[str, 
         del model.peft_config
 
 
-def _weights(layer: nn.Module) -> tuple[Tensor, Tensor]:
+def _weights(layer: Any) -> tuple[Tensor, Tensor]:
     """A and B of a LoRA layer."""
     return layer.lora_A[_ADAPTER_NAME].weight, layer.lora_B[_ADAPTER_NAME].weight
 

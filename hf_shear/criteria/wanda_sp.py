@@ -22,7 +22,7 @@ def wanda_sp(model: ShearingMixin, calibration: Calibration, *, gradient_weight:
             sample's mean loss by the weight; its paper takes 100. It costs a backward pass per sample.
     """
     moments = write_input_moments(model, calibration.batches)
-    squares = weight_gradients(model, calibration.batches, second=True).second if gradient_weight else {}
+    squares = weight_gradients(model, calibration, second=True).second if gradient_weight else {}
 
     def entries():
         for _, name, weight in write_weights(model):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from ..calibration import measuring, sample_losses
 from ..core import UsageError, sum_over_ranks
-from ..data import micro_batches
+from ..data import Calibration
 from ..modeling import ShearingMixin
 from .coupled_weights import weights_of
 
@@ -29,9 +28,7 @@ class WeightGradients:
     second: dict[str, Tensor]
 
 
-def weight_gradients(
-    model: ShearingMixin, batches: Iterable[dict[str, Tensor]], second: bool = False
-) -> WeightGradients:
+def weight_gradients(model: ShearingMixin, calibration: Calibration, second: bool = False) -> WeightGradients:
     """Gradients of all weights, through the gates in use. They take the room of one or two float32 copies of the model.
 
     Args:
@@ -45,18 +42,17 @@ def weight_gradients(
     squares = {name: torch.zeros_like(gradient) for name, gradient in total.items()} if second else {}
     num_tokens = torch.zeros((), dtype=torch.float64, device=model.device)
     with measuring(model, weights_require_grad=True), torch.enable_grad():
-        for batch in batches:
-            for part in micro_batches(batch, 1 if second else None):
-                losses, counts = sample_losses(model, part)
-                gradients = torch.autograd.grad(losses.sum(), list(weights.values()))
-                num_tokens += counts.sum()
-                for name, gradient in zip(weights, gradients, strict=True):
-                    total[name] += gradient
-                    if second and counts[0] > 0:
-                        squares[name] += gradient.float().square() / counts[0]
+        for batch in Calibration.from_batches(calibration.batches, 1 if second else None).batches:
+            losses, counts = sample_losses(model, batch)
+            gradients = torch.autograd.grad(losses.sum(), list(weights.values()))
+            num_tokens += counts.sum()
+            for name, gradient in zip(weights, gradients, strict=True):
+                total[name] += gradient
+                if second and counts[0] > 0:
+                    squares[name] += gradient.float().square() / counts[0]
     sum_over_ranks(num_tokens, total.values(), squares.values())
     if num_tokens == 0:
-        raise UsageError("`batches` is empty, or has no token to predict: gradients need calibration text.")
+        raise UsageError("The calibration text has no token to predict: gradients need some.")
     return WeightGradients(
         {name: (tensor / num_tokens).float() for name, tensor in total.items()},
         {name: (tensor / num_tokens).float() for name, tensor in squares.items()},

@@ -1,6 +1,6 @@
 """Data by domain: reading, packing, dynamic batches and the rule that updates the domains' weights."""
 
-from .calibration import Calibration, micro_batches
+from .calibration import Calibration
 from .documents import check_token_id, encode_texts, vocabulary_limit
 from .domains import load_domains, split_domains
 from .loader import TEACHER_COLUMNS, DomainSamples, DynamicDataLoader, collate_domain_samples
@@ -30,7 +30,6 @@ __all__ = [
     "first_sample",
     "is_stream",
     "load_domains",
-    "micro_batches",
     "pack_domains",
     "reference_losses_by_size",
     "samples_digest",

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..core import UsageError, check_ranges, predicted_tokens
-
-
-def micro_batches(batch: dict[str, Tensor], size: int | None) -> Iterator[dict[str, Tensor]]:
-    """Parts of ``batch`` with at most ``size`` samples, so that its samples need not fit into one forward; None: all."""
-    num_samples = len(batch["input_ids"])
-    for start in range(0, num_samples, size or num_samples):
-        yield {name: tensor[start : start + (size or num_samples)] for name, tensor in batch.items()}
 
 
 @dataclass(frozen=True)
@@ -50,7 +43,13 @@ class Calibration:
         """Calibration on ``batches``, each split into forwards of at most ``micro_batch_size`` samples."""
         if micro_batch_size is not None:
             check_ranges({"micro_batch_size": micro_batch_size})
-        return cls([part for batch in batches for part in micro_batches(batch, micro_batch_size)], seed)
+        split = []
+        for batch in batches:
+            num_samples = len(batch["input_ids"])
+            size = micro_batch_size or num_samples
+            for start in range(0, num_samples, size):
+                split.append({name: tensor[start : start + size] for name, tensor in batch.items()})
+        return cls(split, seed)
 
     def digest(self) -> str:
         """SHA-256 over all values, in order; the same for every split into batches."""
