@@ -7,7 +7,8 @@ import torch
 
 from hf_shear import ShearingLlamaForCausalLM, slice_model
 from hf_shear.data import Calibration
-from hf_shear.pruning import score_units, uniform_gates
+from hf_shear.pruning import score_units
+from hf_shear.pruning.allocation import uniform_gates
 from hf_shear.runs.baselines import baseline_model
 
 TARGET = {"hidden_size": 12, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 13}
