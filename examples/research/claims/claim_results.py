@@ -13,6 +13,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from hf_shear.core import collect_versions
+from hf_shear.core.results import write_text_atomically
+
 from ..shared import HELD, LOST, RESEARCH, ROOT, mean_and_spread, spread_of, state_of
 
 CONFIGS = RESEARCH / "claims" / "configs"
@@ -134,6 +137,16 @@ def draw_means(axes, places: Sequence, found: Sequence[Sequence[float]], **style
 def read(path: Path) -> dict:
     """Kept results; empty ones where there are none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"sources": {}}
+
+
+def write(path: Path, sources: dict) -> None:
+    """Keep the results of a claim, an arm a line."""
+    parts = []
+    for name, kept in sources.items():
+        arms = ",\n".join(json.dumps(run, allow_nan=False) for run in kept["runs"])
+        parts.append(f'{json.dumps(name)}: {{\n"settings": {json.dumps(kept["settings"])},\n"runs": [\n{arms}\n]}}')
+    versions = json.dumps(collect_versions())
+    write_text_atomically(path, f'{{"sources": {{\n{",".join(parts)}\n}},\n"versions": {versions}}}\n')
 
 
 def results_of(path: Path) -> list[SourceResults]:

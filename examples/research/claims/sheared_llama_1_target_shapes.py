@@ -42,7 +42,12 @@ def learned(study: Study, target: str, masks: str, seed: int) -> dict:
     model, facts = study.learn(shape, arm["times"] * study.num_tokens, seed, options={"masks": arm["masks"]})
     judged = study.judged(model)
     reached = all(judged["shape"][name] == getattr(shape, name) for name in SHAPE_NAMES)
-    return facts | judged | {"reached": reached}
+    curve = [(share, largest_gap(sizes, judged["shape"])) for share, sizes in facts.pop("expected_shapes")]
+    return facts | judged | {"reached": reached, "gap_curve": curve}
+
+
+def largest_gap(sizes: dict, shape: dict) -> float:
+    return max(abs(sizes[name] - shape[name]) / shape[name] for name in SHAPE_NAMES)
 
 
 def checks(source: SourceResults) -> list:
@@ -81,7 +86,7 @@ def draw(source: SourceResults, axes) -> None:
     styles = dict(zip(source.settings["masks"], ("-", "--", ":"), strict=True))
     for number, target in enumerate(source.settings["targets"]):
         for masks, style in styles.items():
-            found = [gap_curve(run) for run in source.select(target=target, masks=masks)]
+            found = source.values("gap_curve", target=target, masks=masks)
             shares = [share for share, _ in found[0]]
             gaps = [[curve[place][1] for curve in found] for place in range(len(shares))]
             axes.plot(shares, list(map(fmean, gaps)), style, color=f"C{number}", linewidth=1.2)
@@ -96,16 +101,6 @@ def draw(source: SourceResults, axes) -> None:
     axes.set_xlabel("share of mask learning")
     axes.set_ylabel("largest |expected - target| / target")
     axes.legend(frameon=False, fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.04))
-
-
-def gap_curve(run: dict) -> list[tuple[float, float]]:
-    """(share of the stage's tokens, largest gap) at each evaluation."""
-    rows = [row for row in run["sizes"] if "expected_shape" in row]
-    return [(row["num_tokens"] / run["tokens"], largest_gap(row, run["shape"])) for row in rows]
-
-
-def largest_gap(row: dict, shape: dict) -> float:
-    return max(abs(row["expected_shape"][name] - shape[name]) / shape[name] for name in SHAPE_NAMES)
 
 
 if __name__ == "__main__":

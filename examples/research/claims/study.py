@@ -15,7 +15,6 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from hf_shear import PruneConfig, ShearTrainer, ShearTrainingArguments, prune_one_shot
-from hf_shear.core import collect_versions, write_results
 from hf_shear.data import Calibration, load_domains
 from hf_shear.distillation import Teacher
 from hf_shear.runs import cut_learned_masks, judge, masked_arm, prepare_domain_data
@@ -25,7 +24,7 @@ from hf_shear.training import TrainingDivergedError, evaluate_domains
 from hf_shear.training.cost import evaluation_samples_per_domain
 
 from ..shared import best_rate, next_rates
-from .claim_results import Claim, SourceResults, read
+from .claim_results import Claim, SourceResults, read, write
 
 
 class Study:
@@ -127,11 +126,7 @@ class Study:
         record = key | record
         record["run_seconds"] = time.perf_counter() - start
         self.runs.append(record)
-        results = read(self.output)
-        results["sources"][self.name] = {"settings": self.settings, "runs": self.runs}
-        results["versions"] = collect_versions()
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        write_results(self.output, results)
+        write(self.output, read(self.output)["sources"] | {self.name: {"settings": self.settings, "runs": self.runs}})
         mean = record.get("mean", math.nan)
         number = "diverged, " if mean is None else "" if math.isnan(mean) else f"{mean:.4f}, "
         print(f"{self.claim.name}, {self.name}: {key}: {number}{record['run_seconds']:.0f} s", flush=True)
@@ -179,7 +174,13 @@ class Study:
     def train(
         self, model: PreTrainedModel, num_tokens: int, seed: int, teacher: PreTrainedModel | None = None, **changes
     ) -> tuple[PreTrainedModel, dict]:
-        """Train in place on ``num_tokens``; the model, and facts of the stage (tokens, history, passes, sizes, weights)."""
+        """Train in place on ``num_tokens``; the model, and its tokens and passes over each domain."""
+        trainer = self._trained(model, num_tokens, seed, teacher, **changes)
+        return trainer.accelerator.unwrap_model(trainer.model), _facts(trainer)
+
+    def _trained(
+        self, model: PreTrainedModel, num_tokens: int, seed: int, teacher: PreTrainedModel | None = None, **changes
+    ) -> ShearTrainer:
         with tempfile.TemporaryDirectory() as folder:
             args = self._arguments(folder, num_tokens, seed, **changes)
             on_device = None if teacher is None else Teacher(teacher, "device", args.device)
@@ -190,16 +191,15 @@ class Study:
             samples = evaluation_samples_per_domain(trainer_with(args))
             trainer = trainer_with(replace(args, reference_losses=self.reference_losses(samples)))
             trainer.train()
-            facts = trainer.stage_record("training")
-        facts = {name: facts[name] for name in ("tokens", "history", "sizes", "passes", "mixture_weights")}
-        return trainer.accelerator.unwrap_model(trainer.model), facts | {"mask_report": trainer.mask_report}
+        return trainer
 
     def learn(
         self, target: TargetShape, num_tokens: int, seed: int, options: dict | None = None, **changes
     ) -> tuple[PreTrainedModel, dict]:
         """Learn masks on ``num_tokens`` and cut; the pruned model, and facts of the stage.
 
-        Beside those of ``train`` the ``gap`` of the expected shape from the target before the cut, at its worst size.
+        Beside those of ``train`` the ``gap`` of the expected shape from the target before the cut, at its worst size, and
+        the ``expected_shapes`` of the evaluations: the share of the stage's tokens, and the sizes that masks expect then.
 
         Args:
             options: masks, start and weights, as in ``hf_shear.runs.masked_arm``.
@@ -207,9 +207,13 @@ class Study:
         """
         source, calibration = self.source(), self.calibration(seed)
         masked, stage = masked_arm(source, target, seed, calibration.batches, **(options or {}))
-        masked, facts = self.train(masked, num_tokens, seed, **(stage | changes))
+        trainer = self._trained(masked, num_tokens, seed, **(stage | changes))
+        masked, facts = trainer.accelerator.unwrap_model(trainer.model), _facts(trainer)
         model, _, _ = cut_learned_masks(masked, "none", calibration, source)
-        return model, facts | {"gap": max(facts["mask_report"]["gap"].values())}
+        facts["gap"] = max(trainer.mask_report["gap"].values())
+        rows = [row for row in trainer.stage_record("training")["sizes"] if "expected_shape" in row]
+        facts["expected_shapes"] = [(row["num_tokens"] / facts["tokens"], row["expected_shape"]) for row in rows]
+        return model, facts
 
     def prune(self, target: TargetShape, seed: int, num_batches: int | None = None, **options) -> PreTrainedModel:
         """The source pruned in one shot, or several, on the config's number of calibration batches or another."""
@@ -231,3 +235,9 @@ class Study:
         if "learning_rate" not in changes:
             own["learning_rate"] = self.learning_rate
         return ShearTrainingArguments(folder, **(own | changes))
+
+
+def _facts(trainer: ShearTrainer) -> dict:
+    """Of a finished stage: what the pages of the claims tell."""
+    facts = trainer.stage_record("training")
+    return {"tokens": facts["tokens"], "passes": facts["passes"]}
