@@ -1,14 +1,23 @@
-"""Pages for readers: short, linked from the index, with links that lead somewhere."""
+"""Pages for readers: short, named by the index, with links that lead somewhere and Python that runs."""
 
 from __future__ import annotations
 
+import json
+import random
 import re
 from pathlib import Path
 
+import datasets
 import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from hf_shear.data import first_sample
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "examples" / "docs"
+EMBEDDED = ROOT / "examples" / "embedded" / "model"
 PAGES = sorted(DOCS.glob("*.md"))
 READ = [*PAGES, *sorted((ROOT / ".github").glob("*.md")), ROOT / "README.md"]
 
@@ -40,4 +49,90 @@ def test_the_index_names_every_page():
 
 def test_ci_runs_what_the_readme_says():
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
-    assert "run: .ci/run" in workflow and "basedpyright" in workflow
+    assert "run: .ci/run" in workflow and "run: basedpyright" in workflow
+
+
+@pytest.fixture
+def run_block(tmp_path, monkeypatch):
+    """Runs a Python block of a page in a folder with ``text`` in two domains, and returns the names it leaves."""
+    words = random.Random(0)
+    for domain in ("code", "prose"):
+        (tmp_path / "text" / domain).mkdir(parents=True)
+        texts = [" ".join(words.choices(["def", "the", "return", "of", "x", "and"], k=400)) for _ in range(30)]
+        rows = "\n".join(json.dumps({"text": text, "content": text}) for text in texts)
+        (tmp_path / "text" / domain / "a.jsonl").write_text(rows)
+    monkeypatch.chdir(tmp_path)
+
+    def run(page: str, number: int = 0, replace: dict[str, str] | None = None, **names) -> dict:
+        blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert all(old in blocks[number] for old in replace or {})
+        code = blocks[number].replace("path/to/llama", str(EMBEDDED)).replace("path/to/text", "text")
+        for old, new in (replace or {}).items():
+            code = code.replace(old, new)
+        torch.manual_seed(0)
+        exec(compile(code, page, "exec"), names)
+        return names
+
+    return run
+
+
+@pytest.fixture
+def tiny(build_llama):
+    """A tiny model with two batches of text."""
+    ids = torch.randint(3, 40, (2, 8, 12), generator=torch.Generator().manual_seed(3))
+    return {"model": build_llama(), "batches": [{"input_ids": part, "labels": part} for part in ids]}
+
+
+def test_the_readme_prunes(run_block):
+    names = run_block("README.md")
+    pruned = AutoModelForCausalLM.from_pretrained("pruned")
+    assert type(pruned) is LlamaForCausalLM and pruned.config.intermediate_size == 192
+    assert names["pruning"].config == type(names["pruning"].config)()  # the defaults, as the text says
+
+
+def test_masks_are_learned_and_the_model_recovered(run_block):
+    run_block("examples/docs/masks.md", replace={"10_240": "4_096"})
+    for folder in ("pruned", "recovered"):
+        pruned = AutoModelForCausalLM.from_pretrained(folder)
+        assert type(pruned) is LlamaForCausalLM and pruned.config.intermediate_size == 192
+
+
+def test_pruning(run_block, tiny, capsys):
+    run_block("examples/docs/pruning.md", replace={"5504": "16"}, **tiny)
+    assert AutoModelForCausalLM.from_pretrained("pruned").config.intermediate_size == 16
+    assert len(json.loads(capsys.readouterr().out.splitlines()[-1])) == 16
+
+
+def test_ones_own_criterion(run_block, tiny, capsys):
+    names = run_block("examples/docs/criteria.md", replace={"5504": "16"}, **tiny)
+    norms = tiny["model"].model.layers[0].mlp.gate_proj.weight.detach().norm(dim=1)
+    assert names["pruning"].kept.intermediate[0] == sorted(norms.topk(16).indices.tolist())
+    assert capsys.readouterr().out.startswith("16 [")
+
+
+def test_allocation(run_block, tiny):
+    pruning = run_block("examples/docs/allocation.md", **tiny)["pruning"]
+    assert pruning.num_parameters <= pruning.budget == int(0.7 * tiny["model"].num_parameters())
+
+
+def test_sources_and_families(run_block):
+    assert run_block("examples/docs/sources.md")["model"].config.model_type == "llama"
+    names = run_block("examples/docs/families.md", replace={"path/to/qwen3": str(EMBEDDED)})
+    assert names["model"].config.target_shape["intermediate_size"] == 192
+
+
+def test_data(run_block, monkeypatch):
+    rows = Dataset.from_list([{"text": "the return of x " * 40}] * 30).to_iterable_dataset()
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)  # the Hub
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
+    short = {"max_length=4096": "max_length=128"}
+    names = run_block("examples/docs/large_data.md", replace=short | {"num_proc=16": "num_proc=None"}, tokenizer=tokenizer)
+    assert datasets.load_from_disk("packed").column_names == names["train"].column_names
+    names = run_block("examples/docs/large_data.md", 1, short, tokenizer=tokenizer)
+    assert set(names["train"]) == {"web", "wiki"} and len(first_sample(names["train"]["web"])["input_ids"]) == 128
+
+
+def test_zeros(run_block, tiny):
+    ids = tiny["batches"][0]["input_ids"]
+    done = run_block("examples/docs/surgeon_structures.md", replace={"=40)": "=2)"}, model=tiny["model"], ids=ids)["done"]
+    assert done.size == pytest.approx(0.7, abs=0.01) and done.loss_after < 20
