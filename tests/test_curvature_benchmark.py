@@ -17,7 +17,7 @@ from hf_shear.shapes import count_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "examples" / "research" / "benchmarks"
-PAGE = ROOT / "examples" / "docs" / "one_shot.md"
+PAGE = ROOT / "examples" / "docs" / "calibration_cost.md"
 REPORT = FOLDER / "reports" / "curvature.json"
 
 

@@ -303,8 +303,9 @@ def test_quantised_text_is_that_of_the_same_weights():
     assert {("stories260K", "int8"), ("stories260K", "int4")} <= compared
 
 
-def test_the_page_is_built_from_the_rules_and_the_results():
-    assert page.PAGE.read_text(encoding="utf-8") == page.page()
+def test_the_pages_are_built_from_the_rules_and_the_results():
+    for path, text in page.pages().items():
+        assert path.read_text(encoding="utf-8") == text
 
 
 IMPORTS = {

@@ -42,9 +42,3 @@ def test_the_command_and_the_python_run(tmp_path, monkeypatch, capsys):
 def test_every_form_and_column_is_named():
     for name in (*FORMS, *COLUMNS, *OPTIONAL_COLUMNS):
         assert name in DOCS, name
-
-
-@pytest.mark.parametrize("link", re.findall(r"\]\((?!https?:)([^)#]+)", DOCS) or [None])
-def test_links_lead_somewhere(link):
-    if link is not None:
-        assert (Path(__file__).resolve().parent.parent / "examples" / "docs" / link).exists(), link

@@ -22,7 +22,7 @@ LEFT_OUT = ("command",)  # names folders of a machine
 INTRODUCTION = """# Ways of pruning, compared
 
 By `examples/research/bench.py`: every method at the same target, on the same calibration text for each seed, with the
-same training tokens. How methods are written: [one_shot.md](../examples/docs/one_shot.md#bench). "best" is the lowest
+same training tokens. How methods are written: [comparing.md](../examples/docs/comparing.md). "best" is the lowest
 mean loss after recovery; "tie": no further from it than the larger of the two spreads over the seeds. Seconds and peaks
 were measured on a machine that others used, too: they tell orders of magnitude."""
 

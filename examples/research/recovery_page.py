@@ -1,4 +1,4 @@
-"""Build model_cards/recovery.md, and the advice in README.md, from the results of examples/research/compare_recovery.py.
+"""Build model_cards/recovery.md, and the advice in examples/docs/recovery.md, from the results of examples/research/compare_recovery.py.
 
     python -m examples.research.recovery_page  # rebuild from model_cards/recovery
     python -m examples.research.recovery_page --add embedded part.json ...  # keep results, of one call or of several, first
@@ -17,7 +17,7 @@ from .shared import ROOT, mean_and_spread, put_between
 
 RESULTS = ROOT / "model_cards" / "recovery"
 PAGE = ROOT / "model_cards" / "recovery.md"
-ADVISED = (ROOT / "README.md", ROOT / "examples" / "docs" / "recovery.md")
+ADVISED = ROOT / "examples" / "docs" / "recovery.md"
 MARKS = "<!-- recovery: start -->", "<!-- recovery: end -->"
 
 INTRODUCTION = """# Ways of recovery, measured
@@ -137,7 +137,7 @@ WAYS = {
 }
 
 
-def advice(link: str) -> str:
+def advice() -> str:
     """What wins most often, over all sources and budgets, and how far what trains fewer weights is behind."""
     winners: dict[str, list[tuple[str, bool]]] = {"tokens": [], "flops": []}
     behind: dict[str, list[float]] = {"lora": [], "norms_and_biases": []}
@@ -155,7 +155,7 @@ def advice(link: str) -> str:
         equal: WAYS[max(arms, key=arms.count)] for equal, found in winners.items() if (arms := [a for a, _ in found])
     }
     return (
-        f"**Which recovery** ([page]({link}), a comparison per source and budget). Lowest at equal tokens:"
+        "Measured on each source and budget ([all numbers](../../model_cards/recovery.md)). Lowest loss at equal tokens:"
         f" {where['tokens']} ({counted(winners['tokens'])}). Lowest at equal FLOPs, a teacher's included: {where['flops']}"
         f" ({counted(winners['flops'])}). At equal tokens `lora` is {lora} nats behind `full`, `norms_and_biases` {norms}."
     )
@@ -180,15 +180,9 @@ def counted(winners: list[tuple[str, bool]]) -> str:
     return "; ".join(parts)
 
 
-def advised(path: Path) -> str:
-    """The text of a file with the advice of today between its marks."""
-    link = "model_cards/recovery.md" if path.parent == ROOT else "../../model_cards/recovery.md"
-    return put_between(path.read_text(encoding="utf-8"), MARKS, f"\n{wrapped(advice(link))} ")
-
-
-def wrapped(text: str) -> str:
-    """Lines of a length that is read in an editor."""
-    return textwrap.fill(text, 122, break_long_words=False, break_on_hyphens=False)
+def advised() -> str:
+    """The page of the docs with the advice of today between its marks."""
+    return put_between(ADVISED.read_text(encoding="utf-8"), MARKS, f"\n{textwrap.fill(advice(), 122, break_long_words=False, break_on_hyphens=False)}\n")
 
 
 def add(name: str, paths: list[Path]) -> None:
@@ -212,8 +206,7 @@ def main() -> None:
     if arguments.add:
         add(arguments.add[0], [Path(path) for path in arguments.add[1:]])
     PAGE.write_text(page(), encoding="utf-8")
-    for path in ADVISED:
-        path.write_text(advised(path), encoding="utf-8")
+    ADVISED.write_text(advised(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ their readers' sources, untested; TensorRT-LLM, which knows the format, was neit
     attention   n_heads_in_group: query heads per KV head, of the model's ``num_attention_heads``; or no_op
     ffn         ffn_mult: the width is int(2 * ffn_mult * d / 3), rounded up to a multiple of 256; or no_op
 
-What those four readers have in common sets the rules here (examples/docs/one_shot.md lists them by reader and version):
+What those four readers have in common sets the rules here (examples/docs/allocation.md lists them by reader and version):
     - All layers with attention have the same number of query heads, and a head has hidden_size / num_attention_heads
       channels (llama.cpp and mlx-lm do not read head_dim).
     - The first layer has attention (vLLM's layer expects a residual stream that an attention began).

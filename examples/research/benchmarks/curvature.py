@@ -5,7 +5,7 @@
     python -m examples.research.benchmarks.curvature --parts time --models 1.3b --dtype bfloat16 --max_length 2048
 
 Prints tables, then one JSON object as its last line. Random tokens, random weights, nothing is downloaded.
-README.md beside this file says how to read the numbers; ../docs/one_shot.md shows them.
+README.md beside this file says how to read the numbers; ../docs/calibration_cost.md shows them.
 """
 
 from __future__ import annotations

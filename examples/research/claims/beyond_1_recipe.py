@@ -294,7 +294,7 @@ def label_of(arm: Arm) -> str:
 
 
 def headline(sources: list[SourceResults]) -> str:
-    """The sentence that stands first in the README: both sources, at every budget."""
+    """The sentence that stands first in model_cards/claims.md: both sources, at every budget."""
 
     def at(multiple: float) -> str:
         found = ((needed(source, multiple, tokens_of), needed(source, multiple), source.name) for source in sources)

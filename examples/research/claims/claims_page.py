@@ -1,8 +1,8 @@
 """The page of a claim, and the table of all of them.
 
-    python -m examples.research.claims.claims_page    # all pages, and the tables of model_cards/claims.md and README.md
+    python -m examples.research.claims.claims_page    # all pages, and model_cards/claims.md
 
-Every number comes from model_cards/claims/*.json; a test builds the pages and tables anew and compares.
+Every number comes from model_cards/claims/*.json; a test builds the pages anew and compares.
 """
 
 from __future__ import annotations
@@ -10,13 +10,9 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from ..shared import ROOT, put_between
 from .claim_results import CONFIGS, RESULTS, STORIES, WORKS, Claim, SourceResults, markdown_table, results_of, verdict
 
-README = ROOT / "README.md"
 INDEX = RESULTS.parent / "claims.md"
-TABLE_MARKS = "<!-- claims: start -->", "<!-- claims: end -->"
-HEADLINE_MARKS = "<!-- headline: start -->", "<!-- headline: end -->"
 RECIPE = "beyond_1_recipe"
 INTRODUCTION = """# The papers' claims, in miniature
 
@@ -131,8 +127,8 @@ def is_finished(path: Path) -> bool:
     return path.is_file() and path.with_suffix(".png").is_file()
 
 
-def claims_table(folder: str) -> str:
-    """A row for every claim that was measured; ``folder``: of the pages, from the table."""
+def claims_table() -> str:
+    """A row for every claim that was measured."""
     rows = []
     for module in modules():
         claim, path = module.CLAIM, RESULTS / f"{module.CLAIM.name}.json"
@@ -140,16 +136,21 @@ def claims_table(folder: str) -> str:
             continue
         sources = results_of(path)
         found = verdict([check for source in sources for check in module.checks(source)])
-        link = f"[{WORKS[claim.work][0]} {claim.number}]({folder}/{claim.name}.md)"
+        link = f"[{WORKS[claim.work][0]} {claim.number}](claims/{claim.name}.md)"
         rows.append((link, claim.statement, found))
     return markdown_table(("claim", "what", "verdict"), rows)
 
 
-def headline(folder: str) -> str:
-    """What the recipe's claim found, on every source: the first number of the README."""
+def headline() -> str:
+    """What the recipe's claim found, on every source."""
     module = importlib.import_module(f"{__package__}.{RECIPE}")
     found = module.headline(results_of(RESULTS / f"{RECIPE}.json"))
-    return f"**{found} ([how, and on what]({folder}/{RECIPE}.md)).**"
+    return f"**{found} ([how, and on what](claims/{RECIPE}.md)).**"
+
+
+def index() -> str:
+    """The text of model_cards/claims.md."""
+    return f"{INTRODUCTION}\n\n{headline()}\n\n{claims_table()}\n"
 
 
 def main() -> None:
@@ -157,12 +158,7 @@ def main() -> None:
         path = RESULTS / f"{module.CLAIM.name}.json"
         if is_finished(path):
             path.with_suffix(".md").write_text(claim_page(module, results_of(path)), encoding="utf-8")
-    INDEX.write_text(f"{INTRODUCTION}\n\n{claims_table('claims')}\n", encoding="utf-8")
-    readme = README.read_text(encoding="utf-8")
-    readme = put_between(readme, TABLE_MARKS, f"\n{claims_table('model_cards/claims')}\n")
-    if (RESULTS / f"{RECIPE}.json").is_file():
-        readme = put_between(readme, HEADLINE_MARKS, f"\n{headline('model_cards/claims')}\n")
-    README.write_text(readme, encoding="utf-8")
+    INDEX.write_text(index(), encoding="utf-8")
 
 
 if __name__ == "__main__":

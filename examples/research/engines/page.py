@@ -1,8 +1,8 @@
-"""Build examples/docs/engines.md from the rules of `hf_shear.publishing` and the results of measure.py.
+"""Build examples/docs/engines.md from the rules of `hf_shear.publishing`, model_cards/engines.md from what measure.py found.
 
     python -m examples.research.engines.page
 
-Every number on the page comes from model_cards/engines/*.json; a test rebuilds the page and compares.
+Every number comes from model_cards/engines/*.json; a test rebuilds both pages and compares.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from hf_shear.publishing import ENGINES, EVIDENCE
 from ..shared import ROOT
 
 RESULTS = ROOT / "model_cards" / "engines"
-PAGE = ROOT / "examples" / "docs" / "engines.md"
-TEXT = Path(__file__).with_name("page_text.md")
+RULES_PAGE, RESULTS_PAGE = ROOT / "examples" / "docs" / "engines.md", ROOT / "model_cards" / "engines.md"
 MAX_LOGIT_DIFFERENCE = 2e-3  # of the logits' standard deviation: still the same function, in float32
-MARKS = ("<!-- rules -->", "<!-- results -->", "<!-- families -->")
 
 
 def results(name: str) -> dict:
@@ -85,21 +83,29 @@ def families_table(found: dict) -> str:
     return "\n".join(lines)
 
 
-def page() -> str:
-    """The page's text."""
-    parts = []
-    for name in ("stories260K", "embedded"):
-        found = results(name)
-        parts += [f"### {name}"]
-        parts += [results_table(found, keys) for keys in (("llama_cpp",), ("ctranslate2", "openvino"), ("onnx", "mlx"))]
-    text = TEXT.read_text(encoding="utf-8")
-    for mark, table in zip(
-        MARKS, (rules_table(), "\n\n".join(parts), families_table(results("families"))), strict=True
-    ):
-        assert mark in text, f"{TEXT.name} lacks {mark}"
-        text = text.replace(mark, table)
+def filled(text_name: str, **tables: str) -> str:
+    """A text beside this file with tables in place of their marks."""
+    text = Path(__file__).with_name(text_name).read_text(encoding="utf-8")
+    for name, table in tables.items():
+        assert f"<!-- {name} -->" in text, f"{text_name} lacks <!-- {name} -->"
+        text = text.replace(f"<!-- {name} -->", table)
     return text
 
 
+def pages() -> dict[Path, str]:
+    """The text of each page."""
+    parts = []
+    for name in ("stories260K", "embedded"):
+        found = results(name)
+        parts += [f"## {name}"]
+        parts += [results_table(found, keys) for keys in (("llama_cpp",), ("ctranslate2", "openvino"), ("onnx", "mlx"))]
+    families = families_table(results("families"))
+    return {
+        RULES_PAGE: filled("page_text.md", rules=rules_table()),
+        RESULTS_PAGE: filled("results_text.md", results="\n\n".join(parts), families=families),
+    }
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The tables of ../../docs/one_shot.md, out of the benchmark's JSON alone."""
+"""The tables of ../../docs/calibration_cost.md, out of the benchmark's JSON alone."""
 
 from __future__ import annotations
 
