@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 import re
+import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import datasets
 import pytest
+import shear
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from hf_shear import ShearTrainingArguments
+from hf_shear.cli import VERBS
 from hf_shear.data import first_sample
+from hf_shear.runs import choose_target, parse_arguments
+from hf_shear.shapes import count_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "examples" / "docs"
@@ -52,6 +60,39 @@ def test_ci_runs_what_the_readme_says():
     assert "run: .ci/run" in workflow and "run: basedpyright" in workflow
 
 
+def commands(page: Path) -> list[list[str]]:
+    """The words of every command in the shell blocks of a page that hf_shear parses."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    found = [shlex.split(line.replace("...", ""), comments=True) for line in lines]
+    return [words for words in found if words[:1] == ["hf-shear"] or "examples/shear.py" in words]
+
+
+@pytest.mark.parametrize("page", READ, ids=lambda page: f"{page.parent.name}/{page.name}")
+def test_commands_have_no_unknown_options(page):
+    for words in commands(page):
+        if words[0] == "hf-shear":
+            assert words[1] in VERBS, words
+            verb = importlib.import_module(f"hf_shear.cli.{words[1]}")
+            classes = (verb.Arguments, *getattr(verb, "OTHERS", ()))
+        else:
+            words, classes = (
+                words[words.index("examples/shear.py") :],
+                (shear.PipelineArguments, ShearTrainingArguments),
+            )
+        known = {field.name for each in classes for field in fields(each)} | {"config"}
+        assert {word[2:] for word in words if word.startswith("--")} <= known, words
+
+
+def test_the_large_example_names_the_paper_s_shape():
+    (words,) = (words for words in commands(DOCS / "masks.md") if "zero3.yaml" in " ".join(words))
+    flags = [*words[words.index("examples/shear.py") + 1 :], "--bf16", "false", "--use_cpu", "true"]
+    pipeline, args = parse_arguments((shear.PipelineArguments, ShearTrainingArguments), flags)
+    assert pipeline.recovery_tokens == 5_000_000_000 and args.activation_checkpointing is True
+    llama_2_7b = LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, intermediate_size=11008)
+    assert count_parameters(llama_2_7b, choose_target(pipeline, llama_2_7b)[0]) == 1_345_423_360
+
+
 @pytest.fixture
 def run_block(tmp_path, monkeypatch):
     """Runs a Python block of a page in a folder with ``text`` in two domains, and returns the names it leaves."""
@@ -84,7 +125,7 @@ def tiny(build_llama):
 
 
 def test_the_readme_prunes(run_block):
-    names = run_block("README.md")
+    names = run_block("README.md", replace={"take(16)": "take(2)"})
     pruned = AutoModelForCausalLM.from_pretrained("pruned")
     assert type(pruned) is LlamaForCausalLM and pruned.config.intermediate_size == 192
     assert names["pruning"].config == type(names["pruning"].config)()  # the defaults, as the text says
@@ -126,7 +167,9 @@ def test_data(run_block, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)  # the Hub
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
     short = {"max_length=4096": "max_length=128"}
-    names = run_block("examples/docs/large_data.md", replace=short | {"num_proc=16": "num_proc=None"}, tokenizer=tokenizer)
+    names = run_block(
+        "examples/docs/large_data.md", replace=short | {"num_proc=16": "num_proc=None"}, tokenizer=tokenizer
+    )
     assert datasets.load_from_disk("packed").column_names == names["train"].column_names
     names = run_block("examples/docs/large_data.md", 1, short, tokenizer=tokenizer)
     assert set(names["train"]) == {"web", "wiki"} and len(first_sample(names["train"]["web"])["input_ids"]) == 128
@@ -134,5 +177,7 @@ def test_data(run_block, monkeypatch):
 
 def test_zeros(run_block, tiny):
     ids = tiny["batches"][0]["input_ids"]
-    done = run_block("examples/docs/surgeon_structures.md", replace={"=40)": "=2)"}, model=tiny["model"], ids=ids)["done"]
+    done = run_block("examples/docs/surgeon_structures.md", replace={"=40)": "=2)"}, model=tiny["model"], ids=ids)[
+        "done"
+    ]
     assert done.size == pytest.approx(0.7, abs=0.01) and done.loss_after < 20

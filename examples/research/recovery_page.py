@@ -1,4 +1,4 @@
-"""Build model_cards/recovery.md, and the advice in examples/docs/recovery.md, from the results of examples/research/compare_recovery.py.
+"""Build model_cards/recovery.md and the advice in examples/docs/recovery.md from the results of compare_recovery.py.
 
     python -m examples.research.recovery_page  # rebuild from model_cards/recovery
     python -m examples.research.recovery_page --add embedded part.json ...  # keep results, of one call or of several, first
@@ -182,7 +182,11 @@ def counted(winners: list[tuple[str, bool]]) -> str:
 
 def advised() -> str:
     """The page of the docs with the advice of today between its marks."""
-    return put_between(ADVISED.read_text(encoding="utf-8"), MARKS, f"\n{textwrap.fill(advice(), 122, break_long_words=False, break_on_hyphens=False)}\n")
+    return put_between(
+        ADVISED.read_text(encoding="utf-8"),
+        MARKS,
+        f"\n{textwrap.fill(advice(), 122, break_long_words=False, break_on_hyphens=False)}\n",
+    )
 
 
 def add(name: str, paths: list[Path]) -> None:

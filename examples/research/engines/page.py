@@ -1,4 +1,4 @@
-"""Build examples/docs/engines.md from the rules of `hf_shear.publishing`, model_cards/engines.md from what measure.py found.
+"""Build examples/docs/engines.md from the rules of `hf_shear.publishing`, and model_cards/engines.md from measurements.
 
     python -m examples.research.engines.page
 
