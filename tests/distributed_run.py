@@ -58,7 +58,7 @@ class NotingTrainer(ShearTrainer):
             "step": self.state.global_step,
             "micro_batch": self.micro_batch,
             "input_ids": inputs["input_ids"].tolist(),
-            "mixture_weights": self.sampler.mixture_weights,
+            "mixture_weights": self.domains.sampler.mixture_weights,
             "masks": masks_of(self.masked_model),
         }
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -78,9 +78,9 @@ class NotingTrainer(ShearTrainer):
                 os.kill(os.getpid(), signal.SIGKILL)
         return found
 
-    def _save_optimizer_and_scheduler(self, output_dir):
+    def save_state(self, checkpoint):
         """Overridden: the checkpoint that takes too long was asked for."""
-        super()._save_optimizer_and_scheduler(output_dir)
+        super().save_state(checkpoint)
         if self.options.fault == "slow_save" and self.state.global_step >= self.options.fault_at:
             time.sleep(HANGING)
 
@@ -150,7 +150,7 @@ def main() -> None:
     trainer.save_model(str(options.output_dir / "end"))
     drifted = None
     if settings is not None:
-        optimizer = trainer.mask_optimizer
+        optimizer = trainer.mask_learning.optimizer
         drifted = [optimizer.drifted()]
         with torch.no_grad():  # one bit of one mask in the last process alone
             first = next(iter(optimizer.masks.parameters())).view(-1)
@@ -170,7 +170,7 @@ def main() -> None:
         "mask_report": trainer.mask_report,
         "drifted": drifted,
         "judged": {name: value for name, value in judged.items() if name != "seconds"},
-        "sampler": trainer.sampler.state_dict(),
+        "sampler": trainer.domains.sampler.state_dict(),
     }
     if settings is not None:
         end["kept"] = {name: kept.int().tolist() for name, kept in trainer.masked_model.masks.kept_units().items()}

@@ -145,7 +145,7 @@ def test_what_another_launch_can_resume(written, before, backend, now, message, 
     [
         (
             {},
-            "its shear_state.json has no backend, num_processes, decides, may_change, sampler. Resume with the release",
+            "its shear_state.json has no backend, num_processes, decides, may_change, parts. Resume with the release",
         ),
         (
             {"lagrangian_total": float("nan")},

@@ -19,16 +19,15 @@ from training_helpers import (
 )
 
 from hf_shear.distillation import Teacher, store_teacher_logits
-from hf_shear.training import EvaluationLog
 from hf_shear.training.cost import (
     CostCallback,
-    cost_report,
     evaluation_samples_per_domain,
     memory_line,
     num_evaluations,
     training_setup,
 )
-from hf_shear.training.mask_report import mask_report, warn_if_off_target
+from hf_shear.training.history import evaluation_history
+from hf_shear.training.mask_learning import mask_report, warn_if_off_target
 from hf_shear.training.memory_recovery import FrozenSetup, TeachingSetup
 from hf_shear.training.memory_setup import TrainingSetup
 from hf_shear.training.progress import EpochCallback, LinePrinterCallback, ShearProgressCallback, log_line
@@ -60,7 +59,7 @@ def test_evaluation_spends_no_more_than_its_share(tmp_path, share, expected):
     """8 steps x 4 samples, 2 evaluations and the one for reference losses, 3 domains."""
     args = make_args(tmp_path, eval_strategy="steps", eval_steps=4, eval_token_share=share)
     trainer = make_trainer(plain_model(), args, held_out=held_out_domains(9))
-    assert evaluation_samples_per_domain(trainer) == expected == max(int(share * 8 * 4 / 3 / 3), 1)
+    assert evaluation_samples_per_domain(args, 3) == expected == max(int(share * 8 * 4 / 3 / 3), 1)
     if expected > 1:
         trainer.train()
         rows = [row for row in trainer.state.log_history if "eval_tokens" in row]
@@ -70,59 +69,62 @@ def test_evaluation_spends_no_more_than_its_share(tmp_path, share, expected):
 
 def test_an_evaluation_that_must_cost_more_says_so(tmp_path):
     args = make_args(tmp_path, eval_strategy="steps", eval_steps=1, eval_token_share=0.05)
-    trainer = make_trainer(plain_model(), args)
     text = (
         r"Even one held-out sample per domain spends 84.4% of the training tokens.*`eval_token_share` \(5.0%\).*`eval_"
     )
     with pytest.warns(UserWarning, match=text):  # 3 domains x 9 evaluations / 32 samples
-        CostCallback(trainer).on_train_begin(args, trainer.state, None)
+        CostCallback(str, 3).on_train_begin(args, SimpleNamespace(is_world_process_zero=False), None)
+
+
+def setup_of(trainer):
+    """What a step's memory depends on."""
+    sample = trainer.train_dataset["books"][0]
+    teaching = trainer.distiller and trainer.distiller.teaching_setup(sample)
+    return training_setup(trainer.args, trainer.model, trainer.sample_length, trainer.accelerator.state, teaching)
 
 
 def test_the_setup_of_memory_is_read_off_the_trainer(tmp_path):
-    setup = training_setup(make_trainer(plain_model(), make_args(tmp_path)))
+    setup = setup_of(make_trainer(plain_model(), make_args(tmp_path)))
     assert setup == TrainingSetup(4, LENGTH)
     args = make_args(tmp_path, activation_checkpointing=True, gradient_accumulation_steps=2, bf16=True)
-    setup = training_setup(make_trainer(masked_model(), args))
+    setup = setup_of(make_trainer(masked_model(), args))
     assert setup == TrainingSetup(
         4, LENGTH, autocast=True, activation_checkpointing=True, gradient_accumulation_steps=2
     )
     trainer = make_trainer(masked_model(), make_args(tmp_path, bf16=True))
     trainer.model.bfloat16()  # its masks stay float32
-    assert training_setup(trainer) == TrainingSetup(4, LENGTH, weight_dtype="bfloat16")
+    assert setup_of(trainer) == TrainingSetup(4, LENGTH, weight_dtype="bfloat16")
 
 
 def test_the_setup_of_a_recovery_is_read_off_the_trainer(tmp_path):
     pytest.importorskip("peft")
     norms = make_trainer(plain_model(), make_args(tmp_path, recovery_method="norms_and_biases"))
-    assert training_setup(norms) == TrainingSetup(4, LENGTH, frozen=FrozenSetup(18 * 7))
-    assert memory_line(norms).endswith("(126 parameters of norms and biases are trained)")
+    assert setup_of(norms) == TrainingSetup(4, LENGTH, frozen=FrozenSetup(18 * 7))
+    assert norms.memory_line().endswith("(126 parameters of norms and biases are trained)")
     teacher = plain_model(3, intermediate_size=30)
     config = {"r": 2, "target_modules": "all-linear"}
     args = make_args(tmp_path, recovery_method="lora", peft_config=config, distillation="forward_kl")
     adapters = make_trainer(plain_model(), args, teacher=teacher)
     count = 3 * 2 * (2 * (18 + 24) + 2 * (18 + 12) + 3 * (18 + 24))
-    assert training_setup(adapters) == TrainingSetup(
+    assert setup_of(adapters) == TrainingSetup(
         4, LENGTH, frozen=FrozenSetup(count, True, 7 * 2), teaching=TeachingSetup(teacher.config)
     )
     said = f"({count:,} parameters of adapters are trained; the teacher on the device, the student's logits in chunks)"
-    assert memory_line(adapters).endswith(said) and "teacher " in memory_line(adapters)
+    assert adapters.memory_line().endswith(said) and "teacher " in adapters.memory_line()
 
 
 def test_the_setup_of_stored_logits(tmp_path):
     stored = store_teacher_logits(train_domains(), Teacher(plain_model(3)), tmp_path / "logits", top_k=5)
     trainer = make_trainer(plain_model(), make_args(tmp_path, distillation="forward_kl"), train=stored)
-    assert training_setup(trainer).teaching == TeachingSetup(None, "stored", top_k=5)
-    assert memory_line(trainer).endswith("(stored logits, the student's logits in chunks)")
+    assert trainer.distiller.teaching_setup(stored["books"][0]) == TeachingSetup(None, "stored", top_k=5)
+    assert trainer.memory_line().endswith("(stored logits, the student's logits in chunks)")
 
 
-def shared_trainer(tmp_path, state, world_size=8):
-    """What the estimate reads of a trainer under a backend that one process can not start."""
-    trainer = make_trainer(masked_model(), make_args(tmp_path))
-    changes = {"world_size": world_size, "train_batch_size": 4, "recovery": trainer.args.recovery}
-    args = SimpleNamespace(**vars(trainer.args) | changes)
-    return SimpleNamespace(
-        distiller=None, args=args, model=trainer.model, sample_length=LENGTH, accelerator=SimpleNamespace(state=state)
-    )
+def shared_facts(tmp_path, state, world_size=8):
+    """What the estimate reads under a backend that one process can not start."""
+    args = make_args(tmp_path)
+    changes = {"world_size": world_size, "train_batch_size": 4, "recovery": args.recovery}
+    return SimpleNamespace(**vars(args) | changes), masked_model(), LENGTH, state
 
 
 @pytest.mark.parametrize(
@@ -143,26 +145,26 @@ def shared_trainer(tmp_path, state, world_size=8):
 def test_the_setup_of_deepspeed(tmp_path, config, stage, expected):
     plugin = SimpleNamespace(deepspeed_config=config, zero_stage=stage)
     state = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, deepspeed_plugin=plugin)
-    trainer = shared_trainer(tmp_path, state)
-    assert training_setup(trainer) == TrainingSetup(4, LENGTH, num_devices=8, **expected)
-    assert f"memory per device with AdamW, {expected['backend']} on 8 devices, about " in memory_line(trainer)
-    assert ("; on the host " in memory_line(trainer)) == ("offload" in expected)
+    facts = shared_facts(tmp_path, state)
+    assert training_setup(*facts) == TrainingSetup(4, LENGTH, num_devices=8, **expected)
+    assert f"memory per device with AdamW, {expected['backend']} on 8 devices, about " in memory_line(*facts)
+    assert ("; on the host " in memory_line(*facts)) == ("offload" in expected)
 
 
 def test_the_setup_of_fsdp_and_ddp(tmp_path):
     plugin = SimpleNamespace(cpu_offload=None)
     state = SimpleNamespace(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)
     expected = TrainingSetup(4, LENGTH, backend="fsdp2", num_devices=8)
-    assert training_setup(shared_trainer(tmp_path, state)) == expected
+    assert training_setup(*shared_facts(tmp_path, state)) == expected
     state = SimpleNamespace(distributed_type=DistributedType.MULTI_CPU)
     expected = TrainingSetup(4, LENGTH, backend="ddp", num_devices=2)
-    assert training_setup(shared_trainer(tmp_path, state, world_size=2)) == expected
+    assert training_setup(*shared_facts(tmp_path, state, world_size=2)) == expected
 
 
 def test_memory_that_is_not_known_says_why(tmp_path):
     trainer = make_trainer(plain_model(), make_args(tmp_path))
     trainer.model.half()
-    line = memory_line(trainer)
+    line = trainer.memory_line()
     assert line.startswith(
         "memory per device: not estimated. `weight_dtype` must be one of float32, bfloat16, but it is "
     )
@@ -171,7 +173,7 @@ def test_memory_that_is_not_known_says_why(tmp_path):
 def test_the_cost_report(tmp_path):
     args = make_args(tmp_path, max_steps=2000, gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=500,
                      eval_token_share=0.05, hardening_ratio=0.25)  # fmt: skip
-    lines = cost_report(make_trainer(masked_model(), args, held_out=held_out_domains(6))).splitlines()
+    lines = make_trainer(masked_model(), args, held_out=held_out_domains(6)).cost_report().splitlines()
     assert lines[0] == (
         "Mask learning: 256,000 tokens in 2,000 steps of 8 x 16 tokens (1 process(es) x 4 samples x 2 accumulated)"
     )
@@ -189,17 +191,17 @@ def test_the_cost_report(tmp_path):
 def test_given_references_cost_no_evaluation(tmp_path):
     references = dict.fromkeys(DOMAINS, 2.0)
     args = make_args(tmp_path, max_steps=2000, eval_strategy="steps", eval_steps=500, reference_losses=references)
-    lines = cost_report(make_trainer(plain_model(), args, held_out=held_out_domains(6))).splitlines()
+    lines = make_trainer(plain_model(), args, held_out=held_out_domains(6)).cost_report().splitlines()
     assert lines[1] == "  evaluation: 4 x 288 held-out tokens, 0.9% of the training tokens"
 
 
 def test_masks_that_never_harden_say_so(tmp_path):
-    lines = cost_report(make_trainer(masked_model(), make_args(tmp_path, hardening_ratio=0.0))).splitlines()
+    lines = make_trainer(masked_model(), make_args(tmp_path, hardening_ratio=0.0)).cost_report().splitlines()
     assert lines[1].endswith("; never hardened")
 
 
 def test_the_cost_report_of_recovery_is_short(tmp_path):
-    lines = cost_report(make_trainer(plain_model(), make_args(tmp_path))).splitlines()
+    lines = make_trainer(plain_model(), make_args(tmp_path)).cost_report().splitlines()
     assert lines[0] == "Training: 512 tokens in 8 steps of 4 x 16 tokens (1 process(es) x 4 samples x 1 accumulated)"
     assert len(lines) == 2
 
@@ -260,7 +262,7 @@ def test_the_history_is_read_back_from_the_log(tmp_path):
     changes = {"eval_strategy": "steps", "eval_steps": 4, "hardening_ratio": 0.0}
     trainer = make_trainer(masked_model("hard_concrete"), make_args(tmp_path, **changes))
     trainer.train()
-    rows = EvaluationLog.read(trainer.state.log_history, "mask_learning", ["books", "code", "wiki"])
+    rows = evaluation_history(trainer.state.log_history, "mask_learning", ["books", "code", "wiki"])
     logs = [row for row in trainer.state.log_history if "eval_loss" in row]
     assert [row["num_tokens"] for row in rows] == [4 * 4 * LENGTH, 8 * 4 * LENGTH]
     for row, log in zip(rows, logs, strict=True):
@@ -268,7 +270,7 @@ def test_the_history_is_read_back_from_the_log(tmp_path):
         assert row["loss"] == {name: log[f"eval_{name}_loss"] for name in ("books", "code", "wiki")}
         assert log["eval_loss"] == pytest.approx(sum(row["loss"].values()) / 3)
         assert sum(row["mixture_weights"].values()) == pytest.approx(1.0)
-        assert row["reference_loss"] == trainer.reference_losses
+        assert row["reference_loss"] == trainer.domains.reference_losses
         assert row["target_shape"] == pytest.approx(TARGET)
         assert row["eval_tokens"] == log["eval_tokens"]
         assert row["eval_seconds"] == log["eval_runtime"] >= 0
@@ -277,7 +279,7 @@ def test_the_history_is_read_back_from_the_log(tmp_path):
     for index, kind in enumerate(masks.constrained):
         assert logs[-1][f"multiplier_linear/{kind.name}"] == masks.multiplier_linear[index].item() < 0
         assert logs[-1][f"multiplier_quadratic/{kind.name}"] == masks.multiplier_quadratic[index].item() > 0
-    assert EvaluationLog.read([{"eval_loss": 1.0}, {"loss": 2.0}], "recovery", ["books"]) == []
+    assert evaluation_history([{"eval_loss": 1.0}, {"loss": 2.0}], "recovery", ["books"]) == []
 
 
 # ---- masks ----------------------------------------------------------------------------------------------------
@@ -311,7 +313,7 @@ def test_masks_are_reported_once_just_before_they_harden(tmp_path):
     with pytest.warns(UserWarning, match="The learned masks have not met the target") as caught:
         trainer.train()
     assert len(caught) == 1
-    trainer._set_phase(3)  # masks did not learn here; 3 is the last step before hardening
+    trainer.mask_learning.set_phase(3)  # masks did not learn here; 3 is the last step before hardening
     assert trainer.mask_report == mask_report(model.masks)
 
 

@@ -25,7 +25,6 @@ from hf_shear import MaskSettings
 from hf_shear.data import TEACHER_COLUMNS
 from hf_shear.distillation import TEACHER_IDS, TEACHER_LOG_PROBS, DistillationSettings, Teacher, store_teacher_logits
 from hf_shear.training import default_peft_config, merge_adapter
-from hf_shear.training.cost import memory_line
 from hf_shear.training.distilling import Distiller
 
 DISTILLED = {"distillation": "forward_kl", "distillation_temperature": 2.0, "distillation_weight": 0.4}
@@ -205,8 +204,8 @@ def test_stored_logits_train_as_the_live_teacher_does(tmp_path):
 
 
 def test_the_cost_report_says_what_its_memory_counts(tmp_path):
-    assert "are trained" not in memory_line(trainer_of(tmp_path))
-    line = memory_line(trainer_of(tmp_path, **METHODS["norms_and_biases"] | DISTILLED))
+    assert "are trained" not in trainer_of(tmp_path).memory_line()
+    line = trainer_of(tmp_path, **METHODS["norms_and_biases"] | DISTILLED).memory_line()
     counted = (
         "126 parameters of norms and biases are trained; the teacher on the device, the student's logits in chunks"
     )
@@ -243,9 +242,9 @@ def test_sums_are_logged_as_means_and_kept_over_a_checkpoint():
     assert distiller.loss(outputs, labels, 16).item() == pytest.approx(0.75 * 0.5 + 0.25 * 4 * 0.25)
     assert distiller.loss(outputs, labels).item() == pytest.approx(0.75 * 1.0 + 0.25 * 4 * 0.5)  # 8 labels
     later = Distiller(distiller.settings, student, None, None)
-    later.load_state(distiller.state(), torch.device("cpu"))
-    assert later.log_entries(2, lambda sums: sums) == {"cross_entropy": 0.75, "divergence": 0.375}
-    assert later.log_entries(2, lambda sums: sums) == {} and later.state() is None
+    later.load_state_dict(distiller.state_dict(), distiller.own_state_dict(), True)
+    assert later.log_entries(2) == {"cross_entropy": 0.75, "divergence": 0.375}
+    assert later.log_entries(4) == {} and later.own_state_dict() == {"sums": None}
 
 
 def test_the_loader_and_the_store_call_the_columns_the_same():

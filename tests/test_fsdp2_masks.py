@@ -50,11 +50,11 @@ def test_a_norm_over_shards_is_looked_at_and_told_as_a_plain_number(process_grou
     trainer.train()
     mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
     for value in (2.5, float("nan")):
-        trainer.not_finite.zero_()
+        trainer.guard.start()
         norm = DTensor.from_local(torch.tensor(value), mesh)
         found = trainer._get_grad_norm(trainer.model, norm)
         assert not isinstance(found, DTensor)
-        assert bool(trainer.not_finite) == (value != 2.5)
+        assert bool(trainer.guard.found) == (value != 2.5)
 
 
 def test_the_policy_of_fsdp_adds_up_in_float32():

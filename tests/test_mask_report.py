@@ -7,7 +7,7 @@ import pytest
 
 from hf_shear.shapes import SHAPE_NAMES
 from hf_shear.training import ShearTrainingArguments
-from hf_shear.training.mask_report import warn_if_off_target
+from hf_shear.training.mask_learning import warn_if_off_target
 
 TOLERANCE = inspect.signature(ShearTrainingArguments).parameters["shape_gap_tolerance"].default
 

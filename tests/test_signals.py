@@ -110,7 +110,7 @@ def to_all_workers(loader_of):
 def test_workers_that_get_the_signal_too_go_on_reading_until_the_step_ends(whole_run, tmp_path, signum):
     case, changes = "recovery", {"save_strategy": "no", "dataloader_num_workers": 2}
     made = []
-    callback = Signals(signum, 2, send=to_all_workers(lambda: made[0].train_loader))
+    callback = Signals(signum, 2, send=to_all_workers(lambda: made[0].domains.loader))
     made.append(make_trainer(CASES[case][0](), arguments(tmp_path, case, **changes), callbacks=[callback]))
     with pytest.raises(StoppedBySignal, match="after step 3"):
         made[0].train()
@@ -134,13 +134,13 @@ def test_a_second_signal_ends_at_once_but_not_under_torchrun(tmp_path, monkeypat
 
 def test_a_signal_before_the_first_step_trains_nothing_and_one_behind_the_last_is_not_lost(tmp_path):
     trainer = make_trainer(CASES["recovery"][0](), arguments(tmp_path, "recovery", save_strategy="no"))
-    measure = trainer._source_losses
+    measure = trainer.source_losses
 
     def source_losses():
         os.kill(os.getpid(), signal.SIGTERM)
         return measure()
 
-    trainer._source_losses = source_losses
+    trainer.source_losses = source_losses
     with pytest.raises(StoppedBySignal, match="before the first step of this call: there is nothing new to save"):
         trainer.train()
     assert trainer.state.global_step == 0 and list(tmp_path.iterdir()) == []

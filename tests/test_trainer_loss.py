@@ -60,7 +60,7 @@ def test_the_reported_loss_has_no_lagrangian_in_it(tmp_path):
         model.masks.multiplier_quadratic.fill_(7.0)
     trainer = make_trainer(model, make_args(tmp_path, max_steps=1, gradient_accumulation_steps=2, hardening_ratio=0))
     model.train()
-    trainer._set_phase(0)
+    trainer.mask_learning.set_phase(0)
     penalty = model.masks.lagrangian().item()
     start = weights_of(model)
     trainer.train()
@@ -70,7 +70,7 @@ def test_the_reported_loss_has_no_lagrangian_in_it(tmp_path):
     trained_ids = [record["input_ids"] for record in trainer.records]
     model.load_state_dict(start)
     model.train()
-    trainer._set_phase(0)
+    trainer.mask_learning.set_phase(0)
     expected = torch.stack([next_token_loss(model, ids) for ids in trained_ids]).mean().item()
     assert log["loss"] == pytest.approx(expected, abs=1e-5)
     assert sum(record["loss"] for record in trainer.records) == pytest.approx(expected, abs=1e-5)

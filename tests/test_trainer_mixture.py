@@ -53,13 +53,13 @@ def test_weights_follow_the_rule_and_the_very_next_batch_follows_them(tmp_path, 
 def test_reference_losses_are_the_sources_own(tmp_path):
     """All gates open, however closed the masks are, and before any training."""
     trainer = trained(tmp_path, masked_model("relaxed_topk"), max_steps=2, eval_strategy="steps", eval_steps=2)
-    judged = trainer._training_eval_dataset()
+    judged = trainer.domains.judged()
     expected, _ = evaluate_domains(plain_model(), judged, 8)
-    assert trainer.reference_losses == pytest.approx(expected, abs=1e-5)
+    assert trainer.domains.reference_losses == pytest.approx(expected, abs=1e-5)
     masked, _ = evaluate_domains(masked_model("relaxed_topk"), judged, 8)
     assert max(abs(masked[name] - expected[name]) for name in expected) > 0.05
     plain = trained(tmp_path, plain_model(), max_steps=2, eval_strategy="steps", eval_steps=2)
-    assert plain.reference_losses == pytest.approx(expected, abs=1e-6)
+    assert plain.domains.reference_losses == pytest.approx(expected, abs=1e-6)
 
 
 def test_proportions_are_constant_when_asked_for(tmp_path):
@@ -68,7 +68,7 @@ def test_proportions_are_constant_when_asked_for(tmp_path):
                       eval_steps=2, max_steps=6)  # fmt: skip
     assert [_mixture(row) for row in _evaluations(trainer)] == [start] * 3
     assert all(record["mixture_weights"] == start for record in trainer.records)
-    assert trainer.reference_losses is None
+    assert trainer.domains.reference_losses is None
     assert trainer.stage_record("recovery")["history"][0]["mixture_weights"] == start
     assert "reference_loss" not in trainer.stage_record("recovery")["history"][0]
 
@@ -78,5 +78,5 @@ def test_the_evaluation_for_references_is_counted(tmp_path):
     record = trainer.stage_record("recovery")
     assert record["reference_tokens"] == record["history"][0]["eval_tokens"] > 0
     given = trained(tmp_path, plain_model(), eval_strategy="steps", eval_steps=4,
-                    reference_losses=trainer.reference_losses)  # fmt: skip
+                    reference_losses=trainer.domains.reference_losses)  # fmt: skip
     assert given.stage_record("recovery")["reference_tokens"] == 0

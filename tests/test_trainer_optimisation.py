@@ -72,14 +72,13 @@ def test_masks_and_multipliers_do_not_decay(tmp_path):
     assert torch.equal(same["model.norm.weight"], other["model.norm.weight"])
     assert not torch.equal(same["lm_head.weight"], other["lm_head.weight"])
     assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [10.0, 0.0]
-    groups = [*trainer.optimizer.param_groups, *trainer.mask_optimizer.optimizer.param_groups]
+    groups = [*trainer.optimizer.param_groups, *trainer.mask_learning.optimizer.optimizer.param_groups]
     every = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(every) == sorted(id(parameter) for parameter in decayed.parameters())
-    assert [group["weight_decay"] for group in trainer.mask_optimizer.optimizer.param_groups] == [0.0, 0.0]
+    assert [group["weight_decay"] for group in trainer.mask_learning.optimizer.optimizer.param_groups] == [0.0, 0.0]
 
 
 def test_a_plain_model_has_no_mask_optimizer(tmp_path):
     trainer = trained(tmp_path, plain_model(), max_steps=1)
-    assert trainer.mask_optimizer is None
+    assert trainer.mask_learning is None
     assert trainer.mask_report is None
-    assert trainer.schedule is None

@@ -43,10 +43,10 @@ def test_the_masks_rate_is_constant_or_the_weights(tmp_path):
     trainer = trained(tmp_path, masked_model(), **changes)
     logged = [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
     assert logged == pytest.approx([0, 5e-3, 1e-2, *(1e-2 * k / 6 for k in (5, 4, 3, 2, 1))])
-    assert trainer.mask_optimizer.rates["masks"] == 0.05
-    assert [trainer.mask_optimizer.factor(step) for step in range(8)] == [1.0] * 6 + [0.0] * 2
+    assert trainer.mask_learning.optimizer.rates["masks"] == 0.05
+    assert [trainer.mask_learning.optimizer.factor(step) for step in range(8)] == [1.0] * 6 + [0.0] * 2
     trainer = trained(tmp_path, masked_model(), **changes, mask_scheduler="weights")
-    assert [1e-2 * trainer.mask_optimizer.factor(step) for step in range(8)] == pytest.approx(logged)
+    assert [1e-2 * trainer.mask_learning.optimizer.factor(step) for step in range(8)] == pytest.approx(logged)
 
 
 def test_the_papers_mask_learning(tmp_path):

@@ -53,8 +53,8 @@ def assert_same_run(resumed, whole, first_step: int) -> None:
             assert found[name] == wanted[name], (name, wanted["step"])
     assert_equal_weights(resumed.model, weights_of(whole.model))
     assert logs_of(resumed) == logs_of(whole)
-    assert resumed.sampler.state_dict() == whole.sampler.state_dict()
-    assert resumed.reference_losses == whole.reference_losses
+    assert resumed.domains.sampler.state_dict() == whole.domains.sampler.state_dict()
+    assert resumed.domains.reference_losses == whole.domains.reference_losses
     assert resumed.mask_report == whole.mask_report
     mine, theirs = resumed.optimizer.state_dict(), whole.optimizer.state_dict()
     assert mine["param_groups"] == theirs["param_groups"]
@@ -92,7 +92,7 @@ def test_resuming_at_the_last_step_trains_nothing(whole_run, tmp_path):
     expected, found = whole.stage_record("stage"), resumed.stage_record("stage")
     assert [row["num_tokens"] for row in found["history"]] == [row["num_tokens"] for row in expected["history"]]
     assert all(found[name] == expected[name] for name in found if name != "history")
-    if resumed.learns_masks:
+    if resumed.mask_learning is not None:
         assert resumed.model.masks.phase == whole.model.masks.phase
         assert slice_model(resumed.model)[1] == slice_model(whole.model)[1]
 

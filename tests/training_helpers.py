@@ -159,12 +159,12 @@ class RecordingTrainer(ShearTrainer):
         record = {
             "step": self.state.global_step,
             "input_ids": inputs["input_ids"].tolist(),
-            "mixture_weights": self.sampler.mixture_weights,
+            "mixture_weights": self.domains.sampler.mixture_weights,
             "masks": masks_of(self.model),
         }
         record["loss"] = super().training_step(model, inputs, num_items_in_batch).item()
-        record["hidden_gates"] = self.model.model.embed_tokens.output_mask if self.learns_masks else None
-        record["phase"] = self.model.masks.phase if self.learns_masks else None
+        record["hidden_gates"] = self.model.model.embed_tokens.output_mask if self.mask_learning is not None else None
+        record["phase"] = self.model.masks.phase if self.mask_learning is not None else None
         self.records.append(record)
         return torch.tensor(record["loss"])
 

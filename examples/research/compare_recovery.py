@@ -28,9 +28,8 @@ from hf_shear import ShearTrainer, ShearTrainingArguments, runs
 from hf_shear.core import collect_versions, write_results
 from hf_shear.shapes import ModelShape, count_parameters, training_flops_per_token
 from hf_shear.sources import open_source
-from hf_shear.training import num_trainable, recovery_method
+from hf_shear.training import TrainingDivergedError, num_trainable, recovery_method
 from hf_shear.training.adapters import peft_config_from
-from hf_shear.training.errors import TrainingDivergedError
 
 from .shared import EXAMPLES, best_rate, next_rates
 

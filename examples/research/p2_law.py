@@ -27,7 +27,7 @@ from hf_shear.runs.domain_data import prepare_domain_data
 from hf_shear.scaling_law import Case, RecoveryRun, with_control
 from hf_shear.shapes import SHAPE_NAMES, count_parameters, shape_for_budget
 from hf_shear.sources import open_source
-from hf_shear.training.cost import evaluation_samples_per_domain
+from hf_shear.training import evaluation_samples_per_domain
 
 logger = logging.getLogger("p2_law")
 
@@ -125,7 +125,9 @@ class FamilyRuns:
             model = self.pruned(model, fraction)
         with tempfile.TemporaryDirectory() as folder:
             trainer = ShearTrainer(model, self.arguments(folder, hidden_size), self.data.train, self.data.judged)
-            judged = self.judged(evaluation_samples_per_domain(trainer))  # the samples that training evaluates on
+            judged = self.judged(
+                evaluation_samples_per_domain(trainer.args, len(self.data.judged))
+            )  # the samples that training evaluates on
             start_loss = trainer.evaluate(judged)["eval_loss"]
             trainer.train()
         rows = [row for row in trainer.state.log_history if "eval_loss" in row and "num_tokens" in row]

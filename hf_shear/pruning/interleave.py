@@ -25,6 +25,7 @@ from ..distillation import sampled_digest
 from ..modeling import AutoShearingModelForCausalLM, ShearingMixin, ShearingModel
 from ..slicing import count_kept_parameters
 from ..training import ShearTrainer, ShearTrainingArguments
+from ..training.part import Part
 from ..training.same_run import DIGEST
 from .config import PRUNING_SHARE, PruneConfig
 from .plan import Target, make_plan
@@ -101,6 +102,7 @@ class InterleavedTrainer(ShearTrainer):
             "num_stages": num_stages, "pruning_share": pruning_share, "restart_moments": restart_moments,
         }  # fmt: skip
         self.gates: dict[str, Tensor] = {}
+        self.parts.append(Gates(self.gates, self.args.device))
         self.events = pruning_steps(self.args.max_steps, num_stages, pruning_share)
         self.add_callback(PruneCallback(self))
 
@@ -124,21 +126,29 @@ class InterleavedTrainer(ShearTrainer):
         if self.restart_moments:
             self.optimizer.state.clear()
 
-    def _save_optimizer_and_scheduler(self, output_dir):
-        """Overridden: the gates are part of every checkpoint."""
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            gates = {name: gate.cpu().contiguous() for name, gate in self.gates.items()}
-            save_file(gates, os.path.join(output_dir, GATES_NAME))
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        """Overridden: the gates of the checkpoint are in use again."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            path = os.path.join(checkpoint, GATES_NAME)
-            if not os.path.isfile(path):
-                raise UsageError(f"The checkpoint {str(checkpoint)!r} has no {GATES_NAME}: it is of another training.")
-            self.gates.update({name: gate.to(self.args.device) for name, gate in load_file(path).items()})
+class Gates(Part):
+    """Keeps the gates in use in every checkpoint.
+
+    Args:
+        gates: in use, by kind of unit; changed in place.
+        device: of the training.
+    """
+
+    def __init__(self, gates: dict[str, Tensor], device: torch.device):
+        self.gates, self.device = gates, device
+
+    def save_files(self, checkpoint: str) -> None:
+        """Write the gates."""
+        gates = {name: gate.cpu().contiguous() for name, gate in self.gates.items()}
+        save_file(gates, os.path.join(checkpoint, GATES_NAME))
+
+    def load_files(self, checkpoint: str) -> None:
+        """Use the gates of the checkpoint again."""
+        path = os.path.join(checkpoint, GATES_NAME)
+        if not os.path.isfile(path):
+            raise UsageError(f"The checkpoint {str(checkpoint)!r} has no {GATES_NAME}: it is of another training.")
+        self.gates.update({name: gate.to(self.device) for name, gate in load_file(path).items()})
 
 
 class PruneCallback(TrainerCallback):

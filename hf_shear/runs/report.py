@@ -117,8 +117,8 @@ def write_report(folder: Path, results: dict) -> str:
     """Check and write ``results.json``, draw the pictures, and return the table to print.
 
     ``results`` holds, beside the contract's keys, ``kept`` (``KeptUnits.to_dict()``, None where nobody noted it),
-    ``history`` (rows of ``EvaluationLog.read`` over both stages), ``baseline_history`` (such rows by baseline, counted from
-    its own start) and ``sizes`` (rows of ``EvaluationLog.read_sizes``).
+    ``history`` (rows of ``evaluation_history`` over both stages), ``baseline_history`` (such rows by baseline, counted from
+    its own start) and ``sizes`` (rows of ``size_history``).
     """
     check_results(results)
     write_results(folder / RESULTS_NAME, results)

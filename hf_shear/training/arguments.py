@@ -21,6 +21,20 @@ _BUDGET_WARMUPS = ", ".join(f"{strategy.budget_warmup_ratio:g} for {name}" for n
 
 NO_DISTILLATION = "none"
 
+PAPER_MASK_LEARNING = {
+    "mask_learning_rate": 1.0,
+    "multiplier_learning_rate": 1.0,
+    "mask_scheduler": "weights",  # cosine with warm-up for masks and multipliers too
+    "budget_warmup_ratio": 0.2,  # 640 of 3200 steps
+    "hardening_ratio": 0.0,  # masks are never hardened; export folds their soft values in
+    "clip_masks": True,  # one norm over weights, masks and multipliers
+    "lr_scheduler_type": "cosine_with_min_lr",
+    "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+    "warmup_steps": 0.1,  # 320 of 3200 steps
+}
+"""Fields of ShearTrainingArguments for mask learning as the paper's reference code runs it (arXiv 2310.06694, section 3.1
+and appendix A). The paper's weights learn at 1e-4; `learning_rate` stays the user's."""
+
 _KNOWS_ACTIVATION_CHECKPOINTING = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
 
 
@@ -251,6 +265,22 @@ class ShearTrainingArguments(TrainingArguments):
     def samples_per_step(self) -> int:
         """Samples of one optimizer step over all processes and micro-batches."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    def set_steps(self, sample_length: int) -> None:
+        """Set ``max_steps`` from ``num_tokens``, for samples of ``sample_length`` tokens.
+
+        Raises:
+            ValueError: both are given, and differ.
+        """
+        if self.num_tokens is None:
+            return
+        steps = self.steps_for_tokens(self.num_tokens, sample_length)
+        if self.max_steps not in (-1, steps):
+            raise UsageError(
+                f"`num_tokens={self.num_tokens}` is {steps} steps, but `max_steps` is {self.max_steps}. Give one of the"
+                " two."
+            )
+        self.max_steps = steps
 
     def steps_for_tokens(self, num_tokens: int, sample_length: int) -> int:
         """Optimizer steps that see at least ``num_tokens`` tokens in samples of ``sample_length``."""

@@ -141,7 +141,7 @@ def check_resumable(checkpoint: str, backend: str, num_processes: int) -> dict:
         rescue = f"Resume from {whole[-1]!r}, the last whole one" if whole else "None beside it is whole: start anew"
         raise UsageError(f"`resume_from_checkpoint` {checkpoint!r} is not whole: {fault}. {rescue}.")
     state = read_state(checkpoint)
-    lacking = [name for name in ("backend", "num_processes", "decides", "may_change", "sampler") if name not in state]
+    lacking = [name for name in ("backend", "num_processes", "decides", "may_change", "parts") if name not in state]
     if lacking:
         raise UsageError(
             f"`resume_from_checkpoint` {checkpoint!r} can not be resumed: its {STATE_NAME} has no {', '.join(lacking)}."

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Mapping
 
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from ..data import first_sample
-from ..distillation import TEACHER_IDS
 from ..distillation.teachers import OFFLOADED, ON_DEVICE, STORED
+from ..masks import MaskSchedule, ShearingMasks
+from .arguments import ShearTrainingArguments
 from .memory import estimate_memory
 from .memory_recovery import TeachingSetup
 from .memory_setup import TrainingSetup
 from .progress import tell
 
 
-def num_evaluations(args) -> int:
+def num_evaluations(args: ShearTrainingArguments) -> int:
     """Evaluations that happen during training."""
     if args.eval_strategy == IntervalStrategy.NO:
         return 0
@@ -28,36 +31,51 @@ def num_evaluations(args) -> int:
     return math.ceil(args.max_steps / int(every))  # transformers evaluates after the last step, too
 
 
-def evaluation_samples_per_domain(trainer) -> int:
+def evaluation_samples_per_domain(args: ShearTrainingArguments, num_domains: int) -> int:
     """Held-out samples per domain and evaluation that ``eval_token_share`` pays for; at least one.
 
     The budget is eval_token_share x training tokens over all evaluations (with the one for reference losses, where
     they are to be measured) and over the domains, each of which gets the same number.
+
+    Args:
+        args: with ``max_steps`` (``set_steps``).
+        num_domains: that are evaluated on.
     """
-    args = trainer.args
     samples = args.eval_token_share * args.max_steps * args.samples_per_step()
-    return max(int(samples / max(_all_evaluations(args), 1) / len(trainer.eval_dataset)), 1)
+    return max(int(samples / max(_all_evaluations(args), 1) / num_domains), 1)
 
 
-def _all_evaluations(args) -> int:
+def _all_evaluations(args: ShearTrainingArguments) -> int:
     return num_evaluations(args) + measures_references(args)
 
 
-def measures_references(args) -> bool:
+def measures_references(args: ShearTrainingArguments) -> bool:
     """Whether training begins with an evaluation of the model as it comes."""
     return args.dynamic_batches and not args.reference_losses
 
 
-def training_setup(trainer) -> TrainingSetup:
-    """What the memory of a trainer's step depends on, read off its arguments, its model and its accelerator.
+def training_setup(
+    args: ShearTrainingArguments,
+    model: nn.Module,
+    sample_length: int,
+    state: AcceleratorState,
+    teaching: TeachingSetup | None = None,
+) -> TrainingSetup:
+    """What the memory of a training step depends on.
+
+    Args:
+        args: of the training.
+        model: that is trained, with its adapters.
+        sample_length: tokens of a sample.
+        state: of the accelerator.
+        teaching: of a distillation.
 
     Raises:
         ValueError: the model's weights have a dtype that memory is not calculated for.
     """
-    args, model, state = trainer.args, trainer.model, trainer.accelerator.state
     weights = (p for name, p in model.named_parameters() if p.is_floating_point() and not name.startswith("masks."))
     dtype = str(next(weights).dtype).removeprefix("torch.")
-    backend, more = ("ddp" if args.world_size > 1 else "single"), {}
+    backend, more = "ddp" if args.world_size > 1 else "single", {}
     if state.distributed_type == DistributedType.DEEPSPEED:
         config = state.deepspeed_plugin.deepspeed_config
         zero = config.get("zero_optimization", {})
@@ -72,7 +90,7 @@ def training_setup(trainer) -> TrainingSetup:
         backend, more["offload"] = "fsdp2", bool(state.fsdp_plugin.cpu_offload)
     return TrainingSetup(
         args.train_batch_size,
-        trainer.sample_length,
+        sample_length,
         weight_dtype=dtype,
         autocast=dtype == "float32" and (args.bf16 or args.fp16),
         activation_checkpointing=bool(args.activation_checkpointing),
@@ -80,27 +98,25 @@ def training_setup(trainer) -> TrainingSetup:
         backend=backend,
         num_devices=args.world_size,
         frozen=args.recovery.frozen_setup(model),
-        teaching=_teaching(trainer),
+        teaching=teaching,
         **more,
     )
 
 
-def _teaching(trainer) -> TeachingSetup | None:
-    """The teacher, or its stored logits."""
-    if trainer.distiller is None:
-        return None
-    teacher = trainer.distiller.teacher
-    if teacher is not None:
-        return TeachingSetup(teacher.model.config, teacher.placement, teacher.head.weight.element_size())
-    sample = first_sample(next(iter(trainer.train_dataset.values())))
-    return TeachingSetup(None, STORED, top_k=len(sample[TEACHER_IDS]) // trainer.sample_length)
+def memory_line(
+    args: ShearTrainingArguments,
+    model: nn.Module,
+    sample_length: int,
+    state: AcceleratorState,
+    teaching: TeachingSetup | None = None,
+) -> str:
+    """The estimate in one line, or why there is none (a model of another family, an uncommon dtype).
 
-
-def memory_line(trainer) -> str:
-    """The estimate in one line, or why there is none (a model of another family, an uncommon dtype)."""
+    The arguments are those of ``training_setup``.
+    """
     try:
-        setup = training_setup(trainer)
-        estimate = estimate_memory(trainer.model.config, setup)
+        setup = training_setup(args, model, sample_length, state, teaching)
+        estimate = estimate_memory(model.config, setup)
     except ValueError as error:
         return f"memory per device: not estimated. {error}"
     sharing = "one device" if setup.num_devices == 1 else f"{setup.num_devices} devices"
@@ -126,38 +142,45 @@ def _counted(setup: TrainingSetup) -> list[str]:
     return found
 
 
-def cost_report(trainer) -> str:
-    """Tokens, steps, evaluation and memory, in a few lines."""
-    args = trainer.args
-    per_step = args.samples_per_step() * trainer.sample_length
-    stage = "Mask learning" if trainer.learns_masks else "Training"
+def cost_report(
+    args: ShearTrainingArguments,
+    sample_length: int,
+    held_out: Mapping[str, int],
+    memory: str,
+    masks: ShearingMasks | None = None,
+    schedule: MaskSchedule | None = None,
+) -> str:
+    """Tokens, steps, evaluation and memory, in a few lines.
+
+    Args:
+        args: of the training, with ``max_steps``.
+        sample_length: tokens of a sample.
+        held_out: samples of each domain to evaluate on.
+        memory: ``memory_line``.
+        masks, schedule: if masks are learned.
+    """
+    per_step = args.samples_per_step() * sample_length
     lines = [
-        f"{stage}: {args.max_steps * per_step:,} tokens in {args.max_steps:,} steps of {args.samples_per_step()} x"
-        f" {trainer.sample_length} tokens ({args.world_size} process(es) x {args.train_batch_size} samples x"
-        f" {args.gradient_accumulation_steps} accumulated)"
+        f"{'Training' if masks is None else 'Mask learning'}: {args.max_steps * per_step:,} tokens in"
+        f" {args.max_steps:,} steps of {args.samples_per_step()} x {sample_length} tokens ({args.world_size} process(es) x"
+        f" {args.train_batch_size} samples x {args.gradient_accumulation_steps} accumulated)"
     ]
-    if trainer.learns_masks:
-        masks, schedule = trainer.masked_model.masks, trainer.schedule
+    if masks is not None and schedule is not None:
+        hardening = schedule.hardening_steps
         lines.append(
             f"  masks: {masks.settings.method}, {sum(p.numel() for p in masks.log_alpha.values()):,} units towards"
-            f" {masks.target}; "
-            + (
-                f"hardened over the last {schedule.hardening_steps} steps"
-                if schedule.hardening_steps
-                else "never hardened"
-            )
+            f" {masks.target}; " + (f"hardened over the last {hardening} steps" if hardening else "never hardened")
         )
-    if trainer.eval_dataset and num_evaluations(args):
-        per_domain = evaluation_samples_per_domain(trainer)
-        used = sum(min(per_domain, len(dataset)) for dataset in trainer.eval_dataset.values()) * trainer.sample_length
+    if held_out and num_evaluations(args):
+        per_domain = evaluation_samples_per_domain(args, len(held_out))
+        used = sum(min(per_domain, size) for size in held_out.values()) * sample_length
         total = used * _all_evaluations(args)
         lines.append(
             f"  evaluation: {num_evaluations(args)} x {used:,} held-out tokens"
             + (f" and {used:,} for reference losses" if measures_references(args) else "")
             + f", {total / (args.max_steps * per_step):.1%} of the training tokens"
         )
-    lines.append(f"  {memory_line(trainer)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"  {memory}"])
 
 
 def _gib(num_bytes: int) -> str:
@@ -165,17 +188,22 @@ def _gib(num_bytes: int) -> str:
 
 
 class CostCallback(TrainerCallback):
-    """Prints the cost report when training starts."""
+    """Prints the cost report when training starts, and warns of evaluations that cost more than their share.
 
-    def __init__(self, trainer):
-        self.trainer = trainer
+    Args:
+        report: makes the report.
+        num_domains: that are evaluated on.
+    """
+
+    def __init__(self, report: Callable[[], str], num_domains: int):
+        self.report, self.num_domains = report, num_domains
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            tell(args, cost_report(self.trainer))
-        trainer = self.trainer
-        if trainer.eval_dataset and num_evaluations(args) and evaluation_samples_per_domain(trainer) == 1:
-            share = len(trainer.eval_dataset) * _all_evaluations(args) / (args.max_steps * args.samples_per_step())
+            tell(args, self.report())
+        num_domains = self.num_domains
+        if num_domains and num_evaluations(args) and evaluation_samples_per_domain(args, num_domains) == 1:
+            share = num_domains * _all_evaluations(args) / (args.max_steps * args.samples_per_step())
             if share > args.eval_token_share * 1.001:
                 warnings.warn(
                     f"Even one held-out sample per domain spends {share:.1%} of the training tokens on evaluation, more"

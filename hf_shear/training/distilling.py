@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +21,13 @@ from ..distillation import (
     check_teacher_logits,
 )
 from ..distillation.distillation_head import make_distilling, make_plain
+from ..distillation.teachers import STORED
 from ..modeling import ShearingMixin
+from .memory_recovery import TeachingSetup
+from .part import Part
 
 
-class Distiller:
+class Distiller(Part):
     """Sets the student's head to compute losses, and adds up what is logged of them.
 
     Args:
@@ -31,21 +35,36 @@ class Distiller:
         student: plain, masked, or with adapters.
         teacher: a model; None where the samples carry stored teacher logits.
         autocast: makes the context manager in which the teacher runs.
+        reduce: (tensor, "sum" or "mean") -> the same over processes; needed if there are several.
+        reduction: "sum" where a step's loss is the sum over processes, "mean" where each divides by its own tokens.
+        device: of the training.
     """
 
+    name = "distillation"
+
     def __init__(
-        self, settings: DistillationSettings, student: PreTrainedModel, teacher: Teacher | None, autocast: Callable
+        self,
+        settings: DistillationSettings,
+        student: PreTrainedModel,
+        teacher: Teacher | None,
+        autocast: Callable,
+        reduce: Callable[[Tensor, str], Tensor] = lambda tensor, reduction: tensor,
+        reduction: str = "sum",
+        device: str | torch.device = "cpu",
     ):
         self.settings, self.teacher, self.autocast = settings, teacher, autocast
+        self.reduce, self.reduction, self.device = reduce, reduction, device
         self.vocab_size = student.config.vocab_size
         self.head = student.get_output_embeddings()
         self.sums: Tensor | None = None  # [cross-entropy, divergence] since the last log, nats per token of a step
+        self.logged_at = 0
 
     def start(self) -> None:
-        """Give the student the head that computes losses."""
+        """Give the student the head that computes losses, and add up anew."""
         make_distilling(self.head)
+        self.sums, self.logged_at = None, 0
 
-    def stop(self) -> None:
+    def end(self) -> None:
         """Give the student its stock head back."""
         make_plain(self.head)
 
@@ -78,21 +97,36 @@ class Distiller:
         weight, temperature = self.settings.weight, self.settings.temperature
         return (1 - weight) * means[0] + weight * temperature**2 * means[1]
 
-    def log_entries(self, num_steps: int, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    def log_entries(self, step: int) -> dict[str, float]:
         """Mean cross-entropy and divergence since the last call, nats per token."""
+        num_steps, self.logged_at = max(step - self.logged_at, 1), step
         if self.sums is None:
             return {}
-        cross_entropy, distance = (reduce(self.sums) / max(num_steps, 1)).tolist()
+        cross_entropy, distance = (self.reduce(self.sums, self.reduction) / num_steps).tolist()
         self.sums = None
         return {"cross_entropy": cross_entropy, "divergence": distance}
 
-    def state(self) -> list[float] | None:
-        """What this process has added up since the last log."""
-        return None if self.sums is None else self.sums.tolist()
+    def teaching_setup(self, sample: Mapping) -> TeachingSetup:
+        """What the memory of a step depends on: the teacher, or the stored logits of a training sample."""
+        if self.teacher is None:
+            return TeachingSetup(None, STORED, top_k=len(sample[TEACHER_IDS]) // len(sample["input_ids"]))
+        head = self.teacher.head.weight
+        return TeachingSetup(self.teacher.model.config, self.teacher.placement, head.element_size())
 
-    def load_state(self, sums: list[float] | None, device: torch.device) -> None:
-        """Go on adding up from ``state``; None starts anew."""
-        self.sums = None if sums is None else torch.tensor(sums, device=device)
+    def state_dict(self) -> dict[str, Any]:
+        """What processes have added up since the last log, as a mean over them."""
+        sums = None if self.sums is None else self.reduce(self.sums, "mean").tolist()
+        return {"sums": sums, "logged_at": self.logged_at}
+
+    def own_state_dict(self) -> dict[str, Any]:
+        """What this process has added up."""
+        return {"sums": None if self.sums is None else self.sums.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any], own: dict[str, Any], same_processes: bool) -> None:
+        """Go on adding up: each process from its own sum, or from the mean where their number is another."""
+        sums = own.get("sums", state["sums"]) if same_processes else state["sums"]
+        self.sums = None if sums is None else torch.tensor(sums, device=self.device)
+        self.logged_at = state["logged_at"]
 
 
 def make_distiller(
@@ -102,6 +136,8 @@ def make_distiller(
     train_dataset: Mapping | None,
     sample_length: int,
     autocast: Callable,
+    reduce: Callable[[Tensor, str], Tensor],
+    reduction: str,
     device: torch.device,
 ) -> Distiller | None:
     """The distiller that arguments, teacher and data ask for, or None.
@@ -130,7 +166,7 @@ def make_distiller(
         _check_own_weights(student, teacher.model if isinstance(teacher, Teacher) else teacher)
         teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher, device=device)
         check_teacher(student.config, teacher.model.config, sample_length or None)
-    return Distiller(settings, student, teacher, autocast)
+    return Distiller(settings, student, teacher, autocast, reduce, reduction, device)
 
 
 def _check_own_weights(student: PreTrainedModel, teacher: PreTrainedModel) -> None:

@@ -98,6 +98,21 @@ def deciding_arguments(args: ShearTrainingArguments) -> dict:
     return _json_ready(values | args.recovery.compared_on_resume(args))
 
 
+def deciding_values(
+    args: ShearTrainingArguments, model: PreTrainedModel, base_digest: str | None, teacher_digest: str | None
+) -> dict:
+    """JSON-ready values, by name, that decide the result beside the samples.
+
+    Args:
+        model: that is trained.
+        base_digest: of the weights that adapters stand on.
+        teacher_digest: of the teacher of a distillation.
+    """
+    values = deciding_arguments(args) | deciding_model(model) | {"optimizer steps": args.max_steps}
+    digests = {"the base's weights": base_digest, "the teacher": teacher_digest}
+    return values | {name: DIGEST + digest for name, digest in digests.items() if digest is not None}
+
+
 def changing_arguments(args: ShearTrainingArguments) -> dict:
     """Values of the arguments that may change on purpose, and of which it is told when they do."""
     return {name: getattr(args, name) for name in _TOLD} | {"number of processes": args.world_size}

@@ -71,8 +71,8 @@ def write_process_state(checkpoint: str, process: int, state: dict) -> None:
 
 
 def read_process_state(checkpoint: str, process: int) -> dict:
-    """What ``write_process_state`` wrote for this process; without streams for a process that was not there."""
+    """What ``write_process_state`` wrote for this process; {} for a process that was not there."""
     path = os.path.join(checkpoint, _PROCESS_STATE_NAME.format(process=process))
     if not os.path.isfile(path):
-        return {"streams": {}}
+        return {}
     return read_json(path)

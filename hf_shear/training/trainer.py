@@ -2,58 +2,52 @@
 
 from __future__ import annotations
 
+import os
 import time
-import warnings
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
 
-import torch
-from torch import Tensor
-from torch.distributed.tensor import DTensor
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
-from ..core import UsageError, locked_run, noted_signals, stop_of
-from ..data import (
-    TEACHER_COLUMNS,
-    DynamicBatchSampler,
-    DynamicDataLoader,
-    StreamDataLoader,
-    check_mixture_weights,
-    collate_domain_samples,
-    first_sample,
-    is_stream,
-    update_mixture_weights,
-    warn_of_runaway,
-)
+from ..core import UsageError, by_main_process, locked_run, noted_signals, stop_of
+from ..core.transformers_private import TrainerHooks
+from ..data import TEACHER_COLUMNS, DynamicDataLoader, StreamDataLoader, collate_domain_samples, first_sample
 from ..modeling import ShearingMixin
-from ..slicing import check_saves
+from ..slicing import check_saves, write_for_older_readers
 from ..sources import savable_generation_config
 from .arguments import ShearTrainingArguments
-from .backends import check_backend, check_optimizer, keep_masks_float32
+from .backends import backend_name, check_backend, check_optimizer, keep_masks_float32
 from .checkpoint_room import check_checkpoints
-from .checkpoints import last_whole_checkpoint
+from .checkpoints import CheckpointError, check_resumable, last_whole_checkpoint, note_files, unmark
 from .checks import check_datasets
-from .cost import CostCallback, evaluation_samples_per_domain, measures_references
+from .cost import CostCallback, cost_report, evaluation_samples_per_domain, measures_references, memory_line
 from .distilling import make_distiller
 from .domain_evaluation import evaluate_domains
-from .errors import TrainingDivergedError
-from .history import EvaluationLog
-from .mask_optimizer import MASKS, MULTIPLIERS, MaskOptimizer
-from .mask_report import mask_report, warn_if_off_target
+from .domain_mixture import DomainMixture
+from .finite_guard import FiniteGuard
+from .history import evaluation_history, size_history
+from .mask_learning import MaskLearning
 from .model_to_train import drop_unknown_tokens, model_to_train, special_token_ids
+from .part import Part
 from .progress import EpochCallback, LinePrinterCallback, ShearProgressCallback, tell
-from .resumable_trainer import ResumableTrainer
-from .schedules import peak_share
+from .same_run import changing_arguments, check_same_run, deciding_samples, deciding_values, differences
+from .schedules import set_peak_rate
+from .state_file import read_process_state, read_state, write_process_state, write_state
 from .stopping import StopRequest
+from .trusted_files import check_trusted, note_trusted, record_folder
 
 logger = logging.get_logger(__name__)
 
 
-class ShearTrainer(ResumableTrainer):
+class ShearTrainer(TrainerHooks):
     """Learns the masks of a masked model, or continues pre-training of a plain one, with dynamic batches.
 
     Args:
@@ -67,9 +61,20 @@ class ShearTrainer(ResumableTrainer):
         teacher: for ``args.distillation``: the model that was pruned, or a :class:`~hf_shear.distillation.Teacher` to say
             where it lives. None where the samples carry stored teacher logits.
 
+    Attributes:
+        parts: what the training is made of; the state of each is in every checkpoint.
+        domains: the part that draws batches and weighs domains.
+        mask_learning: the part that learns masks; None for a model without masks to learn.
+        distiller: the part that compares with a teacher; None without one.
+        guard: the part that looks for NaN.
+        sample_length: tokens of a sample.
+        base_digest: of the weights that adapters stand on; None without adapters.
+
     Raises:
         ValueError: data, model and arguments do not fit each other; each message says what to change.
     """
+
+    args: ShearTrainingArguments
 
     def __init__(
         self,
@@ -95,92 +100,73 @@ class ShearTrainer(ResumableTrainer):
                 " `dynamic_batches=False` says that this is meant, and silences this."
             )
         self.sample_length = len(first_sample(next(iter(train_dataset.values())))["input_ids"]) if train_dataset else 0
-        if args.num_tokens is not None and train_dataset:
-            steps = args.steps_for_tokens(args.num_tokens, self.sample_length)
-            if args.max_steps not in (-1, steps):
-                raise UsageError(
-                    f"`num_tokens={args.num_tokens}` is {steps} steps, but `max_steps` is {args.max_steps}. Give one of"
-                    " the two."
-                )
-            args.max_steps = steps
+        if train_dataset:
+            args.set_steps(self.sample_length)
         self._use_cache = model.config.use_cache  # transformers switches it off for training
-        self.learns_masks = isinstance(model, ShearingMixin) and bool(model.masks.constrained)
         if getattr(model, "generation_config", None) is not None:  # training changes it, and it is saved with the model
             model.generation_config = savable_generation_config(model.generation_config)
         check_saves(args.output_dir)  # transformers makes the folder next
         self._special_token_ids = special_token_ids(model)
-        model, self.base_digest = model_to_train(model, args, peft_config)
+        trained, self.base_digest = model_to_train(model, args, peft_config)
+        self.parts: list[Part] = []
         super().__init__(
-            model=model,
+            model=trained,
             args=args,
             data_collator=kwargs.pop("data_collator", collate_domain_samples),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=[EpochCallback(), CostCallback(self), MaskStepCallback(self), *(callbacks or [])],
+            callbacks=[
+                EpochCallback(), CostCallback(self.cost_report, len(eval_dataset or ())), PartsCallback(self.parts),
+                *(callbacks or []),
+            ],
             **kwargs,
-        )
+        )  # fmt: skip
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ShearProgressCallback())
         if self.pop_callback(PrinterCallback) is not None:
             self.add_callback(LinePrinterCallback())
         self.distiller = make_distiller(
-            args.distillation_settings(), model, teacher, train_dataset, self.sample_length, self.accelerator.autocast,
-            args.device,
+            args.distillation_settings(), trained, teacher, train_dataset, self.sample_length, self.accelerator.autocast,
+            self.accelerator.reduce, "sum" if args.average_tokens_across_devices else "mean", args.device,
         )  # fmt: skip
         if self.distiller is not None:
             self.compute_loss_func = self.distiller.loss
-        check_backend(self, self.learns_masks)
-        if self.learns_masks and self.optimizer is not None:
+        learns_masks = isinstance(model, ShearingMixin) and bool(model.masks.constrained)
+        check_backend(self, learns_masks)
+        if learns_masks and self.optimizer is not None:
             check_optimizer(self.optimizer, model)
         keep_masks_float32(self)
-        if self.learns_masks:
-            model.masks.rank = args.process_index
-        self.schedule = None
-        if self.learns_masks and args.max_steps > 0:
-            self.schedule = args.mask_schedule(args.max_steps, model.masks.settings.method)
-        self.sampler: DynamicBatchSampler | None = None
-        self.train_loader: DynamicDataLoader | StreamDataLoader | None = None
-        self.reference_losses = dict(args.reference_losses) if args.reference_losses else None
-        self.reference_tokens = 0
-        self.mask_optimizer: MaskOptimizer | None = None
-        self.mask_report: dict | None = None
+        self.domains = DomainMixture(args, train_dataset, eval_dataset)
+        self.mask_learning, rate = None, None
+        if learns_masks:
+            owns_parameters = self.is_deepspeed_enabled or self.is_fsdp_enabled
+            self.mask_learning = MaskLearning(args, lambda: self.masked_model, stay_apart=owns_parameters)
+            rate = self.mask_learning.rate
+        self.guard = FiniteGuard(args, rate, self.accelerator.reduce)
+        self._unlogged = UnloggedLoss(self)
+        found = (self.domains, self.distiller, self.mask_learning, self.guard, self._unlogged)
+        self.parts += [part for part in found if part is not None]
         self._good_checkpoint: str | None = None
         self._decides_result: dict | None = None
         self._stop_request: StopRequest | None = None
-        self.not_finite: Tensor | None = None
-        self.lagrangian_total: Tensor | None = None
         self.micro_batch = 0
-        self._lagrangian_logged_at = self._parts_logged_at = 0
-        self._unlogged_loss: tuple[float, int] | None = None
+
+    @property
+    def masked_model(self) -> ShearingMixin:
+        """The masked model without what a backend wraps around it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def mask_report(self) -> dict | None:
+        """How far masks were from the target's size before they hardened; None before that, and for a plain model."""
+        return None if self.mask_learning is None else self.mask_learning.report
 
     # ---- data -------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DynamicDataLoader | StreamDataLoader:
         """Overridden: batches follow the domain weights, and a weight change reaches the very next batch."""
-        if self.train_dataset is None:
-            raise UsageError("ShearTrainer needs `train_dataset`, a dict of packed samples per domain, to train.")
-        args = self.args
-        streams = {name for name, dataset in self.train_dataset.items() if is_stream(dataset)}
-        self.sampler = DynamicBatchSampler(
-            {name: None if name in streams else len(dataset) for name, dataset in self.train_dataset.items()},
-            args.train_batch_size,
-            mixture_weights=check_mixture_weights(args.mixture_weights, list(self.train_dataset)),
-            seed=args.data_seed if args.data_seed is not None else args.seed,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-            rank=args.process_index,
-            world_size=args.world_size,
-            on_new_pass=partial(tell, args),
-        )
-        self.train_loader = (StreamDataLoader if streams else DynamicDataLoader)(
-            self.train_dataset,
-            self.sampler,
-            self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
-            prefetch_factor=args.dataloader_prefetch_factor,
-        )
-        return self.train_loader
+        return self.domains.make_loader(self.data_collator)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Overridden: a global batch counts as consumed once it is handed to training."""
@@ -189,83 +175,29 @@ class ShearTrainer(ResumableTrainer):
             logger.info("The checkpoint is of the last step; there is nothing left to train.")
             self.control.should_epoch_stop = self.control.should_training_stop = True
             return [], None
-        if self._unlogged_loss is not None:
-            total, self._globalstep_last_logged = self._unlogged_loss
-            self._tr_loss.fill_(total)
-            self._total_loss_scalar -= total  # the mean over this call of train() is of its own steps
-            self._unlogged_loss = None
+        self._unlogged.put_back()
         batch_samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.sampler.commit()
+        self.domains.sampler.commit()
         self.micro_batch = 0
         return batch_samples, num_items
 
-    # ---- optimisation -----------------------------------------------------------------------------------------
-
-    @property
-    def _mask_rate(self) -> float:
-        return self.args.mask_rate(self.masked_model.masks.settings.method) if self.learns_masks else 0.0
-
-    def _create_mask_optimizer(self) -> MaskOptimizer:
-        """The optimizer of masks and multipliers: a constant rate until they harden, unless told otherwise."""
-        args, start = self.args, self.schedule.hardening_start
-        factor = (lambda step: 1.0 if step < start else 0.0) if args.mask_scheduler == "constant" else peak_share(args)
-        return MaskOptimizer(
-            self.masked_model.masks.to(args.device),
-            {MASKS: self._mask_rate, MULTIPLIERS: args.multiplier_learning_rate},
-            factor,
-            betas=(args.adam_beta1, args.adam_beta2),
-            eps=args.adam_epsilon,
-        )
-
-    def _clip_grad_norm(self, model):
-        """Overridden: ``clip_masks`` clips weights, masks and multipliers by one common norm (the paper)."""
-        if not (self.learns_masks and self.args.clip_masks):
-            return super()._clip_grad_norm(model)
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        norm = torch.linalg.vector_norm(torch.stack([norm, self.mask_optimizer.gradient_norm()]))
-        scale = (self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
-        for gradient in gradients:
-            gradient.mul_(scale)
-        self.mask_optimizer.scale_gradients(scale)
-        return norm
-
-    def _get_grad_norm(self, model, grad_norm=None):
-        """Overridden: every gradient is looked at, also those that are not clipped, before anything is saved."""
-        norm = super()._get_grad_norm(model, grad_norm)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # FSDP2
-        if self.is_deepspeed_enabled and norm is not None and norm < 0:
-            norm = float("nan")  # how DeepSpeed says it; its norm is a number on the host already
-        if norm is not None and not self._scales_loss:  # DeepSpeed has none before its first step
-            self._note_not_finite(norm)
-        if self.learns_masks:
-            for parameter in self.masked_model.masks.parameters():
-                if parameter.grad is not None:
-                    self._note_not_finite(parameter.grad.sum())
-        return norm
-
-    @property
-    def _scales_loss(self) -> bool:
-        """Whether fp16 scales the loss: a gradient that overflows is then part of the search for the scale."""
-        return self.accelerator.mixed_precision == "fp16"
-
-    def _prepare_input(self, data):
-        """Overridden: copies to the device without waiting for it; the loader pins its memory."""
-        if isinstance(data, Tensor) and not self.is_deepspeed_enabled:
-            return data.to(self.args.device, non_blocking=True)
-        return super()._prepare_input(data)
+    # ---- a step -----------------------------------------------------------------------------------------------
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Overridden: sets the masks' phase, and keeps the reported loss free of the Lagrangian."""
-        self._set_phase(self.state.global_step, self.micro_batch)
+        masks = self.mask_learning
+        before = None
+        if masks is not None:
+            masks.set_phase(self.state.global_step, self.micro_batch)
+            before = masks.lagrangian.clone()
         self.micro_batch += 1
-        lagrangian_before = self.lagrangian_total.clone() if self.lagrangian_total is not None else None
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._note_not_finite(loss)
-        if self.learns_masks and self.accelerator.sync_gradients:
-            self.mask_optimizer.reduce_gradients()
-        return loss if lagrangian_before is None else loss - (self.lagrangian_total - lagrangian_before)
+        self.guard.note(loss)
+        if masks is None:
+            return loss
+        if self.accelerator.sync_gradients and masks.optimizer is not None:
+            masks.optimizer.reduce_gradients()
+        return loss - (masks.lagrangian - before)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Overridden: compares with the teacher; adds the Lagrangian, once per step whatever the accumulation."""
@@ -278,23 +210,26 @@ class ShearTrainer(ResumableTrainer):
         finally:
             if self.distiller is not None:
                 self.distiller.clear_target()
-        penalty = getattr(outputs, "lagrangian_loss", None)
-        if penalty is not None and model.training:
-            # transformers sums micro-batch losses that are already divided by the step's token count.
-            share = penalty / self.current_gradient_accumulation_steps
-            loss = loss + share
-            if self.lagrangian_total is not None:
-                self.lagrangian_total += share.detach()
+        if self.mask_learning is not None and model.training:
+            loss = self.mask_learning.penalised(loss, outputs, self.current_gradient_accumulation_steps)
         return (loss, outputs) if return_outputs else loss
 
-    def _set_phase(self, step: int, micro_batch: int = 0) -> None:
-        if self.schedule is not None:
-            self.masked_model.set_mask_phase(self.masked_model.masks.strategy.phase(self.schedule, step, micro_batch))
+    def clip_gradients(self, model: nn.Module) -> Tensor | None:
+        """Hook: ``clip_masks`` clips weights, masks and multipliers by one common norm (the paper)."""
+        if self.mask_learning is None or not self.args.clip_masks:
+            return None
+        return self.mask_learning.clip(model, self.args.max_grad_norm)
 
-    @property
-    def masked_model(self) -> ShearingMixin:
-        """The masked model without what a backend wraps around it."""
-        return self.accelerator.unwrap_model(self.model)
+    def gradients_are_ready(self, norm: Tensor | float | None) -> None:
+        """Hook: every gradient is looked at, also those that are not clipped, before anything is saved."""
+        # fp16 scales the loss: a gradient that overflows is then part of the search for the scale.
+        # DeepSpeed has no norm before its first step.
+        if norm is not None and self.accelerator.mixed_precision != "fp16":
+            self.guard.note(norm)
+        if self.mask_learning is not None:
+            for parameter in self.mask_learning.masks.parameters():
+                if parameter.grad is not None:
+                    self.guard.note(parameter.grad.sum())
 
     # ---- the loop ---------------------------------------------------------------------------------------------
 
@@ -325,13 +260,8 @@ class ShearTrainer(ResumableTrainer):
                 f" after step {self.state.global_step}, which is saved in {self._good_checkpoint}",
                 "To go on: `trainer.train(resume_from_checkpoint=True)`.",
             )
-        if self.learns_masks and self.state.global_step < self.args.max_steps:
-            warnings.warn(
-                f"Mask learning stopped at step {self.state.global_step} of {self.args.max_steps}, before its masks were"
-                " settled: a slice now differs from what was trained. Resume from a checkpoint to finish.",
-                UserWarning,
-                stacklevel=2,
-            )
+        if self.mask_learning is not None:
+            self.mask_learning.check_steps(self.state.global_step)
         return output
 
     def _train(self, resume_from_checkpoint, **kwargs):
@@ -343,95 +273,63 @@ class ShearTrainer(ResumableTrainer):
             self.check_resume(str(resume_from_checkpoint))
         check_checkpoints(self)
         self.model.config.use_cache = self.args.use_cache
-        if self.distiller is not None:
-            self.distiller.start()
+        for part in self.parts:
+            part.start()
         try:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         finally:
             self.model.config.use_cache = self._use_cache
-            if self.distiller is not None:
-                self.distiller.stop()
-            if self.learns_masks and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-                self.masked_model.put_masks_back()  # those go on owning every parameter they find
-            if self.train_loader is not None:
-                self.train_loader.close()
-        self._set_phase(self.state.global_step)
-        self._read_not_finite()
+            for part in reversed(self.parts):
+                part.end()
+        self._set_phase()
+        self._check_finite()
         return output
 
-    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        """Overridden: device-side counters, and the reference losses of the model as it comes."""
+    def weights_are_loaded(self) -> None:
+        """Hook: special tokens that the model does not have are dropped, and parts begin."""
         drop_unknown_tokens(self.model, self._special_token_ids)
-        self.not_finite = torch.zeros((), dtype=torch.bool, device=self.args.device)
-        self.lagrangian_total = torch.zeros((), device=self.args.device)
-        self.mask_report, self._lagrangian_logged_at, self._parts_logged_at = None, 0, 0
-        if self.distiller is not None:
-            self.distiller.load_state(None, self.args.device)
-        if self.learns_masks:
-            self.masked_model.take_masks_apart()
-            self.mask_optimizer = self._create_mask_optimizer()
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        if self.learns_masks:
-            self.mask_optimizer.share()
-        if self.reference_losses is None and measures_references(self.args) and self.eval_dataset:
-            self.reference_losses, self.reference_tokens = self._source_losses()
-        if self._stop_request.agree() is not None:
+        for part in self.parts:
+            part.weights_are_loaded()
+
+    def model_is_wrapped(self) -> None:
+        """Hook: reference losses of the model as it comes, and a signal that came before the first step."""
+        if self.mask_learning is not None and self.mask_learning.optimizer is not None:
+            self.mask_learning.optimizer.share()
+        if self.domains.reference_losses is None and measures_references(self.args) and self.eval_dataset:
+            self.domains.reference_losses, self.domains.reference_tokens = self.source_losses()
+        if self._stop_request is not None and self._stop_request.agree() is not None:
             raise stop_of(
                 self._stop_request.agreed, " before the first step of this call: there is nothing new to save"
             )
-        return prepared
 
-    def _source_losses(self) -> tuple[dict[str, float], int]:
-        """Held-out losses of the model before any training, with all masks open."""
-        if not self.learns_masks:
-            return self._domain_losses(self._training_eval_dataset())
-        with self.masked_model.use_gates({}):
-            return self._domain_losses(self._training_eval_dataset())
-
-    def _maybe_log_save_evaluate(self, *args, **kwargs):
-        """Overridden: NaN is looked for here, before anything is logged or saved, and not in every step."""
-        if self.learns_masks and self.mask_report is None and self.state.global_step >= self.schedule.hardening_start:
-            self._report_masks()
+    def before_log_and_save(self) -> None:
+        """Hook: NaN is looked for here, before anything is logged or saved, and not in every step."""
+        if self.mask_learning is not None:
+            self.mask_learning.report_if_due(self.state.global_step)
         control = self.control
         if control.should_log or control.should_save or control.should_evaluate:
-            self._read_not_finite()
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-        if self._stop_request.agreed is None and self._stop_request.agree() is not None:
-            self._read_not_finite()
-            if self._good_checkpoint != self._checkpoint_folder():
-                self._save_checkpoint(*args[2:4])  # the model, the trial
-                self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-            self.control.should_training_stop = True
+            self._check_finite()
 
-    def _report_masks(self) -> None:
-        """Compare expected and target size just before masks harden (or at the end, if they never do)."""
-        self._set_phase(self.schedule.hardening_start - (1 if self.schedule.hardening_steps else 0))
-        self.mask_report = mask_report(self.masked_model.masks)
-        warn_if_off_target(self.mask_report, self.args.shape_gap_tolerance)
-
-    def _note_not_finite(self, value) -> None:
-        if self.not_finite is not None:
-            self.not_finite |= ~torch.isfinite(torch.as_tensor(value, device=self.not_finite.device))
-
-    def _read_not_finite(self) -> None:
-        if self.not_finite is None:
+    def after_log_and_save(self) -> None:
+        """Hook: a signal ends the training here, with a checkpoint."""
+        request = self._stop_request
+        if request is None or request.agreed is not None or request.agree() is None:
             return
-        # One process alone may have met it; all of them stop, or the others would wait for it.
-        if not self.accelerator.reduce(self.not_finite.float(), reduction="sum").item():
-            return
-        stage = "mask learning" if self.learns_masks else "training"
-        lower = [f"`learning_rate` ({self.args.learning_rate})"]
-        if self.learns_masks:
-            lower.append(f"`mask_learning_rate` ({self._mask_rate})")
-        if self.args.max_grad_norm:
-            lower.append(f"`max_grad_norm` ({self.args.max_grad_norm})")
-        rescue = "No checkpoint was written before that: start again"
-        if self._good_checkpoint is not None:
-            rescue = f"The last good checkpoint is {self._good_checkpoint}: resume from it"
-        raise TrainingDivergedError(
-            f"The loss or a gradient became NaN or infinite during {stage}, by step {self.state.global_step}. {rescue}"
-            f" with a lower {' or '.join(lower)}" + (", or with `bf16` in place of `fp16`." if self.args.fp16 else ".")
-        )
+        self._check_finite()
+        if self._good_checkpoint != self.checkpoint_folder():
+            self.save_checkpoint()
+        self.control.should_training_stop = True
+
+    def _set_phase(self) -> None:
+        if self.mask_learning is not None:
+            self.mask_learning.set_phase(self.state.global_step)
+
+    def _check_finite(self) -> None:
+        self.guard.check(self.state.global_step, self._good_checkpoint)
+
+    def _tell(self, text: str) -> None:
+        if self.is_world_process_zero():
+            tell(self.args, text)
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 
@@ -444,30 +342,33 @@ class ShearTrainer(ResumableTrainer):
         in_training = self.is_in_train and eval_dataset is None
         datasets = eval_dataset
         if datasets is None:
-            datasets = self._training_eval_dataset() if in_training else self.eval_dataset
+            datasets = self.domains.judged() if in_training else self.eval_dataset
         if not isinstance(datasets, Mapping):
             raise UsageError("`eval_dataset` must be a dict of packed samples per domain.")
-        self._set_phase(self.state.global_step)
+        self._set_phase()
         start = time.perf_counter()
-        losses, num_tokens = self._domain_losses(datasets)
+        losses, num_tokens = self.domain_losses(datasets)
         metrics = {f"{metric_key_prefix}_loss": sum(losses.values()) / len(losses)}
         metrics |= {f"{metric_key_prefix}_{name}_loss": loss for name, loss in losses.items()}
         seconds = round(time.perf_counter() - start, 4)
         metrics |= {f"{metric_key_prefix}_tokens": num_tokens, f"{metric_key_prefix}_runtime": seconds}
         if in_training:
-            self._update_mixture(losses)
-            metrics |= EvaluationLog.extra(self)
+            self.domains.update(losses)
+            metrics["num_tokens"] = self.tokens_seen()
+            for part in self.parts:
+                metrics |= part.evaluation_entries(self.state.global_step)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def predict(self, *args, **kwargs):
+    def predict(self, *args, **kwargs) -> NoReturn:
         """Not offered: logits of packed text are large, and of no use by themselves."""
         raise NotImplementedError(
             "ShearTrainer gives no predictions: `evaluate` gives the loss of each domain, the model's `generate` text."
         )
 
-    def _domain_losses(self, datasets: Mapping) -> tuple[dict[str, float], int]:
+    def domain_losses(self, datasets: Mapping) -> tuple[dict[str, float], int]:
+        """Held-out loss per domain in the masks' present phase, and the number of tokens (``evaluate_domains``)."""
         reduce = partial(self.accelerator.reduce, reduction="sum") if self.args.world_size > 1 else None
         return evaluate_domains(
             self.model_wrapped if self.is_deepspeed_enabled else self.model,
@@ -479,67 +380,228 @@ class ShearTrainer(ResumableTrainer):
             context=self.accelerator.autocast,
         )
 
-    def _training_eval_dataset(self) -> dict:
-        """The first samples of each held-out domain, as many as ``eval_token_share`` pays for."""
-        limit = evaluation_samples_per_domain(self)
-        return {name: dataset.select(range(min(limit, len(dataset)))) for name, dataset in self.eval_dataset.items()}
+    def source_losses(self) -> tuple[dict[str, float], int]:
+        """``domain_losses`` before any training, with all masks open."""
+        if self.mask_learning is None:
+            return self.domain_losses(self.domains.judged())
+        with self.masked_model.use_gates({}):
+            return self.domain_losses(self.domains.judged())
 
-    def _update_mixture(self, losses: dict[str, float]) -> None:
-        """Dynamic batch loading (arXiv 2310.06694, section 2.2)."""
-        if not self.args.dynamic_batches:
-            return
-        weights = update_mixture_weights(
-            self.sampler.mixture_weights,
-            losses,
-            self.reference_losses,
-            clamp_excess=self.args.clamp_excess,
-            floor=self.args.mixture_floor,
-            ceiling=self.args.mixture_ceiling,
-        )
-        warn_of_runaway(self.sampler.mixture_weights, weights, self.args.mixture_ceiling)
-        self.sampler.set_mixture_weights(weights)
+    # ---- what is told -----------------------------------------------------------------------------------------
 
     def log(self, logs, start_time=None):
-        """Overridden: adds the Lagrangian, the masks' sizes, and the two parts of a distillation loss, if there are any."""
-        if "loss" in logs and self.distiller is not None:
-            steps = self.state.global_step - self._parts_logged_at
-            # Where every process divides by its own tokens, the step's loss is the mean over processes.
-            reduction = "sum" if self.args.average_tokens_across_devices else "mean"
-            logs |= self.distiller.log_entries(steps, partial(self.accelerator.reduce, reduction=reduction))
-            self._parts_logged_at = self.state.global_step
-        if "loss" in logs and self.learns_masks and self.masked_model.masks.has_multipliers:
-            steps = max(self.state.global_step - self._lagrangian_logged_at, 1)
-            logs["lagrangian_loss"] = self.lagrangian_total.item() / steps
-            self.lagrangian_total.zero_()
-            self._lagrangian_logged_at = self.state.global_step
-        if "loss" in logs and self.learns_masks:
-            logs |= EvaluationLog.sizes(self)
+        """Overridden: beside the loss, what the parts have to say."""
+        if "loss" in logs:
+            for part in self.parts:
+                logs |= part.log_entries(self.state.global_step)
+            if self.mask_learning is not None:
+                logs["num_tokens"] = self.tokens_seen()
         super().log(logs, start_time)
 
     def tokens_seen(self) -> int:
         """Training tokens of this stage so far, over all processes."""
         return self.state.global_step * self.args.samples_per_step() * self.sample_length
 
+    def memory_line(self) -> str:
+        """The memory of a step in one line (``hf_shear.training.cost``)."""
+        teaching = None
+        if self.distiller is not None and self.train_dataset is not None:
+            teaching = self.distiller.teaching_setup(first_sample(next(iter(self.train_dataset.values()))))
+        return memory_line(self.args, self.model, self.sample_length, self.accelerator.state, teaching)
+
+    def cost_report(self) -> str:
+        """Tokens, steps, evaluation and memory of the training, in a few lines (``hf_shear.training.cost``)."""
+        held_out = {name: len(dataset) for name, dataset in (self.eval_dataset or {}).items()}
+        masks = self.mask_learning
+        learned = {} if masks is None else {"masks": masks.masks, "schedule": masks.schedule}
+        return cost_report(self.args, self.sample_length, held_out, self.memory_line(), **learned)
+
     def stage_record(self, stage: str) -> dict:
         """JSON-ready facts of a finished stage: tokens, history, passes per domain, weights, references."""
+        domains, log_history = self.domains, self.state.log_history
         return {
             "tokens": self.tokens_seen(),
-            "history": EvaluationLog.read(self.state.log_history, stage, list(self.train_dataset)),
-            "sizes": EvaluationLog.read_sizes(self.state.log_history),
-            "passes": self.sampler.passes,
-            "mixture_weights": self.sampler.mixture_weights,
-            "reference_losses": self.reference_losses,
-            "reference_tokens": self.reference_tokens,
-            "eval_samples": evaluation_samples_per_domain(self) if self.eval_dataset else 0,
+            "history": evaluation_history(log_history, stage, list(self.train_dataset or ())),
+            "sizes": size_history(log_history),
+            "passes": domains.sampler.passes,
+            "mixture_weights": domains.sampler.mixture_weights,
+            "reference_losses": domains.reference_losses,
+            "reference_tokens": domains.reference_tokens,
+            "eval_samples": (
+                evaluation_samples_per_domain(self.args, len(self.eval_dataset)) if self.eval_dataset else 0
+            ),
         }
 
+    # ---- checkpoints ------------------------------------------------------------------------------------------
 
-class MaskStepCallback(TrainerCallback):
-    """Takes the step of masks and multipliers with that of the weights."""
+    @contextmanager
+    def saving(self, checkpoint: str) -> Iterator[None]:
+        """Hook: masks are compared over processes first; a failure to write names the last good checkpoint."""
+        if (
+            self.mask_learning is not None
+            and self.mask_learning.optimizer is not None
+            and self.mask_learning.optimizer.drifted()
+        ):
+            raise RuntimeError(
+                f"Masks differ between processes at step {self.state.global_step}; they are kept equal by construction,"
+                " so a device computes wrongly, or something else wrote to them. No checkpoint was written."
+            )
+        if self.args.should_save:
+            unmark(checkpoint)  # one of an earlier run is not whole while it is written over
+        self.accelerator.wait_for_everyone()
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            good = (
+                f"The last good one is {self._good_checkpoint}" if self._good_checkpoint else "There is none before it"
+            )
+            raise CheckpointError(
+                f"The checkpoint {checkpoint} could not be written: {error}. {good}. Once what stopped it is mended (room"
+                " on the disk, a process that died), resume (`resume_from_checkpoint=True`)."
+            ) from error
+        self._good_checkpoint = checkpoint
 
-    def __init__(self, trainer: ShearTrainer):
+    def model_is_saved(self, folder: str) -> None:
+        """Hook: older readers find a tokenizer they know; adapters have a note of the weights they belong to."""
+        if self.processing_class is not None:
+            write_for_older_readers(self.processing_class, Path(folder))
+        self.args.recovery.save_record(folder, self.model, self.base_digest)
+
+    def save_state(self, checkpoint: str) -> None:
+        """Hook: the state of all parts is in every checkpoint, with what a resumed run is compared by."""
+        state = {part.name: part.state_dict() for part in self.parts if part.name}
+        own = {part.name: part.own_state_dict() for part in self.parts if part.name}
+        decides = self._decides()
+        if self.args.should_save:
+            facts = {
+                "parts": state,
+                "rates": self._peak_rates(),
+                "backend": backend_name(self),
+                "num_processes": self.args.world_size,
+                "decides": decides,
+                "may_change": self._may_change(),
+            }
+            write_state(checkpoint, facts)
+            for part in self.parts:
+                part.save_files(checkpoint)
+        os.makedirs(checkpoint, exist_ok=True)  # on machines without a part of it yet
+        write_process_state(checkpoint, self.args.process_index, own)
+
+    def state_is_saved(self, checkpoint: str) -> None:
+        """Hook: waits for all processes, so that what the main one writes next marks a whole checkpoint."""
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            note_files(checkpoint)
+        try:
+            note_trusted(checkpoint, backend_name(self))
+        except OSError as error:  # the checkpoint is as good; only this user's next resume has to say that it is theirs
+            self._tell(f"{record_folder()} could not be written ({error}): resuming will need `--trust_checkpoint`.")
+
+    def check_resume(self, checkpoint: str) -> None:
+        """Refuse, on every process and before anything of it is loaded, a checkpoint that is not of this run.
+
+        Raises:
+            ValueError: it is not whole, or of another launch; it holds pickles that this user did not write; or something
+                that decides the result has changed.
+        """
+        state = check_resumable(checkpoint, backend_name(self), self.args.world_size)
+        self.before_loading(checkpoint)
+        told = check_same_run(state["decides"], self._decides(), f"{checkpoint!r} would be continued")
+        told += differences(state["may_change"], self._may_change())
+        if told:
+            self._tell(f"Since {checkpoint} was written, {', '.join(told)}.")
+
+    def before_loading(self, checkpoint: str) -> None:
+        """Hook: files that run code when they are loaded must be this user's own."""
+        if not self.args.trust_checkpoint:
+            check_trusted(checkpoint, backend_name(self))
+
+    def load_state(self, checkpoint: str) -> None:
+        """Hook: all parts go on where they were; at other learning rates, if those are asked for."""
+        state, own = read_state(checkpoint), read_process_state(checkpoint, self.args.process_index)
+        for part in self.parts:
+            if part.name:
+                same_processes = state["num_processes"] == self.args.world_size
+                part.load_state_dict(state["parts"][part.name], own.get(part.name, {}), same_processes)
+            part.load_files(checkpoint)
+        self._good_checkpoint = checkpoint
+        # After a NaN a lower rate is asked for; masks take theirs from `args` in any case.
+        set_peak_rate(self.lr_scheduler, self.optimizer, self.args.learning_rate)
+        for role, now in self._peak_rates().items():
+            before = state["rates"][role]
+            if before != now:
+                self._tell(f"The checkpoint's learning rate of {role} was {before:g}; it goes on with {now:g}.")
+
+    def more_that_decides(self) -> dict:
+        """JSON-ready values that decide the result beside arguments, model, teacher and samples; for subclasses."""
+        return {}
+
+    def _decides(self) -> dict:
+        """What decides the result, by name; read once, since training changes some of it. All processes must ask."""
+        if self._decides_result is None:
+            teacher = self.distiller.teacher if self.distiller is not None else None
+            self._decides_result = (
+                deciding_values(
+                    self.args,
+                    self.accelerator.unwrap_model(self.model),
+                    base_digest=self.base_digest,
+                    teacher_digest=None if teacher is None else teacher.digest,
+                )
+                | by_main_process(lambda: deciding_samples(self.train_dataset, self.eval_dataset))
+                | self.more_that_decides()
+            )
+        return self._decides_result
+
+    def _may_change(self) -> dict:
+        """Arguments that may change on purpose; rates are compared by themselves."""
+        return {name: value for name, value in changing_arguments(self.args).items() if "learning_rate" not in name}
+
+    def _peak_rates(self) -> dict[str, float]:
+        masks = self.mask_learning
+        rates = {} if masks is None or masks.optimizer is None else masks.optimizer.rates
+        return {"weights": self.args.learning_rate} | rates
+
+
+class UnloggedLoss(Part):
+    """The training loss since the last log, which transformers keeps in no checkpoint."""
+
+    name = "unlogged_loss"
+
+    def __init__(self, trainer: TrainerHooks):
         self.trainer = trainer
+        self.start()
+
+    def start(self) -> None:
+        """Nothing is loaded."""
+        self.loaded: tuple[float, int] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The mean over processes."""
+        total, logged_at = self.trainer.unlogged_loss()
+        return {"total": self.trainer.accelerator.gather(total).mean().item(), "logged_at": logged_at}
+
+    def own_state_dict(self) -> dict[str, Any]:
+        """The sum of this process."""
+        return {"total": self.trainer.unlogged_loss()[0].item()}
+
+    def load_state_dict(self, state: dict[str, Any], own: dict[str, Any], same_processes: bool) -> None:
+        """Each process goes on with its own sum, or with the mean where their number is another."""
+        total = own.get("total", state["total"]) if same_processes else state["total"]
+        self.loaded = (total, state["logged_at"])
+
+    def put_back(self) -> None:
+        """Before the first batch: transformers sets its sums to zero after it has loaded a checkpoint."""
+        if self.loaded is not None:
+            self.trainer.put_back_loss(*self.loaded)
+            self.loaded = None
+
+
+class PartsCallback(TrainerCallback):
+    """Lets parts take a step with that of the weights."""
+
+    def __init__(self, parts: list[Part]):
+        self.parts = parts
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        if self.trainer.mask_optimizer is not None:
-            self.trainer.mask_optimizer.step(state.global_step)
+        for part in self.parts:
+            part.after_optimizer_step(state.global_step)

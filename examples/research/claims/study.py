@@ -20,8 +20,7 @@ from hf_shear.distillation import Teacher
 from hf_shear.runs import cut_learned_masks, judge, masked_arm, prepare_domain_data
 from hf_shear.shapes import TargetShape, training_flops_per_token
 from hf_shear.sources import open_source
-from hf_shear.training import TrainingDivergedError, evaluate_domains
-from hf_shear.training.cost import evaluation_samples_per_domain
+from hf_shear.training import TrainingDivergedError, evaluate_domains, evaluation_samples_per_domain
 
 from ..shared import best_rate, next_rates
 from .claim_results import Claim, SourceResults, read, write
@@ -185,11 +184,10 @@ class Study:
             args = self._arguments(folder, num_tokens, seed, **changes)
             on_device = None if teacher is None else Teacher(teacher, "device", args.device)
 
-            def trainer_with(args):
-                return ShearTrainer(model, args, self.data.train, self.data.held_out, teacher=on_device)
-
-            samples = evaluation_samples_per_domain(trainer_with(args))
-            trainer = trainer_with(replace(args, reference_losses=self.reference_losses(samples)))
+            args.set_steps(self.max_length)
+            samples = evaluation_samples_per_domain(args, len(self.data.held_out))
+            args = replace(args, reference_losses=self.reference_losses(samples))
+            trainer = ShearTrainer(model, args, self.data.train, self.data.held_out, teacher=on_device)
             trainer.train()
         return trainer
 

@@ -86,11 +86,11 @@ class TimedTrainer(ShearTrainer):
         self.data_seconds.append(timed.seconds)
         return batch
 
-    def _domain_losses(self, datasets):
+    def domain_losses(self, datasets):
         """Overridden: every evaluation comes through here, that of the reference losses too."""
         wait_for(self.device)
         start = time.perf_counter()
-        losses = super()._domain_losses(datasets)
+        losses = super().domain_losses(datasets)
         wait_for(self.device)
         self.eval_seconds += time.perf_counter() - start
         self.eval_tokens += sum(len(dataset) for dataset in datasets.values()) * self.sample_length
