@@ -125,9 +125,8 @@ class FamilyRuns:
             model = self.pruned(model, fraction)
         with tempfile.TemporaryDirectory() as folder:
             trainer = ShearTrainer(model, self.arguments(folder, hidden_size), self.data.train, self.data.judged)
-            judged = self.judged(
-                evaluation_samples_per_domain(trainer.args, len(self.data.judged))
-            )  # the samples that training evaluates on
+            # The samples that training evaluates on.
+            judged = self.judged(evaluation_samples_per_domain(trainer.args, len(self.data.judged)))
             start_loss = trainer.evaluate(judged)["eval_loss"]
             trainer.train()
         rows = [row for row in trainer.state.log_history if "eval_loss" in row and "num_tokens" in row]

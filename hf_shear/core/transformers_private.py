@@ -32,8 +32,9 @@ class PrivateName:
         owner: the module, or the class with its module.
         name: of the attribute.
         use: what it is used for.
-        parameters: of a method or a function, without self; None for a value.
+        parameters: of a method or a function, without self; a last "..." stands for any number more. None for a value.
         read_in: releases of transformers, or of the library that is named there.
+        gone_after: a release behind which it is no longer there, and not needed.
     """
 
     owner: str
@@ -41,6 +42,7 @@ class PrivateName:
     use: str
     parameters: tuple[str, ...] | None = None
     read_in: str = READ_IN
+    gone_after: str | None = None
 
     def fault(self) -> str | None:
         """How the installed release differs from the ones that were read, in one line; None if it does not."""
@@ -54,11 +56,15 @@ class PrivateName:
         found = getattr(owner, self.name, None)
         if self.parameters is None:
             there = hasattr(owner, self.name) or f".{self.name}" in inspect.getsource(owner)
-            return None if there else f"{where} is gone. {mend}"
+            return None if there or self.gone_after is not None else f"{where} is gone. {mend}"
         if found is None:
             return f"{where} is gone. {mend}"
         parameters = tuple(name for name in inspect.signature(found).parameters if name != "self")
-        if parameters != self.parameters:
+        wanted = self.parameters
+        if wanted[-1:] == ("...",):
+            wanted = wanted[:-1]
+            parameters = parameters[: len(wanted)]
+        if parameters != wanted:
             return f"{where} takes {', '.join(parameters)} now, no longer {', '.join(self.parameters)}. {mend}"
         return None
 
@@ -95,11 +101,11 @@ PRIVATE_NAMES = (
     PrivateName(_MODEL, "_init_weights", "initial masks", ("module",)),
     PrivateName(_MODEL, "_keep_in_fp32_modules_strict", "masks in float32"),
     PrivateName(_MODEL, "_set_gradient_checkpointing", "refusing the re-entrant kind",
-                ("enable", "gradient_checkpointing_func")),
+                ("enable", "gradient_checkpointing_func", "...")),
     PrivateName(_CONFIG, "_attn_implementation", "the same attention in a model made of another"),
     PrivateName(_CONFIG, "_experts_implementation", "the same experts in a model made of another"),
     PrivateName(_CONFIG, "_name_or_path", "where a model is from"),
-    PrivateName(_CONFIG, "_commit_hash", "the revision that a model is from"),
+    PrivateName(_CONFIG, "_commit_hash", "the revision that a model is from", gone_after="5.19"),
     PrivateName("transformers.core_model_loading", "_weight_conversions", "saving under the model's own names"),
     PrivateName("transformers.core_model_loading:WeightTransform", "_original_source_patterns",
                 "saving under the model's own names"),
