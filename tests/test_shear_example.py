@@ -245,7 +245,7 @@ def test_a_run_that_was_ended_goes_on_from_its_checkpoint(whole, run, tmp_path, 
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             made.append(self)
-            if self.learns_masks == (stage == "mask_learning"):
+            if (self.mask_learning is not None) == (stage == "mask_learning"):
                 self.add_callback(EndsAfter(5, end))
 
     monkeypatch.setattr("hf_shear.runs.stages.ShearTrainer", EndingTrainer)
