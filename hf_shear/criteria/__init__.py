@@ -1,6 +1,6 @@
 """Criteria: what units are ranked by. A file holds a criterion's declaration and its measure."""
 
-from .coupled_weights import open_units, sum_over_units, values_of, write_weights
+from .coupled_weights import sum_over_units, values_of
 from .criterion import Criterion, Scores, criterion
 from .mask_start import mask_start_importance
 from .registry import (
@@ -23,10 +23,8 @@ __all__ = [
     "criteria_from_words",
     "criterion",
     "mask_start_importance",
-    "open_units",
     "resolve_criterion",
     "sum_over_units",
     "values_of",
     "weight_gradients",
-    "write_weights",
 ]
