@@ -13,7 +13,7 @@ import numpy as np
 from ..core import FINITE, UsageError, check_output_file, check_ranges, json_object
 from ..modeling import check_supported_source
 from ..report import check_picture, plot_law_curves
-from ..scaling_law import Candidate, Case, LawFit, Plan, ScalingLawWarning, fit_law, plan_budget, read_runs
+from ..scaling_law import BudgetPlan, Candidate, Case, LawFit, ScalingLawWarning, fit_law, plan_budget, read_runs
 from ..scaling_law.estimates import interval, number_text
 from ..scaling_law.planning import DEFAULT_GAIN, DEFAULT_MASK_SHARE
 from ..shapes import count_parameters, shape_for_budget, training_flops_per_token
@@ -186,7 +186,7 @@ def candidate_facts(fit: LawFit, candidate: Candidate, arguments: Arguments) -> 
     return facts
 
 
-def draw(fit: LawFit, candidates: list[Candidate], plan: Plan | None, arguments: Arguments) -> None:
+def draw(fit: LawFit, candidates: list[Candidate], plan: BudgetPlan | None, arguments: Arguments) -> None:
     """The candidates' curves with their bands."""
     plans = {row.candidate.name: row for row in plan.plans} if plan is not None else {}
     low, high = fit.fitted["tokens"]
@@ -233,7 +233,7 @@ def _candidates_text(rows: list[dict], arguments: Arguments) -> str:
     return "\n".join(lines)
 
 
-def _plan_text(plan: Plan) -> str:
+def _plan_text(plan: BudgetPlan) -> str:
     width = max(len(row.candidate.name) for row in plan.plans) + 2
     lines = [f"Budget {plan.total_flops:.3g} FLOPs", f"{'':<{width}}{'mask tokens':>12}{'recovery tokens':>17}  loss"]
     for row in plan.plans:
@@ -245,7 +245,7 @@ def _plan_text(plan: Plan) -> str:
     return "\n".join([*lines, plan.reason])
 
 
-def _plan_facts(plan: Plan) -> dict:
+def _plan_facts(plan: BudgetPlan) -> dict:
     rows = [
         {
             "name": row.candidate.name, "mask_tokens": row.mask_tokens, "recovery_tokens": row.recovery_tokens,

@@ -5,11 +5,11 @@ The metrics of `evaluate` are in `hf_shear.evaluation.metrics`, which needs that
 
 from .compare import compare_checkpoints, evaluate_checkpoint, evaluation_versions, resolve_device
 from .document_losses import DocumentLosses, document_losses
+from .evaluation_table import evaluation_table
 from .intervals import paired_difference, ratio_of_sums
 from .perplexity import PerplexityProtocol
 from .size import kv_cache_bytes_per_token, size_record
 from .speed import SpeedProtocol, measure_speed
-from .table import evaluation_table
 from .tasks import LoadedTasks, evaluate_tasks, load_tasks
 
 __all__ = [

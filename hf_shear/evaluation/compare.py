@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _EVALUATION_PACKAGES = ("evaluate", "lm_eval")
 
 
-class _Plan(NamedTuple):
+class _Comparison(NamedTuple):
     """What is asked of each model."""
 
     sources: dict[str, Source]
@@ -133,7 +133,7 @@ def evaluation_versions() -> dict[str, str]:
     return collect_versions(*_EVALUATION_PACKAGES)
 
 
-def _plan(names, domains, perplexity, tasks, limit, device, dtype, speed: SpeedProtocol | None = None) -> _Plan:
+def _plan(names, domains, perplexity, tasks, limit, device, dtype, speed: SpeedProtocol | None = None) -> _Comparison:
     """All that can be refused without weights is refused here."""
     check_limit(limit)
     sources = {argument: open_source(argument, name) for argument, name in names.items()}
@@ -151,7 +151,7 @@ def _plan(names, domains, perplexity, tasks, limit, device, dtype, speed: SpeedP
             prefix_token_id(source.load_tokenizer())
     if device is None:
         device = (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or "cpu"
-    return _Plan(sources, texts, protocol, tasks, limit, resolve_device(device), dtype)
+    return _Comparison(sources, texts, protocol, tasks, limit, resolve_device(device), dtype)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -170,11 +170,13 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def _load(plan: _Plan, argument: str) -> PreTrainedModel:
+def _load(plan: _Comparison, argument: str) -> PreTrainedModel:
     return on_device(plan.sources[argument].load_model(plan.dtype), plan.device)
 
 
-def _judge(model: PreTrainedModel, argument: str, plan: _Plan) -> tuple[dict[str, Any], dict[str, DocumentLosses]]:
+def _judge(
+    model: PreTrainedModel, argument: str, plan: _Comparison
+) -> tuple[dict[str, Any], dict[str, DocumentLosses]]:
     """The record of one model, and the losses of its documents."""
     source = plan.sources[argument]
     record = {"name": source.name, **size_record(model, source.name)}

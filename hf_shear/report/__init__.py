@@ -3,12 +3,12 @@
 Everything here takes plain dicts and lists, so that it can be used on a results file alone.
 """
 
+from .arms_table import comparison_table, markdown_table, spread_table
 from .bench_plot import plot_bench
 from .bench_table import bench_csv, bench_markdown, bench_rows
 from .html_report import html_report, write_html_report
 from .law_plots import plot_law_curves
 from .plots import check_picture, plot_domains, plot_kept_units, plot_sizes, require_matplotlib
-from .table import comparison_table, markdown_table, spread_table
 
 __all__ = [
     "bench_csv",

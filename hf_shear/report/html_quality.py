@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .arms_table import Arm, lowest_of_rivals, perplexity_text, read_arms
 from .html_charts import dot_rows
 from .html_page import NOT_KNOWN, Cell, name, note, section, table, text
-from .table import Arm, lowest_of_rivals, perplexity_text, read_arms
 
 _LOOKS = {"recovered": "c1", "pruned": "kept"}
 

@@ -19,12 +19,12 @@ from ..core import of_file
 from ..core.json_files import read_json_object
 from ..core.record_types import check_record
 from ..core.results import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, read_results, write_text_atomically
+from .arms_table import verdict
 from .html_curves import domains_section, loss_curves_section
 from .html_origin import origin_section, speed_section
 from .html_page import duration, name, page, short_count, text, tiles
 from .html_pruning import kept_section, shape_section, sizes_section
 from .html_quality import comparison_section, evaluation_section
-from .table import verdict
 
 
 def html_report(results: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core import MissingExtraError, UsageError
 from ..core.results import TARGET_NAMES, write_file_atomically
-from .table import short_name
+from .arms_table import short_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from .fit_report import FitReport, RunQuality
 from .forms import FORMS, LawForm
 from .generalisation import TEST_NAMES, generalisation_errors, split_runs
 from .law_fit import LawFit, ScalingLawWarning, fit_constants, fit_each_run, fit_law
-from .planning import Candidate, CandidatePlan, Plan, plan_budget
+from .planning import BudgetPlan, Candidate, CandidatePlan, plan_budget
 from .read_runs import read_runs, run_from_results, run_from_trainer_state, runs_from_csv, write_runs_csv
 from .recovery_run import Case, RecoveryRun, with_control
 
@@ -24,7 +24,7 @@ __all__ = [
     "LawForm",
     "LossCurve",
     "NumericCurve",
-    "Plan",
+    "BudgetPlan",
     "PowerCurve",
     "RecoveryRun",
     "RunQuality",

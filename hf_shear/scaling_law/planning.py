@@ -72,7 +72,7 @@ class CandidatePlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BudgetPlan:
     """All candidates at one budget, the one to take, and why."""
 
     total_flops: float
@@ -89,7 +89,7 @@ def plan_budget(
     max_loss: float | None = None,
     mask_share: float = DEFAULT_MASK_SHARE,
     gain: float = DEFAULT_GAIN,
-) -> Plan:
+) -> BudgetPlan:
     """Compare candidates for a budget.
 
     With ``max_loss`` the smallest model that is predicted to reach it is chosen, because a smaller one is cheaper to use
@@ -112,7 +112,7 @@ def plan_budget(
     check_ranges({"total_flops": total_flops, "max_loss": max_loss, "mask_share": mask_share, "gain": gain})
     plans = tuple(_plan_one(fit, candidate, total_flops, max_loss, mask_share, gain) for candidate in candidates)
     choice, reason = _choose(plans, max_loss, total_flops)
-    return Plan(total_flops, plans, choice, reason)
+    return BudgetPlan(total_flops, plans, choice, reason)
 
 
 def _plan_one(fit: LawFit, candidate: Candidate, total_flops, max_loss, mask_share, gain) -> CandidatePlan:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..core import printable
-from ..report.table import short_name
+from ..report.arms_table import short_name
 from .perplexity import perplexity
 
 ROLES = ("source", "pruned")
