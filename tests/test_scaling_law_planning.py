@@ -253,7 +253,7 @@ def test_the_verb_takes_shapes_of_a_checkpoint(tmp_path, capsys):
         (["RUNS", "--num_parameters", "1e9"], "`source_loss` is needed"),
         (["RUNS", "--num_parameters", "1e9", "--checkpoint", "x", "--source_loss", "2"], "say the same"),
         (["RUNS", "--fixed", "{"], "`fixed` is not valid JSON"),
-        (["RUNS", "--fixed", "[1]"], "`fixed` must hold a JSON object"),
+        (["RUNS", "--fixed", "[1]"], "`fixed` must hold one JSON object"),
         (["RUNS", "--form", "magic"], "`form` must be one of"),
     ],
 )

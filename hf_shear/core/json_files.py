@@ -63,7 +63,7 @@ def json_object(text: str, what: str, fix: str = "Correct it.") -> dict[str, Any
     except ValueError as error:  # a constant, or an integer of too many digits
         raise UsageError(f"{what} is not valid JSON: {error}. {fix}") from error
     except RecursionError:
-        raise UsageError(f"{what} is nested too deep to be read, or not valid JSON. {fix}") from None
+        raise UsageError(f"{what} is not valid JSON: it is nested too deep to be read. {fix}") from None
     if not isinstance(value, dict):
         raise UsageError(f"{what} must hold one JSON object, but it holds a {type(value).__name__}. {fix}")
     if _is_deeper_than(value, MAX_DEPTH):
