@@ -34,7 +34,8 @@ from hf_shear.distillation import DistillationSettings
 from hf_shear.evaluation import PerplexityProtocol, SpeedProtocol, evaluate_checkpoint
 from hf_shear.masks import MaskSchedule
 from hf_shear.publishing import model_card, push_to_hub
-from hf_shear.report import html_report, spread_table
+from hf_shear.report import spread_table
+from hf_shear.report.html_report import html_report
 from hf_shear.scaling_law import Case, RecoveryRun, fit_law, read_runs
 from hf_shear.shapes import preset_shape, shape_for_budget
 from hf_shear.sparsity import SurgeonSettings, prune_to_zeros

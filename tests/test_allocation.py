@@ -13,9 +13,9 @@ from hf_shear.criteria import criterion
 from hf_shear.criteria.block_influence import block_influence
 from hf_shear.data import Calibration
 from hf_shear.masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, QUERY_HEAD
-from hf_shear.pruning import OpenUnits, PruneConfig, Unit, make_plan, prune_one_shot
+from hf_shear.pruning import PruneConfig, make_plan, prune_one_shot
 from hf_shear.pruning.allocation import GLOBAL_KINDS, centred, close_cheapest, smallest_count
-from hf_shear.pruning.open_units import units_per_layer
+from hf_shear.pruning.open_units import OpenUnits, Unit, units_per_layer
 from hf_shear.shapes import ModelShape, count_parameters
 from hf_shear.slicing import count_kept_parameters, slice_uneven
 

@@ -12,8 +12,10 @@ from test_shear_example import inputs  # noqa: F401 a fixture: a tiny model and 
 
 from examples.research import bench
 from hf_shear import PruneConfig, ShearTrainingArguments
-from hf_shear.report import bench_csv, bench_markdown, bench_rows, plot_bench
-from hf_shear.runs import Bench, BenchArguments, BenchMethod
+from hf_shear.report import bench_csv, bench_markdown, plot_bench
+from hf_shear.report.bench_table import bench_rows
+from hf_shear.runs import Bench, BenchArguments
+from hf_shear.runs.bench_method import BenchMethod
 from hf_shear.runs.peak_memory import peak_memory
 
 STEP_TOKENS = 4 * 16

@@ -8,14 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 
-from hf_shear.shapes import (
-    config_for_shape,
-    count_embedding_parameters,
-    count_parameters,
-    preset_shape,
-    shape_for_budget,
-)
+from hf_shear.shapes import config_for_shape, count_parameters, preset_shape, shape_for_budget
 from hf_shear.shapes.budget import TOLERANCE
+from hf_shear.shapes.parameter_count import count_embedding_parameters
 
 LLAMA_2_7B = LlamaConfig(
     vocab_size=32000,

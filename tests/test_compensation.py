@@ -16,8 +16,9 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from hf_shear.compensation import COMPENSATIONS, Compensation, add_biases, compensate, resolve_compensation
+from hf_shear.compensation import Compensation, add_biases, compensate, resolve_compensation
 from hf_shear.compensation.gap import Gap, ridge
+from hf_shear.compensation.methods import COMPENSATIONS
 from hf_shear.data import Calibration
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER
 from hf_shear.modeling import ShearingLlamaForCausalLM

@@ -9,7 +9,7 @@ import torch
 from masked_llama_helpers import TARGET, scatter_masks
 
 from hf_shear import ShearingLlamaForCausalLM
-from hf_shear.calibration import ChannelMoments
+from hf_shear.calibration.moments import ChannelMoments
 from hf_shear.criteria import CRITERIA, resolve_criterion, weight_gradients
 from hf_shear.criteria.loss_rise import loss_rise, sub_layer_rise
 from hf_shear.criteria.random import random
@@ -23,10 +23,10 @@ from hf_shear.masks import (
     LAYER,
     MLP,
     QUERY_HEAD,
-    UNIT_KINDS,
     MaskPhase,
     MaskSettings,
 )
+from hf_shear.masks.unit_kinds import UNIT_KINDS
 from hf_shear.pruning import score_units
 
 LENGTHS = (9, 6, 9)

@@ -11,7 +11,7 @@ from test_families import build
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.criteria import CRITERIA
 from hf_shear.data import Calibration
-from hf_shear.masks import UNIT_KINDS
+from hf_shear.masks.unit_kinds import UNIT_KINDS
 from hf_shear.modeling import AutoShearingModelForCausalLM
 
 PAGE = (Path(__file__).resolve().parent.parent / "examples" / "docs" / "criteria.md").read_text(encoding="utf-8")

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from hf_shear.distillation import DIVERGENCES, DistillationSettings, divergence
-from hf_shear.distillation.distillation import log_probs, outcomes_log_probs, top_k_log_probs
+from hf_shear.distillation import DistillationSettings
+from hf_shear.distillation.distillation import DIVERGENCES, divergence, log_probs, outcomes_log_probs, top_k_log_probs
 
 VOCAB = 11
 

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_helpers import plain_model, weights_of
 
-from hf_shear.distillation import DIVERGENCES, DistillationHead, DistillationSettings, DistillationTarget
-from hf_shear.distillation.distillation import top_k_log_probs
-from hf_shear.distillation.distillation_head import distillation_sums, make_distilling, make_plain
+from hf_shear.distillation import DistillationSettings, DistillationTarget
+from hf_shear.distillation.distillation import DIVERGENCES, top_k_log_probs
+from hf_shear.distillation.distillation_head import DistillationHead, distillation_sums, make_distilling, make_plain
 
 VOCAB, WIDTH, TEACHER_WIDTH, BATCH, LENGTH = 37, 6, 5, 2, 8
 CHUNK = 3 * VOCAB  # three tokens of fourteen: the last chunk is not full

@@ -24,7 +24,8 @@ from training_helpers import (
 from hf_shear import MaskSettings
 from hf_shear.data import TEACHER_COLUMNS
 from hf_shear.distillation import TEACHER_IDS, TEACHER_LOG_PROBS, DistillationSettings, Teacher, store_teacher_logits
-from hf_shear.training import default_peft_config, merge_adapter
+from hf_shear.training import merge_adapter
+from hf_shear.training.adapters import default_peft_config
 from hf_shear.training.distilling import Distiller
 
 DISTILLED = {"distillation": "forward_kl", "distillation_temperature": 2.0, "distillation_weight": 0.4}

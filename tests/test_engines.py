@@ -14,21 +14,8 @@ from transformers import LlamaConfig
 from examples.research.engines import page
 from hf_shear.cli import main
 from hf_shear.cli.engine_rows import engine_warnings
-from hf_shear.publishing import (
-    ACCEPTED,
-    ENGINES,
-    EVIDENCE,
-    REFUSED,
-    UNTESTED,
-    VERDICTS,
-    WRONG,
-    Engine,
-    Rule,
-    facts_of_config,
-    judge,
-    read_facts,
-    where_it_loads,
-)
+from hf_shear.publishing import ENGINES, EVIDENCE, REFUSED, WRONG, facts_of_config, read_facts, where_it_loads
+from hf_shear.publishing.engine_rules import ACCEPTED, UNTESTED, VERDICTS, Engine, Rule, judge
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "model_cards" / "engines"

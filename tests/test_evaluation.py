@@ -22,10 +22,9 @@ from hf_shear.evaluation import (
     kv_cache_bytes_per_token,
     load_tasks,
     measure_speed,
-    paired_difference,
-    ratio_of_sums,
     tasks,
 )
+from hf_shear.evaluation.intervals import paired_difference, ratio_of_sums
 from hf_shear.evaluation.perplexity import domain_losses, perplexity_record
 from hf_shear.shapes import ModelShape
 from hf_shear.training import evaluate_domains

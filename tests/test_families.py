@@ -20,8 +20,8 @@ from hf_shear.modeling import (
     ShearingMistralForCausalLM,
     check_supported_source,
     is_masked_config,
-    shearing_class,
 )
+from hf_shear.modeling.shearing_models import shearing_class
 from hf_shear.shapes import FAMILIES, ModelShape, TargetShape, count_parameters, supported_model_types
 from hf_shear.shapes.family import ALWAYS
 

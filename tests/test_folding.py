@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from hf_shear.modeling import MaskedEmbedding, MaskedLinear, MaskedRMSNorm, scale_weight
-from hf_shear.modeling.folding import _ScaledLinear, make_masked, masked_class
+from hf_shear.modeling import MaskedLinear, MaskedRMSNorm, scale_weight
+from hf_shear.modeling.folding import MaskedEmbedding, _ScaledLinear, make_masked, masked_class
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from hf_shear.core.markdown import fenced_code, inline_code, link, markdown_text
 from hf_shear.evaluation import evaluation_table
 from hf_shear.publishing import SourceLicense, model_card
 from hf_shear.publishing.card import masked_card
-from hf_shear.report import comparison_table, html_report, markdown_table
+from hf_shear.report import comparison_table, markdown_table
+from hf_shear.report.html_report import html_report
 
 ROOT = Path(__file__).resolve().parent.parent
 markdown_it = pytest.importorskip("markdown_it")

@@ -13,9 +13,10 @@ import pytest
 from hf_shear.cli import main
 from hf_shear.core import redact_command, redact_tokens
 from hf_shear.core.results import SHAPE_NAMES, check_results, model_record
-from hf_shear.report import html_report, write_html_report
+from hf_shear.report import write_html_report
 from hf_shear.report.html_charts import MAX_POINTS, Series, line_chart, linear_ticks
 from hf_shear.report.html_page import NO_BREAK, duration, short_count
+from hf_shear.report.html_report import html_report
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
 TOKEN = "hf_" + "aB3" * 9

@@ -21,7 +21,8 @@ from training_helpers import (
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.core import StoppedBySignal
 from hf_shear.data import Calibration
-from hf_shear.pruning import InterleavedTrainer, PruneConfig, prune_interleaved, pruning_steps
+from hf_shear.pruning import PruneConfig, prune_interleaved, pruning_steps
+from hf_shear.pruning.interleave import InterleavedTrainer
 from hf_shear.shapes import ModelShape
 
 STEP_TOKENS = 4 * LENGTH

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_helpers import METHODS, assert_same_gates, make_masks
 
-from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, UNIT_KINDS, MaskPhase
+from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, MaskPhase
 from hf_shear.masks.hard_concrete import soft_gates
+from hf_shear.masks.unit_kinds import UNIT_KINDS
 from hf_shear.shapes import ModelShape
 
 

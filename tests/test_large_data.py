@@ -24,7 +24,8 @@ from training_helpers import (
 
 from examples.research.benchmarks import sampler_scale
 from hf_shear import DynamicBatchSampler, ShearTrainer
-from hf_shear.data import DomainSamples, DynamicDataLoader
+from hf_shear.data import DynamicDataLoader
+from hf_shear.data.loader import DomainSamples
 
 SEVEN = {f"domain_{number}": 10**9 // 2**number for number in range(7)}
 WEIGHTS = {name: 1 / (number + 1) for number, name in enumerate(SEVEN)}

@@ -4,7 +4,8 @@ import pytest
 import torch
 from mask_helpers import METHODS, SOURCE, make_masks
 
-from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, UNIT_KINDS, MaskSettings
+from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, MaskSettings
+from hf_shear.masks.unit_kinds import UNIT_KINDS
 from hf_shear.shapes import ModelShape
 
 

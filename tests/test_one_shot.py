@@ -19,9 +19,9 @@ from hf_shear.masks import (
     QUERY_HEAD,
     RANKED_KINDS,
     SUB_LAYERS,
-    UNIT_KINDS,
     MaskSettings,
 )
+from hf_shear.masks.unit_kinds import UNIT_KINDS
 from hf_shear.pruning import PruneConfig, prune_one_shot
 from hf_shear.pruning.allocation import uniform_gates
 from hf_shear.pruning.config import default_criterion_words

@@ -19,9 +19,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, ByT5Tokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_shear.core import UsageError
-from hf_shear.data import PackedStream, encode_texts
+from hf_shear.data import encode_texts
 from hf_shear.data.domains import load_domains, split_domains
 from hf_shear.data.packing import PACK_BATCH, check_max_length, pack_domains
+from hf_shear.data.streams import PackedStream
 
 EOS = 1
 

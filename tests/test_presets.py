@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig
 
-from hf_shear.shapes import PRESETS, SHAPE_NAMES, ModelShape, config_for_shape, count_parameters, preset_shape
+from hf_shear.shapes import SHAPE_NAMES, ModelShape, config_for_shape, count_parameters, preset_shape
+from hf_shear.shapes.presets import PRESETS
 
 
 def llama_2_7b():

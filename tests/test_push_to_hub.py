@@ -21,8 +21,9 @@ from training_helpers import weights_of as weights_by_name
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_shear.core import UsageError
-from hf_shear.publishing import PushError, files_left_out, push_to_hub
+from hf_shear.publishing import files_left_out, push_to_hub
 from hf_shear.publishing.checkpoint_files import other_files
+from hf_shear.publishing.hub_access import PushError
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "tester/small"

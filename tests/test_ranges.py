@@ -15,13 +15,16 @@ from training_helpers import masked_model
 
 from hf_shear import MaskSettings, ShearTrainingArguments
 from hf_shear.cli import VERBS
-from hf_shear.compensation import COMPENSATIONS
-from hf_shear.core import OPTION_RANGES, RANGES, Range, UsageError, check_ranges, keyword_options, options_from_text
+from hf_shear.compensation.methods import COMPENSATIONS
+from hf_shear.core import RANGES, UsageError, check_ranges, keyword_options, options_from_text
+from hf_shear.core.ranges import OPTION_RANGES, Range
 from hf_shear.criteria import CRITERIA
 from hf_shear.data import Calibration, DynamicBatchSampler, pack_domains, split_domains, update_mixture_weights
-from hf_shear.evaluation import PerplexityProtocol, SpeedProtocol, ratio_of_sums
+from hf_shear.evaluation import PerplexityProtocol, SpeedProtocol
+from hf_shear.evaluation.intervals import ratio_of_sums
 from hf_shear.masks import MaskSchedule
-from hf_shear.pruning import ALLOCATIONS, PruneConfig, prune_one_shot
+from hf_shear.pruning import PruneConfig, prune_one_shot
+from hf_shear.pruning.allocation import ALLOCATIONS
 from hf_shear.runs import parse_arguments
 from hf_shear.runs.bench import BenchArguments
 from hf_shear.runs.bench_method import OPTIONS

@@ -9,7 +9,8 @@ from training_helpers import DOMAINS, LENGTH, TARGET, held_out_domains, make_arg
 
 from hf_shear import ShearTrainingArguments, TargetShape, slice_model
 from hf_shear.core import check_results, read_results
-from hf_shear.runs import RESULTS_NAME, judge, run_results, write_report
+from hf_shear.runs import RESULTS_NAME, judge
+from hf_shear.runs.report import run_results, write_report
 from hf_shear.shapes import count_parameters
 from hf_shear.training import evaluate_domains
 

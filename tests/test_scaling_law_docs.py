@@ -11,7 +11,8 @@ from scaling_law_helpers import draw_runs
 from training_helpers import make_args, make_trainer, plain_model
 
 from hf_shear.cli import main
-from hf_shear.scaling_law import FORMS, write_runs_csv
+from hf_shear.scaling_law import write_runs_csv
+from hf_shear.scaling_law.forms import FORMS
 from hf_shear.scaling_law.read_runs import COLUMNS, OPTIONAL_COLUMNS
 
 DOCS = (Path(__file__).resolve().parent.parent / "examples" / "docs" / "scaling_law.md").read_text(encoding="utf-8")

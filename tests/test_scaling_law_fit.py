@@ -10,7 +10,6 @@ import pytest
 from scaling_law_helpers import CONSTANTS, FRACTIONS, SIZES, draw_run, draw_runs, source_loss, true_rise
 
 from hf_shear.scaling_law import (
-    FORMS,
     Case,
     LawFit,
     RecoveryRun,
@@ -18,11 +17,11 @@ from hf_shear.scaling_law import (
     fit_each_run,
     fit_law,
     generalisation_errors,
-    split_runs,
 )
 from hf_shear.scaling_law.fit_report import slope_difference
 from hf_shear.scaling_law.fitting import Problem, scatter
-from hf_shear.scaling_law.forms import P2
+from hf_shear.scaling_law.forms import FORMS, P2
+from hf_shear.scaling_law.generalisation import split_runs
 from hf_shear.scaling_law.law_fit import predict_run
 
 NOISE = 0.003  # nats; rises are .02 to .25

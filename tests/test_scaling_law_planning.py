@@ -14,7 +14,8 @@ from transformers import LlamaConfig
 
 from hf_shear.cli import main
 from hf_shear.report import plot_law_curves
-from hf_shear.scaling_law import Candidate, Case, LawFit, NumericCurve, PowerCurve, fit_law, plan_budget, write_runs_csv
+from hf_shear.scaling_law import Candidate, Case, LawFit, fit_law, plan_budget, write_runs_csv
+from hf_shear.scaling_law.curves import NumericCurve, PowerCurve
 from hf_shear.scaling_law.estimates import Estimate, interval
 from hf_shear.shapes import count_parameters, training_flops_per_token
 

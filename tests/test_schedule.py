@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_shear.masks import HardConcrete, MaskPhase, MaskSchedule, RelaxedTopK
+from hf_shear.masks import MaskPhase, MaskSchedule
+from hf_shear.masks.hard_concrete import HardConcrete
+from hf_shear.masks.relaxed_topk import RelaxedTopK
 
 STRATEGY = RelaxedTopK()
 

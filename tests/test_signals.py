@@ -13,7 +13,8 @@ from test_trainer_resume import CASES, arguments, assert_same_run
 from training_helpers import make_trainer, stop_workers
 from transformers import TrainerCallback
 
-from hf_shear.core import StoppedByKeyboard, StoppedBySignal, UsageError, run_command_line
+from hf_shear.core import StoppedBySignal, UsageError, run_command_line
+from hf_shear.core.signals import StoppedByKeyboard
 from hf_shear.training.checkpoints import last_whole_checkpoint
 
 SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}

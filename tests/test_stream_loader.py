@@ -13,7 +13,8 @@ import torch
 from datasets import Dataset, IterableDataset
 from training_helpers import letter_tokenizer, random_documents
 
-from hf_shear.data import DynamicBatchSampler, DynamicDataLoader, PackedStream, StreamDataLoader
+from hf_shear.data import DynamicBatchSampler, DynamicDataLoader, StreamDataLoader
+from hf_shear.data.streams import PackedStream
 
 SIZES = {"a": 96, "b": 24, "c": 160}
 FIRST = {"a": 0, "b": 100, "c": 200}  # input_ids[0] of each domain's samples counts from here

@@ -10,8 +10,8 @@ import pytest
 from datasets import Dataset, IterableDataset, load_dataset
 from training_helpers import letter_tokenizer, random_documents
 
-from hf_shear.data import PackedStream, first_sample, is_stream, load_domains, pack_domains
-from hf_shear.data.streams import SampleStream, read_share
+from hf_shear.data import first_sample, is_stream, load_domains, pack_domains
+from hf_shear.data.streams import PackedStream, SampleStream, read_share
 
 LENGTH = 16
 

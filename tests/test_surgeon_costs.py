@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_shear.calibration import ColumnCosts, least_squares_columns, row_costs, update_rows
+from hf_shear.calibration import ColumnCosts, least_squares_columns
+from hf_shear.calibration.costs import row_costs
 from hf_shear.calibration.factors import damped
+from hf_shear.calibration.least_squares import update_rows
 
 TOLERANCE = 1e-8  # relative, float64
 EXAMPLES = settings(max_examples=40, deadline=None)

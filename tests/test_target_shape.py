@@ -10,14 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, OPTConfig
 
-from hf_shear.shapes import (
-    SHAPE_NAMES,
-    ModelShape,
-    TargetShape,
-    config_for_shape,
-    count_embedding_parameters,
-    count_parameters,
-)
+from hf_shear.shapes import SHAPE_NAMES, ModelShape, TargetShape, config_for_shape, count_parameters
+from hf_shear.shapes.parameter_count import count_embedding_parameters
 
 
 def llama_config(**changes):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from training_helpers import plain_model
 
-from hf_shear.training import default_peft_config, num_trainable, recovery_method
+from hf_shear.training import num_trainable, recovery_method
+from hf_shear.training.adapters import default_peft_config
 
 
 def trained(model) -> set[str]:

@@ -1,27 +1,18 @@
 """One engine that shows calibration text to a model, moments of what is seen, and what follows from them."""
 
-from .costs import ColumnCosts, row_costs
+from .costs import ColumnCosts
 from .engine import Batch, measuring, observe, sample_losses, shown, watching
 from .factors import DAMPING
 from .gate_slopes import mean_over_slopes
-from .layer_stream import (
-    InputsByModule,
-    LayerCurvature,
-    LayerStream,
-    ShortCalibrationWarning,
-    stream_curvature,
-    stream_inputs,
-)
-from .least_squares import least_squares_columns, update_rows
-from .moments import ChannelMoments, Moments, Sums, write_input_moments
+from .layer_stream import InputsByModule, LayerStream, ShortCalibrationWarning, stream_curvature, stream_inputs
+from .least_squares import least_squares_columns
+from .moments import Moments, Sums, write_input_moments
 
 __all__ = [
     "DAMPING",
     "Batch",
-    "ChannelMoments",
     "ColumnCosts",
     "InputsByModule",
-    "LayerCurvature",
     "LayerStream",
     "Moments",
     "ShortCalibrationWarning",
@@ -30,12 +21,10 @@ __all__ = [
     "mean_over_slopes",
     "measuring",
     "observe",
-    "row_costs",
     "sample_losses",
     "shown",
     "stream_curvature",
     "stream_inputs",
-    "update_rows",
     "watching",
     "write_input_moments",
 ]

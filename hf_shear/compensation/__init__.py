@@ -2,10 +2,9 @@
 
 from .add_biases import add_biases, config_with_biases
 from .compensate import CompensationReport, compensate
-from .methods import COMPENSATIONS, Compensation, resolve_compensation
+from .methods import Compensation, resolve_compensation
 
 __all__ = [
-    "COMPENSATIONS",
     "Compensation",
     "CompensationReport",
     "add_biases",

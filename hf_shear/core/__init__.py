@@ -7,7 +7,7 @@ from .one_line import DEBUG, OK, WRONG_USE, run_command_line
 from .options import check_options, keyword_options, options_from_text
 from .output_files import check_output_file, check_parents
 from .printable import printable, spelled
-from .ranges import FINITE, OPTION_RANGES, RANGES, Range, check_ranges
+from .ranges import FINITE, RANGES, check_ranges
 from .ranks import by_main_process, count_over_ranks, is_main_process, num_processes, sum_over_ranks
 from .record_types import check_record
 from .redaction import redact_command, redact_tokens
@@ -25,8 +25,8 @@ from .results import (
     write_text_atomically,
 )
 from .run_lock import content_of, lock_folder, locked_result, locked_run, sign
-from .signals import Noted, StoppedByKeyboard, StoppedBySignal, leave_signals_to_parent, noted_signals, stop_of
-from .user_files import check_yaml_file, read_text, read_yaml_mapping
+from .signals import Noted, StoppedBySignal, leave_signals_to_parent, noted_signals, stop_of
+from .user_files import check_yaml_file, read_yaml_mapping
 
 __all__ = [
     "DEBUG",
@@ -37,13 +37,10 @@ __all__ = [
     "MissingExtraError",
     "Noted",
     "OK",
-    "OPTION_RANGES",
     "RANGES",
     "REPORT_NAME",
     "RESULTS_NAME",
-    "Range",
     "SHAPE_NAMES",
-    "StoppedByKeyboard",
     "StoppedBySignal",
     "TARGET_NAMES",
     "UsageError",
@@ -76,7 +73,6 @@ __all__ = [
     "printable",
     "read_json_object",
     "read_results",
-    "read_text",
     "read_yaml_mapping",
     "redact_command",
     "redact_tokens",

@@ -3,7 +3,7 @@
 from .calibration import Calibration
 from .documents import check_token_id, encode_texts, vocabulary_limit
 from .domains import load_domains, split_domains
-from .loader import TEACHER_COLUMNS, DomainSamples, DynamicDataLoader, collate_domain_samples
+from .loader import TEACHER_COLUMNS, DynamicDataLoader, collate_domain_samples
 from .mixture import check_mixture_bounds, check_mixture_weights, update_mixture_weights, warn_of_runaway
 from .packing import check_max_length, pack_domains
 from .reference_losses import reference_losses_by_size
@@ -11,15 +11,13 @@ from .sampler import DynamicBatchSampler
 from .samples_digest import samples_digest
 from .shared_text import shared_share, warn_of_shared_text
 from .stream_loader import StreamDataLoader
-from .streams import PackedStream, first_sample, is_stream
+from .streams import first_sample, is_stream
 
 __all__ = [
     "Calibration",
     "TEACHER_COLUMNS",
-    "DomainSamples",
     "DynamicBatchSampler",
     "DynamicDataLoader",
-    "PackedStream",
     "StreamDataLoader",
     "check_max_length",
     "check_mixture_bounds",

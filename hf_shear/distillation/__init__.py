@@ -1,7 +1,7 @@
 """Recovery of a pruned model: which weights are trained, and what a teacher adds."""
 
-from .distillation import DIVERGENCES, DistillationSettings, divergence
-from .distillation_head import DistillationHead, DistillationTarget
+from .distillation import DistillationSettings
+from .distillation_head import DistillationTarget
 from .sampled_digest import sampled_digest
 from .teacher_logits import (
     TEACHER_IDS,
@@ -13,8 +13,6 @@ from .teacher_logits import (
 from .teachers import TEACHER_PLACEMENTS, Teacher, check_same_tokens, check_teacher
 
 __all__ = [
-    "DIVERGENCES",
-    "DistillationHead",
     "DistillationSettings",
     "DistillationTarget",
     "TEACHER_IDS",
@@ -24,7 +22,6 @@ __all__ = [
     "check_same_tokens",
     "check_teacher",
     "check_teacher_logits",
-    "divergence",
     "load_teacher_logits",
     "sampled_digest",
     "store_teacher_logits",

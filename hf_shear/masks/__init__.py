@@ -1,7 +1,5 @@
 """What is kept: gates, their constraint and their schedule."""
 
-from .hard_concrete import HardConcrete
-from .relaxed_topk import RelaxedTopK
 from .schedule import MaskPhase, MaskSchedule
 from .settings import MASK_DRAWS, STRATEGIES, MaskSettings
 from .shearing_masks import START_SPREAD, ShearingMasks
@@ -18,7 +16,6 @@ from .unit_kinds import (
     QUERY_HEAD,
     RANKED_KINDS,
     SUB_LAYERS,
-    UNIT_KINDS,
     UnitKind,
     unit_kinds,
 )
@@ -39,13 +36,10 @@ __all__ = [
     "START_SPREAD",
     "STRATEGIES",
     "SUB_LAYERS",
-    "UNIT_KINDS",
-    "HardConcrete",
     "MaskPhase",
     "MaskSchedule",
     "MaskSettings",
     "MaskStrategy",
-    "RelaxedTopK",
     "ShearingMasks",
     "UnitKind",
     "hard_topk",

@@ -3,46 +3,25 @@
 from .card import model_card, named_license, write_card
 from .checkpoint_facts import CheckpointFacts, facts_of_config, has_byte_fallback, read_facts
 from .checkpoint_files import CARD_NAME, files_left_out
-from .engine_rules import (
-    ACCEPTED,
-    EVIDENCE,
-    REFUSED,
-    UNTESTED,
-    VERDICTS,
-    WRONG,
-    Engine,
-    Row,
-    Rule,
-    judge,
-    where_it_loads,
-)
+from .engine_rules import EVIDENCE, REFUSED, WRONG, Row, where_it_loads
 from .engine_table import ENGINES
-from .hub_access import PushError
 from .push import push_to_hub
-from .run_files import RunFiles, find_run
+from .run_files import find_run
 from .source_model import SourceLicense, source_license
 
 __all__ = [
-    "ACCEPTED",
     "CARD_NAME",
     "CheckpointFacts",
     "ENGINES",
     "EVIDENCE",
-    "Engine",
-    "PushError",
     "REFUSED",
     "Row",
-    "Rule",
-    "RunFiles",
     "SourceLicense",
-    "UNTESTED",
-    "VERDICTS",
     "WRONG",
     "facts_of_config",
     "files_left_out",
     "find_run",
     "has_byte_fallback",
-    "judge",
     "model_card",
     "named_license",
     "push_to_hub",

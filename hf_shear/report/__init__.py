@@ -5,18 +5,16 @@ Everything here takes plain dicts and lists, so that it can be used on a results
 
 from .arms_table import comparison_table, markdown_table, spread_table
 from .bench_plot import plot_bench
-from .bench_table import bench_csv, bench_markdown, bench_rows
-from .html_report import html_report, write_html_report
+from .bench_table import bench_csv, bench_markdown
+from .html_report import write_html_report
 from .law_plots import plot_law_curves
 from .plots import check_picture, plot_domains, plot_kept_units, plot_sizes, require_matplotlib
 
 __all__ = [
     "bench_csv",
     "bench_markdown",
-    "bench_rows",
     "check_picture",
     "comparison_table",
-    "html_report",
     "markdown_table",
     "plot_bench",
     "plot_domains",

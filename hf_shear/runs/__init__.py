@@ -1,16 +1,14 @@
 """Runs: arguments, folders, data, stages, baselines, reports; what the examples and the command line are made of."""
 
 from .adoption import ADOPTED, adopt, open_adopting_run
-from .baselines import BASELINES, baseline_learning_rates, baseline_model
-from .bench import BENCH_NAME, Bench, BenchArguments
-from .bench_method import BenchMethod
+from .bench import Bench, BenchArguments
 from .choose_target import choose_target
 from .config_file import parse_arguments
-from .domain_data import DomainData, prepare_domain_data
+from .domain_data import prepare_domain_data
 from .learned_arm import masked_arm
 from .learned_cut import check_learned_cut, cut_learned_masks
-from .pipeline_arguments import DataArguments, PipelineArguments, RecoveryArguments, TargetArguments, TextArguments
-from .report import RESULTS_NAME, judge, judge_checkpoint, recovery_settings, run_command, run_results, write_report
+from .pipeline_arguments import DataArguments, PipelineArguments, TargetArguments, TextArguments
+from .report import RESULTS_NAME, judge, judge_checkpoint
 from .run_folder import RunFolder, finished_stages, run_settings
 from .saves import check_result
 from .stages import (
@@ -26,29 +24,21 @@ from .stages import (
     read_domains,
     recover,
     require_same_text,
-    train_baseline,
     with_teacher_logits,
 )
 
 __all__ = [
     "ADOPTED",
-    "BASELINES",
-    "BENCH_NAME",
     "RESULTS_NAME",
     "Bench",
     "BenchArguments",
-    "BenchMethod",
     "DataArguments",
-    "DomainData",
     "PipelineArguments",
-    "RecoveryArguments",
     "Run",
     "RunFolder",
     "TargetArguments",
     "TextArguments",
     "adopt",
-    "baseline_learning_rates",
-    "baseline_model",
     "check_learned_cut",
     "check_result",
     "choose_target",
@@ -71,11 +61,6 @@ __all__ = [
     "read_domains",
     "recover",
     "require_same_text",
-    "recovery_settings",
-    "run_command",
-    "run_results",
     "run_settings",
-    "train_baseline",
     "with_teacher_logits",
-    "write_report",
 ]

@@ -1,7 +1,7 @@
 """Shapes: what a source model is, what it shall become, and what either costs in parameters."""
 
 from ..core import SHAPE_NAMES, TARGET_NAMES
-from .budget import BudgetChoice, parameter_budget, shape_for_budget
+from .budget import parameter_budget, shape_for_budget
 from .family import (
     ATTENTION_OUTPUT,
     EXPERTS,
@@ -20,8 +20,8 @@ from .family import (
 from .family_table import FAMILIES
 from .flops import forward_flops_per_token, training_flops_per_token
 from .model_shape import NUM_EXPERTS, ModelShape
-from .parameter_count import count_embedding_parameters, count_parameters
-from .presets import PRESETS, preset_shape
+from .parameter_count import count_parameters
+from .presets import preset_shape
 from .shape_config import ShapeAcceptance, config_for_shape
 from .target_shape import TargetShape
 from .uneven_count import LayerSizes, count_attention, count_mlp, count_uneven_parameters
@@ -31,7 +31,6 @@ __all__ = [
     "MLP_OUTPUT",
     "OUTPUT_PROJECTIONS",
     "Axis",
-    "BudgetChoice",
     "EXPERTS",
     "FAMILIES",
     "Family",
@@ -42,14 +41,12 @@ __all__ = [
     "ModelShape",
     "NEURONS",
     "NUM_EXPERTS",
-    "PRESETS",
     "SHAPE_NAMES",
     "ShapeAcceptance",
     "TARGET_NAMES",
     "TargetShape",
     "config_for_shape",
     "count_attention",
-    "count_embedding_parameters",
     "count_mlp",
     "count_parameters",
     "count_uneven_parameters",

@@ -1,7 +1,7 @@
 """How it is cut: from masks to a plain checkpoint."""
 
 from .export import PROVENANCE_NAME, PRUNE_CONFIG_NAME, provenance_record, read_provenance, save_checkpoint
-from .kept_units import KeptUnits, kept_units_from_masks
+from .kept_units import KeptUnits
 from .nemotron_nas import (
     CONFIGURATION_NAME,
     FORMS,
@@ -12,10 +12,9 @@ from .nemotron_nas import (
 )
 from .preflight import check_saves
 from .releasing import release_weights
-from .select_kept import select_kept
 from .slice_model import slice_model
 from .tokenizer_files import write_for_older_readers
-from .uneven import count_kept_parameters, padded_shape, slice_uneven
+from .uneven import count_kept_parameters, slice_uneven
 from .whole_folders import UNFINISHED, begin_folder, put_in_place
 
 __all__ = [
@@ -31,15 +30,12 @@ __all__ = [
     "check_saves",
     "count_kept_parameters",
     "is_own_configuration",
-    "kept_units_from_masks",
-    "padded_shape",
     "provenance_record",
     "put_in_place",
     "read_provenance",
     "release_weights",
     "save_checkpoint",
     "save_nemotron_nas",
-    "select_kept",
     "slice_model",
     "slice_uneven",
     "write_for_older_readers",

@@ -2,7 +2,7 @@
 
 from .config import MASKED_PREFIX
 from .generation_settings import read_generation_config, savable_generation_config
-from .loading import HUB_OPTIONS, Source, open_source, refuse_incomplete_load
+from .loading import HUB_OPTIONS, Source, open_source
 from .places import find_place
 from .weight_files import weight_files
 from .whole_models import on_device, whole_models
@@ -15,7 +15,6 @@ __all__ = [
     "on_device",
     "open_source",
     "read_generation_config",
-    "refuse_incomplete_load",
     "savable_generation_config",
     "weight_files",
     "whole_models",

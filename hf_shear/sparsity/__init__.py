@@ -3,20 +3,14 @@
 For reproducing the paper's tables. Nothing here makes a model smaller or faster; ``hf_shear.prune_one_shot`` does.
 """
 
-from .factors import KroneckerFactors, collect_factors
+from .factors import collect_factors
 from .linear_layers import decoder_linears
-from .prune_to_zeros import Masks, Shot, ZeroedWeights, prune_to_zeros
-from .settings import CURVATURES, STRUCTURES, UPDATES, SurgeonSettings
+from .prune_to_zeros import prune_to_zeros
+from .settings import STRUCTURES, SurgeonSettings
 
 __all__ = [
-    "CURVATURES",
-    "KroneckerFactors",
-    "Masks",
     "STRUCTURES",
-    "Shot",
     "SurgeonSettings",
-    "UPDATES",
-    "ZeroedWeights",
     "collect_factors",
     "decoder_linears",
     "prune_to_zeros",

@@ -1,21 +1,18 @@
 """Mask learning and recovery in the Hugging Face training loop."""
 
-from .adapters import ADAPTER_RECORD_NAME, check_mergeable, default_peft_config, merge_adapter, save_adapter_record
+from .adapters import check_mergeable, merge_adapter, save_adapter_record
 from .arguments import PAPER_MASK_LEARNING, ShearTrainingArguments
 from .checkpoint_room import checkpoint_bytes, checkpoints_kept
 from .checks import check_domain_arguments
 from .cost import evaluation_samples_per_domain
 from .domain_evaluation import evaluate_domains
 from .finite_guard import TrainingDivergedError
-from .recovery_methods import RECOVERY_METHODS, RecoveryMethod, num_trainable, recovery_method
+from .recovery_methods import num_trainable, recovery_method
 from .trainer import ShearTrainer
 from .trainer_options import check_mask_options
 
 __all__ = [
-    "ADAPTER_RECORD_NAME",
     "PAPER_MASK_LEARNING",
-    "RECOVERY_METHODS",
-    "RecoveryMethod",
     "ShearTrainer",
     "ShearTrainingArguments",
     "TrainingDivergedError",
@@ -24,7 +21,6 @@ __all__ = [
     "check_mergeable",
     "checkpoint_bytes",
     "checkpoints_kept",
-    "default_peft_config",
     "evaluate_domains",
     "evaluation_samples_per_domain",
     "merge_adapter",
