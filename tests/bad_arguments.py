@@ -464,7 +464,7 @@ TOGETHER = [
         'learn {model} {train} --mixture_weights \'{"books": -1, "code": 2}\'',
         ("`mixture_weights", "-1", ("negative", "at least 0")),
     ),
-    Row('learn {model} {train} --mixture_weights \'{"books": NaN, "code": 2}\'', ("`mixture_weights", "nan", "finite")),
+    Row('learn {model} {train} --mixture_weights \'{"books": NaN, "code": 2}\'', ("`mixture_weights", "NaN", "finite")),
     Row("learn {model} {train} --peft_config '{\"r\": -2}' --recovery_method lora", ("peft_config", "-2", "r")),
     Row(
         "learn {model} {train} --baseline_learning_rates '{\"best\": 1}'", ("baseline_learning_rates", "best", "taylor")

@@ -201,6 +201,7 @@ MASKS = fields(
 PRUNING = fields(
     _prune,
     ("num_shots", 0, LEAST_1), ("num_shots", 1.5, ("whole", "integer")), ("criterion", "best", "taylor"), ("compensation", "magic", "none, bias"),
+    ("pruning_share", 0.5, "prune_interleaved"), ("pruning_share", NAN, FINITE),
     ("allocation", "best", "uniform"), ("form", "zip", "padded"), ("protect", "first:x", "first:N"), ("as_family", "gpt", "mistral"),
 ) + [
     Row(lambda given: _prune(given, target=5), ("budget", "5", "smallest")),

@@ -81,11 +81,11 @@ HEAD, NORM, GATE = "lm_head.weight", "model.norm.weight", "model.layers.1.mlp.ga
 BROKEN = [
     ("", NO_JSON), ("{", NO_JSON), (b"\xff\xfe{}", ("UTF-8", NO_JSON)), ("[]", ("JSON object", "list")), ("null", ("JSON object", "None")),
     ("3", "JSON object"), ("\"x\"", "JSON object"), ("[" * 100_000, ("deep", NO_JSON)), ("{\"source\": NaN}", ("NaN", "finite")),
-    ("{\"source\": 1" + "0" * 5000 + "}", ("digits", NO_JSON)), (a_folder, ("no file", "holds no")), (a_pipe, ("no file", "neither a file")),
+    ("{\"source\": 1" + "0" * 5000 + "}", ("digits", NO_JSON)), (a_folder, ("not a file", "holds no")), (a_pipe, ("not a file", "neither a file")),
 ]  # fmt: skip
 SIDE_FILES = [
     *[
-        Row(line, ("results.json", (*([rule] if isinstance(rule, str) else rule), "no file", "holds no")), {"run/results.json": content})
+        Row(line, ("results.json", (*([rule] if isinstance(rule, str) else rule), "not a file", "holds no")), {"run/results.json": content})
         for line in (RUN, CARD, PUSH, PLAN)
         for content, rule in BROKEN
     ],
@@ -95,6 +95,17 @@ SIDE_FILES = [
         for line, place in ((CARD, "run/recovered"), ("inspect {small}", "small"))
         for content, rule in BROKEN
     ],
+    *[Row("inspect {small}", ("prune_config.json", rule), {"small/prune_config.json": content}) for content, rule in BROKEN],
+    *[
+        Row("inspect {small}", (_place("prune_config", place), "prune_config.json", rule), {"small/prune_config.json": json.dumps({place: value})})
+        for place, value, rule in (
+            ("criterion", 3, "a string"), ("compensation", [], "a string"), ("num_shots", 0, "above 0"), ("units", "layer", "a list"),
+            ("protect", {}, "a string"), ("as_family", 3, "a string"), ("pruning_share", "half", "number"),
+        )
+    ],
+    Row("inspect {small}", ("prune_config.json", "'colour'", "num_shots"), {"small/prune_config.json": json.dumps({"colour": "red"})}),
+    Row("inspect {small}", ("prune_config.json", "`compensation`", "'magic'", "none, bias"), {"small/prune_config.json": json.dumps({"compensation": "magic"})}),
+    Row(CARD, ("`provenance.prune_config`", "shear_provenance.json", "an object"), {"run/recovered/shear_provenance.json": put(prune_config=3)}),
     *[Row("plan {fit} " + "{ask}", ("law.json", rule), {"fit": content}) for content, rule in BROKEN],
     *[Row("plan {list}", ("runs.json", rule), {"list": content}) for content, rule in BROKEN if content not in ("[]",)],
     *[Row("report {unfinished}", (("stages.json", "{unfinished}"), ("whole", "object", "no run wrote")), {"unfinished/stages.json": content}) for content, _ in BROKEN],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -151,6 +152,19 @@ def test_models_that_do_not_fit_are_refused(tmp_path):
     for model in (plain_model(), masked_model()):
         with pytest.raises(ValueError, match="`model` must have masks and no target of its own"):
             InterleavedTrainer(model, make_args(tmp_path), train_domains(), prune=lambda *_: {}, num_stages=1)
+
+
+def test_a_budget_is_shared_by_layers_and_protected_ones_stay(tmp_path, calibration):
+    """The loop is that of one-shot pruning, so that its allocations serve here too."""
+    config = PruneConfig("taylor", "least_squares", 2, "global", ["intermediate", "layer"], protect=[0])
+    config = replace(config, criterion={"default": "taylor", "layer": "loss_rise"}, pruning_share=0.5)
+    source, args = plain_model(attention_dropout=0.0), make_args(tmp_path, max_steps=4)
+    found = prune_interleaved(source, 0.7, calibration, config, args, train_domains())
+    assert found.uneven and found.num_parameters <= found.budget <= 0.7 * source.num_parameters()
+    assert 0 in found.kept.layers and len(found.kept.intermediate[0]) == source.config.intermediate_size
+    ids = calibration.batches[0]["input_ids"]
+    with torch.no_grad(), found.trainer.masked_model.eval().use_gates(found.trainer.gates):
+        assert torch.allclose(found.trainer.masked_model(ids).logits, found.model(ids).logits, atol=1e-5)
 
 
 def test_shapes_are_those_of_the_trained_model(tmp_path, calibration):

@@ -20,6 +20,7 @@ from training_helpers import assert_equal_weights, full_disk, letter_tokenizer, 
 from training_helpers import weights_of as weights_by_name
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_shear import PruneConfig
 from hf_shear.core import UsageError
 from hf_shear.publishing import files_left_out, push_to_hub
 from hf_shear.publishing.checkpoint_files import other_files
@@ -89,6 +90,16 @@ def test_everything_goes_in_one_commit(hub, run):
     assert f'name = "{NAME}"'.encode() in files["README.md"]
     assert contents(run) == before
     assert not hub.repos[NAME].private
+
+
+def test_the_choices_of_pruning_are_published_as_the_record_has_them(hub, tmp_path):
+    run = make_run(tmp_path / "run")
+    path = run / "recovered" / "shear_provenance.json"
+    config = PruneConfig("taylor", num_shots=2)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prune_config": config.to_dict()}))
+    push(hub, run)
+    assert PruneConfig.from_dict(json.loads(hub.files(NAME)["prune_config.json"])) == config
+    assert b"criterion `taylor`, compensation `least_squares`" in hub.files(NAME)["README.md"]
 
 
 def test_no_path_of_the_machine_is_published(hub, run):
