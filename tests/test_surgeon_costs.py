@@ -10,9 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_shear.calibration import ColumnCosts, least_squares_columns
-from hf_shear.calibration.costs import row_costs
 from hf_shear.calibration.factors import damped
-from hf_shear.calibration.least_squares import update_rows
 
 TOLERANCE = 1e-8  # relative, float64
 EXAMPLES = settings(max_examples=40, deadline=None)
@@ -96,16 +94,6 @@ def test_cost_of_everything_leaves_nothing_to_update(problem):
 
 @EXAMPLES
 @given(problems())
-def test_cost_of_a_row_is_the_constrained_minimum(problem):
-    weight, gram, gradients, damping, _ = problem
-    found = row_costs(weight, gram, gradients, damping)
-    wide = damped(gram, damping), damped(gradients, damping)
-    expected = [minimum(weight, *wide, removed_columns(weight.t(), [r]).t())[0] for r in range(len(weight))]
-    assert_close(found, torch.stack(expected))
-
-
-@EXAMPLES
-@given(problems())
 def test_costs_without_update_are_the_form_at_the_removed_weights(problem):
     weight, gram, gradients, _, generator = problem
     members = subset(weight.shape[1], generator)
@@ -120,8 +108,6 @@ def test_costs_without_update_are_the_form_at_the_removed_weights(problem):
     singles = [form(removed_columns(weight, [c])) for c in range(weight.shape[1])]
     assert_close(costs.single(), torch.stack(singles))
     assert_close(costs.everything(), form(torch.ones_like(weight)))
-    rows = [form(removed_columns(weight.t(), [r]).t()) for r in range(len(weight))]
-    assert_close(row_costs(weight, gram, gradients, update=False), torch.stack(rows))
 
 
 @EXAMPLES
@@ -139,19 +125,13 @@ def test_without_gradients_costs_are_half_the_squared_error(problem):
 
 @EXAMPLES
 @given(problems())
-def test_updates_of_rows_and_columns_are_the_joint_minimum(problem):
+def test_the_update_of_columns_is_the_joint_minimum(problem):
     weight, gram, gradients, damping, generator = problem
     columns = subset(weight.shape[1], generator, 0, weight.shape[1] - 1)
-    rows = subset(len(weight), generator, 0, len(weight) - 1)
-    kept_columns = torch.tensor([c for c in range(weight.shape[1]) if c not in columns.tolist()])
-    kept_rows = torch.tensor([r for r in range(len(weight)) if r not in rows.tolist()])
-    mask = removed_columns(weight, columns) | removed_columns(weight.t(), rows).t()
-    _, change = minimum(weight, damped(gram, damping), damped(gradients, damping), mask)
-    expected = (weight + change)[kept_rows][:, kept_columns]
-    found = least_squares_columns(weight, gram, kept_columns, columns, damping)
-    assert_close(update_rows(found, gradients, kept_rows, rows, damping), expected)
-    other = update_rows(weight, gradients, kept_rows, rows, damping)
-    assert_close(least_squares_columns(other, gram, kept_columns, columns, damping), expected)
+    kept = torch.tensor([c for c in range(weight.shape[1]) if c not in columns.tolist()])
+    wide = damped(gram, damping), damped(gradients, damping)
+    _, change = minimum(weight, *wide, removed_columns(weight, columns))
+    assert_close(least_squares_columns(weight, gram, kept, columns, damping), (weight + change)[:, kept])
 
 
 @EXAMPLES
@@ -172,8 +152,6 @@ def test_independent_updates_are_sums_of_single_ones_and_never_better(problem):
 
     joint = least_squares_columns(weight, gram, kept, columns, damping)
     assert error(joint) <= error(found) * (1 + 1e-9) + 1e-12
-    turned = update_rows(weight.t(), gram, kept, columns, damping, joint=False)
-    assert_close(turned, found.t())
 
 
 def example(dead=(), tokens=50):
@@ -213,8 +191,6 @@ def test_rows_without_gradients_take_no_part():
     gradients[1] = gradients[:, 1] = 0
     alone = ColumnCosts(weight[rows], gram, gradients[rows][:, rows])
     assert_close(ColumnCosts(weight, gram, gradients).single(), alone.single())
-    assert_close(row_costs(weight, gram, gradients)[rows], row_costs(weight[rows], gram, gradients[rows][:, rows]))
-    assert float(row_costs(weight, gram, gradients)[1]) == 0
 
 
 def test_nothing_alive_costs_nothing():
@@ -247,8 +223,6 @@ def test_factors_that_are_not_finite_are_refused(bad):
     broken[2, 2] = bad
     with pytest.raises(ValueError, match="G, the second moment of the gradients .* of down, is not finite"):
         ColumnCosts(weight, gram, broken, name="down")
-    with pytest.raises(ValueError, match="G, the second moment .* is not finite"):
-        update_rows(weight, broken, torch.arange(2), torch.arange(2, 4))
 
 
 def test_a_singular_matrix_needs_damping():

@@ -1,11 +1,10 @@
 """One engine that shows calibration text to a model, moments of what is seen, and what follows from them."""
 
-from .costs import ColumnCosts
+from .columns import ColumnCosts, least_squares_columns
 from .engine import Batch, measuring, observe, sample_losses, shown, watching
 from .factors import DAMPING
 from .gate_slopes import mean_over_slopes
 from .layer_stream import InputsByModule, LayerStream, ShortCalibrationWarning, stream_curvature, stream_inputs
-from .least_squares import least_squares_columns
 from .moments import Moments, Sums, write_input_moments
 
 __all__ = [

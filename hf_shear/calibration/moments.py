@@ -137,9 +137,10 @@ class ChannelMoments:
             return
         rows = rows.float()
         mean = rows.mean(dim=0)
+        deviations = (rows - mean).square_().sum(dim=0)
         gap, self.count = mean - self.mean, self.count + len(rows)
         share = len(rows) / self.count
-        self.deviations += (rows - mean).square().sum(dim=0) + gap.square() * (self.count - len(rows)) * share
+        self.deviations += deviations + gap.square() * (self.count - len(rows)) * share
         self.mean += gap * share
 
     def over_ranks(self) -> None:

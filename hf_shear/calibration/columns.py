@@ -1,17 +1,20 @@
-"""What it costs to remove inputs or outputs of a linear layer y = W a: the expected rise of the mean loss, in nats.
+"""Removing columns (inputs) of a linear layer y = W a: what it costs, and what remains.
 
 All of it is the constrained minimum of 1/2 vec(dW)^T (G (x) A) vec(dW) (LLM Surgeon, arXiv 2312.17244, section 3), with
-A and G as in ``moments``. Legend: W [R, C]; S a set of removed columns; M = A^-1.
+A and G as in ``moments``. Costs are the expected rise of the mean loss, in nats. Legend: W [R, C]; S a set of removed
+columns, K of kept ones; M = A^-1.
 
 | removed       | cost with the best update of the rest       | without any update (K-OBD)        |
 |---------------|---------------------------------------------|-----------------------------------|
 | column c      | 1/2 W_c^T G W_c / M_cc                      | 1/2 W_c^T G W_c A_cc              |
 | columns S     | 1/2 tr(G W_S (M_SS)^-1 W_S^T)               | 1/2 tr(G W_S A_SS W_S^T)          |
 | all columns   | 1/2 tr(G W A W^T)                           | the same                          |
-| row r         | 1/2 W_r A W_r^T / [G^-1]_rr                 | 1/2 W_r A W_r^T G_rr              |
 
 The cost of a set is joint: columns of a head that replace each other are dear together and cheap one by one. With
 G = I the cost is half the squared error of the layer's output per token, which forward passes alone give.
+
+The best update is W_:K += W_:S A_SK A_KK^-1. G cancels: it is the least-squares reconstruction of W a, of all weights on
+the kept inputs the one with the smallest mean squared error of the layer's output.
 """
 
 from __future__ import annotations
@@ -117,24 +120,43 @@ class ColumnCosts:
         return 0.5 * (self._product * (self._weight @ self._gram)).sum()
 
 
-def row_costs(weight: Tensor, gram: Tensor, gradients: Tensor, damping: float = DAMPING, update: bool = True) -> Tensor:
-    """Cost of each row (output) alone: float64 [R].
+def least_squares_columns(
+    weight: Tensor,
+    gram: Tensor,
+    kept: Tensor,
+    removed: Tensor,
+    damping: float = DAMPING,
+    joint: bool = True,
+) -> Tensor:
+    """New columns for the kept inputs.
 
     Args:
-        weight, gram, gradients, damping, update: as in ``ColumnCosts``.
+        weight: [R, C].
+        gram: A, [C, C].
+        kept, removed: indices of inputs; those in neither are closed, and neither used nor made up for. Kept inputs
+            that are 0 at every token are neither used nor changed.
+        damping: a share of the mean of diag(A) over the live inputs of both, added to the diagonal.
+        joint: whether removed columns are made up for together. False: the paper's "independent" update, in which each
+            moves the others as if it were the only one, and the moves are added; never better, here to be compared.
+
+    Returns:
+        [R, len(kept)], in the dtype of ``weight``; solved in float64.
 
     Raises:
-        ValueError: as ``ColumnCosts``.
+        ValueError: A is not finite, or not positive definite.
     """
-    check_finite(gram, "A, the second moment of the inputs,")
-    check_finite(gradients, "G, the second moment of the gradients of the outputs,")
-    weight = weight.detach().double()
-    curvature = (weight * (weight @ damped(gram, damping if update else 0.0))).sum(dim=1)
-    if not update:
-        return 0.5 * curvature * gradients.diagonal()
-    live = gradients.diagonal() > 0
-    costs = torch.zeros_like(curvature)
-    if bool(live.any()):
-        inverted = inverse(damped(gradients[live][:, live], damping), "G")
-        costs[live] = 0.5 * curvature[live] / inverted.diagonal()
-    return costs
+    name, wide = "A, the second moment of the inputs", weight.double()
+    check_finite(gram, name)
+    live = gram.diagonal() > 0
+    new, keeps = wide[:, kept], live[kept]
+    kept, removed = kept[keeps], removed[live[removed]]
+    if len(kept) and len(removed):
+        both, size = torch.cat([kept, removed]), len(kept)
+        system = damped(gram[both][:, both], damping)
+        if joint:
+            mix = torch.cholesky_solve(system[:size, size:], cholesky(system[:size, :size], name))
+        else:
+            inverted = inverse(system, name)
+            mix = -inverted[:size, size:] / inverted.diagonal()[size:]
+        new[:, keeps] += wide[:, removed] @ mix.t()  # mix [kept, removed]: how much of each every kept one takes over
+    return new.to(weight.dtype)
