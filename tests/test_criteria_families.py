@@ -17,7 +17,7 @@ from hf_shear.shapes import FAMILIES
 
 CRITERIA = ("magnitude", "activation", "flap", "taylor", "taylor:aggregation=element", "block_influence")
 FOR_EXPERTS = ("magnitude", "taylor", "taylor:aggregation=token", "taylor:aggregation=element", "block_influence")
-NAMES = [name for name, family in FAMILIES.items() if family.is_installed]
+NAMES = list(FAMILIES)
 DENSE = [name for name in NAMES if not FAMILIES[name].has_experts]
 
 

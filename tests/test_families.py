@@ -13,9 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, MistralForCausalLM, OPTConfig
 
-from hf_shear import ShearingLlamaForCausalLM, slice_model
+from hf_shear import ShearingLlamaForCausalLM, modeling, slice_model
 from hf_shear.masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from hf_shear.modeling import (
+    SHEARING_CLASSES,
     AutoShearingModelForCausalLM,
     ShearingMistralForCausalLM,
     check_supported_source,
@@ -350,6 +351,16 @@ def test_parts_of_a_fused_projection_keep_their_order(monkeypatch, token_ids, tm
     monkeypatch.setattr(module, "_axis_indices", swapped)
     with pytest.raises((AssertionError, IndexError)):
         assert_invariant(model, random_gates(model, [0, 3]), token_ids, tmp_path)
+
+
+def test_every_family_has_classes_of_its_own_and_no_other_class_is_there():
+    assert set(SHEARING_CLASSES) == set(FAMILIES)
+    for name, family in FAMILIES.items():
+        masked, config = SHEARING_CLASSES[name], SHEARING_CLASSES[name].config_class
+        assert masked.__name__ == f"Shearing{family.model_name}" and issubclass(masked, family.model_class)
+        assert config.__name__ == f"Shearing{family.config_name}" and issubclass(config, family.config_class)
+        assert config.model_type == f"shearing_{name}"
+        assert {masked.__name__, config.__name__} <= set(modeling.__all__)
 
 
 def test_the_page_names_every_family_and_what_can_be_removed():

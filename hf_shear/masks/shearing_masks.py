@@ -7,6 +7,7 @@ A *gate* is a value in [0, 1]; a dict of gates is keyed by the kind of unit (``u
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from .strategy import hard_topk
 from .unit_kinds import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, UnitKind, unit_kinds
 
 _UNIFORM_EPS = 1e-6
+_Number = TypeVar("_Number", int, float)
 
 # How far scores of importance set the start of log_alpha apart (measured: model_cards/shearing.md).
 START_SPREAD = 4.0
@@ -231,7 +233,9 @@ class ShearingMasks(nn.Module):
             "num_hidden_layers": self.expected_open(self.kinds[LAYER]).sum().item(),
             "num_attention_heads": (groups * queries.sum(dim=-1)).sum(dim=-1).mean().item(),
             "num_key_value_heads": groups.sum(dim=-1).mean().item(),
-            **self._mlp_sizes(lambda kind: self.expected_open(kind).sum(dim=-1).mean().item()),
+            **self._mlp_sizes(
+                lambda kind: self.expected_open(kind).sum(dim=-1).mean().item(), float(self.source.intermediate_size)
+            ),
         }
 
     def target_shape_now(self) -> dict[str, float]:
@@ -242,7 +246,7 @@ class ShearingMasks(nn.Module):
             "num_hidden_layers": budgets[LAYER],
             "num_attention_heads": budgets[KEY_VALUE_HEAD] * budgets[QUERY_HEAD],
             "num_key_value_heads": budgets[KEY_VALUE_HEAD],
-            **self._mlp_sizes(lambda kind: budgets[kind.name]),
+            **self._mlp_sizes(lambda kind: budgets[kind.name], float(self.source.intermediate_size)),
         }
 
     @torch.no_grad()
@@ -258,22 +262,20 @@ class ShearingMasks(nn.Module):
             else:
                 values[kind.name] = self.strategy.soft_value(kind, self.log_alpha[kind.name], self.phase).cpu()
         groups, queries = values[KEY_VALUE_HEAD], values[QUERY_HEAD]
-        low = {name: (kept[name] & (values[name] < 0.5)).sum().item() for name in kept}
+        low = {name: int((kept[name] & (values[name] < 0.5)).sum()) for name in kept}
         heads_kept = kept[KEY_VALUE_HEAD].unsqueeze(-1) & kept[QUERY_HEAD]
         return {
             "hidden_size": low[HIDDEN],
             "num_hidden_layers": low[LAYER],
-            "num_attention_heads": (heads_kept & (groups.unsqueeze(-1) * queries < 0.5)).sum().item(),
+            "num_attention_heads": int((heads_kept & (groups.unsqueeze(-1) * queries < 0.5)).sum()),
             "num_key_value_heads": low[KEY_VALUE_HEAD],
-            **self._mlp_sizes(lambda kind: low[kind.name], whole=0),
+            **self._mlp_sizes(lambda kind: low[kind.name], 0),
         }
 
-    def _mlp_sizes(self, of: Callable[[UnitKind], float], whole: float | None = None) -> dict[str, float]:
-        """What ``of`` says of an MLP's units, by shape name; ``whole`` of the neurons of experts, which all stay
-        (default: their number)."""
+    def _mlp_sizes(self, of: Callable[[UnitKind], _Number], neurons: _Number) -> dict[str, _Number]:
+        """What ``of`` says of an MLP's units, by shape name; ``neurons``: of those of experts, which all stay."""
         if EXPERT not in self.kinds:
             return {"intermediate_size": of(self.kinds[INTERMEDIATE])}
-        neurons = self.source.intermediate_size if whole is None else whole
         return {"intermediate_size": neurons, "num_experts": of(self.kinds[EXPERT])}
 
 

@@ -69,7 +69,7 @@ def unit_kinds(source: ModelShape, target: ModelShape) -> dict[str, UnitKind]:
     layers, groups = source.num_hidden_layers, source.num_key_value_heads
     source_group_size = source.num_attention_heads // groups
     target_group_size = target.num_attention_heads // target.num_key_value_heads
-    if source.num_experts is None:
+    if source.num_experts is None or target.num_experts is None:
         in_mlp = UnitKind(INTERMEDIATE, (layers,), source.intermediate_size, target.intermediate_size)
     else:
         in_mlp = UnitKind(EXPERT, (layers,), source.num_experts, target.num_experts)

@@ -1,25 +1,109 @@
 """Models with masks."""
 
-from . import configuration, shearing_models
+from .auto_class import AutoShearingModelForCausalLM, shearing_class
 from .column_gates import open_columns, written_weight
-from .configuration import ShearingConfig, as_family, is_masked_config, shearing_config_class
+from .configuration import ShearingConfig, as_family, is_masked_config
+from .family_classes import (
+    SHEARING_CLASSES,
+    ShearingArceeConfig,
+    ShearingArceeForCausalLM,
+    ShearingExaone4Config,
+    ShearingExaone4ForCausalLM,
+    ShearingGemma2Config,
+    ShearingGemma2ForCausalLM,
+    ShearingGemma3ForCausalLM,
+    ShearingGemma3TextConfig,
+    ShearingGemmaConfig,
+    ShearingGemmaForCausalLM,
+    ShearingGlm4Config,
+    ShearingGlm4ForCausalLM,
+    ShearingGraniteConfig,
+    ShearingGraniteForCausalLM,
+    ShearingHunYuanDenseV1Config,
+    ShearingHunYuanDenseV1ForCausalLM,
+    ShearingLlamaConfig,
+    ShearingLlamaForCausalLM,
+    ShearingMinistralConfig,
+    ShearingMinistralForCausalLM,
+    ShearingMistralConfig,
+    ShearingMistralForCausalLM,
+    ShearingMixtralConfig,
+    ShearingMixtralForCausalLM,
+    ShearingOlmo2Config,
+    ShearingOlmo2ForCausalLM,
+    ShearingOlmo3Config,
+    ShearingOlmo3ForCausalLM,
+    ShearingPhi3Config,
+    ShearingPhi3ForCausalLM,
+    ShearingQwen2Config,
+    ShearingQwen2ForCausalLM,
+    ShearingQwen3Config,
+    ShearingQwen3ForCausalLM,
+    ShearingQwen3MoeConfig,
+    ShearingQwen3MoeForCausalLM,
+    ShearingSeedOssConfig,
+    ShearingSeedOssForCausalLM,
+    ShearingSmolLM3Config,
+    ShearingSmolLM3ForCausalLM,
+)
 from .folding import MaskedEmbedding, MaskedLinear, MaskedRMSNorm, scale_norm_weight, scale_weight
 from .mixin import ShearingCausalLMOutput, ShearingMixin, head_channel_masks, residual_write_masks
-from .shearing_model import ShearingModel, check_model, check_supported_source
-from .shearing_models import AutoShearingModelForCausalLM, shearing_class
+from .shearing_model import ShearingModel, check_model, check_supported_source, copy_implementations
 
 __all__ = [
     "AutoShearingModelForCausalLM",
     "MaskedEmbedding",
     "MaskedLinear",
     "MaskedRMSNorm",
+    "SHEARING_CLASSES",
+    "ShearingArceeConfig",
+    "ShearingArceeForCausalLM",
     "ShearingCausalLMOutput",
     "ShearingConfig",
+    "ShearingExaone4Config",
+    "ShearingExaone4ForCausalLM",
+    "ShearingGemma2Config",
+    "ShearingGemma2ForCausalLM",
+    "ShearingGemma3ForCausalLM",
+    "ShearingGemma3TextConfig",
+    "ShearingGemmaConfig",
+    "ShearingGemmaForCausalLM",
+    "ShearingGlm4Config",
+    "ShearingGlm4ForCausalLM",
+    "ShearingGraniteConfig",
+    "ShearingGraniteForCausalLM",
+    "ShearingHunYuanDenseV1Config",
+    "ShearingHunYuanDenseV1ForCausalLM",
+    "ShearingLlamaConfig",
+    "ShearingLlamaForCausalLM",
+    "ShearingMinistralConfig",
+    "ShearingMinistralForCausalLM",
+    "ShearingMistralConfig",
+    "ShearingMistralForCausalLM",
     "ShearingMixin",
+    "ShearingMixtralConfig",
+    "ShearingMixtralForCausalLM",
     "ShearingModel",
+    "ShearingOlmo2Config",
+    "ShearingOlmo2ForCausalLM",
+    "ShearingOlmo3Config",
+    "ShearingOlmo3ForCausalLM",
+    "ShearingPhi3Config",
+    "ShearingPhi3ForCausalLM",
+    "ShearingQwen2Config",
+    "ShearingQwen2ForCausalLM",
+    "ShearingQwen3Config",
+    "ShearingQwen3ForCausalLM",
+    "ShearingQwen3MoeConfig",
+    "ShearingQwen3MoeForCausalLM",
+    "ShearingSeedOssConfig",
+    "ShearingSeedOssForCausalLM",
+    "ShearingSmolLM3Config",
+    "ShearingSmolLM3ForCausalLM",
     "as_family",
     "check_model",
     "check_supported_source",
+    "copy_implementations",
     "head_channel_masks",
     "is_masked_config",
     "open_columns",
@@ -27,13 +111,5 @@ __all__ = [
     "scale_norm_weight",
     "scale_weight",
     "shearing_class",
-    "shearing_config_class",
     "written_weight",
 ]
-
-# One class of configs and one of models per family, such as ShearingQwen3Config and ShearingQwen3ForCausalLM.
-for _module in (configuration, shearing_models):
-    for _name in [name for name in vars(_module) if name.startswith("Shearing")]:
-        if _name not in globals():
-            globals()[_name] = getattr(_module, _name)
-            __all__.append(_name)

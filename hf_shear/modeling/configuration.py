@@ -1,30 +1,18 @@
-"""Configs of models with masks: one class per family, each with a model_type of its own.
-
-So no plain class loads a masked checkpoint and drops its masks.
-"""
+"""What configs of models with masks have in common; the class of each family is in ``family_classes``."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 
-from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
+from typing_extensions import Self, TypeIs
 
 from ..core import UsageError
 from ..masks import MaskPhase, MaskSettings
-from ..shapes import FAMILIES, Family, ModelShape, TargetShape, config_for_shape, family_of
-from ..sources import MASKED_PREFIX
-
-_FIELDS = {
-    "target_shape": dict | None,
-    "mask_settings": dict | None,
-    "mask_phase": dict | None,
-    "source_name_or_path": str | None,
-    "source_revision": str | None,
-}
+from ..shapes import Family, ModelShape, TargetShape, config_for_shape, find_family
 
 
-class ShearingConfig:
+class ShearingConfig(PretrainedConfig):
     """What the config of every masked model has besides its source's: target shape and the masks' settings.
 
     Attributes:
@@ -33,6 +21,12 @@ class ShearingConfig:
         mask_phase: fields of :class:`~hf_shear.masks.MaskPhase` when the model was saved.
         source_name_or_path, source_revision: where the plain checkpoint came from.
     """
+
+    target_shape: dict | None = None
+    mask_settings: dict | None = None
+    mask_phase: dict | None = None
+    source_name_or_path: str | None = None
+    source_revision: str | None = None
 
     def resolved_target(self) -> TargetShape:
         """The target, checked against this config's own (source) shape."""
@@ -53,7 +47,7 @@ class ShearingConfig:
         target_shape: TargetShape,
         settings: MaskSettings,
         revision: str | None = None,
-    ) -> ShearingConfig:
+    ) -> Self:
         """Config of ``source_config`` with masks towards ``target_shape``.
 
         Args:
@@ -73,28 +67,7 @@ class ShearingConfig:
         return cls(**fields)
 
 
-def shearing_config_class(family: Family) -> type[PretrainedConfig]:
-    """The masked config class of a family."""
-    return _CLASSES[family.model_type]
-
-
-def _make_class(family: Family) -> type[PretrainedConfig]:
-    body = dict.fromkeys(_FIELDS) | {
-        "__annotations__": dict(_FIELDS),
-        "__module__": __name__,
-        "__doc__": f"{family.config_name} of the source, with target shape and masks: see ``ShearingConfig``.",
-        "model_type": MASKED_PREFIX + family.model_type,
-    }
-    return strict(type(f"Shearing{family.config_name}", (ShearingConfig, family.config_class), body))
-
-
-_CLASSES = {family.model_type: _make_class(family) for family in FAMILIES.values() if family.is_installed}
-for _class in _CLASSES.values():
-    globals()[_class.__name__] = _class  # pickle and the docs find it by its name
-    AutoConfig.register(_class.model_type, _class)
-
-
-def is_masked_config(config: PretrainedConfig) -> bool:
+def is_masked_config(config: PretrainedConfig) -> TypeIs[ShearingConfig]:
     """Whether a config is that of a masked model."""
     return isinstance(config, ShearingConfig)
 
@@ -107,7 +80,7 @@ def as_family(config: PretrainedConfig, family: Family) -> PretrainedConfig:
     Raises:
         ValueError: there is no exact equivalent.
     """
-    own = family_of(config)
+    own = find_family(config)
     if own is family:
         return config
     biased = own is not None and any(own.has_bias(name, config) for name, _ in own.projections())

@@ -10,16 +10,17 @@ Mixed into the classes of existing modules, as the classes of ``folding``.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-class MaskedRouter:
+class MaskedRouter(nn.Module):
     """Mixed into a router that takes the top k of a softmax: ``output_mask`` [E], the gates of its experts.
 
     Attributes:
         weights_sum_to_one: the weights of the experts that a token is routed to are divided by their sum.
     """
 
+    top_k: int
     output_mask: Tensor | None = None
     weights_sum_to_one: bool = False
 
@@ -40,7 +41,7 @@ class MaskedRouter:
         return logits, chosen.to(weights.dtype) * self.output_mask[indices].to(weights.dtype), indices
 
 
-class MaskedExperts:
+class MaskedExperts(nn.Module):
     """Mixed into the experts of a layer: ``output_mask`` [d] or [1] scales what they write."""
 
     output_mask: Tensor | None = None

@@ -5,16 +5,20 @@ norm's weight. Weights are much smaller than the activations of a training batch
 activations, and it is exactly what slicing does later: masked and sliced model compute the same function.
 
 The classes below are mixed into the classes of existing modules (``masked_class``), which keep their weights and
-names. Masks are set on them before each forward, outside any checkpointed code.
+names; each has the least as its base that it is mixed into. Masks are set on them before each forward, outside any
+checkpointed code.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+_Masked = TypeVar("_Masked", bound=nn.Module)
 
 
 def scale_weight(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
@@ -70,10 +74,10 @@ def _scale_backward(
     if needed[1] or needed[2]:
         wide = torch.promote_types(weight.dtype, torch.float32)
         product = grad.to(wide) * weight
-        if needed[1]:
+        if rows is not None and needed[1]:
             grad_rows = product @ columns.to(wide) if columns is not None else product.sum(dim=1)
             grad_rows = grad_rows.to(rows.dtype)
-        if needed[2]:
+        if columns is not None and needed[2]:
             grad_columns = rows.to(wide) @ product if rows is not None else product.sum(dim=0)
             grad_columns = grad_columns.to(columns.dtype)
     return grad_weight, grad_rows, grad_columns
@@ -87,7 +91,7 @@ def _linear_dtype(tensor: Tensor) -> torch.dtype:
     return tensor.dtype
 
 
-class MaskedLinear:
+class MaskedLinear(nn.Linear):
     """Mixed into a linear layer: ``input_mask`` [in] scales its columns, ``output_mask`` [out] its rows and bias."""
 
     input_mask: Tensor | None = None
@@ -108,7 +112,7 @@ class MaskedLinear:
         )
 
 
-class MaskedEmbedding:
+class MaskedEmbedding(nn.Embedding):
     """Mixed into an embedding: ``output_mask`` [d] scales its output (smaller than the table for most batches)."""
 
     output_mask: Tensor | None = None
@@ -118,7 +122,7 @@ class MaskedEmbedding:
         return embedded if self.output_mask is None else embedded * self.output_mask.to(embedded.dtype)
 
 
-class MaskedRMSNorm:
+class MaskedRMSNorm(nn.Module):
     """Mixed into an RMSNorm: its mean runs over kept dimensions only, and ``output_mask`` [d] or [1] scales its weight.
 
     Removed dimensions of its input are exactly 0, so the sum of squares needs no mask. With d dimensions of which k are
@@ -129,6 +133,7 @@ class MaskedRMSNorm:
         weight_offset, scales_in_float32: as ``Family.norm_offset`` and ``Family.norm_scales_in_float32``.
     """
 
+    weight: nn.Parameter
     output_mask: Tensor | None = None
     kept_count: Tensor | None = None
     weight_offset: float = 0.0
@@ -138,7 +143,7 @@ class MaskedRMSNorm:
         if self.output_mask is None and self.kept_count is None:
             return super().forward(hidden_states)
         weight = scale_norm_weight(self.weight.float(), self.output_mask, self.weight_offset) + self.weight_offset
-        epsilon = self.variance_epsilon if hasattr(self, "variance_epsilon") else self.eps
+        epsilon = getattr(self, "variance_epsilon" if hasattr(self, "variance_epsilon") else "eps")
         if self.kept_count is not None:
             kept_share = self.kept_count / hidden_states.shape[-1]
             weight, epsilon = weight * kept_share.sqrt(), epsilon * kept_share
@@ -155,7 +160,7 @@ def scale_norm_weight(weight: Tensor, mask: Tensor | None, offset: float = 0.0) 
 
 
 @cache
-def masked_class(mixin: type, base: type) -> type:
+def masked_class(mixin: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
     """The subclass of ``base`` with ``mixin``'s forward.
 
     It keeps the name of ``base``: FSDP and ``device_map`` find the layers that stay whole by the name of their class.
@@ -163,6 +168,7 @@ def masked_class(mixin: type, base: type) -> type:
     return type(base.__name__, (mixin, base), {"__module__": mixin.__module__})
 
 
-def make_masked(module: nn.Module, mixin: type) -> None:
+def make_masked(module: nn.Module, mixin: type[_Masked]) -> _Masked:
     """Give an existing module the masked forward of ``mixin``; weights, names and hooks stay as they are."""
     module.__class__ = masked_class(mixin, type(module))
+    return cast(_Masked, module)

@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from typing_extensions import Self
 
 from ..core import UsageError
 from ..masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, MaskPhase, ShearingMasks
@@ -68,7 +71,7 @@ class LayerGates:
 _LAYER_GATES = "shearing_layer_gates"
 
 
-class MaskedDecoderLayer:
+class MaskedDecoderLayer(nn.Module):
     """Mixed into a decoder layer: hands its modules the masks that travel as an argument of the layer.
 
     This happens inside the layer's forward, so a checkpointed layer gets the masks of its own forward again when it is
@@ -76,6 +79,8 @@ class MaskedDecoderLayer:
     """
 
     family: Family
+    self_attn: Any
+    mlp: Any
 
     def forward(self, *args, **kwargs):
         if _LAYER_GATES not in kwargs:
@@ -86,10 +91,10 @@ class MaskedDecoderLayer:
             )
         gates: LayerGates = kwargs.pop(_LAYER_GATES)[self.self_attn.layer_idx]
         for name in self.family.pre_norms:
-            norm = self.get_submodule(name)
+            norm: Any = self.get_submodule(name)
             norm.output_mask, norm.kept_count = gates.hidden, gates.hidden_count
         for name in self.family.post_norms:
-            norm = self.get_submodule(name)
+            norm: Any = self.get_submodule(name)
             norm.output_mask, norm.kept_count = gates.post_norms, gates.hidden_count
         attention = self.self_attn.o_proj
         attention.input_mask, attention.output_mask = gates.heads, gates.writes
@@ -100,7 +105,7 @@ class MaskedDecoderLayer:
         return super().forward(*args, **kwargs)
 
 
-class ShearingMixin:
+class ShearingMixin(PreTrainedModel, GenerationMixin):
     """Gives masks to a stock causal language model: ``class ShearingX(ShearingMixin, X)``.
 
     Masks act at places that every family has: embeddings, norms, o_proj and down_proj, or router and experts. They are
@@ -108,6 +113,9 @@ class ShearingMixin:
     """
 
     _keep_in_fp32_modules_strict = ["masks"]
+
+    model: Any  # the family's decoder, with embed_tokens, layers and norm
+    masks: ShearingMasks
 
     def _add_masks(self) -> None:
         config = self.config
@@ -119,19 +127,18 @@ class ShearingMixin:
         self._gates_override: dict[str, Tensor] | None = None
         make_masked(self.model.embed_tokens, MaskedEmbedding)
         for norm in self._norms():
-            make_masked(norm, MaskedRMSNorm)
+            norm = make_masked(norm, MaskedRMSNorm)
             norm.weight_offset = self.family.norm_offset
             norm.scales_in_float32 = self.family.norm_scales_in_float32
         for layer in self.model.layers:
             make_masked(layer.self_attn.o_proj, MaskedLinear)
             if self.family.has_experts:
-                make_masked(layer.mlp.gate, MaskedRouter)
-                layer.mlp.gate.weights_sum_to_one = self.family.routing_weights_sum_to_one_in(config)
+                router = make_masked(layer.mlp.gate, MaskedRouter)
+                router.weights_sum_to_one = self.family.routing_weights_sum_to_one_in(config)
                 make_masked(layer.mlp.experts, MaskedExperts)
             else:
                 make_masked(layer.mlp.down_proj, MaskedLinear)
-            make_masked(layer, MaskedDecoderLayer)
-            layer.family = self.family
+            make_masked(layer, MaskedDecoderLayer).family = self.family
 
     @property
     def family(self) -> Family:
@@ -199,7 +206,7 @@ class ShearingMixin:
         with deepspeed.zero.GatheredParameters(partitioned):
             self.masks.load_state_dict({name: value.detach().clone() for name, value in old.named_parameters()})
 
-    def train(self, mode: bool = True) -> ShearingMixin:
+    def train(self, mode: bool = True) -> Self:
         """As the stock method; masks that were taken apart follow."""
         super().train(mode)
         if "masks" in self.__dict__:
@@ -275,7 +282,8 @@ class ShearingMixin:
                 "`output_router_logits` must be False or left out with masks, but it is True: the loss for the balance of"
                 " experts, which comes with it, would count those that are removed."
             )
-        layer_gates, lagrangian_loss = self._draw_gates()
+        # torch types what `disable` returns as no method.
+        layer_gates, lagrangian_loss = self._draw_gates()  # pyright: ignore[reportCallIssue, reportGeneralTypeIssues]
         outputs = super().forward(input_ids, *args, **(kwargs | {"return_dict": True, _LAYER_GATES: layer_gates}))
         return ShearingCausalLMOutput(
             lagrangian_loss=lagrangian_loss, **{name: getattr(outputs, name) for name in outputs.keys()}
@@ -355,10 +363,13 @@ def residual_write_masks(
 def head_channel_masks(gates: dict[str, Tensor], shape: ModelShape) -> Tensor | None:
     """Mask on the inputs of o_proj, [L, H * head_dim]: the gate of a query head is its own times its group's."""
     groups, queries = gates.get(KEY_VALUE_HEAD), gates.get(QUERY_HEAD)
-    if groups is None and queries is None:
-        return None
     size = (shape.num_hidden_layers, shape.num_key_value_heads, shape.num_attention_heads // shape.num_key_value_heads)
-    heads = groups.unsqueeze(-1).expand(size) if queries is None else queries
-    if groups is not None and queries is not None:
+    if groups is None:
+        heads = queries
+    elif queries is None:
+        heads = groups.unsqueeze(-1).expand(size)
+    else:
         heads = groups.unsqueeze(-1) * queries
+    if heads is None:
+        return None
     return heads.reshape(size[0], size[1] * size[2]).repeat_interleave(shape.head_dim, dim=1)

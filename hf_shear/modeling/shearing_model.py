@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
+from typing_extensions import Self
 
 from ..core import UsageError
 from ..masks import MaskSettings, ShearingMasks
-from ..shapes import ModelShape, TargetShape, family_of, supported_model_types
+from ..shapes import ModelShape, TargetShape, family_of, find_family, supported_model_types
 from ..sources import HUB_OPTIONS, Source, open_source
-from .configuration import as_family, is_masked_config
+from .configuration import ShearingConfig, as_family, is_masked_config
 from .mixin import ShearingMixin
 
 PATH = "pretrained_model_name_or_path"  # the argument's name, for messages
@@ -41,7 +43,9 @@ class ShearingModel(ShearingMixin):
         >>> model = ShearingLlamaForCausalLM.from_pretrained("path/to/llama", target_shape={"intermediate_size": 5504})
     """
 
-    def __init__(self, config):
+    config_class: type[ShearingConfig]
+
+    def __init__(self, config: ShearingConfig):
         super().__init__(config)
         self._add_masks()
         self.post_init()
@@ -55,7 +59,7 @@ class ShearingModel(ShearingMixin):
         mask_settings: MaskSettings | None = None,
         config: PretrainedConfig | None = None,
         **kwargs,
-    ) -> ShearingModel:
+    ) -> Self:
         """Load a plain checkpoint and add masks towards ``target_shape``, or load a masked checkpoint.
 
         Args:
@@ -91,12 +95,12 @@ class ShearingModel(ShearingMixin):
         masked = is_masked_config(config)
         config = _masked_config(cls, config, target_shape, mask_settings, None if masked else source.revision)
         if source.is_gguf:  # transformers knows the names in it by the model_type of a plain config
-            loaded = cls.from_model(source.load_model(**kwargs), target_shape, mask_settings)
-            return (loaded, {}) if loading_info_wanted else loaded
-        new = () if masked else ("masks.",)
-        model, info = source.load_as(super().from_pretrained, config, *model_args, new=new, **kwargs)
-        model.replicate_masks(saved=masked)
-        return (model, info) if loading_info_wanted else model
+            model, info = cls.from_model(source.load_model(**kwargs), target_shape, mask_settings), {}
+        else:
+            new = () if masked else ("masks.",)
+            model, info = source.load_as(super().from_pretrained, config, *model_args, new=new, **kwargs)
+            model.replicate_masks(saved=masked)
+        return (model, info) if loading_info_wanted else model  # pyright: ignore[reportReturnType]  # as the stock method
 
     @classmethod
     def from_model(
@@ -104,7 +108,7 @@ class ShearingModel(ShearingMixin):
         model: PreTrainedModel,
         target_shape: TargetShape | dict[str, int] | None = None,
         mask_settings: MaskSettings | None = None,
-    ) -> ShearingModel:
+    ) -> Self:
         """Add masks to a model in memory, whose weights the result shares; ``model`` itself is left as it is.
 
         Args:
@@ -139,10 +143,16 @@ class ShearingModel(ShearingMixin):
                 setattr(masked.get_submodule(owner), last, buffer.detach().clone())
         masked.tie_weights()
         masked.generation_config = copy.deepcopy(model.generation_config)
-        masked.set_attn_implementation(model.config._attn_implementation)
-        if masked.family.has_experts:
-            masked.set_experts_implementation(model.config._experts_implementation)
+        copy_implementations(model.config, masked)
         return masked.train(model.training)
+
+
+def copy_implementations(config: PretrainedConfig, model: PreTrainedModel) -> None:
+    """Let ``model`` compute attention, and experts, as models of ``config`` do."""
+    if config._attn_implementation is not None:
+        model.set_attn_implementation(config._attn_implementation)
+    if family_of(config).has_experts and config._experts_implementation is not None:
+        model.set_experts_implementation(config._experts_implementation)
 
 
 def check_model(model: object) -> None:
@@ -156,7 +166,7 @@ def check_model(model: object) -> None:
 
 def check_supported_source(config: PretrainedConfig) -> None:
     """Refuse a source of a family that masks are not known to be exact for."""
-    family = family_of(config)
+    family = find_family(config)
     if family is None or type(config) is not family.config_class:
         raise UsageError(
             f"The source has model_type {config.model_type!r}, which can not be sheared. Supported model types:"
@@ -165,8 +175,12 @@ def check_supported_source(config: PretrainedConfig) -> None:
 
 
 def _masked_config(
-    cls: type, config: PretrainedConfig, target_shape, mask_settings: MaskSettings | None, revision: str | None
-) -> PretrainedConfig:
+    cls: type[ShearingModel],
+    config: PretrainedConfig,
+    target_shape: TargetShape | Mapping[str, int] | None,
+    mask_settings: MaskSettings | None,
+    revision: str | None,
+) -> ShearingConfig:
     """The masked config of the class for a plain or masked checkpoint's config."""
     family = family_of(cls.config_class())
     if is_masked_config(config):
@@ -210,7 +224,7 @@ def _check_grouped(config: PretrainedConfig, target: TargetShape) -> None:
         )
 
 
-def _named_sizes(target_shape: TargetShape | dict[str, int | None]) -> dict[str, int]:
+def _named_sizes(target_shape: TargetShape | Mapping[str, int | None]) -> dict[str, int]:
     """The sizes that a target names; one that is None is left to the source, or to the saved target."""
     sizes = target_shape.to_dict() if isinstance(target_shape, TargetShape) else target_shape
     return {name: size for name, size in sizes.items() if size is not None}

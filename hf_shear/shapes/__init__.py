@@ -15,6 +15,7 @@ from .family import (
     Family,
     family_named,
     family_of,
+    find_family,
     supported_model_types,
 )
 from .family_table import FAMILIES
@@ -52,6 +53,7 @@ __all__ = [
     "count_uneven_parameters",
     "family_named",
     "family_of",
+    "find_family",
     "forward_flops_per_token",
     "parameter_budget",
     "preset_shape",

@@ -229,7 +229,8 @@ def _search(config: PretrainedConfig, source: ModelShape, budget: int) -> tuple[
     The coarsest multiples that reach so far are taken; where none do, the sizes that fill most of the budget.
     """
     ideal = _ideal_sizes(config, source, budget)
-    fullest, fullest_count = None, -1
+    fullest: tuple[dict[str, int], dict[str, int]] | None = None
+    fullest_count = -1
     for multiples in _multiples_to_try(source):
         nearest, nearest_distance = None, math.inf
         for sizes, count in _candidates(config, source, budget, multiples):
@@ -241,6 +242,7 @@ def _search(config: PretrainedConfig, source: ModelShape, budget: int) -> tuple[
                     nearest, nearest_distance = sizes, distance
         if nearest is not None:
             return nearest, multiples
+    assert fullest is not None, "some shape fits every budget that the caller lets through"
     return fullest
 
 
@@ -252,11 +254,13 @@ def _candidates(
     multiple = multiples["intermediate_size"]
     for hidden_size in _values(source.hidden_size, multiples["hidden_size"]):
         no_layers = {**source.sizes(), "hidden_size": hidden_size, "num_hidden_layers": 0}
-        outside_layers = count_for_sizes(config, no_layers, source.head_dim)
+        outside_layers = int(count_for_sizes(config, no_layers, source.head_dim))
         for heads, kv_heads in _head_counts(hidden_size, source, multiples):
             query_size, key_size = heads * source.head_dim, kv_heads * source.head_dim
-            without_mlp = count_layer_parameters(config, hidden_size, query_size, key_size, 0, source.head_dim)
-            one = count_layer_parameters(config, hidden_size, query_size, key_size, 1, source.head_dim)
+            without_mlp, one = (
+                int(count_layer_parameters(config, hidden_size, query_size, key_size, width, source.head_dim))
+                for width in (0, 1)
+            )
             per_unit = one - without_mlp
             for num_layers in range(1, source.num_hidden_layers + 1):
                 room = ((budget - outside_layers) // num_layers - without_mlp) // per_unit

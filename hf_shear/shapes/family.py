@@ -11,23 +11,23 @@ Legend: d hidden size, H query heads, KV key/value heads, D head_dim, ff MLP wid
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import transformers
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..core import UsageError
 
 HIDDEN, HEADS, GROUPS, NEURONS, EXPERTS = "hidden", "heads", "key_value_heads", "intermediate", "experts"
-"""What an axis of a weight stands for: d, H * D, KV * D, ff, E. None: kept whole."""
+"""What an axis of a weight stands for: d, H * D, KV * D, ff, E."""
 
 ATTENTION_OUTPUT, MLP_OUTPUT = OUTPUT_PROJECTIONS = ("self_attn.o_proj", "mlp.down_proj")
 """Names within a decoder layer of what writes to the residual stream: its columns are heads, and neurons."""
 
-Axis = str | tuple[str, ...] | None  # a tuple: parts of a fused projection, one behind the other
+Axis = str | tuple[str, ...]  # a tuple: parts of a fused projection, one behind the other
 
 SEPARATE_ATTENTION: dict[str, tuple[Axis, ...]] = {
     "q_proj": (HEADS, HIDDEN),
@@ -100,17 +100,12 @@ class Family:
     required: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def is_installed(self) -> bool:
-        """Whether the installed transformers has it."""
-        return hasattr(transformers, self.config_name) and hasattr(transformers, self.model_name)
-
-    @property
     def config_class(self) -> type[PretrainedConfig]:
         """The stock config class."""
         return getattr(transformers, self.config_name)
 
     @property
-    def model_class(self) -> type:
+    def model_class(self) -> type[PreTrainedModel]:
         """The stock causal language model."""
         return getattr(transformers, self.model_name)
 
@@ -129,8 +124,11 @@ class Family:
         yield from self.attention.items()
         yield from self.mlp.items()
 
-    def axes(self, name: str) -> tuple[Axis, ...]:
-        """What the axes of a parameter stand for, by its name in the model; a bias has the first of its weight's."""
+    def axes(self, name: str) -> tuple[Axis | None, ...]:
+        """What the axes of a parameter stand for, by its name in the model; None: kept whole.
+
+        A bias has the first of its weight's.
+        """
         module, parameter = name.split(".")[-2:]
         if module == "experts":
             return self.mlp[f"{module}.{parameter}"]
@@ -150,7 +148,7 @@ class Family:
     def routing_weights_sum_to_one_in(self, config: PretrainedConfig) -> bool:
         """Whether the weights of the experts that a token is routed to sum to 1 under this config."""
         flag = self.routing_weights_sum_to_one
-        return flag == ALWAYS or bool(getattr(config, flag))
+        return flag == ALWAYS or (flag is not None and bool(getattr(config, flag)))
 
     def unused_norms(self, config: PretrainedConfig, attention: bool, mlp: bool) -> set[str]:
         """Norms that have nothing to do in a layer without its attention, or without its MLP.
@@ -164,32 +162,32 @@ class Family:
                 unused |= set() if self.has_bias(write, config) else {*self.post_norms[place : place + 1]}
         return unused
 
-    def attention_parameters(self, config: PretrainedConfig, sizes: dict[str, float], head_dim: int) -> float:
+    def attention_parameters(self, config: PretrainedConfig, sizes: Mapping[str, float], head_dim: int) -> float:
         """Parameters of a layer's attention and its norms; arguments as in ``layer_parameters``. 0 heads: none."""
         if sizes[HEADS] == 0:
             return self._left_of("o_proj", config, sizes)
         count = len(self.head_norms) * head_dim + (sizes[HEADS] + sizes[GROUPS] if self.wide_head_norms else 0)
         return count + self._sub_layer_parameters(self.attention, config, sizes)
 
-    def mlp_parameters(self, config: PretrainedConfig, sizes: dict[str, float]) -> float:
+    def mlp_parameters(self, config: PretrainedConfig, sizes: Mapping[str, float]) -> float:
         """Parameters of a layer's MLP and its norms; arguments as in ``layer_parameters``. 0 neurons, or experts: none."""
         if sizes[EXPERTS if self.has_experts else NEURONS] == 0:
             return self._left_of("down_proj", config, sizes)
         return self._sub_layer_parameters(self.mlp, config, sizes)
 
     def _sub_layer_parameters(
-        self, projections: dict[str, tuple[Axis, ...]], config: PretrainedConfig, sizes: dict[str, float]
+        self, projections: dict[str, tuple[Axis, ...]], config: PretrainedConfig, sizes: Mapping[str, float]
     ) -> float:
         count = (bool(self.pre_norms) + bool(self.post_norms)) * sizes[HIDDEN]
         for name, axes in projections.items():
             count += _size(axes, sizes) + self.has_bias(name, config) * _length(axes[0], sizes)
         return count
 
-    def _left_of(self, write: str, config: PretrainedConfig, sizes: dict[str, float]) -> float:
+    def _left_of(self, write: str, config: PretrainedConfig, sizes: Mapping[str, float]) -> float:
         """Parameters of a removed sub-layer that stay: the bias that it wrote, and a norm behind it."""
         return self.has_bias(write, config) * (1 + bool(self.post_norms)) * sizes[HIDDEN]
 
-    def layer_parameters(self, config: PretrainedConfig, sizes: dict[str, float], head_dim: int) -> float:
+    def layer_parameters(self, config: PretrainedConfig, sizes: Mapping[str, float], head_dim: int) -> float:
         """Parameters of one layer.
 
         Args:
@@ -203,11 +201,11 @@ class Family:
             count += self.has_bias(name, config) * _length(axes[0], sizes)
         return count + self.layer_matrix_parameters(sizes)
 
-    def layer_matrix_parameters(self, sizes: dict[str, float]) -> float:
+    def layer_matrix_parameters(self, sizes: Mapping[str, float]) -> float:
         """Parameters of the projections of one layer, without biases; arguments as above."""
         return sum(_size(axes, sizes) for _, axes in self.projections())
 
-    def layer_active_parameters(self, config: PretrainedConfig, sizes: dict[str, float]) -> float:
+    def layer_active_parameters(self, config: PretrainedConfig, sizes: Mapping[str, float]) -> float:
         """As ``layer_matrix_parameters``, of what one token passes: of the experts only those that it is routed to."""
         if not self.has_experts:
             return self.layer_matrix_parameters(sizes)
@@ -216,11 +214,11 @@ class Family:
         return self.layer_matrix_parameters(sizes) - idle * sum(_size(axes[1:], sizes) for axes in per_expert.values())
 
 
-def _length(axis: Axis, sizes: dict[str, float]) -> float:
+def _length(axis: Axis, sizes: Mapping[str, float]) -> float:
     return sum(sizes[part] for part in axis) if isinstance(axis, tuple) else sizes[axis]
 
 
-def _size(axes: tuple[Axis, ...], sizes: dict[str, float]) -> float:
+def _size(axes: tuple[Axis, ...], sizes: Mapping[str, float]) -> float:
     return math.prod(_length(axis, sizes) for axis in axes)
 
 
@@ -228,11 +226,11 @@ def _size(axes: tuple[Axis, ...], sizes: dict[str, float]) -> float:
 def _by_config_class() -> dict[type[PretrainedConfig], Family]:
     from .family_table import FAMILIES
 
-    return {family.config_class: family for family in FAMILIES.values() if family.is_installed}
+    return {family.config_class: family for family in FAMILIES.values()}
 
 
 def supported_model_types() -> list[str]:
-    """The ``model_type`` of every family that can be sheared with the installed transformers."""
+    """The ``model_type`` of every family that can be sheared."""
     return sorted(family.model_type for family in _by_config_class().values())
 
 
@@ -248,8 +246,24 @@ def family_named(model_type: str, where: str = "") -> Family:
     return next(family for family in _by_config_class().values() if family.model_type == model_type)
 
 
-def family_of(config: PretrainedConfig) -> Family | None:
-    """The family of a stock or masked config; None if it has none here.
+def family_of(config: PretrainedConfig) -> Family:
+    """The family of a stock or masked config.
+
+    Raises:
+        UsageError: it is not supported.
+    """
+    family = find_family(config)
+    if family is None:
+        raise UsageError(
+            f"The config must be of a supported family (model_type: {', '.join(supported_model_types())}), but it is a "
+            f"{type(config).__name__} (model_type {getattr(config, 'model_type', None)!r}). To add a family: "
+            "examples/docs/families.md."
+        )
+    return family
+
+
+def find_family(config: PretrainedConfig) -> Family | None:
+    """The family of a stock or masked config; None if it is not supported.
 
     A subclass counts as its base only if it is a masked config of ours: other subclasses may change what is computed.
     """

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .family import ALWAYS, ATTENTION_BIAS, FUSED_ATTENTION, FUSED_MLP, MIXTURE, MLP_BIAS, UNGATED_MLP, Family
 
-_QKV_ALWAYS = dict.fromkeys(("q_proj", "k_proj", "v_proj"), ALWAYS)
-_QKV_BIAS = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attention_bias")
+_QKV_ALWAYS: dict[str, str] = dict.fromkeys(("q_proj", "k_proj", "v_proj"), ALWAYS)
+_QKV_BIAS: dict[str, str] = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attention_bias")
 _QK_NORM = ("q_norm", "k_norm")
-_FOUR_NORMS = {
+_FOUR_NORMS: dict[str, Any] = {
     "pre_norms": ("input_layernorm", "pre_feedforward_layernorm"),
     "post_norms": ("post_attention_layernorm", "post_feedforward_layernorm"),
 }
-_POST_NORMS = {"pre_norms": (), "post_norms": ("post_attention_layernorm", "post_feedforward_layernorm")}
-_GEMMA = {"biases": ATTENTION_BIAS, "norm_offset": 1.0, "norm_scales_in_float32": True, "scaled_embedding": True}
+_POST_NORMS: dict[str, Any] = {
+    "pre_norms": (),
+    "post_norms": ("post_attention_layernorm", "post_feedforward_layernorm"),
+}
+_GEMMA: dict[str, Any] = {
+    "biases": ATTENTION_BIAS,
+    "norm_offset": 1.0,
+    "norm_scales_in_float32": True,
+    "scaled_embedding": True,
+}
 
 # With router logits a model's loss has a part for the balance of experts, in which removed ones would count.
 _ROUTED = {"output_router_logits": False}

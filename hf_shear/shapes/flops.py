@@ -32,7 +32,7 @@ def _matrix_flops(config: PretrainedConfig, shape: ModelShape) -> float:
         HEADS: query,
         GROUPS: key,
         NEURONS: shape.intermediate_size,
-        EXPERTS: shape.num_experts,
+        EXPERTS: shape.num_experts or 0,
     }
     layer = family_of(config).layer_active_parameters(config, sizes)
     return 2 * (shape.num_hidden_layers * layer + config.vocab_size * shape.hidden_size)

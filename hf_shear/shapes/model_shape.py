@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from ..core import SHAPE_NAMES, TARGET_NAMES, UsageError
-from .family import family_of, supported_model_types
+from .family import family_of
 
 NUM_EXPERTS = "num_experts"
 
@@ -29,12 +29,6 @@ def check_size(name: str, value: Any) -> int:
 def check_supported(config: PretrainedConfig) -> None:
     """Raises ValueError if the family of `config` is not supported, or its layers differ in shape."""
     family = family_of(config)
-    if family is None:
-        raise UsageError(
-            f"The config must be of a supported family (model_type: {', '.join(supported_model_types())}), but it is a "
-            f"{type(config).__name__} (model_type {getattr(config, 'model_type', None)!r}). To add a family: "
-            "examples/docs/families.md."
-        )
     if getattr(config, "is_heterogeneous", False):
         raise UsageError(
             "The config must give all layers one shape, but its `per_layer_config` gives them different ones."
@@ -88,7 +82,7 @@ class ModelShape:
         """
         check_supported(config)
         family = family_of(config)
-        sizes = {name: getattr(config, name, None) for name in (*SHAPE_NAMES, "head_dim")}
+        sizes: dict[str, Any] = {name: getattr(config, name, None) for name in (*SHAPE_NAMES, "head_dim")}
         sizes["intermediate_size"] = getattr(config, family.mlp_width)
         if family.has_experts:
             sizes[NUM_EXPERTS] = config.num_experts

@@ -26,14 +26,14 @@ def count_parameters(config: PretrainedConfig, shape: ModelShape | None = None) 
     """
     check_supported(config)
     shape = ModelShape.from_config(config) if shape is None else shape
-    return count_for_sizes(config, shape.sizes(), shape.head_dim)
+    return int(count_for_sizes(config, shape.sizes(), shape.head_dim))
 
 
 def count_embedding_parameters(config: PretrainedConfig, shape: ModelShape | None = None) -> int:
     """Parameters of the input embeddings and the output head together, counted once where they are tied."""
     check_supported(config)
     shape = ModelShape.from_config(config) if shape is None else shape
-    return _embedding_parameters(config, shape.hidden_size)
+    return int(_embedding_parameters(config, shape.hidden_size))
 
 
 def count_for_sizes(config: PretrainedConfig, sizes: Mapping[str, float], head_dim: int) -> float:
@@ -46,7 +46,7 @@ def count_for_sizes(config: PretrainedConfig, sizes: Mapping[str, float], head_d
         sizes["num_key_value_heads"] * head_dim,
         sizes["intermediate_size"],
         head_dim,
-        sizes.get("num_experts"),
+        sizes.get("num_experts", 0),
     )
     return _embedding_parameters(config, hidden_size) + sizes["num_hidden_layers"] * layer + hidden_size
 
@@ -58,7 +58,7 @@ def count_layer_parameters(
     key_size: float,
     intermediate_size: float,
     head_dim: int,
-    num_experts: float | None = None,
+    num_experts: float = 0,
 ) -> float:
     """Parameters of one layer; `query_size` is heads * head_dim, `key_size` key/value heads * head_dim."""
     sizes = {HIDDEN: hidden_size, HEADS: query_size, GROUPS: key_size, NEURONS: intermediate_size, EXPERTS: num_experts}

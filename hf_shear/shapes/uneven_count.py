@@ -29,13 +29,13 @@ class LayerSizes:
 def count_attention(config: PretrainedConfig, hidden_size: int, num_heads: int, num_groups: int, head_dim: int) -> int:
     """Parameters of a layer's attention with its norms."""
     sizes = {HIDDEN: hidden_size, HEADS: num_heads * head_dim, GROUPS: num_groups * head_dim}
-    return family_of(config).attention_parameters(config, sizes, head_dim)
+    return int(family_of(config).attention_parameters(config, sizes, head_dim))
 
 
 def count_mlp(config: PretrainedConfig, hidden_size: int, num_neurons: int, num_experts: int | None = None) -> int:
     """Parameters of a layer's MLP with its norms."""
-    sizes = {HIDDEN: hidden_size, NEURONS: num_neurons, EXPERTS: num_experts}
-    return family_of(config).mlp_parameters(config, sizes)
+    sizes = {HIDDEN: hidden_size, NEURONS: num_neurons, EXPERTS: num_experts or 0}
+    return int(family_of(config).mlp_parameters(config, sizes))
 
 
 def count_uneven_parameters(
@@ -43,7 +43,7 @@ def count_uneven_parameters(
 ) -> int:
     """Parameters of a causal language model with these layers, tied weights counted once."""
     names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "num_experts")
-    outside_layers = count_for_sizes(config, {"hidden_size": hidden_size, **dict.fromkeys(names, 0)}, head_dim)
+    outside_layers = int(count_for_sizes(config, {"hidden_size": hidden_size, **dict.fromkeys(names, 0)}, head_dim))
     return outside_layers + sum(
         count_attention(config, hidden_size, layer.num_heads, layer.num_key_value_heads, head_dim)
         + count_mlp(config, hidden_size, layer.num_neurons, layer.num_experts)

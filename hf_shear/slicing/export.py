@@ -108,10 +108,11 @@ def _plain_copy(model: PreTrainedModel, dtype: torch.dtype | None) -> tuple[PreT
         )
     config = copy.deepcopy(model.config)
     if hasattr(config, "distributed_config"):
-        del config.distributed_config  # save_pretrained would gather again
+        delattr(config, "distributed_config")  # save_pretrained would gather again
     with torch.device("meta"):
         plain = _stock_class(model)(config)
-    plain.to(dtype or model.dtype)  # the config takes its dtype from it
+    # The config takes its dtype from it.
+    plain.to(dtype or model.dtype)  # pyright: ignore[reportArgumentType]  # transformers wraps `to` without its types
     plain.generation_config = copy.deepcopy(model.generation_config)
     persistent = model.state_dict().keys()
     buffers = [{name: buffer} for name, buffer in model.named_buffers() if name in persistent]

@@ -122,4 +122,6 @@ def _whole(parameter: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor
     # Offloaded to the CPU, a shard has to be where the process group of its mesh communicates.
-    return tensor.to(tensor.device_mesh.device_type).full_tensor()
+    moved = tensor.to(tensor.device_mesh.device_type)
+    assert isinstance(moved, DTensor)
+    return moved.full_tensor()

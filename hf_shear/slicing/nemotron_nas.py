@@ -145,7 +145,7 @@ def nemotron_nas_config(model: LlamaForCausalLM, kept: KeptUnits) -> dict:
     """The config of a padded model, as the format's readers want it."""
     _check_heads(model, kept)
     config = model.config
-    group_size = config.num_attention_heads // config.num_key_value_heads
+    group_size = ModelShape.from_config(config).queries_per_group
     blocks = []
     for layer in kept.layers:
         width = mlp_width(kept, layer)
@@ -163,6 +163,7 @@ def nemotron_nas_config(model: LlamaForCausalLM, kept: KeptUnits) -> dict:
                 },
             }
         )
+    rope = older_rope_fields(dict(config.rope_parameters or {}))
     values = config.to_diff_dict() | {name: getattr(config, name) for name in _ALWAYS_NAMED}
     values = {name: value for name, value in values.items() if name not in _NAMED_BY_FORMAT}
     return values | {
@@ -172,7 +173,11 @@ def nemotron_nas_config(model: LlamaForCausalLM, kept: KeptUnits) -> dict:
         "block_configs": blocks,
         "intermediate_size": max(mlp_width(kept, layer) for layer in kept.layers),
         **({"torch_dtype": values["dtype"]} if values.get("dtype") else {}),
-        **{name: value for name, value in older_rope_fields(config.rope_parameters).items() if value is not None},
+        **{
+            name: value
+            for name, value in older_rope_fields(dict(config.rope_parameters or {})).items()
+            if value is not None
+        },
     }
 
 
@@ -205,8 +210,13 @@ def mlp_width(kept: KeptUnits, layer: int) -> int:
 
 def _cut_mlp(weight: Tensor, name: list[str], width: int) -> Tensor:
     """A weight of an MLP at another width; other weights as they are."""
-    axis = {("gate_proj", "weight"): 0, ("up_proj", "weight"): 0, ("down_proj", "weight"): 1,
-            ("gate_proj", "bias"): 0, ("up_proj", "bias"): 0}.get(tuple(name))  # fmt: skip
+    axis = {
+        "gate_proj.weight": 0,
+        "up_proj.weight": 0,
+        "down_proj.weight": 1,
+        "gate_proj.bias": 0,
+        "up_proj.bias": 0,
+    }.get(".".join(name))
     if axis is None:
         return weight
     weight = weight.narrow(axis, 0, min(width, weight.shape[axis]))

@@ -16,7 +16,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..core import UsageError, is_main_process
 from ..masks import EXPERT, HIDDEN, INTERMEDIATE, ShearingMasks
-from ..modeling import ShearingModel, head_channel_masks, residual_write_masks, scale_norm_weight, scale_weight
+from ..modeling import (
+    ShearingModel,
+    copy_implementations,
+    head_channel_masks,
+    residual_write_masks,
+    scale_norm_weight,
+    scale_weight,
+)
 from ..shapes import OUTPUT_PROJECTIONS, Family, ModelShape, config_for_shape
 from ..sources import savable_generation_config
 from .gathering import check_dtype, full_parameters, is_sharded
@@ -119,7 +126,7 @@ def build_sliced(
         )
     state = _sliced_state_dict(model, gates, kept, dtype, finish, release_source)
     if sharded and not is_main_process():
-        sliced.to(config.dtype)
+        sliced.to(config.dtype)  # pyright: ignore[reportArgumentType]  # transformers wraps `to` without its types
     else:
         sliced.load_state_dict(state, assign=True, strict=True)
         # What a backend has hooked into the source's own must not come along.
@@ -130,9 +137,7 @@ def build_sliced(
             sliced.model.embed_tokens.embed_scale = torch.tensor(config.hidden_size**0.5, device=device)
     sliced.tie_weights()
     sliced.generation_config = savable_generation_config(copy.deepcopy(model.generation_config))
-    sliced.set_attn_implementation(model.config._attn_implementation)
-    if family.has_experts:
-        sliced.set_experts_implementation(model.config._experts_implementation)
+    copy_implementations(model.config, sliced)
     for parameter in sliced.parameters():
         parameter.requires_grad_(True)
     return sliced.eval()

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from transformers.utils.import_utils import is_gguf_available
 
 from ..core import MissingExtraError, UsageError
-from ..shapes import family_of
+from ..shapes import find_family
 
 _OF_BROKEN_FILES = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError, MemoryError, OSError,
@@ -72,7 +72,7 @@ def check_gguf(argument: str, path: Path, config: PretrainedConfig) -> None:
             f"`{argument}` {os.fspath(path)!r} has a scaled rotary embedding, which transformers does not read from GGUF:"
             f" the model would compute another function. {advice}"
         )
-    family = family_of(config)
+    family = find_family(config)
     if family is None or family.has_experts:
         return  # pieces of experts are not counted alike: transformers' report on loading has to do
     with torch.device("meta"):

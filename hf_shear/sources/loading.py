@@ -21,7 +21,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.hub import extract_commit_hash
 
 from ..core import UsageError
-from ..shapes import family_of
+from ..shapes import family_of, find_family
 from .config import MASKED_PREFIX, NEMOTRON_NAS, config_fields, largest_layer_config, read_config, readable
 from .generation_settings import load_generation_config
 from .gguf_file import check_gguf
@@ -294,7 +294,7 @@ def _check_weights(argument, name, config, weights: Weights, quantisation, unwra
         _refuse_no_floats(argument, name, weights)
     else:
         check_blocks(argument, name, quantisation, weights.tensors)
-    if family_of(config) is None:
+    if find_family(config) is None:
         return notes  # of no family here: transformers' report on loading it has to do
     if _has_own_head(config, weights):
         config.tie_word_embeddings = False

@@ -1,42 +1,15 @@
-"""The masked class of every family, and an auto class that picks the right one."""
+"""An auto class that picks the masked class of a checkpoint's family."""
 
 from __future__ import annotations
 
 import os
-from functools import wraps
 
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from ..shapes import FAMILIES, Family, family_named, family_of
+from ..shapes import family_named, family_of, find_family
 from ..sources import HUB_OPTIONS, Source, open_source
-from .checkpoint_names import share_weight_names
-from .configuration import shearing_config_class
+from .family_classes import SHEARING_CLASSES
 from .shearing_model import PATH, ShearingModel, check_model, check_supported_source
-
-
-def _make_class(family: Family) -> type[ShearingModel]:
-    stock = family.model_class
-
-    # With the stock signature: `generate` reads from it that it may derive an attention mask from padding.
-    @wraps(stock.forward)
-    def forward(self, *args, **kwargs):
-        return ShearingModel.forward(self, *args, **kwargs)
-
-    body = {
-        "__module__": __name__,
-        "__doc__": f"{family.model_name} with masks: see ``ShearingModel``.",
-        "config_class": shearing_config_class(family),
-        "forward": forward,
-    }
-    return type(f"Shearing{family.model_name}", (ShearingModel, stock), body)
-
-
-_CLASSES = {family.model_type: _make_class(family) for family in FAMILIES.values() if family.is_installed}
-for _class in _CLASSES.values():
-    globals()[_class.__name__] = _class  # pickle and users find it by its name
-    AutoModelForCausalLM.register(_class.config_class, _class)
-for _family in _CLASSES:
-    share_weight_names(_family)
 
 
 class AutoShearingModelForCausalLM:
@@ -82,7 +55,7 @@ def shearing_class(config: PretrainedConfig, as_family: str | None = None) -> ty
     Raises:
         ValueError: the family is not supported.
     """
-    if family_of(config) is None:
+    if find_family(config) is None:
         check_supported_source(config)
     family = family_of(config) if as_family is None else family_named(as_family, "`as_family`: ")
-    return _CLASSES[family.model_type]
+    return SHEARING_CLASSES[family.model_type]
