@@ -90,12 +90,11 @@ class MaskedDecoderLayer(nn.Module):
                 " `model(input_ids, output_hidden_states=True)` if hidden states are wanted."
             )
         gates: LayerGates = kwargs.pop(_LAYER_GATES)[self.self_attn.layer_idx]
-        for name in self.family.pre_norms:
+        norms = dict.fromkeys(self.family.pre_norms, gates.hidden)
+        norms |= dict.fromkeys(self.family.post_norms, gates.post_norms)
+        for name, mask in norms.items():
             norm: Any = self.get_submodule(name)
-            norm.output_mask, norm.kept_count = gates.hidden, gates.hidden_count
-        for name in self.family.post_norms:
-            norm: Any = self.get_submodule(name)
-            norm.output_mask, norm.kept_count = gates.post_norms, gates.hidden_count
+            norm.output_mask, norm.kept_count = mask, gates.hidden_count
         attention = self.self_attn.o_proj
         attention.input_mask, attention.output_mask = gates.heads, gates.writes
         if self.family.has_experts:

@@ -173,11 +173,7 @@ def nemotron_nas_config(model: LlamaForCausalLM, kept: KeptUnits) -> dict:
         "block_configs": blocks,
         "intermediate_size": max(mlp_width(kept, layer) for layer in kept.layers),
         **({"torch_dtype": values["dtype"]} if values.get("dtype") else {}),
-        **{
-            name: value
-            for name, value in older_rope_fields(dict(config.rope_parameters or {})).items()
-            if value is not None
-        },
+        **{name: value for name, value in rope.items() if value is not None},
     }
 
 
@@ -210,13 +206,8 @@ def mlp_width(kept: KeptUnits, layer: int) -> int:
 
 def _cut_mlp(weight: Tensor, name: list[str], width: int) -> Tensor:
     """A weight of an MLP at another width; other weights as they are."""
-    axis = {
-        "gate_proj.weight": 0,
-        "up_proj.weight": 0,
-        "down_proj.weight": 1,
-        "gate_proj.bias": 0,
-        "up_proj.bias": 0,
-    }.get(".".join(name))
+    axis = {"gate_proj.weight": 0, "up_proj.weight": 0, "down_proj.weight": 1,
+            "gate_proj.bias": 0, "up_proj.bias": 0}.get(".".join(name))  # fmt: skip
     if axis is None:
         return weight
     weight = weight.narrow(axis, 0, min(width, weight.shape[axis]))
