@@ -5,11 +5,11 @@ Legend: d hidden size, L layers, H query heads, KV key/value heads, g = H / KV, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,9 @@ class LayerGates:
         self.heads, self.neurons, self.experts = heads, neurons, experts
         self.writes, self.post_norms = writes, post_norms
 
+
+_Method = TypeVar("_Method", bound=Callable)
+_never_compiled = cast(Callable[[_Method], _Method], torch.compiler.disable)  # which has no types of its own
 
 _LAYER_GATES = "shearing_layer_gates"
 
@@ -281,14 +284,13 @@ class ShearingMixin(PreTrainedModel, GenerationMixin):
                 "`output_router_logits` must be False or left out with masks, but it is True: the loss for the balance of"
                 " experts, which comes with it, would count those that are removed."
             )
-        # torch types what `disable` returns as no method.
-        layer_gates, lagrangian_loss = self._draw_gates()  # pyright: ignore[reportCallIssue, reportGeneralTypeIssues]
+        layer_gates, lagrangian_loss = self._draw_gates()
         outputs = super().forward(input_ids, *args, **(kwargs | {"return_dict": True, _LAYER_GATES: layer_gates}))
         return ShearingCausalLMOutput(
             lagrangian_loss=lagrangian_loss, **{name: getattr(outputs, name) for name in outputs.keys()}
         )
 
-    @torch.compiler.disable
+    @_never_compiled
     def _draw_gates(self) -> tuple[list[LayerGates], Tensor | None]:
         """Gates of one forward, of which those around the layers are set already, and the Lagrangian.
 
