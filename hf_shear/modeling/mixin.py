@@ -69,7 +69,12 @@ class LayerGates:
 
 
 _Method = TypeVar("_Method", bound=Callable)
-_never_compiled = cast(Callable[[_Method], _Method], torch.compiler.disable)  # which has no types of its own
+
+
+def _never_compiled(method: _Method) -> _Method:
+    """As ``torch.compiler.disable``, which has no types."""
+    return cast(_Method, torch.compiler.disable(method))
+
 
 _LAYER_GATES = "shearing_layer_gates"
 
