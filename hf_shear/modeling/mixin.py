@@ -35,7 +35,7 @@ class ShearingCausalLMOutput(CausalLMOutputWithPast):
             part of ``loss``; a training loop adds it, once per optimizer step.
     """
 
-    lagrangian_loss: torch.FloatTensor | None = None
+    lagrangian_loss: Tensor | None = None
 
 
 class LayerGates:
