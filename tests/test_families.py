@@ -22,7 +22,7 @@ from hf_shear.modeling import (
     check_supported_source,
     is_masked_config,
 )
-from hf_shear.modeling.shearing_models import shearing_class
+from hf_shear.modeling.auto_class import shearing_class
 from hf_shear.shapes import FAMILIES, ModelShape, TargetShape, count_parameters, supported_model_types
 from hf_shear.shapes.family import ALWAYS
 

@@ -5,7 +5,7 @@ import torch
 from real_configs import REAL_CONFIGS
 
 from hf_shear import MaskSettings
-from hf_shear.modeling.shearing_models import shearing_class
+from hf_shear.modeling.auto_class import shearing_class
 from hf_shear.shapes import SHAPE_NAMES, TargetShape, config_for_shape, count_parameters, family_of, shape_for_budget
 from hf_shear.training.memory import estimate_memory
 from hf_shear.training.memory_setup import TrainingSetup
