@@ -11,9 +11,15 @@ from dataclasses import dataclass, field
 
 from transformers import AutoTokenizer, HfArgumentParser
 
-from hf_shear import AutoShearingModelForCausalLM, ShearTrainer, ShearTrainingArguments, slice_model
+from hf_shear import (
+    AutoShearingModelForCausalLM,
+    ShearTrainer,
+    ShearTrainingArguments,
+    provenance_record,
+    save_checkpoint,
+    slice_model,
+)
 from hf_shear.data import load_domains, pack_domains, split_domains
-from hf_shear.slicing import provenance_record, save_checkpoint
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 

@@ -15,10 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
-from hf_shear import ShearTrainer, ShearTrainingArguments
+from hf_shear import ShearTrainer, ShearTrainingArguments, evaluate_domains, merge_adapter, save_checkpoint
 from hf_shear.data import load_domains, pack_domains, split_domains
-from hf_shear.slicing import save_checkpoint
-from hf_shear.training import evaluate_domains, merge_adapter
 
 
 @dataclass

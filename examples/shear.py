@@ -17,7 +17,6 @@ from embedded.stdlib_domains import stdlib_domains
 from hf_shear import ShearTrainingArguments, runs
 from hf_shear.core import DEBUG, run_command_line
 from hf_shear.report import require_matplotlib
-from hf_shear.shapes import TARGET_NAMES
 
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
 TOKENS = "give --mask_tokens and --recovery_tokens"
@@ -37,8 +36,7 @@ def main(words: list[str] | None = None) -> None:
     started = time.perf_counter()
     pipeline, args = runs.parse_arguments(
         (PipelineArguments, ShearTrainingArguments), words, default_config=EMBEDDED / "shear.yaml",
-        unless=["model_name_or_path"], instead={"preset": TARGET_NAMES, "target_num_parameters": TARGET_NAMES},
-        refused=NOT_HERE,
+        unless=["model_name_or_path"], instead=runs.SHAPE_ARGUMENTS, refused=NOT_HERE,
     )  # fmt: skip
     require_matplotlib()
     run = runs.open_run(pipeline, args, default_domains=stdlib_domains)

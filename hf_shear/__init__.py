@@ -1,6 +1,7 @@
 """hf_shear: make a pretrained Llama small, and strong again."""
 
-from .data import DynamicBatchSampler
+from .data import Calibration, DynamicBatchSampler, load_domains, pack_domains, split_domains
+from .distillation import Teacher
 from .masks import MaskSettings
 from .modeling import (
     AutoShearingModelForCausalLM,
@@ -10,15 +11,17 @@ from .modeling import (
     ShearingQwen2ForCausalLM,
     ShearingQwen3ForCausalLM,
 )
-from .pruning import PruneConfig, prune_one_shot
+from .pruning import PruneConfig, prune_interleaved, prune_one_shot
 from .shapes import TargetShape
-from .slicing import slice_model
-from .training import ShearTrainer, ShearTrainingArguments
+from .slicing import provenance_record, save_checkpoint, slice_model
+from .sources import open_source
+from .training import ShearTrainer, ShearTrainingArguments, evaluate_domains, merge_adapter
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AutoShearingModelForCausalLM",
+    "Calibration",
     "DynamicBatchSampler",
     "MaskSettings",
     "PruneConfig",
@@ -30,6 +33,16 @@ __all__ = [
     "ShearingQwen2ForCausalLM",
     "ShearingQwen3ForCausalLM",
     "TargetShape",
+    "Teacher",
+    "evaluate_domains",
+    "load_domains",
+    "merge_adapter",
+    "open_source",
+    "pack_domains",
+    "provenance_record",
+    "prune_interleaved",
     "prune_one_shot",
+    "save_checkpoint",
     "slice_model",
+    "split_domains",
 ]

@@ -7,7 +7,7 @@ from .config_file import parse_arguments
 from .domain_data import prepare_domain_data
 from .learned_arm import masked_arm
 from .learned_cut import check_learned_cut, cut_learned_masks
-from .pipeline_arguments import DataArguments, PipelineArguments, TargetArguments, TextArguments
+from .pipeline_arguments import SHAPE_ARGUMENTS, DataArguments, PipelineArguments, TargetArguments, TextArguments
 from .report import RESULTS_NAME, judge, judge_checkpoint
 from .run_folder import RunFolder, finished_stages, run_settings
 from .saves import check_result
@@ -35,6 +35,7 @@ __all__ = [
     "DataArguments",
     "PipelineArguments",
     "Run",
+    "SHAPE_ARGUMENTS",
     "RunFolder",
     "TargetArguments",
     "TextArguments",

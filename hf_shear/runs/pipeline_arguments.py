@@ -11,12 +11,15 @@ from ..core import UsageError, check_ranges
 from ..criteria import criteria_from_words
 from ..distillation import TEACHER_PLACEMENTS
 from ..masks import MASK_DRAWS, START_SPREAD, STRATEGIES
+from ..shapes import TARGET_NAMES
 from .baselines import baseline_learning_rates
 from .domain_data import check_judged_tokens
 
 QUANTISATIONS = ("none", "8bit", "4bit")
 MASK_STARTS = ("taylor", "uniform")
 """Besides these, ``mask_start`` takes criteria as ``hf-shear prune`` does."""
+SHAPE_ARGUMENTS = {"preset": TARGET_NAMES, "target_num_parameters": TARGET_NAMES}
+"""For ``parse_arguments(instead=...)``: a flag that names a shape takes the place of a file's sizes."""
 STOPS = ("teacher_logits", "mask_learning", "recovery")
 
 
