@@ -472,6 +472,7 @@ def test_options_are_frozen_and_shown(capsys):
 
 
 CHANGED_DEFAULTS = {
+    "output_dir",
     "ddp_find_unused_parameters",
     "eval_strategy", "eval_steps", "adam_beta2", "remove_unused_columns", "logging_nan_inf_filter", "ignore_data_skip"
 }  # fmt: skip

@@ -23,7 +23,12 @@ def first_sentence(thing: object) -> str:
     """What a docstring begins with."""
     paragraph = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
     sentence = re.split(r"(?<=[a-z0-9)`\"])\. |:$", paragraph, maxsplit=1)[0].rstrip(".")
-    return re.sub(r":(?:class|func):`~?([^`]+)`", r"`\1`", sentence).replace("``", "`").replace("|", r"\|").replace("<", r"\<")
+    return (
+        re.sub(r":(?:class|func):`~?([^`]+)`", r"`\1`", sentence)
+        .replace("``", "`")
+        .replace("|", r"\|")
+        .replace("<", r"\<")
+    )
 
 
 def called(name: str, thing: object) -> str:

@@ -55,7 +55,8 @@ class ShearTrainingArguments(TrainingArguments):
         "peft_config",
     ]  # fmt: skip
 
-    output_dir: str = "trainer_output"  # as there, where its type allows None until it is set
+    # As there, where its type allows None until it is set.
+    output_dir: str = field(default="trainer_output", metadata={"help": "Where checkpoints and results are written."})
     num_tokens: int | None = field(
         default=None,
         metadata={"help": "Training tokens of this stage; sets max_steps = ceil(num_tokens / tokens per step)."},
