@@ -7,13 +7,12 @@
 """
 
 import argparse
-from itertools import islice
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_shear import DynamicBatchSampler, PruneConfig, prune_one_shot
-from hf_shear.data import Calibration, collate_domain_samples, load_domains, pack_domains, split_domains
+from hf_shear import PruneConfig, prune_one_shot
+from hf_shear.data import Calibration, load_domains, pack_domains, split_domains
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 
@@ -35,10 +34,7 @@ def main(words=None):
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     train, _ = split_domains(load_domains(arguments.data_dir))
     samples = pack_domains(train, tokenizer, max_length=arguments.max_length)
-    rows = [row for domain in samples.values() for row in domain]
-    sampler = DynamicBatchSampler({name: len(domain) for name, domain in samples.items()}, arguments.batch_size)
-    batches = islice(sampler, arguments.num_batches)
-    calibration = Calibration([collate_domain_samples([rows[index] for index in batch]) for batch in batches])
+    calibration = Calibration.from_domains(samples, arguments.batch_size, arguments.num_batches)
 
     model = AutoModelForCausalLM.from_pretrained(arguments.model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -12,6 +12,7 @@ from training_helpers import VOCAB_SIZE, letter_tokenizer, make_args, random_doc
 
 from hf_shear import runs
 from hf_shear.cli.main import VERBS
+from hf_shear.data import Calibration
 from hf_shear.runs import prepare_domain_data
 from hf_shear.shapes import ModelShape
 
@@ -73,20 +74,20 @@ def test_the_split_does_not_change_with_what_is_trained(domains, tokenizer, data
 
 def test_calibration_is_seeded_and_takes_training_samples(data):
     def batches(seed: int) -> list:
-        return [batch["input_ids"].tolist() for batch in data.calibration(3, 4, seed)]
+        return [batch["input_ids"].tolist() for batch in Calibration.from_domains(data.train, 3, 4, seed).batches]
 
     assert batches(0) == batches(0) != batches(1)
     assert [len(batch) for batch in batches(0)] == [3] * 4
     train = {tuple(ids) for dataset in data.train.values() for ids in dataset["input_ids"]}
     assert {tuple(ids) for batch in batches(0) for ids in batch} <= train
-    batch = next(iter(data.calibration(3, 1, 0)))
+    batch = Calibration.from_domains(data.train, 3, 1, 0).batches[0]
     assert set(batch) == {"input_ids", "labels"}
 
 
 def test_block_diagonal_gives_positions(domains, tokenizer):
     data = prepare(domains, tokenizer, block_diagonal=True)
     assert "position_ids" in data.train["code"].column_names
-    assert "position_ids" in next(iter(data.calibration(2, 1, 0)))
+    assert "position_ids" in Calibration.from_domains(data.train, 2, 1, 0).batches[0]
 
 
 def test_a_domain_with_few_held_out_tokens_is_warned_of(domains, tokenizer, data):

@@ -153,11 +153,10 @@ class FamilyRuns:
     def pruned(self, model, fraction: float):
         """The model cut in one shot to the shape that this library picks for the fraction."""
         options = self.options
-        batches = self.data.calibration(
-            options.batch_size, -(-options.calibration_samples // options.batch_size), options.seed
-        )
+        num_batches = -(-options.calibration_samples // options.batch_size)
+        calibration = Calibration.from_domains(self.data.train, options.batch_size, num_batches, options.seed)
         target = shape_for_budget(model.config, fraction_kept=1 - fraction).shape
-        calibration = Calibration(list(batches), options.seed)  # no compensation, one shot: as the published curves
+        # No compensation, one shot: as the published curves.
         return prune_one_shot(model, target, calibration, PruneConfig(options.criterion, "none", num_shots=1)).model
 
     def arguments(self, folder: str, hidden_size: int) -> ShearTrainingArguments:

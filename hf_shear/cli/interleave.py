@@ -78,9 +78,9 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     checkpoint = run_folder.last_checkpoint(".") if resumes else None
     if arguments.resume and checkpoint is None:
         PartialState().print(f"There is no whole checkpoint in {args.output_dir!r}: training begins at its first step.")
-    batches = data.calibration(args.samples_per_step(), arguments.calibration_batches, args.seed)
+    drawn = Calibration.from_domains(data.train, args.samples_per_step(), arguments.calibration_batches, args.seed)
     source = opened.load_model(torch.float32)  # AdamW loses small steps in others
-    text = Calibration.from_batches(batches, args.train_batch_size, args.seed)
+    text = Calibration.from_batches(drawn.batches, args.train_batch_size, args.seed)
     try:
         choices = config_from_flags(arguments, num_shots=arguments.num_stages)
         found = prune_interleaved(

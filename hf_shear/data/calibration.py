@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..core import UsageError, check_ranges, predicted_tokens
+from .loader import collate_domain_samples
+from .sampler import DynamicBatchSampler
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SEED_OFFSET = 1_000_003  # keeps calibration batches apart from the training batches of the same seed
 
 
 @dataclass(frozen=True)
@@ -32,9 +41,30 @@ class Calibration:
             if "input_ids" not in batch or "labels" not in batch:
                 raise UsageError(
                     f"A batch of `calibration` must hold `input_ids` and `labels`, but it has {sorted(batch)}. Make batches"
-                    " with `collate_domain_samples`."
+                    " with `Calibration.from_domains`."
                 )
         check_ranges({"seed": self.seed})
+
+    @classmethod
+    def from_domains(
+        cls, domains: Mapping[Any, Dataset], batch_size: int = 8, num_batches: int = 16, seed: int = 0
+    ) -> Calibration:
+        """A seeded draw of packed samples, all domains alike.
+
+        Args:
+            domains: packed samples by domain, as ``pack_domains`` makes them.
+            batch_size: samples per batch.
+            num_batches: batches to draw.
+            seed: of the draw; training batches of the same seed are others.
+        """
+        from datasets import concatenate_datasets
+
+        check_ranges({"calibration_batch_size": batch_size, "calibration_batches": num_batches})
+        samples = concatenate_datasets(list(domains.values()))
+        sizes = {name: len(domain) for name, domain in domains.items()}
+        sampler = DynamicBatchSampler(sizes, batch_size, seed=seed + SEED_OFFSET)
+        drawn = islice(iter(sampler), num_batches)
+        return cls([collate_domain_samples([samples[index] for index in indices]) for indices in drawn], seed)
 
     @classmethod
     def from_batches(

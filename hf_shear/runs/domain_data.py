@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..core import UsageError, check_ranges
-from ..data import DynamicBatchSampler, check_max_length, collate_domain_samples, pack_domains, split_domains
+from ..data import check_max_length, pack_domains, split_domains
 
 SPLIT_SEED = 0  # one split for every run and seed, so that their held-out losses compare
-_CALIBRATION_SEED = 1_000_003  # keeps calibration batches apart from the training batches of the same seed
 
 
 @dataclass(frozen=True)
@@ -39,15 +37,6 @@ class DomainData:
     def first_held_out(self, num_samples: int) -> dict[str, Dataset]:
         """The first samples of each held-out domain."""
         return {name: dataset.select(range(min(num_samples, len(dataset)))) for name, dataset in self.held_out.items()}
-
-    def calibration(self, batch_size: int, num_batches: int, seed: int) -> Iterator[dict]:
-        """Seeded batches of training samples, all domains alike."""
-        samples = concatenate_datasets(list(self.train.values()))
-        sampler = DynamicBatchSampler(
-            {name: len(dataset) for name, dataset in self.train.items()}, batch_size, seed=seed + _CALIBRATION_SEED
-        )
-        for indices in islice(iter(sampler), num_batches):
-            yield collate_domain_samples([samples[index] for index in indices])
 
 
 def check_judged_tokens(eval_tokens: int, max_length: int) -> None:

@@ -226,7 +226,8 @@ def masked_source(run: Run) -> ShearingModel:
 def calibration(run: Run) -> list[dict]:
     """Batches of one optimizer step's size, whatever its micro-batches."""
     args = run.args
-    batches = list(run.data.calibration(args.samples_per_step(), run.pipeline.calibration_batches, args.seed))
+    size, num_batches = args.samples_per_step(), run.pipeline.calibration_batches
+    batches = Calibration.from_domains(run.data.train, size, num_batches, args.seed).batches
     if args.process_index == 0:
         judged = (row for samples in run.data.judged.values() for row in samples["input_ids"])
         warn_of_shared_text((row for batch in batches for row in batch["input_ids"]), judged)

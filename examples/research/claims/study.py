@@ -96,8 +96,8 @@ class Study:
 
     def calibration(self, seed: int, num_batches: int | None = None) -> Calibration:
         """A draw of calibration text."""
-        batches = self.data.calibration(self.batch_size, num_batches or self.calibration_batches, seed)
-        return Calibration(list(batches), seed)
+        num_batches = num_batches or self.calibration_batches
+        return Calibration.from_domains(self.data.train, self.batch_size, num_batches, seed)
 
     @cached_property
     def source_losses(self) -> dict[str, float]:
