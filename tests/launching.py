@@ -19,6 +19,17 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "tests" / "distributed_run.py"
 CONFIGS = ROOT / "examples" / "accelerate"
+_WHOLE_WEIGHTS, _OFFLOAD = ["--zero3_init_flag", "false"], ["--offload_optimizer_device", "cpu"]
+BACKENDS: dict[str, tuple[str | None, list[str]]] = {
+    "one_process": (None, ["--num_processes", "1"]),
+    "ddp": ("ddp", []),
+    "fsdp2": ("fsdp2", []),
+    "zero1": ("zero3", ["--zero_stage", "1", *_WHOLE_WEIGHTS]),
+    "zero2": ("zero3", ["--zero_stage", "2", *_WHOLE_WEIGHTS]),
+    "zero3": ("zero3", []),
+}
+BACKENDS |= {f"{name}_offload": ("zero3", [*BACKENDS[name][1], *_OFFLOAD]) for name in ("zero1", "zero2", "zero3")}
+"""Of each backend its file in examples/accelerate, and the flags of `accelerate launch` beside it."""
 TIMEOUT = 240  # seconds for one launch of a tiny run; it takes 10 to 20
 
 
@@ -64,11 +75,17 @@ def read_run(folder: Path) -> Run:
     return Run(records, end, load_file(weights))
 
 
+def launch_flags(backend: str) -> list[str]:
+    """What `accelerate launch` is given for a backend, before the number of processes."""
+    config, flags = BACKENDS[backend]
+    return [*(["--config_file", str(CONFIGS / f"{config}.yaml")] if config else []), *flags]
+
+
 def start(backend: str, folder: Path, source: Path, case: str, *more: str, processes: int = 2) -> subprocess.Popen:
     """Launch with the shipped config of a backend, in a process group of its own, output to ``folder``/log.txt."""
     folder.mkdir(parents=True, exist_ok=True)
     script = [str(SCRIPT), "--output_dir", str(folder), "--source", str(source), "--case", case, *more]
-    launch = ["--config_file", str(CONFIGS / f"{backend}.yaml")]
+    launch = launch_flags(backend)
     if backend != "one_process":
         launch += ["--num_processes", str(processes), "--main_process_port", str(free_port())]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

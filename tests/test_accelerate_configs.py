@@ -1,47 +1,36 @@
-"""examples/accelerate: one config per backend, each read by accelerate itself. tests/test_distributed.py launches them."""
+"""examples/accelerate: accelerate reads each config, alone and with flags. tests/test_distributed.py launches them."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from accelerate.commands.config.config_args import load_config_from_file
-
-FOLDER = Path(__file__).resolve().parent.parent / "examples" / "accelerate"
-EXPECTED = {
-    "one_process": ("NO", None, None),
-    "ddp": ("MULTI_GPU", None, None),
-    "zero1": ("DEEPSPEED", 1, "none"),
-    "zero2": ("DEEPSPEED", 2, "none"),
-    "zero3": ("DEEPSPEED", 3, "none"),
-    "zero1_offload": ("DEEPSPEED", 1, "cpu"),
-    "zero2_offload": ("DEEPSPEED", 2, "cpu"),
-    "zero3_offload": ("DEEPSPEED", 3, "cpu"),
-    "fsdp2": ("FSDP", None, None),
-}
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from launching import BACKENDS, CONFIGS, launch_flags
 
 
-def test_there_is_one_config_per_backend():
-    assert {path.stem for path in FOLDER.glob("*")} == set(EXPECTED)
+def test_every_config_is_launched():
+    assert {path.stem for path in CONFIGS.glob("*")} == {config for config, _ in BACKENDS.values() if config}
 
 
-@pytest.mark.parametrize("name", EXPECTED)
-def test_accelerate_reads_it_as_what_it_says(name):
-    config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
-    backend, stage, offload = EXPECTED[name]
-    assert config.distributed_type.value == backend
-    assert config.num_processes == (1 if name == "one_process" else 8)
-    assert not config.use_cpu
-    assert config.mixed_precision == "no"  # --bf16 of the script decides
-    if stage is not None:
-        assert config.deepspeed_config["zero_stage"] == stage
-        assert config.deepspeed_config["offload_optimizer_device"] == offload
+@pytest.mark.parametrize("backend", [name for name, (config, _) in BACKENDS.items() if config])
+def test_accelerate_reads_it_as_what_it_says(backend):
+    words = [*launch_flags(backend), "--num_processes", "8", "script.py"]
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert args.num_processes == 8 and not args.use_cpu
+    assert args.mixed_precision == "no"  # --bf16 of the script decides
+    assert (args.multi_gpu, args.use_fsdp) == (backend == "ddp", backend == "fsdp2")
+    assert args.use_deepspeed == backend.startswith("zero")
+    if args.use_deepspeed:
+        assert args.zero_stage == int(backend[4])
+        assert args.offload_optimizer_device == ("cpu" if backend.endswith("offload") else "none")
         # The training arguments decide, or transformers refuses a mismatch.
-        assert config.deepspeed_config["gradient_clipping"] == "auto"
-        assert config.deepspeed_config["gradient_accumulation_steps"] == "auto"
-        assert config.deepspeed_config["zero3_init_flag"] == (stage == 3)
-    if backend == "FSDP":
-        assert config.fsdp_config["fsdp_version"] == 2
-    text = (FOLDER / f"{name}.yaml").read_text()
-    assert f"accelerate launch --config_file examples/accelerate/{name}.yaml examples/shear.py" in text
-    assert ("Not tried on GPUs yet" in text) == (name == "fsdp2")
+        assert args.gradient_clipping == args.gradient_accumulation_steps == "auto"
+        assert str(args.zero3_init_flag).lower() == str(args.zero_stage == 3).lower()
+    if args.use_fsdp:
+        assert str(args.fsdp_version) == "2"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*")), ids=lambda path: path.stem)
+def test_its_first_lines_say_how_to_call_it(path):
+    text = path.read_text()
+    assert f"accelerate launch --config_file examples/accelerate/{path.name} examples/shear.py" in text
+    assert ("Not tried on GPUs yet" in text) == (path.stem == "fsdp2")

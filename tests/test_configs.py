@@ -45,7 +45,7 @@ def test_there_are_four_paper_configs():
 
 @pytest.mark.parametrize("name", ["stories260k", "redpajama_sample", "family_96"])
 def test_config_of_a_measured_run(name, tmp_path):
-    flags = ["--config", str(EXAMPLES / "configs" / f"{name}.yaml"), "--output_dir", str(tmp_path)]
+    flags = ["--config", str(EXAMPLES / "research" / "configs" / f"{name}.yaml"), "--output_dir", str(tmp_path)]
     pipeline, args = parse_arguments((shear.PipelineArguments, ShearTrainingArguments), flags)
     assert pipeline.baselines and not pipeline.paper and args.learning_rate > 0
 

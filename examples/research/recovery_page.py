@@ -36,10 +36,10 @@ Learning rates are the best of a sweep for each way, at the smallest budget on o
 NOTES = {
     "embedded": "The embedded model on text of Python's own library, `examples/embedded/shear.yaml`.",
     "seven_domains": "A small model of `examples/research/family/train_family.py` on seven domains,"
-    " `examples/configs/family_96.yaml`. Its source has seen few tokens for its size, so that recovery also trains what the"
-    " source had not learned.",
+    " `examples/research/configs/family_96.yaml`. Its source has seen few tokens for its size, so that"
+    " recovery also trains what the source had not learned.",
     "stories260k": "stories260K cut to 43 % by learned masks (40,960 tokens) on TinyStories;"
-    " `examples/configs/stories260k.yaml` with `--rank 4`.",
+    " `examples/research/configs/stories260k.yaml` with `--rank 4`.",
 }
 
 

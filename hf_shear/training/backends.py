@@ -105,7 +105,7 @@ def _check_fsdp(plugin) -> None:
         if getattr(plugin, name, None):
             raise UsageError(
                 f"FSDP's `{name}` moves parameters to where masks do not follow, and is not supported. Switch it off, or"
-                " use DeepSpeed ZeRO-3 with offload (examples/accelerate/zero3_offload.yaml)."
+                " use DeepSpeed ZeRO-3 with offload (examples/accelerate/zero3.yaml)."
             )
 
 
