@@ -39,7 +39,7 @@ REFUSED_VALUES_WITH_MASKS = {
 
 
 def test_the_table_is_the_class():
-    fields = {field.name for field in dataclasses.fields(TrainingArguments)}
+    fields = {field.name for field in dataclasses.fields(ShearTrainingArguments)}
     installed = Version(transformers.__version__)
     later = {n for n, option in TRAINER_OPTIONS.items() if option.since and Version(option.since) > installed}
     new, gone = fields - set(TRAINER_OPTIONS), set(TRAINER_OPTIONS) - fields - later

@@ -48,7 +48,7 @@ class DistillationTarget:
     teacher_ids: Tensor | None = None
 
 
-class DistillationHead:
+class DistillationHead(nn.Module):
     """Mixed into the class of a model's output head; ``make_distilling`` does it.
 
     While ``distillation_target`` is set, its forward returns [2]: the sums over tokens of the cross-entropy and of the
@@ -97,6 +97,7 @@ def distillation_sums(
     if target.teacher_hidden is not None:
         columns.append(_rows(target.teacher_hidden))
     else:
+        assert target.teacher_log_probs is not None and target.teacher_ids is not None
         columns += [_rows(target.teacher_log_probs), _rows(target.teacher_ids)]
     size = max(1, max_chunk_logits // target.vocab_size)
     sums = partial(_chunk_sums, head, target)
@@ -116,6 +117,7 @@ def _chunk_sums(head, target: DistillationTarget, hidden: Tensor, labels: Tensor
     logits = head(hidden).float()
     cross_entropy = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED_LABEL)
     if len(teacher) == 1:
+        assert target.teacher_head is not None
         with torch.no_grad():
             teacher_log_probs = log_probs(target.teacher_head(teacher[0]), settings.temperature)
         student_log_probs = log_probs(logits, settings.temperature)

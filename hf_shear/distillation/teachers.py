@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,16 +44,19 @@ class Teacher:
             )
         model.requires_grad_(False).eval()
         self.model, self.placement, self.digest = model, placement, sampled_digest(model)
-        self.head = model.get_output_embeddings()
-        self.device = torch.device(device)
+        head = model.get_output_embeddings()
+        assert head is not None, "a causal language model has a head"
+        self.head, self.device = head, torch.device(device)
+        movable: Any = model  # whose `to` is wrapped
         if placement == OFFLOADED:
             from accelerate import cpu_offload
 
             # The head keeps its weight when a tied embedding's is taken away: hooks are on the base model alone.
-            cpu_offload(model.to("cpu").base_model, execution_device=self.device)
+            movable.to("cpu")
+            cpu_offload(model.base_model, execution_device=self.device)
             self.head.to(self.device)
         elif not getattr(model, "is_quantized", False):  # those are on their device since they were loaded
-            model.to(self.device)
+            movable.to(self.device)
 
     @torch.no_grad()
     def hidden_states(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ import os
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ DEFAULT_ALPHA = 32
 """LoRA's rank and alpha where no ``peft_config`` is given, on all linear layers but the head."""
 
 
-def _peft():
+def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
@@ -78,7 +79,7 @@ def peft_config_from(description: dict | str | os.PathLike | None):
         raise UsageError(f"`peft_config` does not fit {kind}: {error}. Correct its fields, {fields}.") from error
 
 
-def add_adapters(model: PreTrainedModel, peft_config=None) -> nn.Module:
+def add_adapters(model: PreTrainedModel, peft_config: Any = None) -> Any:
     """The ``PeftModel`` around a plain model; only adapters are trained.
 
     Args:
@@ -106,13 +107,13 @@ def add_adapters(model: PreTrainedModel, peft_config=None) -> nn.Module:
         return peft.get_peft_model(model, peft_config)
 
 
-def adapter_width(model: nn.Module) -> int:
+def adapter_width(model: Any) -> int:
     """Ranks of one layer's adapters, added up; a mean over layers that differ, 0 for adapters without a rank."""
     ranks = [rank for module in model.modules() for rank in _ranks(module)]
     return sum(ranks) // model.config.num_hidden_layers
 
 
-def _ranks(module: nn.Module) -> list[int]:
+def _ranks(module: Any) -> list[int]:
     tuned = isinstance(module, _peft().tuners.tuners_utils.BaseTunerLayer)
     return list(module.r.values()) if tuned and isinstance(getattr(module, "r", None), dict) else []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from transformers import Trainer
 
@@ -15,8 +16,8 @@ _DEEPSPEED_SECTIONS = ("optimizer", "scheduler")
 def backend_name(trainer: Trainer) -> str:
     """ "one process", "DDP", "DeepSpeed ZeRO-2", "FSDP2", ..."""
     if trainer.is_deepspeed_enabled:
-        stage = trainer.accelerator.state.deepspeed_plugin.zero_stage
-        return f"DeepSpeed ZeRO-{stage}"
+        plugin: Any = trainer.accelerator.state.deepspeed_plugin
+        return f"DeepSpeed ZeRO-{plugin.zero_stage}"
     if trainer.is_fsdp_enabled:
         return f"FSDP{getattr(trainer.accelerator.state.fsdp_plugin, 'fsdp_version', 1)}"
     return "DDP" if trainer.args.world_size > 1 else "one process"
@@ -76,7 +77,8 @@ def check_backend(trainer: Trainer, learns_masks: bool) -> None:
             " of its own: parts of one model would see different ones. Use DDP, DeepSpeed ZeRO or FSDP2."
         )
     if trainer.is_deepspeed_enabled:
-        _check_deepspeed(accelerator.state.deepspeed_plugin.deepspeed_config, args, learns_masks)
+        plugin: Any = accelerator.state.deepspeed_plugin
+        _check_deepspeed(plugin.deepspeed_config, args, learns_masks)
     if learns_masks and "fp16" in (accelerator.mixed_precision, "fp16" if args.fp16 else ""):
         raise UsageError(
             "fp16 (`fp16=True`, or `accelerate launch --mixed_precision fp16`) scales the loss, and with it the gradients"
@@ -116,7 +118,8 @@ def keep_masks_float32(trainer: Trainer) -> None:
     import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+    plugin: Any = trainer.accelerator.state.fsdp_plugin
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=None
     )
 
@@ -176,7 +179,7 @@ def _asked_for(command: list[str]) -> int | None:
         content = read_json_object(config_file, what)
     else:
         content, _ = read_yaml_mapping(config_file, what)
-    if content.get("num_processes") is None:
-        return None
-    check_ranges({"num_processes": content["num_processes"]})
-    return content["num_processes"]
+    number: Any = content.get("num_processes")
+    if number is not None:
+        check_ranges({"num_processes": number})
+    return number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -64,7 +65,8 @@ def check_domain_arguments(args: ShearTrainingArguments, domain_names: Collectio
 
     ``ShearTrainer`` calls it. Call it yourself before anything dear, such as tokenising.
     """
-    check_mixture_weights(args.mixture_weights, domain_names)
+    weights: Any = args.mixture_weights  # a dict by now, whatever it was read from
+    check_mixture_weights(weights, domain_names)
     check_mixture_bounds(args.mixture_floor, args.mixture_ceiling, len(domain_names))
     references = args.reference_losses
     if references and set(references) != set(domain_names):
@@ -78,7 +80,8 @@ def check_domain_arguments(args: ShearTrainingArguments, domain_names: Collectio
         raise UsageError(
             f"`metric_for_best_model` must be one of {', '.join(metrics)}, but it is {args.metric_for_best_model!r}."
         )
-    if args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
+    checkpointing: Any = args.activation_checkpointing_kwargs or {}
+    if args.activation_checkpointing and checkpointing.get("use_reentrant"):
         raise UsageError(
             "`activation_checkpointing_kwargs={'use_reentrant': True}` does not work with masks: re-entrant checkpointing"
             " computes no gradient for tensors that reach a layer other than through its arguments. Set it to False."
@@ -126,9 +129,11 @@ def _check_samples(name: str, datasets: Mapping, model: PreTrainedModel) -> None
                 " texts with hf_shear.data.pack_domains."
             )
         # Of a stream, only the first: reading on would be a replay.
-        step = 1 if is_stream(dataset) else -(-len(dataset) // SAMPLES_LOOKED_AT)
-        later = () if is_stream(dataset) else range(step, len(dataset), step)
-        ids = [torch.as_tensor(sample["input_ids"]) for sample in (first, *(dataset[index] for index in later))]
+        later = []
+        if not is_stream(dataset):
+            step = -(-len(dataset) // SAMPLES_LOOKED_AT)
+            later = [dataset[index] for index in range(step, len(dataset), step)]
+        ids = [torch.as_tensor(sample["input_ids"]) for sample in (first, *later)]
         lengths |= {len(sample) for sample in ids}
         largest = max(int(sample.max()) for sample in ids)
         if largest >= model.config.vocab_size:

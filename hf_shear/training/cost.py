@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from torch import nn
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from ..distillation.teachers import OFFLOADED, ON_DEVICE, STORED
@@ -56,7 +56,7 @@ def measures_references(args: ShearTrainingArguments) -> bool:
 
 def training_setup(
     args: ShearTrainingArguments,
-    model: nn.Module,
+    model: PreTrainedModel,
     sample_length: int,
     state: AcceleratorState,
     teaching: TeachingSetup | None = None,
@@ -77,17 +77,19 @@ def training_setup(
     dtype = str(next(weights).dtype).removeprefix("torch.")
     backend, more = "ddp" if args.world_size > 1 else "single", {}
     if state.distributed_type == DistributedType.DEEPSPEED:
-        config = state.deepspeed_plugin.deepspeed_config
+        deepspeed: Any = state.deepspeed_plugin
+        config = deepspeed.deepspeed_config
         zero = config.get("zero_optimization", {})
         if config.get("bf16", {}).get("enabled") is True:
             dtype = "bfloat16"
-        if state.deepspeed_plugin.zero_stage > 0:
-            backend = f"zero{state.deepspeed_plugin.zero_stage}"
+        if deepspeed.zero_stage > 0:
+            backend = f"zero{deepspeed.zero_stage}"
             more["offload"] = zero.get("offload_optimizer", {}).get("device", "none") != "none"
             if isinstance(zero.get("reduce_bucket_size"), int):  # else absent, or "auto" until DeepSpeed has started
                 more["reduce_bucket_size"] = zero["reduce_bucket_size"]
     elif state.distributed_type == DistributedType.FSDP:
-        backend, more["offload"] = "fsdp2", bool(state.fsdp_plugin.cpu_offload)
+        fsdp: Any = state.fsdp_plugin
+        backend, more["offload"] = "fsdp2", bool(fsdp.cpu_offload)
     return TrainingSetup(
         args.train_batch_size,
         sample_length,
@@ -105,7 +107,7 @@ def training_setup(
 
 def memory_line(
     args: ShearTrainingArguments,
-    model: nn.Module,
+    model: PreTrainedModel,
     sample_length: int,
     state: AcceleratorState,
     teaching: TeachingSetup | None = None,
@@ -198,7 +200,7 @@ class CostCallback(TrainerCallback):
     def __init__(self, report: Callable[[], str], num_domains: int):
         self.report, self.num_domains = report, num_domains
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: ShearTrainingArguments, state, control, **kwargs):
         if state.is_world_process_zero:
             tell(args, self.report())
         num_domains = self.num_domains

@@ -55,7 +55,7 @@ class Distiller(Part):
         self.settings, self.teacher, self.autocast = settings, teacher, autocast
         self.reduce, self.reduction, self.device = reduce, reduction, device
         self.vocab_size = student.config.vocab_size
-        self.head = student.get_output_embeddings()
+        self.head: Any = student.get_output_embeddings()  # whose class is changed while a training lasts
         self.sums: Tensor | None = None  # [cross-entropy, divergence] since the last log, nats per token of a step
         self.logged_at = 0
 

@@ -43,7 +43,8 @@ class DomainMixture(Part):
     def __init__(self, args: ShearTrainingArguments, train_dataset: Mapping | None, eval_dataset: Mapping | None):
         self.args, self.train_dataset, self.eval_dataset = args, train_dataset, eval_dataset
         self.loader: DynamicDataLoader | StreamDataLoader | None = None
-        self.reference_losses = dict(args.reference_losses) if args.reference_losses else None
+        references: Any = args.reference_losses  # a dict by now, whatever it was read from
+        self.reference_losses: dict[str, float] | None = dict(references) if references else None
         self.reference_tokens = 0
 
     @property
@@ -58,10 +59,11 @@ class DomainMixture(Part):
         if datasets is None:
             raise UsageError("ShearTrainer needs `train_dataset`, a dict of packed samples per domain, to train.")
         streams = {name for name, dataset in datasets.items() if is_stream(dataset)}
+        weights: Any = args.mixture_weights
         sampler = DynamicBatchSampler(
             {name: None if name in streams else len(dataset) for name, dataset in datasets.items()},
             args.train_batch_size,
-            mixture_weights=check_mixture_weights(args.mixture_weights, list(datasets)),
+            mixture_weights=check_mixture_weights(weights, list(datasets)),
             seed=args.data_seed if args.data_seed is not None else args.seed,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             rank=args.process_index,
@@ -94,6 +96,7 @@ class DomainMixture(Part):
         args = self.args
         if not args.dynamic_batches:
             return
+        assert self.reference_losses is not None, "given, or measured before the first step"
         before = self.sampler.mixture_weights
         weights = update_mixture_weights(
             before,

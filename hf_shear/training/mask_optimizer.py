@@ -102,6 +102,7 @@ class MaskOptimizer:
         """Write masks, multipliers and moments to ``mask_optimizer.safetensors``."""
         tensors = {name: parameter.detach() for name, parameter in self._named.items()}
         for name, parameter in self._named.items():
+            assert self.optimizer is not None
             state = self.optimizer.state.get(parameter, {})
             tensors |= {f"{name}.{moment}": state[moment] for moment in _MOMENTS if moment in state}
         path = os.path.join(folder, MASK_STATE_NAME)
@@ -132,16 +133,19 @@ class MaskOptimizer:
             parameter.copy_(tensors[name])
             state = {moment: tensors[f"{name}.{moment}"] for moment in _MOMENTS if f"{name}.{moment}" in tensors}
             if state:
+                assert self.optimizer is not None
                 self.optimizer.state[parameter] = {
                     moment: value if moment == "step" else value.to(parameter.device) for moment, value in state.items()
                 }
 
     def _gradients(self) -> list[Tensor]:
         """Gradients of all parameters; those that no loss reached are zero, as every process must send the same."""
+        gradients = []
         for parameter in self._named.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        return [parameter.grad for parameter in self._named.values()]
+            gradients.append(parameter.grad)
+        return gradients
 
 
 def _flatten(tensors: list[Tensor]) -> Tensor:

@@ -103,6 +103,7 @@ def norm_bytes(sizes: ModelParts, setup: TrainingSetup, consumers: int) -> int:
 
 def layer_bytes(sizes: ModelParts, setup: TrainingSetup) -> int:
     """Bytes per token that one layer with frozen weights keeps."""
+    assert setup.frozen is not None
     attention = 2 * sizes.queries + 2 * sizes.keys  # rotated q and k, v, the output
     mlp = (4 if sizes.adapters else 3) * sizes.neurons  # gate, silu(gate), up; their product for the adapter
     cast = sizes.queries if sizes.adapters and setup.autocast else 0  # the adapter's own copy of attention's output
@@ -119,6 +120,7 @@ def chunk_logits(sizes: ModelParts, setup: TrainingSetup) -> int:
 
 def logits_bytes(sizes: ModelParts, setup: TrainingSetup) -> tuple[int, int]:
     """Bytes of logits in the forward and in the loss's backward pass of a distillation."""
+    assert setup.teaching is not None
     one = chunk_logits(sizes, setup) * FLOAT32
     forward = DISTILLATION_LOGITS if setup.teaching.teacher is not None else STORED_FORWARD_LOGITS
     return forward * one, DISTILLATION_LOGITS * one
@@ -140,6 +142,7 @@ def teacher_parts(setup: TrainingSetup) -> tuple[dict[str, float], dict[str, flo
 def teacher_forward(setup: TrainingSetup) -> dict[str, float]:
     """Bytes while the teacher runs: the inside of a layer, and offloaded the greatest of its weights, its embedding."""
     teaching = setup.teaching
+    assert teaching is not None and teaching.teacher is not None
     shape = ModelShape.from_config(teaching.teacher)
     inside = setup.tokens * (4 * shape.hidden_size + 3 * shape.intermediate_size) * teaching.teacher_bytes
     brought = _head(teaching.teacher) * teaching.teacher_bytes if teaching.placement == OFFLOADED else 0
@@ -148,6 +151,7 @@ def teacher_forward(setup: TrainingSetup) -> dict[str, float]:
 
 def hidden_of_both(sizes: ModelParts, setup: TrainingSetup) -> float:
     """Bytes of the last hidden states that the head compares: the student's and the teacher's, each with a copy."""
+    assert setup.teaching is not None
     teacher = setup.teaching.teacher
     width = sizes.hidden + (ModelShape.from_config(teacher).hidden_size if teacher is not None else 0)
     return 2 * setup.tokens * width * FLOAT32

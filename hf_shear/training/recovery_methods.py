@@ -61,7 +61,7 @@ class RecoveryMethod:
         """JSON-ready values, by name, that a resumed run must share beside the arguments."""
         return {}
 
-    def frozen_setup(self, model: nn.Module) -> FrozenSetup | None:
+    def frozen_setup(self, model: PreTrainedModel) -> FrozenSetup | None:
         """What the memory of a training step depends on; None where nothing is frozen."""
         return None
 
@@ -92,7 +92,7 @@ class Adapters(RecoveryMethod):
     def compared_on_resume(self, args: ShearTrainingArguments) -> dict[str, Any]:
         return {"peft_config": peft_config_from(args.peft_config).to_dict()}
 
-    def frozen_setup(self, model: nn.Module) -> FrozenSetup:
+    def frozen_setup(self, model: PreTrainedModel) -> FrozenSetup:
         return FrozenSetup(num_trainable(model), True, adapter_width(model), quantisation(model.config))
 
     def saved_parameters(self, num_parameters: int, num_trained: int) -> int:
@@ -112,7 +112,7 @@ class NormsAndBiases(RecoveryMethod):
             raise UsageError("`recovery_method='norms_and_biases'` finds no norms or biases in this model.")
         return model
 
-    def frozen_setup(self, model: nn.Module) -> FrozenSetup:
+    def frozen_setup(self, model: PreTrainedModel) -> FrozenSetup:
         return FrozenSetup(num_trainable(model), quantize=quantisation(model.config))
 
 

@@ -11,77 +11,9 @@ from transformers import PreTrainedModel
 from ..core import UsageError
 from ..data import samples_digest
 from .arguments import ShearTrainingArguments
+from .trainer_options import RESCUE, SPLIT, TRAINER_OPTIONS
 
-RESCUE = "another value may rescue a run that diverged; what changed is told"
-ELSEWHERE = "compared in another form: "
-SPLIT = ELSEWHERE + "as samples of an optimizer step over all processes; how they are split is told"
-BUDGET = ELSEWHERE + "as optimizer steps"
-SAVING = "what is saved, where, and for whom"
-LOGGING = "what is told, where, and how often"
-LAUNCH = "on what, and how, it is computed; the backend's name is compared by itself"
-LOADING = "who reads the samples, and when; not which (streams compare their number of shares themselves)"
-NO_EFFECT = "without effect here: evaluation keeps losses alone, and training ends by steps"
-ROUNDING = "the same numbers up to rounding, for other memory or time"
-
-MAY_CHANGE = {
-    **dict.fromkeys(("learning_rate", "mask_learning_rate", "multiplier_learning_rate", "max_grad_norm"), RESCUE),
-    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), SPLIT),
-    **dict.fromkeys(("max_steps", "num_tokens"), BUDGET),
-    **dict.fromkeys(("bf16", "fp16"), ELSEWHERE + "as the precision; fp16 may change for another, which may rescue a run"),
-    "peft_config": ELSEWHERE + "by what it says, whether as a file or as text",
-    **dict.fromkeys(
-        (
-            "output_dir", "save_only_model", "save_strategy", "save_steps", "save_on_each_node", "save_total_limit",
-            "enable_jit_checkpoint", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy",
-            "hub_always_push", "hub_revision", "resume_from_checkpoint", "trust_checkpoint",
-            "restore_callback_states_from_checkpoint",
-        ),
-        SAVING,
-    ),
-    **dict.fromkeys(
-        (
-            "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter",
-            "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name",
-            "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "debug",
-            "skip_memory_metrics", "shape_gap_tolerance",
-        ),
-        LOGGING,
-    ),
-    **dict.fromkeys(
-        (
-            "use_cpu", "local_rank", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
-            "ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config", "deepspeed", "accelerator_config",
-            "parallelism_config", "distributed_config",
-        ),
-        LAUNCH,
-    ),
-    **dict.fromkeys(
-        (
-            "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
-            "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order",
-        ),
-        LOADING,
-    ),
-    **dict.fromkeys(
-        (
-            "num_train_epochs", "do_train", "do_eval", "do_predict", "use_cache", "prediction_loss_only",
-            "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics",
-            "batch_eval_metrics", "dataloader_drop_last",
-        ),
-        NO_EFFECT,
-    ),
-    **dict.fromkeys(
-        (
-            "per_device_eval_batch_size", "tf32", "activation_checkpointing", "activation_checkpointing_kwargs",
-            "gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend",
-            "torch_compile_mode", "torch_empty_cache_steps", "use_liger_kernel", "liger_kernel_config",
-        ),
-        ROUNDING,
-    ),
-}  # fmt: skip
-"""Training arguments that a resumed run may be given another value of, and why. All others decide the result."""
-
-_TOLD = [name for name, reason in MAY_CHANGE.items() if reason in (RESCUE, SPLIT)]
+_TOLD = [name for why in (RESCUE, SPLIT) for name, option in TRAINER_OPTIONS.items() if option.resume == why]
 _PRECISION, _SAMPLES_PER_STEP = "precision", "samples per step"
 _NOT_OF_THE_MODEL = {  # where it is from, and what a training sets
     "transformers_version", "use_cache", "dtype", "torch_dtype", "architectures", "source_name_or_path",
@@ -93,7 +25,8 @@ DIGEST = "sha256:"  # begins values that say nothing to a reader
 
 def deciding_arguments(args: ShearTrainingArguments) -> dict:
     """JSON-ready values of the training arguments that decide the result, by name."""
-    values = {name: value for name, value in args.to_dict().items() if name not in MAY_CHANGE}
+    may_change = {name for name, option in TRAINER_OPTIONS.items() if option.resume is not None}
+    values = {name: value for name, value in args.to_dict().items() if name not in may_change}
     values |= {_PRECISION: _precision(args), _SAMPLES_PER_STEP: args.samples_per_step()}
     return _json_ready(values | args.recovery.compared_on_resume(args))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import TrainingArguments, get_scheduler
@@ -13,12 +14,13 @@ from ..core import UsageError
 def peak_share(args: TrainingArguments) -> Callable[[int], float]:
     """The schedule of the weights as a function: optimizer step -> share of the peak rate."""
     stand_in = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    scheduler = get_scheduler(
+    options: Any = args.lr_scheduler_kwargs  # a dict by now, whatever it was read from
+    scheduler: Any = get_scheduler(
         args.lr_scheduler_type,
         stand_in,
         num_warmup_steps=args.get_warmup_steps(args.max_steps),
         num_training_steps=args.max_steps,
-        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        scheduler_specific_kwargs=options,
     )
     return scheduler.lr_lambdas[0]
 

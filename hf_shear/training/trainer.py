@@ -75,6 +75,10 @@ class ShearTrainer(TrainerHooks):
     """
 
     args: ShearTrainingArguments
+    model: PreTrainedModel  # or the PeftModel around one, or what FSDP2 makes of it
+    model_wrapped: nn.Module
+    train_dataset: Mapping[str, Any] | None
+    eval_dataset: Mapping[str, Any] | None
 
     def __init__(
         self,
@@ -109,26 +113,17 @@ class ShearTrainer(TrainerHooks):
         self._special_token_ids = special_token_ids(model)
         trained, self.base_digest = model_to_train(model, args, peft_config)
         self.parts: list[Part] = []
-        super().__init__(
-            model=trained,
-            args=args,
-            data_collator=kwargs.pop("data_collator", collate_domain_samples),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=[
-                EpochCallback(), CostCallback(self.cost_report, len(eval_dataset or ())), PartsCallback(self.parts),
-                *(callbacks or []),
-            ],
-            **kwargs,
-        )  # fmt: skip
+        own = [EpochCallback(), CostCallback(self.cost_report, len(eval_dataset or ())), PartsCallback(self.parts)]
+        given: dict[str, Any] = {"data_collator": collate_domain_samples} | kwargs
+        given |= {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "processing_class": processing_class}
+        super().__init__(model=trained, args=args, callbacks=[*own, *(callbacks or [])], **given)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ShearProgressCallback())
         if self.pop_callback(PrinterCallback) is not None:
             self.add_callback(LinePrinterCallback())
         self.distiller = make_distiller(
-            args.distillation_settings(), trained, teacher, train_dataset, self.sample_length, self.accelerator.autocast,
-            self.accelerator.reduce, "sum" if args.average_tokens_across_devices else "mean", args.device,
+            args.distillation_settings(), self.model, teacher, train_dataset, self.sample_length, self.accelerator.autocast,
+            self.reduce, "sum" if args.average_tokens_across_devices else "mean", args.device,
         )  # fmt: skip
         if self.distiller is not None:
             self.compute_loss_func = self.distiller.loss
@@ -143,7 +138,7 @@ class ShearTrainer(TrainerHooks):
             owns_parameters = self.is_deepspeed_enabled or self.is_fsdp_enabled
             self.mask_learning = MaskLearning(args, lambda: self.masked_model, stay_apart=owns_parameters)
             rate = self.mask_learning.rate
-        self.guard = FiniteGuard(args, rate, self.accelerator.reduce)
+        self.guard = FiniteGuard(args, rate, self.reduce)
         self._unlogged = UnloggedLoss(self)
         found = (self.domains, self.distiller, self.mask_learning, self.guard, self._unlogged)
         self.parts += [part for part in found if part is not None]
@@ -155,7 +150,13 @@ class ShearTrainer(TrainerHooks):
     @property
     def masked_model(self) -> ShearingMixin:
         """The masked model without what a backend wraps around it."""
-        return self.accelerator.unwrap_model(self.model)
+        unwrapped: Any = self.accelerator.unwrap_model(self.model)
+        return unwrapped
+
+    def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
+        """The "sum" or "mean" of a tensor over processes."""
+        reduced: Any = self.accelerator.reduce(tensor, reduction)
+        return reduced
 
     @property
     def mask_report(self) -> dict | None:
@@ -185,16 +186,16 @@ class ShearTrainer(TrainerHooks):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Overridden: sets the masks' phase, and keeps the reported loss free of the Lagrangian."""
-        masks = self.mask_learning
-        before = None
-        if masks is not None:
-            masks.set_phase(self.state.global_step, self.micro_batch)
-            before = masks.lagrangian.clone()
+        masks, micro_batch = self.mask_learning, self.micro_batch
         self.micro_batch += 1
+        if masks is None:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            self.guard.note(loss)
+            return loss
+        masks.set_phase(self.state.global_step, micro_batch)
+        before = masks.lagrangian.clone()
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.guard.note(loss)
-        if masks is None:
-            return loss
         if self.accelerator.sync_gradients and masks.optimizer is not None:
             masks.optimizer.reduce_gradients()
         return loss - (masks.lagrangian - before)
@@ -297,10 +298,9 @@ class ShearTrainer(TrainerHooks):
             self.mask_learning.optimizer.share()
         if self.domains.reference_losses is None and measures_references(self.args) and self.eval_dataset:
             self.domains.reference_losses, self.domains.reference_tokens = self.source_losses()
-        if self._stop_request is not None and self._stop_request.agree() is not None:
-            raise stop_of(
-                self._stop_request.agreed, " before the first step of this call: there is nothing new to save"
-            )
+        signum = self._stop_request.agree() if self._stop_request is not None else None
+        if signum is not None:
+            raise stop_of(signum, " before the first step of this call: there is nothing new to save")
 
     def before_log_and_save(self) -> None:
         """Hook: NaN is looked for here, before anything is logged or saved, and not in every step."""
@@ -369,7 +369,8 @@ class ShearTrainer(TrainerHooks):
 
     def domain_losses(self, datasets: Mapping) -> tuple[dict[str, float], int]:
         """Held-out loss per domain in the masks' present phase, and the number of tokens (``evaluate_domains``)."""
-        reduce = partial(self.accelerator.reduce, reduction="sum") if self.args.world_size > 1 else None
+        reduce = partial(self.reduce, reduction="sum") if self.args.world_size > 1 else None
+        autocast: Any = self.accelerator.autocast
         return evaluate_domains(
             self.model_wrapped if self.is_deepspeed_enabled else self.model,
             datasets,
@@ -377,7 +378,7 @@ class ShearTrainer(TrainerHooks):
             rank=self.args.process_index,
             world_size=self.args.world_size,
             reduce=reduce,
-            context=self.accelerator.autocast,
+            context=autocast,
         )
 
     def source_losses(self) -> tuple[dict[str, float], int]:
@@ -540,14 +541,15 @@ class ShearTrainer(TrainerHooks):
         """What decides the result, by name; read once, since training changes some of it. All processes must ask."""
         if self._decides_result is None:
             teacher = self.distiller.teacher if self.distiller is not None else None
+            model: Any = self.accelerator.unwrap_model(self.model)
             self._decides_result = (
                 deciding_values(
                     self.args,
-                    self.accelerator.unwrap_model(self.model),
+                    model,
                     base_digest=self.base_digest,
                     teacher_digest=None if teacher is None else teacher.digest,
                 )
-                | by_main_process(lambda: deciding_samples(self.train_dataset, self.eval_dataset))
+                | by_main_process(lambda: deciding_samples(self.train_dataset or {}, self.eval_dataset))
                 | self.more_that_decides()
             )
         return self._decides_result
@@ -578,7 +580,8 @@ class UnloggedLoss(Part):
     def state_dict(self) -> dict[str, Any]:
         """The mean over processes."""
         total, logged_at = self.trainer.unlogged_loss()
-        return {"total": self.trainer.accelerator.gather(total).mean().item(), "logged_at": logged_at}
+        totals: Any = self.trainer.accelerator.gather(total)
+        return {"total": totals.mean().item(), "logged_at": logged_at}
 
     def own_state_dict(self) -> dict[str, Any]:
         """The sum of this process."""
