@@ -24,7 +24,7 @@ from ..modeling import ShearingMixin
 from ..shapes import EXPERTS, GROUPS, HEADS, OUTPUT_PROJECTIONS, Axis, ModelShape
 
 BLOCK = 2**22
-"""Numbers of a weight that are looked at at a time: 16 MB in float32, and as much again for each step between."""
+"""Numbers of a weight that are summed at a time: 16 MB in float32, and as much again for each intermediate result."""
 
 
 def weights_of(model: ShearingMixin) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ def llm_surgeon(
     """Expected rise of the mean loss, nats per token, after the weights that stay were updated.
 
     Args:
-        shared_inputs: is given A of all layers, if they are held at once anyway: with gradients and no layers_per_pass.
+        shared_inputs: filled with A of all layers where all are held at once: with gradients and no layers_per_pass.
         gradients: False: the activation-only variant, G = I, from forward passes alone; units of error, not nats.
         damping: a share of the mean diagonal, added to the diagonals of A and G.
         layers_per_pass: layers whose statistics are held at once; 0: all, the fastest.
@@ -101,8 +101,7 @@ def removal_costs(
             forward passes suffice.
         damping: as in ``ColumnCosts``.
         layers_per_pass, activation_checkpointing, store: as in ``stream_curvature``.
-        shared_inputs: filled with A of o_proj and down_proj of every layer, for what comes after; None: A is dropped layer
-            by layer.
+        shared_inputs: filled with A of o_proj and down_proj of every layer; None: A is dropped layer by layer.
 
     Returns:
         float64 [*rows, units] for the kinds key_value_head, query_head, intermediate and layer, and [L] for whole

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from torch import Tensor
+
 from ..calibration import write_input_moments
 from ..data import Calibration
 from ..masks import INTERMEDIATE, KEY_VALUE_HEAD, QUERY_HEAD
@@ -24,7 +28,7 @@ def wanda_sp(model: ShearingMixin, calibration: Calibration, *, gradient_weight:
     moments = write_input_moments(model, calibration.batches)
     squares = weight_gradients(model, calibration, second=True).second if gradient_weight else {}
 
-    def entries():
+    def entries() -> Iterator[tuple[str, Tensor]]:
         for _, name, weight in write_weights(model):
             factor = moments[name].mean_square.sqrt()
             if squares:
