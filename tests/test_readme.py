@@ -17,4 +17,4 @@ def test_commands_of_ci_are_there(name):
 
 
 def test_readme_is_short():
-    assert len(README.splitlines()) <= 125
+    assert len(README.splitlines()) <= 120
