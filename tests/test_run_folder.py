@@ -13,8 +13,7 @@ from hf_shear.core import UsageError
 from hf_shear.core.run_lock import LOCK_NAME
 from hf_shear.runs import RunFolder, run_settings
 from hf_shear.shapes import ModelShape
-from hf_shear.training.checkpoints import note_files
-from hf_shear.training.state_file import STATE_NAME
+from hf_shear.training.checkpoints import STATE_NAME, note_files
 
 SETTINGS = {"seed": 1, "target_shape": {"hidden_size": 12}, "data_dir": None}
 

@@ -20,8 +20,7 @@ from training_helpers import (
 from transformers import TrainerCallback
 
 from hf_shear import MaskSettings, slice_model
-from hf_shear.training.checkpoints import FILES_NAME
-from hf_shear.training.state_file import STATE_NAME, read_state, write_state
+from hf_shear.training.checkpoints import FILES_NAME, STATE_NAME, read_state, write_state
 
 STEPS = 9
 CASES = {

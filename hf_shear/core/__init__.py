@@ -21,6 +21,7 @@ from .results import (
     collect_versions,
     model_record,
     read_results,
+    write_json_atomically,
     write_results,
     write_text_atomically,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "spelled",
     "stop_of",
     "sum_over_ranks",
+    "write_json_atomically",
     "write_results",
     "write_text_atomically",
 ]

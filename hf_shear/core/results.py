@@ -92,7 +92,16 @@ def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> Path:
         ValueError: a value is not finite or not plain JSON; the text names its key path.
     """
     _check_json(results, "")
-    return write_text_atomically(path, json.dumps(results, indent=2, allow_nan=False) + "\n")
+    return write_json_atomically(path, results, indent=2)
+
+
+def write_json_atomically(path: str | os.PathLike, content: Mapping[str, Any], indent: int = 1) -> Path:
+    """Write a JSON object so that `path` holds the old one or the new one, never a part; makes its folder.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    return write_text_atomically(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
 def write_text_atomically(path: str | os.PathLike, text: str) -> Path:

@@ -2,7 +2,6 @@
 
 from .distillation import DistillationSettings
 from .distillation_head import DistillationTarget
-from .sampled_digest import sampled_digest
 from .teacher_logits import (
     TEACHER_IDS,
     TEACHER_LOG_PROBS,
@@ -10,7 +9,7 @@ from .teacher_logits import (
     load_teacher_logits,
     store_teacher_logits,
 )
-from .teachers import TEACHER_PLACEMENTS, Teacher, check_same_tokens, check_teacher
+from .teachers import TEACHER_PLACEMENTS, Teacher, check_same_tokens, check_teacher, sampled_digest
 
 __all__ = [
     "DistillationSettings",

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..core import UsageError, check_ranges
+from ..core import UsageError, check_ranges, write_json_atomically
 from .distillation import top_k_log_probs
 from .teachers import Teacher
 
@@ -226,9 +226,7 @@ def _check_record(folder: Path, record: dict) -> None:
     """Compare with the record of an earlier call, or write the first."""
     path = folder / RECORD_NAME
     if not path.is_file():
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        os.replace(unfinished, path)
+        write_json_atomically(path, record)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     changed = [name for name in record if name != "teacher" and before.get(name) != record[name]]

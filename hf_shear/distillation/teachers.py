@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core import UsageError
-from .sampled_digest import sampled_digest
 
 ON_DEVICE, OFFLOADED, STORED = "device", "cpu", "stored"
 TEACHER_PLACEMENTS = (ON_DEVICE, OFFLOADED, STORED)
 _AFTER_THE_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+_DIGEST_VALUES = 64  # of each tensor, evenly spaced: training changes all of them
 
 
 class Teacher:
@@ -125,3 +126,15 @@ def check_same_tokens(
             f" (student: {own.get(first)}, teacher: {other.get(first)}). Distil from the model that was pruned, or from"
             " one with its tokenizer."
         )
+
+
+@torch.no_grad()
+def sampled_digest(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and up to 64 values in float32 of each tensor; the same in whatever dtype holds them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.detach().flatten()
+        values = values[:: max(len(values) // _DIGEST_VALUES, 1)][:_DIGEST_VALUES]
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(values.float().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -13,11 +13,10 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from ..core import UsageError, by_main_process, content_of, lock_folder, sign
+from ..core import UsageError, by_main_process, content_of, lock_folder, read_json_object, sign, write_json_atomically
 from ..shapes import TARGET_NAMES, ModelShape
-from ..training.checkpoints import FILES_NAME, TRAINER_STATE_NAME, last_whole_checkpoint
+from ..training.checkpoints import FILES_NAME, STATE_NAME, TRAINER_STATE_NAME, last_whole_checkpoint
 from ..training.same_run import changing_arguments, check_same_run, deciding_arguments, differences
-from ..training.state_file import STATE_NAME, read_json, write_json_atomically
 
 _STAGES_NAME = "stages.json"
 _UNUSED = {"settings", "source"}  # what a run has recorded that was refused, or stopped, before any training
@@ -207,7 +206,7 @@ class RunFolder:
 def _read_stages(folder: Path) -> dict:
     """The record of a run; of a damaged one it is said what is left."""
     try:
-        stages = read_json(folder / _STAGES_NAME)
+        stages = read_json_object(folder / _STAGES_NAME, fix="Restore the file, or start anew.")
         if not isinstance(stages.get("settings"), dict):
             raise UsageError(f"{str(folder / _STAGES_NAME)!r} has no settings. Restore the file, or start anew.")
         return stages
@@ -228,7 +227,7 @@ def _is_unused(folder: Path) -> bool:
     if content != [folder / _STAGES_NAME]:
         return False
     try:
-        return set(read_json(content[0])) <= _UNUSED
+        return set(read_json_object(content[0])) <= _UNUSED
     except UsageError:  # damaged: it may have been a run's
         return False
 

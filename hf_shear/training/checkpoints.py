@@ -1,4 +1,4 @@
-"""Which checkpoints are whole, and which can be resumed by this launch."""
+"""Our files in a checkpoint; which checkpoints are whole, and which can be resumed by this launch."""
 
 from __future__ import annotations
 
@@ -11,17 +11,50 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..core import FailedError, UsageError
-from .state_file import STATE_NAME, read_state, write_json_atomically
+from ..core import FailedError, UsageError, read_json_object, write_json_atomically
 
 TRAINER_STATE_NAME = "trainer_state.json"
 FILES_NAME = "shear_files.json"
+STATE_NAME = "shear_state.json"
+_PROCESS_STATE_NAME = "shear_state_{process}.json"
+_MEND = "Restore the file, or start anew."
 _MARKS = (TRAINER_STATE_NAME, STATE_NAME, FILES_NAME)  # without one of them a checkpoint was not written to its end
 _SHARDED = ("DeepSpeed", "FSDP")  # backends whose optimizer state is in parts
 
 
 class CheckpointError(FailedError):
     """A checkpoint could not be written; what was written before it is intact."""
+
+
+def write_state(checkpoint: str | Path, state: dict) -> None:
+    """Write our part of a checkpoint, which is the same for all processes."""
+    write_json_atomically(Path(checkpoint) / STATE_NAME, state)
+
+
+def read_state(checkpoint: str | Path) -> dict:
+    """Read our part of a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint was not written by ShearTrainer, or holds what is no number.
+    """
+    path = Path(checkpoint) / STATE_NAME
+    if not path.is_file():
+        raise UsageError(
+            f"`resume_from_checkpoint` {str(checkpoint)!r} has no {STATE_NAME}: it was not written by ShearTrainer, is"
+            " incomplete, or was written with `save_only_model`. Resume from another checkpoint, or start anew."
+        )
+    return read_json_object(path, fix=_MEND)
+
+
+def write_process_state(checkpoint: str | Path, process: int, state: dict) -> None:
+    """Write what differs by process: where it stands in its streams of data, its sum of losses not logged yet."""
+    write_json_atomically(Path(checkpoint) / _PROCESS_STATE_NAME.format(process=process), state)
+
+
+def read_process_state(checkpoint: str | Path, process: int) -> dict:
+    """What ``write_process_state`` wrote for this process; {} for a process that was not there."""
+    path = Path(checkpoint) / _PROCESS_STATE_NAME.format(process=process)
+    return read_json_object(path, fix=_MEND) if path.is_file() else {}
 
 
 def note_files(checkpoint: str | Path) -> None:

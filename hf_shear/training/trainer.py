@@ -26,7 +26,17 @@ from ..sources import savable_generation_config
 from .arguments import ShearTrainingArguments
 from .backends import backend_name, check_backend, check_optimizer, keep_masks_float32
 from .checkpoint_room import check_checkpoints
-from .checkpoints import CheckpointError, check_resumable, last_whole_checkpoint, note_files, unmark
+from .checkpoints import (
+    CheckpointError,
+    check_resumable,
+    last_whole_checkpoint,
+    note_files,
+    read_process_state,
+    read_state,
+    unmark,
+    write_process_state,
+    write_state,
+)
 from .checks import check_datasets
 from .cost import CostCallback, cost_report, evaluation_samples_per_domain, measures_references, memory_line
 from .distilling import make_distiller
@@ -40,7 +50,6 @@ from .part import Part
 from .progress import EpochCallback, LinePrinterCallback, ShearProgressCallback, tell
 from .same_run import changing_arguments, check_same_run, deciding_samples, deciding_values, differences
 from .schedules import set_peak_rate
-from .state_file import read_process_state, read_state, write_process_state, write_state
 from .stopping import StopRequest
 from .trusted_files import check_trusted, note_trusted, record_folder
 

@@ -17,8 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from huggingface_hub.constants import HF_HOME
 
-from ..core import UsageError
-from .state_file import write_json_atomically
+from ..core import UsageError, write_json_atomically
 
 _LATEST = ("latest", "latest_universal")  # DeepSpeed's files with the name of the folder that it reads
 _METADATA = ".metadata"  # of torch.distributed.checkpoint
