@@ -23,7 +23,6 @@ NOT_CLEAN_YET = (
     "calibration",
     "cli",
     "compensation",
-    "criteria",
     "data",
     "distillation",
     "evaluation",

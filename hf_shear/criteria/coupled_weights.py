@@ -135,11 +135,11 @@ def open_units(model: ShearingMixin) -> dict[str, Tensor]:
     return found | {QUERY_HEAD: found[QUERY_HEAD] * found[KEY_VALUE_HEAD].unsqueeze(-1)}
 
 
-def _parts_of(axis: Axis, axes: Collection[str]) -> tuple[str, ...]:
+def _parts_of(axis: Axis | None, axes: Collection[str]) -> tuple[str, ...]:
     """Units along an axis, several one behind the other in a fused projection; none for an axis that stays whole, which
     is one that is not in ``axes``: neurons of experts."""
-    parts = axis if isinstance(axis, tuple) else (axis,)
-    return tuple(part for part in parts if part is not None) if set(parts) <= set(axes) else ()
+    parts = axis if isinstance(axis, tuple) else () if axis is None else (axis,)
+    return parts if set(parts) <= set(axes) else ()
 
 
 def _of_layer(tensor: Tensor, axis: str, layer: int | None) -> Tensor:
