@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import pkgutil
 import random
 import re
 import shlex
@@ -53,6 +54,17 @@ def test_links_lead_somewhere(page):
 def test_the_index_names_every_page():
     index = (DOCS / "README.md").read_text(encoding="utf-8")
     assert {page.name for page in PAGES} - {"README.md"} == set(re.findall(r"\]\((\w+\.md)", index))
+
+
+@pytest.mark.parametrize("page", READ, ids=lambda page: f"{page.parent.name}/{page.name}")
+def test_files_and_names_in_the_text_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"(?<![\w/.])(?:hf_shear|tests|examples|model_cards)/[\w/.-]*\w", text):
+        assert "NAME" in path or (ROOT / path).exists(), path
+    for name in re.findall(r"-m (examples\.[\w.]*\w)", text):
+        assert ROOT.joinpath(*name.split(".")).with_suffix(".py").exists(), name
+    for name in re.findall(r"`(hf_shear\.[\w.]*\w)", text):
+        pkgutil.resolve_name(name)
 
 
 def test_ci_runs_what_the_readme_says():

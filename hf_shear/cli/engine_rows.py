@@ -8,7 +8,7 @@ import textwrap
 from ..publishing import ENGINES, REFUSED, WRONG, Row, read_facts, where_it_loads
 
 NOTE_WIDTH = 110  # characters
-PAGE = "examples/docs/engines.md has the commands and the measurements."
+PAGE = "examples/docs/engines.md has the commands, model_cards/engines.md the measurements."
 
 
 def engine_lines(rows: list[Row], of_what: str) -> list[str]:
