@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,17 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_shear import PruneConfig, prune_one_shot
-from hf_shear.compensation import COMPENSATIONS, Compensation
-from hf_shear.core import UsageError
+from hf_shear.compensation.methods import COMPENSATIONS, Compensation
+from hf_shear.core import UsageError, keyword_options
 from hf_shear.criteria import CRITERIA, criterion
 from hf_shear.data import Calibration
 from hf_shear.masks import HIDDEN, INTERMEDIATE, LAYER
-from hf_shear.pruning import ALLOCATIONS, Allocation, OpenUnits, make_plan
-from hf_shear.pruning.allocation import GLOBAL_KINDS
+from hf_shear.pruning import make_plan
+from hf_shear.pruning.allocation import ALLOCATIONS, GLOBAL_KINDS, Allocation
 from hf_shear.publishing.card_sections import chosen_by
 from hf_shear.shapes import supported_model_types
 from hf_shear.slicing import FORMS, PRUNE_CONFIG_NAME, read_provenance
 
+DOCS = Path(__file__).resolve().parent.parent / "examples" / "docs"
 EVEN = st.fixed_dictionaries({"allocation": st.just("uniform"), "units": st.none()})
 UNEVEN = st.fixed_dictionaries(
     {
@@ -166,7 +169,7 @@ def test_compensations_and_allocations_of_ones_own_are_found_by_name(build_llama
         return None, share * gap.mean
 
     def from_the_top(shot, *, first=0):
-        units: OpenUnits = shot.open_units()
+        units = shot.open_units()
         gate = torch.ones(4, 22)
         gate[first, : int((units.num_parameters - shot.num_left) / (3 * 18)) + 1] = 0
         return {INTERMEDIATE: gate}
@@ -179,3 +182,22 @@ def test_compensations_and_allocations_of_ones_own_are_found_by_name(build_llama
     assert kept[1] < 22 and kept[0] == kept[2] == kept[3] == 22 and pruning.model.config.mlp_bias
     (report,) = pruning.compensation
     assert report.before and all(report.after[name] <= report.before[name] for name in report.before)
+
+
+def test_every_compensation_and_allocation_has_a_row_in_the_docs():
+    """Of its name, and its options with their defaults somewhere on the page."""
+    parts = {"compensation": COMPENSATIONS, "allocation": ALLOCATIONS}
+    for page, known in parts.items():
+        text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+        rows = [line.split("|")[1].strip(" `") for line in text.splitlines() if line.startswith("| `")]
+        assert [name for name in rows if name in known] == list(known)
+        for part in known.values():
+            function = part.update if isinstance(part, Compensation) else part.choose
+            options = {} if function is None else keyword_options(function)
+            assert not [name for name in options if name not in text]
+
+
+def test_every_choice_has_a_line_in_the_docs():
+    text = (DOCS / "pruning.md").read_text(encoding="utf-8").partition("## `PruneConfig`")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)[`=]", text))
+    assert {field.name for field in dataclasses.fields(PruneConfig)} <= named

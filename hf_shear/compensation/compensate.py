@@ -61,7 +61,7 @@ def compensate(
         model: a masked model.
         gates: 0 or 1, [*rows, units] per kind of unit.
         calibration: the text that errors are measured on.
-        method: a name with options, such as "least_squares:damping=0.1" (``hf_shear.compensation.COMPENSATIONS``).
+        method: a name with options, such as "least_squares:damping=0.1" (``hf_shear.compensation.methods.COMPENSATIONS``).
         reference: a masked model with the source's shape and other weights, run with all gates open, for
             ``towards=source``; default: ``model`` as it comes.
         shared_inputs: A of o_proj and down_proj of every layer, as collected on ``calibration`` from ``model`` with the

@@ -39,7 +39,7 @@ from ..masks import (
     hard_topk,
     unit_parameters,
 )
-from ..modeling import ShearingMixin
+from ..modeling import ShearingModel
 from ..shapes import count_attention, count_mlp, count_parameters
 from .open_units import Closed, OpenUnits, Unit, units_per_layer
 
@@ -60,17 +60,17 @@ class Shot:
         progress: of the way from the source's size (0) to the target's (1) that is gone after this shot.
         comparable: whether scores of different layers and kinds compare.
         config: of the source; its parameters are counted.
-        budget: parameters after the last shot; None where a shape is the target.
+        budget: parameters that may be left after the last shot.
         protected: units that stay.
     """
 
-    model: ShearingMixin
+    model: ShearingModel
     calibration: Calibration
     scores: Scores
     progress: float
     comparable: bool
     config: PretrainedConfig
-    budget: int | None
+    budget: int
     protected: frozenset[Unit] = frozenset()
 
     def open_units(self) -> OpenUnits:
@@ -298,7 +298,7 @@ def _freed_by(kind: str, units: OpenUnits) -> int:
 
 
 def close_by_influence(
-    model: ShearingMixin,
+    model: ShearingModel,
     calibration: Calibration,
     units: OpenUnits,
     scores: Scores,

@@ -103,7 +103,8 @@ class PruneConfig:
             family_named(self.as_family, "`as_family`: ")
 
     def _check_criterion(self) -> None:
-        named = self.criterion if isinstance(self.criterion, dict) else {DEFAULT_KIND: self.criterion}
+        choice = self.criterion
+        named = dict(choice) if isinstance(choice, Mapping) else {DEFAULT_KIND: choice}
         criteria_by_kind(named, [kind for kind in named if kind != DEFAULT_KIND])
         if DEFAULT_KIND in named:
             resolve_criterion(named[DEFAULT_KIND])
@@ -111,11 +112,9 @@ class PruneConfig:
     def to_dict(self) -> dict[str, Any]:
         """The choices as JSON has them."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
-        found["criterion"] = (
-            {kind: _named(choice) for kind, choice in self.criterion.items()}
-            if isinstance(self.criterion, dict)
-            else _named(self.criterion)
-        )
+        choice = self.criterion
+        by_kind = isinstance(choice, Mapping)
+        found["criterion"] = {kind: _named(one) for kind, one in choice.items()} if by_kind else _named(choice)
         return found
 
     @classmethod

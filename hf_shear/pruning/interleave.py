@@ -22,7 +22,7 @@ from ..compensation import add_biases
 from ..core import UsageError, check_ranges
 from ..data import Calibration
 from ..distillation import sampled_digest
-from ..modeling import AutoShearingModelForCausalLM, ShearingMixin, ShearingModel
+from ..modeling import AutoShearingModelForCausalLM, ShearingMixin
 from ..slicing import count_kept_parameters
 from ..training import ShearTrainer, ShearTrainingArguments
 from ..training.part import Part
@@ -124,6 +124,7 @@ class InterleavedTrainer(ShearTrainer):
         """Let ``prune`` close units, and go on with what is left."""
         self.gates.update(self.prune(self.masked_model, dict(self.gates), progress))
         if self.restart_moments:
+            assert isinstance(self.optimizer, torch.optim.Optimizer)
             self.optimizer.state.clear()
 
 
@@ -199,9 +200,11 @@ def prune_interleaved(
     Raises:
         UsageError: as in ``make_plan`` and ``InterleavedTrainer``; before any training.
     """
-    config = config if config.pruning_share is not None else replace(config, pruning_share=PRUNING_SHARE)
+    pruning_share = PRUNING_SHARE if config.pruning_share is None else config.pruning_share
+    config = replace(config, pruning_share=pruning_share)
     plan = make_plan(model.config, target, config)
-    masked = AutoShearingModelForCausalLM.from_model(copy.deepcopy(model), as_family=config.as_family).to(args.device)
+    masked = AutoShearingModelForCausalLM.from_model(copy.deepcopy(model), as_family=config.as_family)
+    masked.to(args.device)  # pyright: ignore[reportArgumentType]  # transformers wraps `to` without its types
     if plan.compensation.needs_bias:
         add_biases(masked)
     source = copy.deepcopy(masked).eval() if plan.compensation.reads_source else None
@@ -225,7 +228,7 @@ def prune_interleaved(
         choices["the source"] = DIGEST + sampled_digest(source)
     trainer = InterleavedTrainer(
         masked, args, train_dataset, eval_dataset, prune=prune, num_stages=config.num_shots,
-        pruning_share=config.pruning_share, restart_moments=restart_moments, choices=choices,
+        pruning_share=pruning_share, restart_moments=restart_moments, choices=choices,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     full = AutoShearingModelForCausalLM.from_model(trainer.masked_model, plan.shape)
@@ -237,7 +240,7 @@ def prune_interleaved(
 
 
 @torch.no_grad()
-def _copy_weights(twin: ShearingModel, model: ShearingModel) -> None:
+def _copy_weights(twin: ShearingMixin, model: ShearingMixin) -> None:
     """Into the parameters that the optimizer knows, what compensation replaced in a twin that shares the others."""
     new = dict(twin.named_parameters())
     for name, parameter in model.named_parameters():

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..compensation import CompensationReport, compensate
 from ..core import UsageError
 from ..criteria import CriterionChoice, Scores, criteria_by_kind
 from ..data import Calibration
 from ..masks import EXPERT, INTERMEDIATE
-from ..modeling import AutoShearingModelForCausalLM, ShearingMixin, check_model
+from ..modeling import AutoShearingModelForCausalLM, ShearingModel, check_model
+from ..shapes import count_parameters
 from ..slicing import (
     NEMOTRON_NAS,
     KeptUnits,
@@ -85,6 +86,7 @@ class OneShotPruning:
             num_padded_parameters=self.num_padded_parameters, budget=self.budget, **facts,
         )  # fmt: skip
         if self.config.form == NEMOTRON_NAS:
+            assert isinstance(self.model, LlamaForCausalLM)  # the plan refused others
             return save_nemotron_nas(self.model, self.kept, output_dir, processing_class, record)
         return save_checkpoint(self.model, output_dir, processing_class, record, dtype=dtype)
 
@@ -142,12 +144,12 @@ def prune_one_shot(
 
 
 def remove_units(
-    masked: ShearingMixin,
+    masked: ShearingModel,
     gates: Gates,
     progress: float,
     plan: PruningPlan,
     calibration: Calibration,
-    source: ShearingMixin | None = None,
+    source: ShearingModel | None = None,
 ) -> tuple[Gates, Scores, CompensationReport]:
     """One shot: score the units that are open, choose those that stay, and compensate for the others.
 
@@ -167,21 +169,22 @@ def remove_units(
     with masked.use_gates(gates):
         scores = score_units(masked, plan.criteria, calibration, plan.kinds, shared_inputs)
         scores = protect_layers(scores, plan.protected_layers)
-        shot = Shot(masked, calibration, scores, progress, plan.comparable, plan.config, plan.budget, plan.protected)
+        budget = count_parameters(plan.config, plan.shape) if plan.budget is None else plan.budget
+        shot = Shot(masked, calibration, scores, progress, plan.comparable, plan.config, budget, plan.protected)
         chosen = plan.allocation.choose(shot)
         report = compensate(masked, chosen, calibration, plan.compensation, source, shared_inputs)
     return chosen, scores, report
 
 
 def cut(
-    masked: ShearingMixin, gates: Gates, plan: PruningPlan, release_source: bool = False
+    masked: ShearingModel, gates: Gates, plan: PruningPlan, release_source: bool = False
 ) -> tuple[PreTrainedModel, KeptUnits]:
     """The stock model of the open units, and which they are."""
     return (slice_uneven if plan.uneven else slice_model)(masked, gates, release_source=release_source)
 
 
 def score_units(
-    model: ShearingMixin,
+    model: ShearingModel,
     choice: CriterionChoice,
     calibration: Calibration,
     kinds: Collection[str],
