@@ -299,6 +299,8 @@ def test_pages_and_tables_show_what_was_measured():
 def test_the_small_form_of_each_claim_runs(shared_data, tmp_path, name):
     command = load("claim_command")
     module = load(name)
+    if name == "sheared_llama_7_uniform_speed" and not (CLAIMS.parent / "family" / "models" / "192").is_dir():
+        pytest.skip("its source, family-192, is not kept: examples/research/family/README.md says how to make it")
     stories = shared_data / "models" / "stories260K", shared_data / "data" / "tinystories"
     words = [
         "--small",

@@ -12,11 +12,16 @@ from examples.research.family import train_family as script
 from hf_shear.data import load_domains, pack_domains, split_domains
 
 FAMILY = Path(__file__).resolve().parent.parent / "examples" / "research" / "family"
-MODELS = sorted((FAMILY / "models").iterdir(), key=lambda folder: int(folder.name))
+MODELS = [FAMILY / "models" / name for name in ("64", "96", "128")]
 
 
 def facts(folder):
     return json.loads((folder / "source.json").read_text(encoding="utf-8"))
+
+
+def all_facts() -> dict[str, dict]:
+    """By size, with the member whose weights are not kept."""
+    return {f.name: facts(f) for f in MODELS} | {"192": json.loads((FAMILY / "source-192.json").read_text())}
 
 
 @pytest.mark.parametrize("size", [0, 48, 100])
@@ -37,18 +42,18 @@ def test_a_member_has_the_shape_of_its_size_and_the_family_s_tokenizer(folder):
 
 
 def test_larger_members_are_better_and_all_beat_a_unigram_model():
-    losses = [facts(folder)["mean"] for folder in MODELS]
+    losses = [found["mean"] for found in all_facts().values()]
     assert losses == sorted(losses, reverse=True)
-    for folder in MODELS:
-        assert all(loss < facts(folder)["unigram_loss"][name] for name, loss in facts(folder)["loss"].items())
+    for found in all_facts().values():
+        assert all(loss < found["unigram_loss"][name] for name, loss in found["loss"].items())
 
 
 def test_the_page_shows_what_was_measured():
     lines = (FAMILY / "README.md").read_text(encoding="utf-8").splitlines()
     rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("| `models/")}
-    assert set(rows) == {f"`models/{folder.name}`" for folder in MODELS}
-    for folder in MODELS:
-        row, found = rows[f"`models/{folder.name}`"], facts(folder)
+    assert set(rows) == {f"`models/{name}`" for name in all_facts()}
+    for name, found in all_facts().items():
+        row = rows[f"`models/{name}`"]
         assert f"| {found['num_parameters']:,} | {found['mean']:.3f} |" in row
 
 

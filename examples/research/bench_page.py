@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hf_shear.report import bench_markdown
 
-from .shared import ROOT
+from .shared import ROOT, few_colours
 
 RESULTS = ROOT / "model_cards" / "bench"
 PAGE = ROOT / "model_cards" / "bench.md"
@@ -47,6 +47,7 @@ def add(name: str, folder: Path) -> None:
     results = {key: value for key, value in results.items() if key not in LEFT_OUT}
     (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     shutil.copyfile(folder / "bench.png", RESULTS / f"{name}.png")
+    few_colours(RESULTS / f"{name}.png")
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from hf_shear.scaling_law import TEST_NAMES, LawFit, ScalingLawWarning, fit_law,
 from hf_shear.scaling_law.estimates import interval
 
 from .p2_law import law_runs
-from .shared import HELD, LOST, ROOT, TIE, percent, state_of
+from .shared import HELD, LOST, ROOT, TIE, few_colours, percent, state_of
 
 RESULTS = ROOT / "model_cards" / "scaling_law"
 PAGE = ROOT / "model_cards" / "scaling_law.md"
@@ -117,6 +117,7 @@ def draw(path: Path) -> None:
         title = "L - L0 above the control; dots measured, solid where fitted, band 90 %"
         picture = RESULTS / f"{path.stem}-{100 * fraction:.0f}.png"
         plot_law_curves(curves, picture, points=points, title=title, y_label="L - L0 (nats per token)")
+        few_colours(picture)
 
 
 def page() -> str:

@@ -61,6 +61,24 @@ def next_rates(found: dict[float, float | None], around: float | None = None) ->
     return wanted if len(found) + len(wanted) <= MAX_RATES else []
 
 
+# Pictures, in the 256 colours that serve them: a third of the bytes
+
+
+def save_picture(figure, path: Path, dpi: int) -> None:
+    """Write a matplotlib figure as PNG."""
+    figure.savefig(path, dpi=dpi)
+    few_colours(path)
+
+
+def few_colours(path: Path) -> None:
+    """Write a PNG anew with a palette of its own."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        found = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    found.save(path, optimize=True)
+
+
 # Pages of which a script writes one part, and a person the rest
 
 

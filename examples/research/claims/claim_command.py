@@ -10,7 +10,7 @@ import yaml
 
 from hf_shear.report import require_matplotlib
 
-from ..shared import RESEARCH
+from ..shared import RESEARCH, save_picture
 from .claim_results import CONFIGS, RESULTS, STORIES, Claim, results_of
 from .claims_page import claim_page
 from .study import Study
@@ -63,7 +63,7 @@ def draw(module, path: Path) -> None:
         axes.set_title(source.name, loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         module.draw(source, axes)
-    figure.savefig(path.with_suffix(".png"), dpi=110)
+    save_picture(figure, path.with_suffix(".png"), dpi=110)
 
 
 def main(module, command_line: Sequence[str] | None = None) -> None:

@@ -19,7 +19,7 @@ from hf_shear.data import Calibration, load_domains
 from hf_shear.distillation import Teacher
 from hf_shear.runs import cut_learned_masks, judge, masked_arm, prepare_domain_data
 from hf_shear.shapes import TargetShape, training_flops_per_token
-from hf_shear.sources import open_source
+from hf_shear.sources import Source, open_source
 from hf_shear.training import TrainingDivergedError, evaluate_domains, evaluation_samples_per_domain
 
 from ..shared import best_rate, next_rates
@@ -64,9 +64,16 @@ class Study:
     # What arms are made from
 
     @cached_property
+    def opened(self) -> Source:
+        """The source's checkpoint, found and checked."""
+        if not Path(self.path).is_dir():
+            raise SystemExit(f"{self.path} is not there: examples/research/family/README.md says how to make it.")
+        return open_source("path", self.path)
+
+    @cached_property
     def config(self) -> PretrainedConfig:
         """Of the source."""
-        return open_source("path", self.path).config
+        return self.opened.config
 
     def flops_per_token(self, model: PreTrainedModel | None = None, teacher: PretrainedConfig | None = None) -> float:
         """Of training, forward and backward: a pruned model's, with its teacher's; without a model the source's."""
@@ -75,7 +82,7 @@ class Study:
 
     @cached_property
     def tokenizer(self):
-        return open_source("path", self.path).load_tokenizer()
+        return self.opened.load_tokenizer()
 
     @cached_property
     def data(self):
@@ -88,7 +95,7 @@ class Study:
 
     def source(self) -> PreTrainedModel:
         """A fresh copy of the source, in float32."""
-        return open_source("path", self.path).load_model(torch.float32)
+        return self.opened.load_model(torch.float32)
 
     def target(self, **sizes: int) -> TargetShape:
         """The config's target shape, or another one."""
