@@ -1,7 +1,7 @@
 """Numbers that a change of the code's structure must not move: the embedded job's, and five studies' of the claims.
 
 ``golden_values.json`` names the versions and the commit that it was recorded with. To record anew, after a change that is
-meant to move numbers (a few minutes): ``HF_SHEAR_TEST_DATA=... python tests/test_golden_values.py``. The P2 law's values were
+meant to move numbers (a few minutes): ``HF_SHEAR_TEST_DATA=... python tests/test_golden_values.py``. The P2 law's were
 recorded once more, by the same commit, when the family's largest member was no longer kept.
 """
 
