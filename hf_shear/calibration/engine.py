@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ def measuring(model: nn.Module, weights_require_grad: bool | None = None) -> Ite
     model.eval()
     try:
         for parameter, _ in before:
-            parameter.requires_grad_(weights_require_grad)
+            parameter.requires_grad_(bool(weights_require_grad))
         with gates:
             yield
     finally:
@@ -93,7 +93,7 @@ def shown(batches: Iterable[dict[str, Tensor]], device: torch.device) -> Iterato
         )
 
 
-Watcher = Callable[[Tensor, Batch], None]
+Watcher = Callable[[Any, Batch], None]  # a tensor, or what a router writes
 Watchers = Mapping[nn.Module, Watcher]
 
 
@@ -116,7 +116,11 @@ def watching(
     for module, see in (inputs or {}).items():
         handles.append(module.register_forward_pre_hook(lambda _, args, see=see: see(args[0], batch)))
     for module, see in (outputs or {}).items():
-        handles.append(module.register_forward_hook(lambda _, args, output, see=see: see(output, batch)))
+
+        def show_output(_, args, output, see=see):
+            see(output, batch)
+
+        handles.append(module.register_forward_hook(show_output))
     for module, see in (gradients or {}).items():
 
         def follow(_, args, output, see=see):
@@ -124,7 +128,11 @@ def watching(
 
         handles.append(module.register_forward_hook(follow))
     for module, see in (pairs or {}).items():
-        handles.append(module.register_forward_hook(lambda _, args, output, see=see: see(args[0], output, batch)))
+
+        def show_both(_, args, output, see=see):
+            see(args[0], output, batch)
+
+        handles.append(module.register_forward_hook(show_both))
     try:
         yield
     finally:

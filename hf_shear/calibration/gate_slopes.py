@@ -142,6 +142,7 @@ class _Places:
         return torch.tensordot(self.weights, self.magnitude(slopes).sum(dim=1), dims=1)
 
     def finish_batch(self) -> None:
+        assert isinstance(self.hidden, Tensor), "a batch has passed"
         self.sums[HIDDEN] += self._mean(self.hidden)
         layers = torch.stack([self.layers[index] for index in range(len(self.layers))], dim=-1)
         self.sums[LAYER] += self._mean(layers)

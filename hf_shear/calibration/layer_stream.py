@@ -26,10 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from ..core import IGNORED_LABEL, UsageError, check_ranges, count_over_ranks
 from ..shapes import OUTPUT_PROJECTIONS
-from .engine import Batch, Watchers, into, measuring, shown, watching
+from .engine import Batch, Watcher, Watchers, into, measuring, shown, watching
 from .factors import check_finite
 from .moments import Moments
 
@@ -91,6 +92,20 @@ def _layers_replaced(layers: Iterable[nn.Module], make: Callable[[int], Callable
                 layer.forward = forward
 
 
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder layers of a model of a supported family."""
+    layers = model.get_submodule("model.layers")
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def linear_of(layer: nn.Module, name: str) -> nn.Linear:
+    """A linear layer by its name within a decoder layer."""
+    module = layer.get_submodule(name)
+    assert isinstance(module, nn.Linear)
+    return module
+
+
 class LayerStream:
     """The batches of a calibration text, all waiting in front of the same layer of a model.
 
@@ -106,15 +121,18 @@ class LayerStream:
         num_tokens: that count, over all ranks.
     """
 
-    def __init__(self, model: nn.Module, batches: Iterable[dict[str, Tensor]], store: torch.device | str | None = None):
-        self.model, self.layers, self.device = model, model.model.layers, model.device
+    def __init__(
+        self, model: PreTrainedModel, batches: Iterable[dict[str, Tensor]], store: torch.device | str | None = None
+    ):
+        self.model, self.layers, self.device = model, decoder_layers(model), model.device
         self.store = self.device if store is None else torch.device(store)
         self._waiting = [self._in_front_of_layers(batch).to(self.store) for batch in shown(batches, self.device)]
         self.num_tokens = count_over_ranks(sum(batch.num_tokens for batch in self._waiting), self.device)
 
     @torch.no_grad()
     def _in_front_of_layers(self, batch: Batch) -> WaitingBatch:
-        found, arguments = [], []
+        found: list[Tensor] = []
+        arguments: list[tuple[tuple, dict]] = []
 
         def note(index):
             def forward(hidden_states, *args, **kwargs):
@@ -128,7 +146,7 @@ class LayerStream:
             raise _BehindLayers
 
         try:
-            with _layers_replaced(self.layers, note), watching(batch, {self.model.model.norm: stop}):
+            with _layers_replaced(self.layers, note), watching(batch, {self.model.get_submodule("model.norm"): stop}):
                 self.model(**batch.without_labels, use_cache=False)
         except _BehindLayers:
             pass
@@ -173,7 +191,7 @@ class LayerCurvature:
 
 @torch.no_grad()
 def stream_inputs(
-    model: nn.Module,
+    model: PreTrainedModel,
     batches: Iterable[dict[str, Tensor]],
     names: Iterable[str] = OUTPUT_PROJECTIONS,
     store: torch.device | str | None = None,
@@ -201,7 +219,7 @@ def stream_inputs(
     """
     names = tuple(names)
     if shared:
-        for index in range(len(model.model.layers)):
+        for index in range(len(decoder_layers(model))):
             yield index, {name: shared.pop((index, name)) for name in names}
         return
     with measuring(model):
@@ -216,9 +234,9 @@ def stream_inputs(
 
 def _layer_inputs(stream: LayerStream, index: int, names: tuple[str, ...]) -> dict[str, Moments]:
     # A function of its own, as below: its variables would keep moments from being freed by whoever consumes the stream.
-    modules = {name: stream.layers[index].get_submodule(name) for name in names}
+    modules = {name: linear_of(stream.layers[index], name) for name in names}
     found = {name: Moments.zeros(module.in_features, module.weight.device) for name, module in modules.items()}
-    watchers = {module: into(found[name]) for name, module in modules.items()}
+    watchers: dict[nn.Module, Watcher] = {module: into(found[name]) for name, module in modules.items()}
     for batch in stream:
         with watching(batch, watchers):
             batch.hidden = stream.run(index, batch.hidden, batch)
@@ -232,13 +250,13 @@ def _keep(shared: InputsByModule | None, index: int, found: dict[str, Moments]) 
         shared.update({(index, name): moments for name, moments in found.items()})
 
 
-def warn_if_short(model: nn.Module, names: Iterable[str], num_tokens: int) -> None:
+def warn_if_short(model: PreTrainedModel, names: Iterable[str], num_tokens: int) -> None:
     """Warn if there are fewer tokens than inputs of a linear layer.
 
     A is then singular, and only its damping makes it invertible.
     """
-    sizes = {name: model.model.layers[0].get_submodule(name).in_features for name in names}
-    name = max(sizes, key=sizes.get)
+    sizes = {name: linear_of(decoder_layers(model)[0], name).in_features for name in names}
+    name = max(sizes, key=lambda name: sizes[name])
     if num_tokens < sizes[name]:
         warnings.warn(
             f"The calibration text has {num_tokens} tokens, fewer than the {sizes[name]} inputs of {name}: the second"
@@ -251,7 +269,7 @@ def warn_if_short(model: nn.Module, names: Iterable[str], num_tokens: int) -> No
 
 
 def stream_curvature(
-    model: nn.Module,
+    model: PreTrainedModel,
     batches: Iterable[dict[str, Tensor]],
     names: Iterable[str] = OUTPUT_PROJECTIONS,
     layers_per_pass: int | None = None,
@@ -276,7 +294,7 @@ def stream_curvature(
     Raises:
         ValueError: no token counts or is predicted, a batch without labels, a loss that is not finite.
     """
-    names, num_layers = tuple(names), len(model.model.layers)
+    names, num_layers = tuple(names), len(decoder_layers(model))
     size = num_layers if layers_per_pass is None else layers_per_pass
     check_ranges({"layers_per_pass": layers_per_pass})
     with measuring(model, weights_require_grad=False):
@@ -298,7 +316,7 @@ def _window_curvature(
     for index in window:
         found[index] = LayerCurvature()
         for name in names:
-            module = stream.layers[index].get_submodule(name)
+            module = linear_of(stream.layers[index], name)
             device = module.weight.device
             found[index].inputs[name] = moments = Moments.zeros(module.in_features, device)
             inputs[module] = into(moments)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ def _steps(size: int) -> range:
 @contextmanager
 def full_float32() -> Iterator[None]:
     """Products of float32 matrices in float32, where the user allowed less (TF32 on a GPU, bfloat16 on a CPU)."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    mkldnn: Any = torch.backends.mkldnn  # whose settings torch adds as it is imported
+    backends = (torch.backends.cuda.matmul, mkldnn.matmul)
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
@@ -112,6 +114,7 @@ class Moments:
     @property
     def mean(self) -> Tensor:
         """E[a], [C]."""
+        assert self.first is not None, "made without a mean"
         return self.first / self.count
 
 

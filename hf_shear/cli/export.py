@@ -15,7 +15,7 @@ from ..core import UsageError, check_parents, read_json_object
 from ..data import Calibration
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel
 from ..slicing import check_saves, provenance_record, save_checkpoint, slice_model
-from ..sources import Source, open_source, read_generation_config
+from ..sources import Source, on_device, open_source, read_generation_config
 from ..training import ShearTrainingArguments, merge_adapter
 from .engine_rows import engine_warnings
 
@@ -137,5 +137,5 @@ def _cut(arguments: Arguments, masked: ShearingModel, text: Calibration | None, 
         name = arguments.source or masked.config.source_name_or_path
         source = open_source("source", name, as_family=masked.family.model_type).load_model(masked.dtype)
     device = ShearTrainingArguments(arguments.output_dir, report_to="none").device
-    model, kept, report = runs.cut_learned_masks(masked.to(device), arguments.compensation, text, source, dtype)
+    model, kept, report = runs.cut_learned_masks(on_device(masked, device), arguments.compensation, text, source, dtype)
     return model, kept, {"compensation": {"method": arguments.compensation, **asdict(report)}}

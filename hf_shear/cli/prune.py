@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -51,9 +52,7 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
     num_shots: int = field(
         default=PruneConfig.num_shots, metadata={"help": "Steps in which units are removed, each scored anew."}
     )
-    protect: str = field(
-        default=PruneConfig.protect, metadata={"help": "Layers that stay, such as first:4,last:2 or 0,7."}
-    )
+    protect: str = field(default="", metadata={"help": "Layers that stay, such as first:4,last:2 or 0,7."})
     calibration_batches: int = field(default=16, metadata={"help": "Batches behind scores and compensation."})
     batch_size: int = field(default=8, metadata={"help": "Samples of a batch."})
     seed: int = field(default=42, metadata={"help": "Of the calibration batches, or of the random choice."})
@@ -66,12 +65,13 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
         config_from_flags(self)
 
 
-def config_from_flags(arguments, **more: object) -> PruneConfig:
+def config_from_flags(arguments, **more: Any) -> PruneConfig:
     """The choices of a verb: those of its flags that are named as in ``PruneConfig``, and ``more``."""
-    flags = {
+    flags: dict[str, Any] = {
         field.name: getattr(arguments, field.name) for field in fields(PruneConfig) if hasattr(arguments, field.name)
     }
-    return PruneConfig(**flags | {"criterion": criteria_from_words(arguments.criterion)} | more)
+    flags["criterion"] = criteria_from_words(arguments.criterion)
+    return PruneConfig(**flags | more)
 
 
 def run(arguments: Arguments) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from ..core import UsageError
-from ..modeling import ShearingMixin
+from ..modeling import ShearingModel
 from ..shapes import OUTPUT_PROJECTIONS, family_of
 
 COMPENSATED = tuple(name.split(".")[-1] for name in OUTPUT_PROJECTIONS)
@@ -41,7 +41,7 @@ def config_with_biases(config: PretrainedConfig) -> PretrainedConfig:
     return config
 
 
-def add_biases(model: ShearingMixin) -> None:
+def add_biases(model: ShearingModel) -> None:
     """Set the config's flags that give o_proj and down_proj a bias (``attention_bias`` and ``mlp_bias`` of a Llama).
 
     Whatever a flag gives a bias to gets one. Those that are added are zero: the model computes what it did. Call it

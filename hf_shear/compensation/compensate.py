@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..calibration import InputsByModule, Moments, stream_inputs
 from ..core import UsageError
 from ..data import Calibration
-from ..modeling import ShearingMixin
+from ..modeling import ShearingModel
 from .add_biases import add_biases
 from .gap import Gap
 from .layer_parts import Part, layer_parts
@@ -39,11 +39,11 @@ class CompensationReport:
 
 @torch.no_grad()
 def compensate(
-    model: ShearingMixin,
+    model: ShearingModel,
     gates: dict[str, Tensor],
     calibration: Calibration,
     method: str | Compensation = "least_squares",
-    reference: ShearingMixin | None = None,
+    reference: ShearingModel | None = None,
     shared_inputs: InputsByModule | None = None,
 ) -> CompensationReport:
     """Update o_proj and down_proj of ``model`` for the units that ``gates`` closes and that are open in it now.
@@ -99,7 +99,7 @@ def compensate(
 
 
 def _towards_own_outputs(
-    model: ShearingMixin,
+    model: ShearingModel,
     gates: dict[str, Tensor],
     calibration: Calibration,
     chosen: Compensation,
@@ -124,7 +124,7 @@ def _towards_own_outputs(
                     _update(model, f"model.layers.{index}.{name}", gap, part, chosen, report)
 
 
-def _writing_parts(model: ShearingMixin, gates: dict[str, Tensor]) -> dict[tuple[int, str], Part]:
+def _writing_parts(model: ShearingModel, gates: dict[str, Tensor]) -> dict[tuple[int, str], Part]:
     """Every o_proj and down_proj of the layers that stay, by layer and name within it."""
     return {
         (index, part.name): part
@@ -151,11 +151,12 @@ def _gap_of_removed(weight: Tensor, moments: Moments, kept: Tensor, removed: Ten
 
 
 def _update(
-    model: ShearingMixin, name: str, gap: Gap, part: Part, chosen: Compensation, report: CompensationReport
+    model: ShearingModel, name: str, gap: Gap, part: Part, chosen: Compensation, report: CompensationReport
 ) -> None:
     """Update one module by the method, if that lowers its error, and note both errors."""
     _check(name, gap)
-    module: nn.Linear = model.get_submodule(name)
+    module = model.get_submodule(name)
+    assert isinstance(module, nn.Linear) and chosen.update is not None
     update, bias = chosen.update(gap)
     new_weight, new_bias = module.weight.detach().clone(), None
     if update is not None:
@@ -177,7 +178,7 @@ def _update(
     else:
         if update is not None:
             module.weight = nn.Parameter(new_weight, requires_grad=module.weight.requires_grad)
-        if bias is not None:
+        if new_bias is not None:
             module.bias = nn.Parameter(new_bias, requires_grad=module.bias.requires_grad)
     report.before[name], report.after[name] = before, after
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER
-from ..modeling import ShearingMixin, head_channel_masks
+from ..modeling import ShearingModel, head_channel_masks
 from ..shapes.family import GROUPS, HEADS, NEURONS, Axis
 from ..shapes.family import HIDDEN as HIDDEN_AXIS
 
@@ -31,7 +31,7 @@ class Part:
     writes: bool
 
 
-def layer_parts(model: ShearingMixin, gates: dict[str, Tensor], index: int) -> list[list[Part]]:
+def layer_parts(model: ShearingModel, gates: dict[str, Tensor], index: int) -> list[list[Part]]:
     """The parts of layer ``index`` in the order of the forward, those that read the same together.
 
     Empty if the layer is removed; those that read the residual stream only if it loses dimensions.
@@ -52,7 +52,7 @@ def layer_parts(model: ShearingMixin, gates: dict[str, Tensor], index: int) -> l
     return groups
 
 
-def _open(model: ShearingMixin, gates: dict[str, Tensor], index: int, axis: Axis) -> Tensor:
+def _open(model: ShearingModel, gates: dict[str, Tensor], index: int, axis: Axis) -> Tensor:
     """Which places of an axis are open: bool."""
     if isinstance(axis, tuple):
         return torch.cat([_open(model, gates, index, part) for part in axis])

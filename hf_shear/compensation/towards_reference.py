@@ -20,7 +20,7 @@ from ..calibration import Batch, LayerStream, Sums, measuring, watching
 from ..calibration.layer_stream import WaitingBatch, warn_if_short
 from ..calibration.moments import full_float32
 from ..data import Calibration
-from ..modeling import ShearingMixin
+from ..modeling import ShearingModel
 from ..shapes import OUTPUT_PROJECTIONS
 from .gap import Gap
 from .layer_parts import MLP, Part, layer_parts
@@ -30,8 +30,8 @@ NORM = "post_attention_layernorm"  # what reads the residual stream behind o_pro
 
 @torch.no_grad()
 def gaps_to_reference(
-    model: ShearingMixin,
-    reference: ShearingMixin,
+    model: ShearingModel,
+    reference: ShearingModel,
     gates: dict[str, Tensor],
     calibration: Calibration,
     store: str | None = None,
@@ -101,5 +101,11 @@ def _run(
     pairs = {layer.get_submodule(part.name): partial(note, part.name) for part in parts}
     with watching(batch, {layer.get_submodule(NORM): note_stream}, pairs=pairs):
         streams[True] = stream.run(index, batch.hidden, batch)
-    found = {name: (*values, streams[name.startswith(MLP)]) for name, values in seen.items()}
-    return {name: tuple(batch.rows(value).float() for value in values) for name, values in found.items()}
+
+    def rows(values: Tensor) -> Tensor:
+        return batch.rows(values).float()
+
+    return {
+        name: (rows(inputs), rows(outputs), rows(streams[name.startswith(MLP)]))
+        for name, (inputs, outputs) in seen.items()
+    }

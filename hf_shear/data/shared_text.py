@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from torch import Tensor
 
 WINDOW = 32  # tokens: long enough that unrelated texts share none
 LARGEST_SHARE = 0.01  # of the evaluation's windows; corpora repeat some of their text by themselves
 _FACTOR = np.uint64(6364136223846793005)  # Knuth's multiplier for numbers of 64 bits
 
 
-def shared_share(calibration: Iterable[Sequence[int]], evaluation: Iterable[Sequence[int]]) -> float:
+def shared_share(calibration: Iterable[Sequence[int] | Tensor], evaluation: Iterable[Sequence[int] | Tensor]) -> float:
     """Share of the evaluation's windows of ``WINDOW`` tokens that stand somewhere in the calibration text.
 
     Windows are compared by 64-bit digests at every offset, so that the same text packed otherwise is found.
@@ -26,7 +27,9 @@ def shared_share(calibration: Iterable[Sequence[int]], evaluation: Iterable[Sequ
     return float(np.isin(asked, known).mean()) if len(asked) else 0.0
 
 
-def warn_of_shared_text(calibration: Iterable[Sequence[int]], evaluation: Iterable[Sequence[int]]) -> None:
+def warn_of_shared_text(
+    calibration: Iterable[Sequence[int] | Tensor], evaluation: Iterable[Sequence[int] | Tensor]
+) -> None:
     """Warn where more of the evaluation text stands in the calibration text than ``LARGEST_SHARE``."""
     share = shared_share(calibration, evaluation)
     if share > LARGEST_SHARE:

@@ -280,7 +280,7 @@ def _task_record(name: str, scores: Mapping[str, Any], results: Mapping[str, Any
     }
 
 
-def _num_items(name: str, results: dict[str, Any]) -> int:
+def _num_items(name: str, results: Mapping[str, Any]) -> int:
     """Items of a task, or of all tasks of a group."""
     if name in results["n-samples"]:
         return results["n-samples"][name]["effective"]

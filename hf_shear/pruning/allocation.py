@@ -85,6 +85,7 @@ class Shot:
     @property
     def num_left(self) -> int:
         """Parameters that this shot may leave."""
+        assert self.budget is not None, "of a target shape"
         return self.budget + round((self.num_source - self.budget) * (1 - self.progress))
 
 
@@ -124,6 +125,7 @@ def adaptive(shot: Shot, *, num_steps: int = 50, amplitude: float = 0.5, num_bat
     """The share that the budget removes goes in about ``num_steps`` steps; see ``close_by_influence``."""
     units = shot.open_units()
     # At the source's size nothing is to be removed, and no step is taken.
+    assert shot.budget is not None, "of a target shape"
     removed = max(1 - shot.budget / shot.num_source, 1 / shot.num_source)
     close_by_influence(
         shot.model, shot.calibration, units, shot.scores, shot.num_left, removed / num_steps, amplitude, num_batches

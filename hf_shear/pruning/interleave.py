@@ -22,8 +22,9 @@ from ..compensation import add_biases
 from ..core import UsageError, check_ranges
 from ..data import Calibration
 from ..distillation import sampled_digest
-from ..modeling import AutoShearingModelForCausalLM, ShearingMixin
+from ..modeling import AutoShearingModelForCausalLM, ShearingModel
 from ..slicing import count_kept_parameters
+from ..sources import on_device
 from ..training import ShearTrainer, ShearTrainingArguments
 from ..training.part import Part
 from ..training.same_run import DIGEST
@@ -32,7 +33,7 @@ from .plan import Target, make_plan
 from .prune import OneShotPruning, cut, remove_units
 
 GATES_NAME = "gates.safetensors"
-Prune = Callable[[ShearingMixin, dict[str, Tensor], float], dict[str, Tensor]]
+Prune = Callable[[ShearingModel, dict[str, Tensor], float], dict[str, Tensor]]
 """(model, gates in use, share of the way to the target that is to be gone) -> gates; may write to weights in place."""
 
 
@@ -79,7 +80,7 @@ class InterleavedTrainer(ShearTrainer):
 
     def __init__(
         self,
-        model: ShearingMixin,
+        model: ShearingModel,
         args: ShearTrainingArguments,
         *arguments,
         prune: Prune,
@@ -89,7 +90,7 @@ class InterleavedTrainer(ShearTrainer):
         choices: dict | None = None,
         **kwargs,
     ):
-        if not isinstance(model, ShearingMixin) or model.masks.constrained:
+        if not isinstance(model, ShearingModel) or model.masks.constrained:
             raise UsageError(
                 "`model` must have masks and no target of its own, since units are chosen here and not learned: make it"
                 " with ShearingLlamaForCausalLM.from_model(source)."
@@ -204,13 +205,13 @@ def prune_interleaved(
     config = replace(config, pruning_share=pruning_share)
     plan = make_plan(model.config, target, config)
     masked = AutoShearingModelForCausalLM.from_model(copy.deepcopy(model), as_family=config.as_family)
-    masked.to(args.device)  # pyright: ignore[reportArgumentType]  # transformers wraps `to` without its types
+    on_device(masked, args.device)
     if plan.compensation.needs_bias:
         add_biases(masked)
     source = copy.deepcopy(masked).eval() if plan.compensation.reads_source else None
     scores, reports = {}, []
 
-    def prune(now: ShearingMixin, gates: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+    def prune(now: ShearingModel, gates: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
         twin = AutoShearingModelForCausalLM.from_model(now, plan.shape).eval()
         chosen, found, report = remove_units(twin, gates, progress, plan, calibration, source)
         scores.update(found)
@@ -240,7 +241,7 @@ def prune_interleaved(
 
 
 @torch.no_grad()
-def _copy_weights(twin: ShearingMixin, model: ShearingMixin) -> None:
+def _copy_weights(twin: ShearingModel, model: ShearingModel) -> None:
     """Into the parameters that the optimizer knows, what compensation replaced in a twin that shares the others."""
     new = dict(twin.named_parameters())
     for name, parameter in model.named_parameters():

@@ -77,14 +77,14 @@ def model_card(
         for value in ids:
             if value is not None and not is_hub_id(value):
                 raise UsageError(f"`{argument}` must be an id on the Hub, such as 'name/model', but it is {value!r}.")
-    results, evaluation = publishable(results or {}), publishable(evaluation)
+    found, evaluation = publishable(results or {}), publishable(evaluation)
     for code in language or []:
         if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code):
             raise UsageError(f"`language` must be a code such as 'en' or 'pt-BR', but it is {code!r}.")
-    provenance, base_model, source = check_facts(results, provenance, evaluation, arm, base_model, source)
-    command = publishable(rebuild_command or results.get("command"))
+    provenance, base_model, source = check_facts(found, provenance, evaluation, arm, base_model, source)
+    command = publishable(rebuild_command or found.get("command"))
     facts = CardFacts(
-        results, publishable(provenance), evaluation, arm, check_license(license), repo_id, base_model, source, command,
+        found, publishable(provenance), evaluation, arm, check_license(license), repo_id, base_model, source, command,
         name,
     )  # fmt: skip
     return ModelCard(f"---\n{_metadata(facts, datasets, language).to_yaml()}\n---\n\n{_body(facts)}")
@@ -166,7 +166,8 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
     found = []
     for domain, loss in facts.record["loss"].items():
         found.append(_result(f"held-out text, {domain}", domain, "loss", loss, "Held-out loss (nats per token)"))
-    model: dict[str, Any] = (facts.evaluation or {}).get("pruned") or {}
+    evaluation: dict[str, Any] = facts.evaluation or {}
+    model: dict[str, Any] = evaluation.get("pruned") or {}
     for domain, row in (model.get("perplexity") or {}).get("domains", {}).items():
         for metric, text in (("perplexity", "Perplexity"), ("bits_per_byte", "Bits per byte")):
             if metric in row:
@@ -174,7 +175,8 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
     for task, row in (model.get("tasks") or {}).items():
         if row["value"] is None:  # the harness has none
             continue
-        found.append(_result(task, task, _METRICS.get(row["metric"], row["metric"]), row["value"], row["metric"]))
+        metric: Any = row["metric"]
+        found.append(_result(task, task, _METRICS[metric] if metric in _METRICS else metric, row["value"], metric))
     return found
 
 

@@ -54,7 +54,7 @@ def baseline_model(
     criterion = "random" if name == "scratch" else name
     # A baseline stays what it was published as, whatever one-shot pruning does by default.
     config = PruneConfig(criterion, compensation="none", num_shots=1)
-    model = prune_one_shot(source, source.masks.target, text, config).model
+    model = prune_one_shot(source, source.config.resolved_target(), text, config).model
     if name == "scratch":
         torch.manual_seed(seed)
         model = type(model)(model.config)

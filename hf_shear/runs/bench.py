@@ -116,7 +116,7 @@ class Bench:
                 make_plan(
                     config, count_parameters(config, self.target) if method.is_uneven else self.target, method.config
                 )
-            if method.kind == INTERLEAVED:
+            if method.config.pruning_share is not None:
                 pruning_steps(steps, method.config.num_shots, method.config.pruning_share)
 
     def _open(self, config) -> dict:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..core import UsageError, options_from_text
 from ..criteria import criteria_from_words
@@ -80,7 +81,7 @@ class BenchMethod:
         criterion = criteria_from_words([word for word in words if not word.startswith("allocation=")])
         if len(allocations) > 1 or (allocations and kind != ONE_SHOT):
             raise UsageError(f"`methods` has {text!r}: one-shot pruning has one allocation, the others none.")
-        chosen = {"allocation": allocations[0]} if allocations else {}
+        chosen: dict[str, Any] = {"allocation": allocations[0]} if allocations else {}
         if kind == INTERLEAVED:
             chosen |= {"num_shots": options["stages"], "pruning_share": options["share"]}
         else:

@@ -10,6 +10,7 @@ from ..core import UsageError
 from ..data import Calibration
 from ..modeling import ShearingModel
 from ..slicing import KeptUnits, slice_model
+from ..sources import on_device
 
 
 def check_learned_cut(
@@ -66,7 +67,7 @@ def cut_learned_masks(
         raise UsageError(f"`compensation={compensation!r}` needs calibration text, and with towards=source the source.")
     masked.masks.check_finite()
     gates = masked.masks.deterministic()
-    twin = type(masked).from_model(masked, masked.masks.target).eval()  # shares the weights
-    reference = None if source is None else type(masked).from_model(source).to(twin.device).eval()
+    twin = type(masked).from_model(masked, masked.config.resolved_target()).eval()  # shares the weights
+    reference = None if source is None else on_device(type(masked).from_model(source), twin.device).eval()
     report = compensate(twin, gates, calibration, compensation, reference)
     return *slice_model(twin, gates, dtype), report

@@ -32,7 +32,7 @@ from ..slicing import (
     save_checkpoint,
     slice_model,
 )
-from ..sources import Source, open_source, whole_models
+from ..sources import Source, on_device, open_source, whole_models
 from ..training import (
     PAPER_MASK_LEARNING,
     ShearTrainer,
@@ -270,7 +270,7 @@ def learn_masks(run: Run) -> dict:
 
 def _mask_start(run: Run) -> dict[str, Tensor]:
     """Scores that log_alpha starts from."""
-    source, text = masked_source(run).to(run.args.device), calibration(run)
+    source, text = on_device(masked_source(run), run.args.device), calibration(run)
     if run.pipeline.mask_start == "taylor":
         return mask_start_importance(source, text, run.args.train_batch_size)
     choice = criteria_from_words(run.pipeline.mask_start.split())
@@ -373,7 +373,9 @@ def train_baseline(run: Run, name: str, learned: dict) -> dict:
     """
     with whole_models():
         source, batches = masked_source(run), calibration(run)
-        model = baseline_model(name, source.to(run.args.device), batches, run.args.seed, run.args.train_batch_size)
+        model = baseline_model(
+            name, on_device(source, run.args.device), batches, run.args.seed, run.args.train_batch_size
+        )
     rate = baseline_learning_rates(run.pipeline.baseline_learning_rates).get(name, run.args.learning_rate)
     changes = {"recovery_method": "full", "peft_config": None} if name == "scratch" else {}
     num_tokens = learned["tokens"] + run.folder.recorded(RECOVERY)["tokens"]

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
-from transformers import LlamaForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..core import UsageError
 from ..masks import ATTENTION, INTERMEDIATE, LAYER, MLP
@@ -100,7 +100,7 @@ def check_nemotron_nas(config: PretrainedConfig, shape: ModelShape, uneven: Coll
 
 
 def save_nemotron_nas(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     kept: KeptUnits,
     output_dir: str | os.PathLike,
     processing_class=None,
@@ -141,7 +141,7 @@ def is_own_configuration(path: Path) -> bool:
     return path.stat().st_size == len(own) and path.read_bytes() == own
 
 
-def nemotron_nas_config(model: LlamaForCausalLM, kept: KeptUnits) -> dict:
+def nemotron_nas_config(model: PreTrainedModel, kept: KeptUnits) -> dict:
     """The config of a padded model, as the format's readers want it."""
     _check_heads(model, kept)
     config = model.config
@@ -177,7 +177,7 @@ def nemotron_nas_config(model: LlamaForCausalLM, kept: KeptUnits) -> dict:
     }
 
 
-def nemotron_nas_state(model: LlamaForCausalLM, kept: KeptUnits) -> dict[str, Tensor]:
+def nemotron_nas_state(model: PreTrainedModel, kept: KeptUnits) -> dict[str, Tensor]:
     """The weights of a padded model, MLPs at ``mlp_width`` and without the sub-layers that are gone."""
     _check_heads(model, kept)
     state = {}
@@ -216,7 +216,7 @@ def _cut_mlp(weight: Tensor, name: list[str], width: int) -> Tensor:
     return torch.cat([weight, weight.new_zeros(missing)], dim=axis)
 
 
-def _check_heads(model: LlamaForCausalLM, kept: KeptUnits) -> None:
+def _check_heads(model: PreTrainedModel, kept: KeptUnits) -> None:
     numbers = {(len(kept.heads[layer]), len(kept.key_value_heads[layer])) for layer in kept.layers} - {(0, 0)}
     size = (model.config.num_attention_heads, model.config.num_key_value_heads)
     if numbers != {size} or not kept.heads[kept.layers[0]]:

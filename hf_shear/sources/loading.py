@@ -329,6 +329,8 @@ def _has_own_head(config: PretrainedConfig, weights: Weights) -> bool:
 
 def _check_fit(argument: str, name: str, config: PretrainedConfig, weights: Weights, quantisation) -> None:
     """Load the heads alone, as tensors without storage, by all of transformers' rules for names and pieces."""
+    family = family_of(config)
+    assert family is not None, "asked before"
     state = {inside: weights.tensors[key] for key, (inside, _) in weights.names.items()}
     state = {
         inside: torch.empty(head.shape, dtype=head.dtype, device="meta")
@@ -339,11 +341,11 @@ def _check_fit(argument: str, name: str, config: PretrainedConfig, weights: Weig
     if quantisation is not None:
         config = to_dequantise(config, quantisation)
     with whole_models(), _silent_transformers(), readable(argument, name):
-        _, info = family_of(config).model_class.from_pretrained(
+        loaded: Any = family.model_class.from_pretrained(
             None, config=config, state_dict=state, device_map={"": "meta"}, key_mapping=weights.key_mapping,
             output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32,
         )  # fmt: skip
-    refuse_incomplete_load(argument, name, info)
+    refuse_incomplete_load(argument, name, loaded[1])
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..calibration import Batch, Moments, measuring, shown, watching
+from ..calibration.engine import Watcher
 from ..calibration.factors import check_finite, damped
 from ..core import UsageError, count_over_ranks, sum_over_ranks
 from ..data import Calibration
@@ -63,14 +64,16 @@ class _Collector:
         self.inputs: dict[str, Moments] = {}
         self.outputs: dict[str, Moments] = {}
         self.last: tuple[str, Tensor, Batch] | None = None
-        self.watch_inputs = {module: partial(self._add_inputs, name) for name, module in linears.items()}
-        self.watch_gradients = {
+        self.watch_inputs: dict[nn.Module, Watcher] = {
+            module: partial(self._add_inputs, name) for name, module in linears.items()
+        }
+        self.watch_gradients: dict[nn.Module, Watcher] = {
             module: partial(self._add_gradients, name) for name, module in linears.items() if needs_outputs
         }
 
     def _add_inputs(self, name: str, inputs: Tensor, batch: Batch) -> None:
-        same = self.last is not None and self.last[1] is inputs and self.last[2] is batch
-        leader = self.last[0] if same else name
+        last = self.last
+        leader = last[0] if last is not None and last[1] is inputs and last[2] is batch else name
         if self.leaders.setdefault(name, leader) != leader:
             raise RuntimeError(f"{name} shared its inputs with other layers in one batch, and not in another.")
         self.last = (leader, inputs, batch)

@@ -144,8 +144,11 @@ def _choose(
         gone = {name: removed_by_pairs(groups[name], found[name][1]) for name in linears}
         return {name: kept & ~gone[name].to(kept.device) for name, kept in masks.items()}
     found = {name: surgery(name).row_and_column_costs() for name in linears}
-    costs = tuple({name: costs[kind] for name, costs in found.items()} for kind in (0, 1))
-    kept_now = tuple({name: kept.any(dim=1 - kind) for name, kept in masks.items()} for kind in (0, 1))
+    costs = {name: rows for name, (rows, _) in found.items()}, {name: columns for name, (_, columns) in found.items()}
+    kept_now = (
+        {name: kept.any(dim=1) for name, kept in masks.items()},
+        {n: kept.any(dim=0) for n, kept in masks.items()},
+    )
     rows, columns = cheapest_rows_and_columns(costs, kept_now, budget)
     return {name: rows[name][:, None] & columns[name] for name in masks}
 

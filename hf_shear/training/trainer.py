@@ -20,7 +20,7 @@ from transformers.utils import logging
 from ..core import UsageError, by_main_process, locked_run, noted_signals, stop_of
 from ..core.transformers_private import TrainerHooks
 from ..data import TEACHER_COLUMNS, DynamicDataLoader, StreamDataLoader, collate_domain_samples, first_sample
-from ..modeling import ShearingMixin
+from ..modeling import ShearingMixin, ShearingModel
 from ..slicing import check_saves, write_for_older_readers
 from ..sources import savable_generation_config
 from .arguments import ShearTrainingArguments
@@ -157,7 +157,7 @@ class ShearTrainer(TrainerHooks):
         self.micro_batch = 0
 
     @property
-    def masked_model(self) -> ShearingMixin:
+    def masked_model(self) -> ShearingModel:
         """The masked model without what a backend wraps around it."""
         unwrapped: Any = self.accelerator.unwrap_model(self.model)
         return unwrapped
