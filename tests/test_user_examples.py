@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import evaluate_checkpoints
 import learn_masks
@@ -18,6 +20,7 @@ TRAINING = (
     "--max_steps 2 --per_device_train_batch_size 4 --eval_steps 1 --eval_token_share 0.9 --use_cpu --report_to none"
 )
 SHORT = ["--max_length", "16"]
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:These domains have fewer", "ignore:.*calibration text has", "ignore:Even one held-out sample",
@@ -82,3 +85,14 @@ def test_evaluate(folder, capsys):
     record = json.loads((folder / "evaluation.json").read_text())
     assert set(record["differences"]) >= {"books", "code"} and "speed" in record
     assert "books" in capsys.readouterr().out
+
+
+def test_there_are_at_most_a_dozen_and_the_page_names_them():
+    scripts = [path.name for path in EXAMPLES.glob("*.py") if path.stem != "__init__"]
+    configs = [path for name in ("accelerate", "configs") for path in (EXAMPLES / name).iterdir()]
+    assert len(scripts) + len(configs) <= 12
+    page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    assert all(f"]({name})" in page for name in scripts)
+    for folder in (EXAMPLES, EXAMPLES / "research"):
+        links = re.findall(r"\]\(([^)#]+)\)", (folder / "README.md").read_text(encoding="utf-8"))
+        assert links and all((folder / link).exists() for link in links)
