@@ -1,4 +1,4 @@
-"""Pages of model_cards, and what README and docs take from them, say what the results say; sweeps end around a best rate."""
+"""Pages of model_cards, and what README and docs take from them, say what the results say; sweeps of rates end."""
 
 from __future__ import annotations
 
