@@ -17,6 +17,8 @@ from .recovery_methods import FULL, RECOVERY_METHODS, RecoveryMethod, recovery_m
 from .trainer_options import check_options
 
 _MASK_RATES = ", ".join(f"{strategy.learning_rate:g} for {name}" for name, strategy in STRATEGIES.items())
+_SUMMARIES = [f"{name!r}" + f" ({it.summary})" * bool(it.summary) for name, it in RECOVERY_METHODS.items()]
+_RECOVERY_METHODS = f"{', '.join(_SUMMARIES[:-1])} or {_SUMMARIES[-1]}"
 _BUDGET_WARMUPS = ", ".join(f"{strategy.budget_warmup_ratio:g} for {name}" for name, strategy in STRATEGIES.items())
 
 NO_DISTILLATION = "none"
@@ -107,10 +109,7 @@ class ShearTrainingArguments(TrainingArguments):
     # Recovery
     recovery_method: str = field(
         default=FULL,
-        metadata={
-            "help": "What recovery trains: 'full' (continued pre-training), 'lora' (adapters of peft) or"
-            " 'norms_and_biases'."
-        },
+        metadata={"help": f"What recovery trains: {_RECOVERY_METHODS}."},
     )
     peft_config: dict | str | None = field(
         default=None,

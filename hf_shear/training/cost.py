@@ -126,18 +126,17 @@ def memory_line(
         sharing = f"{setup.backend} on {sharing}"
     text = ", ".join(f"{name} {_gib(value)}" for name, value in estimate.device.items())
     line = f"memory per device with AdamW, {sharing}, about {_gib(estimate.peak)} ({estimate.moment}): {text}"
-    counted = _counted(setup)
+    counted = _counted(setup, args.recovery.trained)
     line += f" ({'; '.join(counted)})" if counted else ""
     return line + (f"; on the host {_gib(sum(estimate.host.values()))}" if estimate.host else "")
 
 
-def _counted(setup: TrainingSetup) -> list[str]:
+def _counted(setup: TrainingSetup, trained: str) -> list[str]:
     """What the estimate takes into account of a way of recovery, in words."""
     found = []
     if setup.frozen is not None:
-        kind = "parameters of adapters" if setup.frozen.adapters else "parameters of norms and biases"
         frozen = "" if setup.frozen.quantize == "none" else f", the frozen ones in {setup.frozen.quantize}"
-        found.append(f"{setup.frozen.num_trained:,} {kind} are trained{frozen}")
+        found.append(f"{setup.frozen.num_trained:,} parameters of {trained} are trained{frozen}")
     if setup.teaching is not None:
         where = {ON_DEVICE: "the teacher on the device", OFFLOADED: "the teacher offloaded", STORED: "stored logits"}
         found.append(f"{where[setup.teaching.placement]}, the student's logits in chunks")
