@@ -20,7 +20,7 @@ from training_helpers import (
 )
 
 from hf_shear import ShearingLlamaForCausalLM
-from hf_shear.core import StoppedBySignal
+from hf_shear.core import StoppedBySignal, UsageError
 from hf_shear.data import Calibration
 from hf_shear.pruning import PruneConfig, prune_interleaved, pruning_steps
 from hf_shear.pruning.interleave import InterleavedTrainer
@@ -84,7 +84,7 @@ def test_each_stage_scores_what_the_ones_before_trained_and_closed(tmp_path):
     model = ShearingLlamaForCausalLM.from_model(plain_model(attention_dropout=0.0))
     start = {name: value.detach().clone() for name, value in model.named_parameters()}
     args = make_args(tmp_path, max_steps=8, weight_decay=0.0)
-    trainer = InterleavedTrainer(model, args, train_domains(), prune=prune, num_stages=2, pruning_share=0.5)
+    trainer = InterleavedTrainer(model, args, train_domains(), prune=prune, config=PruneConfig(num_shots=2))
     trainer.train()
     assert [progress for progress, _, _ in seen] == [0.5, 1.0] and trainer.events == {0: 0.5, 2: 1.0}
     assert seen[0][1] == {} and int(seen[1][1]["intermediate"][0].sum()) == 20
@@ -125,33 +125,25 @@ def test_moments_go_on_or_start_anew(tmp_path):
     for restart in (False, True):
         model = ShearingLlamaForCausalLM.from_model(plain_model())
         trainer = InterleavedTrainer(
-            model, make_args(tmp_path, max_steps=4), train_domains(), prune=lambda *_: {}, num_stages=2,
-            pruning_share=1.0, restart_moments=restart,
+            model, make_args(tmp_path, max_steps=4), train_domains(), prune=lambda *_: {},
+            config=PruneConfig(num_shots=2, pruning_share=1.0), restart_moments=restart,
         )  # fmt: skip
         trainer.train()
         ages[restart] = int(trainer.optimizer.state[model.model.norm.weight]["step"])
     assert ages == {False: 4, True: 2}
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ((10, 0), "`num_stages` must be at least 1"),
-        ((10, 11, 1.0), r"`num_stages` \(11\) is more than the 10 optimizer steps"),
-        ((10, 6), r"`num_stages` \(6\) is more than the 5"),
-        ((10, 6, 0.5), r"`num_stages` \(6\) is more than the 5"),
-        ((10, 2, 1.5), "`pruning_share` must be above 0 and at most 1"),
-    ],
-)
-def test_schedules_that_do_not_fit_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        pruning_steps(*arguments)
+@pytest.mark.parametrize("num_shots, share, most", [(11, 1.0, 10), (6, None, 5), (6, 0.5, 5)])
+def test_more_shots_than_steps_are_refused(num_shots, share, most):
+    message = rf"`num_shots` .* must be at most the {most} optimizer steps .*, but it is {num_shots}. Train on"
+    with pytest.raises(UsageError, match=message):
+        pruning_steps(10, PruneConfig(num_shots=num_shots, pruning_share=share))
 
 
 def test_models_that_do_not_fit_are_refused(tmp_path):
     for model in (plain_model(), masked_model()):
         with pytest.raises(ValueError, match="`model` must have masks and no target of its own"):
-            InterleavedTrainer(model, make_args(tmp_path), train_domains(), prune=lambda *_: {}, num_stages=1)
+            InterleavedTrainer(model, make_args(tmp_path), train_domains(), prune=lambda *_: {}, config=PruneConfig())
 
 
 def test_a_budget_is_shared_by_layers_and_protected_ones_stay(tmp_path, calibration):

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..compensation import add_biases
-from ..core import UsageError, check_ranges
+from ..core import UsageError
 from ..data import Calibration
 from ..distillation import sampled_digest
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel
@@ -37,21 +37,21 @@ Prune = Callable[[ShearingModel, dict[str, Tensor], float], dict[str, Tensor]]
 """(model, gates in use, share of the way to the target that is to be gone) -> gates; may write to weights in place."""
 
 
-def pruning_steps(total_steps: int, num_stages: int, pruning_share: float = PRUNING_SHARE) -> dict[int, float]:
+def pruning_steps(total_steps: int, config: PruneConfig) -> dict[int, float]:
     """Before which optimizer steps units are removed, and how far on the way to the target: step -> progress.
 
-    The first stage is pruned before the first step; the last ends at ``pruning_share`` of all steps, and what remains is
-    trained at the target's size. So every stage is trained, and the last one longest where the share is below 1.
+    The first shot is taken before the first step; the last ends at ``pruning_share`` of all steps, and what remains is
+    trained at the target's size. So training follows every shot, and the last one longest where the share is below 1.
 
     Raises:
-        ValueError: fewer steps than stages, no stage, or a share outside of (0, 1].
+        UsageError: there are fewer steps than shots.
     """
-    check_ranges({"num_stages": num_stages, "pruning_share": pruning_share})
-    steps = [int(total_steps * pruning_share * stage / num_stages) for stage in range(num_stages)]
+    num_stages, share = config.num_shots, PRUNING_SHARE if config.pruning_share is None else config.pruning_share
+    steps = [int(total_steps * share * stage / num_stages) for stage in range(num_stages)]
     if len(set(steps)) < num_stages:
         raise UsageError(
-            f"`num_stages` ({num_stages}) is more than the {int(total_steps * pruning_share)} optimizer steps that units"
-            " are removed in: each stage needs a step. Train on more tokens, or in fewer stages."
+            f"`num_shots` (`num_stages` of the command line) must be at most the {int(total_steps * share)} optimizer steps"
+            f" that units are removed in, but it is {num_stages}. Train on more tokens, or in fewer stages."
         )
     return {step: (stage + 1) / num_stages for stage, step in enumerate(steps)}
 
@@ -63,9 +63,9 @@ class InterleavedTrainer(ShearTrainer):
         model: a masked model without a target of its own (``ShearingLlamaForCausalLM.from_model(source)``): its masks
             learn nothing. Everything ``prune`` may write to, such as biases, must be there already.
         prune: chooses what is closed next.
-        num_stages: times that units are removed.
-        pruning_share: of the training steps, in which that happens.
-        choices: JSON-ready values, by name, that decide what ``prune`` does; a resumed run must have the same.
+        config: its ``num_shots`` are the stages, which are taken within its ``pruning_share`` of the training steps.
+        choices: JSON-ready values, by name, that decide what ``prune`` does. A resumed run must have the same, and the
+            same ``config``.
         restart_moments: start the moments of AdamW anew at each removal; False: go on with them, which lost more
             (model_cards/bench.md).
         args, kwargs: as for :class:`ShearTrainer`; ``num_tokens`` is the budget of all stages together.
@@ -84,8 +84,7 @@ class InterleavedTrainer(ShearTrainer):
         args: ShearTrainingArguments,
         *arguments,
         prune: Prune,
-        num_stages: int,
-        pruning_share: float = PRUNING_SHARE,
+        config: PruneConfig,
         restart_moments: bool = True,
         choices: dict | None = None,
         **kwargs,
@@ -99,12 +98,10 @@ class InterleavedTrainer(ShearTrainer):
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise UsageError("Interleaved pruning scores whole models: use one process or DDP, not DeepSpeed or FSDP.")
         self.prune, self.restart_moments = prune, restart_moments
-        self._choices = (choices or {}) | {
-            "num_stages": num_stages, "pruning_share": pruning_share, "restart_moments": restart_moments,
-        }  # fmt: skip
+        self._choices = config.to_dict() | (choices or {}) | {"restart_moments": restart_moments}
         self.gates: dict[str, Tensor] = {}
         self.parts.append(Gates(self.gates, self.args.device))
-        self.events = pruning_steps(self.args.max_steps, num_stages, pruning_share)
+        self.events = pruning_steps(self.args.max_steps, config)
         self.add_callback(PruneCallback(self))
 
     def train(self, *args, **kwargs):
@@ -201,8 +198,8 @@ def prune_interleaved(
     Raises:
         UsageError: as in ``make_plan`` and ``InterleavedTrainer``; before any training.
     """
-    pruning_share = PRUNING_SHARE if config.pruning_share is None else config.pruning_share
-    config = replace(config, pruning_share=pruning_share)
+    if config.pruning_share is None:
+        config = replace(config, pruning_share=PRUNING_SHARE)
     plan = make_plan(model.config, target, config)
     masked = AutoShearingModelForCausalLM.from_model(copy.deepcopy(model), as_family=config.as_family)
     on_device(masked, args.device)
@@ -219,7 +216,7 @@ def prune_interleaved(
         _copy_weights(twin, now)
         return chosen
 
-    choices = config.to_dict() | {
+    choices = {
         "target shape": plan.shape.sizes(),
         "budget": plan.budget,
         "calibration seed": calibration.seed,
@@ -228,8 +225,8 @@ def prune_interleaved(
     if source is not None:
         choices["the source"] = DIGEST + sampled_digest(source)
     trainer = InterleavedTrainer(
-        masked, args, train_dataset, eval_dataset, prune=prune, num_stages=config.num_shots,
-        pruning_share=pruning_share, restart_moments=restart_moments, choices=choices,
+        masked, args, train_dataset, eval_dataset, prune=prune, config=config, restart_moments=restart_moments,
+        choices=choices,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     full = AutoShearingModelForCausalLM.from_model(trainer.masked_model, plan.shape)

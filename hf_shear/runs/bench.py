@@ -116,8 +116,8 @@ class Bench:
                 make_plan(
                     config, count_parameters(config, self.target) if method.is_uneven else self.target, method.config
                 )
-            if method.config.pruning_share is not None:
-                pruning_steps(steps, method.config.num_shots, method.config.pruning_share)
+            if method.kind == INTERLEAVED:
+                pruning_steps(steps, method.config)
 
     def _open(self, config) -> dict:
         settings = {
