@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from transformers import PretrainedConfig
 
-from hf_shear.shapes import FAMILIES
+from hf_shear.shapes.family_table import FAMILIES
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+from dataclasses import asdict
+
 import numpy as np
 
 from hf_shear.scaling_law import Case, RecoveryRun
+from hf_shear.scaling_law.read_runs import COLUMNS, OPTIONAL_COLUMNS
 
 SIZES = (1e8, 3e8, 1e9, 3e9)
 FRACTIONS = (0.15, 0.25, 0.35)
@@ -38,3 +42,15 @@ def draw_runs(sizes=SIZES, fractions=FRACTIONS, noise=0.0, **options) -> list[Re
     """A run of each size and fraction, each with noise of its own."""
     pairs = [(size, fraction) for size in sizes for fraction in fractions]
     return [draw_run(*pair, noise=noise, seed=seed, **options) for seed, pair in enumerate(pairs)]
+
+
+def write_runs_csv(path, runs) -> None:
+    """The table that ``read_runs`` reads."""
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS + OPTIONAL_COLUMNS)
+        writer.writeheader()
+        for run in runs:
+            facts = {"run": run.name, "family": run.family, "pruning": run.pruning} | asdict(run.case)
+            for index, (tokens, loss) in enumerate(zip(run.tokens, run.losses, strict=True)):
+                control = None if run.control_losses is None else run.control_losses[index]
+                writer.writerow(facts | {"tokens": int(tokens), "loss": loss, "control_loss": control})

@@ -327,4 +327,6 @@ def test_what_cannot_be_done_is_refused_before_any_forward(build_llama, calibrat
 
 def test_a_plan_says_what_is_removed():
     plan = make_plan(config_of(2, 2, 1, 8), 0.9, PruneConfig("taylor", allocation="global"))
-    assert plan.kinds == (KEY_VALUE_HEAD, INTERMEDIATE) and plan.uneven and plan.shape.removes_nothing
+    assert (
+        plan.kinds == (KEY_VALUE_HEAD, INTERMEDIATE) and plan.uneven and plan.shape.sizes() == plan.shape.source.sizes()
+    )

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from bad_inputs import Inputs, Row, outcome, snapshot
 from publishing_helpers import make_run
-from scaling_law_helpers import draw_runs
+from scaling_law_helpers import draw_runs, write_runs_csv
 from training_helpers import TARGET, letter_tokenizer, masked_model, plain_model, random_documents
 
 from hf_shear.scaling_law import LawFit
 from hf_shear.scaling_law.forms import P2
-from hf_shear.scaling_law.read_runs import write_runs_csv
 from hf_shear.slicing import provenance_record, save_checkpoint, slice_model
 
 ROWS = bad_arguments.ROWS + bad_files.ROWS + bad_calls.ROWS

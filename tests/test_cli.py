@@ -15,7 +15,8 @@ from training_helpers import TARGET, letter_tokenizer, plain_model, random_docum
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_shear import PruneConfig
-from hf_shear.cli import VERBS, interleave, main
+from hf_shear.cli import interleave, main
+from hf_shear.cli.main import VERBS
 from hf_shear.core import check_results, read_results
 from hf_shear.shapes import count_parameters
 from hf_shear.slicing import read_provenance

@@ -13,7 +13,7 @@ from hf_shear.data import Calibration
 from hf_shear.masks import HIDDEN, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, hard_topk
 from hf_shear.modeling import AutoShearingModelForCausalLM
 from hf_shear.pruning import score_units
-from hf_shear.shapes import FAMILIES
+from hf_shear.shapes.family_table import FAMILIES
 
 CRITERIA = ("magnitude", "activation", "flap", "taylor", "taylor:aggregation=element", "block_influence")
 FOR_EXPERTS = ("magnitude", "taylor", "taylor:aggregation=token", "taylor:aggregation=element", "block_influence")

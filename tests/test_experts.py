@@ -27,7 +27,6 @@ from hf_shear.pruning import PruneConfig, prune_one_shot, score_units
 from hf_shear.publishing.run_files import _check_same_model
 from hf_shear.report.html_pruning import kept_section, shape_section
 from hf_shear.shapes import (
-    FAMILIES,
     SHAPE_NAMES,
     ModelShape,
     TargetShape,
@@ -37,6 +36,7 @@ from hf_shear.shapes import (
     shape_for_budget,
     supported_model_types,
 )
+from hf_shear.shapes.family_table import FAMILIES
 from hf_shear.slicing import save_checkpoint, slice_uneven
 from hf_shear.training.memory import estimate_memory
 from hf_shear.training.memory_setup import TrainingSetup
@@ -239,7 +239,7 @@ def test_the_target_is_named_cut_and_counted(name):
     config = build(name).config
     target = TargetShape.from_source(config, num_experts=4)
     assert list(target.sizes()) == [*SHAPE_NAMES, "num_experts"] and "num_experts 6 -> 4" in str(target)
-    assert TargetShape.from_dict(config, target.to_dict()) == target and not target.removes_nothing
+    assert TargetShape.from_dict(config, target.to_dict()) == target and target.sizes() != target.source.sizes()
     assert target.intermediate_size == 16
     own, larger = (count_parameters(config, replace(target.source, num_experts=size)) for size in (6, 7))
     assert unit_parameters(config)[EXPERT] * LAYERS == larger - own and INTERMEDIATE not in unit_parameters(config)

@@ -16,15 +16,16 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Mistr
 from hf_shear import ShearingLlamaForCausalLM, modeling, slice_model
 from hf_shear.masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from hf_shear.modeling import (
-    SHEARING_CLASSES,
     AutoShearingModelForCausalLM,
     ShearingMistralForCausalLM,
     check_supported_source,
     is_masked_config,
 )
 from hf_shear.modeling.auto_class import shearing_class
-from hf_shear.shapes import FAMILIES, ModelShape, TargetShape, count_parameters, supported_model_types
+from hf_shear.modeling.family_classes import SHEARING_CLASSES
+from hf_shear.shapes import ModelShape, TargetShape, count_parameters, supported_model_types
 from hf_shear.shapes.family import ALWAYS
+from hf_shear.shapes.family_table import FAMILIES
 
 FLOAT32_BOUND = 1e-5  # of the largest logit
 BFLOAT16_BOUND = 0.12  # of the logits' standard deviation; measured: at most .078

@@ -13,7 +13,8 @@ from transformers import LlamaForCausalLM
 
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, MaskPhase, MaskSettings
 from hf_shear.modeling import ShearingLlamaForCausalLM, head_channel_masks, residual_write_masks
-from hf_shear.shapes import FAMILIES, ModelShape
+from hf_shear.shapes import ModelShape
+from hf_shear.shapes.family_table import FAMILIES
 
 # ---- what the masks do ------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import torch
 from training_helpers import masked_model
 
 from hf_shear import MaskSettings, ShearTrainingArguments
-from hf_shear.cli import VERBS
+from hf_shear.cli.main import VERBS
 from hf_shear.compensation.methods import COMPENSATIONS
 from hf_shear.core import RANGES, UsageError, check_ranges, keyword_options, options_from_text
 from hf_shear.core.ranges import OPTION_RANGES, Range

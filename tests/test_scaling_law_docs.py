@@ -7,11 +7,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-from scaling_law_helpers import draw_runs
+from scaling_law_helpers import draw_runs, write_runs_csv
 from training_helpers import make_args, make_trainer, plain_model
 
 from hf_shear.cli import main
-from hf_shear.scaling_law import write_runs_csv
 from hf_shear.scaling_law.forms import FORMS
 from hf_shear.scaling_law.read_runs import COLUMNS, OPTIONAL_COLUMNS
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scaling_law_helpers import draw_runs, source_loss
+from scaling_law_helpers import draw_runs, source_loss, write_runs_csv
 from transformers import LlamaConfig
 
 from hf_shear.cli import main
 from hf_shear.report import plot_law_curves
-from hf_shear.scaling_law import Candidate, Case, LawFit, fit_law, plan_budget, write_runs_csv
+from hf_shear.scaling_law import Candidate, Case, LawFit, fit_law, plan_budget
 from hf_shear.scaling_law.curves import NumericCurve, PowerCurve
 from hf_shear.scaling_law.estimates import Estimate, interval
 from hf_shear.shapes import count_parameters, training_flops_per_token

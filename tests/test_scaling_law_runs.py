@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scaling_law_helpers import draw_run, draw_runs
+from scaling_law_helpers import draw_run, draw_runs, write_runs_csv
 
 from hf_shear.core import read_results
-from hf_shear.scaling_law import Case, RecoveryRun, read_runs, with_control, write_runs_csv
+from hf_shear.scaling_law import Case, RecoveryRun, read_runs, with_control
 from hf_shear.scaling_law.check_runs import check_runs
 from hf_shear.scaling_law.read_runs import run_from_results, run_from_trainer_state
 from hf_shear.scaling_law.recovery_run import rising_slope

@@ -152,7 +152,7 @@ def test_unnamed_sizes_are_the_sources():
     assert shape.sizes() == {**ModelShape.from_config(llama_config()).sizes(), "hidden_size": 48}
     assert shape.head_dim == 8
     assert shape.source == ModelShape.from_config(llama_config())
-    assert not shape.removes_nothing
+    assert shape.sizes() != shape.source.sizes()
     assert str(shape) == (
         "hidden_size 64 -> 48, num_hidden_layers 5, num_attention_heads 8, num_key_value_heads 4, "
         "intermediate_size 172, head_dim 8"
@@ -172,8 +172,9 @@ def test_heads_alone_keep_the_sources_key_value_heads_under_gqa():
 
 
 def test_target_equal_to_the_source_is_allowed_and_says_so():
-    assert TargetShape.from_source(llama_config()).removes_nothing
-    assert TargetShape.from_source(llama_config(), hidden_size=64, intermediate_size=172).removes_nothing
+    for sizes in ({}, {"hidden_size": 64, "intermediate_size": 172}):
+        shape = TargetShape.from_source(llama_config(), **sizes)
+        assert shape.sizes() == shape.source.sizes()
 
 
 def test_numpy_integers_become_plain_ints():

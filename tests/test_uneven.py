@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from hf_shear.modeling import AutoShearingModelForCausalLM
 from hf_shear.pruning.open_units import OpenUnits
-from hf_shear.shapes import FAMILIES as FAMILY_ROWS
 from hf_shear.shapes import count_parameters, supported_model_types
+from hf_shear.shapes.family_table import FAMILIES as FAMILY_ROWS
 from hf_shear.slicing import count_kept_parameters, save_checkpoint, slice_model, slice_uneven, uneven
 
 TOLERANCE = 1e-5

@@ -1,23 +1,43 @@
-"""What a user writes, for the type checker (test_types.py): each ``reveal_type`` must be the class that is meant."""
+"""What a user writes, for the type checker (test_types.py): each ``reveal_type`` must be the type behind it."""
 
+from transformers import AutoTokenizer, LlamaConfig
 from typing_extensions import reveal_type
 
 from hf_shear import (
     AutoShearingModelForCausalLM,
-    DynamicBatchSampler,
+    Calibration,
     MaskSettings,
+    PruneConfig,
+    ShearingLlamaForCausalLM,
     ShearTrainer,
     ShearTrainingArguments,
     TargetShape,
+    load_domains,
+    pack_domains,
+    prune_one_shot,
+    save_checkpoint,
+    slice_model,
+    split_domains,
 )
 
-target = TargetShape(
-    hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=128
-)
-reveal_type(target)  # TargetShape
+reveal_type(ShearingLlamaForCausalLM)  # type[ShearingLlamaForCausalLM]
+reveal_type(TargetShape.from_source(LlamaConfig(), intermediate_size=192))  # TargetShape
 reveal_type(MaskSettings())  # MaskSettings
-model = AutoShearingModelForCausalLM.from_pretrained("a/model", target_shape=target)
+
+tokenizer = AutoTokenizer.from_pretrained("a/model")
+reveal_type(load_domains("text"))  # DatasetDict
+train, held_out = (pack_domains(text, tokenizer, max_length=128) for text in split_domains(load_domains("text")))
+reveal_type(train)  # DatasetDict
+
+model = AutoShearingModelForCausalLM.from_pretrained("a/model", target_shape={"intermediate_size": 192})
 reveal_type(model)  # ShearingModel
-trainer = ShearTrainer(model=model, args=ShearTrainingArguments(output_dir="out"))
+args = ShearTrainingArguments("out", num_tokens=10_240)
+trainer = ShearTrainer(model, args, train, held_out, tokenizer)
 reveal_type(trainer)  # ShearTrainer
-reveal_type(DynamicBatchSampler)  # type[DynamicBatchSampler]
+reveal_type(slice_model(model))  # tuple[PreTrainedModel, KeptUnits]
+
+config = PruneConfig("taylor", compensation="least_squares")
+reveal_type(config)  # PruneConfig
+pruning = prune_one_shot(model, {"intermediate_size": 192}, Calibration([]), config)
+reveal_type(pruning.model)  # PreTrainedModel
+reveal_type(save_checkpoint(pruning.model, "pruned", tokenizer))  # Path

@@ -1,5 +1,5 @@
 """``hf-shear``: one verb per stage, with flags and YAML as in the examples."""
 
-from .main import VERBS, main
+from .main import main
 
-__all__ = ["VERBS", "main"]
+__all__ = ["main"]

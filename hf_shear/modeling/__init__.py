@@ -1,10 +1,9 @@
 """Models with masks."""
 
-from .auto_class import AutoShearingModelForCausalLM, shearing_class
+from .auto_class import AutoShearingModelForCausalLM
 from .column_gates import open_columns, written_weight
 from .configuration import ShearingConfig, as_family, is_masked_config
 from .family_classes import (
-    SHEARING_CLASSES,
     ShearingArceeConfig,
     ShearingArceeForCausalLM,
     ShearingExaone4Config,
@@ -46,19 +45,16 @@ from .family_classes import (
     ShearingSmolLM3Config,
     ShearingSmolLM3ForCausalLM,
 )
-from .folding import MaskedEmbedding, MaskedLinear, MaskedRMSNorm, scale_norm_weight, scale_weight
-from .mixin import ShearingCausalLMOutput, ShearingMixin, head_channel_masks, residual_write_masks
+from .folding import MaskedLinear, MaskedRMSNorm, scale_norm_weight, scale_weight
+from .mixin import ShearingMixin, head_channel_masks, residual_write_masks
 from .shearing_model import ShearingModel, check_model, check_supported_source, copy_implementations
 
 __all__ = [
     "AutoShearingModelForCausalLM",
-    "MaskedEmbedding",
     "MaskedLinear",
     "MaskedRMSNorm",
-    "SHEARING_CLASSES",
     "ShearingArceeConfig",
     "ShearingArceeForCausalLM",
-    "ShearingCausalLMOutput",
     "ShearingConfig",
     "ShearingExaone4Config",
     "ShearingExaone4ForCausalLM",
@@ -110,6 +106,5 @@ __all__ = [
     "residual_write_masks",
     "scale_norm_weight",
     "scale_weight",
-    "shearing_class",
     "written_weight",
 ]

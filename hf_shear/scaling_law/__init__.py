@@ -4,7 +4,7 @@ from .callback import ScalingLawCallback
 from .generalisation import TEST_NAMES, generalisation_errors
 from .law_fit import LawFit, ScalingLawWarning, fit_each_run, fit_law
 from .planning import BudgetPlan, Candidate, plan_budget
-from .read_runs import read_runs, runs_from_csv, write_runs_csv
+from .read_runs import read_runs, runs_from_csv
 from .recovery_run import Case, RecoveryRun, with_control
 
 __all__ = [
@@ -23,5 +23,4 @@ __all__ = [
     "read_runs",
     "runs_from_csv",
     "with_control",
-    "write_runs_csv",
 ]

@@ -9,7 +9,6 @@ import math
 import os
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -259,18 +258,6 @@ def _run_from_rows(path, name: str, rows: list[dict[str, Any]]) -> RecoveryRun:
     case = Case(**{column: rows[0][column] for column in CASE_COLUMNS if column in rows[0]})
     tokens, losses = [row["tokens"] for row in rows], [row["loss"] for row in rows]
     return RecoveryRun(name, case, tokens, losses, controls, rows[0].get("family"), rows[0].get("pruning"))
-
-
-def write_runs_csv(path: str | os.PathLike, runs: Sequence[RecoveryRun]) -> None:
-    """The table that :func:`runs_from_csv` reads."""
-    with open(path, "w", encoding="utf-8", newline="") as stream:
-        writer: csv.DictWriter[str] = csv.DictWriter(stream, COLUMNS + OPTIONAL_COLUMNS)
-        writer.writeheader()
-        for run in runs:
-            facts = {"run": run.name, "family": run.family, "pruning": run.pruning} | asdict(run.case)
-            for index, (tokens, loss) in enumerate(zip(run.tokens, run.losses, strict=True)):
-                control = None if run.control_losses is None else run.control_losses[index]
-                writer.writerow(facts | {"tokens": int(tokens), "loss": loss, "control_loss": control})
 
 
 def _listed_run(path: Path, entry: Mapping) -> RecoveryRun:

@@ -18,7 +18,6 @@ from .family import (
     find_family,
     supported_model_types,
 )
-from .family_table import FAMILIES
 from .flops import forward_flops_per_token, training_flops_per_token
 from .model_shape import NUM_EXPERTS, ModelShape
 from .parameter_count import count_parameters
@@ -33,7 +32,6 @@ __all__ = [
     "OUTPUT_PROJECTIONS",
     "Axis",
     "EXPERTS",
-    "FAMILIES",
     "Family",
     "GROUPS",
     "HEADS",

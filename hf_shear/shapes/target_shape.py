@@ -109,11 +109,6 @@ class TargetShape(ModelShape):
             raise UsageError(_other_head_dim(source.head_dim, head_dim, f"Leave it out: it is {source.head_dim}."))
         return cls.from_source(source_config, **{name: sizes[name] for name in TARGET_NAMES if name in sizes})
 
-    @property
-    def removes_nothing(self) -> bool:
-        """True if the target is the source itself: every mask would be frozen open."""
-        return self.sizes() == self.source.sizes()
-
     def __str__(self) -> str:
         changes = [
             f"{name} {was} -> {size}" if size != was else f"{name} {size}"
