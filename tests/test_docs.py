@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hf_shear import ShearTrainingArguments
-from hf_shear.cli import VERBS
+from hf_shear.cli.main import VERBS
 from hf_shear.data import first_sample
 from hf_shear.runs import choose_target, parse_arguments
 from hf_shear.shapes import count_parameters
