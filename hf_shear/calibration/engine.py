@@ -114,7 +114,11 @@ def watching(
     """
     handles = []
     for module, see in (inputs or {}).items():
-        handles.append(module.register_forward_pre_hook(lambda _, args, see=see: see(args[0], batch)))
+
+        def show_input(_, args, see=see):
+            see(args[0], batch)
+
+        handles.append(module.register_forward_pre_hook(show_input))
     for module, see in (outputs or {}).items():
 
         def show_output(_, args, output, see=see):

@@ -115,8 +115,8 @@ def evaluate_tasks(
             # HFLM gives the tokenizer a padding token; a copy keeps ours as it is.
             HFLM(
                 pretrained=model,  # pyright: ignore[reportCallIssue]  # lm-eval's decorator types it as its abstract base
-                tokenizer=copy.deepcopy(tokenizer),  # pyright: ignore[reportCallIssue]  # as above
-                batch_size=batch_size,  # pyright: ignore[reportCallIssue]  # as above
+                tokenizer=copy.deepcopy(tokenizer),  # pyright: ignore[reportCallIssue]  # of the same call
+                batch_size=batch_size,  # pyright: ignore[reportCallIssue]  # of the same call
             ),
             tasks=list(tasks.objects),
             task_manager=tasks.manager,
