@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "examples" / "docs"
 EMBEDDED = ROOT / "examples" / "embedded" / "model"
 PAGES = sorted(DOCS.glob("*.md"))
-READ = [*PAGES, *sorted((ROOT / ".github").glob("*.md")), ROOT / "README.md"]
+OTHERS = [ROOT / name / "README.md" for name in (".", "examples", "examples/research")]
+READ = [*PAGES, *sorted((ROOT / ".github").glob("*.md")), *OTHERS]
 
 
 def headings(text: str) -> set[str]:
