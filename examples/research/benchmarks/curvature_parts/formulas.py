@@ -87,7 +87,7 @@ def moments(config: LlamaConfig, setup: Setup) -> dict[str, dict[str, float]]:
         found["loss"] = with_statistics | {"activations": kept + stream, "logits": LOGITS * logits}
         found["backward of the top layer"] = with_statistics | {
             "activations": kept + again,
-            "workspace": 2 * stream + tokens * c * 2 * ff + widened,
+            "workspace": stream + tokens * c * 2 * ff + widened,
         }
     else:
         found["forward"] = with_statistics | {"activations": 4 * stream + tokens * c * 3 * ff + widened}
