@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from ..calibration import Batch, Moments, measuring, shown, watching
 from ..calibration.engine import Watcher
 from ..calibration.factors import check_finite, damped
-from ..core import UsageError, count_over_ranks, sum_over_ranks
+from ..core import UsageError, sum_over_ranks
 from ..data import Calibration
 
 TINY = 1e-20  # more damping, of no weight unless there is nothing else
@@ -149,7 +149,7 @@ def _pass_over(model: PreTrainedModel, calibration: Calibration, collector: _Col
     backward = bool(collector.watch_gradients)
     # The graph starts at the embeddings' output: weights have no gradients.
     start = {model.get_input_embeddings(): lambda output, batch: output.requires_grad_()} if backward else {}
-    total = torch.zeros((), dtype=torch.float64, device=model.device)
+    total = 0.0
     with measuring(model, weights_require_grad=False), torch.set_grad_enabled(backward):
         for batch in shown(calibration.batches, model.device):
             with watching(batch, collector.watch_inputs, start, collector.watch_gradients):
@@ -158,6 +158,8 @@ def _pass_over(model: PreTrainedModel, calibration: Calibration, collector: _Col
                 raise UsageError(f"The model's loss on `calibration` must be finite, but it is {float(loss.detach())}.")
             if backward:
                 loss.backward()
-            total += loss.detach() * batch.num_predicted
-    sum_over_ranks(total)
-    return float(total) / count_over_ranks(calibration.num_predicted, model.device)
+            total += float(loss.detach()) * batch.num_predicted
+        collector.last = None
+    over_ranks = torch.tensor([total, calibration.num_predicted], dtype=torch.float64, device=model.device)
+    sum_over_ranks(over_ranks)
+    return float(over_ranks[0] / over_ranks[1])
