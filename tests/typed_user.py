@@ -19,6 +19,7 @@ from hf_shear import (
     slice_model,
     split_domains,
 )
+from hf_shear.modeling import ShearingQwen3MoeForCausalLM
 
 reveal_type(ShearingLlamaForCausalLM)  # type[ShearingLlamaForCausalLM]
 reveal_type(TargetShape.from_source(LlamaConfig(), intermediate_size=192))  # TargetShape
@@ -31,6 +32,7 @@ reveal_type(train)  # DatasetDict
 
 model = AutoShearingModelForCausalLM.from_pretrained("a/model", target_shape={"intermediate_size": 192})
 reveal_type(model)  # ShearingModel
+reveal_type(ShearingQwen3MoeForCausalLM.from_pretrained("a/mixture"))  # ShearingQwen3MoeForCausalLM
 args = ShearTrainingArguments("out", num_tokens=10_240)
 trainer = ShearTrainer(model, args, train, held_out, tokenizer)
 reveal_type(trainer)  # ShearTrainer

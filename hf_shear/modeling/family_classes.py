@@ -65,6 +65,49 @@ from .configuration import ShearingConfig
 from .mixin import ShearingCausalLMOutput
 from .shearing_model import ShearingModel
 
+__all__ = [
+    "ShearingArceeConfig",
+    "ShearingArceeForCausalLM",
+    "ShearingExaone4Config",
+    "ShearingExaone4ForCausalLM",
+    "ShearingGemma2Config",
+    "ShearingGemma2ForCausalLM",
+    "ShearingGemma3ForCausalLM",
+    "ShearingGemma3TextConfig",
+    "ShearingGemmaConfig",
+    "ShearingGemmaForCausalLM",
+    "ShearingGlm4Config",
+    "ShearingGlm4ForCausalLM",
+    "ShearingGraniteConfig",
+    "ShearingGraniteForCausalLM",
+    "ShearingHunYuanDenseV1Config",
+    "ShearingHunYuanDenseV1ForCausalLM",
+    "ShearingLlamaConfig",
+    "ShearingLlamaForCausalLM",
+    "ShearingMinistralConfig",
+    "ShearingMinistralForCausalLM",
+    "ShearingMistralConfig",
+    "ShearingMistralForCausalLM",
+    "ShearingMixtralConfig",
+    "ShearingMixtralForCausalLM",
+    "ShearingOlmo2Config",
+    "ShearingOlmo2ForCausalLM",
+    "ShearingOlmo3Config",
+    "ShearingOlmo3ForCausalLM",
+    "ShearingPhi3Config",
+    "ShearingPhi3ForCausalLM",
+    "ShearingQwen2Config",
+    "ShearingQwen2ForCausalLM",
+    "ShearingQwen3Config",
+    "ShearingQwen3ForCausalLM",
+    "ShearingQwen3MoeConfig",
+    "ShearingQwen3MoeForCausalLM",
+    "ShearingSeedOssConfig",
+    "ShearingSeedOssForCausalLM",
+    "ShearingSmolLM3Config",
+    "ShearingSmolLM3ForCausalLM",
+]
+
 
 @strict
 class ShearingLlamaConfig(ShearingConfig, LlamaConfig):
