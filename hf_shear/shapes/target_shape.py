@@ -95,7 +95,7 @@ class TargetShape(ModelShape):
         """
         if not isinstance(sizes, Mapping):
             raise UsageError(
-                f"A target shape must be a dict of sizes by name, but it is a {type(sizes).__name__}. Give a dict."
+                f"`target_shape` must be a dict of sizes by name, but it is a {type(sizes).__name__}. Give a dict."
             )
         source = ModelShape.from_config(source_config)
         unknown = sorted(str(key) for key in sizes if key not in (*source.size_names, "head_dim"))
