@@ -100,7 +100,8 @@ def record_result(name: str, key: str, content: dict) -> None:
     path.write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
-@pytest.mark.parametrize("backend", ["ddp", "zero2"])
+# ZeRO-2 shards what DDP holds whole, and goes through all that DDP goes through: one of the two is enough by default.
+@pytest.mark.parametrize("backend", [pytest.param("ddp", marks=pytest.mark.slow), "zero2"])
 def test_two_processes_killed_once_train_what_one_trains(backend, sources, single_runs, tmp_path):
     options = ("--save_steps", "3")
     process = start(backend, tmp_path, sources["still"], "hard_concrete", *options, "--hang_at", "4")

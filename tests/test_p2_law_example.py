@@ -90,6 +90,7 @@ def known_results(exponent_noise: float = 2e-4, seed: int = 0) -> dict:
     return {"settings": settings, "runs": runs, "versions": {}}
 
 
+@pytest.mark.slow  # fits every form by bootstrap, half a minute
 def test_the_page_says_who_wins(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(build, "RESULTS", tmp_path)

@@ -103,7 +103,8 @@ def test_every_override_of_a_private_method_is_in_the_table():
             names = {name for name in vars(kind) if name.startswith("_") and not name.startswith("__")}
             overridden |= {name for name in names for base in bases if name in vars(base)}
     assert {"_save_checkpoint", "_init_weights", "_VALID_DICT_FIELDS"} <= overridden
-    assert overridden - {"_abc_impl"} <= KNOWN, "read the release, and add a row to PRIVATE_NAMES"
+    set_at_run_time = {"_abc_impl", "_can_set_experts_implementation_cached_value"}  # caches that a class is given
+    assert overridden - set_at_run_time <= KNOWN, "read the release, and add a row to PRIVATE_NAMES"
 
 
 def test_every_name_of_the_table_is_used():
