@@ -3,12 +3,11 @@
 import io
 import json
 import re
-import subprocess
-import sys
 import tokenize
 from pathlib import Path
 
 import pytest
+from conftest import TYPE_CHECK
 
 import hf_shear
 
@@ -19,13 +18,13 @@ MAX_IGNORES = 20
 
 
 @pytest.fixture(scope="module")
-def found() -> list[dict]:
-    """What the checker says of the library and of a user's code, in one run: reading torch takes most of its time."""
+def found(pytestconfig) -> list[dict]:
+    """What the checker, which conftest.py has started, says of the library and of a user's code."""
     pytest.importorskip("basedpyright", reason="the type checker is in the extra `dev`")
-    command = [sys.executable, "-m", "basedpyright", "--outputjson", "--pythonpath", sys.executable, "hf_shear"]
-    done = subprocess.run([*command, str(USER)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode in (0, 1), done.stderr or done.stdout
-    return json.loads(done.stdout)["generalDiagnostics"]
+    started, output = pytestconfig.stash[TYPE_CHECK]
+    assert started.wait() in (0, 1)
+    output.seek(0)
+    return json.loads(output.read())["generalDiagnostics"]
 
 
 def shown(found: list[dict]) -> str:
