@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core import IGNORED_LABEL, UsageError, count_over_ranks, counted_tokens, predicted_tokens
+from ..core import IGNORED_LABEL, UsageError, count_over_ranks, counted_tokens, evaluating, predicted_tokens
 from ..modeling import ShearingMixin
 
 
@@ -30,19 +30,16 @@ def measuring(model: nn.Module, weights_require_grad: bool | None = None) -> Ite
     Args:
         weights_require_grad: whether all parameters require gradients within, or none does; None: they are left alone.
     """
-    was_training = model.training
     before = [] if weights_require_grad is None else [(one, one.requires_grad) for one in model.parameters()]
     gates = model.use_gates(model.gates_in_use) if isinstance(model, ShearingMixin) else nullcontext()
-    model.eval()
     try:
         for parameter, _ in before:
             parameter.requires_grad_(bool(weights_require_grad))
-        with gates:
+        with evaluating(model), gates:
             yield
     finally:
         for parameter, required in before:
             parameter.requires_grad_(required)
-        model.train(was_training)
 
 
 @dataclass

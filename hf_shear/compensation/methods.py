@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from ..calibration import DAMPING
-from ..core import UsageError, keyword_options, options_from_text
+from ..core import UsageError, keyword_options, named_entry, options_from_text
 from ..shapes import family_of
 from .add_biases import check_biases
 from .gap import Gap, ridge
@@ -135,10 +135,7 @@ def resolve_compensation(choice: str | Compensation) -> Compensation:
     """
     if isinstance(choice, Compensation):
         return choice
-    name, _, text = choice.partition(":")
-    if name not in COMPENSATIONS:
-        raise UsageError(f"`compensation` must be one of {', '.join(COMPENSATIONS)}, but it is {name!r}.")
-    method = COMPENSATIONS[name]
+    name, method, text = named_entry(COMPENSATIONS, choice, "compensation")
     known = {} if method.update is None else keyword_options(method.update) | {"towards": method.towards, "store": ""}
     options = options_from_text(text, known, f"Compensation {name!r}")
     if method.update is None:

@@ -2,9 +2,10 @@
 
 from .counted_tokens import IGNORED_LABEL, counted_tokens, predicted_tokens
 from .errors import FailedError, MissingExtraError, UsageError, of_file
+from .evaluating import evaluating
 from .json_files import json_object, read_json_object
 from .one_line import DEBUG, OK, WRONG_USE, run_command_line
-from .options import check_options, keyword_options, options_from_text
+from .options import check_options, keyword_options, named_entry, options_from_text
 from .output_files import check_output_file, check_parents
 from .printable import printable, spelled
 from .ranges import FINITE, RANGES, check_ranges
@@ -59,6 +60,7 @@ __all__ = [
     "count_over_ranks",
     "counted_tokens",
     "is_main_process",
+    "evaluating",
     "json_object",
     "keyword_options",
     "leave_signals_to_parent",
@@ -66,6 +68,7 @@ __all__ = [
     "locked_result",
     "locked_run",
     "model_record",
+    "named_entry",
     "noted_signals",
     "num_processes",
     "of_file",

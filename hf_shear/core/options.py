@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import UsageError
 from .ranges import FINITE, OPTION_RANGES
+
+Entry = TypeVar("Entry")
 
 
 def keyword_options(function: Callable) -> dict[str, object]:
     """The options of a function, its keyword-only arguments, and their defaults."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def named_entry(table: Mapping[str, Entry], choice: str, argument: str) -> tuple[str, Entry, str]:
+    """The entry of a table that ``name:one=1,two=b`` names.
+
+    Args:
+        table: entries by name.
+        choice: name and options.
+        argument: that holds the choice, for the message.
+
+    Returns:
+        The name, the entry, and the text of the options.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    name, _, text = choice.partition(":")
+    if name not in table:
+        raise UsageError(f"`{argument}` must be one of {', '.join(table)}, but it is {name!r}.")
+    return name, table[name], text
 
 
 def check_options(options: Mapping[str, object], known: Mapping[str, object], owner: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 
-from ..core import UsageError, options_from_text
+from ..core import UsageError, named_entry, options_from_text
 from ..masks import EXPERT, INTERMEDIATE, RANKED_KINDS
 from ..shapes import Family
 from .criterion import Criterion
@@ -42,10 +42,7 @@ def resolve_criterion(choice: str | Criterion) -> Criterion:
             f"`criterion` {choice!r} does not say which units it ranks. Declare the function with"
             " @hf_shear.criteria.criterion(ranks=(...)), and set options by its `with_options`."
         )
-    name, _, text = choice.partition(":")
-    if name not in CRITERIA:
-        raise UsageError(f"`criterion` must be one of {', '.join(CRITERIA)}, but it is {name!r}.")
-    found = CRITERIA[name]
+    name, found, text = named_entry(CRITERIA, choice, "criterion")
     return found.with_options(**options_from_text(text, found.defaults, f"Criterion {name!r}")) if text else found
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import IGNORED_LABEL, UsageError, check_ranges
+from ..core import IGNORED_LABEL, UsageError, check_ranges, evaluating
 from ..data.documents import TOKENIZE_BATCH, check_token_id, encode_texts, vocabulary_limit
 
 if TYPE_CHECKING:
@@ -108,16 +108,12 @@ def document_losses(
     windows.sort(key=lambda piece: piece.start - piece.stop)  # little padding; the longest, which needs most, first
     batches = [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]
     nats = np.zeros(len(texts))
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in batches:
             losses = _window_losses(model, [sequences[piece.document] for piece in batch], batch)
             np.add.at(nats, [piece.document for piece in batch], losses)
             if on_batch is not None:
                 on_batch(len(batches))
-    finally:
-        model.train(was_training)
     return DocumentLosses(
         nats=nats,
         num_tokens=np.array([len(ids) - 1 for ids in sequences]),

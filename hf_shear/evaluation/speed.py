@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..core import UsageError, check_ranges
+from ..core import UsageError, check_ranges, evaluating
 
 _PROMPT_SEED = 0
 
@@ -78,20 +78,15 @@ def measure_speed(
         raise UsageError(f"Both models must be on one device, but they are on {source.device} and {pruned.device}.")
     for model in models.values():
         protocol.check_fits(model.config)
-    was_training = {name: model.training for name, model in models.items()}
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    try:
+    with evaluating(source, pruned):
         for model in models.values():
-            model.eval()
             _one_round(model, protocol)  # warm-up: allocations, kernels, caches
         for number in range(protocol.rounds):
             for name in ("source", "pruned") if number % 2 == 0 else ("pruned", "source"):
                 seconds[name].append(_one_round(models[name], protocol))
             if on_round is not None:
                 on_round()
-    finally:
-        for name, model in models.items():
-            model.train(was_training[name])
     return _record(models, protocol, seconds)
 
 

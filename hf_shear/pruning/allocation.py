@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from ..core import UsageError, keyword_options, options_from_text
+from ..core import UsageError, keyword_options, named_entry, options_from_text
 from ..criteria import Scores
 from ..criteria.block_influence import block_influence
 from ..data import Calibration
@@ -152,10 +152,7 @@ def resolve_allocation(choice: str | Allocation) -> Allocation:
     """
     if isinstance(choice, Allocation):
         return choice
-    name, _, text = choice.partition(":")
-    if name not in ALLOCATIONS:
-        raise UsageError(f"`allocation` must be one of {', '.join(ALLOCATIONS)}, but it is {name!r}.")
-    found = ALLOCATIONS[name]
+    name, found, text = named_entry(ALLOCATIONS, choice, "allocation")
     options = options_from_text(text, keyword_options(found.choose), f"Allocation {name!r}")
     return replace(found, choose=partial(found.choose, **options))
 

@@ -8,7 +8,6 @@ change for costs of second order, by the loss without them.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -19,7 +18,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 
 from ..compensation import resolve_compensation
-from ..core import UsageError, check_ranges, check_record, of_file, read_json_object
+from ..core import UsageError, check_ranges, check_record, of_file, read_json_object, write_json_atomically
 from ..criteria import DEFAULT_KIND, Criterion, CriterionChoice, criteria_by_kind, resolve_criterion
 from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER
 from ..shapes import family_named
@@ -136,10 +135,7 @@ class PruneConfig:
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> Path:
         """Write ``prune_config.json`` into a folder, which is made if it does not exist."""
-        path = Path(save_directory) / PRUNE_CONFIG_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
-        return path
+        return write_json_atomically(Path(save_directory) / PRUNE_CONFIG_NAME, self.to_dict())
 
     @classmethod
     def from_pretrained(

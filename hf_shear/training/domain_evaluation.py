@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import IGNORED_LABEL, UsageError, check_ranges
+from ..core import IGNORED_LABEL, UsageError, check_ranges, evaluating
 from ..data import collate_domain_samples
 
 
@@ -55,9 +55,7 @@ def evaluate_domains(
     num_forwards = -(-len(batches) // world_size)
     device = next(model.parameters()).device
     totals = torch.zeros(2, len(names), dtype=torch.float64, device=device)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for forward in range(num_forwards):
             position = forward * world_size + rank
             batch, counts = (batches[position], True) if position < len(batches) else (batches[0], False)
@@ -69,8 +67,6 @@ def evaluate_domains(
                 totals[1].index_add_(0, domains, num_tokens.double())
             if on_batch is not None:
                 on_batch(num_forwards)
-    finally:
-        model.train(was_training)
     if reduce is not None:
         totals = reduce(totals)
     sums, counts = totals.tolist()
