@@ -1,10 +1,11 @@
-"""Shear a pretrained Llama to the shape you choose: source -> learn masks -> export -> recover -> evaluate.
+"""Shear a pretrained Llama to the shape you choose: source -> prune -> recover -> evaluate -> compare.
 
     accelerate launch examples/shear.py
     accelerate launch examples/shear.py --model_name_or_path LLAMA --data_dir TEXT --hidden_size 2048 --output_dir OUT
 
 Without arguments it shears the tiny model in examples/embedded/model on text from Python's own library. `--help` lists
-these arguments and those of transformers.TrainingArguments; `--config FILE.yaml` sets any of them.
+these arguments and those of transformers.TrainingArguments; `--config FILE.yaml` sets any of them. With `--mask_tokens`
+what to keep is learned in training, as in Sheared LLaMA (`--paper` for the paper's exact method).
 """
 
 import sys
@@ -19,14 +20,14 @@ from hf_shear.core import DEBUG, run_command_line
 from hf_shear.report import require_matplotlib
 
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
-TOKENS = "give --mask_tokens and --recovery_tokens"
+TOKENS = "give --recovery_tokens (and --mask_tokens)"
 NOT_HERE = {
     "num_tokens": TOKENS, "max_steps": TOKENS, "num_train_epochs": TOKENS, "push_to_hub": "use hf-shear push OUT REPO_ID",
 }  # fmt: skip
 
 
 @dataclass(kw_only=True)
-class PipelineArguments(runs.PipelineArguments):
+class PipelineArguments(runs.ShearArguments):
     """What is sheared, to which shape, on which text, for how long."""
 
     model_name_or_path: str = field(default=str(EMBEDDED / "model"), metadata={"help": "A plain Llama checkpoint."})
@@ -45,13 +46,13 @@ def main(words: list[str] | None = None) -> None:
     run = runs.with_teacher_logits(run)  # only if --teacher_placement stored
     if pipeline.stop_after == "teacher_logits":
         return
-    learned = run.stage("mask_learning", runs.learn_masks)  # ends with the exact target shape in OUT/pruned
-    if pipeline.stop_after == "mask_learning":
+    pruned = runs.prune_or_learn(run)  # at once, or by learned masks: exactly the target's shape, in OUT/pruned
+    if pipeline.stop_after in ("pruning", "mask_learning"):
         return
-    recovered = run.stage("recovery", runs.recover, learned)  # OUT/recovered
+    recovered = run.stage("recovery", runs.recover, pruned)  # OUT/recovered
     if pipeline.stop_after == "recovery":
         return
-    runs.conclude(run, learned, recovered, started)  # baselines, results, report
+    runs.conclude(run, pruned, recovered, started)  # baselines, results, report
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ _ARM_HEADINGS = (
     "mean\nloss",
     "per-\nplexity",
     "training\ntokens",
+    "FLOPs",
     "learning\nrate",
 )
 
@@ -113,7 +114,7 @@ def _arm_grid(results: Mapping[str, Any]) -> _Grid:
     for arm in arms:
         parameters, mean = arm.record["num_parameters"], arm.record["mean"]
         share = NOT_KNOWN if source_parameters is None else f"{100 * parameters / source_parameters:.1f} %"
-        rate = arm.record.get("learning_rate")
+        rate, flops = arm.record.get("learning_rate"), arm.record.get("flops")
         rows.append(
             (
                 short_name(arm.name),
@@ -122,6 +123,7 @@ def _arm_grid(results: Mapping[str, Any]) -> _Grid:
                 f"{mean:.3f}",
                 perplexity_text(mean),
                 _token_count(arm.tokens, in_billions),
+                NOT_KNOWN if flops is None else f"{flops:.2e}",
                 NOT_KNOWN if rate is None else f"{rate:.3g}",
             )
         )

@@ -7,7 +7,14 @@ from .config_file import parse_arguments
 from .domain_data import prepare_domain_data
 from .learned_arm import masked_arm
 from .learned_cut import check_learned_cut, cut_learned_masks
-from .pipeline_arguments import SHAPE_ARGUMENTS, DataArguments, PipelineArguments, TargetArguments, TextArguments
+from .pipeline_arguments import (
+    SHAPE_ARGUMENTS,
+    DataArguments,
+    PipelineArguments,
+    ShearArguments,
+    TargetArguments,
+    TextArguments,
+)
 from .report import RESULTS_NAME, judge, judge_checkpoint
 from .run_folder import RunFolder, finished_stages, run_settings
 from .saves import check_result
@@ -20,6 +27,8 @@ from .stages import (
     open_model,
     open_run,
     pack,
+    prune_at_once,
+    prune_or_learn,
     read_checkpoints,
     read_domains,
     recover,
@@ -35,6 +44,7 @@ __all__ = [
     "DataArguments",
     "PipelineArguments",
     "Run",
+    "ShearArguments",
     "SHAPE_ARGUMENTS",
     "RunFolder",
     "TargetArguments",
@@ -58,6 +68,8 @@ __all__ = [
     "pack",
     "parse_arguments",
     "prepare_domain_data",
+    "prune_at_once",
+    "prune_or_learn",
     "read_checkpoints",
     "read_domains",
     "recover",

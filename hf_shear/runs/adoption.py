@@ -14,7 +14,7 @@ from ..slicing import PROVENANCE_NAME, read_provenance, save_checkpoint
 from ..sources import Source, open_source, read_generation_config, whole_models
 from .report import judge_checkpoint
 from .run_folder import finished_stages
-from .stages import MASK_LEARNING, SOURCE, Run, open_model, open_run
+from .stages import MASK_LEARNING, PRUNING, SOURCE, Run, open_model, open_run
 
 ADOPTED = "adopted"
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -39,9 +39,9 @@ def open_adopting_run(pipeline, args) -> Run:
     check_supported_source(source.config)
     shape = _checked_shape(pipeline, source)
     finished = finished_stages(args.output_dir)
-    if MASK_LEARNING in (finished or ()):
+    if {PRUNING, MASK_LEARNING} & set(finished or ()):
         raise UsageError(
-            f"The run in {str(args.output_dir)!r} has learned masks and has a pruned model of its own. Recover that one"
+            f"The run in {str(args.output_dir)!r} has a pruned model of its own. Recover that one"
             " without `--pruned`, or name another `--output_dir`."
         )
     run = open_run(replace(pipeline, **shape.sizes(), resume=finished is not None), args)
@@ -106,6 +106,7 @@ def adopt(run: Run, path: str) -> dict:
         "reference_losses": run.args.reference_losses or run.folder.recorded(SOURCE)["loss"],
         "reference_tokens": 0,
         "calibration_tokens": 0,
+        "flops": None,
         "eval_samples": max(map(len, judged.values())),
         "model": judge_checkpoint(saved, judged, run.args),
         "seconds": 0.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..compensation import resolve_compensation
@@ -11,8 +11,9 @@ from ..core import UsageError, check_ranges
 from ..criteria import criteria_from_words
 from ..distillation import TEACHER_PLACEMENTS
 from ..masks import MASK_DRAWS, START_SPREAD, STRATEGIES
+from ..pruning import PruneConfig, default_criterion_words
 from ..shapes import TARGET_NAMES
-from .baselines import baseline_learning_rates
+from .baselines import BASELINES, PAPER, RIVALS, SURGEON, baseline_learning_rates
 from .domain_data import check_judged_tokens
 
 QUANTISATIONS = ("none", "8bit", "4bit")
@@ -20,7 +21,9 @@ MASK_STARTS = ("taylor", "uniform")
 """Besides these, ``mask_start`` takes criteria as ``hf-shear prune`` does."""
 SHAPE_ARGUMENTS = {"preset": TARGET_NAMES, "target_num_parameters": TARGET_NAMES}
 """For ``parse_arguments(instead=...)``: a flag that names a shape takes the place of a file's sizes."""
-STOPS = ("teacher_logits", "mask_learning", "recovery")
+OF_MASKS = ("mask_method", "mask_draw", "mask_start", "mask_start_spread", "paper")
+"""What has no effect where units are chosen at once."""
+STOPS = ("teacher_logits", "pruning", "mask_learning", "recovery")
 
 
 def _one_of(choices: Iterable[str], default: str | None, help: str) -> Any:
@@ -129,6 +132,8 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.learns_masks and not self.mask_tokens:
+            raise UsageError("`mask_tokens` must be at least 1, but it is 0: masks are learned here. Give some.")
         resolve_compensation(self.compensation)
         if self.mask_start not in MASK_STARTS:
             try:
@@ -139,3 +144,69 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
                     f" {error}"
                 ) from error
         baseline_learning_rates(self.baseline_learning_rates)  # refused now, not after recovery
+
+    @property
+    def learns_masks(self) -> bool:
+        """Whether what to keep is learned in training, in place of chosen at once."""
+        return True
+
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        """The baselines."""
+        return BASELINES
+
+
+@dataclass(kw_only=True)
+class ShearArguments(PipelineArguments):
+    """As ``PipelineArguments``; without mask tokens, units are chosen at once."""
+
+    mask_tokens: int = field(
+        default=0, metadata={"help": "Training tokens of mask learning. 0: choose at once, by --criterion."}
+    )
+    criterion: list[str] = field(
+        default_factory=default_criterion_words,
+        metadata={"help": "Scores of the units, as in hf-shear prune; without --mask_tokens."},
+    )
+    num_shots: int = field(
+        default=PruneConfig.num_shots, metadata={"help": "Steps in which units are removed; without --mask_tokens."}
+    )
+    calibration_batches: int = field(
+        default=4, metadata={"help": "Batches of a step's size, for scores and compensation."}
+    )
+    compensation: str | None = field(  # type: ignore[assignment]  # a text after __post_init__
+        default=None,
+        metadata={"help": f"What makes up for the cut. Default: {PruneConfig.compensation}; with --mask_tokens none."},
+    )
+
+    def __post_init__(self):
+        if self.compensation is None:
+            self.compensation = "none" if self.learns_masks else PruneConfig.compensation
+        super().__post_init__()
+        self.prune_config()
+        if not self.learns_masks:
+            self._refuse_options_of_masks()
+
+    @property
+    def learns_masks(self) -> bool:
+        """Whether there are tokens to learn masks with."""
+        return self.mask_tokens > 0
+
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        """The baselines, and the other way of choosing: the paper's learned masks, or this library's choice at once."""
+        other = SURGEON if self.learns_masks else PAPER
+        return tuple(name for name in RIVALS if name in (*BASELINES, other))
+
+    def prune_config(self) -> PruneConfig:
+        """The choices of pruning at once."""
+        criterion = criteria_from_words(self.criterion)
+        return PruneConfig(criterion, self.compensation, self.num_shots, as_family=self.as_family)
+
+    def _refuse_options_of_masks(self) -> None:
+        for one in fields(PipelineArguments):
+            if one.name not in OF_MASKS or getattr(self, one.name) == one.default:
+                continue
+            raise UsageError(
+                f"`{one.name}` is of mask learning, but `mask_tokens` is 0, so that units are chosen at once. Give"
+                f" `mask_tokens`, or leave `{one.name}` out."
+            )

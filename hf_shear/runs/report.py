@@ -60,11 +60,13 @@ def run_results(
     trained = [learned, recovered, *baselines.values()]
     judged = [source, *(stage["model"] for stage in trained)]
     in_training = [row for stage in trained for row in stage["history"]]
+    chosen = learned["flops"]
+    spent = None if chosen is None else chosen + recovered["flops"]
     evaluation_seconds = sum(row["eval_seconds"] for row in in_training) + sum(record["seconds"] for record in judged)
     return {
         "source": source,
         "pruned": learned["model"],
-        "recovered": recovered["model"] | {"learning_rate": recovered["learning_rate"]},
+        "recovered": recovered["model"] | {"learning_rate": recovered["learning_rate"], "flops": spent},
         "target_shape": target.sizes(),
         "masks": learned["masks"],
         "tokens": {
@@ -83,7 +85,7 @@ def run_results(
             "baselines": sum(stage["seconds"] for stage in baselines.values()),
         },
         "baselines": {
-            name: stage["model"] | {"tokens": stage["tokens"], "learning_rate": stage["learning_rate"]}
+            name: stage["model"] | {name: stage[name] for name in ("tokens", "learning_rate", "flops")}
             for name, stage in baselines.items()
         },
         "versions": collect_versions(),

@@ -187,6 +187,10 @@ class RunFolder:
         """What a finished stage recorded, or None."""
         return self._stages.get(stage)
 
+    def seconds(self, stage: str) -> float:
+        """Of a stage that has finished."""
+        return self._stages[stage]["stage_seconds"]
+
     def recorded(self, stage: str) -> dict:
         """What a stage recorded that has finished."""
         return self._stages[stage]

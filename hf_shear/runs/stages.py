@@ -21,8 +21,15 @@ from ..criteria import criteria_by_kind, criteria_from_words, mask_start_importa
 from ..data import Calibration, check_max_length, load_domains, warn_of_shared_text
 from ..masks import STRATEGIES, MaskSettings, unit_kinds
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel, as_family
-from ..pruning import score_units
-from ..shapes import TargetShape, family_named, family_of
+from ..pruning import make_plan, prune_one_shot, score_units
+from ..shapes import (
+    TargetShape,
+    config_for_shape,
+    family_named,
+    family_of,
+    forward_flops_per_token,
+    training_flops_per_token,
+)
 from ..slicing import (
     UNFINISHED,
     begin_folder,
@@ -39,24 +46,31 @@ from ..training import (
     ShearTrainingArguments,
     check_domain_arguments,
     check_mask_options,
+    evaluate_domains,
+    evaluation_samples_per_domain,
     merge_adapter,
     save_adapter_record,
 )
 from ..training.same_run import deciding_samples
-from .baselines import BASELINES, baseline_learning_rates, baseline_model
+from .baselines import PAPER, baseline_learning_rates, baseline_model
 from .checkpoint_digest import checkpoint_digests
 from .choose_target import choose_target
 from .domain_data import DomainData, prepare_domain_data
 from .learned_cut import check_learned_cut, cut_learned_masks
-from .pipeline_arguments import MASK_STARTS, PipelineArguments, TextArguments
+from .pipeline_arguments import MASK_STARTS, PipelineArguments, ShearArguments, TextArguments
 from .places import check_places
 from .report import judge_checkpoint, run_results, write_report
 from .run_folder import RunFolder, finished_stages, run_settings
+from .run_time import duration_text, seconds_left
 from .saves import check_run
 from .teaching import STORED, check_teaching, load_teacher, store_logits, stored_logits
 
 TRAINED_DTYPE = torch.float32  # AdamW loses small steps in half precision; --bf16 still computes in bfloat16
-SOURCE, TEACHER_LOGITS, MASK_LEARNING, RECOVERY = "source", "teacher_logits", "mask_learning", "recovery"
+SOURCE, TEACHER_LOGITS, RECOVERY = "source", "teacher_logits", "recovery"
+PRUNING, MASK_LEARNING = "pruning", "mask_learning"  # at once, or in training: a run has one of them
+PAPER_MASKS = "paper_masks"
+PAPER_MASK_SHARE = 0.15  # of a rival's tokens, for the paper's masks (model_cards/main_job.md)
+PASSES_TO_PRUNE = 4  # what scores and compensation take, in training passes over the calibration text, to tell the time
 
 
 @dataclass(frozen=True)
@@ -86,12 +100,48 @@ class Run:
 
     def stage(self, name: str, run, *arguments) -> dict:
         """Run a stage, or return what it recorded when it ran before."""
-        PartialState().print(f"\n== {name}" + (" (finished before)" if self.folder.finished(name) else ""))
+        PartialState().print(f"\n== {name}{self._where(name)}")
         try:
             return self.folder.stage(name, lambda: run(self, *arguments))
         except StoppedBySignal as stop:
             stop.advice = f"To go on: the same command{self.continued_by}."
             raise
+
+    def _where(self, name: str) -> str:
+        """Whether a stage ran before; or how long the run still takes."""
+        if self.folder.finished(name):
+            return " (finished before)"
+        planned = self._planned_flops()
+        finished = [stage for stage in planned if self.folder.finished(stage)]
+        left = seconds_left(planned, {stage: self.folder.seconds(stage) for stage in finished})
+        return "" if left is None else f" (about {duration_text(left)} left of the run)"
+
+    def _planned_flops(self) -> dict[str, float]:
+        """FLOPs by stage."""
+        pipeline, length = self.pipeline, self.pipeline.max_length
+        source, target = self.source.config, config_for_shape(self.source.config, self.target)
+        judging = sum(map(len, self.data.judged.values())) * length
+        of_source, of_target = self.training_flops(source), self.training_flops(target)
+        judged = judging * forward_flops_per_token(target, length)
+        planned = {SOURCE: judging * forward_flops_per_token(source, length)}
+        calibration = pipeline.calibration_batches * self.args.samples_per_step() * length
+        if pipeline.learns_masks:
+            planned[MASK_LEARNING] = pipeline.mask_tokens * of_source + judged
+        else:
+            planned[PRUNING] = PASSES_TO_PRUNE * calibration * of_source + judged
+        planned[RECOVERY] = pipeline.recovery_tokens * of_target + judged
+        trained = pipeline.recovery_tokens + pipeline.mask_tokens * pipeline.learns_masks
+        for name in pipeline.rivals if pipeline.baselines else ():
+            planned[name] = trained * of_target + judged
+            if name == PAPER:
+                planned[PAPER_MASKS] = PAPER_MASK_SHARE * trained * of_source + judged
+                planned[name] -= PAPER_MASK_SHARE * trained * of_target
+        return planned
+
+    def training_flops(self, config: PretrainedConfig) -> float:
+        """FLOPs of a token of full training, forward and backward, with those of a teacher if there is one."""
+        teacher = None if self.teacher is None or self.pipeline.teacher_placement == STORED else self.teacher.config
+        return training_flops_per_token(config, self.pipeline.max_length, teacher=teacher)
 
     @property
     def source_dtype(self) -> torch.dtype:
@@ -114,7 +164,8 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     Raises:
         ValueError: anything that does not fit; nothing has been trained or deleted then.
     """
-    if pipeline.overwrite or MASK_LEARNING not in (finished_stages(args.output_dir) or ()):
+    learns = pipeline.learns_masks
+    if learns and (pipeline.overwrite or MASK_LEARNING not in (finished_stages(args.output_dir) or ())):
         check_mask_options(args)
     source, teacher = open_model(pipeline), None
     config = source.config
@@ -124,14 +175,10 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
         named = pipeline.teacher_name_or_path
         teacher = source if named is None else open_source("teacher_name_or_path", named)
     check_teaching(pipeline, args, teacher, config, tokenizer)
-    always_binary = STRATEGIES[pipeline.mask_method].deterministic_is_binary
-    hardened = not pipeline.paper and (always_binary or args.hardening_ratio > 0)
-    sharded = PartialState().distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
-    family = family_named(pipeline.as_family, "`as_family`: ") if pipeline.as_family is not None else family_of(config)
-    check_learned_cut(pipeline.compensation, as_family(config, family), hardened, sharded)
-    if pipeline.mask_start not in MASK_STARTS:
-        kinds = [kind.name for kind in unit_kinds(target.source, target).values() if not kind.frozen]
-        criteria_by_kind(criteria_from_words(pipeline.mask_start.split()), kinds)
+    if learns:
+        _check_masks(pipeline, args, config, target)
+    else:
+        make_plan(config, target, pipeline.prune_config())
     check_max_length(pipeline.max_length, source.config.max_position_embeddings)
     check_run(pipeline, args, source, target, tokenizer)
     domains = read_domains(pipeline, args, default_domains)
@@ -145,6 +192,20 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     flags = ["--resume"] * (not pipeline.resume) + [f"--output_dir {folder.path}"] * (output_dir is None)
     again = f" with `{' '.join(flags)}`" if flags else ""
     return Run(pipeline, args, source, teacher, target, data, data.train, tokenizer, folder, again)
+
+
+def _check_masks(
+    pipeline: PipelineArguments, args: ShearTrainingArguments, config: PretrainedConfig, target: TargetShape
+) -> None:
+    """Refuse what mask learning, or the cut after it, would refuse."""
+    always_binary = STRATEGIES[pipeline.mask_method].deterministic_is_binary
+    hardened = not pipeline.paper and (always_binary or args.hardening_ratio > 0)
+    sharded = PartialState().distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+    family = family_named(pipeline.as_family, "`as_family`: ") if pipeline.as_family is not None else family_of(config)
+    check_learned_cut(pipeline.compensation, as_family(config, family), hardened, sharded)
+    if pipeline.mask_start not in MASK_STARTS:
+        kinds = [kind.name for kind in unit_kinds(target.source, target).values() if not kind.frozen]
+        criteria_by_kind(criteria_from_words(pipeline.mask_start.split()), kinds)
 
 
 def require_same_text(folder: RunFolder, data: DomainData) -> None:
@@ -234,10 +295,60 @@ def calibration(run: Run) -> list[dict]:
     return batches
 
 
-def learn_masks(run: Run) -> dict:
-    """Learn the masks, slice, and export to <output_dir>/pruned."""
+def prune_or_learn(run: Run) -> dict:
+    """The stage that ends with the exact target shape in <output_dir>/pruned: at once, or by masks learned in training."""
+    if run.pipeline.learns_masks:
+        return run.stage(MASK_LEARNING, learn_masks)
+    return run.stage(PRUNING, prune_at_once)
+
+
+def prune_at_once(run: Run) -> dict:
+    """Choose by scores what to keep, make up for the rest, cut; a record as that of ``learn_masks``, without masks."""
+    assert isinstance(run.pipeline, ShearArguments)
+    start, args = time.perf_counter(), run.args
+    text = Calibration.from_batches(calibration(run), args.train_batch_size, args.seed)
+    with whole_models():
+        source = on_device(run.source.load_model(TRAINED_DTYPE), args.device)
+    recovery = replace(args, num_tokens=run.pipeline.recovery_tokens)
+    recovery.set_steps(run.pipeline.max_length)
+    num_samples = evaluation_samples_per_domain(recovery, len(run.data.held_out))
+    references, reference_tokens = args.reference_losses, 0
+    if not references and args.dynamic_batches:
+        references, reference_tokens = evaluate_domains(
+            source, run.data.first_held_out(num_samples), args.eval_batch_size
+        )
+    pruning = prune_one_shot(source, run.target, text, run.pipeline.prune_config(), release_source=True)
+    pruned = time.perf_counter()
+    pruning.save(run.folder.path / "pruned", run.tokenizer, run.source_dtype, seed=args.seed)
+    exported = time.perf_counter()
+    return {
+        "masks": None,
+        "kept": pruning.kept.to_dict(),
+        "tokens": 0,
+        "history": [],
+        "sizes": [],
+        "passes": {},
+        "mixture_weights": args.mixture_weights,
+        "reference_losses": references,
+        "reference_tokens": reference_tokens,
+        "eval_samples": num_samples,
+        "calibration_tokens": text.num_tokens,
+        "flops": getattr(pruning, "flops", 0.0),
+        "model": judge_checkpoint(run.folder.path / "pruned", run.data.judged, args),
+        "seconds": pruned - start,
+        "export_seconds": exported - pruned,
+    }
+
+
+def learn_masks(run: Run, name: str = MASK_LEARNING, place: str = "pruned") -> dict:
+    """Learn the masks, slice, and export to <output_dir>/pruned.
+
+    Args:
+        name: of the stage.
+        place: of the result, in <output_dir>.
+    """
     pipeline, folder = run.pipeline, run.folder
-    checkpoint, importance = folder.last_checkpoint(MASK_LEARNING), None
+    checkpoint, importance, choosing = folder.last_checkpoint(name), None, 0.0
     calibrated = pipeline.mask_start != "uniform" and not pipeline.paper
     if calibrated and checkpoint is None:
         with whole_models():
@@ -245,8 +356,9 @@ def learn_masks(run: Run) -> dict:
     model = masked_source(run)
     if importance is not None:
         model.masks.start_from_importance(importance, pipeline.mask_start_spread)
-    stage = {"lr_scheduler_type": "constant_with_warmup"} if not pipeline.paper else PAPER_MASK_LEARNING
-    args = replace(run.args, output_dir=str(folder.path / MASK_LEARNING), num_tokens=pipeline.mask_tokens,
+    constant = {"lr_scheduler_type": "constant_with_warmup", "lr_scheduler_kwargs": {}}
+    stage = PAPER_MASK_LEARNING if pipeline.paper else constant
+    args = replace(run.args, output_dir=str(folder.path / name), num_tokens=pipeline.mask_tokens,
                    recovery_method="full", peft_config=None, **stage)  # fmt: skip
     start = time.perf_counter()
     teacher = load_teacher(pipeline, args, run.teacher)
@@ -254,18 +366,29 @@ def learn_masks(run: Run) -> dict:
     trainer.train(resume_from_checkpoint=checkpoint)
     learned = time.perf_counter()
     sliced, kept, compensation = _cut(run, trainer)
-    record = trainer.stage_record(MASK_LEARNING)
+    record = trainer.stage_record(name)
     facts = {"masks": trainer.mask_report, "kept": kept.to_dict(), **compensation}
     found = {name: record[name] for name in ("reference_losses", "mixture_weights")}  # what recovery starts from
     provenance = provenance_record(model, seed=args.seed, mask_learning=record["tokens"], **found, **facts)
-    save_checkpoint(sliced, folder.path / "pruned", run.tokenizer, provenance)
+    save_checkpoint(sliced, folder.path / place, run.tokenizer, provenance)
     exported = time.perf_counter()
+    choosing += record["tokens"] * run.training_flops(run.source.config)
     return facts | record | {
         "calibration_tokens": pipeline.calibration_batches * args.samples_per_step() * pipeline.max_length
         * (calibrated or "compensation" in facts),
-        "model": judge_checkpoint(folder.path / "pruned", run.data.judged, args),
+        "flops": choosing,
+        "model": judge_checkpoint(folder.path / place, run.data.judged, args),
         "seconds": learned - start, "export_seconds": exported - learned,
     }  # fmt: skip
+
+
+def learn_paper_masks(run: Run, learned: dict) -> dict:
+    """Learn masks as the paper does, for a rival, to <output_dir>/paper/start."""
+    rate, num_tokens = _terms(run, PAPER, learned)
+    num_tokens = round(PAPER_MASK_SHARE * num_tokens)
+    pipeline = replace(run.pipeline, paper=True, mask_tokens=num_tokens, compensation="none", mask_start="uniform")
+    rival = replace(run, pipeline=pipeline, args=replace(run.args, learning_rate=rate))
+    return learn_masks(rival, PAPER_MASKS, f"{PAPER}/start")
 
 
 def _mask_start(run: Run) -> dict[str, Tensor]:
@@ -328,6 +451,7 @@ def train_plain(run: Run, name: str, model, start_path: Path | None, num_tokens:
     trainer.train(resume_from_checkpoint=folder.last_checkpoint(name))
     record = trainer.stage_record(name) | {
         "seconds": time.perf_counter() - start, "learning_rate": args.learning_rate,
+        "flops": trainer.tokens_seen() * run.training_flops(model.config),
     }  # fmt: skip
     provenance = None if provenance is None else provenance | {name: record["tokens"]}
     if adapts:
@@ -371,16 +495,30 @@ def train_baseline(run: Run, name: str, learned: dict) -> dict:
 
     It is recovered in the same way; but random weights ("scratch") are always trained in full.
     """
-    with whole_models():
-        source, batches = masked_source(run), calibration(run)
-        model = baseline_model(
-            name, on_device(source, run.args.device), batches, run.args.seed, run.args.train_batch_size
-        )
+    rate, num_tokens = _terms(run, name, learned)
+    saved_as, start, chosen, changes = run.folder.path / name / "trained", None, {}, {}
+    if name == PAPER:
+        chosen = run.folder.recorded(PAPER_MASKS)
+        start, num_tokens = run.folder.path / PAPER / "start", num_tokens - chosen["tokens"]
+        changes["mixture_weights"] = chosen["mixture_weights"]
+        model = load_trained(start, run.pipeline.quantize)
+    else:
+        with whole_models():
+            source = on_device(masked_source(run), run.args.device)
+            model, chosen["flops"] = baseline_model(
+                name, source, calibration(run), run.args.seed, run.args.train_batch_size
+            )
+    if name == "scratch":
+        changes |= {"recovery_method": "full", "peft_config": None}
+    record = train_plain(run, name, model, start, num_tokens, learned, saved_as, learning_rate=rate, **changes)
+    record["flops"] += chosen["flops"]
+    return record | {"tokens": record["tokens"] + chosen.get("tokens", 0)}
+
+
+def _terms(run: Run, name: str, learned: dict) -> tuple[float, int]:
+    """Learning rate and training tokens of a baseline."""
     rate = baseline_learning_rates(run.pipeline.baseline_learning_rates).get(name, run.args.learning_rate)
-    changes = {"recovery_method": "full", "peft_config": None} if name == "scratch" else {}
-    num_tokens = learned["tokens"] + run.folder.recorded(RECOVERY)["tokens"]
-    return train_plain(run, name, model, None, num_tokens, learned, run.folder.path / name / "trained",
-                       learning_rate=rate, **changes)  # fmt: skip
+    return rate, learned["tokens"] + run.folder.recorded(RECOVERY)["tokens"]
 
 
 def conclude(run: Run, learned: dict, recovered: dict, started: float) -> None:
@@ -390,7 +528,9 @@ def conclude(run: Run, learned: dict, recovered: dict, started: float) -> None:
         learned, recovered: records of the two stages.
         started: ``time.perf_counter()`` when this process began.
     """
-    names = BASELINES if run.pipeline.baselines else ()
+    names = run.pipeline.rivals if run.pipeline.baselines else ()
+    if PAPER in names:
+        run.stage(PAPER_MASKS, learn_paper_masks, learned)
     baselines = {name: run.stage(name, train_baseline, name, learned) for name in names}
     results = run_results(run.folder.recorded(SOURCE), learned, recovered, baselines, run.target, run.args)
     results["seconds"]["total"] = run.folder.total_seconds(started)
