@@ -20,7 +20,7 @@ from hf_shear.core import DEBUG, run_command_line
 from hf_shear.report import require_matplotlib
 
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
-TOKENS = "give --recovery_tokens (and --mask_tokens)"
+TOKENS = "give --recovery_tokens, and --mask_tokens to learn masks"
 NOT_HERE = {
     "num_tokens": TOKENS, "max_steps": TOKENS, "num_train_epochs": TOKENS, "push_to_hub": "use hf-shear push OUT REPO_ID",
 }  # fmt: skip

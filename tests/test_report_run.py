@@ -37,6 +37,7 @@ def stages(tmp_path_factory):
         "seconds": 5.0,
         "export_seconds": 1.0,
         "calibration_tokens": 64,
+        "flops": 3e9,
         "reference_tokens": 90,
         "masks": {
             "expected_shape": sizes,
@@ -47,7 +48,7 @@ def stages(tmp_path_factory):
         "passes": dict.fromkeys(DOMAINS, 0.5),
         "history": [row("mask_learning", 500) | shapes, row("mask_learning", 1000) | shapes],
     }
-    trained = {"tokens": 4000, "seconds": 7.0, "passes": dict.fromkeys(DOMAINS, 1.0), "learning_rate": 1e-3,
+    trained = {"tokens": 4000, "seconds": 7.0, "passes": dict.fromkeys(DOMAINS, 1.0), "learning_rate": 1e-3, "flops": 5e9,
                "model": judge(sliced, judged, args), "history": [row("recovery", 4000)]}  # fmt: skip
     baseline = trained | {"tokens": 5000, "learning_rate": 2e-3, "history": [row("taylor", 5000)]}
     target = TargetShape.from_source(source.config, **TARGET)
@@ -90,6 +91,7 @@ def test_results_keep_the_contract_and_add_up(stages, results):
     assert seconds["evaluation"] == pytest.approx(4 * 0.5 + sum(record["seconds"] for record in judged))
     assert (results["baselines"]["taylor"]["tokens"], results["baselines"]["taylor"]["learning_rate"]) == (5000, 2e-3)
     assert results["recovered"]["learning_rate"] == 1e-3
+    assert (results["recovered"]["flops"], results["baselines"]["taylor"]["flops"]) == (8e9, 5e9)
     assert results["seed"] == 3
     assert {"torch", "transformers", "python"} <= set(results["versions"])
 

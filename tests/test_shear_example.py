@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -19,10 +21,11 @@ from safetensors.torch import load_file
 from training_helpers import TARGET, letter_tokenizer, plain_model, random_documents
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaForCausalLM, TrainerCallback
 
-from hf_shear import ShearTrainer, ShearTrainingArguments
+from hf_shear import PruneConfig, ShearTrainer, ShearTrainingArguments
 from hf_shear.core import StoppedBySignal, UsageError, check_results, content_of
 from hf_shear.data import load_domains
 from hf_shear.runs import choose_target
+from hf_shear.shapes import training_flops_per_token
 from hf_shear.training import evaluate_domains
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,7 +150,7 @@ def test_the_results_keep_the_contract(whole, inputs):
     tokens = results["tokens"]
     assert (tokens["mask_learning"], tokens["recovery"]) == (6 * STEP_TOKENS, 6 * STEP_TOKENS)
     assert tokens["calibration"] == 2 * STEP_TOKENS
-    assert set(results["baselines"]) == {"random", "taylor", "scratch"}
+    assert set(results["baselines"]) == {"random", "taylor", "llm_surgeon", "scratch"}
     for name, record in results["baselines"].items():
         assert record["tokens"] == 12 * STEP_TOKENS
         assert record["learning_rate"] == (0.02 if name == "scratch" else 0.01)
@@ -324,6 +327,59 @@ def test_a_finished_run_is_neither_overwritten_nor_run_again(whole, run, tmp_pat
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
 
+# ---- units chosen at once -------------------------------------------------------------------------------------
+
+
+AT_ONCE = {"mask_tokens": 0, "recovery_tokens": 12 * STEP_TOKENS, "eval_token_share": 1.0, "shape_gap_tolerance": 1e9}
+
+
+@pytest.fixture(scope="module")
+def at_once(inputs, environment, tmp_path_factory):
+    """(folder, standard output) of a run that learns no masks."""
+    folder = tmp_path_factory.mktemp("at_once")
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(inputs | AT_ONCE))
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        shear.main(["--config", str(config), "--output_dir", str(folder / "run")])
+    return folder / "run", shown.getvalue()
+
+
+def test_without_mask_tokens_units_are_chosen_at_once(at_once):
+    folder, shown = at_once
+    results = results_of(folder)
+    check_results(results)
+    assert results["masks"] is None and results["tokens"]["mask_learning"] == 0
+    assert results["tokens"]["calibration"] == 2 * STEP_TOKENS
+    assert set(results["baselines"]) == {"random", "taylor", "paper", "scratch"}
+    assert {record["tokens"] for record in results["baselines"].values()} == {12 * STEP_TOKENS}
+    kept = results["kept"]
+    assert len(kept["layers"]) == TARGET["num_hidden_layers"] and len(kept["hidden"]) == TARGET["hidden_size"]
+    config = json.loads((folder / "pruned" / "prune_config.json").read_text())
+    assert config["compensation"] == PruneConfig().compensation
+    assert [line for line in shown.splitlines() if line.startswith("== ") and "left of the run" in line]
+
+
+def test_every_arm_is_charged_what_it_spent(at_once):
+    results = results_of(at_once[0])
+    target = training_flops_per_token(AutoConfig.from_pretrained(at_once[0] / "pruned"), 16)
+    flops = {name: record["flops"] for name, record in results["baselines"].items()}
+    trained = 12 * STEP_TOKENS * target
+    assert flops["scratch"] == flops["random"] == pytest.approx(trained)
+    assert flops["paper"] > trained  # its masks learn on the source
+    assert results["recovered"]["flops"] > flops["taylor"] > trained
+
+
+def test_a_run_without_masks_goes_on_where_it_was(at_once, run, tmp_path):
+    folder = tmp_path / "run"
+    run(folder, "--stop_after", "pruning", **AT_ONCE)
+    assert (folder / "pruned").is_dir() and not (folder / "recovered").exists()
+    run(folder, "--resume", **AT_ONCE)
+    found, wanted = outcome(folder), outcome(at_once[0])
+    assert found["models"].keys() == wanted["models"].keys() and found["kept"] == wanted["kept"]
+    for name, losses in wanted["models"].items():
+        assert found["models"][name] == pytest.approx(losses, abs=1e-6), name
+
+
 # ---- other ways to ask ----------------------------------------------------------------------------------------
 
 
@@ -374,7 +430,9 @@ def test_targets_from_names_a_budget_and_a_preset(inputs):
             {"baseline_learning_rates": {"tailor": 1e-3}},
             "`baseline_learning_rates` must be JSON that gives some of random",
         ),
-        ({"mask_tokens": 0}, "`mask_tokens` must be at least 1, but it is 0"),
+        ({"mask_tokens": -1}, r"`mask_tokens` must be at least 1 \(or 0\), but it is -1"),
+        ({"mask_tokens": 0, "paper": True}, "`paper` is of mask learning, but `mask_tokens` is 0"),
+        ({"mask_tokens": 0, "criterion": "talyor"}, "talyor"),
         ({"recovery_tokens": -5}, "`recovery_tokens` must be at least 1, but it is -5"),
         (
             {"mask_start": "talyor"},
@@ -390,7 +448,7 @@ def test_bad_input_is_refused_before_anything_runs(run, tmp_path, monkeypatch, c
     assert not (tmp_path / "run").exists() or [path.name for path in content_of(tmp_path / "run")] == ["stages.json"]
 
 
-@pytest.mark.parametrize("changes", [{"stop_after": "pruning"}, {"mask_method": "topk"}, {"mask_draw": "never"}])
+@pytest.mark.parametrize("changes", [{"stop_after": "prunning"}, {"mask_method": "topk"}, {"mask_draw": "never"}])
 def test_a_misspelt_choice_is_refused_with_the_choices(run, tmp_path, changes):
     (name, value) = next(iter(changes.items()))
     with pytest.raises(UsageError, match=rf"`{name}` in '.*', line \d+, must be one of .*, but it is '{value}'"):
@@ -400,7 +458,7 @@ def test_a_misspelt_choice_is_refused_with_the_choices(run, tmp_path, changes):
 @pytest.mark.parametrize("flag", ["--num_tokens", "--max-steps", "--num_train_epochs"])
 def test_flags_that_the_stages_set_are_refused(run, tmp_path, flag):
     name = flag.replace("-", "_").strip("_")
-    with pytest.raises(ValueError, match=f"`--{name}` can not be given here: give --mask_tokens and --recovery_tokens"):
+    with pytest.raises(ValueError, match=f"`--{name}` can not be given here: give --recovery_tokens"):
         run(tmp_path / "run", flag, "8")
 
 
@@ -445,10 +503,10 @@ def test_a_refused_run_does_not_block_its_folder(run, tmp_path):
 
 
 PIPELINE_OPTIONS = """as_family baseline_learning_rates baselines block_diagonal calibration_batches compensation
-    data_dir distillation_top_k
+    criterion data_dir distillation_top_k
     eval_tokens held_out_fraction hidden_size intermediate_size keep_adapter mask_draw mask_method mask_start
     mask_start_spread mask_tokens max_length model_name_or_path num_attention_heads num_experts num_hidden_layers
-    num_key_value_heads num_proc overwrite paper parse_special_tokens preset quantize recovery_tokens resume
+    num_key_value_heads num_proc num_shots overwrite paper parse_special_tokens preset quantize recovery_tokens resume
     skip_null_text skip_unreadable stop_after target_num_parameters teacher_name_or_path teacher_placement
     text_field""".split()
 TRAINING_OPTIONS = """activation_checkpointing activation_checkpointing_kwargs budget_warmup_ratio clamp_excess clip_masks
