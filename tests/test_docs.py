@@ -95,7 +95,7 @@ def test_commands_have_no_unknown_options(page):
 
 
 def test_the_large_example_names_the_paper_s_shape():
-    (words,) = (words for words in commands(DOCS / "masks.md") if "zero3.yaml" in " ".join(words))
+    (words,) = (words for words in commands(DOCS / "pipeline.md") if "zero3.yaml" in " ".join(words))
     flags = [*words[words.index("examples/shear.py") + 1 :], "--bf16", "false", "--use_cpu", "true"]
     pipeline, args = parse_arguments((shear.PipelineArguments, ShearTrainingArguments), flags)
     assert pipeline.recovery_tokens == 5_000_000_000 and args.activation_checkpointing is True

@@ -53,7 +53,8 @@ def made(facts: CardFacts) -> str:
     tokens = facts.results["tokens"]
     lines = [_choice(facts, tokens)]
     if tokens.get("calibration"):
-        lines.append(f"- Calibration, for the start of the masks: {tokens['calibration']:,} tokens.")
+        purpose = "scores and compensation" if facts.provenance.get("prune_config") else "the start of the masks"
+        lines.append(f"- Calibration, for {purpose}: {tokens['calibration']:,} tokens.")
     if facts.arm == "recovered":
         lines.append(_recovery(facts, tokens["recovery"]))
     else:

@@ -12,7 +12,7 @@ from ..core.redaction import redact_command
 from .html_charts import bars
 from .html_page import NOT_KNOWN, byte_count, duration, note, section, table, text
 
-_STAGES = ("mask_learning", "export", "recovery", "evaluation", "baselines")
+_STAGES = ("pruning", "mask_learning", "export", "recovery", "evaluation", "baselines")
 _METHODS = {"full": "all weights", "lora": "LoRA adapters", "norms_and_biases": "norms and biases"}
 
 

@@ -22,6 +22,10 @@ MAX_STRIPES = 512  # hidden dimensions drawn one by one; beyond, averages of thi
 NUM_BINS = 128
 MAX_LABELLED_LAYERS = 48  # beyond, a row is lower than its number
 _CELL, _GAP = 100, 10  # units of a head in a drawing of its own size, and of the gap behind it
+_CHOICES = {
+    "compensation": "update of the weights that stay", "num_shots": "shots", "allocation": "allocation over layers",
+    "protect": "protected layers",
+}  # fmt: skip
 
 
 def shape_section(results: Mapping[str, Any]) -> str:
@@ -159,7 +163,10 @@ def _kept_table(units: Mapping[str, Any], shape: Mapping[str, int]) -> str:
 
 
 def sizes_section(results: Mapping[str, Any]) -> str:
-    """Expected sizes against the targets of the time, and how clean the choice was at the end."""
+    """Expected sizes against the targets of the time, and how clean the choice was at the end; or how units were scored."""
+    config = results.get("prune_config")
+    if config:
+        return section("How units were chosen", _choices_table(config, results.get("tokens") or {}))
     title = "Expected and target sizes"
     rows = results.get("sizes") or [row for row in results.get("history") or [] if row.get("expected_shape")]
     masks, source, final = results.get("masks"), _shape(results, "source"), results.get("target_shape") or {}
@@ -173,6 +180,19 @@ def sizes_section(results: Mapping[str, Any]) -> str:
     else:
         parts.append(note("These results hold no record of the learned masks."))
     return section(title, *parts)
+
+
+def _choices_table(config: Mapping[str, Any], tokens: Mapping[str, Any]) -> str:
+    """The choices of a ``PruneConfig``, and the text behind them."""
+    criterion = config.get("criterion")
+    by_kind = criterion if isinstance(criterion, Mapping) else {"default": criterion}
+    rows = [
+        ("scores" if kind == "default" else f"scores of {kind} units", text(name)) for kind, name in by_kind.items()
+    ]
+    rows += [(label, text(config[key])) for key, label in _CHOICES.items() if config.get(key)]
+    if tokens.get("calibration"):
+        rows.append(("calibration text", f"{tokens['calibration']:,} tokens"))
+    return table("At once, before training", ("choice", "value"), rows)
 
 
 def _sizes_charts(rows: Sequence[Mapping[str, Any]], source: Mapping[str, int], final: Mapping[str, int]) -> str:

@@ -110,7 +110,7 @@ def _facts(results: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> 
     tokens = results.get("tokens") or {}
     if "mask_learning" in tokens and "recovery" in tokens:
         learning, recovery = tokens["mask_learning"], tokens["recovery"]
-        remark = f"{short_count(learning)} for masks, {short_count(recovery)} for recovery"
+        remark = f"{short_count(learning)} for masks, {short_count(recovery)} for recovery" if learning else ""
         facts.append(("Training tokens", short_count(learning + recovery), remark))
     ratio = ((evaluation or {}).get("speed") or {}).get("decode_ratio")
     if ratio:

@@ -62,6 +62,12 @@ def run_results(
     in_training = [row for stage in trained for row in stage["history"]]
     chosen = learned["flops"]
     spent = None if chosen is None else chosen + recovered["flops"]
+    config = learned.get("prune_config")  # None: masks were learned, or the run began with a pruned checkpoint
+    choosing = (
+        {"mask_learning": learned["seconds"]}
+        if config is None
+        else {"mask_learning": 0.0, "pruning": learned["seconds"]}
+    )
     evaluation_seconds = sum(row["eval_seconds"] for row in in_training) + sum(record["seconds"] for record in judged)
     return {
         "source": source,
@@ -69,6 +75,7 @@ def run_results(
         "recovered": recovered["model"] | {"learning_rate": recovered["learning_rate"], "flops": spent},
         "target_shape": target.sizes(),
         "masks": learned["masks"],
+        "prune_config": config,
         "tokens": {
             "mask_learning": learned["tokens"],
             "recovery": recovered["tokens"],
@@ -78,7 +85,7 @@ def run_results(
             "calibration": learned["calibration_tokens"],
         },
         "seconds": {
-            "mask_learning": learned["seconds"],
+            **choosing,
             "export": learned["export_seconds"],
             "recovery": recovered["seconds"],
             "evaluation": evaluation_seconds,

@@ -323,6 +323,7 @@ def prune_at_once(run: Run) -> dict:
     exported = time.perf_counter()
     return {
         "masks": None,
+        "prune_config": pruning.config.to_dict(),
         "kept": pruning.kept.to_dict(),
         "tokens": 0,
         "history": [],
