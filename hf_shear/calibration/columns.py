@@ -25,6 +25,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..core import charge_flops
 from .factors import DAMPING, check_finite, cholesky, damped, inverse
 
 
@@ -80,6 +81,7 @@ class ColumnCosts:
             )  # others, such as closed hidden dimensions, cost nothing
             self._product = torch.zeros_like(self._weight)
             if len(rows):
+                charge_flops(2 * len(rows) * self._weight[rows].numel())
                 self._product[rows] = damped(gradients[rows][:, rows], damping) @ self._weight[rows]
 
     @cached_property
@@ -117,6 +119,7 @@ class ColumnCosts:
 
     def everything(self) -> Tensor:
         """Cost of all columns: of the layer writing nothing but its bias. Nothing is left to update."""
+        charge_flops(2 * self._weight.numel() * len(self._gram))
         return 0.5 * (self._product * (self._weight @ self._gram)).sum()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core import UsageError
+from ..core import UsageError, charge_flops
 
 DAMPING = 0.01  # times the mean of the diagonal (the value of the LLM Surgeon's code)
 
@@ -43,6 +43,7 @@ def cholesky(matrix: Tensor, name: str) -> Tensor:
     Raises:
         ValueError: the matrix is not positive definite.
     """
+    charge_flops(len(matrix) ** 3 / 3)
     factor, info = torch.linalg.cholesky_ex(matrix)
     if bool(info):
         raise UsageError(
@@ -58,4 +59,5 @@ def inverse(matrix: Tensor, name: str) -> Tensor:
     Raises:
         ValueError: as ``cholesky``.
     """
+    charge_flops(2 * len(matrix) ** 3 / 3)
     return torch.cholesky_inverse(cholesky(matrix, name))

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import count_over_ranks, sum_over_ranks
+from ..core import charge_flops, count_over_ranks, sum_over_ranks
 from ..modeling import ShearingMixin
 from ..shapes import OUTPUT_PROJECTIONS
 from .engine import into, observe
@@ -56,6 +56,7 @@ def add_products(total: Tensor, rows: Tensor) -> None:
         rows: [N, C], in the dtype of ``total``.
     """
     steps = _steps(len(total))
+    charge_flops(sum(2 * rows.shape[0] * steps.step * (len(total) - start) for start in steps))
     with full_float32():
         for start in steps:
             end = start + steps.step

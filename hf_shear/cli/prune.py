@@ -92,6 +92,7 @@ def run(arguments: Arguments) -> None:
     pruning = prune_one_shot(source, target, text, choices, release_source=True)
     pruning.save(arguments.output_dir, tokenizer, seed=arguments.seed)
     print(f"Wrote {arguments.output_dir}: {ModelShape.from_config(pruning.model.config).sizes_text()}.")
+    print(pruning.cost.text(pruning.model.config).capitalize() + ".")
     if pruning.uneven:
         print(
             f"{pruning.num_parameters:,} parameters of a budget of {pruning.budget:,};"

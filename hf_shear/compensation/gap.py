@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core import charge_flops
+
 FIRST_DAMPING = 1e-10  # share of the mean diagonal that is tried where none was asked for and none does not suffice
 MORE_DAMPING = 10.0  # factor by which it is raised until the system can be solved
 
@@ -62,6 +64,7 @@ def ridge(cross: Tensor, gram: Tensor, damping: float) -> Tensor:
     while True:
         system = gram.clone()
         system.diagonal().add_(damping)
+        charge_flops(len(gram) ** 3 / 3 + 2 * len(cross) * len(gram) ** 2)
         factor, failed = torch.linalg.cholesky_ex(system)
         if not failed:
             return torch.cholesky_solve(cross.t(), factor).t()

@@ -1,5 +1,6 @@
 """What every other package may use: errors and how they are shown, ranges, files, the lock of a run, signals."""
 
+from .counted_flops import CountedFlops, charge_flops, counted_flops
 from .counted_tokens import IGNORED_LABEL, counted_tokens, predicted_tokens
 from .errors import FailedError, MissingExtraError, UsageError, of_file
 from .evaluating import evaluating
@@ -33,6 +34,7 @@ from .user_files import check_yaml_file, read_yaml_mapping
 __all__ = [
     "DEBUG",
     "EVALUATION_NAME",
+    "CountedFlops",
     "FINITE",
     "FailedError",
     "IGNORED_LABEL",
@@ -48,6 +50,7 @@ __all__ = [
     "UsageError",
     "WRONG_USE",
     "by_main_process",
+    "charge_flops",
     "check_options",
     "check_output_file",
     "check_parents",
@@ -58,6 +61,7 @@ __all__ = [
     "collect_versions",
     "content_of",
     "count_over_ranks",
+    "counted_flops",
     "counted_tokens",
     "is_main_process",
     "evaluating",

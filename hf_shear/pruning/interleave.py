@@ -29,6 +29,7 @@ from ..training import ShearTrainer, ShearTrainingArguments
 from ..training.part import Part
 from ..training.same_run import DIGEST
 from .config import PRUNING_SHARE, PruneConfig
+from .cost import CalibrationCost
 from .plan import Target, make_plan
 from .prune import OneShotPruning, cut, remove_units
 
@@ -164,7 +165,8 @@ class PruneCallback(TrainerCallback):
 
 @dataclass(frozen=True)
 class InterleavedPruning(OneShotPruning):
-    """What interleaved pruning made: ``model`` is trained, ``scores`` and ``compensation`` are of this call's shots.
+    """What interleaved pruning made: ``model`` is trained, ``scores``, ``compensation`` and ``cost`` are of this
+    call's shots.
 
     Attributes:
         trainer: after training; its ``gates`` are those of the last stage.
@@ -206,11 +208,11 @@ def prune_interleaved(
     if plan.compensation.needs_bias:
         add_biases(masked)
     source = copy.deepcopy(masked).eval() if plan.compensation.reads_source else None
-    scores, reports = {}, []
+    scores, reports, cost = {}, [], CalibrationCost.on(calibration)
 
     def prune(now: ShearingModel, gates: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
         twin = AutoShearingModelForCausalLM.from_model(now, plan.shape).eval()
-        chosen, found, report = remove_units(twin, gates, progress, plan, calibration, source)
+        chosen, found, report = remove_units(twin, gates, progress, plan, calibration, source, cost)
         scores.update(found)
         reports.append(report)
         _copy_weights(twin, now)
@@ -229,11 +231,12 @@ def prune_interleaved(
         choices=choices,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+    cost.over_ranks(args.device)
     full = AutoShearingModelForCausalLM.from_model(trainer.masked_model, plan.shape)
     sliced, kept = cut(full, trainer.gates, plan)
     return InterleavedPruning(
         sliced, kept, config, full.config, scores, reports, count_kept_parameters(full.config, kept), plan.budget,
-        plan.uneven, trainer,
+        plan.uneven, cost, trainer,
     )  # fmt: skip
 
 

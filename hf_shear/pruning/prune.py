@@ -31,6 +31,7 @@ from ..slicing import (
 )
 from .allocation import Shot
 from .config import PruneConfig
+from .cost import CalibrationCost
 from .plan import PruningPlan, Target, make_plan, protect_layers
 
 Gates = dict[str, Tensor]  # 0 or 1, [*rows, units] by kind
@@ -51,6 +52,7 @@ class OneShotPruning:
         num_parameters: of the kept units, without padding; never above a budget.
         budget: parameters that were allowed; None where a shape was the target.
         uneven: whether layers were free to end with different widths.
+        cost: of calibration, all shots together.
     """
 
     model: PreTrainedModel
@@ -62,6 +64,7 @@ class OneShotPruning:
     num_parameters: int
     budget: int | None
     uneven: bool
+    cost: CalibrationCost
 
     @property
     def num_padded_parameters(self) -> int:
@@ -83,7 +86,8 @@ class OneShotPruning:
         """
         record = provenance_record(
             self.masked_config, self.kept, prune_config=self.config.to_dict(), num_parameters=self.num_parameters,
-            num_padded_parameters=self.num_padded_parameters, budget=self.budget, **facts,
+            num_padded_parameters=self.num_padded_parameters, budget=self.budget,
+            calibration=self.cost.to_dict(self.model.config), **facts,
         )  # fmt: skip
         if self.config.form == NEMOTRON_NAS:
             assert isinstance(self.model, LlamaForCausalLM)  # the plan refused others
@@ -129,17 +133,20 @@ def prune_one_shot(
     plan = make_plan(model.config, target, config)
     masked = AutoShearingModelForCausalLM.from_model(model, plan.shape, as_family=config.as_family).eval()
     whole = AutoShearingModelForCausalLM.from_model(model, as_family=config.as_family).eval()  # shares the weights
-    gates, scores, reports = {}, {}, []
+    gates, scores, reports, cost = {}, {}, [], CalibrationCost.on(calibration)
     for shot in range(config.num_shots):
-        gates, scores, report = remove_units(masked, gates, (shot + 1) / config.num_shots, plan, calibration, whole)
+        gates, scores, report = remove_units(
+            masked, gates, (shot + 1) / config.num_shots, plan, calibration, whole, cost
+        )
         reports.append(report)
+    cost.over_ranks(masked.device)
     if release_source:
         for holder in (model, whole):
             release_weights(holder)  # `masked` shares them, and lets go of one after another
     sliced, kept = cut(masked, gates, plan, release_source)
     num_parameters = count_kept_parameters(masked.config, kept)
     return OneShotPruning(
-        sliced, kept, config, masked.config, scores, reports, num_parameters, plan.budget, plan.uneven
+        sliced, kept, config, masked.config, scores, reports, num_parameters, plan.budget, plan.uneven, cost
     )
 
 
@@ -150,6 +157,7 @@ def remove_units(
     plan: PruningPlan,
     calibration: Calibration,
     source: ShearingModel | None = None,
+    cost: CalibrationCost | None = None,
 ) -> tuple[Gates, Scores, CompensationReport]:
     """One shot: score the units that are open, choose those that stay, and compensate for the others.
 
@@ -160,19 +168,24 @@ def remove_units(
         plan: what to remove, and how.
         calibration: text.
         source: with masks and all units open, for a compensation that reads it.
+        cost: what is computed is added to it.
 
     Returns:
         The new gates, the scores, and the errors that compensation left.
     """
     # Scores and compensation see one model: the same weights, gates and text. So A is collected once, and dropped here.
     shared_inputs = {} if plan.compensation.reads_own_inputs else None
+    cost = CalibrationCost.on(calibration) if cost is None else cost
     with masked.use_gates(gates):
-        scores = score_units(masked, plan.criteria, calibration, plan.kinds, shared_inputs)
+        with cost.charge("scores"):
+            scores = score_units(masked, plan.criteria, calibration, plan.kinds, shared_inputs)
         scores = protect_layers(scores, plan.protected_layers)
         budget = count_parameters(plan.config, plan.shape) if plan.budget is None else plan.budget
         shot = Shot(masked, calibration, scores, progress, plan.comparable, plan.config, budget, plan.protected)
-        chosen = plan.allocation.choose(shot)
-        report = compensate(masked, chosen, calibration, plan.compensation, source, shared_inputs)
+        with cost.charge("scores"):  # an allocation may run the model, too
+            chosen = plan.allocation.choose(shot)
+        with cost.charge("compensation"):
+            report = compensate(masked, chosen, calibration, plan.compensation, source, shared_inputs)
     return chosen, scores, report
 
 
