@@ -61,7 +61,7 @@ def baseline_model(
     plain = PruneConfig("random" if name == "scratch" else name, compensation="none", num_shots=1)
     config = PruneConfig() if name == SURGEON else plain
     found = prune_one_shot(source, source.config.resolved_target(), text, config)
-    model, flops = found.model, getattr(found, "flops", 0.0)
+    model, flops = found.model, found.cost.flops
     if name == "scratch":
         torch.manual_seed(seed)
         model, flops = type(model)(model.config), 0.0

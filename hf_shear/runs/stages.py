@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..compensation import resolve_compensation
-from ..core import StoppedBySignal, UsageError, by_main_process
+from ..core import StoppedBySignal, UsageError, by_main_process, counted_flops
 from ..criteria import criteria_by_kind, criteria_from_words, mask_start_importance
 from ..data import Calibration, check_max_length, load_domains, warn_of_shared_text
 from ..masks import STRATEGIES, MaskSettings, unit_kinds
@@ -334,7 +334,7 @@ def prune_at_once(run: Run) -> dict:
         "reference_tokens": reference_tokens,
         "eval_samples": num_samples,
         "calibration_tokens": text.num_tokens,
-        "flops": getattr(pruning, "flops", 0.0),
+        "flops": pruning.cost.flops,
         "model": judge_checkpoint(run.folder.path / "pruned", run.data.judged, args),
         "seconds": pruned - start,
         "export_seconds": exported - pruned,
@@ -353,9 +353,11 @@ def learn_masks(run: Run, name: str = MASK_LEARNING, place: str = "pruned") -> d
     calibrated = pipeline.mask_start != "uniform" and not pipeline.paper
     if calibrated and checkpoint is None:
         with whole_models():
-            importance = _mask_start(run)
+            with counted_flops() as counted:
+                importance = _mask_start(run)
     model = masked_source(run)
     if importance is not None:
+        choosing = float(counted.total)
         model.masks.start_from_importance(importance, pipeline.mask_start_spread)
     constant = {"lr_scheduler_type": "constant_with_warmup", "lr_scheduler_kwargs": {}}
     stage = PAPER_MASK_LEARNING if pipeline.paper else constant
@@ -366,7 +368,9 @@ def learn_masks(run: Run, name: str = MASK_LEARNING, place: str = "pruned") -> d
     trainer = ShearTrainer(model, args, run.train, run.data.held_out, run.tokenizer, teacher=teacher)
     trainer.train(resume_from_checkpoint=checkpoint)
     learned = time.perf_counter()
-    sliced, kept, compensation = _cut(run, trainer)
+    with counted_flops() as counted:
+        sliced, kept, compensation = _cut(run, trainer)
+    choosing += counted.total
     record = trainer.stage_record(name)
     facts = {"masks": trainer.mask_report, "kept": kept.to_dict(), **compensation}
     found = {name: record[name] for name in ("reference_losses", "mixture_weights")}  # what recovery starts from
