@@ -248,7 +248,7 @@ def test_a_layer_that_does_nothing_has_no_rise(build_llama, add_masks, batches):
 
 def test_loss_rise_names_what_is_wrong(model, batches):
     nothing = [batch | {"labels": torch.full_like(batch["labels"], -100)} for batch in batches]
-    with pytest.raises(ValueError, match="needs at least one calibration batch"):
+    with pytest.raises(ValueError, match="Give at least one calibration batch"):
         loss_rise(model.train(), Calibration(nothing))
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight[3, 4] = float("inf")

@@ -323,3 +323,18 @@ def test_taylor_scores_lose_less_than_random_ones_and_than_their_opposite(build_
             for name, scores in choices.items()
         }
     assert gaps["taylor"] < gaps["random"] < gaps["opposite"]
+
+
+def test_a_kind_is_scored_in_shots_that_remove_some(build_llama, calibration):
+    """Four layers to three, in five shots: 3.8, 3.6, 3.4 (three stay), 3.2, 3."""
+    calls = []
+
+    @criterion(ranks=(LAYER,))
+    def counted(model, calibration):
+        calls.append(int(model.gates_in_use.get(LAYER, torch.ones(4)).sum()))
+        return {LAYER: torch.tensor([4.0, 1.0, 2.0, 3.0])}
+
+    config = PruneConfig({"default": "magnitude", LAYER: counted}, "none", num_shots=5)
+    pruning = prune_one_shot(build_llama(), TARGET | {"num_hidden_layers": 3}, calibration, config)
+    assert pruning.kept.layers == [0, 2, 3] and LAYER in pruning.scores
+    assert calls == [4, 4]  # at first, and where one goes

@@ -4,7 +4,14 @@ from .columns import ColumnCosts, least_squares_columns
 from .engine import Batch, measuring, observe, sample_losses, shown, watching
 from .factors import DAMPING
 from .gate_slopes import mean_over_slopes
-from .layer_stream import InputsByModule, LayerStream, ShortCalibrationWarning, stream_curvature, stream_inputs
+from .layer_stream import (
+    InputsByModule,
+    LayerRunner,
+    LayerStream,
+    ShortCalibrationWarning,
+    stream_curvature,
+    stream_inputs,
+)
 from .moments import Moments, Sums, write_input_moments
 
 __all__ = [
@@ -12,6 +19,7 @@ __all__ = [
     "Batch",
     "ColumnCosts",
     "InputsByModule",
+    "LayerRunner",
     "LayerStream",
     "Moments",
     "ShortCalibrationWarning",

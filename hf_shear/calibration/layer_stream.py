@@ -106,31 +106,19 @@ def linear_of(layer: nn.Module, name: str) -> nn.Linear:
     return module
 
 
-class LayerStream:
-    """The batches of a calibration text, all waiting in front of the same layer of a model.
+class LayerRunner:
+    """The layers of a model one by one, between what it does before the first and behind the last.
 
     Args:
         model: of a supported family, stock or masked, in the mode and under the gates that forwards shall run in.
-        batches: keyword arguments of its forward, on any device.
-        store: where hidden states wait; None: the model's device.
-
-    Raises:
-        ValueError: no token counts.
-
-    Attributes:
-        num_tokens: that count, over all ranks.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, batches: Iterable[dict[str, Tensor]], store: torch.device | str | None = None
-    ):
+    def __init__(self, model: PreTrainedModel):
         self.model, self.layers, self.device = model, decoder_layers(model), model.device
-        self.store = self.device if store is None else torch.device(store)
-        self._waiting = [self._in_front_of_layers(batch).to(self.store) for batch in shown(batches, self.device)]
-        self.num_tokens = count_over_ranks(sum(batch.num_tokens for batch in self._waiting), self.device)
 
     @torch.no_grad()
-    def _in_front_of_layers(self, batch: Batch) -> WaitingBatch:
+    def in_front_of_layers(self, batch: Batch) -> WaitingBatch:
+        """The batch, embedded."""
         found: list[Tensor] = []
         arguments: list[tuple[tuple, dict]] = []
 
@@ -152,10 +140,10 @@ class LayerStream:
             pass
         return WaitingBatch(**vars(batch), hidden=found[0], arguments=arguments)
 
-    def run(self, index: int, hidden: Tensor, batch: WaitingBatch) -> Tensor:
-        """Layer ``index`` on hidden states."""
+    def run(self, index: int, hidden: Tensor, batch: WaitingBatch, keywords: dict[str, Any] | None = None) -> Tensor:
+        """Layer ``index`` on hidden states, ``keywords`` in place of those that it had in front of the layers."""
         args, kwargs = batch.arguments[index]
-        return self.layers[index](hidden, *args, **kwargs)
+        return self.layers[index](hidden, *args, **kwargs | (keywords or {}))
 
     def summed_loss(self, hidden: Tensor, batch: WaitingBatch) -> Tensor:
         """Sum of the negative log-likelihoods of the predicted tokens, nats, from the last layer's output on."""
@@ -166,6 +154,30 @@ class LayerStream:
 
         with _layers_replaced(self.layers, hand_on):
             return self.model(**batch.inputs, use_cache=False, num_items_in_batch=1).loss
+
+
+class LayerStream(LayerRunner):
+    """The batches of a calibration text, all waiting in front of the same layer of a model.
+
+    Args:
+        model: as in ``LayerRunner``.
+        batches: keyword arguments of its forward, on any device.
+        store: where hidden states wait; None: the model's device.
+
+    Raises:
+        ValueError: no token counts.
+
+    Attributes:
+        num_tokens: that count, over all ranks.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, batches: Iterable[dict[str, Tensor]], store: torch.device | str | None = None
+    ):
+        super().__init__(model)
+        self.store = self.device if store is None else torch.device(store)
+        self._waiting = [self.in_front_of_layers(batch).to(self.store) for batch in shown(batches, self.device)]
+        self.num_tokens = count_over_ranks(sum(batch.num_tokens for batch in self._waiting), self.device)
 
     def __iter__(self) -> Iterator[WaitingBatch]:
         """The batches on the model's device. What is set as ``hidden`` of each waits in its place from then on."""

@@ -284,6 +284,7 @@ OPTION_RANGES: dict[str, Range] = {
     "step_size": RANGES["step_size"],
     "num_steps": RANGES["num_steps"],
     "num_batches": RANGES["num_batches"],
+    "num_samples": Range(0, whole=True, example="a number of samples such as 32; 0 is all"),
     "amplitude": RANGES["amplitude"],
     "stages": RANGES["num_stages"],
     "share": RANGES["pruning_share"],

@@ -2,30 +2,50 @@
 
 To close a whole layer is far from a small change, so first-order scores rank layers badly: they measure a slope at the
 open gate. This measures the rise itself (the perplexity criterion of Shortened LLaMA, arXiv 2402.02834).
+
+What runs before a closed unit is the same as without it closed: a batch goes through the layers once, and for each unit
+only what comes behind it runs again, half of the layers on average. One hidden state is kept besides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..calibration import measuring, sample_losses
+from ..calibration import LayerRunner, measuring, shown
 from ..core import UsageError, sum_over_ranks
 from ..data import Calibration
 from ..masks import ATTENTION, EXPERT, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, SUB_LAYERS
 from ..modeling import ShearingMixin
 from .criterion import Scores, criterion
 
-Gates = dict[str, Tensor]
+NUM_SAMPLES = 32
+"""Of the calibration text: enough to rank layers (examples/docs/criteria.md)."""
+
+
+@dataclass(frozen=True)
+class Without:
+    """One unit that is closed.
+
+    Attributes:
+        layer: where.
+        gates: in place of those in use; None: the whole layer, which then hands on what it is given.
+    """
+
+    layer: int
+    gates: dict[str, Tensor] | None = None
 
 
 @criterion(ranks=(LAYER,), comparable_across_layers=True)
-def loss_rise(model: ShearingMixin, calibration: Calibration) -> Scores:
-    """Mean loss per token without each layer minus that with all; ``num_hidden_layers + 1`` forward passes per batch.
+def loss_rise(model: ShearingMixin, calibration: Calibration, *, num_samples: int = NUM_SAMPLES) -> Scores:
+    """Mean loss per token without each layer minus that with all, from about L / 2 forward passes, L layers.
 
-    Few batches are enough: layers differ by far more than batches do.
+    Args:
+        num_samples: the first of the calibration text, which are read; 0: all. Few are enough: layers differ by far more
+            than samples do.
 
     Returns:
         float32 [layers], nats per token. 0 for a layer that is closed, slightly negative where a layer hurts.
@@ -33,14 +53,18 @@ def loss_rise(model: ShearingMixin, calibration: Calibration) -> Scores:
     Raises:
         ValueError: no tokens to predict, or a loss that is not finite.
     """
-    return {LAYER: _rises(model, calibration, _without_each(model, LAYER), "layer")}
+    closed = [Without(layer) for layer in range(model.masks.source.num_hidden_layers)]
+    return {LAYER: _rises(model, calibration, closed, num_samples, "layer")}
 
 
 @criterion(ranks=SUB_LAYERS, comparable_across_layers=True)
-def sub_layer_rise(model: ShearingMixin, calibration: Calibration) -> Scores:
+def sub_layer_rise(model: ShearingMixin, calibration: Calibration, *, num_samples: int = NUM_SAMPLES) -> Scores:
     """Mean loss per token without the attention, or the MLP, of each layer minus that with all.
 
-    Costs ``2 * num_hidden_layers + 1`` forward passes per batch.
+    Costs about L forward passes, L layers.
+
+    Args:
+        num_samples: as in ``loss_rise``.
 
     Returns:
         float32 [layers] for ``"attention"`` and ``"mlp"``, nats per token.
@@ -53,16 +77,19 @@ def sub_layer_rise(model: ShearingMixin, calibration: Calibration) -> Scores:
         for layer in range(model.masks.source.num_hidden_layers):
             gate = _gate_in_use(model, kind).clone()
             gate[layer] = 0
-            closed.append({kind: gate})
-    attention, mlp = _rises(model, calibration, closed, "sub-layer").chunk(2)
+            closed.append(Without(layer, {kind: gate}))
+    attention, mlp = _rises(model, calibration, closed, num_samples, "sub-layer").chunk(2)
     return {ATTENTION: attention, MLP: mlp}
 
 
 @criterion(ranks=(EXPERT,), comparable_across_layers=True)
-def expert_rise(model: ShearingMixin, calibration: Calibration) -> Scores:
+def expert_rise(model: ShearingMixin, calibration: Calibration, *, num_samples: int = NUM_SAMPLES) -> Scores:
     """Mean loss per token without each expert, its tokens routed to others, minus that with all.
 
-    Costs ``num_hidden_layers * num_experts + 1`` forward passes per batch.
+    Costs about ``num_hidden_layers * num_experts / 2`` forward passes.
+
+    Args:
+        num_samples: as in ``loss_rise``.
 
     Returns:
         float32 [layers, experts], nats per token. 0 for an expert that is closed.
@@ -72,8 +99,12 @@ def expert_rise(model: ShearingMixin, calibration: Calibration) -> Scores:
     """
     if EXPERT not in model.masks.kinds:
         raise UsageError(f"`model` must be a mixture of experts, but a {model.family.model_type} has none.")
-    rises = _rises(model, calibration, _without_each(model, EXPERT), "expert")
-    return {EXPERT: rises.view(model.masks.kinds[EXPERT].mask_shape)}
+    now, closed = _gate_in_use(model, EXPERT), []
+    for layer, expert in torch.ones_like(now).nonzero().tolist():
+        gate = now.clone()
+        gate[layer, expert] = 0
+        closed.append(Without(layer, {EXPERT: gate}))
+    return {EXPERT: _rises(model, calibration, closed, num_samples, "expert").view(now.shape)}
 
 
 def _gate_in_use(model: ShearingMixin, kind: str) -> Tensor:
@@ -81,43 +112,63 @@ def _gate_in_use(model: ShearingMixin, kind: str) -> Tensor:
     return model.gates_in_use.get(kind, ones)
 
 
-def _without_each(model: ShearingMixin, kind: str) -> list[Gates]:
-    """The gates in use of a kind with one unit closed, for each unit."""
-    now = _gate_in_use(model, kind)
-    closed = (1 - torch.eye(now.numel(), device=now.device)).view(-1, *now.shape) * now
-    return [{kind: gate} for gate in closed]
-
-
 @torch.no_grad()
-def _rises(model: ShearingMixin, calibration: Calibration, closed: Sequence[Gates], what: str) -> Tensor:
-    """Mean loss per token under each of ``closed`` minus that under the gates in use, whose place they take.
+def _rises(
+    model: ShearingMixin, calibration: Calibration, closed: Sequence[Without], num_samples: int, what: str
+) -> Tensor:
+    """Mean loss per token without each of ``closed`` minus that under the gates in use.
 
     Args:
-        closed: gates, for one forward pass per batch each.
-        what: the units that they close, for messages.
+        closed: units. Of those in layers that are closed already, the rise is 0.
+        num_samples: that are read; 0: all.
+        what: the units, for messages.
 
     Returns:
-        float32 [variants], nats per token.
+        float32 [units], nats per token.
     """
-    outer = model.gates_in_use
-    variants = [outer, *(outer | gates for gates in closed)]
-    totals = torch.zeros(len(variants), dtype=torch.float64, device=model.device)
-    num_tokens = torch.zeros((), dtype=torch.float64, device=model.device)
+    layers = _gate_in_use(model, LAYER).nonzero().flatten().tolist()  # a closed one hands on what it is given
+    rises = torch.zeros(len(closed), dtype=torch.float64, device=model.device)
+    totals = torch.zeros(2, dtype=torch.float64, device=model.device)  # loss with all units, tokens
     with measuring(model):
-        for batch in calibration.batches:
-            for index, gates in enumerate(variants):
-                with model.use_gates(gates):
-                    losses, counts = sample_losses(model, batch)
-                totals[index] += losses.sum()
-            num_tokens += counts.sum()
-    sum_over_ranks(totals, num_tokens)
-    if num_tokens == 0:
+        runner = LayerRunner(model)
+        for batch in shown(_first(calibration.batches, num_samples), model.device):
+            waiting = runner.in_front_of_layers(batch)
+            losses = torch.zeros_like(rises)
+            for place, layer in enumerate(layers):
+                for number, unit in enumerate(closed):
+                    if unit.layer == layer:
+                        hidden = waiting.hidden
+                        if unit.gates is not None:
+                            gates = model.layer_keywords(model.gates_in_use | unit.gates)
+                            hidden = runner.run(layer, hidden, waiting, gates)
+                        for behind in layers[place + 1 :]:
+                            hidden = runner.run(behind, hidden, waiting)
+                        losses[number] = runner.summed_loss(hidden, waiting)
+                waiting.hidden = runner.run(layer, waiting.hidden, waiting)
+            whole = runner.summed_loss(waiting.hidden, waiting)
+            totals += torch.stack([whole.double(), torch.full_like(whole, batch.num_predicted).double()])
+            for number, unit in enumerate(closed):
+                if unit.layer in layers:
+                    rises[number] += losses[number] - whole
+    sum_over_ranks(rises, totals)
+    if totals[1] == 0:
         raise UsageError(
             f"`batches` predicts no token: the loss rise of {what}s needs at least one calibration batch that does."
         )
-    if not bool(torch.isfinite(totals).all()):
+    if not bool(torch.isfinite(rises).all() & torch.isfinite(totals).all()):
         raise UsageError(
             f"The loss without a {what}, or with all, is not finite on the calibration text: check the checkpoint and its"
             " dtype (float16 often overflows; bfloat16 or float32 does not)."
         )
-    return ((totals[1:] - totals[0]) / num_tokens).float()
+    return (rises / totals[1]).float()
+
+
+def _first(batches: Iterable[dict[str, Tensor]], num_samples: int) -> Iterator[dict[str, Tensor]]:
+    """The batches of the first samples; 0: of all."""
+    left = num_samples
+    for batch in batches:
+        if num_samples == 0:
+            yield batch
+        elif left > 0:
+            yield {name: tensor[:left] for name, tensor in batch.items()}
+            left -= len(batch["input_ids"])

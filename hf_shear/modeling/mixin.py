@@ -261,6 +261,10 @@ class ShearingMixin(PreTrainedModel, GenerationMixin):
                 if name in vars(module):
                     delattr(module, name)
 
+    def layer_keywords(self, gates: dict[str, Tensor]) -> dict[str, Any]:
+        """What the forward of each decoder layer takes besides a stock layer's arguments, to run under ``gates``."""
+        return {_LAYER_GATES: self._gates_for_layers(gates)}
+
     def _gates_for_layers(self, gates: dict[str, Tensor]) -> list[LayerGates]:
         num_layers = len(self.model.layers)
         writes, post_norms = residual_write_masks(gates, num_layers, self.family)

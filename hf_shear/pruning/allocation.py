@@ -178,8 +178,13 @@ def uniform_gates(
     for name, score in scores.items():
         if name in gates:
             score = score.masked_fill(gates[name] == 0, float("-inf"))
-        chosen[name] = hard_topk(score, round(kinds[name].budget(progress)))
+        chosen[name] = hard_topk(score, kept_by(kinds[name], progress))
     return chosen
+
+
+def kept_by(kind: UnitKind, progress: float) -> int:
+    """Units of each row that stay on the way from the source (0) to the target (1)."""
+    return round(kind.budget(progress))
 
 
 # ---- global ------------------------------------------------------------------------------------------------------

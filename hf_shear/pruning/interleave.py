@@ -212,7 +212,7 @@ def prune_interleaved(
 
     def prune(now: ShearingModel, gates: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
         twin = AutoShearingModelForCausalLM.from_model(now, plan.shape).eval()
-        chosen, found, report = remove_units(twin, gates, progress, plan, calibration, source, cost)
+        chosen, found, report = remove_units(twin, gates, progress, plan, calibration, source, cost, scores)
         scores.update(found)
         reports.append(report)
         _copy_weights(twin, now)

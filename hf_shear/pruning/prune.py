@@ -29,7 +29,7 @@ from ..slicing import (
     slice_model,
     slice_uneven,
 )
-from .allocation import Shot
+from .allocation import Shot, kept_by
 from .config import PruneConfig
 from .cost import CalibrationCost
 from .plan import PruningPlan, Target, make_plan, protect_layers
@@ -135,9 +135,8 @@ def prune_one_shot(
     whole = AutoShearingModelForCausalLM.from_model(model, as_family=config.as_family).eval()  # shares the weights
     gates, scores, reports, cost = {}, {}, [], CalibrationCost.on(calibration)
     for shot in range(config.num_shots):
-        gates, scores, report = remove_units(
-            masked, gates, (shot + 1) / config.num_shots, plan, calibration, whole, cost
-        )
+        progress = (shot + 1) / config.num_shots
+        gates, scores, report = remove_units(masked, gates, progress, plan, calibration, whole, cost, scores)
         reports.append(report)
     cost.over_ranks(masked.device)
     if release_source:
@@ -158,6 +157,7 @@ def remove_units(
     calibration: Calibration,
     source: ShearingModel | None = None,
     cost: CalibrationCost | None = None,
+    known: Scores | None = None,
 ) -> tuple[Gates, Scores, CompensationReport]:
     """One shot: score the units that are open, choose those that stay, and compensate for the others.
 
@@ -169,6 +169,7 @@ def remove_units(
         calibration: text.
         source: with masks and all units open, for a compensation that reads it.
         cost: what is computed is added to it.
+        known: scores of the shot before: those of a kind that loses nothing in this shot are not computed anew.
 
     Returns:
         The new gates, the scores, and the errors that compensation left.
@@ -178,7 +179,9 @@ def remove_units(
     cost = CalibrationCost.on(calibration) if cost is None else cost
     with masked.use_gates(gates):
         with cost.charge("scores"):
-            scores = score_units(masked, plan.criteria, calibration, plan.kinds, shared_inputs)
+            known = known or {}
+            kinds = [kind for kind in plan.kinds if kind not in known or _loses(masked, kind, gates, progress, plan)]
+            scores = known | score_units(masked, plan.criteria, calibration, kinds, shared_inputs)
         scores = protect_layers(scores, plan.protected_layers)
         budget = count_parameters(plan.config, plan.shape) if plan.budget is None else plan.budget
         shot = Shot(masked, calibration, scores, progress, plan.comparable, plan.config, budget, plan.protected)
@@ -187,6 +190,14 @@ def remove_units(
         with cost.charge("compensation"):
             report = compensate(masked, chosen, calibration, plan.compensation, source, shared_inputs)
     return chosen, scores, report
+
+
+def _loses(masked: ShearingModel, kind: str, gates: Gates, progress: float, plan: PruningPlan) -> bool:
+    """Whether units of a kind are removed on the way to ``progress``; of uneven layers nobody knows before."""
+    gate, unit = gates.get(kind), masked.masks.kinds.get(kind)
+    if plan.uneven or gate is None or unit is None:
+        return True
+    return kept_by(unit, progress) < int(gate.sum(dim=-1).max())
 
 
 def cut(
