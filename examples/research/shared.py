@@ -1,16 +1,19 @@
-"""What several studies and pages share: means and spreads over seeds, sweeps of learning rates, text between marks."""
+"""What several studies and pages share: means and intervals over seeds, sweeps of learning rates, text between marks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
+
+from hf_shear.report import PairedDifference, paired_difference
 
 RESEARCH = Path(__file__).resolve().parent
 EXAMPLES, ROOT = RESEARCH.parent, RESEARCH.parent.parent
 
-HELD, TIE, LOST = "held", "tie", "not held"
+HELD, TIE, LOST, UNKNOWN = "held", "tie", "not held", "no verdict"
 
 
 def spread_of(values: Sequence[float]) -> float:
@@ -29,13 +32,20 @@ def percent(values: Sequence[float]) -> str:
     return f"{mean_and_spread([100 * value for value in values], 1)} %"
 
 
-def state_of(lower: Sequence[float], higher: Sequence[float]) -> str:
-    """HELD if the mean of ``lower`` is below that of ``higher`` by more than either spread over the seeds.
+def difference(lower: Sequence[float], higher: Sequence[float]) -> PairedDifference:
+    """How far ``lower`` is below ``higher``, in pairs of one seed each; a single ``higher`` is a limit for all seeds."""
+    return paired_difference(lower, list(higher) * len(lower) if len(higher) == 1 else higher)
 
-    A difference within the larger of the two sample standard deviations is a TIE.
+
+def state_of(lower: Sequence[float], higher: Sequence[float]) -> str:
+    """HELD if the 95 % interval of the paired differences puts ``lower`` below ``higher``, LOST if above, else a TIE.
+
+    One seed has no interval: UNKNOWN.
     """
-    gap, spread = fmean(higher) - fmean(lower), max(spread_of(lower), spread_of(higher))
-    return TIE if abs(gap) <= spread else HELD if gap > 0 else LOST
+    found = difference(lower, higher)
+    if found.low is None:
+        return UNKNOWN
+    return HELD if found.is_ahead else LOST if found.is_behind else TIE
 
 
 # Which learning rates a sweep tries: from one rate outwards, until the best lies between two others
@@ -47,6 +57,11 @@ STEP, MAX_RATES = 2.0, 9
 def best_rate(found: dict[float, float | None]) -> float:
     """The rate with the lowest loss, which is None where training diverged; the lowest rate if all did."""
     return min(found, key=lambda rate: (math.inf if found[rate] is None else found[rate], rate))
+
+
+def loss_to_choose_by(run: Mapping[str, Any]) -> float | None:
+    """Mean loss on the half of the judged text that chooses rates; on all of it where a run was judged in one piece."""
+    return run.get("mean_choice", run["mean"])
 
 
 def next_rates(found: dict[float, float | None], around: float | None = None) -> list[float]:

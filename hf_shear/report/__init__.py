@@ -8,14 +8,17 @@ from .bench_plot import plot_bench
 from .bench_table import bench_csv, bench_markdown
 from .html_report import write_html_report
 from .law_plots import plot_law_curves
+from .paired import PairedDifference, paired_difference
 from .plots import check_picture, plot_domains, plot_kept_units, plot_sizes, require_matplotlib
 
 __all__ = [
+    "PairedDifference",
     "bench_csv",
     "bench_markdown",
     "check_picture",
     "comparison_table",
     "markdown_table",
+    "paired_difference",
     "plot_bench",
     "plot_domains",
     "plot_kept_units",

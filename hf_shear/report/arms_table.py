@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 from ..core import UsageError, printable
 from ..core.markdown import markdown_text
 from ..core.results import MODEL_NAMES, TARGET_NAMES
+from .paired import PairedDifference, paired_difference
 
 # Smaller differences of mean loss are called a tie: in nats per token. One seed on a held-out set of some
-# 1e5 tokens cannot tell less apart; `spread_table` replaces it by the measured spread of several seeds.
+# 1e5 tokens cannot tell less apart; `spread_table` replaces it by an interval over several seeds.
 TIE_TOLERANCE = 0.005
 MIN_WIDTH, MAX_TEXT_WIDTH, DEFAULT_WIDTH = 40, 100, 80  # characters
 MAX_NAME_WIDTH = 24  # characters; longer names of domains and baselines lose their middle
@@ -79,8 +80,8 @@ def markdown_table(results: Mapping[str, Any]) -> str:
 def spread_table(runs: Sequence[Mapping[str, Any]], width: int | None = None) -> str:
     """The same run with several seeds: mean +- sample standard deviation per arm, wins, and the verdict.
 
-    A baseline is beaten by more than the spread if the mean difference over the seeds is larger than the
-    larger of the two arms' sample standard deviations.
+    Arms are compared in pairs of one seed each. A baseline is beaten if the 95 % interval of Student's t of these
+    differences lies above 0.
 
     Raises:
         ValueError: no runs, a seed twice, or runs that differ in arms, shapes or domains.
@@ -163,11 +164,11 @@ def _spread_grid(runs: Sequence[Mapping[str, Any]]) -> _Grid:
         row = [short_name(name), _mean_and_deviation(values), NOT_KNOWN, NOT_KNOWN]
         if name not in MODEL_NAMES:
             ahead = [other - own for own, other in zip(means["recovered"], values, strict=True)]
-            row[2] = _mean_and_deviation(ahead, "+")
+            row[2] = _interval(paired_difference(means["recovered"], values))
             row[3] = f"{sum(value > 0 for value in ahead)} of {len(ahead)}"
         rows.append(row)
     title = f"Mean loss over {_seeds(len(runs))}, nats per token (+-: sample standard deviation)"
-    return _Grid(title, ("model", "mean loss", "above\nrecovered", "recovered\nwins"), rows)
+    return _Grid(title, ("model", "mean loss", "above recovered\n(95 % interval)", "recovered\nwins"), rows)
 
 
 def _seed_grid(runs: Sequence[Mapping[str, Any]]) -> _Grid:
@@ -271,29 +272,34 @@ def _spread_verdict(runs: Sequence[Mapping[str, Any]]) -> str:
     if not baselines:
         return f"{who} has no baselines to be compared with."
     if len(runs) == 1:
-        return "One seed has no spread, so there is no verdict; run at least two more."
-    aheads = {name: statistics.fmean(means[name]) - statistics.fmean(own) for name in baselines}
-    spreads = {name: max(statistics.stdev(own), statistics.stdev(means[name])) for name in baselines}
+        return "One seed says nothing of others, so there is no verdict; run at least two more."
+    aheads = {name: paired_difference(own, means[name]) for name in baselines}
     conditions = _common_conditions(runs)
-    closest = min(baselines, key=lambda name: aheads[name])
-    if all(aheads[name] > spreads[name] for name in baselines):
+    closest = min(baselines, key=lambda name: aheads[name].mean)
+    if all(ahead.is_ahead for ahead in aheads.values()):
         which = f"all {len(baselines)} baselines" if len(baselines) > 1 else "the only baseline"
         return (
-            f"{who} beats {which} by more than the spread: {short_name(closest)}, the closest, is "
-            f"{aheads[closest]:.3f} nats per token behind, against a spread of {spreads[closest]:.3f}, "
-            f"{conditions}."
+            f"{who} beats {which}: {short_name(closest)}, the closest, is {_interval(aheads[closest])} nats per token"
+            f" behind (95 % interval of the differences by seed), {conditions}."
         )
-    ordered = sorted(baselines, key=lambda name: aheads[name])
-    phrases = [_relation(short_name(name), aheads[name], spreads[name]) for name in ordered]
-    start = f"{who} does not beat all baselines by more than the spread"
+    ordered = sorted(baselines, key=lambda name: aheads[name].mean)
+    phrases = [_relation(short_name(name), aheads[name]) for name in ordered]
+    start = f"{who} does not beat all baselines, by the 95 % intervals of the differences by seed"
     return f"{start}: it {'; '.join(phrases)}; {conditions}."
 
 
-def _relation(name: str, ahead: float, spread: float) -> str:
-    size = f"{abs(ahead):.3f}"
-    if abs(ahead) > spread:
-        return f"{'beats' if ahead > 0 else 'loses to'} {name} by {size}, more than the spread ({spread:.3f})"
-    return f"is {'ahead of' if ahead > 0 else 'behind'} {name} by {size}, within the spread ({spread:.3f})"
+def _relation(name: str, ahead: PairedDifference) -> str:
+    text = _interval(ahead)
+    if ahead.is_ahead or ahead.is_behind:
+        return f"{'beats' if ahead.is_ahead else 'loses to'} {name} by {text}"
+    return f"cannot be told from {name}, which is {text} above"
+
+
+def _interval(ahead: PairedDifference) -> str:
+    """Signed, as "+0.110 (+0.090 to +0.130)"."""
+    if ahead.low is None or ahead.high is None:
+        return f"{ahead.mean:+.3f}"
+    return f"{ahead.mean:+.3f} ({ahead.low:+.3f} to {ahead.high:+.3f})"
 
 
 def _common_conditions(runs: Sequence[Mapping[str, Any]]) -> str:

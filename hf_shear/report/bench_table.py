@@ -14,6 +14,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .paired import paired_difference
+
 NOT_KNOWN = "-"
 MEBIBYTE = 2**20
 
@@ -21,9 +23,9 @@ MEBIBYTE = 2**20
 def bench_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per method, the lowest loss after recovery first; every number as (mean, sample standard deviation).
 
-    `gap` is the mean loss after recovery less the lowest; `tie` says that it is not above the larger of the two spreads
-    over the seeds. A spread of one seed is None, and then nothing but the same mean is a tie. A number that is not known
-    for some seed is None.
+    `gap` is the mean loss after recovery less the lowest; `tie` says that 0 is in its 95 % interval over the seeds that
+    both have, paired by seed. With one such seed nothing is known of others, and all is a tie. A spread of one seed is
+    None, and so is a number that is not known for some seed.
     """
     by_method: dict[str, list[Mapping[str, Any]]] = {}
     for run in results["runs"]:
@@ -31,10 +33,15 @@ def bench_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = [_row(method, runs) for method, runs in by_method.items()]
     rows.sort(key=lambda row: row["after"][0])
     for row in rows:
-        best = rows[0]["after"]
-        row["gap"] = row["after"][0] - best[0]
-        row["tie"] = row["gap"] <= max(row["after"][1] or 0.0, best[1] or 0.0)
+        row["gap"] = row["after"][0] - rows[0]["after"][0]
+        row["tie"] = _is_tie(by_method[rows[0]["method"]], by_method[row["method"]])
     return rows
+
+
+def _is_tie(best: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> bool:
+    losses = [{run["seed"]: run["after"]["mean"] for run in runs} for runs in (best, other)]
+    seeds = sorted(losses[0].keys() & losses[1].keys())
+    return not seeds or not paired_difference(*([of[seed] for seed in seeds] for of in losses)).is_ahead
 
 
 def _row(method: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

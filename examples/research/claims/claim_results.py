@@ -16,7 +16,18 @@ from typing import Any, NamedTuple
 from hf_shear.core import collect_versions
 from hf_shear.core.results import write_text_atomically
 
-from ..shared import HELD, LOST, RESEARCH, ROOT, mean_and_spread, spread_of, state_of
+from ..shared import (
+    HELD,
+    LOST,
+    RESEARCH,
+    ROOT,
+    UNKNOWN,
+    difference,
+    loss_to_choose_by,
+    mean_and_spread,
+    spread_of,
+    state_of,
+)
 
 CONFIGS = RESEARCH / "claims" / "configs"
 RESULTS = ROOT / "model_cards" / "claims"
@@ -59,7 +70,7 @@ class Claim:
 
 
 class Check(NamedTuple):
-    """One comparison that must hold: what, and HELD, TIE or LOST."""
+    """One comparison that must hold: what, and HELD, TIE, LOST or UNKNOWN."""
 
     text: str
     state: str
@@ -88,17 +99,17 @@ class SourceResults:
         return [run[field] for run in self.select(**key)]
 
     def sweep(self, **key) -> dict[float, float | None]:
-        """Loss by learning rate that an arm had on the first seed; None where training diverged."""
-        return {run["rate"]: run["mean"] for run in self.select(**key, seed=self.settings["seeds"][0])}
+        """Loss to choose by, by learning rate, that an arm had on the first seed; None where training diverged."""
+        return {run["rate"]: loss_to_choose_by(run) for run in self.select(**key, seed=self.settings["seeds"][0])}
 
     def tuned(self, **key) -> list[dict]:
-        """The runs of an arm by seed, at the learning rate with the lowest mean loss of those that all seeds have."""
+        """The runs of an arm by seed, at the rate of the lowest mean loss to choose by, of those that all seeds have."""
         by_rate = {run["rate"]: self.select(**key, rate=run["rate"]) for run in self.select(**key)}
         seeds = len(self.settings["seeds"])
         complete = [runs for runs in by_rate.values() if len(runs) == seeds and all(run["mean"] for run in runs)]
         if not complete:
             raise ValueError(f"{self.name}: no learning rate of {key} has a loss for each seed (tried: {[*by_rate]}).")
-        return min(complete, key=lambda runs: fmean(run["mean"] for run in runs))
+        return min(complete, key=lambda runs: fmean(map(loss_to_choose_by, runs)))
 
     def losses(self, **key) -> list[float]:
         """The mean losses of those runs."""
@@ -111,13 +122,16 @@ def calibration_tokens(settings: dict[str, Any], num_batches: int | None = None)
 
 
 def compare(text: str, lower: Sequence[float], higher: Sequence[float], digits: int = 3) -> Check:
-    """Whether the mean of ``lower`` is below that of ``higher``, with both in the text."""
+    """Whether ``lower`` is below ``higher``, with both and their paired difference in the text."""
     numbers = f"{mean_and_spread(lower, digits)} against {mean_and_spread(higher, digits)}"
-    return Check(f"{text}: {numbers}", state_of(lower, higher))
+    paired = f"; by seed {difference(lower, higher).text(digits)}" if len(lower) > 1 else ""
+    return Check(f"{text}: {numbers}{paired}", state_of(lower, higher))
 
 
 def verdict(checks: Sequence[Check]) -> str:
-    """held: all checks; not held: none; else partly. A tie is no success."""
+    """held: all checks; not held: none; else partly. A tie is no success. One seed alone gives no verdict."""
+    if checks and all(check.state == UNKNOWN for check in checks):
+        return UNKNOWN
     held = sum(check.state == HELD for check in checks)
     return HELD if held == len(checks) else "partly" if held else LOST
 

@@ -6,15 +6,18 @@ import copy
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from hf_shear import PruneConfig, ShearTrainer, ShearTrainingArguments, prune_one_shot
+from hf_shear.core.counted_flops import counted_flops
 from hf_shear.data import Calibration, load_domains
 from hf_shear.distillation import Teacher
 from hf_shear.runs import cut_learned_masks, judge, masked_arm, prepare_domain_data
@@ -125,6 +128,11 @@ class Study:
         for run in self.runs:
             if key.items() <= run.items():
                 return run
+        if self.settings.get("sweep_rates") and any(_judged_in_one_piece(run) for run in self.runs):
+            raise ValueError(
+                f"{self.output} holds swept runs of {self.name!r} that were judged in one piece: rates are now chosen on"
+                " one half of the text and reported on the other. Give another `--output`."
+            )
         start = time.perf_counter()
         record = make()
         if shared := key.keys() & record.keys():
@@ -172,10 +180,17 @@ class Study:
                 return best
 
     def judged(self, model: PreTrainedModel) -> dict:
-        """Held-out loss per domain and their mean, parameters, shape."""
+        """Held-out loss per domain and their mean, parameters, shape.
+
+        Where rates are swept, the first half of each domain's judged samples chooses between them (``mean_choice``), and
+        only the second is reported.
+        """
+        chooses, reported = halves(self.data.judged) if self.settings.get("sweep_rates") else ({}, self.data.judged)
         with tempfile.TemporaryDirectory() as folder:
-            found = judge(model, self.data.judged, self._arguments(folder, 1, 0, learning_rate=0.0))
-        return {name: found[name] for name in ("loss", "mean", "num_parameters", "shape")}
+            args = self._arguments(folder, 1, 0, learning_rate=0.0)
+            found = judge(model, reported, args)
+            choice = {"mean_choice": judge(model, chooses, args)["mean"]} if chooses else {}
+        return {name: found[name] for name in ("loss", "mean", "num_parameters", "shape")} | choice
 
     def train(
         self, model: PreTrainedModel, num_tokens: int, seed: int, teacher: PreTrainedModel | None = None, **changes
@@ -199,22 +214,28 @@ class Study:
         return trainer
 
     def learn(
-        self, target: TargetShape, num_tokens: int, seed: int, options: dict | None = None, **changes
-    ) -> tuple[PreTrainedModel, dict]:
+        self, target: TargetShape, num_tokens: int, seed: int, options: dict | None = None, compensation: str = "none",
+        **changes,
+    ) -> tuple[PreTrainedModel, dict]:  # fmt: skip
         """Learn masks on ``num_tokens`` and cut; the pruned model, and facts of the stage.
 
         Beside those of ``train`` the ``gap`` of the expected shape from the target before the cut, at its worst size, and
-        the ``expected_shapes`` of the evaluations: the share of the stage's tokens, and the sizes that masks expect then.
+        the ``expected_shapes`` of the evaluations: the share of the stage's tokens, and the sizes that masks expect then;
+        and the ``start_flops`` of matrix products in the masks' start and in the cut, as they were counted.
 
         Args:
             options: masks, start and weights, as in ``hf_shear.runs.masked_arm``.
+            compensation: of the cut.
             changes: of the training arguments.
         """
         source, calibration = self.source(), self.calibration(seed)
-        masked, stage = masked_arm(source, target, seed, calibration.batches, **(options or {}))
+        with counted_flops() as start:
+            masked, stage = masked_arm(source, target, seed, calibration.batches, **(options or {}))
         trainer = self._trained(masked, num_tokens, seed, **(stage | changes))
         masked, facts = trainer.accelerator.unwrap_model(trainer.model), _facts(trainer)
-        model, _, _ = cut_learned_masks(masked, "none", calibration, source)
+        with counted_flops() as cut:
+            model, _, _ = cut_learned_masks(masked, compensation, calibration, source)
+        facts["start_flops"] = float(start.total + cut.total)
         facts["gap"] = max(trainer.mask_report["gap"].values())
         rows = [row for row in trainer.stage_record("training")["sizes"] if "expected_shape" in row]
         facts["expected_shapes"] = [(row["num_tokens"] / facts["tokens"], row["expected_shape"]) for row in rows]
@@ -240,6 +261,24 @@ class Study:
         if "learning_rate" not in changes:
             own["learning_rate"] = self.learning_rate
         return ShearTrainingArguments(folder, **(own | changes))
+
+
+def _judged_in_one_piece(run: Mapping[str, Any]) -> bool:
+    return "rate" in run and run.get("mean") is not None and "mean_choice" not in run
+
+
+def halves(judged: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
+    """The first and the second half of each domain's samples, which come from other documents but for one at the border.
+
+    Raises:
+        ValueError: a domain has a single sample.
+    """
+    single = [name for name, samples in judged.items() if len(samples) < 2]
+    if single:
+        raise ValueError(f"`eval_tokens` gives {', '.join(single)} a single sample: none to choose rates by. Raise it.")
+    at = {name: len(samples) // 2 for name, samples in judged.items()}
+    first = {name: samples.select(range(at[name])) for name, samples in judged.items()}
+    return first, {name: samples.select(range(at[name], len(samples))) for name, samples in judged.items()}
 
 
 def _facts(trainer: ShearTrainer) -> dict:
