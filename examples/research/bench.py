@@ -16,15 +16,26 @@ from hf_shear import ShearTrainingArguments, runs
 from hf_shear.core import DEBUG, run_command_line, write_text_atomically
 from hf_shear.report import bench_csv, bench_markdown, plot_bench, require_matplotlib
 
+from .provenance import BEFORE, code_digest, code_record, with_record
+
 TOKENS = "give --recovery_tokens"
 NOT_HERE = {name: TOKENS for name in ("num_tokens", "max_steps", "num_train_epochs")} | {"seed": "give --seeds"}
+
+
+def todays_code() -> str:
+    """Digest of the code that makes a bench's numbers."""
+    return code_digest("examples.research.bench", ("main",))
 
 
 def main(words: list[str]) -> None:
     arguments, args = runs.parse_arguments((runs.BenchArguments, ShearTrainingArguments), words, refused=NOT_HERE)
     require_matplotlib()
-    results = runs.Bench(arguments, args).run(tell=lambda text: print(text, flush=True))
-    folder = Path(args.output_dir)
+    bench, folder = runs.Bench(arguments, args), Path(args.output_dir)
+    before = bench.results.setdefault("code", [BEFORE] if bench.results["runs"] else [])
+    done = {(run["method"], run["seed"]) for run in bench.results["runs"]}
+    if any((method.text, seed) not in done for method in bench.methods for seed in arguments.seeds):
+        bench.results["code"] = with_record(before, code_record(todays_code()))
+    results = bench.run(tell=lambda text: print(text, flush=True))
     table = bench_markdown(results)
     write_text_atomically(folder / "bench.md", table)
     write_text_atomically(folder / "bench.csv", bench_csv(results))

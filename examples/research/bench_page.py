@@ -13,6 +13,8 @@ from pathlib import Path
 
 from hf_shear.report import bench_markdown
 
+from .bench import todays_code
+from .provenance import stale_note
 from .shared import ROOT, few_colours
 
 RESULTS = ROOT / "model_cards" / "bench"
@@ -23,8 +25,9 @@ INTRODUCTION = """# Ways of pruning, compared
 
 By `examples/research/bench.py`: every method at the same target, on the same calibration text for each seed, with the
 same training tokens. How methods are written: [comparing.md](../examples/docs/comparing.md). "best" is the lowest
-mean loss after recovery; "tie": no further from it than the larger of the two spreads over the seeds. Seconds and peaks
+mean loss after recovery; "tie": 0 is in the 95 % interval of the differences from it, paired by seed. Seconds and peaks
 were measured on a machine that others used, too: they tell orders of magnitude."""
+COMMAND = "python -m examples.research.bench"
 
 
 def page() -> str:
@@ -32,10 +35,15 @@ def page() -> str:
     parts = [INTRODUCTION]
     for path in sorted(RESULTS.glob("*.json")):
         note = path.with_suffix(".md")
+        results = json.loads(path.read_text(encoding="utf-8"))
         parts.append(f"## {path.stem}")
+        if stale := stale_note(
+            results.get("code"), todays_code(), f"{COMMAND} ..., with the settings and methods below"
+        ):
+            parts.append(stale)
         if note.is_file():
             parts.append(note.read_text(encoding="utf-8").strip())
-        parts.append(bench_markdown(json.loads(path.read_text(encoding="utf-8"))).strip())
+        parts.append(bench_markdown(results).strip())
         parts.append(f"![Held-out loss before and after recovery, by method](bench/{path.stem}.png)")
     return "\n\n".join(parts) + "\n"
 

@@ -31,6 +31,7 @@ from hf_shear.sources import open_source
 from hf_shear.training import TrainingDivergedError, num_trainable, recovery_method
 from hf_shear.training.adapters import peft_config_from
 
+from .provenance import BEFORE, code_digest, code_record, with_record
 from .shared import EXAMPLES, best_rate, next_rates
 
 EMBEDDED = str(EXAMPLES / "embedded" / "model")
@@ -48,6 +49,11 @@ RATES = {"full": 1, "lora": 4, "norms_and_biases": 8, "distilled": 1, "lora_dist
 LIKE = {"distilled_only": "distilled", "distilled_reverse": "distilled"}
 
 
+def todays_code() -> str:
+    """Digest of the code that makes the numbers."""
+    return code_digest("examples.research.compare_recovery", ("Comparison",))
+
+
 class Comparison:
     """The runs of one call: what they share, and the results so far."""
 
@@ -63,6 +69,7 @@ class Comparison:
         empty = {"runs": [], "sweep": [], "versions": collect_versions()}
         self.results = json.loads(self.path.read_text()) if self.path.is_file() else empty
         self.results["setup"] = self.setup()
+        self.results.setdefault("code", [BEFORE] if self.results["runs"] else [])
 
     def setup(self) -> dict:
         """What every arm shares."""
@@ -142,8 +149,13 @@ class Comparison:
         except TrainingDivergedError:
             record = {"arm": arm, "tokens": self.options.budgets[0], "learning_rate": rate, "mean": None}
         self.results["sweep"].append(record)
-        write_results(self.path, self.results)
+        self.keep()
         print(f"{arm} at {rate:g}: {record['mean'] or 'diverged'}", flush=True)
+
+    def keep(self) -> None:
+        """Write what there is, and which code made it."""
+        self.results["code"] = with_record(self.results["code"], code_record(todays_code()))
+        write_results(self.path, self.results)
 
     def rate(self, arm: str) -> float:
         rows = self.swept(arm)
@@ -165,7 +177,7 @@ class Comparison:
                             continue
                         record = self.run(arm, run, num_tokens, self.rate(arm))
                         self.results["runs"].append(key | record | {"flops": cost * record["tokens"]})
-                        write_results(self.path, self.results)
+                        self.keep()
                         print(f"{arm} {key}: {record['mean']:.4f} ({record['tokens']:,} tokens)", flush=True)
 
 

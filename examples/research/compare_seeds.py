@@ -12,13 +12,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hf_shear.core import read_results
+from hf_shear.core import read_results, write_results
 from hf_shear.report import spread_table
 from hf_shear.runs import RESULTS_NAME
 
+from .provenance import code_digest, code_record
 from .shared import EXAMPLES
 
 SHEAR = EXAMPLES / "shear.py"
+
+
+def todays_code() -> str:
+    """Digest of the code that makes the numbers of a run of examples/shear.py."""
+    return code_digest("examples.shear", ("main",))
 
 
 def run_seeds(output_dir: Path, seeds: list[int], flags: list[str]) -> list[dict]:
@@ -29,7 +35,11 @@ def run_seeds(output_dir: Path, seeds: list[int], flags: list[str]) -> list[dict
             continue
         resume = ["--resume"] if (folder / "stages.json").is_file() else []
         command = [sys.executable, str(SHEAR), *flags, "--seed", str(seed), "--output_dir", str(folder), *resume]
+        made = code_record(todays_code())
         subprocess.run(command, check=True)
+        if (folder / RESULTS_NAME).is_file():
+            results = read_results(folder / RESULTS_NAME)
+            write_results(folder / RESULTS_NAME, results | {"code": [made]})
     paths = [output_dir / f"seed-{seed}" / RESULTS_NAME for seed in seeds]
     return [read_results(path) for path in paths if path.is_file()]
 

@@ -31,10 +31,11 @@ from hf_shear.training import TrainingDivergedError
 
 from .claims.claim_results import STORIES, Claim, SourceResults, markdown_table, results_of
 from .claims.study import Study
+from .provenance import code_digest, noted, stale_note
 from .shared import EXAMPLES, RESEARCH, ROOT, best_rate, loss_to_choose_by, mean_and_spread, next_rates, save_picture
 
 CONFIG = RESEARCH / "configs" / "main_job.yaml"
-RESULTS = ROOT / "model_cards" / "main_job.json"
+RESULTS, PAGE = ROOT / "model_cards" / "main_job.json", ROOT / "model_cards" / "main_job.md"
 EMBEDDED = "embedded"
 TOKENS, FLOPS = "equal tokens", "equal FLOPs"
 BUDGETS = (TOKENS, FLOPS)
@@ -44,6 +45,11 @@ SMALL_FOLDER = Path("main_job_small")
 
 class MainJob(Study):
     """Arms of the main job on one source."""
+
+    @cached_property
+    def code(self) -> str:
+        """Digest of the code that makes the arms."""
+        return todays_code()
 
     _cut: tuple[dict, PreTrainedModel, dict] | None = None
     """The last cut: its key, the model and what it cost. Rates of one arm and seed start from the same one."""
@@ -158,6 +164,11 @@ class MainJob(Study):
         return model, {"chosen_flops": spent, "mask_tokens": facts["tokens"], "gap": facts["gap"]}
 
 
+def todays_code() -> str:
+    """Digest of the code and the settings that make the numbers today."""
+    return code_digest("examples.research.main_job", ("MainJob",), CONFIG)
+
+
 def first_choices(settings: dict, arm: str) -> dict:
     """The first value of everything that an arm tries."""
     return {name: values[0] for name, values in settings["arms"][arm].get("tried", {}).items()}
@@ -190,7 +201,7 @@ def with_whole_seeds(source: SourceResults) -> SourceResults:
         for budget in BUDGETS:
             seeds &= {run["seed"] for run in arm_runs(source, arm, budget)}
     kept = [run for run in source.runs if run["seed"] in seeds or run["seed"] == source.settings["seeds"][0]]
-    return SourceResults(source.name, source.settings | {"seeds": sorted(seeds)}, kept)
+    return SourceResults(source.name, source.settings | {"seeds": sorted(seeds)}, kept, source.code)
 
 
 def means(runs: list[dict]) -> list[float]:
@@ -225,7 +236,7 @@ def page(sources: list[SourceResults]) -> str:
             parts += [f"### {source.name}: {budget}", verdict(source, budget), table(source, budget)]
         parts += ["The first seed at every rate (loss on the half that chooses):", sweep_table(source)]
     parts += ["![Loss of each arm, by seed](main_job.png)", again(sources)]
-    return "\n\n".join(parts) + "\n"
+    return noted(stale_note(sources[0].code, todays_code(), command(sources)), "\n\n".join(parts) + "\n")
 
 
 def described(source: SourceResults) -> str:
@@ -344,9 +355,14 @@ def _panel(axes, source: SourceResults, budget: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def sources_of_page(path: Path = RESULTS) -> list[SourceResults]:
+    """What is kept, of the seeds that all arms of a source have."""
+    return [source for source in map(with_whole_seeds, results_of(path)) if source.settings["seeds"]]
+
+
 def build(path: Path = RESULTS) -> None:
-    """The page and its picture, of the seeds that all arms of a source have."""
-    sources = [source for source in map(with_whole_seeds, results_of(path)) if source.settings["seeds"]]
+    """The page and its picture."""
+    sources = sources_of_page(path)
     if not sources:
         print("No source has all its arms yet.")
         return

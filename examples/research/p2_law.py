@@ -29,6 +29,8 @@ from hf_shear.shapes import SHAPE_NAMES, count_parameters, shape_for_budget
 from hf_shear.sources import open_source
 from hf_shear.training import evaluation_samples_per_domain
 
+from .provenance import BEFORE, code_digest, code_record, with_record
+
 logger = logging.getLogger("p2_law")
 
 CONTROL = 0.0
@@ -66,6 +68,11 @@ def parse(command_line: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def todays_code() -> str:
+    """Digest of the code that makes the runs."""
+    return code_digest("examples.research.p2_law", ("FamilyRuns", "parse"))
+
+
 class FamilyRuns:
     """The runs of one call: what they share, and the results so far."""
 
@@ -76,7 +83,7 @@ class FamilyRuns:
             raise SystemExit(f"{options.family} has no finished member: each is a folder with a source.json.")
         paths = ("family", "data_dir", "text_field", "output")
         settings = {name: value for name, value in vars(options).items() if name not in paths}
-        self.results = {"settings": settings, "runs": [], "versions": collect_versions()}
+        self.results = {"settings": settings, "runs": [], "code": [], "versions": collect_versions()}
         if options.output.is_file():
             self.results = json.loads(options.output.read_text(encoding="utf-8"))
             kept = self.results["settings"]
@@ -86,6 +93,7 @@ class FamilyRuns:
                     f"{options.output} holds runs of other settings ({', '.join(changed)}). Name another file."
                 )
             kept["fractions"] = sorted({*kept["fractions"], *settings["fractions"]})
+            self.results.setdefault("code", [BEFORE])
         self.data = self._data()
 
     def _data(self):
@@ -112,6 +120,7 @@ class FamilyRuns:
                 key = {"source": source.name, "fraction": fraction}
                 if not any(key.items() <= run.items() for run in self.results["runs"]):
                     self.results["runs"].append(key | self.run(source, fraction))
+                    self.results["code"] = with_record(self.results["code"], code_record(todays_code()))
                     write_results(self.options.output, self.results)
                     last = self.results["runs"][-1]
                     logger.info(f"{key}: {last['start_loss']:.4f} -> {last['losses'][-1]:.4f}, {last['seconds']:.0f} s")

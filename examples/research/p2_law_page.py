@@ -20,7 +20,8 @@ from hf_shear.report import plot_law_curves
 from hf_shear.scaling_law import TEST_NAMES, LawFit, ScalingLawWarning, fit_law, generalisation_errors
 from hf_shear.scaling_law.estimates import interval
 
-from .p2_law import law_runs
+from .p2_law import law_runs, todays_code
+from .provenance import BEFORE, noted, stale_note
 from .shared import HELD, LOST, ROOT, TIE, few_colours, percent, state_of
 
 RESULTS = ROOT / "model_cards" / "scaling_law"
@@ -47,7 +48,7 @@ without what it is asked for. `carried` keeps the last L - L0 that was seen; `po
 the tests of size and fraction both see the first 20 % of the run, which the law does not; `neighbour` takes L - L0 of the
 nearest run that was fitted. `p2` and `p2_five` are told the control's loss at each checkpoint;
 `p2, relative` is fitted to residuals relative to the mean L - L0 of their run. The verdicts are on `p2`, as in
-the paper: the law wins, or loses, if the means over the seeds differ by more than the larger sample standard deviation."""
+the paper: the law wins, or loses, if the 95 % interval of the differences over the seeds does not hold 0."""
 
 VERDICTS = {HELD: "wins", TIE: "is level with the best baseline", LOST: "does not win"}
 TEST_TITLES = {"tokens": "last 20 % of tokens", "size": "largest source", "fraction": "largest fraction"}
@@ -123,6 +124,8 @@ def draw(path: Path) -> None:
 def page() -> str:
     """The page from the fits."""
     parts = [INTRODUCTION]
+    if note := stale_note(codes(), todays_code(), "python -m examples.research.p2_law ..., for each seed"):
+        parts[0] = noted(note, INTRODUCTION)
     families: dict[str, list[dict]] = {}
     for path in sorted(RESULTS.glob(f"*{FIT_SUFFIX}")):
         family = path.name.removesuffix(FIT_SUFFIX).partition(SEED_MARK)[0]
@@ -130,6 +133,13 @@ def page() -> str:
     for family, analyses in families.items():
         parts += section(family, sorted(analyses, key=lambda analysis: analysis["settings"]["seed"]))
     return "\n\n".join(parts) + "\n"
+
+
+def codes() -> list[dict]:
+    """Of the code that made the runs of all families and seeds."""
+    paths = [path for path in sorted(RESULTS.glob("*.json")) if not path.name.endswith(FIT_SUFFIX)]
+    found = [one for path in paths for one in json.loads(path.read_text(encoding="utf-8")).get("code", [BEFORE])]
+    return list({one["digest"]: one for one in found}.values())
 
 
 def section(name: str, analyses: list[dict]) -> list[str]:

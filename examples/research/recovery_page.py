@@ -11,8 +11,12 @@ import argparse
 import json
 import textwrap
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
+from hf_shear.report import paired_difference
+
+from .compare_recovery import todays_code
+from .provenance import BEFORE, stale_note, with_record
 from .shared import ROOT, mean_and_spread, put_between
 
 RESULTS = ROOT / "model_cards" / "recovery"
@@ -117,7 +121,8 @@ def page() -> str:
     """The page's text."""
     parts = [INTRODUCTION]
     for name, results in results_by_source().items():
-        parts += [f"## {name}", NOTES[name]]
+        stale = stale_note(results.get("code"), todays_code(), "python -m examples.research.compare_recovery ...")
+        parts += [f"## {name}", *([stale] if stale else []), NOTES[name]]
         if "setup" in results:
             parts.append(described(results["setup"]))
         for equal, title in (("tokens", "Equal tokens"), ("flops", "Equal FLOPs")):
@@ -162,21 +167,18 @@ def advice() -> str:
 
 
 def winner(losses: dict[str, list[float]]) -> tuple[str, bool]:
-    """The way with the lowest mean, and whether the next is less than a standard deviation over seeds away."""
+    """The way with the lowest mean, and whether the interval of its paired difference from the next holds 0."""
     first, second = sorted(losses, key=lambda arm: fmean(losses[arm]))[:2]
-    gap, spread = fmean(losses[second]) - fmean(losses[first]), max(stdev(losses[arm]) for arm in (first, second))
-    return first, gap < spread
+    return first, not paired_difference(losses[first], losses[second]).is_ahead
 
 
 def counted(winners: list[tuple[str, bool]]) -> str:
-    """How often each way won, and how often by less than the seeds differ."""
+    """How often each way won, and how often by a difference whose interval over the seeds holds 0."""
     arms = [arm for arm, _ in winners]
     parts = []
     for arm in sorted(set(arms), key=arms.count, reverse=True):
         close = sum(narrow for other, narrow in winners if other == arm)
-        parts.append(
-            f"`{arm}` in {arms.count(arm)} of {len(arms)}" + (f", {close} within the seeds' spread" if close else "")
-        )
+        parts.append(f"`{arm}` in {arms.count(arm)} of {len(arms)}" + (f", {close} not beyond doubt" if close else ""))
     return "; ".join(parts)
 
 
@@ -199,6 +201,9 @@ def add(name: str, paths: list[Path]) -> None:
     arms = list(dict.fromkeys(row["arm"] for part in parts for row in [*part["sweep"], *part["runs"]]))
     order = sorted(runs, key=lambda key: (*key[:2], arms.index(key[2]), key[3] != "tokens"))
     kept = {"setup": parts[0]["setup"], "runs": [runs[key] for key in order], "sweep": [*swept.values()]}
+    kept["code"] = []
+    for one in (record for part in parts for record in part.get("code", [BEFORE])):
+        kept["code"] = with_record(kept["code"], one)
     kept["versions"] = parts[0]["versions"]
     (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 

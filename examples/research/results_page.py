@@ -15,6 +15,8 @@ from hf_shear.core import read_results
 from hf_shear.publishing.local_paths import publishable
 from hf_shear.report import spread_table
 
+from .compare_seeds import todays_code
+from .provenance import BEFORE, stale_note
 from .shared import ROOT, mean_and_spread, put_between
 
 RESULTS = ROOT / "model_cards" / "results"
@@ -72,6 +74,8 @@ def page() -> str:
                   for which in ("source", "recovered")]  # fmt: skip
         seconds = ", ".join(f"{run['seconds']['total']:.0f}" for run in runs)
         parts.append(f"## {name}")
+        if stale := note_of(name, runs):
+            parts.append(stale)
         if note.is_file():
             parts.append(note.read_text(encoding="utf-8").strip())
         parts.append(f"Source: {shapes[0]}.\n\nTarget, reached exactly: {shapes[1]}.")
@@ -86,8 +90,22 @@ def page() -> str:
             parts.append(sweep_table(sweep))
     if settings(recipes=True):
         note = (RESULTS / "recipes.md").read_text(encoding="utf-8").strip()
-        parts += ["## Recipes of mask learning", note, recipes_table()]
+        parts += ["## Recipes of mask learning", *recipes_notes(), note, recipes_table()]
     return "\n\n".join(parts) + "\n"
+
+
+def note_of(name: str, runs: list[dict]) -> str:
+    """Whether the code has moved since a setting was run; "" if not."""
+    records = [one for run in runs for one in run.get("code", [BEFORE])]
+    unique = list({one["digest"]: one for one in records}.values())
+    return stale_note(unique, todays_code(), f"python -m examples.research.compare_seeds, for {name}")
+
+
+def recipes_notes() -> list[str]:
+    """One note for all recipes whose code has moved."""
+    stale = [name for name, runs in settings(recipes=True).items() if note_of(name, runs)]
+    runs = [run for name in stale for run in settings(recipes=True)[name]]
+    return [note_of(", ".join(name.removeprefix("recipe-") for name in stale), runs)] if stale else []
 
 
 def passes(run: dict) -> str:
@@ -106,7 +124,7 @@ def recipes_table() -> str:
 
 def readme_table() -> str:
     """One row per setting: mean held-out loss of each arm over the seeds."""
-    arms = ["source", "recovered", "taylor", "random", "scratch"]
+    arms, stale = ["source", "recovered", "taylor", "random", "scratch"], []
     lines = ["| run | seeds | kept | " + " | ".join(arms) + " |", "|---" * (len(arms) + 3) + "|"]
     for name, runs in settings().items():
         if name.startswith(FAMILY) or not set(runs[0]["baselines"]) >= set(arms[2:]):
@@ -117,6 +135,9 @@ def readme_table() -> str:
             cells.append(f"{means[0]:.3f}" if arm == "source" else mean_and_spread(means))
         kept = runs[0]["recovered"]["num_parameters"] / runs[0]["source"]["num_parameters"]
         lines.append(f"| {name} | {len(runs)} | {kept:.0%} | " + " | ".join(cells) + " |")
+        stale += [name] if note_of(name, runs) else []
+    if stale:
+        lines += ["", f"The code has changed since {', '.join(stale)} ran: numbers may differ today."]
     return "\n".join(lines)
 
 

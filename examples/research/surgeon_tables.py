@@ -15,6 +15,7 @@ neither smaller nor faster; `hf_shear.prune_one_shot` does. Writes OUTPUT.json a
 
 import argparse
 import copy
+import json
 import math
 import time
 from dataclasses import asdict
@@ -27,6 +28,9 @@ from hf_shear.data import Calibration, load_domains
 from hf_shear.sources import open_source
 from hf_shear.sparsity import STRUCTURES, SurgeonSettings, prune_to_zeros
 
+from .provenance import code_digest, code_record, stale_note
+from .shared import ROOT, put_between
+
 METHODS = {
     "magnitude": {"curvature": "none", "update": "none"},
     "kobd": {"update": "none"},
@@ -34,6 +38,9 @@ METHODS = {
 }
 PAPER = {"max_length": 2048, "num_samples": 128, "num_shots": 40, "max_evaluated": None}
 SMALL = {"max_length": 256, "num_samples": 64, "num_shots": 5, "max_evaluated": 32}
+PAGE = ROOT / "examples" / "docs" / "surgeon_structures.md"
+RESULTS = ROOT / "model_cards" / "surgeon" / "stories260k.json"
+MARKS = "<!-- results: start -->\n", "<!-- results: end -->"
 HELD_OUT = 0.1  # of a single text file
 TEXT_BLOCK = 10_000  # documents tokenised at once: bounds memory
 
@@ -153,6 +160,23 @@ def run(model, structure: str, method: str, text: Calibration, samples, options)
     return records
 
 
+def todays_code() -> str:
+    """Digest of the code that makes the numbers."""
+    return code_digest("examples.research.surgeon_tables", ("run", "perplexity", "read_texts", "samples_of"))
+
+
+def noted_table(results: dict) -> str:
+    """As ``table``, under a note where the code has moved since."""
+    note = stale_note(results.get("code"), todays_code(), "python -m examples.research.surgeon_tables ...")
+    return f"{note}\n\n{table(results)}" if note else table(results)
+
+
+def documented() -> str:
+    """The docs' page with the kept table between its marks."""
+    shown = noted_table(json.loads(RESULTS.read_text(encoding="utf-8")))
+    return put_between(PAGE.read_text(encoding="utf-8"), MARKS, shown)
+
+
 def table(results: dict) -> str:
     """Markdown: one row per structure and method, one column per size."""
     sizes = results["options"]["sizes"]
@@ -191,7 +215,8 @@ def main(arguments: list[str] | None = None) -> dict:
     results = {
         "model": Path(options.model).name, "dense_perplexity": dense, "records": records,
         "num_calibration_samples": text.num_samples, "max_length": options.max_length, "num_evaluated": len(samples),
-        "options": {name: getattr(options, name) for name in kept}, "versions": collect_versions(),
+        "options": {name: getattr(options, name) for name in kept}, "code": [code_record(todays_code())],
+        "versions": collect_versions(),
     }  # fmt: skip
     write_results(f"{options.output}.json", results)
     Path(f"{options.output}.md").write_text(table(results), encoding="utf-8")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from hf_shear.core import collect_versions
 from hf_shear.core.results import write_text_atomically
 
+from ..provenance import code_digest
 from ..shared import (
     HELD,
     LOST,
@@ -83,11 +84,13 @@ class SourceResults:
     Attributes:
         settings: of the config, as they applied.
         runs: a record per arm: the key's entries beside what was measured.
+        code: records of the code that made them, as in ``provenance``.
     """
 
     name: str
     settings: dict[str, Any]
     runs: list[dict]
+    code: Sequence[dict] = ()
 
     def select(self, **key) -> list[dict]:
         """Runs whose key has these entries, by seed."""
@@ -153,18 +156,25 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"sources": {}}
 
 
-def write(path: Path, sources: dict) -> None:
-    """Keep the results of a claim, an arm a line."""
+def write(path: Path, sources: dict, code: Sequence[dict]) -> None:
+    """Keep the results of a claim, an arm a line, and the records of the code that made them."""
     parts = []
     for name, kept in sources.items():
         arms = ",\n".join(json.dumps(run, allow_nan=False) for run in kept["runs"])
         parts.append(f'{json.dumps(name)}: {{\n"settings": {json.dumps(kept["settings"])},\n"runs": [\n{arms}\n]}}')
     versions = json.dumps(collect_versions())
-    write_text_atomically(path, f'{{"sources": {{\n{",".join(parts)}\n}},\n"versions": {versions}}}\n')
+    made = f'"code": {json.dumps(code)},\n"versions": {versions}'
+    write_text_atomically(path, f'{{"sources": {{\n{",".join(parts)}\n}},\n{made}}}\n')
+
+
+def code_of(claim: Claim) -> str:
+    """Digest of the code and the settings that make a claim's numbers today."""
+    return code_digest(f"{__package__}.{claim.name}", ("runs",), CONFIGS / f"{claim.name}.yaml")
 
 
 def results_of(path: Path) -> list[SourceResults]:
     """Per source, what a claim's results file holds."""
+    kept = read(path)
     return [
-        SourceResults(name, *(kept[k] for k in ("settings", "runs"))) for name, kept in read(path)["sources"].items()
+        SourceResults(name, own["settings"], own["runs"], kept.get("code", ())) for name, own in kept["sources"].items()
     ]

@@ -10,7 +10,19 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from .claim_results import CONFIGS, RESULTS, STORIES, WORKS, Claim, SourceResults, markdown_table, results_of, verdict
+from ..provenance import noted, stale_note
+from .claim_results import (
+    CONFIGS,
+    RESULTS,
+    STORIES,
+    WORKS,
+    Claim,
+    SourceResults,
+    code_of,
+    markdown_table,
+    results_of,
+    verdict,
+)
 
 INDEX = RESULTS.parent / "claims.md"
 RECIPE = "beyond_1_recipe"
@@ -19,12 +31,13 @@ INTRODUCTION = """# The papers' claims, in miniature
 Each headline claim of the three works, and one of ours, measured on models that anyone can make or get: members of
 [`examples/research/family`](../examples/research/family) (`family-128` is the one of 128 hidden dimensions; seven text
 domains) and stories260K (TinyStories), which we did not train. Arms have equal tokens and shapes unless a page says
-otherwise. Unless its line names another limit, a comparison is held if the means differ in the claimed direction by
-more than the larger sample standard deviation over the seeds; a claim is held if all of its comparisons are, partly if
-some are; a tie counts as not held. One standard deviation of three to five seeds is a weak test. Sheared LLaMA 2 and 3
-and Beyond 1 sweep learning rates for each arm and choose by the held-out loss that they report, Sheared LLaMA 6 takes
-those of 2; the other pages that train have one rate for all arms. These models are small and have seen little text:
-what does not hold here may hold at the papers' size, and the other way round.
+otherwise. Arms are compared in pairs of one seed each: a comparison is held if the 95 % interval of Student's t of the
+differences lies on the claimed side of 0, and a tie if 0 is in it, unless its line names another limit; a claim is held if
+all of its comparisons are, partly if some are; a tie counts as not held. With three seeds only large and steady
+differences pass. Sheared LLaMA 2 and 3 and Beyond 1 sweep learning rates for each arm; they choose on one half of the
+held-out text and report the other, but the numbers that are kept here were chosen and reported on the same text.
+Sheared LLaMA 6 takes the rates of 2; the other pages that train have one rate for all arms. These models are small and
+have seen little text: what does not hold here may hold at the papers' size, and the other way round.
 
 What to give:
 
@@ -63,7 +76,10 @@ def claim_page(module, sources: list[SourceResults]) -> str:
     for source, found in zip(sources, checks, strict=True):
         parts.append(f"## {source.name}: {verdict(found)}")
         if claim.work != "llm_surgeon":  # whose tables tell of their draws
-            parts.append(f"{len(source.settings['seeds'])} seeds; ± is the sample standard deviation over them.")
+            parts.append(
+                f"{len(source.settings['seeds'])} seeds; ± is the sample standard deviation over them; differences by seed"
+                " have 95 % intervals."
+            )
         parts.append(module.table(source))
         parts.append("\n".join(f"- {check.state}: {check.text}." for check in found))
         shared = f"Passes over the text: those of the runs of {THEIR_RUNS}."
@@ -71,7 +87,12 @@ def claim_page(module, sources: list[SourceResults]) -> str:
         if passes:
             parts.append(passes)
     parts += [f"![{claim.statement}]({claim.name}.png)", "## Again", again(claim, sources)]
-    return "\n\n".join(parts) + "\n"
+    return noted(note_of(claim, sources), "\n\n".join(parts) + "\n")
+
+
+def note_of(claim: Claim, sources: list[SourceResults]) -> str:
+    """Whether the code has moved since; "" if not."""
+    return stale_note(sources[0].code, code_of(claim), command(claim, sources))
 
 
 def passes_line(source: SourceResults) -> str:
@@ -85,11 +106,16 @@ def passes_line(source: SourceResults) -> str:
     return f"Passes over the text in the longest stage of training ({tokens:,} tokens): {passes}."
 
 
-def again(claim: Claim, sources: list[SourceResults]) -> str:
-    """The command, and how long it takes."""
+def command(claim: Claim, sources: list[SourceResults]) -> str:
+    """That measures a claim again."""
     names = [source.name for source in sources]
     flags = ["--data_dir SEVEN_DOMAINS"] if set(names) - {STORIES} else []
     flags += ["--stories STORIES260K TINYSTORIES"] if STORIES in names else []
+    return f"python -m examples.research.claims.{claim.name} {' '.join(flags)} --output again"
+
+
+def again(claim: Claim, sources: list[SourceResults]) -> str:
+    """The command, and how long it takes."""
     seconds = sum(run["run_seconds"] + run.get("training_seconds", 0) for source in sources for run in source.runs)
     steps = sum(
         run.get("tokens", 0) / (run.get("batch", source.settings["batch_size"]) * source.settings["max_length"])
@@ -108,7 +134,7 @@ def again(claim: Claim, sources: list[SourceResults]) -> str:
     else:
         gpu = "On one GPU, where it was not run: at most that, we guess, as its matrices are small."
     return (
-        f"```bash\npython -m examples.research.claims.{claim.name} {' '.join(flags)} --output again\n```\n\n"
+        f"```bash\n{command(claim, sources)}\n```\n\n"
         f"took {time}. {gpu} Without `--output` the kept arms are read, and only missing ones are run."
         f" [What to give, and where to get it](../claims.md). `--small` finishes in minutes and proves nothing."
         f" Settings: [`{claim.name}.yaml`](../../examples/research/claims/configs/{claim.name}.yaml)."

@@ -25,8 +25,9 @@ from hf_shear.shapes import TargetShape, training_flops_per_token
 from hf_shear.sources import Source, open_source
 from hf_shear.training import TrainingDivergedError, evaluate_domains, evaluation_samples_per_domain
 
+from ..provenance import BEFORE, code_record, with_record
 from ..shared import best_rate, next_rates
-from .claim_results import Claim, SourceResults, read, write
+from .claim_results import Claim, SourceResults, code_of, read, write
 
 
 class Study:
@@ -65,6 +66,11 @@ class Study:
             raise AttributeError(f"Neither a study nor the config has {name!r}.") from None
 
     # What arms are made from
+
+    @cached_property
+    def code(self) -> str:
+        """Digest of the code that makes the arms."""
+        return code_of(self.claim)
 
     @cached_property
     def opened(self) -> Source:
@@ -140,7 +146,10 @@ class Study:
         record = key | record
         record["run_seconds"] = time.perf_counter() - start
         self.runs.append(record)
-        write(self.output, read(self.output)["sources"] | {self.name: {"settings": self.settings, "runs": self.runs}})
+        kept = read(self.output)
+        sources = kept["sources"] | {self.name: {"settings": self.settings, "runs": self.runs}}
+        before = kept.get("code", [BEFORE] if any(own["runs"] for own in kept["sources"].values()) else [])
+        write(self.output, sources, with_record(before, code_record(self.code)))
         mean = record.get("mean", math.nan)
         number = "diverged, " if mean is None else "" if math.isnan(mean) else f"{mean:.4f}, "
         print(f"{self.claim.name}, {self.name}: {key}: {number}{record['run_seconds']:.0f} s", flush=True)

@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_shear.core import collect_versions
 from hf_shear.data import load_domains, pack_domains, split_domains
 
+from ..provenance import BEFORE, code_digest, code_record, with_record
 from ..shared import ROOT
 from .family_forms import FAMILIES, make_family
 from .forms import FORMS, SHAPES, make_form
@@ -196,6 +197,11 @@ def _last_words(done: subprocess.CompletedProcess) -> str:
     return f"the process ended with {done.returncode}: {lines[-1][:300] if lines else ''}"
 
 
+def todays_code() -> str:
+    """Digest of the code that makes the numbers."""
+    return code_digest("examples.research.engines.measure", ("main",))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True)
@@ -228,6 +234,8 @@ def main() -> None:
             form: make_form(form, arguments.source, shapes, batches, work / "forms") for form in arguments.forms
         }
     expected = {form: reference(checkpoint, job) for form, checkpoint in checkpoints.items()}
+    before = results.get("code", [BEFORE] if results["runs"] else [])
+    results["code"] = with_record(before, code_record(todays_code()))
     output.parent.mkdir(parents=True, exist_ok=True)
     for engine in arguments.engines:
         jobs = {form: {**job, "checkpoint": str(path.absolute()), "precisions": precisions(engine, form),

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from hf_shear.publishing import ENGINES, EVIDENCE
 
+from ..provenance import BEFORE, noted, stale_note
 from ..shared import ROOT
+from .measure import todays_code
 
 RESULTS = ROOT / "model_cards" / "engines"
 RULES_PAGE, RESULTS_PAGE = ROOT / "examples" / "docs" / "engines.md", ROOT / "model_cards" / "engines.md"
@@ -100,9 +102,12 @@ def pages() -> dict[Path, str]:
         parts += [f"## {name}"]
         parts += [results_table(found, keys) for keys in (("llama_cpp",), ("ctranslate2", "openvino"), ("onnx", "mlx"))]
     families = families_table(results("families"))
+    made = [one for name in ("stories260K", "embedded", "families") for one in results(name).get("code", [BEFORE])]
+    unique = list({one["digest"]: one for one in made}.values())
+    note = stale_note(unique, todays_code(), "python -m examples.research.engines.measure ...")
     return {
         RULES_PAGE: filled("page_text.md", rules=rules_table()),
-        RESULTS_PAGE: filled("results_text.md", results="\n\n".join(parts), families=families),
+        RESULTS_PAGE: noted(note, filled("results_text.md", results="\n\n".join(parts), families=families)),
     }
 
 

@@ -1,0 +1,51 @@
+"""Build every page of results anew from what is kept: python -m examples.research.pages
+
+Nothing is measured. After a change of the code that results depend on, this writes on the pages concerned that they are
+stale; a test says which.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import bench_page, main_job, model_cards, p2_law_page, recovery_page, results_page, surgeon_tables
+from .claims import claims_page
+from .claims.claim_results import RESULTS as CLAIMS
+from .claims.claim_results import results_of
+from .engines import page as engines_page
+
+
+def pages() -> dict[Path, str]:
+    """The text of each page of results, and of each other page that takes a part from them."""
+    found = {
+        bench_page.PAGE: bench_page.page(),
+        claims_page.INDEX: claims_page.index(),
+        p2_law_page.PAGE: p2_law_page.page(),
+        recovery_page.PAGE: recovery_page.page(),
+        recovery_page.ADVISED: recovery_page.advised(),
+        results_page.PAGE: results_page.page(),
+        results_page.README: results_page.readme(),
+        surgeon_tables.PAGE: surgeon_tables.documented(),
+    }
+    for module in claims_page.modules():
+        path = CLAIMS / f"{module.CLAIM.name}.json"
+        if claims_page.is_finished(path):
+            found[path.with_suffix(".md")] = claims_page.claim_page(module, results_of(path))
+    if main_job.sources_of_page():
+        found[main_job.PAGE] = main_job.page(main_job.sources_of_page())
+    return (
+        found
+        | engines_page.pages()
+        | {folder / "README.md": str(model_cards.card(folder)) for folder in model_cards.models()}
+    )
+
+
+def main() -> None:
+    for path, text in pages().items():
+        if path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(path)
+
+
+if __name__ == "__main__":
+    main()
