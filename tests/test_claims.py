@@ -60,18 +60,32 @@ def test_no_script_is_without_a_config():
     assert {path.stem for path in CLAIMS.glob("*.py")} - helpers == set(NAMES)
 
 
-def test_a_comparison_is_held_only_beyond_the_spread():
+def test_a_comparison_is_held_only_if_the_interval_of_paired_differences_is_beyond_0():
     results = load("claim_results")
-    assert results.compare("a", [1.0, 1.1], [2.0, 2.1]).state == shared.HELD
-    assert results.compare("a", [2.0, 2.1], [1.0, 1.1]).state == shared.LOST
-    assert results.compare("a", [1.0, 1.3], [1.1, 1.4]).state == shared.TIE
-    text = results.compare("low below high", [1.0, 1.1], [2.0, 2.1]).text
-    assert text == "low below high: 1.050 ± 0.071 against 2.050 ± 0.071"
+    low, high = [1.0, 1.5, 2.0], [1.2, 1.71, 2.19]
+    assert results.compare("a", low, high).state == shared.HELD
+    assert results.compare("a", high, low).state == shared.LOST
+    assert results.compare("a", low, high[::-1]).state == shared.TIE  # the same losses, of other seeds
+    assert results.compare("a", [1.0, 1.1], [2.0, 2.3]).state == shared.TIE  # two seeds: 12.7 standard errors
+    assert results.compare("a", [1.0], [2.0]).state == shared.UNKNOWN
+    assert results.compare("a", low, [2.5]).state == shared.TIE  # a limit for all seeds
+    assert results.compare("a", low, [9.0]).state == shared.HELD
+    text = results.compare("low below high", low, high).text
+    assert text == "low below high: 1.500 ± 0.500 against 1.700 ± 0.495; by seed 0.200 (0.175 to 0.225)"
+    with pytest.raises(ValueError, match="seed by seed, but one has 3 seed.s. and the other 2"):
+        results.compare("a", low, [1.0, 2.0])
 
 
 @pytest.mark.parametrize(
     "states, expected",
-    [(["held", "held"], "held"), (["held", "tie"], "partly"), (["tie", "tie"], "not held"), (["not held"], "not held")],
+    [
+        (["held", "held"], "held"),
+        (["held", "tie"], "partly"),
+        (["tie", "tie"], "not held"),
+        (["not held"], "not held"),
+        (["no verdict"], "no verdict"),
+        (["no verdict", "not held"], "not held"),
+    ],
 )
 def test_a_claim_is_held_when_all_its_comparisons_are(states, expected):
     results = load("claim_results")
@@ -129,14 +143,14 @@ def test_an_arm_has_the_best_of_two_rates_over_all_seeds(tmp_path, sweep, second
         loss = (first, second)[seed][rate]
         if loss is None:
             raise study.TrainingDivergedError("known")
-        return {"mean": loss, "tokens": 1}
+        return {"mean": loss + 9 * rate, "mean_choice": loss, "tokens": 1}  # reported on other text than chosen by
 
     assert made.tune({"arm": "a"}, make, 2.0) == best
     with pytest.raises(ValueError, match="no learning rate of .* has a loss for each seed"):
         made.tune({"arm": "b"}, lambda rate, seed: {"mean": None}, 2.0)
     (source,) = results.results_of(made.output)
     assert set(source.sweep(arm="a")) == tried
-    assert source.losses(arm="a") == [first[best], second[best]]
+    assert source.losses(arm="a") == [first[best] + 9 * best, second[best] + 9 * best]
 
 
 def test_the_rate_that_counts_lies_between_two_others(tmp_path):
@@ -145,7 +159,7 @@ def test_the_rate_that_counts_lies_between_two_others(tmp_path):
     losses = {0: {1.0: 3.0, 2.0: 2.1, 4.0: 2.3, 8.0: 2.0, 16.0: 3.0}, 1: {2.0: 1.0, 8.0: 3.0}}
 
     def make(rate, seed):
-        return {"mean": losses[seed][rate]}
+        return {"mean": losses[seed][rate], "mean_choice": losses[seed][rate]}
 
     made.run({"arm": "a", "rate": 8.0, "seed": 0}, lambda: make(8.0, 0))  # kept, and the best of the first seed
     assert made.tune({"arm": "a"}, make, 2.0) == 2.0
@@ -156,16 +170,19 @@ def test_the_rate_that_counts_lies_between_two_others(tmp_path):
 def test_scratch_catches_up_between_two_budgets():
     results = load("claim_results")
     claim = load("sheared_llama_2_scratch")
-    runs = [{"arm": claim.SHEARED, "multiple": 1, "rate": 0.1, "seed": 0, "mean": 2.5}]
+    sheared = [{"arm": claim.SHEARED, "multiple": 1, "rate": 0.1, "seed": seed, "mean": 2.5} for seed in (0, 1)]
+    runs = [*sheared]
     for multiple, loss in ((1, 4.0), (4, 3.0), (16, 2.0)):
-        runs += [{"arm": claim.SCRATCH, "multiple": multiple, "rate": rate, "seed": 0, "mean": loss + rate}
-                 for rate in (0.0, 0.2)]  # fmt: skip
-    source = results.SourceResults("known", {"seeds": [0], "pipeline": True}, runs)
+        runs += [{"arm": claim.SCRATCH, "multiple": multiple, "rate": rate, "seed": seed, "mean": loss + rate}
+                 for rate in (0.0, 0.2) for seed in (0, 1)]  # fmt: skip
+    source = results.SourceResults("known", {"seeds": [0, 1], "pipeline": True}, runs)
     assert claim.catches_up(source) == pytest.approx(8.0)
     assert [check.state for check in claim.checks(source)] == ["held", "held", "not held"]
-    runs[0]["mean"] = 1.9
+    for run in sheared:
+        run["mean"] = 1.9
     assert claim.catches_up(source) is None and "more than 16 times" in claim.checks(source)[1].text
-    runs[0]["mean"] = 5.0
+    for run in sheared:
+        run["mean"] = 5.0
     assert claim.catches_up(source) == 1 and claim.checks(source)[1].state == "not held"
 
 
@@ -250,9 +267,9 @@ def test_the_paper_gets_the_share_that_needs_the_fewest_flops():
         tokens = recipe.needed(source, 1, recipe.tokens_of)  # 1,000 and 64 of calibration against 900 at the least
         assert tokens.ours == 1064 and tokens.ratio == pytest.approx(0.9 * ratio * 1000 / 1064)
     for own, losses, states in (
-        ({0.1: ahead}, {0: 2.5}, ["not held", "not held", "held", "not held", "not held", "not held"]),
-        ({0.1: slow}, {0: 2.5}, ["held"] * 5 + ["not held"]),  # and in the end the paper's is ahead
-        ({0.1: slow}, {0: 2.5, 1: 5.0}, ["tie", "not held", "held", "tie", "not held", "tie"]),  # one seed is not ahead
+        ({0.1: ahead}, {0: 2.5, 1: 2.5}, ["not held", "not held", "held", "not held", "not held", "not held"]),
+        ({0.1: slow}, {0: 2.5, 1: 2.5}, ["held"] * 5 + ["not held"]),  # and in the end the paper's is ahead
+        ({0.1: slow}, {0: 2.5, 1: 5.0}, ["tie", "not held", "tie", "tie", "not held", "tie"]),  # one seed is not ahead
     ):
         checks = recipe.checks(results.SourceResults(**recipe_results(own, losses)))
         assert [check.state for check in checks] == states
@@ -260,7 +277,7 @@ def test_the_paper_gets_the_share_that_needs_the_fewest_flops():
 
 def test_the_recipe_is_not_ahead_where_the_paper_s_cheapest_run_is():
     results, recipe = load("claim_results"), load("beyond_1_recipe")
-    source = results.SourceResults(**recipe_results({0.1: (2.0, 1.5, 1.0), 0.2: (9.0, 8.0, 7.0)}, {0: 2.5}))
+    source = results.SourceResults(**recipe_results({0.1: (2.0, 1.5, 1.0), 0.2: (9.0, 8.0, 7.0)}, {0: 2.5, 1: 2.5}))
     for run in source.runs:
         run["flops"] *= 1.1 if run["arm"] == "paper" else 1.0  # not for more than its own FLOPs, but for dearer ones
     assert recipe.needed(source, 1).at_once and recipe.checks(source)[1].state == "not held"
@@ -272,11 +289,34 @@ def test_the_recipe_is_not_ahead_where_the_paper_s_cheapest_run_is():
     assert recipe.needed(dear, 1) == recipe.Need(4e9, 1e9, never=True)  # of the first to end without it
 
 
-def test_tokens_rise_only_beyond_the_spread():
+def test_tokens_rise_only_if_every_step_does():
     rising = load("p2_law_3_how_many_tokens").rising
-    assert rising([[1.0, 1.1], [2.0, 2.1], [3.0, 3.1]]) == "held"
-    assert rising([[1.0, 1.1], [1.0, 1.2], [3.0, 3.1]]) == "tie"
-    assert rising([[1.0, 1.1], [1.0, 1.2], [0.5, 0.6]]) == "not held"
+    low, middle, high = [1.0, 1.5, 2.0], [2.0, 2.51, 2.99], [3.0, 3.5, 4.01]
+    assert rising([low, middle, high]) == shared.HELD
+    assert rising([low, low[::-1], high]) == shared.TIE
+    assert rising([low, low[::-1], [value - 9 for value in low]]) == shared.LOST
+    assert rising([[1.0], [2.0]]) == shared.UNKNOWN
+
+
+def test_rates_are_chosen_on_one_half_of_the_text_and_reported_on_the_other(tiny):
+    study, claim = load("study"), load("sheared_llama_2_scratch").CLAIM
+
+    def made(output, **changes):
+        return study.Study(claim, "tiny", tiny / "source", str(tiny / "text"), SETTINGS | changes, tiny / output)
+
+    swept = made("swept.json", sweep_rates=True)
+    first, second = study.halves(swept.data.judged)
+    for name, samples in swept.data.judged.items():
+        ids = [*first[name]["input_ids"], *second[name]["input_ids"]]
+        assert ids == list(samples["input_ids"]) and len(first[name]) == len(samples) // 2
+    both, whole = swept.judged(swept.source()), made("whole.json").judged(swept.source())
+    assert "mean_choice" not in whole and both["mean"] != both["mean_choice"]
+    assert (both["mean"] + both["mean_choice"]) / 2 == pytest.approx(whole["mean"], rel=1e-5)
+    with pytest.raises(ValueError, match="gives books, code a single sample"):
+        study.halves({name: samples.select([0]) for name, samples in swept.data.judged.items()})
+    swept.runs.append({"arm": "a", "rate": 1.0, "seed": 0, "mean": 2.0})  # kept from before
+    with pytest.raises(ValueError, match="holds swept runs of 'tiny' that were judged in one piece"):
+        swept.run({"arm": "a", "rate": 2.0, "seed": 0}, dict)
 
 
 def test_pages_and_tables_show_what_was_measured():

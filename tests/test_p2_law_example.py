@@ -117,9 +117,11 @@ def test_the_page_says_who_wins(tmp_path, monkeypatch):
 
 
 def test_a_law_that_loses_is_said():
-    rows = {"p2": [0.3], "carried": [0.2], "power_law": [0.25]}
+    rows = {"p2": [0.3, 0.3], "carried": [0.2, 0.2], "power_law": [0.25, 0.25]}
     text = build.verdicts({"size": rows})
-    assert text == "- largest source: the P2 law does not win: 30.0 %; the best baseline is `carried` at 20.0 %."
+    assert "the P2 law does not win: 30.0 ± 0.0 %; the best baseline is `carried` at 20.0 ± 0.0 %." in text
+    text = build.verdicts({"size": {name: errors[:1] for name, errors in rows.items()}})
+    assert "the P2 law has no verdict, from one seed: 30.0 %; the best baseline is `carried` at 20.0 %." in text
 
 
 def test_a_lead_within_the_spread_over_the_seeds_is_no_win():

@@ -278,16 +278,9 @@ def test_spread_holds_means_sample_deviations_and_wins():
     text = spread_table(seeds([2.1, 2.2, 2.3], taylor=[2.3, 2.1, 2.5]), 80)
     first, second, _ = text.split("\n\n")
     assert cells(first, "recovered") == ["2.200", "+-", "0.100", "-", "-"]
-    differences = [0.2, -0.1, 0.2]
-    assert cells(first, "taylor") == [
-        "2.300",
-        "+-",
-        "0.200",
-        "+0.100",
-        "+-",
-        f"{statistics.stdev(differences):.3f}",
-        *"2 of 3".split(),
-    ]
+    reach = 4.303 * statistics.stdev([0.2, -0.1, 0.2]) / 3**0.5  # Student's t, two degrees of freedom
+    interval = f"+0.100 ({0.1 - reach:+.3f} to {0.1 + reach:+.3f})"
+    assert cells(first, "taylor") == ["2.300", "+-", "0.200", *interval.split(), *"2 of 3".split()]
     assert cells(second, "0") == ["1.700", "3.000", "2.100*", "2.300"]
     assert cells(second, "1") == ["1.700", "3.000", "2.200", "2.100*"]
     assert max(map(len, text.splitlines())) <= 80 and text.isascii()
@@ -296,8 +289,8 @@ def test_spread_holds_means_sample_deviations_and_wins():
 def test_spread_beats_all():
     text = spread_verdict(seeds([2.10, 2.11, 2.12], taylor=[2.20, 2.22, 2.24], random=[2.5, 2.5, 2.5]))
     assert text == (
-        "Over 3 seeds, sheared and recovered (2.110 +- 0.010) beats all 2 baselines by more than the "
-        "spread: taylor, the closest, is 0.110 nats per token behind, against a spread of 0.020, at equal "
+        "Over 3 seeds, sheared and recovered (2.110 +- 0.010) beats all 2 baselines: taylor, the closest, is "
+        "+0.110 (+0.085 to +0.135) nats per token behind (95 % interval of the differences by seed), at equal "
         "tokens (1,024,000) and equal shape."
     )
 
@@ -306,16 +299,19 @@ def test_spread_does_not_beat_all():
     text = spread_verdict(
         seeds([2.1, 2.2, 2.3], taylor=[2.23, 2.23, 2.23], scratch=[1.9, 1.9, 1.9], random=[3.0, 3.0, 3.0])
     )
-    assert "does not beat all baselines by more than the spread" in text
-    assert "loses to scratch by 0.300, more than the spread (0.100)" in text
-    assert "is ahead of taylor by 0.030, within the spread (0.100)" in text
-    assert "beats random by 0.800, more than the spread (0.100)" in text
+    assert "does not beat all baselines, by the 95 % intervals of the differences by seed: it" in text
+    assert "loses to scratch by -0.300 (-0.548 to -0.052)" in text
+    assert "cannot be told from taylor, which is +0.030 (-0.218 to +0.278) above" in text
+    assert "beats random by +0.800 (+0.552 to +1.048)" in text
     assert "beats all" not in text
 
 
-def test_the_spread_is_that_of_the_wider_arm():
-    text = spread_verdict(seeds([2.2, 2.2, 2.2], taylor=[2.199, 2.299, 2.399]))
-    assert "is ahead of taylor by 0.099, within the spread (0.100)" in text
+def test_arms_are_compared_seed_by_seed():
+    wide = [2.0, 2.5, 3.0]  # what moves both arms of a seed says nothing of their difference
+    text = spread_verdict(seeds(wide, taylor=[2.1, 2.61, 3.09]))
+    assert "beats the only baseline: taylor, the closest, is +0.100 (+0.075 to +0.125)" in text
+    text = spread_verdict(seeds(wide, taylor=[3.09, 2.61, 2.1]))  # the same losses, of other seeds
+    assert "cannot be told from taylor, which is +0.100" in text
 
 
 def test_spread_does_not_claim_equal_tokens_for_all_if_one_differs():
@@ -335,7 +331,7 @@ def test_spread_of_runs_of_different_length():
 
 def test_one_seed_has_no_spread():
     text = spread_table(seeds([2.1], taylor=[2.3]), 80)
-    assert "One seed has no spread, so there is no verdict" in text and "n/a" in text
+    assert "One seed says nothing of others, so there is no verdict" in text and "n/a" in text
     assert spread_verdict(seeds([2.1, 2.2])).endswith("has no baselines to be compared with.")
 
 

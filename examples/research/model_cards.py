@@ -14,9 +14,11 @@ import json
 from pathlib import Path
 
 from hf_shear.evaluation import evaluation_table
-from hf_shear.publishing import SourceLicense, find_run, model_card, named_license, source_license, write_card
+from hf_shear.publishing import SourceLicense, find_run, model_card, named_license, source_license
 from hf_shear.publishing.local_paths import publishable
 
+from .compare_seeds import todays_code
+from .provenance import noted, stale_note
 from .shared import EXAMPLES, ROOT
 
 MODELS = ROOT / "model_cards" / "models"
@@ -67,6 +69,14 @@ def card(folder: Path):
     return model_card(files.pop("results"), name=folder.name, **files, **facts)
 
 
+def noted_card(folder: Path) -> str:
+    """The card's text, with a note under its title where the code has moved since."""
+    results = read(folder / FILES["results"]) or {}
+    header, mark, text = str(card(folder)).partition("\n# ")
+    again = results.get("command") or "the command below"
+    return header + mark + noted(stale_note(results.get("code"), todays_code(), again), text)
+
+
 def read(path: Path) -> dict | None:
     """Content of a JSON file, None if there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -99,7 +109,8 @@ def main() -> None:
         license = named_license(arguments.license, arguments.license_name, arguments.license_link)
         add(arguments.add[0], Path(arguments.add[1]), facts, license)
     for folder in models():
-        print(write_card(card(folder), folder / "README.md", overwrite=True))
+        (folder / "README.md").write_text(noted_card(folder), encoding="utf-8")
+        print(folder / "README.md")
     if MODELS / SHOWN in models():
         DOCS.write_text(documented(), encoding="utf-8")
 

@@ -22,7 +22,7 @@ from hf_shear.scaling_law.estimates import interval
 
 from .p2_law import law_runs, todays_code
 from .provenance import BEFORE, noted, stale_note
-from .shared import HELD, LOST, ROOT, TIE, few_colours, percent, state_of
+from .shared import HELD, LOST, ROOT, TIE, UNKNOWN, few_colours, percent, state_of
 
 RESULTS = ROOT / "model_cards" / "scaling_law"
 PAGE = ROOT / "model_cards" / "scaling_law.md"
@@ -50,7 +50,12 @@ nearest run that was fitted. `p2` and `p2_five` are told the control's loss at e
 `p2, relative` is fitted to residuals relative to the mean L - L0 of their run. The verdicts are on `p2`, as in
 the paper: the law wins, or loses, if the 95 % interval of the differences over the seeds does not hold 0."""
 
-VERDICTS = {HELD: "wins", TIE: "is level with the best baseline", LOST: "does not win"}
+VERDICTS = {
+    HELD: "wins",
+    TIE: "is level with the best baseline",
+    LOST: "does not win",
+    UNKNOWN: "has no verdict, from one seed",
+}
 TEST_TITLES = {"tokens": "last 20 % of tokens", "size": "largest source", "fraction": "largest fraction"}
 
 

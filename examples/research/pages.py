@@ -36,7 +36,7 @@ def pages() -> dict[Path, str]:
     return (
         found
         | engines_page.pages()
-        | {folder / "README.md": str(model_cards.card(folder)) for folder in model_cards.models()}
+        | {folder / "README.md": model_cards.noted_card(folder) for folder in model_cards.models()}
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from statistics import fmean
 from typing import NamedTuple
 
-from ..shared import HELD, LOST, TIE, best_rate, mean_and_spread, state_of
+from ..shared import HELD, LOST, TIE, UNKNOWN, best_rate, mean_and_spread, state_of
 from .claim_command import main
 from .claim_results import Check, Claim, SourceResults, calibration_tokens, compare, draw_means, markdown_table
 from .study import Study
@@ -34,7 +34,7 @@ CLAIM = Claim(
     "learning. The target removes heads and neurons, which is where compensation can act.",
 )
 PAPER, RANDOM = "paper", "random units, late decay"
-ENDS = {HELD: "ahead", TIE: "level", LOST: "behind"}
+ENDS = {HELD: "ahead", TIE: "level", LOST: "behind", UNKNOWN: "untold (one seed)"}
 
 
 class Arm(NamedTuple):

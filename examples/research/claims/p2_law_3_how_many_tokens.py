@@ -8,7 +8,7 @@ from statistics import fmean
 
 import numpy as np
 
-from ..shared import HELD, LOST, TIE, mean_and_spread, state_of
+from ..shared import HELD, LOST, TIE, UNKNOWN, mean_and_spread, state_of
 from .claim_command import main
 from .claim_results import Check, Claim, SourceResults, draw_means, markdown_table
 from .p2_runs import recovery_runs
@@ -82,9 +82,9 @@ def checks(source: SourceResults) -> list:
 
 
 def rising(values: list[list[float]]) -> str:
-    """HELD if each is above the one before by more than the spreads, LOST if one is below by more than them."""
+    """HELD if each is above the one before, LOST if one is below, by the intervals of their paired differences."""
     states = {state_of(lower, higher) for lower, higher in zip(values, values[1:], strict=False)}
-    return LOST if LOST in states else TIE if TIE in states else HELD
+    return next(state for state in (LOST, UNKNOWN, TIE, HELD) if state in states)
 
 
 def thousands(values: list[float]) -> str:

@@ -1,0 +1,193 @@
+"""Results name the code that made them; pages say where it has moved; one arm of each page is made again and compared."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from examples.research import main_job, provenance
+from examples.research.claims.claim_command import sources_of
+from examples.research.claims.claim_results import CONFIGS, RESULTS, STORIES, code_of, results_of
+from examples.research.claims.study import Study
+from examples.research.pages import pages
+from examples.research.provenance import code_digest, fingerprint, is_current, reached, stale_note, with_record
+
+CODE = '''
+from dataclasses import field
+
+def loss(rate: float = 0.5, steps=field(default=3, metadata={"help": "steps"})):
+    """What it is."""
+    if rate < 0:
+        raise ValueError(f"`rate` is {rate}")
+    warnings.warn("small", stacklevel=2)
+    return rate * 2
+'''
+SAME = {
+    "a docstring": ('"""What it is."""', '"""Something else."""'),
+    "a comment": ("return rate * 2", "return rate * 2  # twice"),
+    "an annotation": ("rate: float", "rate: int"),
+    "the text of an error": ("`rate` is {rate}", "no {rate}"),
+    "a warning": ('"small"', '"little"'),
+    "help": ('"help": "steps"', '"help": "more"'),
+    "a line break": ("return rate * 2", "return (\n        rate * 2\n    )"),
+}
+OTHER = {
+    "a number": ("* 2", "* 3"),
+    "a default": ("= 0.5", "= 0.6"),
+    "a condition": ("rate < 0", "rate <= 0"),
+    "a kind of error": ("ValueError", "TypeError"),
+}
+TOLERANCE = 1e-3
+"""Relative, between an arm kept and made again: another machine rounds otherwise, and training makes more of it."""
+QUICK_SECONDS = 6.0  # of an arm, for the default suite
+
+
+def digest(changed: tuple[str, str] = ("", "")) -> str:
+    assert changed[0] in CODE
+    return fingerprint(ast.parse(CODE.replace(*changed)))
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_what_changes_no_number_does_not_count(name):
+    assert digest(SAME[name]) == digest()
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_what_may_change_a_number_counts(name):
+    assert digest(OTHER[name]) != digest()
+
+
+def test_an_entry_reaches_what_it_needs_and_no_page():
+    found, rooms = reached("examples.research.claims.llm_surgeon_1_update", ["runs"])
+    names = {name for _, name in found}
+    assert {"measure", "updated", "kobd", "prune_units", "Study", "best_rate", "SourceResults"} <= names
+    assert not names & {"rise_table", "draw_rises", "table", "checks", "markdown_table"} and "sparsity" in rooms
+    found, rooms = reached("examples.research.main_job", ["MainJob"])
+    assert {"MainJob", "stdlib_domains", "Study"} <= {name for _, name in found} and "sparsity" not in rooms
+    with pytest.raises(ValueError, match="examples.research.bench has no nothing"):
+        code_digest("examples.research.bench", ("nothing",))
+
+
+def test_the_digest_follows_code_and_settings(tmp_path, monkeypatch):
+    config = tmp_path / "a.yaml"
+    config.write_text("settings: {seeds: [0]}\nsmall: {seeds: [1]}\n")
+    first = code_digest("examples.research.bench", ("main",), config)
+    config.write_text("# a word\nsettings:\n  seeds: [0]\nsmall: {}\n")
+    code_digest.cache_clear()
+    assert code_digest("examples.research.bench", ("main",), config) == first
+    config.write_text("settings: {seeds: [2]}\n")
+    code_digest.cache_clear()
+    assert code_digest("examples.research.bench", ("main",), config) != first
+    code_digest.cache_clear()
+    before = code_digest("examples.research.bench", ("main",))
+    monkeypatch.setattr(provenance, "_room", lambda name: "moved" if name == "pruning" else "as it was")
+    code_digest.cache_clear()
+    assert code_digest("examples.research.bench", ("main",)) != before
+    code_digest.cache_clear()
+
+
+def test_a_page_says_where_the_code_has_moved():
+    one, other = {"commit": "abc", "date": "2026-11-24", "digest": "1"}, {"commit": "def+", "date": "x", "digest": "2"}
+    assert stale_note([one], "1", "make") == "" and is_current([one], "1")
+    note = (
+        "> The code that these numbers depend on has changed since they were made (commit abc (2026-11-24)): they may"
+    )
+    assert stale_note([one], "2", "make") == f"{note} differ today. Run again: `make`."
+    assert stale_note([one], "3", "make") == stale_note([one], "2", "make")  # once stale, the page stays as it is
+    assert "commit abc (2026-11-24) and def+ (x)" in stale_note([one, other], "2", "make")
+    for without in ([], None, [provenance.BEFORE], [one, provenance.BEFORE]):
+        assert stale_note(without, "1", "make").startswith("> These numbers were made before results named their code")
+    assert with_record([one], {**one, "commit": "new"}) == [one] and with_record([one], other) == [one, other]
+    assert provenance.noted("> note", "# Title\n\ntext\n") == "# Title\n\n> note\n\ntext\n"
+    assert provenance.noted("", "# Title\n\ntext\n") == "# Title\n\ntext\n"
+    record = provenance.code_record("1")
+    assert record["digest"] == "1" and set(record) == set(one)
+
+
+def test_pages_say_what_is_kept_and_whether_the_code_has_moved_since():
+    wrong = [str(path.name) for path, text in pages().items() if path.read_text(encoding="utf-8") != text]
+    assert not wrong, f"{wrong} are not what is kept, or do not say that their code has moved: {provenance.REBUILD}"
+
+
+# One arm of each page again
+
+
+class OneArm(Study):
+    """A study that takes every kept arm as it is, but makes the cheapest one again."""
+
+    again: dict | None = None
+
+    def run(self, key: dict, make) -> dict:
+        kept = next((run for run in self.runs if key.items() <= run.items()), None)
+        if kept is None:
+            raise AssertionError(f"{self.output.name} lacks {key}, which the study makes today.")
+        cheapest = min(self.runs, key=lambda run: run["run_seconds"] + run.get("training_seconds", 0))
+        if kept is cheapest and self.again is None:
+            self.again = make()
+        return kept
+
+
+def numbers(record: dict) -> dict[str, float]:
+    return {name: value for name, value in record.items() if isinstance(value, float) and "seconds" not in name}
+
+
+def kept_claims() -> list:
+    """Claims by the seconds of their cheapest arm: those of seconds are in the default suite."""
+    found = []
+    for path in sorted(RESULTS.glob("*.json")):
+        sources = json.loads(path.read_text())["sources"]
+        seconds = min(run["run_seconds"] for run in sources[cheapest_source(sources)]["runs"])
+        marks = [] if seconds <= QUICK_SECONDS and not path.stem.startswith("p2_law") else [pytest.mark.slow]
+        found.append(pytest.param(path.stem, marks=marks))
+    return found
+
+
+def cheapest_source(sources) -> str:
+    return STORIES if STORIES in sources else next(iter(sources))
+
+
+@pytest.mark.parametrize("name", kept_claims())
+def test_one_arm_of_a_claim_again(name, shared_data):
+    module = importlib.import_module(f"examples.research.claims.{name}")
+    path = RESULTS / f"{name}.json"
+    sources = {source.name: source for source in results_of(path)}
+    if not is_current(next(iter(sources.values())).code, code_of(module.CLAIM)):
+        pytest.skip("stale, as its page says: run it again")
+    assert (CONFIGS / f"{name}.yaml").is_file()
+
+    class Options:
+        data_dir = str(shared_data / "data" / "redpajama_sample")
+        stories = shared_data / "models" / "stories260K", str(shared_data / "data" / "tinystories")
+
+    chosen = cheapest_source(sources)
+    place = next(place for place in sources_of(module.CLAIM, Options) if place[0] == chosen)
+    study = OneArm(module.CLAIM, *place, sources[chosen].settings, path)
+    module.runs(study)
+    assert study.again is not None
+    kept = min(study.runs, key=lambda run: run["run_seconds"] + run.get("training_seconds", 0))
+    assert numbers(study.again) == pytest.approx(
+        {name: kept[name] for name in numbers(study.again)}, rel=TOLERANCE, abs=1e-6
+    )
+
+
+def test_one_cut_of_the_main_job_again():
+    if not main_job.RESULTS.is_file():
+        pytest.skip("it was not run yet")
+    source = next((one for one in results_of(main_job.RESULTS) if one.name == main_job.EMBEDDED), None)
+    if source is None or not is_current(source.code, main_job.todays_code()):
+        pytest.skip("stale, as its page says: run it again")
+    place = main_job.EXAMPLES / "embedded" / "model"
+    job = main_job.MainJob(main_job.CLAIM, source.name, place, None, source.settings, main_job.RESULTS)
+    kept = source.select(arm="random", budget=main_job.TOKENS, seed=0)[0]
+    _, cost = job.cut({name: kept[name] for name in ("arm", "budget", "rate", "seed")})
+    assert cost["before"] == pytest.approx(kept["before"], rel=TOLERANCE)
+
+
+def test_an_arm_that_gives_another_number_is_found():
+    assert numbers({"mean": 1.0, "run_seconds": 2.0, "arm": "x", "tokens": 3}) == {"mean": 1.0}
+    assert {"mean": 1.0} != pytest.approx({"mean": 1.01}, rel=TOLERANCE)
+    assert Path(provenance.__file__).name == "provenance.py"
