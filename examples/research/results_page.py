@@ -124,7 +124,7 @@ def recipes_table() -> str:
 
 def readme_table() -> str:
     """One row per setting: mean held-out loss of each arm over the seeds."""
-    arms, stale = ["source", "recovered", "taylor", "random", "scratch"], []
+    arms = ["source", "recovered", "taylor", "random", "scratch"]
     lines = ["| run | seeds | kept | " + " | ".join(arms) + " |", "|---" * (len(arms) + 3) + "|"]
     for name, runs in settings().items():
         if name.startswith(FAMILY) or not set(runs[0]["baselines"]) >= set(arms[2:]):
@@ -134,10 +134,8 @@ def readme_table() -> str:
             means = [(run[arm] if arm in run else run["baselines"][arm])["mean"] for run in runs]
             cells.append(f"{means[0]:.3f}" if arm == "source" else mean_and_spread(means))
         kept = runs[0]["recovered"]["num_parameters"] / runs[0]["source"]["num_parameters"]
-        lines.append(f"| {name} | {len(runs)} | {kept:.0%} | " + " | ".join(cells) + " |")
-        stale += [name] if note_of(name, runs) else []
-    if stale:
-        lines += ["", f"The code has changed since {', '.join(stale)} ran: numbers may differ today."]
+        label = f"{name} (older code)" if note_of(name, runs) else name
+        lines.append(f"| {label} | {len(runs)} | {kept:.0%} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
