@@ -291,6 +291,7 @@ RANGES = [
         ("start_noise", "nan", FINITE),
         ("start_noise", "-1", NOT_NEGATIVE),
         ("shape_gap_tolerance", "-1", NOT_NEGATIVE),
+        ("min_swapped_units", "-1", NOT_NEGATIVE),
         ("shape_gap_tolerance", "nan", FINITE),
         ("distillation_temperature", "0", ABOVE_0),
         ("distillation_temperature", "nan", FINITE),

@@ -78,6 +78,7 @@ def finished(inputs, tmp_path_factory):  # noqa: F811
         "calibration_batch_size": 4, "per_device_train_batch_size": 4, "eval_token_share": 0.9, "use_cpu": True,
         "report_to": "none", "output_dir": str(folder), "logging_steps": 4, "eval_steps": 2, "learning_rate": 1e-2,
         "shape_gap_tolerance": 1e9,
+        "min_swapped_units": 0,
     }  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     written = []
@@ -158,7 +159,7 @@ def test_frozen_weights_stay_the_source_s_while_masks_are_learned(inputs, tmp_pa
     )  # fmt: skip
     args = ShearTrainingArguments(
         str(tmp_path), per_device_train_batch_size=4, use_cpu=True, report_to="none", eval_strategy="no",
-        disable_tqdm=True, shape_gap_tolerance=1e9,
+        disable_tqdm=True, shape_gap_tolerance=1e9, min_swapped_units=0,
     )  # fmt: skip
     bench = Bench(arguments, args)
     bench.results["source"] = {"loss": dict.fromkeys(bench.data.train, 1.0)}

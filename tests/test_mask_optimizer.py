@@ -56,7 +56,7 @@ def test_state_comes_back_bit_for_bit(tmp_path):
     for step in range(3):
         set_gradients(masks, 0.3 + step)
         mine.step(step)
-    mine.save(tmp_path)
+    mine.save(tmp_path, {})
     other = masked_model("hard_concrete").masks
     theirs = optimizer(other)
     theirs.load(tmp_path)

@@ -70,6 +70,7 @@ def inputs(tmp_path_factory) -> dict:
         "disable_tqdm": True,
         "use_cpu": True,
         "baseline_learning_rates": {"scratch": 0.02},
+        "min_swapped_units": 0,
     }
 
 
@@ -330,7 +331,8 @@ def test_a_finished_run_is_neither_overwritten_nor_run_again(whole, run, tmp_pat
 # ---- units chosen at once -------------------------------------------------------------------------------------
 
 
-AT_ONCE = {"mask_tokens": 0, "recovery_tokens": 12 * STEP_TOKENS, "eval_token_share": 1.0, "shape_gap_tolerance": 1e9}
+AT_ONCE = {"mask_tokens": 0, "recovery_tokens": 12 * STEP_TOKENS, "eval_token_share": 1.0, "shape_gap_tolerance": 1e9,
+           "min_swapped_units": 0}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -511,7 +513,7 @@ PIPELINE_OPTIONS = """as_family baseline_learning_rates baselines block_diagonal
     text_field""".split()
 TRAINING_OPTIONS = """activation_checkpointing activation_checkpointing_kwargs budget_warmup_ratio clamp_excess clip_masks
     distillation distillation_temperature distillation_weight dynamic_batches end_temperature
-    eval_token_share hardening_ratio mask_learning_rate mask_scheduler mixture_ceiling mixture_floor
+    eval_token_share hardening_ratio mask_learning_rate mask_scheduler min_swapped_units mixture_ceiling mixture_floor
     mixture_weights multiplier_learning_rate num_tokens peft_config recovery_method reference_losses
     shape_gap_tolerance start_noise start_temperature trust_checkpoint""".split()
 

@@ -129,6 +129,7 @@ def make_args(output_dir: str | Path, **changes) -> ShearTrainingArguments:
         "budget_warmup_ratio": 0.0,
         "eval_token_share": 0.9,
         "shape_gap_tolerance": 1e9,
+        "min_swapped_units": 0,
         "disable_tqdm": True,
         "use_cpu": True,
         "report_to": "none",

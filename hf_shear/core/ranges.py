@@ -173,6 +173,7 @@ RANGES: dict[str, Range] = {
     "start_temperature": _positive("a temperature such as 1"),
     "end_temperature": _positive("a temperature such as 0.05"),
     "start_noise": _not_negative("a scale such as 0.5; 0 is none"),
+    "min_swapped_units": _not_negative("a number of units such as 1", whole=True),
     "shape_gap_tolerance": _not_negative("a share such as 0.01"),
     "mask_start_spread": _positive("a spread such as 4"),
     "spread": _positive("a spread such as 4"),

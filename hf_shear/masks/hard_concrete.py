@@ -38,6 +38,7 @@ class HardConcrete(MaskStrategy):
     in_words = "hard concrete masks under a Lagrangian, as in the paper (`hard_concrete`)"
     start_value = 5.0  # of the reference code, before its clamp
     learning_rate = 1.0  # the paper, section 3.1
+    travel = 0.0  # its rate is far beyond what it takes to close a gate
     budget_warmup_ratio = 0.2  # the paper, section 3.1
     has_multipliers = True
     draws_zeros = True

@@ -249,6 +249,23 @@ class ShearingMasks(nn.Module):
             **self._mlp_sizes(lambda kind: budgets[kind.name], float(self.source.intermediate_size)),
         }
 
+    def swapped_units(self, start: dict[str, Tensor]) -> dict[str, int]:
+        """Units that an export now would keep and one at the start would not have kept, per shape name, over all layers.
+
+        Args:
+            start: ``kept_units()`` of the start.
+        """
+        now = self.kept_units()
+        new = {name: int((now[name] & ~start[name]).sum()) for name in now}
+        heads = [kept[KEY_VALUE_HEAD].unsqueeze(-1) & kept[QUERY_HEAD] for kept in (now, start)]
+        return {
+            "hidden_size": new[HIDDEN],
+            "num_hidden_layers": new[LAYER],
+            "num_attention_heads": int((heads[0] & ~heads[1]).sum()),
+            "num_key_value_heads": new[KEY_VALUE_HEAD],
+            **self._mlp_sizes(lambda kind: new[kind.name], 0),
+        }
+
     @torch.no_grad()
     def kept_below_half(self) -> dict[str, int]:
         """Units that an export now would keep although their noise-free value is below one half, per shape name.

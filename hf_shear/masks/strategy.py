@@ -24,7 +24,9 @@ class MaskStrategy(ABC):
     Attributes:
         in_words: what a model card says of masks learned so.
         start_value: default start value of log_alpha.
-        learning_rate: default learning rate of log_alpha.
+        learning_rate: least default learning rate of log_alpha.
+        travel: how far a score shall be able to go before masks harden, all steps in one direction; in few steps the
+            default rate rises to what that takes.
         budget_warmup_ratio: default share of the steps over which the size falls from the source's to the target's.
         has_multipliers: whether ``penalty`` is needed to meet the target; its two multipliers are learned then.
         draws_zeros: whether gates are exactly 0 in some draws.
@@ -34,10 +36,19 @@ class MaskStrategy(ABC):
     in_words: ClassVar[str]
     start_value: ClassVar[float]
     learning_rate: ClassVar[float]
+    travel: ClassVar[float]
     budget_warmup_ratio: ClassVar[float]
     has_multipliers: ClassVar[bool]
     draws_zeros: ClassVar[bool]
     deterministic_is_binary: ClassVar[bool]
+
+    def default_rate(self, num_steps: int) -> float:
+        """Learning rate of log_alpha for masks that move freely for ``num_steps`` steps.
+
+        AdamW moves a score by about the rate in each step, at most. At ``learning_rate`` a short training moves no score past
+        its neighbour, and keeps what its start would keep. So the rate is at least ``travel / num_steps``.
+        """
+        return max(self.learning_rate, self.travel / max(num_steps, 1))
 
     @abstractmethod
     def sample(self, kind: UnitKind, log_alpha: Tensor, phase: MaskPhase, uniform: Tensor) -> Tensor:

@@ -67,7 +67,9 @@ class ShearTrainingArguments(TrainingArguments):
     # Masks
     mask_learning_rate: float | None = field(
         default=None,
-        metadata={"help": f"Learning rate of log_alpha. Default: {_MASK_RATES}."},
+        metadata={
+            "help": f"Learning rate of log_alpha. Default: {_MASK_RATES}; more in few steps, so that units can swap."
+        },
     )
     multiplier_learning_rate: float = field(
         default=1.0, metadata={"help": "Peak learning rate of the Lagrange multipliers (hard_concrete only)."}
@@ -104,6 +106,11 @@ class ShearTrainingArguments(TrainingArguments):
     shape_gap_tolerance: float = field(
         default=0.01,
         metadata={"help": "Warn if the expected shape is further than this share from the target when masks harden."},
+    )
+
+    min_swapped_units: int = field(
+        default=1,
+        metadata={"help": "Warn if mask learning keeps fewer units than this that its start would have cut. 0: never."},
     )
 
     # Recovery
@@ -243,9 +250,11 @@ class ShearTrainingArguments(TrainingArguments):
             return None
         return DistillationSettings(self.distillation, self.distillation_temperature, self.distillation_weight)
 
-    def mask_rate(self, method: str) -> float:
-        """Learning rate of log_alpha for a mask method."""
-        return STRATEGIES[method].learning_rate if self.mask_learning_rate is None else self.mask_learning_rate
+    def mask_rate(self, method: str, num_steps: int) -> float:
+        """Learning rate of log_alpha for a mask method whose masks move freely for ``num_steps`` steps."""
+        if self.mask_learning_rate is not None:
+            return self.mask_learning_rate
+        return STRATEGIES[method].default_rate(num_steps)
 
     def mask_schedule(self, total_steps: int, method: str) -> MaskSchedule:
         """The schedule of a mask method over ``total_steps`` optimizer steps."""

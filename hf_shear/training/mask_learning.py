@@ -16,6 +16,7 @@ from .arguments import ShearTrainingArguments
 from .history import EXPECTED, TARGET
 from .mask_optimizer import MASKS, MULTIPLIERS, MaskOptimizer
 from .part import Part
+from .progress import tell
 from .schedules import peak_share
 
 
@@ -32,6 +33,7 @@ class MaskLearning(Part):
         optimizer: of masks and multipliers; None before the first training.
         lagrangian: sum of the penalties since the last log, a scalar.
         report: ``mask_report`` of the masks just before they harden; None before that.
+        kept_at_start: units that the start would keep, by kind.
     """
 
     name = "masks"
@@ -41,8 +43,9 @@ class MaskLearning(Part):
         masks = model().masks
         masks.rank = args.process_index
         method = masks.settings.method
-        self.rate = args.mask_rate(method)
         self.schedule = args.mask_schedule(args.max_steps, method) if args.max_steps > 0 else None
+        self.rate = args.mask_rate(method, self.schedule.hardening_start if self.schedule else 1)
+        self.kept_at_start: dict[str, Tensor] = {}
         self.optimizer: MaskOptimizer | None = None
         self.start()
 
@@ -63,6 +66,7 @@ class MaskLearning(Part):
         Their learning rate is constant until they harden, unless told otherwise.
         """
         args, hardening = self.args, self._schedule().hardening_start
+        self.kept_at_start = self.masks.kept_units()
         self.model().take_masks_apart()
         constant = args.mask_scheduler == "constant"
         self.optimizer = MaskOptimizer(
@@ -121,8 +125,27 @@ class MaskLearning(Part):
         if self.report is not None or step < schedule.hardening_start:
             return
         self.set_phase(schedule.hardening_start - (1 if schedule.hardening_steps else 0))
-        self.report = mask_report(self.masks)
+        self.report = mask_report(self.masks) | {
+            "swapped": self.masks.swapped_units(self.kept_at_start), "learning_rate": self.rate,
+        }  # fmt: skip
         warn_if_off_target(self.report, self.args.shape_gap_tolerance)
+        self._tell_swaps(self.report["swapped"])
+
+    def _tell_swaps(self, swapped: dict[str, int]) -> None:
+        """Say how many units mask learning has changed, and warn if it has changed none."""
+        shown = ", ".join(f"{name} {number}" for name, number in swapped.items() if number)
+        if self.args.process_index == 0:
+            tell(self.args, f"Kept units that the masks' start would have cut: {shown or 'none'}.")
+        least = self.args.min_swapped_units
+        if self.masks.constrained and sum(swapped.values()) < least:
+            warnings.warn(
+                f"Mask learning has changed {sum(swapped.values())} units of what its start keeps, fewer than"
+                f" `min_swapped_units` ({least}): the masks have hardly learned. Learn masks for more tokens, raise"
+                f" `mask_learning_rate` ({self.rate:g}), or choose at once (`hf-shear prune`), which costs less. Silence"
+                " this with `min_swapped_units=0`.",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def check_steps(self, step: int) -> None:
         """Warn if a training has ended at ``step``, before its last."""
@@ -171,12 +194,12 @@ class MaskLearning(Part):
     def save_files(self, checkpoint: str) -> None:
         """Masks, multipliers and their moments."""
         assert self.optimizer is not None
-        self.optimizer.save(checkpoint)
+        self.optimizer.save(checkpoint, self.kept_at_start)
 
     def load_files(self, checkpoint: str) -> None:
         """Masks, multipliers and their moments."""
         assert self.optimizer is not None
-        self.optimizer.load(checkpoint)
+        self.kept_at_start = self.optimizer.load(checkpoint)
 
 
 def mask_report(masks: ShearingMasks) -> dict:

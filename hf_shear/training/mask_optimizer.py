@@ -20,6 +20,7 @@ from ..masks import ShearingMasks
 
 MASKS, MULTIPLIERS = "masks", "multipliers"
 MASK_STATE_NAME = "mask_optimizer.safetensors"
+_START = "kept_at_start."
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -98,19 +99,20 @@ class MaskOptimizer:
         dist.all_reduce(differs)
         return bool(differs.item())
 
-    def save(self, folder: str | os.PathLike) -> None:
-        """Write masks, multipliers and moments to ``mask_optimizer.safetensors``."""
+    def save(self, folder: str | os.PathLike, kept_at_start: dict[str, Tensor]) -> None:
+        """Write masks, multipliers, moments, and the units that the start keeps, to ``mask_optimizer.safetensors``."""
         tensors = {name: parameter.detach() for name, parameter in self._named.items()}
         for name, parameter in self._named.items():
             assert self.optimizer is not None
             state = self.optimizer.state.get(parameter, {})
             tensors |= {f"{name}.{moment}": state[moment] for moment in _MOMENTS if moment in state}
+        tensors |= {f"{_START}{kind}": kept for kind, kept in kept_at_start.items()}
         path = os.path.join(folder, MASK_STATE_NAME)
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
 
     @torch.no_grad()
-    def load(self, folder: str | os.PathLike) -> None:
-        """Read what ``save`` wrote.
+    def load(self, folder: str | os.PathLike) -> dict[str, Tensor]:
+        """Read what ``save`` wrote; returns the units that the start keeps.
 
         Raises:
             ValueError: the file is not there, or is of other masks.
@@ -137,6 +139,8 @@ class MaskOptimizer:
                 self.optimizer.state[parameter] = {
                     moment: value if moment == "step" else value.to(parameter.device) for moment, value in state.items()
                 }
+
+        return {name.removeprefix(_START): kept for name, kept in tensors.items() if name.startswith(_START)}
 
     def _gradients(self) -> list[Tensor]:
         """Gradients of all parameters; those that no loss reached are zero, as every process must send the same."""

@@ -269,6 +269,7 @@ TRAINER_OPTIONS: dict[str, Option] = {
     "start_noise": _works(),
     "clip_masks": _works("Refused under DeepSpeed (backends.py)."),
     "shape_gap_tolerance": _works(resume=LOGGING),
+    "min_swapped_units": _works(resume=LOGGING),
     "recovery_method": _works("Masks are learned with all weights."),
     "peft_config": _works(resume=ELSEWHERE + "by what it says, whether as a file or as text"),
     "distillation": _works(),

@@ -265,7 +265,7 @@ class Study:
             num_tokens=num_tokens, per_device_train_batch_size=self.batch_size, eval_strategy="steps", eval_steps=0.1,
             per_device_eval_batch_size=2 * self.batch_size, warmup_steps=0.05,
             lr_scheduler_type="cosine", save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
-            eval_token_share=0.2, shape_gap_tolerance=1.0, seed=seed,
+            eval_token_share=0.2, shape_gap_tolerance=1.0, min_swapped_units=0, seed=seed,
         )  # fmt: skip
         if "learning_rate" not in changes:
             own["learning_rate"] = self.learning_rate
