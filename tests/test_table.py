@@ -170,6 +170,15 @@ def test_unequal_shape_and_held_out_tokens_are_named():
     assert "and equal shape" not in text
 
 
+def test_what_choosing_units_cost_is_in_the_verdict():
+    results = run(baselines={"taylor": 2.3})
+    results["recovered"]["flops"], results["baselines"]["taylor"]["flops"] = 1.15e12, 1e12
+    assert "at equal tokens (1,024,000), 1.15 times its FLOPs and equal shape" in verdict(results)
+    assert cells(comparison_table(results, 100), "recovered")[6] == "1.15e+12"
+    results["recovered"]["flops"] = 1.004e12
+    assert "at equal tokens (1,024,000), equal FLOPs and equal shape" in verdict(results)
+
+
 def test_billions_of_tokens_are_short_in_the_table_and_exact_in_the_verdict():
     results = run(tokens=50_000_204_801)
     results["tokens"]["recovery"] = 50_000_000_000

@@ -45,8 +45,8 @@ class MaskStrategy(ABC):
     def default_rate(self, num_steps: int) -> float:
         """Learning rate of log_alpha for masks that move freely for ``num_steps`` steps.
 
-        AdamW moves a score by about the rate in each step, at most. At ``learning_rate`` a short training moves no score past
-        its neighbour, and keeps what its start would keep. So the rate is at least ``travel / num_steps``.
+        AdamW moves a score by about the rate in each step, at most. At ``learning_rate`` a short training moves no score
+        past its neighbour, and keeps what its start would keep. So the rate is at least ``travel / num_steps``.
         """
         return max(self.learning_rate, self.travel / max(num_steps, 1))
 

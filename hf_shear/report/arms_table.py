@@ -226,6 +226,10 @@ def _tolerance(*arms: Arm) -> float:
 def _conditions(recovered: Arm, other: Arm) -> str:
     """What the two had in common, as the numbers say."""
     parts = [_token_condition(recovered.tokens, other.tokens)]
+    own_flops, other_flops = (arm.record.get("flops") for arm in (recovered, other))
+    if own_flops and other_flops:
+        ratio = own_flops / other_flops
+        parts.append(f"{ratio:.2f} times its FLOPs" if abs(ratio - 1) >= 0.005 else "equal FLOPs")
     own, others = recovered.record["shape"], other.record["shape"]
     differing = [name for name in (*TARGET_NAMES, "head_dim") if own.get(name) != others.get(name)]
     if differing:
@@ -236,7 +240,7 @@ def _conditions(recovered: Arm, other: Arm) -> str:
     own_eval, other_eval = recovered.record["eval_tokens"], other.record["eval_tokens"]
     if own_eval != other_eval:
         parts.append(f"on unequal held-out sets ({own_eval:,} against {other_eval:,} tokens)")
-    return " and ".join(parts) if len(parts) == 2 else ", ".join(parts)
+    return ", ".join(parts[:-1]) + f" and {parts[-1]}"
 
 
 def _token_condition(own: int | None, other: int | None) -> str:
