@@ -39,6 +39,7 @@ RESULTS, PAGE = ROOT / "model_cards" / "main_job.json", ROOT / "model_cards" / "
 EMBEDDED = "embedded"
 TOKENS, FLOPS = "equal tokens", "equal FLOPs"
 BUDGETS = (TOKENS, FLOPS)
+WORDS = {"share": "tokens for masks", "mask_rate": "mask rate", "num_batches": "calibration batches"}
 CLAIM = Claim(name="main_job", statement="The default beats its rivals at equal training tokens and at equal FLOPs")
 SMALL_FOLDER = Path("main_job_small")
 
@@ -51,6 +52,7 @@ class MainJob(Study):
         """Digest of the code that makes the arms."""
         return todays_code()
 
+    _num_batches = 1
     _cut: tuple[dict, PreTrainedModel, dict] | None = None
     """The last cut: its key, the model and what it cost. Rates of one arm and seed start from the same one."""
 
@@ -65,8 +67,8 @@ class MainJob(Study):
         )  # fmt: skip
 
     def calibration(self, seed: int, num_batches: int | None = None) -> Calibration:
-        """A draw of calibration text, in batches of a size of its own."""
-        num_batches = num_batches or self.calibration_batches
+        """A draw of calibration text, in batches of a size of its own; one batch where nothing is chosen by it."""
+        num_batches = num_batches or self._num_batches
         return Calibration.from_domains(self.data.train, self.calibration_batch_size, num_batches, seed)
 
     def compare(self) -> None:
@@ -84,7 +86,8 @@ class MainJob(Study):
         first = self.learning_rate * self.arms[arm].get("first_rate", 1)
         tried = first_choices(self.settings, arm)
         for name, values in self.arms[arm].get("tried", {}).items():
-            losses = {value: self.attempt(arm, tried | {name: value}, first) for value in values}
+            budget = FLOPS if name == "num_batches" else TOKENS  # more text costs nothing at equal tokens
+            losses = {value: self.attempt(arm, tried | {name: value}, first, budget) for value in values}
             tried[name] = best_rate(losses)
         found, wanted = {}, [first]
         while wanted:
@@ -94,9 +97,9 @@ class MainJob(Study):
             raise ValueError(f"{arm} diverged at every rate that was tried: {[*found]}.")
         return tried, best_rate(found)
 
-    def attempt(self, arm: str, tried: dict, rate: float) -> float | None:
+    def attempt(self, arm: str, tried: dict, rate: float, budget: str = TOKENS) -> float | None:
         """The loss of the first seed to choose by; None where training diverged."""
-        key = {"arm": arm, **tried, "budget": TOKENS, "rate": rate, "seed": self.seeds[0]}
+        key = {"arm": arm, **tried, "budget": budget, "rate": rate, "seed": self.seeds[0]}
 
         def make() -> dict:
             try:
@@ -146,14 +149,14 @@ class MainJob(Study):
     def chosen(self, key: dict) -> tuple[PreTrainedModel, dict]:
         """A model of the target's shape, and what the choice cost."""
         choices, target, seed = self.arms[key["arm"]], self.target(), key["seed"]
+        self._num_batches = key.get("num_batches", 1)
         if "scratch" in choices:
             return self.scratch(target, seed), {"chosen_flops": 0.0, "mask_tokens": 0}
         if "prune" in choices:
-            options = dict(choices["prune"])
             with counted_flops() as counted:
-                model = self.prune(target, seed, options.pop("num_batches", None), **options)
+                model = self.prune(target, seed, **choices["prune"])
             # Random units are not chosen on text, whatever cutting them computes.
-            spent = 0.0 if options["criterion"] == "random" else float(counted.total)
+            spent = 0.0 if choices["prune"]["criterion"] == "random" else float(counted.total)
             return model, {"chosen_flops": spent, "mask_tokens": 0}
         rates = ("mask_learning_rate", "multiplier_learning_rate") if "mask_rate" in key else ()
         model, facts = self.learn(
@@ -217,7 +220,8 @@ What `examples/shear.py` does by default against other ways to a model of the sa
 heads and neurons, the size of activations hidden dimensions, the loss without each whole layers, and what stays is fitted
 by least squares to what the source gives. `paper's recipe` is Sheared LLaMA's hard-concrete masks, with the share of the
 tokens and the rate of masks and multipliers that did best of those below. Small models, short runs: orders, not sizes,
-are what may carry over.
+are what may carry over. How much calibration text an arm reads, up to 4 batches of 8 x 256 tokens, was chosen at equal
+FLOPs.
 
 Each arm's rate is the best of a sweep by factors of two on the first seed. It was chosen on one half of the held-out text;
 losses here are of the other half. At equal tokens every arm trains on as many, mask learning included. At equal FLOPs an
@@ -287,7 +291,7 @@ def table(source: SourceResults, budget: str) -> str:
 def tried_text(source: SourceResults, run: dict) -> str:
     """What an arm tries, as a run had it."""
     tried = source.settings["arms"][run["arm"]].get("tried", {})
-    return f" ({', '.join(f'{name.replace(chr(95), chr(32))} {run[name]:g}' for name in tried)})" if tried else ""
+    return f" ({', '.join(f'{WORDS[name]} {run[name]:g}' for name in tried)})" if tried else ""
 
 
 def sweep_table(source: SourceResults) -> str:
