@@ -190,8 +190,8 @@ def arm_runs(source: SourceResults, arm: str, budget: str = TOKENS) -> list[dict
     swept = [run for run in swept if run["mean"] is not None]
     if not swept:
         return []
-    best = min(swept, key=loss_to_choose_by)
     names = [*settings["arms"][arm].get("tried", {}), "rate"]
+    best = min(swept, key=lambda run: (loss_to_choose_by(run), *(run[name] for name in names)))
     paid = budget if best["chosen_flops"] else TOKENS
     runs = source.select(arm=arm, budget=paid, **{name: best[name] for name in names})
     return [run for run in runs if run["mean"] is not None]

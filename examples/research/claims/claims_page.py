@@ -52,7 +52,7 @@ What to give:
 - `TINYSTORIES`: a folder with 2 MiB of [TinyStories](https://huggingface.co/datasets/roneneldan/TinyStories) as text,
   stories separated by a line `<|endoftext|>`.
 
-Mixtures start uniform."""
+Mixtures start uniform. What was tried and did not help is on [a page of its own](tried.md)."""
 SHARED_RUNS = "p2_law_2_extrapolation", "p2_law_3_how_many_tokens"
 """Claims that are read off the runs of another one:"""
 THEIR_RUNS = "[claim 1](p2_law_1_one_law.md)"
