@@ -27,7 +27,7 @@ def test_changed_defaults():
 def test_the_default_rate_and_warm_up_depend_on_the_masks():
     args = make()
     assert (args.mask_rate("relaxed_topk", 1000), args.mask_rate("hard_concrete", 1000)) == (0.05, 1.0)
-    assert (args.mask_rate("relaxed_topk", 10), args.mask_rate("hard_concrete", 10)) == (0.4, 1.0)
+    assert (args.mask_rate("relaxed_topk", 10), args.mask_rate("hard_concrete", 10)) == (0.2, 1.0)
     assert make(mask_learning_rate=0.3).mask_rate("hard_concrete", 10) == 0.3
     assert make(mask_learning_rate=0.0).mask_rate("relaxed_topk", 10) == 0.0
     assert args.mask_schedule(50, "relaxed_topk").budget_warmup_steps == 0
