@@ -15,7 +15,7 @@ from .pruning import PruneConfig, prune_interleaved, prune_one_shot
 from .shapes import TargetShape
 from .slicing import provenance_record, save_checkpoint, slice_model
 from .sources import open_source
-from .training import ShearTrainer, ShearTrainingArguments, evaluate_domains, merge_adapter
+from .training import ShearTrainer, ShearTrainingArguments, evaluate_domains, evaluate_samples, merge_adapter
 
 __version__ = "0.1.0"
 
@@ -35,6 +35,7 @@ __all__ = [
     "TargetShape",
     "Teacher",
     "evaluate_domains",
+    "evaluate_samples",
     "load_domains",
     "merge_adapter",
     "open_source",

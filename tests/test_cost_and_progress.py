@@ -21,9 +21,8 @@ from training_helpers import (
 from hf_shear.distillation import Teacher, store_teacher_logits
 from hf_shear.training.cost import (
     CostCallback,
-    evaluation_samples_per_domain,
     memory_line,
-    num_evaluations,
+    plan_evaluations,
     training_setup,
 )
 from hf_shear.training.history import evaluation_history
@@ -38,42 +37,89 @@ from hf_shear.training.progress import EpochCallback, LinePrinterCallback, Shear
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({}, 0),
-        ({"eval_strategy": "epoch"}, 1),
-        ({"eval_strategy": "steps", "eval_steps": 2}, 4),
-        ({"eval_strategy": "steps", "eval_steps": 3}, 3),  # after 3, 6, and the last step
-        ({"eval_strategy": "steps", "eval_steps": 0.3}, 3),
-        ({"eval_strategy": "steps", "eval_steps": 50}, 1),
+        ({}, []),
+        ({"eval_strategy": "epoch"}, [8]),
+        ({"eval_strategy": "steps", "eval_steps": 2}, [2, 4, 6, 8]),
+        ({"eval_strategy": "steps", "eval_steps": 3}, [3, 6, 8]),  # the last step always
+        ({"eval_strategy": "steps", "eval_steps": 0.3}, [3, 6, 8]),
+        ({"eval_strategy": "steps", "eval_steps": 50}, [8]),
+        ({"eval_strategy": "steps", "eval_steps": 3, "eval_delay": 4}, [6, 8]),
+        (
+            {"eval_strategy": "steps", "max_steps": 43},
+            [14, 29],
+        ),  # 43 x 4 x .9 / 3 = 51 samples: 3 x 16, one of references
+        ({"eval_strategy": "steps", "max_steps": 43, "eval_delay": 20}, [29]),
+        ({"eval_strategy": "steps", "dynamic_batches": False}, [1, 2, 3, 4, 5, 6, 7]),  # a curve, of a sample each
     ],
 )
-def test_evaluations_are_counted_as_they_happen(tmp_path, fields, expected):
+def test_evaluations_happen_as_planned(tmp_path, fields, expected):
     args = make_args(tmp_path, **fields)
-    assert num_evaluations(args) == expected
+    assert plan_evaluations(args, 3).steps == expected
     trainer = make_trainer(plain_model(), args)
     trainer.train()
-    assert sum("eval_loss" in row for row in trainer.state.log_history) == expected
+    assert [row["step"] for row in trainer.state.log_history if "eval_loss" in row] == expected
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.9, 3), (0.5, 1), (0.05, 1), (0.6, 2)])
-def test_evaluation_spends_no_more_than_its_share(tmp_path, share, expected):
-    """8 steps x 4 samples, 2 evaluations and the one for reference losses, 3 domains."""
-    args = make_args(tmp_path, eval_strategy="steps", eval_steps=4, eval_token_share=share)
-    trainer = make_trainer(plain_model(), args, held_out=held_out_domains(9))
-    assert evaluation_samples_per_domain(args, 3) == expected == max(int(share * 8 * 4 / 3 / 3), 1)
-    if expected > 1:
-        trainer.train()
-        rows = [row for row in trainer.state.log_history if "eval_tokens" in row]
-        assert {row["eval_tokens"] for row in rows} == {3 * expected * (LENGTH - 1)}
-        assert 3 * 3 * expected <= share * 8 * 4
+def cost_of(args, plan, num_domains: int) -> float:
+    """Share of the training tokens that the evaluations read, with those for reference losses."""
+    return plan.num_passes(args) * plan.samples_per_domain * num_domains / (args.max_steps * args.samples_per_step())
 
 
-def test_an_evaluation_that_must_cost_more_says_so(tmp_path):
-    args = make_args(tmp_path, eval_strategy="steps", eval_steps=1, eval_token_share=0.05)
-    text = (
-        r"Even one held-out sample per domain spends 84.4% of the training tokens.*`eval_token_share` \(5.0%\).*`eval_"
+@pytest.mark.parametrize("num_domains", [1, 2, 7])
+@pytest.mark.parametrize("max_steps", [3, 40, 150, 900, 5000, 60_000])
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.3])
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_a_small_budget_makes_evaluations_few_and_not_small(tmp_path, num_domains, max_steps, share, dynamic):
+    args = make_args(
+        tmp_path, eval_strategy="steps", max_steps=max_steps, eval_token_share=share, dynamic_batches=dynamic
     )
-    with pytest.warns(UserWarning, match=text):  # 3 domains x 9 evaluations / 32 samples
-        CostCallback(str, 3).on_train_begin(args, SimpleNamespace(is_world_process_zero=False), None)
+    plan = plan_evaluations(args, num_domains)
+    assert cost_of(args, plan, num_domains) <= share
+    assert all(0 < step < max_steps for step in plan.steps) and len(plan.steps) <= 10
+    assert plan.samples_per_domain >= 16 or not plan.steers
+    budget = share * max_steps * 4 / num_domains
+    assert plan.steers == (dynamic and budget >= 32)
+    if plan.steers and len(plan.steps) < 10:
+        assert (len(plan.steps) + 2) * 16 > budget  # one more is not paid for
+    given = make_args(tmp_path, eval_strategy="steps", max_steps=max_steps, eval_token_share=share,
+                      dynamic_batches=dynamic, reference_losses={"a": 1.0})  # fmt: skip
+    assert plan_evaluations(given, num_domains) == plan  # so that recovery reads the samples that references are of
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.9, 18), (0.05, 16), (1.0, 20)])
+def test_evaluations_that_are_asked_for_are_of_samples_enough(tmp_path, share, expected):
+    """45 steps x 4 samples, 2 evaluations and the one for reference losses, 3 domains."""
+    args = make_args(tmp_path, max_steps=45, eval_strategy="steps", eval_steps=23, eval_token_share=share)
+    plan = plan_evaluations(args, 3)
+    assert (plan.samples_per_domain, plan.steers, plan.asked_for) == (expected, True, True)
+    trainer = make_trainer(plain_model(), args, held_out=held_out_domains(19))
+    line = trainer.cost_report().splitlines()[1]
+    used = 3 * min(expected, 19) * LENGTH
+    assert line.startswith(f"  evaluation: 2 x {used:,} held-out tokens and {used:,} for reference losses, ")
+    cost = 3 * used / (45 * 4 * LENGTH)
+    assert f"{cost:.1%} of the training tokens" in line
+    assert ("more than `eval_token_share`" in line) == (cost > share)
+
+
+def test_a_run_too_short_to_steer_keeps_its_proportions_and_says_so(tmp_path, capsys):
+    trainer = make_trainer(plain_model(), make_args(tmp_path, eval_strategy="steps", eval_token_share=0.5))
+    trainer.train()
+    said = (
+        "domain weights stay as they are: losses to steer by, of 16 samples of each domain, and their references would"
+        " cost 300.0% of the training tokens, more than `eval_token_share` (50.0%)"
+    )
+    assert "".join(capsys.readouterr()).count(said) == 1
+    record = trainer.stage_record("recovery")
+    assert len(record["history"]) == 5 and {row["eval_tokens"] for row in record["history"]} == {3 * (LENGTH - 1)}
+    assert len({str(row["mixture_weights"]) for row in record["history"]}) == 1
+    assert record["reference_losses"] is None and "excess_loss" not in record["history"][0]
+
+
+def test_the_best_model_is_sought_at_steps_that_saves_know(tmp_path):
+    fields = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 0.1, "metric_for_best_model": "loss"}
+    args = make_args(tmp_path, load_best_model_at_end=True, **fields)
+    assert args.eval_steps == 0.1 and plan_evaluations(args, 3).asked_for
+    assert make_args(tmp_path, **fields).eval_steps is None
 
 
 def setup_of(trainer):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import warnings
+from collections import Counter
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -14,6 +16,7 @@ from hf_shear import runs
 from hf_shear.cli.main import VERBS
 from hf_shear.data import Calibration
 from hf_shear.runs import prepare_domain_data
+from hf_shear.runs.domain_data import _set_apart
 from hf_shear.shapes import ModelShape
 
 
@@ -56,10 +59,51 @@ def test_models_are_judged_by_the_first_held_out_samples(data):
     for name, dataset in data.judged.items():
         assert len(dataset) == 4
         assert dataset["input_ids"][:] == data.held_out[name]["input_ids"][:4]
-    few = data.first_held_out(2)
-    assert [len(dataset) for dataset in few.values()] == [2, 2]
-    everything = data.first_held_out(10_000)
-    assert [len(dataset) for dataset in everything.values()] == [len(dataset) for dataset in data.held_out.values()]
+
+
+def rows_of(dataset) -> list[tuple]:
+    return [tuple(ids) for ids in dataset["input_ids"]]
+
+
+def test_what_steers_is_neither_trained_on_nor_judged(data):
+    for name, dataset in data.steering.items():
+        rest = rows_of(data.held_out[name])[4:]
+        assert rows_of(dataset) == rest and len(rest) >= 16
+    few = data.first_steering(2)
+    assert [rows_of(dataset) for dataset in few.values()] == [rows_of(data.steering[name])[:2] for name in few]
+    everything = data.first_steering(10_000)
+    assert [len(dataset) for dataset in everything.values()] == [len(dataset) for dataset in data.steering.values()]
+
+
+@pytest.mark.parametrize("eval_tokens", [64, 320, 480, 4800])
+def test_the_three_parts_are_disjoint_and_lose_nothing(domains, tokenizer, data, eval_tokens, caplog):
+    """Training text steers where held-out text is short; what is judged is never touched."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fewer tokens to judge than asked for
+        found, again = (prepare(domains, tokenizer, eval_tokens=eval_tokens) for _ in range(2))
+    whole = {name: rows_of(data.train[name]) + rows_of(data.held_out[name]) for name in domains}
+    for name in domains:
+        parts = [rows_of(part[name]) for part in (found.train, found.steering, found.judged)]
+        assert parts == [rows_of(part[name]) for part in (again.train, again.steering, again.judged)]
+        assert Counter(sum(parts, [])) == Counter(whole[name])
+        held_out = rows_of(data.held_out[name])
+        assert parts[2] == held_out[: eval_tokens // 16]
+        num_rest = max(len(held_out) - eval_tokens // 16, 0)
+        taken = max(min(16 - num_rest, len(data.train[name]) // 10), 0)
+        assert len(parts[1]) == num_rest + taken
+        said = f"{name!r}: {{'held out': {num_rest}, 'of training': {taken}}}"
+        assert (said in caplog.text) == (taken > 0)
+    assert ("fewer than 16 held-out samples beyond those that are judged" in caplog.text) == (
+        "of training" in caplog.text
+    )
+    assert ("of training" in caplog.text) == (eval_tokens > 64)
+
+
+def test_a_domain_without_any_other_text_is_steered_by_what_is_judged_and_says_so(tokenizer, caplog):
+    train, held_out = ({"tiny": Dataset.from_dict({"input_ids": [[row] * 4]})} for row in range(2))
+    left, steering = _set_apart(train, held_out, 4)
+    assert rows_of(left["tiny"]) == [(0,) * 4] and rows_of(steering["tiny"]) == [(1,) * 4]
+    assert "The domains ['tiny'] have one training sample" in caplog.text
 
 
 def test_the_split_does_not_change_with_what_is_trained(domains, tokenizer, data):

@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch.nn import functional as F
 from training_helpers import LENGTH, make_domains, masked_model, plain_model
 
-from hf_shear.training import evaluate_domains
+from hf_shear.training import SampleLosses, evaluate_domains, evaluate_samples
 
 SIZES = {"books": 5, "code": 3, "wiki": 1}
 
@@ -58,9 +58,12 @@ def test_processes_share_the_batches(model, domains, world_size):
         forwards.append(called)
     assert forwards == [[-(-5 // world_size)] * -(-5 // world_size)] * world_size
     assert sum(part.sum(dim=1)[1].item() for part in parts) == num_tokens
+    assert all(sum(bool(part[1, sample]) for part in parts) == 1 for sample in range(9))  # one process reads each
     total = torch.stack(parts).sum(dim=0)
     found, counted = evaluate_domains(model, domains, 2, world_size=world_size, reduce=lambda own: total)
     assert counted == num_tokens
+    samples = evaluate_samples(model, domains, 2, world_size=world_size, reduce=lambda own: total)
+    assert samples == evaluate_samples(model, domains, 2)  # to the last bit, in every process
     assert found == pytest.approx(expected, abs=1e-7)
 
 
@@ -124,3 +127,51 @@ def test_the_forward_runs_in_the_context(model, domains):
 
     evaluate_domains(model, domains, 4, context=Context)
     assert entered == [False] * 3
+
+
+# ---- how far chance may have moved a loss ---------------------------------------------------------------------
+
+
+def test_every_sample_has_its_losses(model, domains):
+    found = evaluate_samples(model, domains, 2)
+    assert {name: len(losses.sums) for name, losses in found.items()} == SIZES
+    for name, losses in found.items():
+        single = {str(row): domains[name].select([row]) for row in range(SIZES[name])}
+        means, _ = evaluate_domains(model, single, 1)
+        own = [loss / count for loss, count in zip(losses.sums, losses.num_tokens, strict=True)]
+        assert own == pytest.approx(list(means.values()), abs=2e-6)
+    assert {name: losses.mean for name, losses in found.items()} == evaluate_domains(model, domains, 2)[0]
+
+
+def test_the_standard_error_of_equal_samples_is_that_of_a_mean():
+    losses = SampleLosses([10.0, 14.0, 12.0, 20.0], [4] * 4)
+    means = torch.tensor([2.5, 3.5, 3.0, 5.0])
+    assert losses.mean == pytest.approx(means.mean().item())
+    assert losses.standard_error == pytest.approx(means.std().item() / 2, rel=1e-6)
+    assert SampleLosses([10.0], [4]).standard_error == math.inf
+
+
+@pytest.mark.parametrize("lengths", [(16, 16), (4, 40)])
+def test_the_standard_error_is_the_spread_of_means_over_draws(lengths):
+    """2,000 draws of 32 samples whose token losses share a part per sample; its own standard error is about 2 %."""
+    generator = torch.Generator().manual_seed(0)
+    means, errors = [], []
+    for _ in range(2000):
+        counts = torch.randint(lengths[0], lengths[1] + 1, (32,), generator=generator)
+        sums = counts * (3.0 + 0.5 * torch.randn(32, generator=generator))
+        losses = SampleLosses(sums.tolist(), counts.tolist())
+        means.append(losses.mean)
+        errors.append(losses.standard_error)
+    spread = torch.tensor(means).std().item()
+    assert torch.tensor(errors).square().mean().sqrt().item() == pytest.approx(spread, rel=0.06)
+
+
+def test_a_difference_sample_by_sample_varies_less():
+    """Hard samples are hard for both models: what they share is no noise of the difference."""
+    generator = torch.Generator().manual_seed(0)
+    hardness = 16 * (3.0 + 0.5 * torch.randn(32, generator=generator))
+    reference = (hardness + torch.randn(32, generator=generator)).tolist()
+    losses = SampleLosses((hardness + 4.0 + torch.randn(32, generator=generator)).tolist(), [16] * 32)
+    difference = losses.above(reference + [99.0])  # a reference of more samples: the first count
+    assert difference.mean == pytest.approx(losses.mean - sum(reference) / (16 * 32))
+    assert difference.standard_error < 0.3 * losses.standard_error

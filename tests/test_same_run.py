@@ -32,7 +32,7 @@ COMPARED = """adam_beta1 adam_beta2 adam_epsilon auto_find_batch_size average_to
     dynamic_batches end_temperature eval_delay eval_on_start eval_steps eval_strategy eval_token_share fp16_full_eval
     full_determinism greater_is_better hardening_ratio ignore_data_skip label_names label_smoothing_factor
     length_column_name load_best_model_at_end lr_scheduler_kwargs lr_scheduler_type mask_scheduler metric_for_best_model
-    mixture_ceiling mixture_floor mixture_weights neftune_noise_alpha optim optim_args optim_target_modules
+    mixture_ceiling mixture_floor mixture_update mixture_weights neftune_noise_alpha optim optim_args optim_target_modules
     recovery_method reference_losses remove_unused_columns seed start_noise start_temperature train_sampling_strategy
     warmup_steps weight_decay""".split()
 

@@ -180,7 +180,7 @@ def test_the_losses_are_those_of_the_checkpoints(whole, inputs):
     first = results["history"][0]
     source_on_few, _ = evaluate_domains(
         AutoModelForCausalLM.from_pretrained(paths["source"]),
-        data.first_held_out(first["eval_tokens"] // (3 * 15)), 3,
+        data.first_steering(first["eval_tokens"] // (3 * 15)), 3,
     )  # fmt: skip
     assert first["reference_loss"] == pytest.approx(source_on_few, abs=1e-5)
 
@@ -513,7 +513,8 @@ PIPELINE_OPTIONS = """as_family baseline_learning_rates baselines block_diagonal
     text_field""".split()
 TRAINING_OPTIONS = """activation_checkpointing activation_checkpointing_kwargs budget_warmup_ratio clamp_excess clip_masks
     distillation distillation_temperature distillation_weight dynamic_batches end_temperature
-    eval_token_share hardening_ratio mask_learning_rate mask_scheduler min_swapped_units mixture_ceiling mixture_floor
+    eval_token_share hardening_ratio mask_learning_rate mask_scheduler min_swapped_units mixture_ceiling
+    mixture_floor mixture_update
     mixture_weights multiplier_learning_rate num_tokens peft_config recovery_method reference_losses
     shape_gap_tolerance start_noise start_temperature trust_checkpoint""".split()
 

@@ -114,7 +114,7 @@ def test_shares_that_fit_together_fit_after_rounding(steps, twentieths):
 
 def test_dynamic_batches_have_evaluations_by_default():
     args = make()
-    assert args.dynamic_batches and args.eval_strategy == "steps" and args.eval_steps == 0.1
+    assert args.dynamic_batches and args.eval_strategy == "steps" and args.eval_steps is None
 
 
 def test_a_token_is_never_part_of_the_arguments():

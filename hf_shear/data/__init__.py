@@ -4,7 +4,13 @@ from .calibration import Calibration
 from .documents import check_token_id, encode_texts, vocabulary_limit
 from .domains import load_domains, split_domains
 from .loader import TEACHER_COLUMNS, DynamicDataLoader, collate_domain_samples
-from .mixture import check_mixture_bounds, check_mixture_weights, update_mixture_weights, warn_of_runaway
+from .mixture import (
+    check_mixture_bounds,
+    check_mixture_weights,
+    damped_excess,
+    update_mixture_weights,
+    warn_of_runaway,
+)
 from .packing import check_max_length, pack_domains
 from .reference_losses import reference_losses_by_size
 from .sampler import DynamicBatchSampler
@@ -24,6 +30,7 @@ __all__ = [
     "check_mixture_weights",
     "check_token_id",
     "collate_domain_samples",
+    "damped_excess",
     "encode_texts",
     "first_sample",
     "is_stream",

@@ -1,7 +1,8 @@
 """Domain weights: checking them, and the rule of dynamic batch loading that updates them.
 
 Paper: arXiv 2310.06694, section 2.2 and algorithm 1. Losses are nats per token, on held-out text. All
-arithmetic is float64. Everything is a dict keyed by domain, in the order of the weights given.
+arithmetic is float64. Everything is a dict keyed by domain, in the order of the weights given. The paper's rule takes
+losses as they are measured; `damped_excess` is ours, and takes out of them what may be chance.
 """
 
 from __future__ import annotations
@@ -141,6 +142,41 @@ def update_mixture_weights(
     new = (1.0 - smoothing) * new + smoothing / len(names)
     new = _between(new / new.sum(), floor, ceiling)
     return dict(zip(names, new.tolist(), strict=True))
+
+
+def damped_excess(excess: Mapping[str, float], noise: Mapping[str, float]) -> dict[str, float]:
+    """Excess losses of the domains, each moved to their mean by the share of it that may be chance.
+
+    ``mean + s2 / (s2 + noise[d]**2) * (excess[d] - mean)``, where ``s2 = max(variance(excess) - mean(noise**2), 0)``
+    estimates how much the domains truly differ: the positive-part shrinkage of Stein, with a variance for each
+    domain. Without noise nothing is changed; domains that differ by no more than their noise all get the mean, which
+    leaves their weights as they are.
+
+    Args:
+        excess: domain -> loss above the reference, nats per token.
+        noise: domain -> standard error of it; infinite where it is not known, as from one sample. Such a domain gets
+            the mean, and has no part in it unless all are such.
+
+    Raises:
+        ValueError: if a number is missing, an excess is not finite, or a standard error is negative or no number.
+    """
+    names = list(excess)
+    values = _ordered("excess", excess, names)
+    for name in names:
+        if name not in noise or not noise[name] >= 0.0:
+            raise UsageError(
+                f"`noise` must have a standard error of at least 0 for every domain, but that of {name!r} is"
+                f" {noise.get(name)}. Give it, or math.inf where it is not known."
+            )
+    variances = np.array([noise[name] for name in names], dtype=np.float64) ** 2
+    is_known = np.isfinite(variances)
+    if is_known.sum() < 2:
+        return dict.fromkeys(names, float(values[is_known if is_known.any() else ~is_known].mean()))
+    mean = values[is_known].mean()
+    signal = max(values[is_known].var(ddof=1) - variances[is_known].mean(), 0.0)
+    share = np.zeros(len(names))
+    share[is_known] = signal / np.maximum(signal + variances[is_known], np.finfo(np.float64).tiny)
+    return dict(zip(names, (mean + share * (values - mean)).tolist(), strict=True))
 
 
 def warn_of_runaway(before: Mapping[str, float], after: Mapping[str, float], ceiling: float) -> None:

@@ -1,17 +1,21 @@
-"""From text by domain to packed samples: to train on, to hold out, to judge by."""
+"""From text by domain to packed samples: to train on, to steer domain weights by, to judge by."""
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..core import UsageError, check_ranges
 from ..data import check_max_length, pack_domains, split_domains
+from ..training import STEERING_SAMPLES
+
+logger = logging.getLogger(__name__)
 
 SPLIT_SEED = 0  # one split for every run and seed, so that their held-out losses compare
 
@@ -21,22 +25,25 @@ class DomainData:
     """Packed samples per domain.
 
     Attributes:
-        train, held_out: the two sides of the split.
+        train: to train on.
+        held_out: that no training sees, the judged ones and those that follow.
         judged: the first samples of each held-out domain; every model of a run is evaluated on these.
+        steering: that are neither trained on nor judged; domain weights follow the losses on these.
     """
 
     train: Mapping[Any, Dataset]
     held_out: Mapping[Any, Dataset]
     judged: dict[str, Dataset]
+    steering: dict[str, Dataset]
 
     @property
     def domains(self) -> list[str]:
         """Names of the domains."""
         return list(self.train)
 
-    def first_held_out(self, num_samples: int) -> dict[str, Dataset]:
-        """The first samples of each held-out domain."""
-        return {name: dataset.select(range(min(num_samples, len(dataset)))) for name, dataset in self.held_out.items()}
+    def first_steering(self, num_samples: int) -> dict[str, Dataset]:
+        """The first samples of each domain to steer by."""
+        return {name: dataset.select(range(min(num_samples, len(dataset)))) for name, dataset in self.steering.items()}
 
 
 def check_judged_tokens(eval_tokens: int, max_length: int) -> None:
@@ -61,7 +68,11 @@ def prepare_domain_data(
     num_proc: int | None = None,
     parse_special_tokens: bool = False,
 ) -> DomainData:
-    """Split by document, tokenise, pack.
+    """Split by document, tokenise, pack; then set apart what is judged, and of the rest what steers domain weights.
+
+    Both are the same in every run and for every seed. Steering samples are the held-out ones after those that are
+    judged. Of a domain with fewer than 16 such samples the last training samples steer too, and are no longer trained
+    on: as many as are missing, a tenth of them at most, and one in any case.
 
     Args:
         domains: text per domain (``load_domains``).
@@ -90,4 +101,34 @@ def prepare_domain_data(
             stacklevel=2,
         )
     judged = {str(name): dataset.select(range(min(wanted, len(dataset)))) for name, dataset in held_out.items()}
-    return DomainData(train, held_out, judged)
+    train, steering = _set_apart(train, held_out, wanted)
+    return DomainData(train, held_out, judged, steering)
+
+
+def _set_apart(train: Mapping[Any, Dataset], held_out: Mapping[Any, Dataset], num_judged: int):
+    """What is left to train on, and what steers."""
+    left, steering, taken, judging = {}, {}, {}, []
+    for name, dataset in held_out.items():
+        own, num_rest = train[name], max(len(dataset) - num_judged, 0)
+        missing = min(STEERING_SAMPLES - num_rest, max(len(own) // 10, 1 - num_rest), len(own) - 1)
+        parts = [dataset.select(range(num_judged, len(dataset)))] if num_rest else []
+        if missing > 0:
+            last = len(own) - missing
+            parts.append(own.select(range(last, len(own))))
+            own, taken[str(name)] = own.select(range(last)), {"held out": num_rest, "of training": missing}
+        if not parts:  # a single sample to train on
+            parts.append(dataset)
+            judging.append(str(name))
+        left[name], steering[str(name)] = own, concatenate_datasets(parts)
+    if taken:
+        logger.warning(
+            f"These domains have fewer than {STEERING_SAMPLES} held-out samples beyond those that are judged"
+            f" (`eval_tokens`), so that their last training samples are held out too, to steer domain weights by: {taken}."
+        )
+    if judging:
+        logger.warning(
+            f"The domains {judging} have one training sample and no held-out one beyond those that are judged"
+            " (`eval_tokens`): domain weights are steered by the judged ones, whose losses are then no fair judge of"
+            " dynamic batches. Lower `eval_tokens`, or add text."
+        )
+    return type(train)(left), steering

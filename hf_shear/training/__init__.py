@@ -4,8 +4,8 @@ from .adapters import check_mergeable, merge_adapter, save_adapter_record
 from .arguments import PAPER_MASK_LEARNING, ShearTrainingArguments
 from .checkpoint_room import checkpoint_bytes, checkpoints_kept
 from .checks import check_domain_arguments
-from .cost import evaluation_samples_per_domain
-from .domain_evaluation import evaluate_domains
+from .cost import STEERING_SAMPLES, evaluation_samples_per_domain, plan_evaluations
+from .domain_evaluation import SampleLosses, evaluate_domains, evaluate_samples
 from .finite_guard import TrainingDivergedError
 from .recovery_methods import num_trainable, recovery_method
 from .trainer import ShearTrainer
@@ -13,6 +13,8 @@ from .trainer_options import check_mask_options
 
 __all__ = [
     "PAPER_MASK_LEARNING",
+    "STEERING_SAMPLES",
+    "SampleLosses",
     "ShearTrainer",
     "ShearTrainingArguments",
     "TrainingDivergedError",
@@ -22,9 +24,11 @@ __all__ = [
     "checkpoint_bytes",
     "checkpoints_kept",
     "evaluate_domains",
+    "evaluate_samples",
     "evaluation_samples_per_domain",
     "merge_adapter",
     "num_trainable",
+    "plan_evaluations",
     "recovery_method",
     "save_adapter_record",
 ]

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..core import RANGES, UsageError, check_ranges
 from ..distillation import DistillationSettings
@@ -22,6 +22,8 @@ _RECOVERY_METHODS = f"{', '.join(_SUMMARIES[:-1])} or {_SUMMARIES[-1]}"
 _BUDGET_WARMUPS = ", ".join(f"{strategy.budget_warmup_ratio:g} for {name}" for name, strategy in STRATEGIES.items())
 
 NO_DISTILLATION = "none"
+DAMPED, AS_MEASURED = "damped", "paper"
+"""How excess losses of domains reach their weights: less what may be chance, or as they are."""
 
 PAPER_MASK_LEARNING = {
     "mask_learning_rate": 1.0,
@@ -33,6 +35,7 @@ PAPER_MASK_LEARNING = {
     "lr_scheduler_type": "cosine_with_min_lr",
     "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
     "warmup_steps": 0.1,  # 320 of 3200 steps
+    "mixture_update": AS_MEASURED,
 }
 """Fields of ShearTrainingArguments for mask learning as the paper's reference code runs it (arXiv 2310.06694, section 3.1
 and appendix A). The paper's weights learn at 1e-4; `learning_rate` stays the user's."""
@@ -44,7 +47,7 @@ _KNOWS_ACTIVATION_CHECKPOINTING = "activation_checkpointing" in TrainingArgument
 class ShearTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the arguments of mask learning and of dynamic batches.
 
-    Changed defaults: ``eval_strategy="steps"`` with ``eval_steps=0.1`` (domain weights change at evaluations),
+    Changed defaults: ``eval_strategy="steps"`` (domain weights change then) at steps that ``eval_token_share`` pays for,
     ``adam_beta2=0.95`` (the paper), ``ddp_find_unused_parameters=False`` (every weight has a gradient),
     ``remove_unused_columns=False`` (domains are already columns of tensors),
     ``logging_nan_inf_filter=False`` (the filter waits for the device at every step and hides NaN; ours looks when
@@ -155,6 +158,13 @@ class ShearTrainingArguments(TrainingArguments):
         default=True,
         metadata={"help": "Clamp excess losses at zero in the weight update (the paper); the reference code does not."},
     )
+    mixture_update: str = field(
+        default=DAMPED,
+        metadata={
+            "help": "How evaluations change domain weights: 'damped' (excess losses less what may be chance) or 'paper' (as"
+            " measured)."
+        },
+    )
     mixture_floor: float = field(default=0.0, metadata={"help": "Lowest weight of a domain."})
     mixture_ceiling: float = field(default=1.0, metadata={"help": "Highest weight of a domain."})
     eval_token_share: float = field(
@@ -173,7 +183,13 @@ class ShearTrainingArguments(TrainingArguments):
 
     # Changed defaults of TrainingArguments
     eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate; domain weights change then."})
-    eval_steps: float = field(default=0.1, metadata={"help": "Steps between evaluations; below 1, a share of all."})
+    eval_steps: float | None = field(
+        default=None,
+        metadata={
+            "help": "Steps between evaluations; below 1, a share of all. Default: as many evaluations, at most 10, as"
+            " eval_token_share pays for."
+        },
+    )
     adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
     ddp_find_unused_parameters: bool | None = field(
         default=False,
@@ -205,10 +221,14 @@ class ShearTrainingArguments(TrainingArguments):
             self.gradient_checkpointing_kwargs = (
                 self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
             )
+        planned = self.has_planned_evaluations
+        if self.eval_steps is None and self.eval_strategy == "steps":
+            self.eval_steps = 0.1  # of those that are compared for the best, and none of logging for the others
         try:
             super().__post_init__()
         except ValueError as error:  # transformers' own checks, of combinations
             raise UsageError(f"{str(error).rstrip('.')}. Change or leave out what is named here.") from error
+        self.eval_steps = None if planned else self.eval_steps
         if not _KNOWS_ACTIVATION_CHECKPOINTING:
             self.activation_checkpointing = self.gradient_checkpointing
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
@@ -227,6 +247,8 @@ class ShearTrainingArguments(TrainingArguments):
             )
         if self.mask_scheduler not in ("constant", "weights"):
             raise UsageError(f"`mask_scheduler` must be 'constant' or 'weights', but it is {self.mask_scheduler!r}.")
+        if self.mixture_update not in (DAMPED, AS_MEASURED):
+            raise UsageError(f"`mixture_update` must be 'damped' or 'paper', but it is {self.mixture_update!r}.")
         recovery_method(self.recovery_method, self.peft_config)
         self.distillation_settings()
         if self.label_smoothing_factor and self.distillation != NO_DISTILLATION:
@@ -238,6 +260,12 @@ class ShearTrainingArguments(TrainingArguments):
             raise UsageError(
                 "`save_strategy='best'` needs `metric_for_best_model`: 'loss', or DOMAIN_loss of a domain."
             )
+
+    @property
+    def has_planned_evaluations(self) -> bool:
+        """Whether ``eval_token_share`` decides when to evaluate: no steps are given, and no best model is sought."""
+        compares = self.load_best_model_at_end or self.save_strategy == SaveStrategy.BEST
+        return self.eval_steps is None and self.eval_strategy == IntervalStrategy.STEPS and not compares
 
     @property
     def recovery(self) -> RecoveryMethod:

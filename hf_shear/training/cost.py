@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from accelerate.state import AcceleratorState
@@ -20,38 +20,74 @@ from .memory_recovery import TeachingSetup
 from .memory_setup import TrainingSetup
 from .progress import tell
 
+STEERING_SAMPLES = 16
+"""Least samples of each domain that an evaluation reads to change domain weights: losses of fewer are mostly noise."""
 
-def num_evaluations(args: ShearTrainingArguments) -> int:
-    """Evaluations that happen during training."""
-    if args.eval_strategy == IntervalStrategy.NO:
-        return 0
-    if args.eval_strategy != IntervalStrategy.STEPS:
-        return 1
-    every = args.eval_steps if args.eval_steps >= 1 else math.ceil(args.eval_steps * args.max_steps)
-    return math.ceil(args.max_steps / int(every))  # transformers evaluates after the last step, too
+MOST_EVALUATIONS = 10
+"""Evaluations of a training, if ``eval_steps`` is not given and they are paid for."""
 
 
-def evaluation_samples_per_domain(args: ShearTrainingArguments, num_domains: int) -> int:
-    """Held-out samples per domain and evaluation that ``eval_token_share`` pays for; at least one.
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """The evaluations of a training.
 
-    The budget is eval_token_share x training tokens over all evaluations (with the one for reference losses, where
-    they are to be measured) and over the domains, each of which gets the same number.
+    Attributes:
+        steps: after which one happens.
+        samples_per_domain: held-out samples that each reads; all of a domain that has fewer.
+        steers: whether they change domain weights, for which losses of the source are measured first, unless given.
+        asked_for: whether the steps are the user's.
+    """
+
+    steps: list[int]
+    samples_per_domain: int
+    steers: bool
+    asked_for: bool
+
+    def num_passes(self, args: ShearTrainingArguments) -> int:
+        """Evaluations with the one for reference losses, where they are measured."""
+        return len(self.steps) + (self.steers and not args.reference_losses)
+
+
+def plan_evaluations(args: ShearTrainingArguments, num_domains: int) -> EvaluationPlan:
+    """When to evaluate on how much text, so that all of it costs ``eval_token_share`` of the training tokens.
+
+    A small budget makes evaluations few, not small: each that steers reads ``STEERING_SAMPLES`` samples of a domain or
+    more. There are as many as are paid for, up to ``MOST_EVALUATIONS``, at equal distances from the start and the end,
+    where none could steer any more. The evaluation for reference losses is charged also where they are given: another
+    stage has paid for it. Where not even one is paid for, weights stay as they are, and evaluations, of fewer
+    samples, only draw a curve. ``eval_steps`` stands, whatever it costs.
 
     Args:
         args: with ``max_steps`` (``set_steps``).
         num_domains: that are evaluated on.
     """
-    samples = args.eval_token_share * args.max_steps * args.samples_per_step()
-    return max(int(samples / max(_all_evaluations(args), 1) / num_domains), 1)
+    if args.eval_strategy == IntervalStrategy.NO:
+        return EvaluationPlan([], 0, False, False)
+    budget = args.eval_token_share * args.max_steps * args.samples_per_step() / max(num_domains, 1)
+    if not args.has_planned_evaluations:
+        steps, steers = _asked_steps(args), args.dynamic_batches
+        samples = int(budget / max(len(steps) + steers, 1))
+        return EvaluationPlan(steps, max(samples, STEERING_SAMPLES if steers else 1), steers, True)
+    steers = args.dynamic_batches and budget >= 2 * STEERING_SAMPLES
+    wanted = int(budget / STEERING_SAMPLES) - 1 if steers else int(budget)
+    wanted = min(wanted, MOST_EVALUATIONS)
+    steps = sorted({round(args.max_steps * number / (wanted + 1)) for number in range(1, wanted + 1)} - {0})
+    steps = [step for step in steps if step >= args.eval_delay]
+    return EvaluationPlan(steps, max(int(budget / (len(steps) + steers or 1)), 1), steers and bool(steps), False)
 
 
-def _all_evaluations(args: ShearTrainingArguments) -> int:
-    return num_evaluations(args) + measures_references(args)
+def _asked_steps(args: ShearTrainingArguments) -> list[int]:
+    """Steps at which transformers evaluates by itself: the last one always."""
+    if args.eval_strategy != IntervalStrategy.STEPS:
+        return [args.max_steps]
+    assert args.eval_steps is not None
+    every = int(args.eval_steps if args.eval_steps >= 1 else math.ceil(args.eval_steps * max(args.max_steps, 1)))
+    return [step for step in range(every, args.max_steps, every) if step >= args.eval_delay] + [args.max_steps]
 
 
-def measures_references(args: ShearTrainingArguments) -> bool:
-    """Whether training begins with an evaluation of the model as it comes."""
-    return args.dynamic_batches and not args.reference_losses
+def evaluation_samples_per_domain(args: ShearTrainingArguments, num_domains: int) -> int:
+    """Held-out samples per domain of each evaluation (``plan_evaluations``)."""
+    return plan_evaluations(args, num_domains).samples_per_domain
 
 
 def training_setup(
@@ -172,16 +208,35 @@ def cost_report(
             f"  masks: {masks.settings.method}, {sum(p.numel() for p in masks.log_alpha.values()):,} units towards"
             f" {masks.target}; " + (f"hardened over the last {hardening} steps" if hardening else "never hardened")
         )
-    if held_out and num_evaluations(args):
-        per_domain = evaluation_samples_per_domain(args, len(held_out))
-        used = sum(min(per_domain, size) for size in held_out.values()) * sample_length
-        total = used * _all_evaluations(args)
-        lines.append(
-            f"  evaluation: {num_evaluations(args)} x {used:,} held-out tokens"
-            + (f" and {used:,} for reference losses" if measures_references(args) else "")
-            + f", {total / (args.max_steps * per_step):.1%} of the training tokens"
-        )
+    if held_out and args.eval_strategy != IntervalStrategy.NO:
+        lines += _evaluation_lines(args, sample_length, held_out)
     return "\n".join([*lines, f"  {memory}"])
+
+
+def _evaluation_lines(args: ShearTrainingArguments, sample_length: int, held_out: Mapping[str, int]) -> list[str]:
+    plan = plan_evaluations(args, len(held_out))
+    trained, lines = args.max_steps * args.samples_per_step() * sample_length, []
+    if plan.steps:
+        used = sum(min(plan.samples_per_domain, size) for size in held_out.values()) * sample_length
+        share = used * plan.num_passes(args) / trained
+        lines.append(
+            f"  evaluation: {len(plan.steps)} x {used:,} held-out tokens"
+            + (f" and {used:,} for reference losses" if plan.num_passes(args) > len(plan.steps) else "")
+            + f", {share:.1%} of the training tokens"
+        )
+        if plan.asked_for and share > args.eval_token_share * 1.001:
+            lines[0] += (
+                f": more than `eval_token_share` ({args.eval_token_share:.1%}), since `eval_steps` asks for it; without"
+                " `eval_steps` there are as many as are paid for"
+            )
+    if args.dynamic_batches and not plan.steers and len(held_out) > 1:
+        one = 2 * STEERING_SAMPLES * len(held_out) * sample_length / trained
+        lines.append(
+            f"  domain weights stay as they are: losses to steer by, of {STEERING_SAMPLES} samples of each domain, and"
+            f" their references would cost {one:.1%} of the training tokens, more than `eval_token_share`"
+            f" ({args.eval_token_share:.1%}). More tokens, a larger share or `eval_steps` lets them change."
+        )
+    return lines
 
 
 def _gib(num_bytes: int) -> str:
@@ -189,27 +244,30 @@ def _gib(num_bytes: int) -> str:
 
 
 class CostCallback(TrainerCallback):
-    """Prints the cost report when training starts, and warns of evaluations that cost more than their share.
+    """Prints the cost report when training starts.
 
     Args:
         report: makes the report.
-        num_domains: that are evaluated on.
     """
 
-    def __init__(self, report: Callable[[], str], num_domains: int):
-        self.report, self.num_domains = report, num_domains
+    def __init__(self, report: Callable[[], str]):
+        self.report = report
 
     def on_train_begin(self, args: ShearTrainingArguments, state, control, **kwargs):
         if state.is_world_process_zero:
             tell(args, self.report())
-        num_domains = self.num_domains
-        if num_domains and num_evaluations(args) and evaluation_samples_per_domain(args, num_domains) == 1:
-            share = num_domains * _all_evaluations(args) / (args.max_steps * args.samples_per_step())
-            if share > args.eval_token_share * 1.001:
-                warnings.warn(
-                    f"Even one held-out sample per domain spends {share:.1%} of the training tokens on evaluation, more"
-                    f" than `eval_token_share` ({args.eval_token_share:.1%}). Evaluate less often (`eval_steps`), or"
-                    " raise `eval_token_share` to silence this.",
-                    UserWarning,
-                    stacklevel=2,
-                )
+
+
+class PlannedEvaluations(TrainerCallback):
+    """Evaluates after the steps of ``plan_evaluations``, where ``eval_steps`` leaves them to it.
+
+    Args:
+        num_domains: that are evaluated on.
+    """
+
+    def __init__(self, num_domains: int):
+        self.num_domains = num_domains
+
+    def on_step_end(self, args: ShearTrainingArguments, state, control, **kwargs):
+        if args.has_planned_evaluations:
+            control.should_evaluate = state.global_step in plan_evaluations(args, self.num_domains).steps

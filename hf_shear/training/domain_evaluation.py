@@ -1,9 +1,11 @@
-"""Held-out loss per domain, in one pass over all of them."""
+"""Held-out loss per domain, in one pass over all of them, and how far chance may have moved it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +16,41 @@ from ..core import IGNORED_LABEL, UsageError, check_ranges, evaluating
 from ..data import collate_domain_samples
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class SampleLosses:
+    """What one domain's samples gave.
+
+    Attributes:
+        sums: [samples] token cross-entropies of each sample, summed, in nats.
+        num_tokens: [samples] predicted tokens of each.
+    """
+
+    sums: list[float]
+    num_tokens: list[int]
+
+    @property
+    def mean(self) -> float:
+        """Nats per token."""
+        return math.fsum(self.sums) / sum(self.num_tokens)
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean, for samples drawn at random: that of a ratio of two means; infinite for a single sample.
+
+        Their number of tokens is part of the draw: ``sqrt(m / (m - 1) * sum((sums - mean * num_tokens)**2)) /
+        sum(num_tokens)`` for m samples.
+        """
+        count, mean = len(self.sums), self.mean
+        if count < 2:
+            return math.inf
+        squares = math.fsum((loss - mean * n) ** 2 for loss, n in zip(self.sums, self.num_tokens, strict=True))
+        return math.sqrt(squares * count / (count - 1)) / sum(self.num_tokens)
+
+    def above(self, reference: Sequence[float]) -> SampleLosses:
+        """The difference to another model's ``sums`` on the same samples, which are its first if it has more."""
+        return SampleLosses([own - other for own, other in zip(self.sums, reference, strict=False)], self.num_tokens)
+
+
 def evaluate_domains(
     model: torch.nn.Module,
     datasets: Mapping[str, Sequence],
@@ -39,12 +75,31 @@ def evaluate_domains(
         context: makes the context manager to run each forward in (autocast).
 
     Returns:
-        Loss per domain, nats per token (the sum of token losses over the number of tokens, both reduced over
+        Loss per domain, nats per token (the sum of token losses over the number of tokens, both over all
         processes), and the number of tokens seen.
 
     Raises:
         ValueError: a domain has no samples.
     """
+    found = evaluate_samples(
+        model, datasets, batch_size, rank=rank, world_size=world_size, reduce=reduce, on_batch=on_batch, context=context
+    )
+    return {name: it.mean for name, it in found.items()}, sum(sum(it.num_tokens) for it in found.values())
+
+
+@torch.no_grad()
+def evaluate_samples(
+    model: torch.nn.Module,
+    datasets: Mapping[str, Sequence],
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+    on_batch: Callable[[int], None] | None = None,
+    context: Callable[[], Any] | None = None,
+) -> dict[str, SampleLosses]:
+    """As ``evaluate_domains``, the losses of each sample: all of them in every process, the same to the last bit."""
     check_ranges({"batch_size": batch_size, "world_size": world_size})
     names = list(datasets)
     for name in names:
@@ -54,7 +109,7 @@ def evaluate_domains(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     num_forwards = -(-len(batches) // world_size)
     device = next(model.parameters()).device
-    totals = torch.zeros(2, len(names), dtype=torch.float64, device=device)
+    totals = torch.zeros(2, len(order), dtype=torch.float64, device=device)  # one process writes each, the others add 0
     with evaluating(model):
         for forward in range(num_forwards):
             position = forward * world_size + rank
@@ -62,16 +117,20 @@ def evaluate_domains(
             samples = [datasets[names[domain]][sample] for domain, sample in batch]
             losses, num_tokens = _sample_losses(model, samples, context)
             if counts:
-                domains = torch.tensor([domain for domain, _ in batch], device=device)
-                totals[0].index_add_(0, domains, losses.double())
-                totals[1].index_add_(0, domains, num_tokens.double())
+                start = position * batch_size
+                totals[0, start : start + len(batch)] = losses.double()
+                totals[1, start : start + len(batch)] = num_tokens.double()
             if on_batch is not None:
                 on_batch(num_forwards)
     if reduce is not None:
         totals = reduce(totals)
     sums, counts = totals.tolist()
-    losses = {name: total / count for name, total, count in zip(names, sums, counts, strict=True)}
-    return losses, round(sum(counts))
+    found, start = {}, 0
+    for name in names:
+        end = start + len(datasets[name])
+        found[name] = SampleLosses(sums[start:end], [round(count) for count in counts[start:end]])
+        start = end
+    return found
 
 
 def _sample_losses(model: torch.nn.Module, samples: list[dict], context) -> tuple[Tensor, Tensor]:

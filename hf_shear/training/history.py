@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from ..core import SHAPE_NAMES, TARGET_NAMES
 
-MIXTURE, REFERENCE, EXPECTED, TARGET = "mixture/", "reference/", "expected/", "target/"
-"""What the names of entries begin with: weights and reference losses of domains, sizes that masks expect, and targets."""
+MIXTURE, REFERENCE, EXCESS, NOISE = "mixture/", "reference/", "excess/", "stderr/"
+EXPECTED, TARGET = "expected/", "target/"
+"""What the names of entries begin with: weights, reference losses and excess losses of domains with the standard errors
+of these, sizes that masks expect, and targets."""
 
 
 def size_history(log_history: list[dict]) -> list[dict]:
@@ -27,8 +29,9 @@ def evaluation_history(log_history: list[dict], stage: str, domains: list[str]) 
         domains: names of the domains.
 
     Returns:
-        Rows with ``num_tokens``, ``stage``, ``loss``, ``mixture_weights``, ``reference_loss``, and for mask
-        learning ``expected_shape`` and ``target_shape``.
+        Rows with ``num_tokens``, ``stage``, ``loss``, ``mixture_weights``, with dynamic batches ``reference_loss``,
+        ``excess_loss`` and its ``standard_error`` (of domains of more than one sample), and for mask learning
+        ``expected_shape`` and ``target_shape``.
     """
     rows = []
     for entry in log_history:
@@ -44,6 +47,9 @@ def evaluation_history(log_history: list[dict], stage: str, domains: list[str]) 
         }
         if REFERENCE + domains[0] in entry:
             row["reference_loss"] = {name: entry[REFERENCE + name] for name in domains}
+        if EXCESS + domains[0] in entry:
+            row["excess_loss"] = {name: entry[EXCESS + name] for name in domains}
+            row["standard_error"] = {name: entry[NOISE + name] for name in domains if NOISE + name in entry}
         if EXPECTED + SHAPE_NAMES[0] in entry:
             row |= _shapes(entry)
         rows.append(row)

@@ -38,9 +38,9 @@ from .checkpoints import (
     write_state,
 )
 from .checks import check_datasets
-from .cost import CostCallback, cost_report, evaluation_samples_per_domain, measures_references, memory_line
+from .cost import CostCallback, PlannedEvaluations, cost_report, memory_line
 from .distilling import make_distiller
-from .domain_evaluation import evaluate_domains
+from .domain_evaluation import SampleLosses, evaluate_samples
 from .domain_mixture import DomainMixture
 from .finite_guard import FiniteGuard
 from .history import evaluation_history, size_history
@@ -69,6 +69,9 @@ class ShearTrainer(TrainerHooks):
         peft_config: a config object of ``peft`` for ``recovery_method="lora"``; wins over the one in ``args``.
         teacher: for ``args.distillation``: the model that was pruned, or a :class:`~hf_shear.distillation.Teacher` to say
             where it lives. None where the samples carry stored teacher logits.
+        reference_samples: per domain the losses of the source in nats, summed over each of the first samples of
+            ``eval_dataset``, of which ``args.reference_losses`` are the means (``SampleLosses.sums`` of
+            ``evaluate_samples``). With them, domain weights follow differences sample by sample, which vary less.
 
     Attributes:
         parts: what the training is made of; the state of each is in every checkpoint.
@@ -99,6 +102,7 @@ class ShearTrainer(TrainerHooks):
         callbacks: list | None = None,
         peft_config=None,
         teacher=None,
+        reference_samples=None,
         **kwargs,
     ):
         check_datasets(model, args, train_dataset, eval_dataset)
@@ -122,7 +126,8 @@ class ShearTrainer(TrainerHooks):
         self._special_token_ids = special_token_ids(model)
         trained, self.base_digest = model_to_train(model, args, peft_config)
         self.parts: list[Part] = []
-        own = [EpochCallback(), CostCallback(self.cost_report, len(eval_dataset or ())), PartsCallback(self.parts)]
+        own = [EpochCallback(), PlannedEvaluations(len(eval_dataset or ())), CostCallback(self.cost_report)]
+        own += [PartsCallback(self.parts)]
         given: dict[str, Any] = {"data_collator": collate_domain_samples} | kwargs
         given |= {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "processing_class": processing_class}
         super().__init__(model=trained, args=args, callbacks=[*own, *(callbacks or [])], **given)
@@ -141,7 +146,7 @@ class ShearTrainer(TrainerHooks):
         if learns_masks and self.optimizer is not None:
             check_optimizer(self.optimizer, model)
         keep_masks_float32(self)
-        self.domains = DomainMixture(args, train_dataset, eval_dataset)
+        self.domains = DomainMixture(args, train_dataset, eval_dataset, reference_samples)
         self.mask_learning, rate = None, None
         if learns_masks:
             owns_parameters = self.is_deepspeed_enabled or self.is_fsdp_enabled
@@ -305,8 +310,8 @@ class ShearTrainer(TrainerHooks):
         """Hook: reference losses of the model as it comes, and a signal that came before the first step."""
         if self.mask_learning is not None and self.mask_learning.optimizer is not None:
             self.mask_learning.optimizer.share()
-        if self.domains.reference_losses is None and measures_references(self.args) and self.eval_dataset:
-            self.domains.reference_losses, self.domains.reference_tokens = self.source_losses()
+        if self.domains.needs_references:
+            self.domains.set_references(self.source_losses())
         signum = self._stop_request.agree() if self._stop_request is not None else None
         if signum is not None:
             raise stop_of(signum, " before the first step of this call: there is nothing new to save")
@@ -351,18 +356,20 @@ class ShearTrainer(TrainerHooks):
         in_training = self.is_in_train and eval_dataset is None
         datasets = eval_dataset
         if datasets is None:
-            datasets = self.domains.judged() if in_training else self.eval_dataset
+            datasets = self.domains.steering_samples() if in_training else self.eval_dataset
         if not isinstance(datasets, Mapping):
             raise UsageError("`eval_dataset` must be a dict of packed samples per domain.")
         self._set_phase()
         start = time.perf_counter()
-        losses, num_tokens = self.domain_losses(datasets)
+        found = self.domain_losses(datasets)
+        losses = {name: it.mean for name, it in found.items()}
+        num_tokens = sum(sum(it.num_tokens) for it in found.values())
         metrics = {f"{metric_key_prefix}_loss": sum(losses.values()) / len(losses)}
         metrics |= {f"{metric_key_prefix}_{name}_loss": loss for name, loss in losses.items()}
         seconds = round(time.perf_counter() - start, 4)
         metrics |= {f"{metric_key_prefix}_tokens": num_tokens, f"{metric_key_prefix}_runtime": seconds}
         if in_training:
-            self.domains.update(losses)
+            self.domains.update(found)
             metrics["num_tokens"] = self.tokens_seen()
             for part in self.parts:
                 metrics |= part.evaluation_entries(self.state.global_step)
@@ -376,11 +383,11 @@ class ShearTrainer(TrainerHooks):
             "ShearTrainer gives no predictions: `evaluate` gives the loss of each domain, the model's `generate` text."
         )
 
-    def domain_losses(self, datasets: Mapping) -> tuple[dict[str, float], int]:
-        """Held-out loss per domain in the masks' present phase, and the number of tokens (``evaluate_domains``)."""
+    def domain_losses(self, datasets: Mapping) -> dict[str, SampleLosses]:
+        """Held-out losses of all samples, per domain, in the masks' present phase (``evaluate_samples``)."""
         reduce = partial(self.reduce, reduction="sum") if self.args.world_size > 1 else None
         autocast: Any = self.accelerator.autocast
-        return evaluate_domains(
+        return evaluate_samples(
             self.model_wrapped if self.is_deepspeed_enabled else self.model,
             datasets,
             self.args.eval_batch_size,
@@ -390,12 +397,12 @@ class ShearTrainer(TrainerHooks):
             context=autocast,
         )
 
-    def source_losses(self) -> tuple[dict[str, float], int]:
-        """``domain_losses`` before any training, with all masks open."""
+    def source_losses(self) -> dict[str, SampleLosses]:
+        """Losses before any training, with all masks open."""
         if self.mask_learning is None:
-            return self.domain_losses(self.domains.judged())
+            return self.domain_losses(self.domains.steering_samples())
         with self.masked_model.use_gates({}):
-            return self.domain_losses(self.domains.judged())
+            return self.domain_losses(self.domains.steering_samples())
 
     # ---- what is told -----------------------------------------------------------------------------------------
 
@@ -437,9 +444,8 @@ class ShearTrainer(TrainerHooks):
             "mixture_weights": domains.sampler.mixture_weights,
             "reference_losses": domains.reference_losses,
             "reference_tokens": domains.reference_tokens,
-            "eval_samples": (
-                evaluation_samples_per_domain(self.args, len(self.eval_dataset)) if self.eval_dataset else 0
-            ),
+            "reference_samples": domains.reference_samples,
+            "eval_samples": domains.plan.samples_per_domain if self.eval_dataset else 0,
         }
 
     # ---- checkpoints ------------------------------------------------------------------------------------------

@@ -165,7 +165,7 @@ TRAINER_OPTIONS: dict[str, Option] = {
     "skip_memory_metrics": _works(resume=LOGGING),
     # ---- evaluation
     "eval_strategy": Option(CHANGED_DEFAULT, f"'steps'. {_EPOCH}"),
-    "eval_steps": Option(CHANGED_DEFAULT, "0.1: domain weights change at evaluations."),
+    "eval_steps": _works("Default: as many as `eval_token_share` pays for; domain weights change then."),
     "eval_delay": _works("Domain weights change from then on."),
     "eval_on_start": _refused(
         "would change the domain weights before the first step, and once more at every resume. Leave it out: the losses"
@@ -279,6 +279,7 @@ TRAINER_OPTIONS: dict[str, Option] = {
     "mixture_weights": _works(),
     "reference_losses": _works(),
     "clamp_excess": _works(),
+    "mixture_update": _works(),
     "mixture_floor": _works(),
     "mixture_ceiling": _works(),
     "eval_token_share": _works(),
