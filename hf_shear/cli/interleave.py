@@ -84,7 +84,7 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     try:
         choices = config_from_flags(arguments, num_shots=arguments.num_stages)
         found = prune_interleaved(
-            source, target, text, choices, args, data.train, data.held_out, resume_from_checkpoint=checkpoint
+            source, target, text, choices, args, data.train, data.steering, resume_from_checkpoint=checkpoint
         )
     except StoppedBySignal as stop:
         stop.advice = f"To go on: the same command{'' if arguments.resume else ' with `--resume`'}."

@@ -14,7 +14,7 @@ from ..slicing import PROVENANCE_NAME, read_provenance, save_checkpoint
 from ..sources import Source, open_source, read_generation_config, whole_models
 from .report import judge_checkpoint
 from .run_folder import finished_stages
-from .stages import MASK_LEARNING, PRUNING, SOURCE, Run, open_model, open_run
+from .stages import MASK_LEARNING, PRUNING, Run, open_model, open_run, source_references
 
 ADOPTED = "adopted"
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -84,7 +84,7 @@ def _provenance(path: str) -> dict:
 def adopt(run: Run, path: str) -> dict:
     """Copy the checkpoint to <output_dir>/pruned and judge it; a record as that of ``learn_masks``, without masks.
 
-    Domains are steered to the source's held-out losses, as after mask learning, unless the arguments give others, and
+    Domains are steered to the source's losses, as after mask learning, unless the arguments give others, and
     start with the arguments' weights.
     """
     start, judged = time.perf_counter(), run.data.judged
@@ -103,15 +103,12 @@ def adopt(run: Run, path: str) -> dict:
         "sizes": [],
         "passes": {},
         "mixture_weights": run.args.mixture_weights,
-        "reference_losses": run.args.reference_losses or run.folder.recorded(SOURCE)["loss"],
-        "reference_tokens": 0,
         "calibration_tokens": 0,
         "flops": None,
-        "eval_samples": max(map(len, judged.values())),
         "model": judge_checkpoint(saved, judged, run.args),
         "seconds": 0.0,
         "export_seconds": exported - start,
-    }
+    } | source_references(run)
 
 
 def _unknown_origin(run: Run) -> dict:

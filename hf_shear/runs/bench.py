@@ -214,7 +214,7 @@ class Bench:
 
     def _train(self, model: PreTrainedModel, args: ShearTrainingArguments, num_tokens: int, **changes) -> ShearTrainer:
         args = replace(args, num_tokens=num_tokens, **changes)
-        trainer = ShearTrainer(model, args, self.data.train, self.data.held_out)
+        trainer = ShearTrainer(model, args, self.data.train, self.data.steering)
         trainer.train()
         return trainer
 
@@ -232,7 +232,7 @@ class Bench:
     def _interleaved(self, method: BenchMethod, source, calibration: Calibration, args) -> Pruned:
         found = prune_interleaved(
             source, self.target, calibration, method.config, replace(args, num_tokens=self.arguments.recovery_tokens),
-            self.data.train, self.data.held_out, restart_moments=method.options["restart"],
+            self.data.train, self.data.steering, restart_moments=method.options["restart"],
         )  # fmt: skip
         return Pruned(found.model, found.trainer.tokens_seen(), trained_through=True)
 

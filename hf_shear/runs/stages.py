@@ -46,9 +46,9 @@ from ..training import (
     ShearTrainingArguments,
     check_domain_arguments,
     check_mask_options,
-    evaluate_domains,
-    evaluation_samples_per_domain,
+    evaluate_samples,
     merge_adapter,
+    plan_evaluations,
     save_adapter_record,
 )
 from ..training.same_run import deciding_samples
@@ -309,14 +309,7 @@ def prune_at_once(run: Run) -> dict:
     text = Calibration.from_batches(calibration(run), args.train_batch_size, args.seed)
     with whole_models():
         source = on_device(run.source.load_model(TRAINED_DTYPE), args.device)
-    recovery = replace(args, num_tokens=run.pipeline.recovery_tokens)
-    recovery.set_steps(run.pipeline.max_length)
-    num_samples = evaluation_samples_per_domain(recovery, len(run.data.held_out))
-    references, reference_tokens = args.reference_losses, 0
-    if not references and args.dynamic_batches:
-        references, reference_tokens = evaluate_domains(
-            source, run.data.first_held_out(num_samples), args.eval_batch_size
-        )
+    references = source_references(run, source)
     pruning = prune_one_shot(source, run.target, text, run.pipeline.prune_config(), release_source=True)
     pruned = time.perf_counter()
     pruning.save(run.folder.path / "pruned", run.tokenizer, run.source_dtype, seed=args.seed)
@@ -330,14 +323,33 @@ def prune_at_once(run: Run) -> dict:
         "sizes": [],
         "passes": {},
         "mixture_weights": args.mixture_weights,
-        "reference_losses": references,
-        "reference_tokens": reference_tokens,
-        "eval_samples": num_samples,
         "calibration_tokens": text.num_tokens,
         "flops": pruning.cost.flops,
         "model": judge_checkpoint(run.folder.path / "pruned", run.data.judged, args),
         "seconds": pruned - start,
         "export_seconds": exported - pruned,
+    } | references
+
+
+def source_references(run: Run, source: PreTrainedModel | None = None) -> dict:
+    """What recovery steers domain weights to: losses of the source on its steering samples, if it has the budget.
+
+    Args:
+        source: loaded if it is not given.
+    """
+    recovery = replace(run.args, num_tokens=run.pipeline.recovery_tokens)
+    recovery.set_steps(run.pipeline.max_length)
+    plan, found = plan_evaluations(recovery, len(run.data.steering)), {}
+    if plan.steers and not recovery.reference_losses:
+        if source is None:
+            with whole_models():
+                source = on_device(run.source.load_model(TRAINED_DTYPE), recovery.device)
+        found = evaluate_samples(source, run.data.first_steering(plan.samples_per_domain), recovery.eval_batch_size)
+    return {
+        "reference_losses": {name: losses.mean for name, losses in found.items()} or recovery.reference_losses,
+        "reference_samples": {name: losses.sums for name, losses in found.items()} or None,
+        "reference_tokens": sum(sum(losses.num_tokens) for losses in found.values()),
+        "eval_samples": plan.samples_per_domain,
     }
 
 
@@ -365,13 +377,15 @@ def learn_masks(run: Run, name: str = MASK_LEARNING, place: str = "pruned") -> d
                    recovery_method="full", peft_config=None, **stage)  # fmt: skip
     start = time.perf_counter()
     teacher = load_teacher(pipeline, args, run.teacher)
-    trainer = ShearTrainer(model, args, run.train, run.data.held_out, run.tokenizer, teacher=teacher)
+    trainer = ShearTrainer(model, args, run.train, run.data.steering, run.tokenizer, teacher=teacher)
     trainer.train(resume_from_checkpoint=checkpoint)
     learned = time.perf_counter()
     with counted_flops() as counted:
         sliced, kept, compensation = _cut(run, trainer)
     choosing += counted.total
     record = trainer.stage_record(name)
+    if record["reference_samples"] is None:
+        record |= source_references(run)
     facts = {"masks": trainer.mask_report, "kept": kept.to_dict(), **compensation}
     found = {name: record[name] for name in ("reference_losses", "mixture_weights")}  # what recovery starts from
     provenance = provenance_record(model, seed=args.seed, mask_learning=record["tokens"], **found, **facts)
@@ -441,6 +455,8 @@ def train_plain(run: Run, name: str, model, start_path: Path | None, num_tokens:
         learned: the record with the domains' reference losses.
     """
     folder = run.folder
+    if run.pipeline.paper or name == PAPER:
+        changes["mixture_update"] = PAPER_MASK_LEARNING["mixture_update"]
     args = replace(run.args, output_dir=str(folder.path / name), num_tokens=num_tokens,
                    reference_losses=learned["reference_losses"], **changes)  # fmt: skip
     adapts = args.recovery.adapts
@@ -450,9 +466,12 @@ def train_plain(run: Run, name: str, model, start_path: Path | None, num_tokens:
             save_checkpoint(model, start_path)
             model = load_trained(start_path, run.pipeline.quantize)
     start = time.perf_counter()
-    held_out = run.data.first_held_out(learned["eval_samples"])
     teacher = load_teacher(run.pipeline, args, run.teacher)
-    trainer = ShearTrainer(model, args, run.train, held_out, run.tokenizer, teacher=teacher)
+    steering = run.data.first_steering(learned["eval_samples"])  # those that references are known of
+    trainer = ShearTrainer(
+        model, args, run.train, steering, run.tokenizer, teacher=teacher,
+        reference_samples=learned.get("reference_samples"),
+    )  # fmt: skip
     trainer.train(resume_from_checkpoint=folder.last_checkpoint(name))
     record = trainer.stage_record(name) | {
         "seconds": time.perf_counter() - start, "learning_rate": args.learning_rate,
