@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
-from hf_shear import ShearTrainer, ShearTrainingArguments, evaluate_domains, merge_adapter, save_checkpoint
+from hf_shear import ShearTrainer, ShearTrainingArguments, evaluate_samples, merge_adapter, save_checkpoint
 from hf_shear.data import load_domains, pack_domains, split_domains
 
 
@@ -38,10 +38,12 @@ def main(words=None):
 
     # Domains that are furthest from the source's loss get more of the training tokens.
     source = AutoModelForCausalLM.from_pretrained(arguments.source).to(args.device)
-    args.reference_losses, _ = evaluate_domains(source, held_out, args.eval_batch_size)
+    found = evaluate_samples(source, held_out, args.eval_batch_size)
+    args.reference_losses = {name: losses.mean for name, losses in found.items()}
+    samples = {name: losses.sums for name, losses in found.items()}
     teacher = source if args.distillation != "none" else None
     model = AutoModelForCausalLM.from_pretrained(arguments.pruned, dtype=torch.float32)
-    trainer = ShearTrainer(model, args, train, held_out, tokenizer, teacher=teacher)
+    trainer = ShearTrainer(model, args, train, held_out, tokenizer, teacher=teacher, reference_samples=samples)
     trainer.train()
 
     recovered = trainer.accelerator.unwrap_model(trainer.model)

@@ -23,7 +23,7 @@ from hf_shear.distillation import Teacher
 from hf_shear.runs import cut_learned_masks, judge, masked_arm, prepare_domain_data
 from hf_shear.shapes import TargetShape, training_flops_per_token
 from hf_shear.sources import Source, open_source
-from hf_shear.training import TrainingDivergedError, evaluate_domains, evaluation_samples_per_domain
+from hf_shear.training import SampleLosses, TrainingDivergedError, evaluate_samples, plan_evaluations
 
 from ..provenance import BEFORE, code_record, with_record
 from ..shared import best_rate, next_rates
@@ -56,7 +56,7 @@ class Study:
                 " another `--output`."
             )
         self.runs: list[dict] = kept["runs"]
-        self._references: dict[int, dict[str, float]] = {}
+        self._references: dict[int, dict[str, SampleLosses]] = {}
 
     def __getattr__(self, name: str):
         """Settings by name."""
@@ -120,11 +120,11 @@ class Study:
         """The source's own losses on what every model is judged by."""
         return self.run({"arm": "source", "seed": 0}, lambda: self.judged(self.source()))["loss"]
 
-    def reference_losses(self, num_samples: int) -> dict[str, float]:
+    def reference_losses(self, num_samples: int) -> dict[str, SampleLosses]:
         """The source's own losses on the samples that a training evaluates on; domain weights follow the difference."""
         if num_samples not in self._references:
-            samples = self.data.first_held_out(num_samples)
-            self._references[num_samples], _ = evaluate_domains(self.source(), samples, 2 * self.batch_size)
+            samples = self.data.first_steering(num_samples)
+            self._references[num_samples] = evaluate_samples(self.source(), samples, 2 * self.batch_size)
         return self._references[num_samples]
 
     # Arms
@@ -216,9 +216,19 @@ class Study:
             on_device = None if teacher is None else Teacher(teacher, "device", args.device)
 
             args.set_steps(self.max_length)
-            samples = evaluation_samples_per_domain(args, len(self.data.held_out))
-            args = replace(args, reference_losses=self.reference_losses(samples))
-            trainer = ShearTrainer(model, args, self.data.train, self.data.held_out, teacher=on_device)
+            plan, references = plan_evaluations(args, len(self.data.steering)), {}
+            if plan.steers:
+                found = self.reference_losses(plan.samples_per_domain)
+                args = replace(args, reference_losses={name: losses.mean for name, losses in found.items()})
+                references = {name: losses.sums for name, losses in found.items()}
+            trainer = ShearTrainer(
+                model,
+                args,
+                self.data.train,
+                self.data.steering,
+                teacher=on_device,
+                reference_samples=references or None,
+            )
             trainer.train()
         return trainer
 
@@ -262,10 +272,10 @@ class Study:
 
     def _arguments(self, folder: str, num_tokens: int, seed: int, **changes) -> ShearTrainingArguments:
         own = dict(
-            num_tokens=num_tokens, per_device_train_batch_size=self.batch_size, eval_strategy="steps", eval_steps=0.1,
+            num_tokens=num_tokens, per_device_train_batch_size=self.batch_size, eval_strategy="steps",
             per_device_eval_batch_size=2 * self.batch_size, warmup_steps=0.05,
             lr_scheduler_type="cosine", save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
-            eval_token_share=0.2, shape_gap_tolerance=1.0, min_swapped_units=0, seed=seed,
+            shape_gap_tolerance=1.0, min_swapped_units=0, seed=seed,
         )  # fmt: skip
         if "learning_rate" not in changes:
             own["learning_rate"] = self.learning_rate
