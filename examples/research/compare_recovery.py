@@ -113,7 +113,7 @@ class Comparison:
             save_strategy="no", reference_losses=self.learned(run)["reference_losses"],
             mixture_weights=self.learned(run)["mixture_weights"], **settings,
         )  # fmt: skip
-        return ShearTrainer(model, args, self.data.train, self.data.held_out, teacher=teacher)
+        return ShearTrainer(model, args, self.data.train, self.data.steering, teacher=teacher)
 
     def run(self, arm: str, run: Path, num_tokens: int, rate: float) -> dict:
         """Train and judge one arm."""
