@@ -163,6 +163,7 @@ TYPES = [
         ("distillation", "kl", "forward_kl"),
         ("recovery_method", "loro", "lora"),
         ("mask_scheduler", "step", "constant"),
+        ("mixture_update", "mine", "damped"),
         ("dataloader_num_workers", "all", INT),
         ("peft_config", "r=4", "file"),
         ("mixture_weights", "books=1", "JSON"),

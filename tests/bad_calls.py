@@ -131,7 +131,7 @@ TRAINING = fields(
     ("budget_warmup_ratio", NAN, SHARE), ("mask_learning_rate", INF, FINITE), ("multiplier_learning_rate", -1.0, NOT_NEGATIVE),
     ("shape_gap_tolerance", NAN, FINITE), ("mixture_floor", NAN, FINITE), ("mixture_ceiling", -1.0, SHARE), ("eval_token_share", 0.0, ABOVE_0),
     ("distillation_temperature", -1.0, ABOVE_0), ("num_tokens", 0, LEAST_1), ("per_device_train_batch_size", 0, LEAST_1),
-    ("gradient_accumulation_steps", 0, LEAST_1), ("dataloader_num_workers", -1, NOT_NEGATIVE), ("mask_scheduler", "x", "constant"),
+    ("gradient_accumulation_steps", 0, LEAST_1), ("dataloader_num_workers", -1, NOT_NEGATIVE), ("mask_scheduler", "x", "constant"), ("mixture_update", "x", "damped"),
     ("recovery_method", "x", "lora"), ("distillation", "x", "forward_kl"), ("mixture_weights", "[", "JSON"), ("reference_losses", "3", "JSON"),
     ("report_to", "foo", "report_to"), ("hub_token", "hf_x", "HF_TOKEN"), ("learning_rate", "fast", "number"), ("seed", "x", "number"),
 )  # fmt: skip
