@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..core import UsageError, check_ranges
@@ -131,4 +131,4 @@ def _set_apart(train: Mapping[Any, Dataset], held_out: Mapping[Any, Dataset], nu
             " (`eval_tokens`): domain weights are steered by the judged ones, whose losses are then no fair judge of"
             " dynamic batches. Lower `eval_tokens`, or add text."
         )
-    return type(train)(left), steering
+    return DatasetDict(left), steering

@@ -53,7 +53,7 @@ class SampleLosses:
 
 def evaluate_domains(
     model: torch.nn.Module,
-    datasets: Mapping[str, Sequence],
+    datasets: Mapping[str, Any],
     batch_size: int,
     *,
     rank: int = 0,
@@ -90,7 +90,7 @@ def evaluate_domains(
 @torch.no_grad()
 def evaluate_samples(
     model: torch.nn.Module,
-    datasets: Mapping[str, Sequence],
+    datasets: Mapping[str, Any],
     batch_size: int,
     *,
     rank: int = 0,
