@@ -36,9 +36,9 @@ class CountedFlops:
         if flops:
             weights_too = any(weight.requires_grad for weight in module.parameters(recurse=False))
             self._add(flops, _first(output), int(_requires_grad(args)) + int(weights_too))
-        elif isinstance(getattr(module, "o_proj", None), nn.Linear):
+        elif isinstance(projection := getattr(module, "o_proj", None), nn.Linear):
             written = _first(output)  # [B, S, d]; scores and values of S / 2 tokens for each, of all heads together
-            self._add(2 * written.shape[:-1].numel() * written.shape[-2] * module.o_proj.in_features, written, 2)
+            self._add(2 * written.shape[:-1].numel() * written.shape[-2] * projection.in_features, written, 2)
 
     def _add(self, flops: int, output: Tensor, times_backward: int) -> None:
         self.total += flops
@@ -53,10 +53,11 @@ def _matrix_flops(module: nn.Module, args: tuple, output: Any) -> int:
     """Of a linear layer, of a router or of experts in one module; 0 of others."""
     if isinstance(module, nn.Linear):
         return 2 * output.numel() * module.in_features
-    if hasattr(module, "top_k") and isinstance(getattr(module, "weight", None), nn.Parameter):
-        return 2 * args[0].numel() * len(module.weight)
-    if isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
-        routed, matrices = args[1], (module.gate_up_proj, module.down_proj)
+    router, gate_up = getattr(module, "weight", None), getattr(module, "gate_up_proj", None)
+    if hasattr(module, "top_k") and isinstance(router, nn.Parameter):
+        return 2 * args[0].numel() * len(router)
+    if isinstance(gate_up, nn.Parameter):
+        routed, matrices = args[1], (gate_up, module.get_parameter("down_proj"))
         return 2 * routed.numel() * sum(matrix.shape[1:].numel() for matrix in matrices)
     return 0
 

@@ -200,6 +200,7 @@ class ShearArguments(PipelineArguments):
     def prune_config(self) -> PruneConfig:
         """The choices of pruning at once."""
         criterion = criteria_from_words(self.criterion)
+        assert self.compensation is not None, "set by __post_init__"
         return PruneConfig(criterion, self.compensation, self.num_shots, as_family=self.as_family)
 
     def _refuse_options_of_masks(self) -> None:

@@ -177,7 +177,7 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     check_teaching(pipeline, args, teacher, config, tokenizer)
     if learns:
         _check_masks(pipeline, args, config, target)
-    else:
+    elif isinstance(pipeline, ShearArguments):
         make_plan(config, target, pipeline.prune_config())
     check_max_length(pipeline.max_length, source.config.max_position_embeddings)
     check_run(pipeline, args, source, target, tokenizer)
