@@ -69,7 +69,7 @@ TRAINED_DTYPE = torch.float32  # AdamW loses small steps in half precision; --bf
 SOURCE, TEACHER_LOGITS, RECOVERY = "source", "teacher_logits", "recovery"
 PRUNING, MASK_LEARNING = "pruning", "mask_learning"  # at once, or in training: a run has one of them
 PAPER_MASKS = "paper_masks"
-PAPER_MASK_SHARE = 0.15  # of a rival's tokens, for the paper's masks (model_cards/main_job.md)
+PAPER_MASK_SHARE = 0.15  # of a rival's tokens, for the paper's masks (model_cards/tried.md)
 PASSES_TO_PRUNE = 4  # what scores and compensation take, in training passes over the calibration text, to tell the time
 
 
