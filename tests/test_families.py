@@ -28,7 +28,7 @@ from hf_shear.shapes.family import ALWAYS
 from hf_shear.shapes.family_table import FAMILIES
 
 FLOAT32_BOUND = 1e-5  # of the largest logit
-BFLOAT16_BOUND = 0.12  # of the logits' standard deviation; measured: at most .078
+BFLOAT16_BOUND = 0.2  # of the logits' standard deviation; measured: at most .078 on one CPU, .141 on another
 
 SIZES = {
     "vocab_size": 40,
