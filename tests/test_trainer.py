@@ -96,7 +96,7 @@ def test_the_saved_masked_checkpoint_and_the_plain_one_load_alone(tmp_path):
     LlamaForCausalLM.from_pretrained(tmp_path / "plain" / "checkpoint-1")
 
 
-def test_a_run_without_evaluations_has_a_record(tmp_path):
+def test_a_run_without_evaluations_has_a_record_of_none(tmp_path):
     references = dict.fromkeys(DOMAINS, 3.0)
     trainer = trained(tmp_path, plain_model(), max_steps=1, eval_strategy="no", reference_losses=references)
-    assert trainer.stage_record("recovery")["eval_samples"] >= 1
+    assert trainer.stage_record("recovery")["eval_samples"] == 0

@@ -173,7 +173,7 @@ class ShearArguments(PipelineArguments):
     calibration_batches: int = field(
         default=4, metadata={"help": "Batches of a step's size, for scores and compensation."}
     )
-    compensation: str | None = field(  # type: ignore[assignment]  # a text after __post_init__
+    compensation: str | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]  # a text after __post_init__
         default=None,
         metadata={"help": f"What makes up for the cut. Default: {PruneConfig.compensation}; with --mask_tokens none."},
     )
