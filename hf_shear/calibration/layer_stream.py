@@ -76,8 +76,8 @@ def _moved(value: Any, device: torch.device, known: dict[int, Tensor]) -> Any:
 
 
 @contextmanager
-def _layers_replaced(layers: Iterable[nn.Module], make: Callable[[int], Callable]) -> Iterator[None]:
-    """Give each layer the forward ``make(index)``."""
+def forwards_replaced(layers: Iterable[nn.Module], make: Callable[[int], Callable]) -> Iterator[None]:
+    """Give each module the forward ``make(index)``."""
     layers = list(layers)
     own = [vars(layer).get("forward") for layer in layers]  # such as one that moves inputs between devices
     try:
@@ -134,7 +134,7 @@ class LayerRunner:
             raise _BehindLayers
 
         try:
-            with _layers_replaced(self.layers, note), watching(batch, {self.model.get_submodule("model.norm"): stop}):
+            with forwards_replaced(self.layers, note), watching(batch, {self.model.get_submodule("model.norm"): stop}):
                 self.model(**batch.without_labels, use_cache=False)
         except _BehindLayers:
             pass
@@ -152,7 +152,7 @@ class LayerRunner:
             last = index == len(self.layers) - 1
             return lambda hidden_states, *args, **kwargs: hidden if last else hidden_states
 
-        with _layers_replaced(self.layers, hand_on):
+        with forwards_replaced(self.layers, hand_on):
             return self.model(**batch.inputs, use_cache=False, num_items_in_batch=1).loss
 
 

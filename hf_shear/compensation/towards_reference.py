@@ -5,27 +5,36 @@ reference. So a module makes up for its own removed inputs and for all that was 
 dimensions, whole layers, what the modules below could not make up for. Where hidden dimensions are removed, the modules
 that read the residual stream (q, k, v, gate, up) are to give what they give in the reference.
 
-Of both models, only what enters the layer in hand is kept between layers: [tokens, d] each.
+A layer runs in halves, attention and MLP. The reference goes through each half once, and through its projections that
+read the residual stream once more. The pruned model goes through each half twice, before and after its writing
+projection is updated. Of both models, only what enters the half in hand is kept between passes: [tokens, d] each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..calibration import Batch, LayerStream, Sums, measuring, watching
-from ..calibration.layer_stream import WaitingBatch, warn_if_short
+from ..calibration.layer_stream import WaitingBatch, forwards_replaced, warn_if_short
 from ..calibration.moments import full_float32
+from ..core import charge_flops
 from ..data import Calibration
 from ..modeling import ShearingModel
 from ..shapes import OUTPUT_PROJECTIONS
 from .gap import Gap
-from .layer_parts import MLP, Part, layer_parts
+from .layer_parts import ATTENTION, MLP, Part, layer_parts
 
 NORM = "post_attention_layernorm"  # what reads the residual stream behind o_proj
+
+
+class _Seen(Exception):
+    """Ends the forward of a layer where all that is wanted was seen."""
 
 
 @torch.no_grad()
@@ -41,7 +50,7 @@ def gaps_to_reference(
     Args:
         model: pruned by ``gates``.
         reference: of the same shape, run with all gates open.
-        store: where hidden states wait between layers; None: the model's device.
+        store: where hidden states wait between passes; None: the model's device.
     """
     with measuring(model), measuring(reference):
         with model.use_gates(gates):
@@ -50,62 +59,98 @@ def gaps_to_reference(
             wanted = LayerStream(reference, calibration.batches, store)
         warn_if_short(model, OUTPUT_PROJECTIONS, pruned.num_tokens)
         for index in range(len(pruned.layers)):
-            for parts in layer_parts(model, gates, index):
+            groups = layer_parts(model, gates, index)
+            if not groups:  # a removed layer hands on what it is given
+                for batch in wanted:
+                    batch.hidden = wanted.run(index, batch.hidden, batch)
+            for parts in groups:
                 for part, gap in zip(parts, _gaps(pruned, wanted, index, parts), strict=True):
                     yield f"model.layers.{index}.{part.name}", part, gap
-            for stream in (pruned, wanted):
-                for batch in stream:
-                    batch.hidden = stream.run(index, batch.hidden, batch)
+                if parts[0].writes:
+                    for batch in pruned:
+                        batch.hidden, _ = _run(pruned, index, parts, batch)
 
 
 def _gaps(pruned: LayerStream, wanted: LayerStream, index: int, parts: list[Part]) -> list[Gap]:
-    """The gaps of parts that read the same, from one pass of the calibration text through both layers."""
-    sums = [Sums() for _ in parts]
+    """The gaps of parts that read the same, from one pass of the calibration text through their half of both layers.
+
+    Behind parts that write, the reference waits behind the half.
+    """
+    shared, sums = Sums(), [Sums() for _ in parts]
+    columns = parts[0].columns
     for mine, theirs in zip(pruned, wanted, strict=True):
-        now, then = _run(pruned, index, parts, mine), _run(wanted, index, parts, theirs)
+        stream, now = _run(pruned, index, parts, mine)
+        wanted_stream, then = _run(wanted, index, parts, theirs)
+        inputs = mine.rows(now[parts[0].name][0]).float()[:, columns]
+        with full_float32():
+            charge_flops(2 * inputs.numel() * inputs.shape[1])
+            shared.add(len(inputs), gram=inputs.t() @ inputs, input_mean=inputs.sum(dim=0))
         for part, total in zip(parts, sums, strict=True):
-            (inputs, outputs, stream), (_, wanted_outputs, wanted_stream) = now[part.name], then[part.name]
-            gap = (wanted_stream - stream if part.writes else wanted_outputs - outputs)[:, part.rows]
-            inputs, aim = inputs[:, part.columns], outputs[:, part.rows] + gap
+            outputs = mine.rows(now[part.name][1]).float()[:, part.rows]
+            if part.writes:
+                assert stream is not None and wanted_stream is not None
+                gap = theirs.rows(wanted_stream).float() - mine.rows(stream).float()
+                gap = gap[:, part.rows]
+            else:
+                gap = theirs.rows(then[part.name][1]).float()[:, part.rows] - outputs
             with full_float32():
+                charge_flops(2 * inputs.numel() * gap.shape[1])
                 total.add(
                     len(inputs),
                     cross=gap.t() @ inputs,
                     mean=gap.sum(dim=0),
                     power=gap.square().sum(),
-                    gram=inputs.t() @ inputs,
-                    input_mean=inputs.sum(dim=0),
-                    wanted_power=aim.square().sum(),
+                    wanted_power=(outputs + gap).square().sum(),
                 )
-    return [_gap(total) for total in sums]
+        if wanted_stream is not None:
+            theirs.hidden = wanted_stream
+    inputs = shared.means()
+    return [_gap(total, inputs) for total in sums]
 
 
-def _gap(sums: Sums) -> Gap:
+def _gap(sums: Sums, inputs: dict[str, Tensor]) -> Gap:
     means = sums.means()
     power, wanted_power = float(means.pop("power")), float(means.pop("wanted_power"))
-    return Gap(**means, power=power, wanted_power=wanted_power, num_tokens=sums.count)
+    return Gap(**means, **inputs, power=power, wanted_power=wanted_power, num_tokens=sums.count)
 
 
 def _run(
     stream: LayerStream, index: int, parts: list[Part], batch: WaitingBatch
-) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """By part: its inputs [tokens, C] and outputs [tokens, R], and the residual stream behind its block [tokens, d]."""
-    layer, seen, streams = stream.layers[index], {}, {}
+) -> tuple[Tensor | None, dict[str, tuple[Tensor, Tensor]]]:
+    """Run the half of a layer that parts are of, as far as they need.
+
+    Returns:
+        The residual stream behind the half [samples, length, d], None of parts that do not write to it; and by part its
+        inputs [samples, length, C] and outputs [samples, length, R].
+    """
+    layer, seen, behind = stream.layers[index], {}, []
+    in_mlp = parts[0].name.startswith(MLP)
 
     def note(name: str, inputs: Tensor, outputs: Tensor, batch: Batch) -> None:
         seen[name] = inputs, outputs
+        if len(seen) == len(parts) and not parts[0].writes:
+            raise _Seen
 
-    def note_stream(values: Tensor, batch: Batch) -> None:
-        streams[False] = values
+    def stop(values: Tensor, batch: Batch) -> None:
+        behind.append(values)
+        raise _Seen
 
     pairs = {layer.get_submodule(part.name): partial(note, part.name) for part in parts}
-    with watching(batch, {layer.get_submodule(NORM): note_stream}, pairs=pairs):
-        streams[True] = stream.run(index, batch.hidden, batch)
+    norm = {} if in_mlp else {layer.get_submodule(NORM): stop}
+    try:
+        with _attention_left_out(layer) if in_mlp else nullcontext(), watching(batch, norm, pairs=pairs):
+            behind.append(stream.run(index, batch.hidden, batch))
+    except _Seen:
+        pass
+    return behind[0] if behind else None, seen
 
-    def rows(values: Tensor) -> Tensor:
-        return batch.rows(values).float()
 
-    return {
-        name: (rows(inputs), rows(outputs), rows(streams[name.startswith(MLP)]))
-        for name, (inputs, outputs) in seen.items()
-    }
+@contextmanager
+def _attention_left_out(layer: nn.Module) -> Iterator[None]:
+    """The layer's attention adds nothing within: hidden states that stand behind it go through the MLP alone."""
+
+    def nothing(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        return torch.zeros_like(hidden_states), None
+
+    with forwards_replaced([layer.get_submodule(ATTENTION)], lambda _: nothing):
+        yield
