@@ -68,7 +68,9 @@ def gaps_to_reference(
                     yield f"model.layers.{index}.{part.name}", part, gap
                 if parts[0].writes:
                     for batch in pruned:
-                        batch.hidden, _ = _run(pruned, index, parts, batch)
+                        behind, _ = _run(pruned, index, parts, batch)
+                        assert behind is not None, "these parts write"
+                        batch.hidden = behind
 
 
 def _gaps(pruned: LayerStream, wanted: LayerStream, index: int, parts: list[Part]) -> list[Gap]:
