@@ -251,7 +251,7 @@ EXCESSES = st.lists(st.floats(-3, 3), min_size=2, max_size=8)
 
 
 def by_domain(values) -> dict:
-    return dict(zip("abcdefgh", values, strict=False))
+    return dict(zip("abcdefgh"[: len(values)], values, strict=True))
 
 
 def test_damped_excess_by_hand():

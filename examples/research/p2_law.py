@@ -27,7 +27,7 @@ from hf_shear.runs.domain_data import prepare_domain_data
 from hf_shear.scaling_law import Case, RecoveryRun, with_control
 from hf_shear.shapes import SHAPE_NAMES, count_parameters, shape_for_budget
 from hf_shear.sources import open_source
-from hf_shear.training import evaluation_samples_per_domain
+from hf_shear.training import plan_evaluations
 
 from .provenance import BEFORE, code_digest, code_record, with_record
 
@@ -135,7 +135,7 @@ class FamilyRuns:
         with tempfile.TemporaryDirectory() as folder:
             trainer = ShearTrainer(model, self.arguments(folder, hidden_size), self.data.train, self.data.judged)
             # The samples that training evaluates on.
-            judged = self.judged(evaluation_samples_per_domain(trainer.args, len(self.data.judged)))
+            judged = self.judged(plan_evaluations(trainer.args, len(self.data.judged)).samples_per_domain)
             start_loss = trainer.evaluate(judged)["eval_loss"]
             trainer.train()
         rows = [row for row in trainer.state.log_history if "eval_loss" in row and "num_tokens" in row]

@@ -16,7 +16,6 @@ from ..pruning.config import PRUNING_SHARE
 from ..shapes import ModelShape
 from ..training import ShearTrainingArguments, check_mask_options
 from .engine_rows import engine_warnings
-from .prune import config_from_flags
 
 SUMMARY = "Prune in stages and train in between, on one budget of tokens."
 EXAMPLE = "hf-shear interleave path/to/llama --data_dir text --hidden_size 2048 --num_tokens 1000000 --output_dir out"
@@ -51,7 +50,7 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        config_from_flags(self, num_shots=self.num_stages)
+        runs.config_from_flags(self, num_shots=self.num_stages)
 
 
 def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
@@ -82,7 +81,7 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     source = opened.load_model(torch.float32)  # AdamW loses small steps in others
     text = Calibration.from_batches(drawn.batches, args.train_batch_size, args.seed)
     try:
-        choices = config_from_flags(arguments, num_shots=arguments.num_stages)
+        choices = runs.config_from_flags(arguments, num_shots=arguments.num_stages)
         found = prune_interleaved(
             source, target, text, choices, args, data.train, data.steering, resume_from_checkpoint=checkpoint
         )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from transformers import PretrainedConfig
 
 from .. import runs
 from ..core import UsageError, check_parents
-from ..criteria import criteria_from_words
 from ..data import Calibration
 from ..modeling import as_family
 from ..pruning import PruneConfig, default_criterion_words, make_plan, prune_one_shot
@@ -62,16 +60,7 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
         check_parents("output_dir", self.output_dir)
         if Path(self.output_dir).exists():
             raise UsageError(f"`output_dir` {self.output_dir!r} exists. Name a folder that does not.")
-        config_from_flags(self)
-
-
-def config_from_flags(arguments, **more: Any) -> PruneConfig:
-    """The choices of a verb: those of its flags that are named as in ``PruneConfig``, and ``more``."""
-    flags: dict[str, Any] = {
-        field.name: getattr(arguments, field.name) for field in fields(PruneConfig) if hasattr(arguments, field.name)
-    }
-    flags["criterion"] = criteria_from_words(arguments.criterion)
-    return PruneConfig(**flags | more)
+        runs.config_from_flags(self)
 
 
 def run(arguments: Arguments) -> None:
@@ -82,7 +71,7 @@ def run(arguments: Arguments) -> None:
     if arguments.as_family is not None:
         config = as_family(config, family_named(arguments.as_family, "`as_family`: "))
     target = _target(arguments, config)
-    choices = config_from_flags(arguments)
+    choices = runs.config_from_flags(arguments)
     make_plan(config, target, choices)  # refuses before anything is loaded
     runs.check_result(arguments.output_dir, opened.location, config, target, tokenizer, arguments.as_family)
     args = ShearTrainingArguments(arguments.output_dir, report_to="none")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..calibration import LayerRunner, measuring, shown
+from ..calibration.layer_stream import WaitingBatch
 from ..core import UsageError, sum_over_ranks
 from ..data import Calibration
 from ..masks import ATTENTION, EXPERT, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, SUB_LAYERS
@@ -127,6 +128,8 @@ def _rises(
         float32 [units], nats per token.
     """
     layers = _gate_in_use(model, LAYER).nonzero().flatten().tolist()  # a closed one hands on what it is given
+    numbers = {layer: [number for number, unit in enumerate(closed) if unit.layer == layer] for layer in layers}
+    measured = [number for found in numbers.values() for number in found]
     rises = torch.zeros(len(closed), dtype=torch.float64, device=model.device)
     totals = torch.zeros(2, dtype=torch.float64, device=model.device)  # loss with all units, tokens
     with measuring(model):
@@ -135,21 +138,12 @@ def _rises(
             waiting = runner.in_front_of_layers(batch)
             losses = torch.zeros_like(rises)
             for place, layer in enumerate(layers):
-                for number, unit in enumerate(closed):
-                    if unit.layer == layer:
-                        hidden = waiting.hidden
-                        if unit.gates is not None:
-                            gates = model.layer_keywords(model.gates_in_use | unit.gates)
-                            hidden = runner.run(layer, hidden, waiting, gates)
-                        for behind in layers[place + 1 :]:
-                            hidden = runner.run(behind, hidden, waiting)
-                        losses[number] = runner.summed_loss(hidden, waiting)
+                for number in numbers[layer]:
+                    losses[number] = _loss_without(closed[number], model, runner, waiting, layers[place + 1 :])
                 waiting.hidden = runner.run(layer, waiting.hidden, waiting)
             whole = runner.summed_loss(waiting.hidden, waiting)
             totals += torch.stack([whole.double(), torch.full_like(whole, batch.num_predicted).double()])
-            for number, unit in enumerate(closed):
-                if unit.layer in layers:
-                    rises[number] += losses[number] - whole
+            rises[measured] += losses[measured] - whole
     sum_over_ranks(rises, totals)
     if totals[1] == 0:
         raise UsageError(
@@ -161,6 +155,19 @@ def _rises(
             " dtype (float16 often overflows; bfloat16 or float32 does not)."
         )
     return (rises / totals[1]).float()
+
+
+def _loss_without(
+    unit: Without, model: ShearingMixin, runner: LayerRunner, waiting: WaitingBatch, behind: Sequence[int]
+) -> Tensor:
+    """Summed loss of a batch that waits in front of the unit's layer; ``behind``: the layers after it."""
+    hidden = waiting.hidden
+    if unit.gates is not None:
+        gates = model.layer_keywords(model.gates_in_use | unit.gates)
+        hidden = runner.run(unit.layer, hidden, waiting, gates)
+    for layer in behind:
+        hidden = runner.run(layer, hidden, waiting)
+    return runner.summed_loss(hidden, waiting)
 
 
 def _first(batches: Iterable[dict[str, Tensor]], num_samples: int) -> Iterator[dict[str, Tensor]]:

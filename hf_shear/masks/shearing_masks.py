@@ -256,15 +256,7 @@ class ShearingMasks(nn.Module):
             start: ``kept_units()`` of the start.
         """
         now = self.kept_units()
-        new = {name: int((now[name] & ~start[name]).sum()) for name in now}
-        heads = [kept[KEY_VALUE_HEAD].unsqueeze(-1) & kept[QUERY_HEAD] for kept in (now, start)]
-        return {
-            "hidden_size": new[HIDDEN],
-            "num_hidden_layers": new[LAYER],
-            "num_attention_heads": int((heads[0] & ~heads[1]).sum()),
-            "num_key_value_heads": new[KEY_VALUE_HEAD],
-            **self._mlp_sizes(lambda kind: new[kind.name], 0),
-        }
+        return self._counted({name: now[name] & ~start[name] for name in now}, _heads(now) & ~_heads(start))
 
     @torch.no_grad()
     def kept_below_half(self) -> dict[str, int]:
@@ -279,14 +271,18 @@ class ShearingMasks(nn.Module):
             else:
                 values[kind.name] = self.strategy.soft_value(kind, self.log_alpha[kind.name], self.phase).cpu()
         groups, queries = values[KEY_VALUE_HEAD], values[QUERY_HEAD]
-        low = {name: int((kept[name] & (values[name] < 0.5)).sum()) for name in kept}
-        heads_kept = kept[KEY_VALUE_HEAD].unsqueeze(-1) & kept[QUERY_HEAD]
+        low = {name: kept[name] & (values[name] < 0.5) for name in kept}
+        return self._counted(low, _heads(kept) & (groups.unsqueeze(-1) * queries < 0.5))
+
+    def _counted(self, units: dict[str, Tensor], heads: Tensor) -> dict[str, int]:
+        """Numbers of units per shape name, over all layers; ``heads``: query heads with their groups."""
+        counts = {name: int(found.sum()) for name, found in units.items()}
         return {
-            "hidden_size": low[HIDDEN],
-            "num_hidden_layers": low[LAYER],
-            "num_attention_heads": int((heads_kept & (groups.unsqueeze(-1) * queries < 0.5)).sum()),
-            "num_key_value_heads": low[KEY_VALUE_HEAD],
-            **self._mlp_sizes(lambda kind: low[kind.name], 0),
+            "hidden_size": counts[HIDDEN],
+            "num_hidden_layers": counts[LAYER],
+            "num_attention_heads": int(heads.sum()),
+            "num_key_value_heads": counts[KEY_VALUE_HEAD],
+            **self._mlp_sizes(lambda kind: counts[kind.name], 0),
         }
 
     def _mlp_sizes(self, of: Callable[[UnitKind], _Number], neurons: _Number) -> dict[str, _Number]:
@@ -294,6 +290,11 @@ class ShearingMasks(nn.Module):
         if EXPERT not in self.kinds:
             return {"intermediate_size": of(self.kinds[INTERMEDIATE])}
         return {"intermediate_size": neurons, "num_experts": of(self.kinds[EXPERT])}
+
+
+def _heads(kept: dict[str, Tensor]) -> Tensor:
+    """Query heads that stay, which takes their group too, [layers, groups, heads of a group]."""
+    return kept[KEY_VALUE_HEAD].unsqueeze(-1) & kept[QUERY_HEAD]
 
 
 def _name(kind: UnitKind) -> str:

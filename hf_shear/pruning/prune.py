@@ -177,15 +177,14 @@ def remove_units(
     # Scores and compensation see one model: the same weights, gates and text. So A is collected once, and dropped here.
     shared_inputs = {} if plan.compensation.reads_own_inputs else None
     cost = CalibrationCost.on(calibration) if cost is None else cost
+    known = known or {}
+    kinds = [kind for kind in plan.kinds if kind not in known or _loses(masked, kind, gates, progress, plan)]
     with masked.use_gates(gates):
-        with cost.charge("scores"):
-            known = known or {}
-            kinds = [kind for kind in plan.kinds if kind not in known or _loses(masked, kind, gates, progress, plan)]
-            scores = known | score_units(masked, plan.criteria, calibration, kinds, shared_inputs)
-        scores = protect_layers(scores, plan.protected_layers)
-        budget = count_parameters(plan.config, plan.shape) if plan.budget is None else plan.budget
-        shot = Shot(masked, calibration, scores, progress, plan.comparable, plan.config, budget, plan.protected)
         with cost.charge("scores"):  # an allocation may run the model, too
+            scores = known | score_units(masked, plan.criteria, calibration, kinds, shared_inputs)
+            scores = protect_layers(scores, plan.protected_layers)
+            budget = count_parameters(plan.config, plan.shape) if plan.budget is None else plan.budget
+            shot = Shot(masked, calibration, scores, progress, plan.comparable, plan.config, budget, plan.protected)
             chosen = plan.allocation.choose(shot)
         with cost.charge("compensation"):
             report = compensate(masked, chosen, calibration, plan.compensation, source, shared_inputs)

@@ -164,7 +164,7 @@ def _spread_grid(runs: Sequence[Mapping[str, Any]]) -> _Grid:
         row = [short_name(name), _mean_and_deviation(values), NOT_KNOWN, NOT_KNOWN]
         if name not in MODEL_NAMES:
             ahead = [other - own for own, other in zip(means["recovered"], values, strict=True)]
-            row[2] = _interval(paired_difference(means["recovered"], values))
+            row[2] = paired_difference(means["recovered"], values).text(sign="+")
             row[3] = f"{sum(value > 0 for value in ahead)} of {len(ahead)}"
         rows.append(row)
     title = f"Mean loss over {_seeds(len(runs))}, nats per token (+-: sample standard deviation)"
@@ -283,7 +283,7 @@ def _spread_verdict(runs: Sequence[Mapping[str, Any]]) -> str:
     if all(ahead.is_ahead for ahead in aheads.values()):
         which = f"all {len(baselines)} baselines" if len(baselines) > 1 else "the only baseline"
         return (
-            f"{who} beats {which}: {short_name(closest)}, the closest, is {_interval(aheads[closest])} nats per token"
+            f"{who} beats {which}: {short_name(closest)}, the closest, is {aheads[closest].text(sign='+')} nats per token"
             f" behind (95 % interval of the differences by seed), {conditions}."
         )
     ordered = sorted(baselines, key=lambda name: aheads[name].mean)
@@ -293,17 +293,10 @@ def _spread_verdict(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _relation(name: str, ahead: PairedDifference) -> str:
-    text = _interval(ahead)
+    text = ahead.text(sign="+")
     if ahead.is_ahead or ahead.is_behind:
         return f"{'beats' if ahead.is_ahead else 'loses to'} {name} by {text}"
     return f"cannot be told from {name}, which is {text} above"
-
-
-def _interval(ahead: PairedDifference) -> str:
-    """Signed, as "+0.110 (+0.090 to +0.130)"."""
-    if ahead.low is None or ahead.high is None:
-        return f"{ahead.mean:+.3f}"
-    return f"{ahead.mean:+.3f} ({ahead.low:+.3f} to {ahead.high:+.3f})"
 
 
 def _common_conditions(runs: Sequence[Mapping[str, Any]]) -> str:

@@ -38,11 +38,10 @@ class PairedDifference(NamedTuple):
         """Whether the first arm is higher, and 0 is not in the interval."""
         return self.high is not None and self.high < 0
 
-    def text(self, digits: int = 3) -> str:
-        """As "0.120 (0.080 to 0.160)"; the mean alone without an interval."""
-        if self.low is None or self.high is None:
-            return f"{self.mean:.{digits}f}"
-        return f"{self.mean:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+    def text(self, digits: int = 3, sign: str = "-") -> str:
+        """As "0.120 (0.080 to 0.160)"; the mean alone without an interval. ``sign="+"`` shows signs above 0 as well."""
+        mean, *ends = (f"{end:{sign}.{digits}f}" for end in self if end is not None)
+        return f"{mean} ({' to '.join(ends)})" if ends else mean
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference:

@@ -14,6 +14,7 @@ from .pipeline_arguments import (
     ShearArguments,
     TargetArguments,
     TextArguments,
+    config_from_flags,
 )
 from .report import RESULTS_NAME, judge, judge_checkpoint
 from .run_folder import RunFolder, finished_stages, run_settings
@@ -53,6 +54,7 @@ __all__ = [
     "check_learned_cut",
     "check_result",
     "choose_target",
+    "config_from_flags",
     "conclude",
     "cut_learned_masks",
     "finished_stages",

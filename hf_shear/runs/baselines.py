@@ -15,7 +15,7 @@ from ..pruning import PruneConfig, prune_one_shot
 BASELINES = ("random", "taylor", "scratch")
 """Of every run that ends with a comparison."""
 PAPER, SURGEON = "paper", "llm_surgeon"
-RIVALS = (*BASELINES[:2], PAPER, SURGEON, BASELINES[2])
+RIVALS = ("random", "taylor", PAPER, SURGEON, "scratch")
 """All that there are: besides ``BASELINES`` the paper's learned masks, where units are chosen at once, and this library's
 choice at once, where masks are learned."""
 

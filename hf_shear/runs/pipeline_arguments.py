@@ -199,9 +199,7 @@ class ShearArguments(PipelineArguments):
 
     def prune_config(self) -> PruneConfig:
         """The choices of pruning at once."""
-        criterion = criteria_from_words(self.criterion)
-        assert self.compensation is not None, "set by __post_init__"
-        return PruneConfig(criterion, self.compensation, self.num_shots, as_family=self.as_family)
+        return config_from_flags(self)
 
     def _refuse_options_of_masks(self) -> None:
         for one in fields(PipelineArguments):
@@ -211,3 +209,12 @@ class ShearArguments(PipelineArguments):
                 f"`{one.name}` is of mask learning, but `mask_tokens` is 0, so that units are chosen at once. Give"
                 f" `mask_tokens`, or leave `{one.name}` out."
             )
+
+
+def config_from_flags(arguments, **more: Any) -> PruneConfig:
+    """The choices of a command: those of its flags that are named as in ``PruneConfig``, and ``more``."""
+    flags: dict[str, Any] = {
+        field.name: getattr(arguments, field.name) for field in fields(PruneConfig) if hasattr(arguments, field.name)
+    }
+    flags["criterion"] = criteria_from_words(arguments.criterion)
+    return PruneConfig(**flags | more)

@@ -364,12 +364,11 @@ def learn_masks(run: Run, name: str = MASK_LEARNING, place: str = "pruned") -> d
     checkpoint, importance, choosing = folder.last_checkpoint(name), None, 0.0
     calibrated = pipeline.mask_start != "uniform" and not pipeline.paper
     if calibrated and checkpoint is None:
-        with whole_models():
-            with counted_flops() as counted:
-                importance = _mask_start(run)
+        with whole_models(), counted_flops() as counted:
+            importance = _mask_start(run)
+        choosing += counted.total
     model = masked_source(run)
     if importance is not None:
-        choosing = float(counted.total)
         model.masks.start_from_importance(importance, pipeline.mask_start_spread)
     constant = {"lr_scheduler_type": "constant_with_warmup", "lr_scheduler_kwargs": {}}
     stage = PAPER_MASK_LEARNING if pipeline.paper else constant

@@ -4,7 +4,7 @@ from .adapters import check_mergeable, merge_adapter, save_adapter_record
 from .arguments import PAPER_MASK_LEARNING, ShearTrainingArguments
 from .checkpoint_room import checkpoint_bytes, checkpoints_kept
 from .checks import check_domain_arguments
-from .cost import STEERING_SAMPLES, evaluation_samples_per_domain, plan_evaluations
+from .cost import STEERING_SAMPLES, plan_evaluations
 from .domain_evaluation import SampleLosses, evaluate_domains, evaluate_samples
 from .finite_guard import TrainingDivergedError
 from .recovery_methods import num_trainable, recovery_method
@@ -25,7 +25,6 @@ __all__ = [
     "checkpoints_kept",
     "evaluate_domains",
     "evaluate_samples",
-    "evaluation_samples_per_domain",
     "merge_adapter",
     "num_trainable",
     "plan_evaluations",

@@ -85,11 +85,6 @@ def _asked_steps(args: ShearTrainingArguments) -> list[int]:
     return [step for step in range(every, args.max_steps, every) if step >= args.eval_delay] + [args.max_steps]
 
 
-def evaluation_samples_per_domain(args: ShearTrainingArguments, num_domains: int) -> int:
-    """Held-out samples per domain of each evaluation (``plan_evaluations``)."""
-    return plan_evaluations(args, num_domains).samples_per_domain
-
-
 def training_setup(
     args: ShearTrainingArguments,
     model: PreTrainedModel,

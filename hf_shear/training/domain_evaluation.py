@@ -48,7 +48,8 @@ class SampleLosses:
 
     def above(self, reference: Sequence[float]) -> SampleLosses:
         """The difference to another model's ``sums`` on the same samples, which are its first if it has more."""
-        return SampleLosses([own - other for own, other in zip(self.sums, reference, strict=False)], self.num_tokens)
+        pairs = zip(self.sums, reference[: len(self.sums)], strict=True)
+        return SampleLosses([own - other for own, other in pairs], self.num_tokens)
 
 
 def evaluate_domains(
