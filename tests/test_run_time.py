@@ -1,8 +1,13 @@
 """How long the rest of a run takes."""
 
-import pytest
+from types import SimpleNamespace
 
+import pytest
+from transformers import LlamaConfig
+
+from hf_shear.runs import Run, ShearArguments
 from hf_shear.runs.run_time import duration_text, seconds_left
+from hf_shear.shapes import TargetShape
 
 
 def test_the_rest_runs_at_the_speed_of_what_is_finished():
@@ -12,6 +17,28 @@ def test_the_rest_runs_at_the_speed_of_what_is_finished():
     assert seconds_left(planned, {"source": 2.0, "pruning": 1.0}) == pytest.approx(12.0)
     assert seconds_left(planned, dict.fromkeys(planned, 1.0)) == 0
     assert seconds_left(planned, {"teacher_logits": 5.0}) is None  # of no planned stage
+
+
+@pytest.mark.parametrize(
+    ("choices", "stages"),
+    [
+        ({}, "source pruning recovery random taylor paper_masks paper scratch"),
+        ({"mask_tokens": 9, "stop_after": "mask_learning"}, "source mask_learning"),
+        ({"stop_after": "recovery"}, "source pruning recovery"),
+        ({"baselines": False, "pruned": "there"}, "source recovery"),
+    ],
+)
+def test_what_a_run_does_not_do_takes_no_time(choices, stages):
+    pruned = choices.pop("pruned", None)
+    pipeline = ShearArguments(model_name_or_path="m", recovery_tokens=100, **choices)
+    pipeline.pruned = pruned
+    config = LlamaConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=40
+    )
+    args, data = SimpleNamespace(samples_per_step=lambda: 4), SimpleNamespace(judged={"a": [0]}, train={"a": [0, 0]})
+    target = TargetShape.from_dict(config, {"intermediate_size": 16})
+    run = Run(pipeline, args, SimpleNamespace(config=config), None, target, data, data.train, None, None)
+    assert set(run._planned_flops()) == set(stages.split())
 
 
 @pytest.mark.parametrize(

@@ -267,6 +267,9 @@ def test_a_run_that_was_ended_goes_on_from_its_checkpoint(whole, run, tmp_path, 
     for name in ("source", "pruned", "recovered"):
         assert results[name]["loss"] == pytest.approx(expected[name]["loss"], abs=1e-6)
     assert results["kept"] == expected["kept"]
+    assert (
+        results["recovered"]["flops"] == expected["recovered"]["flops"]
+    )  # of the masks' start, too, made before the end
     assert results["baselines"] == {}
 
 

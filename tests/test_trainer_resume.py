@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from transformers import TrainerCallback
 
 from hf_shear import MaskSettings, slice_model
 from hf_shear.training.checkpoints import FILES_NAME, STATE_NAME, read_state, write_state
+from hf_shear.training.mask_learning import MaskLearning
 
 STEPS = 9
 CASES = {
@@ -153,6 +155,12 @@ def test_what_cannot_be_resumed_is_refused(whole_run, tmp_path):
     other = make_trainer(CASES[case][0](), arguments(tmp_path, case), train)
     with pytest.raises(ValueError, match="arguments: the text of domain 'books' has changed, the text of .*'code'"):
         other.train(resume_from_checkpoint=str(folder / "checkpoint-1"))
+
+
+def test_masks_whose_start_is_not_told_are_refused():
+    own = SimpleNamespace(optimizer=SimpleNamespace(load=lambda folder: {}), kept_at_start={"layer": torch.ones(2)})
+    with pytest.raises(ValueError, match="'checkpoint-1' does not say which units its masks' start keeps"):
+        MaskLearning.load_files(own, "checkpoint-1")
 
 
 def test_the_state_file_is_written_as_a_whole(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .. import runs
 from ..training import ShearTrainingArguments
 from .engine_rows import engine_warnings
@@ -20,7 +22,7 @@ REFUSED = {name: TOKENS for name in ("num_tokens", "max_steps", "num_train_epoch
 
 def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
     """Judge the source, learn masks, export to <output_dir>/pruned."""
-    opened = runs.open_run(pipeline, args)
+    opened = runs.open_run(replace(pipeline, stop_after="mask_learning"), args)
     opened.stage("source", runs.judge_source)
     opened = runs.with_teacher_logits(opened)
     learned = opened.stage("mask_learning", runs.learn_masks)

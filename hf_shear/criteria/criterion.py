@@ -32,7 +32,7 @@ class Criterion:
     Attributes:
         score: the function.
         declared_ranks, declared_comparable: ``ranks`` and ``comparable_across_layers`` as given to ``criterion``.
-        presumes_compensation, needs_target_shape, shares_inputs: as in ``criterion``.
+        presumes_compensation, needs_target_shape, shares_inputs, scores_the_cut: as in ``criterion``.
         options: set by ``with_options``, by name.
     """
 
@@ -42,6 +42,7 @@ class Criterion:
     presumes_compensation: bool = False
     needs_target_shape: bool = False
     shares_inputs: bool = False
+    scores_the_cut: bool = False
     options: Options = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
@@ -109,6 +110,7 @@ def criterion(
     comparable_across_layers: bool | Callable[[Options], bool] = False,
     needs_target_shape: bool = False,
     shares_inputs: bool = False,
+    scores_the_cut: bool = False,
 ) -> Callable[[Callable[..., Scores]], Criterion]:
     """Declare a function as a criterion.
 
@@ -124,11 +126,19 @@ def criterion(
             tells.
         shares_inputs: whether it takes a third argument, None or a dict (``hf_shear.calibration.InputsByModule``). It may
             fill the dict with second moments that it collects anyway, so that compensation need not collect them again.
+        scores_the_cut: whether it ranks whole layers better once the layers' own units are chosen and compensated for, as
+            what measures a loss does. Where all layers shall have one shape, it is then asked last.
     """
 
     def declare(score: Callable[..., Scores]) -> Criterion:
         return Criterion(
-            score, ranks, comparable_across_layers, presumes_compensation, needs_target_shape, shares_inputs
+            score,
+            ranks,
+            comparable_across_layers,
+            presumes_compensation,
+            needs_target_shape,
+            shares_inputs,
+            scores_the_cut,
         )
 
     return declare

@@ -23,8 +23,10 @@ from ..masks import ATTENTION, EXPERT, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP,
 from ..modeling import ShearingMixin
 from .criterion import Scores, criterion
 
-NUM_SAMPLES = 32
+NUM_SAMPLES = 16
 """Of the calibration text: enough to rank layers (examples/docs/criteria.md)."""
+NUM_SAMPLES_OF_PARTS = 32
+"""The same for sub-layers and experts, whose rises are smaller."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Without:
     gates: dict[str, Tensor] | None = None
 
 
-@criterion(ranks=(LAYER,), comparable_across_layers=True)
+@criterion(ranks=(LAYER,), comparable_across_layers=True, scores_the_cut=True)
 def loss_rise(model: ShearingMixin, calibration: Calibration, *, num_samples: int = NUM_SAMPLES) -> Scores:
     """Mean loss per token without each layer minus that with all, from about L / 2 forward passes, L layers.
 
@@ -59,7 +61,9 @@ def loss_rise(model: ShearingMixin, calibration: Calibration, *, num_samples: in
 
 
 @criterion(ranks=SUB_LAYERS, comparable_across_layers=True)
-def sub_layer_rise(model: ShearingMixin, calibration: Calibration, *, num_samples: int = NUM_SAMPLES) -> Scores:
+def sub_layer_rise(
+    model: ShearingMixin, calibration: Calibration, *, num_samples: int = NUM_SAMPLES_OF_PARTS
+) -> Scores:
     """Mean loss per token without the attention, or the MLP, of each layer minus that with all.
 
     Costs about L forward passes, L layers.
@@ -84,7 +88,7 @@ def sub_layer_rise(model: ShearingMixin, calibration: Calibration, *, num_sample
 
 
 @criterion(ranks=(EXPERT,), comparable_across_layers=True)
-def expert_rise(model: ShearingMixin, calibration: Calibration, *, num_samples: int = NUM_SAMPLES) -> Scores:
+def expert_rise(model: ShearingMixin, calibration: Calibration, *, num_samples: int = NUM_SAMPLES_OF_PARTS) -> Scores:
     """Mean loss per token without each expert, its tokens routed to others, minus that with all.
 
     Costs about ``num_hidden_layers * num_experts / 2`` forward passes.

@@ -60,6 +60,13 @@ class PruningPlan:
         return self.allocation.uneven
 
     @property
+    def layers_last(self) -> bool:
+        """Whether whole layers are chosen once the units of layers are."""
+        return (
+            not self.uneven and len(self.kinds) > 1 and LAYER in self.criteria and self.criteria[LAYER].scores_the_cut
+        )
+
+    @property
     def comparable(self) -> bool:
         """Whether scores of different layers and kinds of units compare."""
         return not _not_comparable(self.criteria)

@@ -15,7 +15,7 @@ from ..compensation import CompensationReport, compensate
 from ..core import UsageError
 from ..criteria import CriterionChoice, Scores, criteria_by_kind
 from ..data import Calibration
-from ..masks import EXPERT, INTERMEDIATE
+from ..masks import EXPERT, INTERMEDIATE, LAYER
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel, check_model
 from ..shapes import count_parameters
 from ..slicing import (
@@ -175,20 +175,62 @@ def remove_units(
         The new gates, the scores, and the errors that compensation left.
     """
     # Scores and compensation see one model: the same weights, gates and text. So A is collected once, and dropped here.
-    shared_inputs = {} if plan.compensation.reads_own_inputs else None
+    shared_inputs = {} if plan.compensation.reads_own_inputs or plan.layers_last else None
     cost = CalibrationCost.on(calibration) if cost is None else cost
     known = known or {}
     kinds = [kind for kind in plan.kinds if kind not in known or _loses(masked, kind, gates, progress, plan)]
+    last = [kind for kind in kinds if kind == LAYER and plan.layers_last]
+    first = [kind for kind in kinds if kind not in last]
+    scores, report = {kind: score for kind, score in known.items() if kind not in last}, None
     with masked.use_gates(gates):
         with cost.charge("scores"):  # an allocation may run the model, too
-            scores = known | score_units(masked, plan.criteria, calibration, kinds, shared_inputs)
-            scores = protect_layers(scores, plan.protected_layers)
-            budget = count_parameters(plan.config, plan.shape) if plan.budget is None else plan.budget
-            shot = Shot(masked, calibration, scores, progress, plan.comparable, plan.config, budget, plan.protected)
-            chosen = plan.allocation.choose(shot)
-        with cost.charge("compensation"):
-            report = compensate(masked, chosen, calibration, plan.compensation, source, shared_inputs)
-    return chosen, scores, report
+            scores |= score_units(masked, plan.criteria, calibration, first, shared_inputs)
+            chosen = _choose(masked, scores, progress, plan, calibration)
+        if last:
+            trial, report = _trial_cut(masked, gates | chosen, plan, calibration, cost, shared_inputs)
+            with cost.charge("scores"), trial.use_gates(gates | chosen):
+                found = score_units(trial, plan.criteria, calibration, last)
+                scores |= found
+                chosen |= _choose(trial, found, progress, plan, calibration)
+        if report is None:
+            with cost.charge("compensation"):
+                report = compensate(masked, chosen, calibration, plan.compensation, source, shared_inputs)
+    return chosen, protect_layers(scores, plan.protected_layers), report
+
+
+def _choose(
+    model: ShearingModel, scores: Scores, progress: float, plan: PruningPlan, calibration: Calibration
+) -> Gates:
+    """The gates that the plan's allocation makes of scores."""
+    scores = protect_layers(scores, plan.protected_layers)
+    budget = count_parameters(plan.config, plan.shape) if plan.budget is None else plan.budget
+    return plan.allocation.choose(
+        Shot(model, calibration, scores, progress, plan.comparable, plan.config, budget, plan.protected)
+    )
+
+
+def _trial_cut(
+    masked: ShearingModel,
+    chosen: Gates,
+    plan: PruningPlan,
+    calibration: Calibration,
+    cost: CalibrationCost,
+    shared_inputs: dict | None,
+) -> tuple[ShearingModel, CompensationReport | None]:
+    """A model in which what ``chosen`` closes is made up for, to choose layers in; its report where it is ``masked``.
+
+    A compensation of modules towards their own outputs does not depend on which layers stay: that of the layers' units is
+    done once, here. Any other is done when layers are chosen, too; here the cheap one stands for it.
+    """
+    if plan.compensation.does_nothing:
+        return masked, None
+    own = plan.compensation.reads_own_inputs
+    trial = masked if own else type(masked).from_model(masked, plan.shape, as_family=plan.choices.as_family).eval()
+    with cost.charge("compensation"), trial.use_gates(masked.gates_in_use):
+        report = compensate(
+            trial, chosen, calibration, plan.compensation if own else "least_squares", None, shared_inputs
+        )
+    return trial, report if own else None
 
 
 def _loses(masked: ShearingModel, kind: str, gates: Gates, progress: float, plan: PruningPlan) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..compensation import resolve_compensation
-from ..core import StoppedBySignal, UsageError, by_main_process, counted_flops
+from ..core import StoppedBySignal, UsageError, by_main_process, count_over_ranks, counted_flops
 from ..criteria import criteria_by_kind, criteria_from_words, mask_start_importance
 from ..data import Calibration, check_max_length, load_domains, warn_of_shared_text
 from ..masks import STRATEGIES, MaskSettings, unit_kinds
@@ -117,21 +117,31 @@ class Run:
         return "" if left is None else f" (about {duration_text(left)} left of the run)"
 
     def _planned_flops(self) -> dict[str, float]:
-        """FLOPs by stage."""
+        """FLOPs of the stages that this run is to go through, by name, in their order."""
         pipeline, length = self.pipeline, self.pipeline.max_length
         source, target = self.source.config, config_for_shape(self.source.config, self.target)
         judging = sum(map(len, self.data.judged.values())) * length
         of_source, of_target = self.training_flops(source), self.training_flops(target)
         judged = judging * forward_flops_per_token(target, length)
         planned = {SOURCE: judging * forward_flops_per_token(source, length)}
-        calibration = pipeline.calibration_batches * self.args.samples_per_step() * length
-        if pipeline.learns_masks:
-            planned[MASK_LEARNING] = pipeline.mask_tokens * of_source + judged
+        if self.teacher is not None and pipeline.teacher_placement == STORED:
+            read = sum(map(len, self.data.train.values())) * length
+            planned[TEACHER_LOGITS] = read * forward_flops_per_token(self.teacher.config, length)
+        if pipeline.stop_after == TEACHER_LOGITS:
+            return planned
+        calibration, trained = pipeline.calibration_batches * self.args.samples_per_step() * length, 0
+        if getattr(pipeline, "pruned", None) is not None:
+            pass  # it is there
+        elif pipeline.learns_masks:
+            trained += pipeline.mask_tokens
+            planned[MASK_LEARNING] = trained * of_source + judged
         else:
             planned[PRUNING] = PASSES_TO_PRUNE * calibration * of_source + judged
+        if pipeline.stop_after in (PRUNING, MASK_LEARNING):
+            return planned
+        trained += pipeline.recovery_tokens
         planned[RECOVERY] = pipeline.recovery_tokens * of_target + judged
-        trained = pipeline.recovery_tokens + pipeline.mask_tokens * pipeline.learns_masks
-        for name in pipeline.rivals if pipeline.baselines else ():
+        for name in pipeline.rivals if pipeline.baselines and pipeline.stop_after is None else ():
             planned[name] = trained * of_target + judged
             if name == PAPER:
                 planned[PAPER_MASKS] = PAPER_MASK_SHARE * trained * of_source + judged
@@ -366,7 +376,9 @@ def learn_masks(run: Run, name: str = MASK_LEARNING, place: str = "pruned") -> d
     if calibrated and checkpoint is None:
         with whole_models(), counted_flops() as counted:
             importance = _mask_start(run)
-        choosing += counted.total
+        folder.record(f"{name}_start", {"flops": count_over_ranks(counted.total, run.args.device)})
+    if calibrated:
+        choosing += folder.recorded(f"{name}_start")["flops"]  # by the process that made it
     model = masked_source(run)
     if importance is not None:
         model.masks.start_from_importance(importance, pipeline.mask_start_spread)
@@ -381,7 +393,7 @@ def learn_masks(run: Run, name: str = MASK_LEARNING, place: str = "pruned") -> d
     learned = time.perf_counter()
     with counted_flops() as counted:
         sliced, kept, compensation = _cut(run, trainer)
-    choosing += counted.total
+    choosing += count_over_ranks(counted.total, run.args.device)
     record = trainer.stage_record(name)
     if record["reference_samples"] is None:
         record |= source_references(run)

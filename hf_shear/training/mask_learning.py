@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..core import UsageError
 from ..masks import ShearingMasks
 from ..modeling import ShearingMixin
 from .arguments import ShearTrainingArguments
@@ -199,7 +200,13 @@ class MaskLearning(Part):
     def load_files(self, checkpoint: str) -> None:
         """Masks, multipliers and their moments."""
         assert self.optimizer is not None
-        self.kept_at_start = self.optimizer.load(checkpoint)
+        found = self.optimizer.load(checkpoint)
+        if found.keys() != self.kept_at_start.keys():
+            raise UsageError(
+                f"The checkpoint {checkpoint!r} does not say which units its masks' start keeps, as one of another version"
+                " of hf_shear: swaps could not be counted. Resume it with that version, or learn the masks anew."
+            )
+        self.kept_at_start = found
 
 
 def mask_report(masks: ShearingMasks) -> dict:
