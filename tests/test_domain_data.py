@@ -7,6 +7,7 @@ import importlib
 import json
 import warnings
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -14,7 +15,6 @@ from training_helpers import VOCAB_SIZE, letter_tokenizer, make_args, random_doc
 
 from hf_shear import runs
 from hf_shear.cli.main import VERBS
-from hf_shear.data import Calibration
 from hf_shear.runs import prepare_domain_data
 from hf_shear.runs.domain_data import _set_apart
 from hf_shear.shapes import ModelShape
@@ -116,22 +116,34 @@ def test_the_split_does_not_change_with_what_is_trained(domains, tokenizer, data
         assert whole[:shorter] == parts[:shorter]
 
 
-def test_calibration_is_seeded_and_takes_training_samples(data):
+def samples(domains) -> set[tuple[int, ...]]:
+    return {tuple(ids) for dataset in domains.values() for ids in dataset["input_ids"]}
+
+
+def test_calibration_is_a_seeded_draw_of_text_that_is_not_trained_on(data):
     def batches(seed: int) -> list:
-        return [batch["input_ids"].tolist() for batch in Calibration.from_domains(data.train, 3, 4, seed).batches]
+        return [batch["input_ids"].tolist() for batch in data.calibration(3, 4, seed).batches]
 
     assert batches(0) == batches(0) != batches(1)
     assert [len(batch) for batch in batches(0)] == [3] * 4
-    train = {tuple(ids) for dataset in data.train.values() for ids in dataset["input_ids"]}
-    assert {tuple(ids) for batch in batches(0) for ids in batch} <= train
-    batch = Calibration.from_domains(data.train, 3, 1, 0).batches[0]
-    assert set(batch) == {"input_ids", "labels"}
+    drawn = {tuple(ids) for batch in batches(0) for ids in batch}
+    assert drawn <= samples(data.steering) and not drawn & samples(data.judged)
+    assert set(data.calibration(3, 1, 0).batches[0]) == {"input_ids", "labels"}
+
+
+def test_a_domain_with_too_little_of_it_is_calibrated_on_training_text(data):
+    short = replace(data, steering=data.steering | {"code": data.steering["code"].select(range(3))})
+    drawn = {
+        tuple(ids) for batch in short.calibration(len(data.train), 4, 0).batches for ids in batch["input_ids"].tolist()
+    }
+    for name, own in data.train.items():
+        assert len(drawn & samples({name: own if name == "code" else data.steering[name]})) == 4
 
 
 def test_block_diagonal_gives_positions(domains, tokenizer):
     data = prepare(domains, tokenizer, block_diagonal=True)
     assert "position_ids" in data.train["code"].column_names
-    assert "position_ids" in Calibration.from_domains(data.train, 2, 1, 0).batches[0]
+    assert "position_ids" in data.calibration(2, 1, 0).batches[0]
 
 
 def test_a_domain_with_few_held_out_tokens_is_warned_of(domains, tokenizer, data):

@@ -22,7 +22,7 @@ import torch
 
 from hf_shear import PruneConfig, ShearTrainer, ShearTrainingArguments, prune_one_shot
 from hf_shear.core import collect_versions, write_results
-from hf_shear.data import Calibration, load_domains
+from hf_shear.data import load_domains
 from hf_shear.runs.domain_data import prepare_domain_data
 from hf_shear.scaling_law import Case, RecoveryRun, with_control
 from hf_shear.shapes import SHAPE_NAMES, count_parameters, shape_for_budget
@@ -163,7 +163,7 @@ class FamilyRuns:
         """The model cut in one shot to the shape that this library picks for the fraction."""
         options = self.options
         num_batches = -(-options.calibration_samples // options.batch_size)
-        calibration = Calibration.from_domains(self.data.train, options.batch_size, num_batches, options.seed)
+        calibration = self.data.calibration(options.batch_size, num_batches, options.seed)
         target = shape_for_budget(model.config, fraction_kept=1 - fraction).shape
         # No compensation, one shot: as the published curves.
         return prune_one_shot(model, target, calibration, PruneConfig(options.criterion, "none", num_shots=1)).model

@@ -124,7 +124,7 @@ def _calibration(arguments: Arguments, opened: Source) -> Calibration | None:
     runs.check_learned_cut(arguments.compensation, opened.config)
     args = ShearTrainingArguments(arguments.output_dir, report_to="none")
     data = runs.pack(arguments, runs.read_domains(arguments, args), opened.load_tokenizer(), opened.config)
-    return Calibration.from_domains(data.train, arguments.batch_size, arguments.calibration_batches, arguments.seed)
+    return data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
 
 
 def _cut(arguments: Arguments, masked: ShearingModel, text: Calibration | None, dtype: torch.dtype | None):

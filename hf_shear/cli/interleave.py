@@ -12,7 +12,7 @@ from .. import runs
 from ..core import StoppedBySignal, UsageError, content_of
 from ..data import Calibration
 from ..pruning import PruneConfig, default_criterion_words, prune_interleaved
-from ..pruning.config import PRUNING_SHARE
+from ..pruning.config import NUM_STAGES, PRUNING_SHARE
 from ..shapes import ModelShape
 from ..training import ShearTrainingArguments, check_mask_options
 from .engine_rows import engine_warnings
@@ -41,9 +41,7 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
         default=PruneConfig.compensation,
         metadata={"help": "Update of what remains, at every stage, under any criterion; or none."},
     )
-    num_stages: int = field(
-        default=PruneConfig.num_shots, metadata={"help": "Times that units are removed, each scored anew."}
-    )
+    num_stages: int = field(default=NUM_STAGES, metadata={"help": "Times that units are removed, each scored anew."})
     pruning_share: float = field(default=PRUNING_SHARE, metadata={"help": "Of the steps, in which units are removed."})
     calibration_batches: int = field(default=16, metadata={"help": "Batches of a step's size behind the scores."})
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in --output_dir."})
@@ -77,7 +75,7 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     checkpoint = run_folder.last_checkpoint(".") if resumes else None
     if arguments.resume and checkpoint is None:
         PartialState().print(f"There is no whole checkpoint in {args.output_dir!r}: training begins at its first step.")
-    drawn = Calibration.from_domains(data.train, args.samples_per_step(), arguments.calibration_batches, args.seed)
+    drawn = data.calibration(args.samples_per_step(), arguments.calibration_batches, args.seed)
     source = opened.load_model(torch.float32)  # AdamW loses small steps in others
     text = Calibration.from_batches(drawn.batches, args.train_batch_size, args.seed)
     try:

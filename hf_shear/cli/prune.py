@@ -9,7 +9,6 @@ from transformers import PretrainedConfig
 
 from .. import runs
 from ..core import UsageError, check_parents
-from ..data import Calibration
 from ..modeling import as_family
 from ..pruning import PruneConfig, default_criterion_words, make_plan, prune_one_shot
 from ..pruning.allocation import resolve_allocation
@@ -77,7 +76,7 @@ def run(arguments: Arguments) -> None:
     args = ShearTrainingArguments(arguments.output_dir, report_to="none")
     data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, config)
     source = on_device(opened.load_model(), args.device)
-    text = Calibration.from_domains(data.train, arguments.batch_size, arguments.calibration_batches, arguments.seed)
+    text = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
     pruning = prune_one_shot(source, target, text, choices, release_source=True)
     pruning.save(arguments.output_dir, tokenizer, seed=arguments.seed)
     print(f"Wrote {arguments.output_dir}: {ModelShape.from_config(pruning.model.config).sizes_text()}.")

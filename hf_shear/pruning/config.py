@@ -30,6 +30,7 @@ DEFAULT_CRITERION: Mapping[str, str] = MappingProxyType(
     {DEFAULT_KIND: "llm_surgeon", HIDDEN: "activation", LAYER: "loss_rise"}
 )
 DEFAULT_UNITS = (KEY_VALUE_HEAD, INTERMEDIATE)
+NUM_STAGES = 5  # of prune_interleaved, where every stage is trained on
 PRUNING_SHARE = 0.5  # of the steps; with 1.0 the last shot had too few left to recover (model_cards/bench.md)
 
 
@@ -46,7 +47,8 @@ class PruneConfig:
             ``"least_squares_bias:towards=source"``; see ``hf_shear.compensation.compensate``). The default holds under any
             criterion, because it lowered the loss under each that was measured.
         num_shots: times that units are removed. Each scores and compensates anew what the ones before left, so that
-            pruning takes that many times as long as in one.
+            pruning takes that many times as long as in one. More than one pays under ``allocation="global"``, and where
+            training follows each (``prune_interleaved``).
         allocation: how layers share what is removed. ``"uniform"``: all have the target's shape, which
             ``shape_for_budget`` picks if the target is a budget. Under a budget also ``"global"``, one list of the units of
             all layers, and ``"adaptive"``, layers by their influence. Options are written as in
@@ -66,7 +68,7 @@ class PruneConfig:
 
     criterion: CriterionChoice = field(default_factory=lambda: dict(DEFAULT_CRITERION))
     compensation: str = "least_squares"
-    num_shots: int = 5
+    num_shots: int = 1
     allocation: str = "uniform"
     units: Sequence[str] | None = None
     protect: str | Sequence[int] = ""

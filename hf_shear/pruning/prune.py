@@ -225,7 +225,7 @@ def _trial_cut(
     if plan.compensation.does_nothing:
         return masked, None
     own = plan.compensation.reads_own_inputs
-    trial = masked if own else type(masked).from_model(masked, plan.shape, as_family=plan.choices.as_family).eval()
+    trial = masked if own else type(masked).from_model(masked, plan.shape).eval()
     with cost.charge("compensation"), trial.use_gates(masked.gates_in_use):
         report = compensate(
             trial, chosen, calibration, plan.compensation if own else "least_squares", None, shared_inputs

@@ -178,9 +178,7 @@ class Bench:
     def calibration(self, seed: int) -> Calibration:
         """The text that every method of a seed is given."""
         arguments = self.arguments
-        return Calibration.from_domains(
-            self.data.train, arguments.calibration_batch_size, arguments.calibration_batches, seed
-        )
+        return self.data.calibration(arguments.calibration_batch_size, arguments.calibration_batches, seed)
 
     def run_method(self, method: BenchMethod, seed: int) -> dict:
         """Prune, judge, recover, judge."""

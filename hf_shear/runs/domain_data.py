@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..core import UsageError, check_ranges
-from ..data import check_max_length, pack_domains, split_domains
+from ..data import Calibration, check_max_length, pack_domains, split_domains
 from ..training import STEERING_SAMPLES
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,8 @@ class DomainData:
         train: to train on.
         held_out: that no training sees, the judged ones and those that follow.
         judged: the first samples of each held-out domain; every model of a run is evaluated on these.
-        steering: that are neither trained on nor judged; domain weights follow the losses on these.
+        steering: that are neither trained on nor judged; domain weights follow the losses on these, and calibration text is
+            drawn from them.
     """
 
     train: Mapping[Any, Dataset]
@@ -44,6 +45,23 @@ class DomainData:
     def first_steering(self, num_samples: int) -> dict[str, Dataset]:
         """The first samples of each domain to steer by."""
         return {name: dataset.select(range(min(num_samples, len(dataset)))) for name, dataset in self.steering.items()}
+
+    def calibration(self, batch_size: int, num_batches: int, seed: int) -> Calibration:
+        """A draw of calibration text: samples that steer, which are no training text, where a domain has enough of them.
+
+        Text that the source was trained on shows what it has learned by heart: on the embedded model, trained on the same
+        text, the layers that losses on training text rank last are others than those on text that it never saw
+        (model_cards/tried.md).
+
+        Args:
+            batch_size, num_batches, seed: as in ``Calibration.from_domains``.
+        """
+        share = batch_size * num_batches / len(self.train)
+        drawn_from = {
+            name: self.steering[str(name)] if len(self.steering[str(name)]) >= share else own
+            for name, own in self.train.items()
+        }
+        return Calibration.from_domains(drawn_from, batch_size, num_batches, seed)
 
 
 def check_judged_tokens(eval_tokens: int, max_length: int) -> None:

@@ -70,7 +70,7 @@ SOURCE, TEACHER_LOGITS, RECOVERY = "source", "teacher_logits", "recovery"
 PRUNING, MASK_LEARNING = "pruning", "mask_learning"  # at once, or in training: a run has one of them
 PAPER_MASKS = "paper_masks"
 PAPER_MASK_SHARE = 0.15  # of a rival's tokens, for the paper's masks (model_cards/tried.md)
-PASSES_TO_PRUNE = 4  # what scores and compensation take, in training passes over the calibration text, to tell the time
+PASSES_TO_PRUNE = 2  # what scores and compensation take, in training passes over the calibration text, to tell the time
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ def calibration(run: Run) -> list[dict]:
     """Batches of one optimizer step's size, whatever its micro-batches."""
     args = run.args
     size, num_batches = args.samples_per_step(), run.pipeline.calibration_batches
-    batches = Calibration.from_domains(run.data.train, size, num_batches, args.seed).batches
+    batches = run.data.calibration(size, num_batches, args.seed).batches
     if args.process_index == 0:
         judged = (row for samples in run.data.judged.values() for row in samples["input_ids"])
         warn_of_shared_text((row for batch in batches for row in batch["input_ids"]), judged)

@@ -113,7 +113,7 @@ class Study:
     def calibration(self, seed: int, num_batches: int | None = None) -> Calibration:
         """A draw of calibration text."""
         num_batches = num_batches or self.calibration_batches
-        return Calibration.from_domains(self.data.train, self.batch_size, num_batches, seed)
+        return self.data.calibration(self.batch_size, num_batches, seed)
 
     @cached_property
     def source_losses(self) -> dict[str, float]:
