@@ -301,7 +301,7 @@ def test_recover_starts_from_what_prune_made(inputs, pruned, tmp_path, capsys):
     assert main(["card", str(run), "--license", "mit"]) == 0
     card = (run / "recovered" / "README.md").read_text(encoding="utf-8")
     assert "What to keep was chosen by scores: criterion `llm_surgeon hidden=activation layer=loss_rise`," in card
-    assert " compensation `least_squares`, allocation `uniform`, in 5 shots. `prune_config.json` has" in card
+    assert " compensation `least_squares`, allocation `uniform`, in one shot. `prune_config.json` has" in card
 
 
 def test_recover_starts_from_any_plain_checkpoint_without_a_record(inputs, tmp_path):
