@@ -32,7 +32,17 @@ from hf_shear.training import TrainingDivergedError
 from .claims.claim_results import STORIES, Claim, SourceResults, markdown_table, results_of
 from .claims.study import Study
 from .provenance import code_digest, noted, stale_note
-from .shared import EXAMPLES, RESEARCH, ROOT, best_rate, loss_to_choose_by, mean_and_spread, next_rates, save_picture
+from .shared import (
+    EXAMPLES,
+    RESEARCH,
+    ROOT,
+    best_rate,
+    loss_to_choose_by,
+    mean_and_spread,
+    next_rates,
+    put_between,
+    save_picture,
+)
 
 CONFIG = RESEARCH / "configs" / "main_job.yaml"
 RESULTS, PAGE = ROOT / "model_cards" / "main_job.json", ROOT / "model_cards" / "main_job.md"
@@ -42,6 +52,12 @@ BUDGETS = (TOKENS, FLOPS)
 WORDS = {"share": "tokens for masks", "mask_rate": "mask rate", "num_batches": "calibration batches"}
 CLAIM = Claim(name="main_job", statement="The default beats its rivals at equal training tokens and at equal FLOPs")
 SMALL_FOLDER = Path("main_job_small")
+README, MARKS = ROOT / "README.md", ("<!-- results: start -->", "<!-- results: end -->")
+IN_README = {
+    "compensated surgeon": "default", "taylor": "Taylor", "random": "random", "paper's recipe": "paper",
+    "learned masks": "learned", "scratch": "scratch",
+}  # fmt: skip
+"""Arms of the README's table, by its headings."""
 
 
 class MainJob(Study):
@@ -311,6 +327,17 @@ def sweep_table(source: SourceResults) -> str:
     return markdown_table(("arm", *(f"{rate:g}" for rate in rates)), rows)
 
 
+def readme_table(sources: list[SourceResults]) -> str:
+    """Mean loss at the end of each arm, per source and budget."""
+    rows = []
+    for source in sources:
+        loss = next(found["mean"] for found in source.runs if found["arm"] == "source")
+        for budget in BUDGETS:
+            ends = [mean_and_spread(means(arm_runs(source, arm, budget))) for arm in IN_README]
+            rows.append((source.name, budget, f"{loss:.3f}", *ends))
+    return markdown_table(("model", "compared at", "source", *IN_README.values()), rows)
+
+
 def again(sources: list[SourceResults]) -> str:
     seconds = sum(run["run_seconds"] for source in sources for run in source.runs)
     return (
@@ -318,6 +345,11 @@ def again(sources: list[SourceResults]) -> str:
         " [What to give](claims.md). Settings: [`main_job.yaml`](../examples/research/configs/main_job.yaml). Numbers:"
         " [`main_job.json`](main_job.json)."
     )
+
+
+def readme(sources: list[SourceResults]) -> str:
+    """The README with today's table between its markers."""
+    return put_between(README.read_text(encoding="utf-8"), MARKS, f"\n{readme_table(sources)}\n")
 
 
 def command(sources: list[SourceResults]) -> str:
@@ -373,6 +405,8 @@ def build(path: Path = RESULTS) -> None:
         return
     draw(sources, path.with_suffix(".png"))
     path.with_suffix(".md").write_text(page(sources), encoding="utf-8")
+    if path == RESULTS:
+        README.write_text(readme(sources), encoding="utf-8")
 
 
 def settings_of(source: str, small: bool = False) -> dict:

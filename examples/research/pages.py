@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import bench_page, main_job, model_cards, p2_law_page, recovery_page, results_page, surgeon_tables
+from . import bench_page, main_job, model_cards, p2_law_page, recovery_page, surgeon_tables
 from .claims import claims_page
 from .claims.claim_results import RESULTS as CLAIMS
 from .claims.claim_results import results_of
@@ -23,8 +23,6 @@ def pages() -> dict[Path, str]:
         p2_law_page.PAGE: p2_law_page.page(),
         recovery_page.PAGE: recovery_page.page(),
         recovery_page.ADVISED: recovery_page.advised(),
-        results_page.PAGE: results_page.page(),
-        results_page.README: results_page.readme(),
         surgeon_tables.PAGE: surgeon_tables.documented(),
     }
     for module in claims_page.modules():
@@ -33,6 +31,7 @@ def pages() -> dict[Path, str]:
             found[path.with_suffix(".md")] = claims_page.claim_page(module, results_of(path))
     if main_job.sources_of_page():
         found[main_job.PAGE] = main_job.page(main_job.sources_of_page())
+        found[main_job.README] = main_job.readme(main_job.sources_of_page())
     return (
         found
         | engines_page.pages()

@@ -62,7 +62,7 @@ class Arguments:
     price: float | None = field(default=None, metadata={"help": "Nats that a FLOP must gain to be worth it."})
     flops: float | None = field(default=None, metadata={"help": "Budget of mask learning and recovery."})
     mask_share: float = field(
-        default=DEFAULT_MASK_SHARE, metadata={"help": "Mask learning's share of the tokens; 0: one-shot."}
+        default=DEFAULT_MASK_SHARE, metadata={"help": "Mask learning's share of the tokens; 0: pruned at once."}
     )
     sequence_length: int = field(default=4096, metadata={"help": "Tokens of a sample, for FLOPs of --checkpoint."})
     plot: str | None = field(default=None, metadata={"help": "File for the curves with their bands, such as plan.png."})
@@ -242,7 +242,14 @@ def _plan_text(plan: BudgetPlan) -> str:
             f"{row.candidate.name:<{width}}{number_text(row.mask_tokens):>12}{number_text(row.recovery_tokens):>17}"
             f"  {row.loss}{chosen}"
         )
-    return "\n".join([*lines, plan.reason])
+    masks = []
+    if any(row.mask_tokens for row in plan.plans):
+        costs = [row.candidate.mask_cost / row.candidate.recovery_cost for row in plan.plans]
+        masks.append(
+            f"A token of mask learning costs as much as {min(costs):.1f} to {max(costs):.1f} of recovery. No run that was"
+            " measured won that back: compare with --mask_share 0."
+        )
+    return "\n".join([*lines, plan.reason, *masks])
 
 
 def _plan_facts(plan: BudgetPlan) -> dict:

@@ -35,7 +35,7 @@ class RelaxedTopK(MaskStrategy):
 
     in_words = "masks that hold the target's budget exactly at every step (`relaxed_topk`)"
     start_value = 0.0
-    learning_rate = 0.05  # measured: model_cards/shearing.md
+    learning_rate = 0.05  # measured: model_cards/tried.md
     travel = 2.0  # half of START_SPREAD: two of five layers, 2 apart, can change places, and a quarter of long rows
     budget_warmup_ratio = 0.0  # measured, as the rate
     has_multipliers = False
