@@ -234,10 +234,10 @@ INTRODUCTION = """# The main job against its rivals
 What `examples/shear.py` does by default against other ways to a model of the same shape, each with the same recovery
 (schedule, batches, text) and a learning rate of its own. The default, `{default}`, takes one shot: the LLM Surgeon ranks
 heads and neurons, the size of activations hidden dimensions; the weights that stay make up for the others by least
-squares; and layers go by the loss that the smaller model has without each. `paper's recipe` is Sheared LLaMA's hard-concrete
-masks, with the share of the tokens and the rate of masks and multipliers that did best of those below. Small models, short
-runs: orders, not sizes, are what may carry over. Calibration text, 1 or 2 batches of 8 x 256 tokens as did better at equal
-FLOPs, is neither trained on nor judged.
+squares; and layers go by the loss that the smaller model has without each. `paper's recipe` is Sheared LLaMA's
+hard-concrete masks, with the share of the tokens and the rate of masks and multipliers that did best of those below. Small
+models, short runs: orders, not sizes, are what may carry over. Calibration text, 1 or 2 batches of 8 x 256 tokens as did
+better at equal FLOPs, is neither trained on nor judged.
 
 Each arm's rate is the best of a sweep by factors of two on the first seed. It was chosen on one half of the held-out text;
 losses here are of the other half. At equal tokens every arm trains on as many, mask learning included. At equal FLOPs an
