@@ -30,7 +30,7 @@ def main(words=None):
     parser.add_argument("--num_batches", type=int, default=16, help="batches of calibration text (%(default)s)")
     arguments = parser.parse_args(words)
 
-    # Calibration text: batches that draw from all domains alike. What is held out stays out of it.
+    # Calibration text: batches that draw from all domains alike. What is held out here is left to judge by.
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     train, _ = split_domains(load_domains(arguments.data_dir))
     samples = pack_domains(train, tokenizer, max_length=arguments.max_length)

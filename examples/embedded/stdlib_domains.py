@@ -12,7 +12,8 @@ and so does everything that is nearly the same text (`decimal` and `_pydecimal`,
     python examples/embedded/stdlib_domains.py                      # the sizes of the domains on both sides
     python examples/embedded/stdlib_domains.py --held_out FOLDER    # and the held-out documents, as files
 
-What ``--held_out`` writes is for ``hf-shear evaluate --data_dir FOLDER --all_documents``: no model here was trained on it.
+What ``--held_out`` writes is for ``hf-shear evaluate --data_dir FOLDER --all_documents``: no model here was trained on it
+(pruning may have been calibrated on some of it).
 """
 
 from __future__ import annotations

@@ -246,8 +246,8 @@ def _plan_text(plan: BudgetPlan) -> str:
     if any(row.mask_tokens for row in plan.plans):
         costs = [row.candidate.mask_cost / row.candidate.recovery_cost for row in plan.plans]
         masks.append(
-            f"A token of mask learning costs as much as {min(costs):.1f} to {max(costs):.1f} of recovery. No run that was"
-            " measured won that back: compare with --mask_share 0."
+            f"A token of mask learning costs as much as {min(costs):.1f} to {max(costs):.1f} of recovery. At equal"
+            " FLOPs that did not pay in the runs that were measured: compare with --mask_share 0."
         )
     return "\n".join([*lines, plan.reason, *masks])
 

@@ -23,7 +23,7 @@ from .unit_kinds import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUE
 _UNIFORM_EPS = 1e-6
 _Number = TypeVar("_Number", int, float)
 
-# How far scores of importance set the start of log_alpha apart (measured: model_cards/bench.md).
+# How far scores of importance set the start of log_alpha apart (measured: model_cards/tried.md).
 START_SPREAD = 4.0
 
 

@@ -192,7 +192,8 @@ def prune_interleaved(
     Args:
         model: a stock or a masked model of a supported family; left as it is.
         target, calibration: as in ``prune_one_shot``.
-        config: all other choices. Its shots are taken within its ``pruning_share`` of the training steps.
+        config: all other choices, such as ``num_shots=5``. The shots are taken within its ``pruning_share`` of the
+            training steps.
         args, train_dataset, eval_dataset: as for ``ShearTrainer``.
         restart_moments: as for ``InterleavedTrainer``.
         resume_from_checkpoint: as for ``Trainer.train``.

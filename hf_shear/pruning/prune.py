@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
-from ..compensation import CompensationReport, compensate
+from ..compensation import CompensationReport, compensate, resolve_compensation
 from ..core import UsageError
 from ..criteria import CriterionChoice, Scores, criteria_by_kind
 from ..data import Calibration
@@ -34,6 +34,7 @@ from .config import PruneConfig
 from .cost import CalibrationCost
 from .plan import PruningPlan, Target, make_plan, protect_layers
 
+LEAST_SQUARES = resolve_compensation("least_squares")
 Gates = dict[str, Tensor]  # 0 or 1, [*rows, units] by kind
 
 
@@ -48,7 +49,7 @@ class OneShotPruning:
         config: the choices that it was made by.
         masked_config: of the masked model that was cut.
         scores: of the last shot, [*rows, units] per kind of unit that lost some; infinite for protected layers.
-        compensation: errors of what was compensated, one report per shot.
+        compensation: errors of what was compensated, one report per shot; perhaps also of layers that it then removed.
         num_parameters: of the kept units, without padding; never above a budget.
         budget: parameters that were allowed; None where a shape was the target.
         uneven: whether layers were free to end with different widths.
@@ -175,20 +176,21 @@ def remove_units(
         The new gates, the scores, and the errors that compensation left.
     """
     # Scores and compensation see one model: the same weights, gates and text. So A is collected once, and dropped here.
-    shared_inputs = {} if plan.compensation.reads_own_inputs or plan.layers_last else None
     cost = CalibrationCost.on(calibration) if cost is None else cost
     known = known or {}
     kinds = [kind for kind in plan.kinds if kind not in known or _loses(masked, kind, gates, progress, plan)]
-    last = [kind for kind in kinds if kind == LAYER and plan.layers_last]
-    first = [kind for kind in kinds if kind not in last]
+    first = [kind for kind in kinds if not (kind == LAYER and plan.layers_last)]
+    last = [LAYER] if plan.layers_last and _loses(masked, LAYER, gates, progress, plan) else []
     scores, report = {kind: score for kind, score in known.items() if kind not in last}, None
+    fits_own = plan.compensation.reads_own_inputs or (last and not plan.compensation.does_nothing)
+    shared_inputs = {} if fits_own else None
     with masked.use_gates(gates):
         with cost.charge("scores"):  # an allocation may run the model, too
             scores |= score_units(masked, plan.criteria, calibration, first, shared_inputs)
-            chosen = _choose(masked, scores, progress, plan, calibration)
+            chosen = gates | _choose(masked, scores, progress, plan, calibration)
         if last:
-            trial, report = _trial_cut(masked, gates | chosen, plan, calibration, cost, shared_inputs)
-            with cost.charge("scores"), trial.use_gates(gates | chosen):
+            trial, report = _trial_cut(masked, chosen, plan, calibration, cost, shared_inputs)
+            with cost.charge("scores"), trial.use_gates(chosen):
                 found = score_units(trial, plan.criteria, calibration, last)
                 scores |= found
                 chosen |= _choose(trial, found, progress, plan, calibration)
@@ -217,28 +219,27 @@ def _trial_cut(
     cost: CalibrationCost,
     shared_inputs: dict | None,
 ) -> tuple[ShearingModel, CompensationReport | None]:
-    """A model in which what ``chosen`` closes is made up for, to choose layers in; its report where it is ``masked``.
+    """The model in which layers are scored: what ``chosen`` closes is made up for; and the report, if that is final.
 
-    A compensation of modules towards their own outputs does not depend on which layers stay: that of the layers' units is
-    done once, here. Any other is done when layers are chosen, too; here the cheap one stands for it.
+    A fit of modules to their own outputs does not depend on which layers stay, so it is final. A fit towards the source
+    does: it is made once layers are chosen, and plain least squares takes its place here.
     """
     if plan.compensation.does_nothing:
         return masked, None
     own = plan.compensation.reads_own_inputs
     trial = masked if own else type(masked).from_model(masked, plan.shape).eval()
     with cost.charge("compensation"), trial.use_gates(masked.gates_in_use):
-        report = compensate(
-            trial, chosen, calibration, plan.compensation if own else "least_squares", None, shared_inputs
-        )
+        method = plan.compensation if own else replace(LEAST_SQUARES, store=plan.compensation.store)
+        report = compensate(trial, chosen, calibration, method, None, shared_inputs)
     return trial, report if own else None
 
 
 def _loses(masked: ShearingModel, kind: str, gates: Gates, progress: float, plan: PruningPlan) -> bool:
     """Whether units of a kind are removed on the way to ``progress``; of uneven layers nobody knows before."""
     gate, unit = gates.get(kind), masked.masks.kinds.get(kind)
-    if plan.uneven or gate is None or unit is None:
+    if plan.uneven or unit is None:
         return True
-    return kept_by(unit, progress) < int(gate.sum(dim=-1).max())
+    return kept_by(unit, progress) < (unit.num_units if gate is None else int(gate.sum(dim=-1).max()))
 
 
 def cut(

@@ -26,7 +26,7 @@ class DomainData:
 
     Attributes:
         train: to train on.
-        held_out: that no training sees, the judged ones and those that follow.
+        held_out: that no training sees (calibration may), the judged ones and those that follow.
         judged: the first samples of each held-out domain; every model of a run is evaluated on these.
         steering: that are neither trained on nor judged; domain weights follow the losses on these, and calibration text is
             drawn from them.
@@ -57,10 +57,13 @@ class DomainData:
             batch_size, num_batches, seed: as in ``Calibration.from_domains``.
         """
         share = batch_size * num_batches / len(self.train)
-        drawn_from = {
-            name: self.steering[str(name)] if len(self.steering[str(name)]) >= share else own
-            for name, own in self.train.items()
-        }
+        short = [name for name in self.train if len(self.steering[str(name)]) < share]
+        if short:
+            logger.warning(
+                "These domains have too little held-out text beside what is judged to calibrate on, so that calibration"
+                f" reads their training text: {short}. To silence this, raise `held_out_fraction`, or calibrate on less."
+            )
+        drawn_from = {name: own if name in short else self.steering[str(name)] for name, own in self.train.items()}
         return Calibration.from_domains(drawn_from, batch_size, num_batches, seed)
 
 

@@ -19,7 +19,8 @@ from ..training.checkpoints import FILES_NAME, STATE_NAME, TRAINER_STATE_NAME, l
 from ..training.same_run import changing_arguments, check_same_run, deciding_arguments, differences
 
 _STAGES_NAME = "stages.json"
-_UNUSED = {"settings", "source"}  # what a run has recorded that was refused, or stopped, before any training
+_UNUSED = {"settings", "source", "mask_learning_start"}
+"""What a run has recorded that was refused, or stopped, before any training."""
 _OF_TEXT = ("text_field", "skip_unreadable", "skip_null_text", "parse_special_tokens")
 _FREE_SETTINGS = {
     "num_proc", "baselines", "baseline_learning_rates", "stop_after", "resume", "overwrite", "keep_adapter",

@@ -117,7 +117,7 @@ class Run:
         return "" if left is None else f" (about {duration_text(left)} left of the run)"
 
     def _planned_flops(self) -> dict[str, float]:
-        """FLOPs of the stages that this run is to go through, by name, in their order."""
+        """FLOPs of the stages that this run is to go through, by name."""
         pipeline, length = self.pipeline, self.pipeline.max_length
         source, target = self.source.config, config_for_shape(self.source.config, self.target)
         judging = sum(map(len, self.data.judged.values())) * length
@@ -378,7 +378,13 @@ def learn_masks(run: Run, name: str = MASK_LEARNING, place: str = "pruned") -> d
             importance = _mask_start(run)
         folder.record(f"{name}_start", {"flops": count_over_ranks(counted.total, run.args.device)})
     if calibrated:
-        choosing += folder.recorded(f"{name}_start")["flops"]  # by the process that made it
+        begun = folder.finished(f"{name}_start")  # by the process that made it
+        if begun is None:
+            raise UsageError(
+                f"`--resume`: the run in {str(folder.path)!r} does not say what its masks' start cost, as one of another"
+                " version of hf_shear. Go on with that version, or start a run in another folder."
+            )
+        choosing += begun["flops"]
     model = masked_source(run)
     if importance is not None:
         model.masks.start_from_importance(importance, pipeline.mask_start_spread)

@@ -15,8 +15,8 @@ from .estimates import Estimate, number_text
 from .law_fit import LawFit
 from .recovery_run import Case
 
-DEFAULT_MASK_SHARE = 0.0  # units chosen at once lost less in every run that was measured (model_cards/main_job.md)
-"""Of all tokens: that of this library's runs (``examples/docs/masks.md``)."""
+DEFAULT_MASK_SHARE = 0.0
+"""Of all tokens: units are chosen at once, which lost less at equal FLOPs (``model_cards/main_job.md``)."""
 DEFAULT_GAIN = 0.01
 """Nats of a doubling of tokens below which a run counts as saturated."""
 

@@ -41,7 +41,7 @@ def fine_tuned(study: Study, arm: str, seed: int) -> dict:
         domains = list(study.data.train)
         classifier = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=len(domains))
     classifier.config.pad_token_id = 0  # unused: all pieces are of one length
-    train, test = (pieces(study, datasets) for datasets in (study.data.train, study.data.held_out))
+    train, test = (pieces(study, datasets) for datasets in (study.data.train, study.data.judged))
     return record | fit(classifier, train, test, study, seed)
 
 
