@@ -93,6 +93,8 @@ def test_the_digest_follows_code_and_settings(tmp_path, monkeypatch):
 def test_a_page_says_where_the_code_has_moved():
     one, other = {"commit": "abc", "date": "2026-11-24", "digest": "1"}, {"commit": "def+", "date": "x", "digest": "2"}
     assert stale_note([one], "1", "make") == "" and is_current([one], "1")
+    again = one | {"confirmed": {"commit": "ghi", "date": "x", "digest": "4"}}
+    assert is_current([again], "1") and is_current([again], "4") and not is_current([again, one], "4")
     note = (
         "> The code that these numbers depend on has changed since they were made (commit abc (2026-11-24)): they may"
     )

@@ -3,6 +3,7 @@
     python -m examples.research.main_job                                     # the embedded model, which needs no data
     python -m examples.research.main_job --data_dir SEVEN_DOMAINS --stories STORIES260K TINYSTORIES
     python -m examples.research.main_job --page                              # build the page anew, and measure nothing
+    python -m examples.research.main_job --confirm ...                       # one run of each source again
 
 Every arm makes a model of the target's shape and trains it on the same schedule, at a learning rate of its own: the first
 seed sweeps it until the best lies between two others, by the half of the judged text that is not reported. Arms are
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
@@ -29,9 +31,9 @@ from hf_shear.report import paired_difference, require_matplotlib
 from hf_shear.runs import prepare_domain_data
 from hf_shear.training import TrainingDivergedError
 
-from .claims.claim_results import STORIES, Claim, SourceResults, markdown_table, results_of
+from .claims.claim_results import STORIES, Claim, SourceResults, markdown_table, results_of, write
 from .claims.study import Study
-from .provenance import code_digest, noted, stale_note
+from .provenance import code_digest, code_record, noted, stale_note
 from .shared import (
     EXAMPLES,
     RESEARCH,
@@ -236,8 +238,8 @@ What `examples/shear.py` does by default against other ways to a model of the sa
 heads and neurons, the size of activations hidden dimensions; the weights that stay make up for the others by least
 squares; and layers go by the loss that the smaller model has without each. `paper's recipe` is Sheared LLaMA's
 hard-concrete masks, with the share of the tokens and the rate of masks and multipliers that did best of those below. Small
-models, short runs: orders, not sizes, are what may carry over. Calibration text, 1 or 2 batches of 8 x 256 tokens as did
-better at equal FLOPs, is neither trained on nor judged.
+models, short runs: orders, not sizes, are what may carry over. Calibration text is neither trained on nor judged. The
+default reads 2 batches of 8 x 256 tokens; a rival 1 or 2, as did better at equal FLOPs.
 
 Each arm's rate is the best of a sweep by factors of two on the first seed. It was chosen on one half of the held-out text;
 losses here are of the other half. At equal tokens every arm trains on as many, mask learning included. At equal FLOPs an
@@ -342,13 +344,23 @@ def again(sources: list[SourceResults]) -> str:
     return (
         f"```bash\n{command(sources)}\n```\n\ntook {round(seconds / 60)} min of one CPU thread beside other work."
         " [What to give](claims.md). Settings: [`main_job.yaml`](../examples/research/configs/main_job.yaml). Numbers:"
-        " [`main_job.json`](main_job.json)."
+        " [`main_job.json`](main_job.json)." + made_by(sources[0])
     )
 
 
 def readme(sources: list[SourceResults]) -> str:
     """The README with today's table between its markers."""
     return put_between(README.read_text(encoding="utf-8"), MARKS, f"\n{readme_table(sources)}\n")
+
+
+def made_by(source: SourceResults) -> str:
+    """Which code made the numbers, and which made some of them again."""
+    parts = []
+    for one in source.code or []:
+        again = one.get("confirmed")
+        told = f"; {again['commit']} made one run of each source again, and found the same" if again else ""
+        parts.append(f"{one['commit']} ({one['date']}{told})")
+    return f" Code: {', '.join(parts)}." if parts else ""
 
 
 def command(sources: list[SourceResults]) -> str:
@@ -408,6 +420,28 @@ def build(path: Path = RESULTS) -> None:
         README.write_text(readme(sources), encoding="utf-8")
 
 
+def confirm(path: Path, given: dict) -> None:
+    """Make one run of the default of each source again; where all are what they were, note that this code made them.
+
+    Raises:
+        ValueError: a source's text is not given, or a number differs: then measure anew.
+    """
+    for source in results_of(path):
+        if source.name not in given:
+            raise ValueError(f"{source.name!r} needs its text: {', '.join(given)} are given.")
+        job = MainJob(CLAIM, source.name, *given[source.name], source.settings, path)
+        kept = arm_runs(source, source.settings["default"])[-1]
+        names = ("arm", *source.settings["arms"][kept["arm"]].get("tried", {}), "budget", "rate", "seed")
+        again = job.make({name: kept[name] for name in names})
+        print(f"{source.name}: {kept['mean']!r} was kept, {again['mean']!r} is measured")
+        if again["mean"] != kept["mean"]:
+            raise ValueError(f"{source.name}: the code gives other numbers now. Measure anew.")
+    results = json.loads(path.read_text(encoding="utf-8"))
+    for one in results["code"]:
+        one["confirmed"] = code_record(todays_code())
+    write(path, results["sources"], results["code"])
+
+
 def settings_of(source: str, small: bool = False) -> dict:
     """The config for one source."""
     config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
@@ -422,6 +456,9 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--sources", nargs="+", help="only these (default: all that the text is given for)")
     parser.add_argument("--small", action="store_true", help="a minute: few tokens, one seed; proves nothing")
     parser.add_argument("--page", action="store_true", help="only build the page from what is kept")
+    parser.add_argument(
+        "--confirm", action="store_true", help="make one run of each source again, after a change of code"
+    )
     parser.add_argument("--output", type=Path, help=f"JSON file (default: {RESULTS.relative_to(ROOT)})")
     options = parser.parse_args(command_line)
     path = options.output or (SMALL_FOLDER / RESULTS.name if options.small else RESULTS)
@@ -430,7 +467,9 @@ def main(command_line: list[str] | None = None) -> None:
         given[STORIES] = options.stories
     if options.data_dir:
         given["family-128"] = RESEARCH / "family" / "models" / "128", options.data_dir
-    for name in [] if options.page else options.sources or given:
+    if options.confirm:
+        confirm(path, given)
+    for name in [] if options.page or options.confirm else options.sources or given:
         if name not in given:
             parser.error(f"{name!r} needs its text: {', '.join(given)} are given.")
         MainJob(CLAIM, name, *given[name], settings_of(name, options.small), path).compare()

@@ -208,8 +208,8 @@ def with_record(kept: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) ->
 
 
 def is_current(kept: Sequence[Mapping[str, Any]] | None, digest: str) -> bool:
-    """Whether the code of today made all of a file's results."""
-    return bool(kept) and all(one["digest"] == digest for one in kept)
+    """Whether the code of today made all of a file's results, or made some again and found the same numbers."""
+    return bool(kept) and all(digest in (one["digest"], one.get("confirmed", {}).get("digest")) for one in kept)
 
 
 def stale_note(kept: Sequence[Mapping[str, Any]] | None, digest: str, command: str) -> str:
