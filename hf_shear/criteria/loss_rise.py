@@ -23,7 +23,7 @@ from ..masks import ATTENTION, EXPERT, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP,
 from ..modeling import ShearingMixin
 from .criterion import Scores, criterion
 
-NUM_SAMPLES = 8
+NUM_SAMPLES = 16
 """Of the calibration text: enough to rank layers (examples/docs/criteria.md)."""
 NUM_SAMPLES_OF_PARTS = 32
 """The same for sub-layers and experts, whose rises are smaller."""

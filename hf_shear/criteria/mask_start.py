@@ -13,6 +13,8 @@ from .criterion import Scores
 from .loss_rise import loss_rise
 from .taylor import taylor
 
+LAYER_SAMPLES = 8  # fewer than pruning at once takes: masks may still exchange layers
+
 
 def mask_start_importance(
     model: ShearingMixin, batches: Iterable[dict[str, Tensor]], micro_batch_size: int | None = None
@@ -30,5 +32,5 @@ def mask_start_importance(
     text = Calibration.from_batches(list(batches), micro_batch_size)
     importance = taylor(model, text)
     if not model.masks.kinds[LAYER].frozen:
-        importance |= loss_rise(model, text)
+        importance |= loss_rise(model, text, num_samples=LAYER_SAMPLES)
     return importance
