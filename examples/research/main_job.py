@@ -3,7 +3,7 @@
     python -m examples.research.main_job                                     # the embedded model, which needs no data
     python -m examples.research.main_job --data_dir SEVEN_DOMAINS --stories STORIES260K TINYSTORIES
     python -m examples.research.main_job --page                              # build the page anew, and measure nothing
-    python -m examples.research.main_job --confirm ...                       # one run of each source again
+    python -m examples.research.main_job --confirm ...                       # a cut of each arm again
 
 Every arm makes a model of the target's shape and trains it on the same schedule, at a learning rate of its own: the first
 seed sweeps it until the best lies between two others, by the half of the judged text that is not reported. Arms are
@@ -358,7 +358,7 @@ def made_by(source: SourceResults) -> str:
     parts = []
     for one in source.code or []:
         again = one.get("confirmed")
-        told = f"; {again['commit']} made one run of each source again, and found the same" if again else ""
+        told = f"; {again['commit']} made a cut of each arm again, and found the same" if again else ""
         parts.append(f"{one['commit']} ({one['date']}{told})")
     return f" Code: {', '.join(parts)}." if parts else ""
 
@@ -421,7 +421,7 @@ def build(path: Path = RESULTS) -> None:
 
 
 def confirm(path: Path, given: dict) -> None:
-    """Make one run of the default of each source again; where all are what they were, note that this code made them.
+    """Make each arm's last cut again, and the default's last run; where all are what they were, note that this code did.
 
     Raises:
         ValueError: a source's text is not given, or a number differs: then measure anew.
@@ -430,12 +430,16 @@ def confirm(path: Path, given: dict) -> None:
         if source.name not in given:
             raise ValueError(f"{source.name!r} needs its text: {', '.join(given)} are given.")
         job = MainJob(CLAIM, source.name, *given[source.name], source.settings, path)
-        kept = arm_runs(source, source.settings["default"])[-1]
-        names = ("arm", *source.settings["arms"][kept["arm"]].get("tried", {}), "budget", "rate", "seed")
-        again = job.make({name: kept[name] for name in names})
-        print(f"{source.name}: {kept['mean']!r} was kept, {again['mean']!r} is measured")
-        if again["mean"] != kept["mean"]:
-            raise ValueError(f"{source.name}: the code gives other numbers now. Measure anew.")
+        for arm, choices in source.settings["arms"].items():
+            kept = arm_runs(source, arm)[-1]
+            key = {name: kept[name] for name in ("arm", *choices.get("tried", {}), "budget", "rate", "seed")}
+            again = job.cut(key)[1] | (job.make(key) if arm == source.settings["default"] else {})
+            for name in ("before", "mean"):
+                if again.get(name, kept[name]) != kept[name]:
+                    raise ValueError(
+                        f"{source.name}, {arm}: {name} was {kept[name]!r}, {again[name]!r} is measured. Measure anew."
+                    )
+            print(f"{source.name}, {arm}: as it was")
     results = json.loads(path.read_text(encoding="utf-8"))
     for one in results["code"]:
         one["confirmed"] = code_record(todays_code())
@@ -456,9 +460,7 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--sources", nargs="+", help="only these (default: all that the text is given for)")
     parser.add_argument("--small", action="store_true", help="a minute: few tokens, one seed; proves nothing")
     parser.add_argument("--page", action="store_true", help="only build the page from what is kept")
-    parser.add_argument(
-        "--confirm", action="store_true", help="make one run of each source again, after a change of code"
-    )
+    parser.add_argument("--confirm", action="store_true", help="make a cut of each arm again, after a change of code")
     parser.add_argument("--output", type=Path, help=f"JSON file (default: {RESULTS.relative_to(ROOT)})")
     options = parser.parse_args(command_line)
     path = options.output or (SMALL_FOLDER / RESULTS.name if options.small else RESULTS)
