@@ -246,7 +246,7 @@ losses here are of the other half. At equal tokens every arm trains on as many, 
 arm's choice of units is taken off its training: FLOPs of matrix products in calibration, compensation and starts
 were counted as they ran; those of training are `hf_shear.shapes.training_flops_per_token`. Comparisons are paired by
 seed: an arm is ahead of another if the 95 % interval (Student's t) of their differences does not hold 0.
-[What was tried and failed](tried.md)."""
+[What else was tried](tried.md)."""
 
 
 def page(sources: list[SourceResults]) -> str:
