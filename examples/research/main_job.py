@@ -229,6 +229,10 @@ def means(runs: list[dict]) -> list[float]:
     return [run["mean"] for run in runs]
 
 
+def source_loss(source: SourceResults) -> float:
+    return next(run["mean"] for run in source.runs if run["arm"] == "source")
+
+
 # The page
 
 INTRODUCTION = """# The main job against its rivals
@@ -263,11 +267,10 @@ def page(sources: list[SourceResults]) -> str:
 
 def described(source: SourceResults) -> str:
     run, settings = arm_runs(source, source.settings["default"])[0], source.settings
-    loss = next(found["mean"] for found in source.runs if found["arm"] == "source")
     shape = ", ".join(f"{name} {size}" for name, size in settings["target"].items())
     return (
-        f"Target: {shape}; {run['num_parameters']:,} parameters. Source: {loss:.3f}. {settings['num_tokens']:,} training"
-        f" tokens in steps of {settings['batch_size']} x {settings['max_length']}; {len(settings['seeds'])} seeds."
+        f"Target: {shape}; {run['num_parameters']:,} parameters. Source: {source_loss(source):.3f}."
+        f" {settings['num_tokens']:,} training tokens in steps of {settings['batch_size']} x {settings['max_length']}; {len(settings['seeds'])} seeds."
     )
 
 
@@ -332,10 +335,9 @@ def readme_table(sources: list[SourceResults]) -> str:
     """Mean loss at the end of each arm, per source and budget."""
     rows = []
     for source in sources:
-        loss = next(found["mean"] for found in source.runs if found["arm"] == "source")
         for budget in BUDGETS:
             ends = [mean_and_spread(means(arm_runs(source, arm, budget))) for arm in IN_README]
-            rows.append((source.name, budget, f"{loss:.3f}", *ends))
+            rows.append((source.name, budget, f"{source_loss(source):.3f}", *ends))
     return markdown_table(("model", "compared at", "source", *IN_README.values()), rows)
 
 

@@ -29,9 +29,8 @@ def pages() -> dict[Path, str]:
         path = CLAIMS / f"{module.CLAIM.name}.json"
         if claims_page.is_finished(path):
             found[path.with_suffix(".md")] = claims_page.claim_page(module, results_of(path))
-    if main_job.sources_of_page():
-        found[main_job.PAGE] = main_job.page(main_job.sources_of_page())
-        found[main_job.README] = main_job.readme(main_job.sources_of_page())
+    if sources := main_job.sources_of_page():
+        found[main_job.PAGE], found[main_job.README] = main_job.page(sources), main_job.readme(sources)
     return (
         found
         | engines_page.pages()
