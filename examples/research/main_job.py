@@ -270,7 +270,8 @@ def described(source: SourceResults) -> str:
     shape = ", ".join(f"{name} {size}" for name, size in settings["target"].items())
     return (
         f"Target: {shape}; {run['num_parameters']:,} parameters. Source: {source_loss(source):.3f}."
-        f" {settings['num_tokens']:,} training tokens in steps of {settings['batch_size']} x {settings['max_length']}; {len(settings['seeds'])} seeds."
+        f" {settings['num_tokens']:,} training tokens in steps of {settings['batch_size']} x {settings['max_length']};"
+        f" {len(settings['seeds'])} seeds."
     )
 
 
