@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core import IGNORED_LABEL, UsageError, count_over_ranks, counted_tokens, evaluating, predicted_tokens
+from ..core import IGNORED_LABEL, UsageError, count_over_ranks, counted_tokens, evaluating, predicted_tokens, tracked
 from ..modeling import ShearingMixin
 
 
@@ -69,14 +69,14 @@ class Batch:
         return {name: tensor for name, tensor in self.inputs.items() if name != "labels"}
 
 
-def shown(batches: Iterable[dict[str, Tensor]], device: torch.device) -> Iterator[Batch]:
-    """The batches on ``device``, one after another.
+def shown(batches: Iterable[dict[str, Tensor]], device: torch.device, what: str | None = None) -> Iterator[Batch]:
+    """The batches on ``device``, one after another, with progress if it is said ``what`` is done with them.
 
     Raises:
         ValueError: at the end, if no token counts on any rank.
     """
     num_tokens = 0
-    for batch in batches:
+    for batch in batches if what is None else tracked(batches, what):
         inputs = {name: tensor.to(device) for name, tensor in batch.items()}
         counted = counted_tokens(inputs)
         num_predicted = int(predicted_tokens(inputs["labels"]).sum()) if "labels" in inputs else 0
@@ -167,7 +167,7 @@ def observe(
         ValueError: no token counts.
     """
     with measuring(model):
-        for batch in shown(batches, model.device):
+        for batch in shown(batches, model.device, "Reading activations"):
             with watching(batch, inputs, outputs, pairs=pairs):
                 # The head is not needed: one position's logits are the fewest that a model computes.
                 model(**batch.without_labels, use_cache=False, logits_to_keep=1)

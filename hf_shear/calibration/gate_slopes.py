@@ -50,7 +50,7 @@ def mean_over_slopes(
     places = _Places(model, magnitude, per_token)
     num_tokens = torch.zeros((), dtype=torch.float64, device=model.device)
     with measuring(model, weights_require_grad=False), torch.enable_grad():
-        for batch in shown(batches, model.device):
+        for batch in shown(batches, model.device, "Gradients of gates"):
             with watching(batch, places.inputs, places.outputs):
                 losses, counts = sample_losses(model, batch.inputs)
             num_tokens += counts.sum()

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from ..core import IGNORED_LABEL, UsageError, check_ranges, count_over_ranks
+from ..core import IGNORED_LABEL, UsageError, check_ranges, count_over_ranks, tracked
 from ..shapes import OUTPUT_PROJECTIONS
 from .engine import Batch, Watcher, Watchers, into, measuring, shown, watching
 from .factors import check_finite
@@ -179,6 +179,11 @@ class LayerStream(LayerRunner):
         self._waiting = [self.in_front_of_layers(batch).to(self.store) for batch in shown(batches, self.device)]
         self.num_tokens = count_over_ranks(sum(batch.num_tokens for batch in self._waiting), self.device)
 
+    @property
+    def num_batches(self) -> int:
+        """Of this process."""
+        return len(self._waiting)
+
     def __iter__(self) -> Iterator[WaitingBatch]:
         """The batches on the model's device. What is set as ``hidden`` of each waits in its place from then on."""
         for waiting in self._waiting:
@@ -231,14 +236,14 @@ def stream_inputs(
     """
     names = tuple(names)
     if shared:
-        for index in range(len(decoder_layers(model))):
+        for index in tracked(range(len(decoder_layers(model))), "Compensation", unit="layer"):
             yield index, {name: shared.pop((index, name)) for name in names}
         return
     with measuring(model):
         stream = LayerStream(model, batches, store)
         if inverted:
             warn_if_short(model, names, stream.num_tokens)
-        for index in range(len(stream.layers)):
+        for index in tracked(range(len(stream.layers)), "Activations of layers", unit="layer"):
             found = _layer_inputs(stream, index, names)
             _keep(shared, index, found)
             yield index, found
@@ -334,7 +339,7 @@ def _window_curvature(
             inputs[module] = into(moments)
             found[index].gradients[name] = moments = Moments.zeros(module.out_features, device, mean=False)
             gradients[module] = partial(_add_gradients, moments)
-    for number, batch in enumerate(stream):
+    for number, batch in enumerate(tracked(stream, "Curvature", stream.num_batches)):
         if "labels" not in batch.inputs:
             raise UsageError("A calibration batch has no `labels`, which gradients need.")
         _forward_backward(stream, batch, window, inputs, gradients, activation_checkpointing, number)

@@ -22,7 +22,6 @@ from importlib import metadata
 from types import ModuleType
 
 from ..core import DEBUG, OK, WRONG_USE, locked_result, run_command_line
-from .terminal import quiet_when_piped
 from .verb_arguments import HelpAsked, parse_verb
 
 PROGRAM = "hf-shear"
@@ -42,7 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(words[0].lower(), VERBS, n=1)
         fix = f"Did you mean {near[0]!r}? " if near else ""
         return _refuse(f"there is no verb {words[0]!r}. {fix}Write one of these first: {', '.join(VERBS)}.")
-    quiet_when_piped()
     name, *rest = words
     return run_command_line(PROGRAM, lambda: _run(name, [word for word in rest if word != DEBUG]), DEBUG in rest)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..calibration import Batch, LayerStream, Sums, measuring, watching
 from ..calibration.layer_stream import WaitingBatch, forwards_replaced, warn_if_short
 from ..calibration.moments import full_float32
-from ..core import charge_flops
+from ..core import charge_flops, tracked
 from ..data import Calibration
 from ..modeling import ShearingModel
 from ..shapes import OUTPUT_PROJECTIONS
@@ -58,7 +58,7 @@ def gaps_to_reference(
         with reference.use_gates({}):
             wanted = LayerStream(reference, calibration.batches, store)
         warn_if_short(model, OUTPUT_PROJECTIONS, pruned.num_tokens)
-        for index in range(len(pruned.layers)):
+        for index in tracked(range(len(pruned.layers)), "Compensation", unit="layer"):
             groups = layer_parts(model, gates, index)
             if not groups:  # a removed layer hands on what it is given
                 for batch in wanted:

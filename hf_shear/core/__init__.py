@@ -9,6 +9,7 @@ from .one_line import DEBUG, OK, WRONG_USE, run_command_line
 from .options import check_options, keyword_options, named_entry, options_from_text
 from .output_files import check_output_file, check_parents
 from .printable import printable, spelled
+from .progress import duration_text, lines_when_piped, tracked
 from .ranges import FINITE, RANGES, check_ranges
 from .ranks import by_main_process, count_over_ranks, is_main_process, num_processes, sum_over_ranks
 from .record_types import check_record
@@ -63,11 +64,13 @@ __all__ = [
     "count_over_ranks",
     "counted_flops",
     "counted_tokens",
-    "is_main_process",
+    "duration_text",
     "evaluating",
+    "is_main_process",
     "json_object",
     "keyword_options",
     "leave_signals_to_parent",
+    "lines_when_piped",
     "lock_folder",
     "locked_result",
     "locked_run",
@@ -89,6 +92,7 @@ __all__ = [
     "spelled",
     "stop_of",
     "sum_over_ranks",
+    "tracked",
     "write_json_atomically",
     "write_results",
     "write_text_atomically",

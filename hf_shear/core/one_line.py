@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from .errors import FailedError, UsageError
 from .printable import printable
+from .progress import lines_when_piped
 from .signals import StoppedBySignal, raised_signals
 
 OK, FAILED, WRONG_USE = 0, 1, 2
@@ -31,6 +32,8 @@ def run_command_line(program: str, work: Callable[[], object], debug: bool = Fal
         debug: raise every error, with its traceback.
     """
     try:
+        lines_when_piped()
+        _name_the_accelerator()
         with raised_signals():
             work()
     except StoppedBySignal as stop:
@@ -47,6 +50,13 @@ def run_command_line(program: str, work: Callable[[], object], debug: bool = Fal
         print(f"{program}: error: {_rank()}{kind}{printable(error)}", file=sys.stderr)
         return code
     return OK
+
+
+def _name_the_accelerator() -> None:
+    """DeepSpeed warns of every machine without an accelerator, unless it is told that there is none."""
+    torch = sys.modules.get("torch")
+    if torch is not None and not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def exit_code(error: Exception) -> int | None:

@@ -193,7 +193,7 @@ RANGES: dict[str, Range] = {
     "distillation_top_k": _count("a number of tokens such as 32"),
     # Data
     "max_length": Range(2, whole=True, example="a length such as 256: one token to read, one to predict, at least"),
-    "eval_tokens": Range(2, whole=True, example="a number of tokens such as 16384"),
+    "eval_tokens": Range(2, whole=True, optional=True, example="a number of tokens such as 16384"),
     "held_out_fraction": _share("a share of the documents such as 0.1", above=True, below=True),
     "num_proc": _count("a number of processes such as 4", optional=True),
     "eval_token_share": _share("a share such as 0.05; `eval_strategy='no'` evaluates nothing", above=True),

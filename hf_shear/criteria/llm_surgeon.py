@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 
 from ..calibration import DAMPING, ColumnCosts, InputsByModule, stream_curvature, stream_inputs
+from ..core import tracked
 from ..data import Calibration
 from ..masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, QUERY_HEAD, SUB_LAYERS
 from ..modeling import ShearingMixin, open_columns, written_weight
@@ -124,7 +125,7 @@ def removal_costs(
         layers = ((index, curvature.inputs, curvature.gradients) for index, curvature in passes)
     else:
         layers = ((index, inputs, {}) for index, inputs in stream_inputs(model, calibration.batches, names, **options))
-    for index, inputs, outputs in layers:
+    for index, inputs, outputs in tracked(layers, "Scores of layers", len(model.model.layers), unit="layer"):
         for name in names:
             columns = ColumnCosts(
                 written_weight(model, index, name, gates),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..calibration import LayerRunner, measuring, shown
 from ..calibration.layer_stream import WaitingBatch
-from ..core import UsageError, sum_over_ranks
+from ..core import UsageError, sum_over_ranks, tracked
 from ..data import Calibration
 from ..masks import ATTENTION, EXPERT, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, SUB_LAYERS
 from ..modeling import ShearingMixin
@@ -141,7 +141,8 @@ def _rises(
         for batch in shown(_first(calibration.batches, num_samples), model.device):
             waiting = runner.in_front_of_layers(batch)
             losses = torch.zeros_like(rises)
-            for place, layer in enumerate(layers):
+            progress = tracked(layers, f"Loss without each {what}", unit="layer")
+            for place, layer in enumerate(progress):
                 for number in numbers[layer]:
                     losses[number] = _loss_without(closed[number], model, runner, waiting, layers[place + 1 :])
                 waiting.hidden = runner.run(layer, waiting.hidden, waiting)

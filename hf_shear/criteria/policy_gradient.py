@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..calibration import measuring, sample_losses
-from ..core import UsageError, sum_over_ranks
+from ..core import UsageError, sum_over_ranks, tracked
 from ..data import Calibration
 from ..masks import ALL_UNIT_KINDS, UnitKind
 from ..modeling import ShearingMixin
@@ -55,7 +55,7 @@ def policy_gradient(
     learned = {kind.name: _start(kind, open_units.get(kind.name), found[kind.name]) for kind in model.masks.constrained}
     generator = torch.Generator().manual_seed(calibration.seed)
     with measuring(model):
-        for batch in islice(cycle(calibration.batches), steps):
+        for batch in tracked(islice(cycle(calibration.batches), steps), "Policy gradient", steps, unit="step"):
             draws, losses = [], []
             for _ in range(masks_per_step):
                 draw = {name: _draw(keep, generator) for name, keep in learned.items()}

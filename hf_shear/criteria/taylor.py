@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import mean_over_slopes, measuring, sample_losses
-from ..core import MissingExtraError, UsageError, sum_over_ranks
+from ..core import MissingExtraError, UsageError, sum_over_ranks, tracked
 from ..data import Calibration
 from ..masks import ALL_UNIT_KINDS, EXPERT
 from ..modeling import ShearingMixin
@@ -149,7 +149,7 @@ def _adapter_saliency(
             _train(model, parameters, [batches[step % len(batches)] for step in range(num_steps)])
             total = [torch.zeros_like(weight) for weight in parameters]
             num_tokens = torch.zeros((), dtype=torch.float64, device=model.device)
-            for batch in batches:
+            for batch in tracked(batches, "Gradients of adapters"):
                 losses, counts = sample_losses(model, batch)
                 num_tokens += counts.sum()
                 for one, gradient in zip(total, torch.autograd.grad(losses.sum(), parameters), strict=True):

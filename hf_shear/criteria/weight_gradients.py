@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..calibration import measuring, sample_losses
-from ..core import UsageError, sum_over_ranks
+from ..core import UsageError, sum_over_ranks, tracked
 from ..data import Calibration
 from ..modeling import ShearingMixin
 from .coupled_weights import weights_of
@@ -42,7 +42,8 @@ def weight_gradients(model: ShearingMixin, calibration: Calibration, second: boo
     squares = {name: torch.zeros_like(gradient) for name, gradient in total.items()} if second else {}
     num_tokens = torch.zeros((), dtype=torch.float64, device=model.device)
     with measuring(model, weights_require_grad=True), torch.enable_grad():
-        for batch in Calibration.from_batches(calibration.batches, 1 if second else None).batches:
+        samples = Calibration.from_batches(calibration.batches, 1 if second else None)
+        for batch in tracked(samples.batches, "Gradients of weights"):
             losses, counts = sample_losses(model, batch)
             gradients = torch.autograd.grad(losses.sum(), list(weights.values()))
             num_tokens += counts.sum()

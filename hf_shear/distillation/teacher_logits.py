@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-from ..core import UsageError, check_ranges, write_json_atomically
+from ..core import UsageError, check_ranges, tracked, write_json_atomically
 from .distillation import top_k_log_probs
 from .teachers import Teacher
 
@@ -256,7 +255,7 @@ def _first_answer(dataset: Dataset, teacher: Teacher, settings: dict) -> list[fl
 
 def _batches(dataset: Dataset, teacher: Teacher, batch_size: int, name: str, settings: dict) -> Iterator[dict]:
     rows = dataset.with_format("numpy")
-    for start in tqdm(range(0, len(rows), batch_size), desc=f"Teacher, {name}", disable=None):
+    for start in tracked(range(0, len(rows), batch_size), f"Teacher, {name}"):
         batch = rows[start : start + batch_size]
         log_probs, ids = _batch_logits(batch, teacher, **settings)
         size = len(log_probs)

@@ -10,7 +10,7 @@ all bytes of the text, are predicted exactly once. No EOS is put behind: it stan
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import IGNORED_LABEL, UsageError, check_ranges, evaluating
+from ..core import IGNORED_LABEL, UsageError, check_ranges, evaluating, tracked
 from ..data.documents import TOKENIZE_BATCH, check_token_id, encode_texts, vocabulary_limit
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def document_losses(
     stride: int,
     batch_size: int = 8,
     parse_special_tokens: bool = False,
-    on_batch: Callable[[int], None] | None = None,
+    what: str = "Loss",
 ) -> DocumentLosses:
     """Sum of token losses, tokens and bytes of each document.
 
@@ -85,7 +85,7 @@ def document_losses(
         stride: tokens that the window moves on; ``window`` for windows that do not overlap.
         batch_size: windows per forward.
         parse_special_tokens: let control tokens that are written in a document be such tokens, not text.
-        on_batch: called after each forward with the number of forwards in all.
+        what: to call it where progress is shown.
 
     Raises:
         ValueError: a stride outside 1..window, no documents, a tokenizer with neither BOS nor EOS, or an id that the model
@@ -109,11 +109,9 @@ def document_losses(
     batches = [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]
     nats = np.zeros(len(texts))
     with evaluating(model):
-        for batch in batches:
+        for batch in tracked(batches, what):
             losses = _window_losses(model, [sequences[piece.document] for piece in batch], batch)
             np.add.at(nats, [piece.document for piece in batch], losses)
-            if on_batch is not None:
-                on_batch(len(batches))
     return DocumentLosses(
         nats=nats,
         num_tokens=np.array([len(ids) - 1 for ids in sequences]),

@@ -97,28 +97,20 @@ def domain_losses(
     texts: Mapping[str, Sequence[str]],
     protocol: PerplexityProtocol,
 ) -> dict[str, DocumentLosses]:
-    """Losses of every document of every domain, with a bar for each domain at a terminal."""
-    from tqdm import tqdm
-
+    """Losses of every document of every domain."""
     assert protocol.window is not None and protocol.stride is not None, "the protocol is resolved"
     losses = {}
     for name, documents in texts.items():
-        with tqdm(desc=f"Loss on {name}", disable=None, leave=False, unit="batch") as bar:
-
-            def advance(num_batches: int, bar=bar) -> None:
-                bar.total = num_batches
-                bar.update()
-
-            losses[name] = document_losses(
-                model,
-                tokenizer,
-                documents,
-                window=protocol.window,
-                stride=protocol.stride,
-                batch_size=protocol.batch_size,
-                parse_special_tokens=protocol.parse_special_tokens,
-                on_batch=advance,
-            )
+        losses[name] = document_losses(
+            model,
+            tokenizer,
+            documents,
+            window=protocol.window,
+            stride=protocol.stride,
+            batch_size=protocol.batch_size,
+            parse_special_tokens=protocol.parse_special_tokens,
+            what=f"Loss on {name}",
+        )
     return losses
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import inspect
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..core import UsageError, check_ranges, evaluating
+from ..core import UsageError, check_ranges, evaluating, tracked
 
 _PROMPT_SEED = 0
 
@@ -55,14 +54,12 @@ def measure_speed(
     source: PreTrainedModel,
     pruned: PreTrainedModel,
     protocol: SpeedProtocol | None = None,
-    on_round: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
     """Prefill and decoding speed of both models, interleaved.
 
     Args:
         source, pruned: on the same device.
         protocol: what is timed.
-        on_round: called after each timed round.
 
     Returns:
         ``device``, ``dtype``, the protocol, ``source`` and ``pruned`` with the median ``prefill_tokens_per_second`` and
@@ -82,11 +79,9 @@ def measure_speed(
     with evaluating(source, pruned):
         for model in models.values():
             _one_round(model, protocol)  # warm-up: allocations, kernels, caches
-        for number in range(protocol.rounds):
+        for number in tracked(range(protocol.rounds), "Speed", unit="round"):
             for name in ("source", "pruned") if number % 2 == 0 else ("pruned", "source"):
                 seconds[name].append(_one_round(models[name], protocol))
-            if on_round is not None:
-                on_round()
     return _record(models, protocol, seconds)
 
 

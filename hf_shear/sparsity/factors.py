@@ -151,7 +151,7 @@ def _pass_over(model: PreTrainedModel, calibration: Calibration, collector: _Col
     start = {model.get_input_embeddings(): lambda output, batch: output.requires_grad_()} if backward else {}
     total = 0.0
     with measuring(model, weights_require_grad=False), torch.set_grad_enabled(backward):
-        for batch in shown(calibration.batches, model.device):
+        for batch in shown(calibration.batches, model.device, "Curvature" if backward else "Loss"):
             with watching(batch, collector.watch_inputs, start, collector.watch_gradients):
                 loss = model(**batch.inputs, use_cache=False).loss
             if not bool(loss.detach().isfinite()):

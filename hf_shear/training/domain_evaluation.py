@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import IGNORED_LABEL, UsageError, check_ranges, evaluating
+from ..core import IGNORED_LABEL, UsageError, check_ranges, evaluating, tracked
 from ..data import collate_domain_samples
 
 
@@ -112,7 +112,8 @@ def evaluate_samples(
     device = next(model.parameters()).device
     totals = torch.zeros(2, len(order), dtype=torch.float64, device=device)  # one process writes each, the others add 0
     with evaluating(model):
-        for forward in range(num_forwards):
+        steps = range(num_forwards)
+        for forward in steps if on_batch is not None else tracked(steps, "Held-out loss"):
             position = forward * world_size + rank
             batch, counts = (batches[position], True) if position < len(batches) else (batches[0], False)
             samples = [datasets[names[domain]][sample] for domain, sample in batch]
