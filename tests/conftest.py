@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads than one slow torch down
+
 import pytest
 import torch
 import transformers

@@ -178,6 +178,46 @@ def test_prune_makes_up_for_the_cut(inputs, tmp_path, capsys):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "cut").config.mlp_bias
 
 
+def test_prune_judges_both_models_and_its_card_can_be_written(inputs, tmp_path, capsys):
+    words = ["prune", str(inputs / "model"), "--data_dir", str(inputs / "text"), *SIZES, "--max_length", "16",
+             "--held_out_fraction", "0.3", "--calibration_batches", "2", "--eval_tokens", "64"]  # fmt: skip
+    cut = tmp_path / "cut"
+    assert main([*words, "--output_dir", str(cut)]) == 0
+    said = capsys.readouterr().out
+    results = read_results(cut / "results.json")
+    above = results["pruned"]["mean"] - results["source"]["mean"]
+    assert f"{above:.3f} nats per token" in " ".join(said.split()) and "judged on 128 held-out tokens" in said
+    assert results["pruned"]["num_parameters"] == count_parameters(AutoModelForCausalLM.from_pretrained(cut).config)
+    assert results["tokens"] == {"mask_learning": 0, "recovery": 0, "evaluation": 240, "calibration": 256}
+    assert results["pruned"]["flops"] == sum(read_provenance(cut)["calibration"]["flops"].values())
+    assert main(["card", str(cut), "--license", "apache-2.0"]) == 0
+    assert main(["report", str(cut)]) == 0
+    card = (cut / "README.md").read_text(encoding="utf-8")
+    assert f"{results['pruned']['loss']['code']}" in card and "not been trained after the cut" in card
+    assert main(["evaluate", str(cut), "--output", str(tmp_path / "again.json"), "--max_documents", "2", "--data_dir",
+                 str(inputs / "text")]) == 0  # fmt: skip
+
+
+def test_prune_judges_uneven_models(inputs, tmp_path):
+    count = round(0.8 * count_parameters(AutoModelForCausalLM.from_pretrained(inputs / "model").config))
+    words = ["prune", str(inputs / "model"), "--data_dir", str(inputs / "text"), "--max_length", "16", "--eval_tokens",
+             "64", "--held_out_fraction", "0.3", "--calibration_batches", "2", "--target_num_parameters", str(count),
+             "--allocation", "global", "--units", "intermediate",  "--output_dir", str(tmp_path / "cut")]  # fmt: skip
+    assert main(words) == 0
+    assert read_results(tmp_path / "cut" / "results.json")["pruned"]["mean"] > 0
+
+
+def test_prune_computes_in_the_dtype_that_is_asked_for_and_saves_in_the_sources(inputs, tmp_path, capsys):
+    words = ["prune", str(inputs / "model"), "--data_dir", str(inputs / "text"), *SIZES, "--max_length", "16",
+             "--held_out_fraction", "0.3", "--calibration_batches", "2", "--eval_tokens", "64"]  # fmt: skip
+    assert main([*words, "--dtype", "bfloat16", "--output_dir", str(tmp_path / "cut")]) == 0
+    assert "stored in float32, and computed with in bfloat16" in capsys.readouterr().out
+    results = read_results(tmp_path / "cut" / "results.json")
+    assert (results["source"]["dtype"], results["source"]["computed_in"]) == ("float32", "bfloat16")
+    assert (results["pruned"]["dtype"], results["pruned"]["computed_in"]) == ("float32", "float32")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "cut").dtype == torch.float32
+
+
 def test_interleave_prunes_and_trains_by_turns(inputs, tmp_path, capsys):
     unwanted = ("--mask_tokens", "--recovery_tokens")
     flags = training_flags(inputs)

@@ -15,8 +15,9 @@ from training_helpers import VOCAB_SIZE, letter_tokenizer, make_args, random_doc
 
 from hf_shear import runs
 from hf_shear.cli.main import VERBS
+from hf_shear.data import packing
 from hf_shear.runs import prepare_domain_data
-from hf_shear.runs.domain_data import _set_apart
+from hf_shear.runs.domain_data import _set_apart, judged_tokens
 from hf_shear.shapes import ModelShape
 
 
@@ -53,6 +54,26 @@ def test_samples_are_packed_on_both_sides(data):
             assert len(dataset) > 4
             assert {len(ids) for ids in dataset["input_ids"]} == {16}
             assert max(max(ids) for ids in dataset["input_ids"]) < VOCAB_SIZE
+
+
+@pytest.mark.parametrize("most", [1, 4, 16, 10_000])
+def test_no_more_text_is_tokenised_than_is_read(domains, tokenizer, data, monkeypatch, most):
+    monkeypatch.setattr(packing, "TOKENIZE_BATCH", 4)
+    found = prepare(domains, tokenizer, most_samples=most)
+    for name in data.domains:
+        whole, part = data.held_out[name]["input_ids"], found.held_out[name]["input_ids"]
+        assert part == whole[: len(part)] and len(part) >= min(most + 4, len(whole))
+        assert found.judged[name]["input_ids"] == data.judged[name]["input_ids"]
+    if most == 1:
+        assert all(len(found.train[name]) < len(data.train[name]) for name in data.domains)
+
+
+def test_judging_costs_a_tenth_of_what_it_judges():
+    assert judged_tokens(77, 16, 2, 10**9) == 77
+    assert judged_tokens(None, 256, 7, 700_000) == 10_000
+    assert judged_tokens(None, 256, 7, 10**9) == 16_384
+    assert judged_tokens(None, 256, 7, 7) == 2_048
+    assert judged_tokens(None, 4096, 7, 7) == 4_096
 
 
 def test_models_are_judged_by_the_first_held_out_samples(data):
@@ -193,7 +214,7 @@ def test_the_arguments_of_text_reach_the_reader_and_the_tokenizer(tmp_path, toke
     ):
         arguments = runs.DataArguments(max_length=30 + len(ending), eval_tokens=40, held_out_fraction=0.3,
                                        parse_special_tokens=parse, **options)  # fmt: skip
-        data = runs.pack(arguments, domains, tokenizer, tiny_config(max_position_embeddings=64))
+        data = runs.pack(arguments, domains, tokenizer, tiny_config(max_position_embeddings=64), 0)
         samples = [*data.train["code"]["input_ids"], *data.held_out["code"]["input_ids"]]
         assert [sample[30:] for sample in samples] == [ending] * 12
 

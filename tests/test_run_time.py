@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 from transformers import LlamaConfig
 
+from hf_shear.core import duration_text
 from hf_shear.runs import Run, ShearArguments
-from hf_shear.runs.run_time import duration_text, seconds_left
+from hf_shear.runs.run_time import judging_note, seconds_left
 from hf_shear.shapes import TargetShape
 
 
@@ -38,7 +39,9 @@ def test_what_a_run_does_not_do_takes_no_time(choices, stages):
     args, data = SimpleNamespace(samples_per_step=lambda: 4), SimpleNamespace(judged={"a": [0]}, train={"a": [0, 0]})
     target = TargetShape.from_dict(config, {"intermediate_size": 16})
     run = Run(pipeline, args, SimpleNamespace(config=config), None, target, data, data.train, None, None)
-    assert set(run._planned_flops()) == set(stages.split())
+    assert set(run.planned()) == set(stages.split())
+    note = judging_note(run.planned(), data, 256)
+    assert note.startswith("Each model is judged on 256 held-out tokens of 1 domain: ") and "%" in note
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,9 @@ def _calibration(arguments: Arguments, opened: Source) -> Calibration | None:
         return None
     runs.check_learned_cut(arguments.compensation, opened.config)
     args = ShearTrainingArguments(arguments.output_dir, report_to="none")
-    data = runs.pack(arguments, runs.read_domains(arguments, args), opened.load_tokenizer(), opened.config)
+    num_samples = arguments.calibration_batches * arguments.batch_size
+    domains = runs.read_domains(arguments, args)
+    data = runs.pack(arguments, domains, opened.load_tokenizer(), opened.config, 0, num_samples)
     return data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
 
 

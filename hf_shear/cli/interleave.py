@@ -70,7 +70,7 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     settings = runs.run_settings(arguments, target, args) | runs.read_checkpoints(arguments, opened)
     run_folder = runs.RunFolder.open(args.output_dir, resumes, settings=settings)
     PartialState().print("\n".join(filter(None, (*opened.notes, reasons, f"Target: {target}"))))
-    data = runs.pack(arguments, domains, tokenizer, config)
+    data = runs.pack(arguments, domains, tokenizer, config, args.num_tokens)
     runs.require_same_text(run_folder, data)
     checkpoint = run_folder.last_checkpoint(".") if resumes else None
     if arguments.resume and checkpoint is None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+import torch
 from transformers import PretrainedConfig
 
 from .. import runs
-from ..core import UsageError, check_parents
+from ..core import RESULTS_NAME, UsageError, check_parents, duration_text, write_results
 from ..modeling import as_family
 from ..pruning import PruneConfig, default_criterion_words, make_plan, prune_one_shot
 from ..pruning.allocation import resolve_allocation
+from ..report import comparison_table
 from ..shapes import ModelShape, TargetShape, family_named
-from ..sources import on_device
+from ..sources import dtype_note, in_dtype, ready_to_compute
 from ..training import ShearTrainingArguments
 from .engine_rows import engine_warnings
 
@@ -51,6 +55,13 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
     )
     protect: str = field(default="", metadata={"help": "Layers that stay, such as first:4,last:2 or 0,7."})
     calibration_batches: int = field(default=16, metadata={"help": "Batches behind scores and compensation."})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto",
+        metadata={"help": "To compute in. auto: the checkpoint's, or float32 on a processor that lacks it."},
+    )
+    eval_tokens: int | None = field(
+        default=None, metadata={"help": "Held-out tokens per domain that judge both models. Default: 2048 to 16384."}
+    )
     batch_size: int = field(default=8, metadata={"help": "Samples of a batch."})
     seed: int = field(default=42, metadata={"help": "Of the calibration batches, or of the random choice."})
 
@@ -63,7 +74,7 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
 
 
 def run(arguments: Arguments) -> None:
-    """Score, cut, save."""
+    """Judge the source, score, cut, save, judge the result."""
     opened = runs.open_model(arguments)
     print(*opened.notes, sep="\n", end="\n" if opened.notes else "")
     config, tokenizer = opened.config, opened.load_tokenizer()
@@ -73,14 +84,35 @@ def run(arguments: Arguments) -> None:
     choices = runs.config_from_flags(arguments)
     make_plan(config, target, choices)  # refuses before anything is loaded
     runs.check_result(arguments.output_dir, opened.location, config, target, tokenizer, arguments.as_family)
-    args = ShearTrainingArguments(arguments.output_dir, report_to="none")
-    data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, config)
-    source = on_device(opened.load_model(), args.device)
+    args = ShearTrainingArguments(
+        arguments.output_dir, report_to="none", seed=arguments.seed, per_device_eval_batch_size=arguments.batch_size
+    )
+    num_samples = arguments.calibration_batches * arguments.batch_size
+    read = num_samples * arguments.max_length
+    data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, config, read, num_samples)
+    started = time.perf_counter()
+    model = opened.load_model()
+    stored = model.dtype
+    source = ready_to_compute(
+        model, args.device, None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    )
+    print(*filter(None, [dtype_note(stored, source.dtype), _time_note(config, data, read, arguments)]), sep="\n")
+    judged = runs.judge(source, data.judged, args) | {"dtype": str(stored).removeprefix("torch.")}
+    begun = time.perf_counter()
+    print(f"Held-out loss of the source: {judged['mean']:.4f} ({duration_text(begun - started)}).")
     text = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
     pruning = prune_one_shot(source, target, text, choices, release_source=True)
-    pruning.save(arguments.output_dir, tokenizer, seed=arguments.seed)
+    seconds = {"pruning": time.perf_counter() - begun}
+    pruning.save(arguments.output_dir, tokenizer, stored, seed=arguments.seed)
+    seconds["export"] = time.perf_counter() - begun - seconds["pruning"]
+    cut = runs.judge(in_dtype(pruning.model, stored), data.judged, args)  # as it was saved
+    seconds["total"] = time.perf_counter() - started
+    results = runs.pruning_results(judged, cut, pruning, args, seconds)
+    write_results(Path(arguments.output_dir) / RESULTS_NAME, results)
+    print()
+    print(comparison_table(results))
     print(f"Wrote {arguments.output_dir}: {ModelShape.from_config(pruning.model.config).sizes_text()}.")
-    print(pruning.cost.text(pruning.model.config).capitalize() + ".")
+    print(pruning.cost.text(pruning.model.config).capitalize() + f", {duration_text(seconds['pruning'])}.")
     if pruning.uneven:
         print(
             f"{pruning.num_parameters:,} parameters of a budget of {pruning.budget:,};"
@@ -88,6 +120,16 @@ def run(arguments: Arguments) -> None:
         )
     for line in engine_warnings(arguments.output_dir):
         print(line)
+
+
+def _time_note(config: PretrainedConfig, data: runs.DomainData, read: int, arguments: Arguments) -> str:
+    """What is ahead, before any of it has begun."""
+    judging = sum(map(len, data.judged.values())) * arguments.max_length
+    share = runs.judging_share(config, judging, read, arguments.max_length)
+    return (
+        f"Calibration reads {read:,} tokens. Both models are judged on {judging:,} held-out tokens, {share:.0%} of the"
+        " FLOPs (`eval_tokens`)."
+    )
 
 
 def _target(arguments: Arguments, config: PretrainedConfig) -> TargetShape | int:

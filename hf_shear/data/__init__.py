@@ -11,7 +11,7 @@ from .mixture import (
     update_mixture_weights,
     warn_of_runaway,
 )
-from .packing import check_max_length, pack_domains
+from .packing import check_max_length, enough_documents, pack_domains
 from .reference_losses import reference_losses_by_size
 from .sampler import DynamicBatchSampler
 from .samples_digest import samples_digest
@@ -32,6 +32,7 @@ __all__ = [
     "collate_domain_samples",
     "damped_excess",
     "encode_texts",
+    "enough_documents",
     "first_sample",
     "is_stream",
     "load_domains",

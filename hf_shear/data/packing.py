@@ -127,6 +127,19 @@ def pack_domains(
     return DatasetDict(whole) if len(whole) == len(packed) else packed
 
 
+def enough_documents(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, num_tokens: int, *, parse_special_tokens: bool = False
+) -> Dataset:
+    """The first documents, as many as give ``num_tokens`` tokens; all, if they give fewer."""
+    found, texts = 0, dataset.with_format(None)
+    for start in range(0, len(dataset), TOKENIZE_BATCH):
+        batch = texts[start : start + TOKENIZE_BATCH]["text"]
+        found += sum(len(ids) + 1 for ids in encode_texts(batch, tokenizer, parse_special_tokens=parse_special_tokens))
+        if found >= num_tokens:
+            return dataset.select(range(min(start + TOKENIZE_BATCH, len(dataset))))
+    return dataset
+
+
 def check_max_length(max_length: int, max_position_embeddings: int) -> None:
     """Check that a sample of `max_length` tokens fits a model's positions.
 

@@ -2,8 +2,8 @@
 
 The record (`evaluation.json`), where `perplexity`, `tasks`, `differences` and `speed` are there if they were asked for:
 
-    source | pruned   `name`, size (see `size_record`), `perplexity` (see `perplexity_record`), `tasks` (see
-                      `evaluate_tasks`)
+    source | pruned   `name`, size (see `size_record`), `computed_in` (if not the `dtype` of the size), `perplexity` (see
+                      `perplexity_record`), `tasks` (see `evaluate_tasks`)
     differences       pruned minus source by domain (see `domain_differences`)
     speed             see `measure_speed`
     versions
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ..core import UsageError, collect_versions
-from ..sources import Source, on_device, open_source
+from ..sources import Source, open_source, ready_to_compute
 from .document_losses import DocumentLosses, prefix_token_id
 from .perplexity import PerplexityProtocol, domain_differences, domain_losses, domain_texts, perplexity_record
 from .size import config_shape, size_record
@@ -66,7 +66,7 @@ def evaluate_checkpoint(
         tasks: from ``load_tasks``.
         limit: first items of each task only.
         device: default the accelerator, or the CPU where there is none.
-        dtype: default the checkpoint's own.
+        dtype: default the checkpoint's own, where the device computes in it (``hf_shear.sources.computing``).
         argument: what messages call the checkpoint.
 
     Returns:
@@ -171,7 +171,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def _load(plan: _Comparison, argument: str) -> PreTrainedModel:
-    return on_device(plan.sources[argument].load_model(plan.dtype), plan.device)
+    return plan.sources[argument].load_model(plan.dtype)
 
 
 def _judge(
@@ -179,7 +179,10 @@ def _judge(
 ) -> tuple[dict[str, Any], dict[str, DocumentLosses]]:
     """The record of one model, and the losses of its documents."""
     source = plan.sources[argument]
-    record = {"name": source.name, **size_record(model, source.name)}
+    record, dtype = {"name": source.name, **size_record(model, source.name)}, model.dtype
+    ready_to_compute(model, plan.device, plan.dtype)
+    if model.dtype != dtype:
+        record["computed_in"] = str(model.dtype).removeprefix("torch.")
     losses: dict[str, DocumentLosses] = {}
     if plan.texts is None and plan.tasks is None:
         return record, losses
@@ -194,10 +197,7 @@ def _judge(
 
 
 def _timed(models: Mapping[str, PreTrainedModel], protocol: SpeedProtocol) -> dict[str, Any]:
-    from tqdm import tqdm
-
-    with tqdm(desc="Speed", total=protocol.rounds, disable=None, leave=False, unit="round") as bar:
-        return measure_speed(models["source"], models["pruned"], protocol, on_round=bar.update)
+    return measure_speed(models["source"], models["pruned"], protocol)
 
 
 def _tell(on_part: Callable[[dict[str, Any]], object] | None, record: dict[str, Any]) -> None:

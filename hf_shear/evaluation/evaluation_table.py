@@ -20,7 +20,7 @@ def evaluation_table(record: Mapping[str, Any]) -> str:
         record: as in `hf_shear.evaluation.compare`; `pruned` may be missing.
     """
     models = {role: record[role] for role in ROLES if role in record}
-    blocks = ["\n".join(f"{role}: {_ascii(model['name'])}" for role, model in models.items()), _size_block(models)]
+    blocks = ["\n".join(_named(role, model) for role, model in models.items()), _size_block(models)]
     if all("perplexity" in model for model in models.values()):
         differences = record.get("differences", {})
         blocks += [_loss_block(models, differences), _bits_block(models, differences), _protocol(models)]
@@ -29,6 +29,12 @@ def evaluation_table(record: Mapping[str, Any]) -> str:
     if "speed" in record:
         blocks.append(_speed_block(record["speed"]))
     return "\n\n".join(blocks) + "\n"
+
+
+def _named(role: str, model: Mapping) -> str:
+    """Which checkpoint it is; and in what its numbers were computed, if this machine has no instructions for its own."""
+    computed = f" (computed in {model['computed_in']}, stored in {model['dtype']})" if "computed_in" in model else ""
+    return f"{role}: {_ascii(model['name'])}{computed}"
 
 
 def _size_block(models: Mapping[str, Mapping]) -> str:

@@ -192,7 +192,7 @@ def verdict(results: Mapping[str, Any]) -> str:
 def _comparison_sentence(results: Mapping[str, Any]) -> str:
     rivals = [arm for arm in read_arms(results) if arm.is_rival]
     if "recovered" not in results:
-        return "There is no recovered model yet, so there is no verdict."
+        return _cut_sentence(results)
     recovered, baselines = rivals[0], rivals[1:]
     if not baselines:
         return "No baselines were run, so nothing can be said against them."
@@ -213,6 +213,18 @@ def _comparison_sentence(results: Mapping[str, Any]) -> str:
         )
     verb = "beats" if ahead > 0 else "loses to"
     return f"{who} {verb} {whom} by {abs(ahead):.3f} nats per token {conditions}."
+
+
+def _cut_sentence(results: Mapping[str, Any]) -> str:
+    """Of a model that was pruned, and not trained yet."""
+    if any(name not in results for name in ("source", "pruned")):
+        return "There is no recovered model yet, so there is no verdict."
+    source, pruned = results["source"], results["pruned"]
+    share = 1 - pruned["num_parameters"] / source["num_parameters"]
+    return (
+        f"Pruning removed {share:.1%} of the parameters, and the loss is {pruned['mean'] - source['mean']:.3f} nats per"
+        f" token above the source's ({pruned['mean']:.3f}, {source['mean']:.3f}). No recovery yet: hf-shear recover."
+    )
 
 
 def _tolerance(*arms: Arm) -> float:

@@ -4,7 +4,7 @@ from .adoption import ADOPTED, adopt, open_adopting_run
 from .bench import Bench, BenchArguments
 from .choose_target import choose_target
 from .config_file import parse_arguments
-from .domain_data import prepare_domain_data
+from .domain_data import DomainData, prepare_domain_data
 from .learned_arm import masked_arm
 from .learned_cut import check_learned_cut, cut_learned_masks
 from .pipeline_arguments import (
@@ -16,8 +16,9 @@ from .pipeline_arguments import (
     TextArguments,
     config_from_flags,
 )
-from .report import RESULTS_NAME, judge, judge_checkpoint
+from .report import RESULTS_NAME, judge, judge_checkpoint, pruning_results
 from .run_folder import RunFolder, finished_stages, run_settings
+from .run_time import judging_share
 from .saves import check_result
 from .stages import (
     Run,
@@ -43,6 +44,7 @@ __all__ = [
     "Bench",
     "BenchArguments",
     "DataArguments",
+    "DomainData",
     "PipelineArguments",
     "Run",
     "ShearArguments",
@@ -61,6 +63,7 @@ __all__ = [
     "judge",
     "judge_checkpoint",
     "judge_source",
+    "judging_share",
     "learn_masks",
     "load_text",
     "masked_arm",
@@ -72,6 +75,7 @@ __all__ = [
     "prepare_domain_data",
     "prune_at_once",
     "prune_or_learn",
+    "pruning_results",
     "read_checkpoints",
     "read_domains",
     "recover",

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..core import UsageError, check_ranges
-from ..data import Calibration, check_max_length, pack_domains, split_domains
+from ..data import Calibration, check_max_length, enough_documents, pack_domains, split_domains
 from ..training import STEERING_SAMPLES
 
 logger = logging.getLogger(__name__)
@@ -67,10 +67,32 @@ class DomainData:
         return Calibration.from_domains(drawn_from, batch_size, num_batches, seed)
 
 
-def check_judged_tokens(eval_tokens: int, max_length: int) -> None:
+MOST_JUDGED, FEWEST_JUDGED = 16_384, 2_048  # tokens of a domain, where nobody says how many
+JUDGED_SHARE = 0.1  # of the tokens that a run trains on: those of all domains together, between these two
+
+
+def judged_tokens(eval_tokens: int | None, max_length: int, num_domains: int, num_tokens: int) -> int:
+    """Held-out tokens of each domain that models are judged by, where ``eval_tokens`` does not say it.
+
+    Judging is for the sake of the work that it judges. So it reads a tenth of its tokens, 16,384 of a domain at most,
+    but 2,048 (or one sample) in any case.
+
+    Args:
+        eval_tokens: what the user asked for; None: nothing.
+        max_length: tokens of a sample.
+        num_domains: of text.
+        num_tokens: that the run trains on, or calibrates on if it does not train.
+    """
+    if eval_tokens is not None:
+        return eval_tokens
+    share = round(JUDGED_SHARE * num_tokens / num_domains)
+    return max(min(share, MOST_JUDGED), FEWEST_JUDGED, max_length)
+
+
+def check_judged_tokens(eval_tokens: int | None, max_length: int) -> None:
     """Raise UsageError unless one sample at least is judged."""
     check_ranges({"eval_tokens": eval_tokens, "max_length": max_length})
-    if eval_tokens < max_length:
+    if eval_tokens is not None and eval_tokens < max_length:
         raise UsageError(
             f"`eval_tokens` ({eval_tokens}) must be at least one sample of `max_length` ({max_length}) tokens. Raise it,"
             " or lower `max_length`."
@@ -88,6 +110,7 @@ def prepare_domain_data(
     block_diagonal: bool = False,
     num_proc: int | None = None,
     parse_special_tokens: bool = False,
+    most_samples: int | None = None,
 ) -> DomainData:
     """Split by document, tokenise, pack; then set apart what is judged, and of the rest what steers domain weights.
 
@@ -104,12 +127,19 @@ def prepare_domain_data(
         block_diagonal: no attention across documents.
         num_proc: processes that tokenise.
         parse_special_tokens: let control tokens that are written in the text be such tokens.
+        most_samples: of each domain, beside the judged ones, that anybody will read; None: all are read, to train on. No
+            more text is tokenised than gives as many.
     """
     check_max_length(max_length, config.max_position_embeddings)
     check_judged_tokens(eval_tokens, max_length)
     options: dict[str, Any] = {"block_diagonal": block_diagonal, "num_proc": num_proc}
     options |= {"parse_special_tokens": parse_special_tokens, "vocab_size": config.vocab_size}
     train_text, held_out_text = split_domains(domains, held_out_fraction, seed=SPLIT_SEED)
+    if most_samples is not None:
+        most = eval_tokens + most_samples * max_length
+        for part in (train_text, held_out_text):
+            for name, documents in part.items():
+                part[name] = enough_documents(documents, tokenizer, most, parse_special_tokens=parse_special_tokens)
     train = pack_domains(train_text, tokenizer, max_length, **options)
     held_out = pack_domains(held_out_text, tokenizer, max_length, **options)
     wanted = eval_tokens // max_length

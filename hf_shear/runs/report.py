@@ -22,27 +22,30 @@ from ..core import (
     write_results,
     write_text_atomically,
 )
+from ..pruning import OneShotPruning
 from ..report import comparison_table, plot_domains, plot_kept_units, plot_sizes, write_html_report
 from ..shapes import TARGET_NAMES, ModelShape, count_parameters
-from ..sources import Source, on_device, open_source, whole_models
+from ..sources import Source, open_source, ready_to_compute, whole_models
 from ..training import ShearTrainingArguments, evaluate_domains
 
 
 def judge(model: PreTrainedModel, datasets: dict, args: ShearTrainingArguments) -> dict:
     """A model's record for the results: shape, parameters, dtype, held-out losses, and the seconds that took.
 
-    Every process has the model and takes its share of the samples.
+    Every process has the model and takes its share of the samples. ``dtype`` is that of the weights as they came;
+    ``computed_in`` is another where the device has no instructions for it.
     """
-    start = time.perf_counter()
-    on_device(model, args.device)
+    start, dtype = time.perf_counter(), model.dtype
+    ready_to_compute(model, args.device)
     share = {"rank": args.process_index, "world_size": args.world_size, "reduce": partial(reduce, reduction="sum")}
     losses, num_tokens = evaluate_domains(
         model, datasets, args.eval_batch_size, **(share if args.world_size > 1 else {})
     )
     shape = ModelShape.from_config(model.config)
     record = model_record(shape.to_dict(), count_parameters(model.config), losses, num_tokens)
-    dtype = str(model.dtype).removeprefix("torch.")
-    return record | {"dtype": dtype, "seconds": time.perf_counter() - start}
+    names = {"dtype": dtype, "computed_in": model.dtype}
+    record |= {name: str(value).removeprefix("torch.") for name, value in names.items()}
+    return record | {"seconds": time.perf_counter() - start}
 
 
 def judge_checkpoint(source: Source | str | os.PathLike, datasets: dict, args: ShearTrainingArguments) -> dict:
@@ -104,6 +107,40 @@ def run_results(
         "history": learned["history"] + _shifted(recovered["history"], learned["tokens"]),
         "baseline_history": {name: stage["history"] for name, stage in baselines.items()},
         "sizes": learned.get("sizes") or [row for row in learned["history"] if "expected_shape" in row],
+    }
+
+
+def pruning_results(
+    source: dict, pruned: dict, pruning: OneShotPruning, args: ShearTrainingArguments, seconds: dict[str, float]
+) -> dict:
+    """The results of pruning alone: what ``run_results`` holds, without a recovered model.
+
+    Args:
+        source, pruned: what ``judge`` says of both.
+        seconds: of ``pruning``, ``export`` and ``total``.
+    """
+    return {
+        "source": source,
+        "pruned": pruned | {"flops": pruning.cost.flops},
+        "target_shape": {name: pruned["shape"][name] for name in TARGET_NAMES if name in pruned["shape"]},
+        "masks": None,
+        "prune_config": pruning.config.to_dict(),
+        "tokens": {
+            "mask_learning": 0,
+            "recovery": 0,
+            "evaluation": source["eval_tokens"] + pruned["eval_tokens"],
+            "calibration": pruning.cost.num_tokens,
+        },
+        "seconds": {"mask_learning": 0.0, "recovery": 0.0, "baselines": 0.0}
+        | {"evaluation": source["seconds"] + pruned["seconds"]}
+        | seconds,
+        "baselines": {},
+        "versions": collect_versions(),
+        "seed": args.seed,
+        "command": run_command(),
+        "kept": pruning.kept.to_dict(),
+        "history": [],
+        "sizes": [],
     }
 
 

@@ -1,10 +1,105 @@
-"""How long the rest of a run takes, from what its finished stages took."""
+"""How long the rest of a run takes, from what its finished stages took, and what judging adds to the work."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-_SECONDS_OF = ((1.0, 90, "s"), (60.0, 90, "min"), (3600.0, 48, "h"), (86_400.0, None, "days"))
+from transformers import PretrainedConfig
+
+from ..shapes import TargetShape, config_for_shape, forward_flops_per_token, training_flops_per_token
+from .baselines import PAPER
+from .domain_data import DomainData
+from .pipeline_arguments import PipelineArguments
+from .teaching import STORED
+
+SOURCE, TEACHER_LOGITS, RECOVERY = "source", "teacher_logits", "recovery"
+PRUNING, MASK_LEARNING = "pruning", "mask_learning"  # at once, or in training: a run has one of them
+PAPER_MASKS = "paper_masks"
+PAPER_MASK_SHARE = 0.15  # of a rival's tokens, for the paper's masks (model_cards/tried.md)
+PASSES_TO_PRUNE = 2  # what scores and compensation take, in training passes over the calibration text
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs of a stage: of what it is for, and of the evaluation of what it made."""
+
+    own: float
+    judging: float = 0.0
+
+    @property
+    def flops(self) -> float:
+        return self.own + self.judging
+
+
+def planned_work(
+    pipeline: PipelineArguments,
+    data: DomainData,
+    source: PretrainedConfig,
+    target: TargetShape,
+    teacher: PretrainedConfig | None,
+    samples_per_step: int,
+) -> dict[str, Work]:
+    """Work of the stages that a run goes through, by name, in their order.
+
+    Args:
+        pipeline: what was asked for.
+        data: what is trained on, and what judges.
+        source, teacher: configs; the teacher's is None without distillation.
+        target: the shape to reach.
+        samples_per_step: of an optimizer step.
+    """
+    length, small = pipeline.max_length, config_for_shape(source, target)
+    online = None if pipeline.teacher_placement == STORED else teacher
+    of_source, of_target = (training_flops_per_token(config, length, teacher=online) for config in (source, small))
+    judging = sum(map(len, data.judged.values())) * length
+    judged = judging * forward_flops_per_token(small, length)
+    stages = {SOURCE: Work(0.0, judging * forward_flops_per_token(source, length))}
+    if teacher is not None and pipeline.teacher_placement == STORED:
+        read = sum(map(len, data.train.values())) * length
+        stages[TEACHER_LOGITS] = Work(read * forward_flops_per_token(teacher, length))
+    if pipeline.stop_after == TEACHER_LOGITS:
+        return stages
+    trained = pipeline.recovery_tokens
+    if getattr(pipeline, "pruned", None) is None:  # else it is there
+        if pipeline.learns_masks:
+            trained += pipeline.mask_tokens
+            stages[MASK_LEARNING] = Work(pipeline.mask_tokens * of_source, judged)
+        else:
+            read = pipeline.calibration_batches * samples_per_step * length
+            stages[PRUNING] = Work(PASSES_TO_PRUNE * read * of_source, judged)
+    if pipeline.stop_after in (PRUNING, MASK_LEARNING):
+        return stages
+    stages[RECOVERY] = Work(pipeline.recovery_tokens * of_target, judged)
+    for name in pipeline.rivals if pipeline.baselines and pipeline.stop_after is None else ():
+        own = trained * of_target
+        if name == PAPER:
+            own -= PAPER_MASK_SHARE * trained * of_target
+            stages[PAPER_MASKS] = Work(PAPER_MASK_SHARE * trained * of_source, judged)
+        stages[name] = Work(own, judged)
+    return stages
+
+
+def judging_note(planned: Mapping[str, Work], data: DomainData, max_length: int) -> str:
+    """How much text judges each model, and its share of the run's work, for people."""
+    tokens = {name: len(samples) * max_length for name, samples in data.judged.items()}
+    share = sum(work.judging for work in planned.values()) / sum(work.flops for work in planned.values())
+    return (
+        f"Each model is judged on {sum(tokens.values()):,} held-out tokens of {len(tokens)} domain"
+        f"{'s' * (len(tokens) != 1)}: {share:.0%} of the run's FLOPs (`eval_tokens`)."
+    )
+
+
+def judging_share(config: PretrainedConfig, judging: int, calibration: int, max_length: int) -> float:
+    """Of the FLOPs of pruning at once, those that judging the source and the result takes, at most.
+
+    Args:
+        config: of the source.
+        judging, calibration: tokens that are read.
+        max_length: tokens of a sample.
+    """
+    judged = 2 * judging * forward_flops_per_token(config, max_length)
+    return judged / (judged + PASSES_TO_PRUNE * calibration * training_flops_per_token(config, max_length))
 
 
 def seconds_left(planned: Mapping[str, float], taken: Mapping[str, float]) -> float | None:
@@ -21,11 +116,3 @@ def seconds_left(planned: Mapping[str, float], taken: Mapping[str, float]) -> fl
     if not work:
         return None
     return (sum(planned.values()) - work) * sum(done.values()) / work
-
-
-def duration_text(seconds: float) -> str:
-    """Such as "40 s", "12 min", "30 h" or "4 days"."""
-    for length, limit, unit in _SECONDS_OF:
-        if limit is None or seconds < limit * length:
-            return f"{max(round(seconds / length), 1)} {unit}"
-    raise AssertionError("the last unit has no limit")

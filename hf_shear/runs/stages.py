@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..compensation import resolve_compensation
-from ..core import StoppedBySignal, UsageError, by_main_process, count_over_ranks, counted_flops
+from ..core import StoppedBySignal, UsageError, by_main_process, count_over_ranks, counted_flops, duration_text
 from ..criteria import criteria_by_kind, criteria_from_words, mask_start_importance
 from ..data import Calibration, check_max_length, load_domains, warn_of_shared_text
 from ..masks import STRATEGIES, MaskSettings, unit_kinds
@@ -24,10 +24,8 @@ from ..modeling import AutoShearingModelForCausalLM, ShearingModel, as_family
 from ..pruning import make_plan, prune_one_shot, score_units
 from ..shapes import (
     TargetShape,
-    config_for_shape,
     family_named,
     family_of,
-    forward_flops_per_token,
     training_flops_per_token,
 )
 from ..slicing import (
@@ -42,6 +40,7 @@ from ..slicing import (
 from ..sources import Source, on_device, open_source, whole_models
 from ..training import (
     PAPER_MASK_LEARNING,
+    STEERING_SAMPLES,
     ShearTrainer,
     ShearTrainingArguments,
     check_domain_arguments,
@@ -55,22 +54,30 @@ from ..training.same_run import deciding_samples
 from .baselines import PAPER, baseline_learning_rates, baseline_model
 from .checkpoint_digest import checkpoint_digests
 from .choose_target import choose_target
-from .domain_data import DomainData, prepare_domain_data
+from .domain_data import DomainData, judged_tokens, prepare_domain_data
 from .learned_cut import check_learned_cut, cut_learned_masks
 from .pipeline_arguments import MASK_STARTS, PipelineArguments, ShearArguments, TextArguments
 from .places import check_places
 from .report import judge_checkpoint, run_results, write_report
 from .run_folder import RunFolder, finished_stages, run_settings
-from .run_time import duration_text, seconds_left
+from .run_time import (
+    MASK_LEARNING,
+    PAPER_MASK_SHARE,
+    PAPER_MASKS,
+    PRUNING,
+    RECOVERY,
+    SOURCE,
+    TEACHER_LOGITS,
+    Work,
+    judging_note,
+    planned_work,
+    seconds_left,
+)
 from .saves import check_run
 from .teaching import STORED, check_teaching, load_teacher, store_logits, stored_logits
 
+DRAWN_FROM = 8  # samples that are tokenised for each that is drawn, where nothing is trained
 TRAINED_DTYPE = torch.float32  # AdamW loses small steps in half precision; --bf16 still computes in bfloat16
-SOURCE, TEACHER_LOGITS, RECOVERY = "source", "teacher_logits", "recovery"
-PRUNING, MASK_LEARNING = "pruning", "mask_learning"  # at once, or in training: a run has one of them
-PAPER_MASKS = "paper_masks"
-PAPER_MASK_SHARE = 0.15  # of a rival's tokens, for the paper's masks (model_cards/tried.md)
-PASSES_TO_PRUNE = 2  # what scores and compensation take, in training passes over the calibration text, to tell the time
 
 
 @dataclass(frozen=True)
@@ -111,42 +118,17 @@ class Run:
         """Whether a stage ran before; or how long the run still takes."""
         if self.folder.finished(name):
             return " (finished before)"
-        planned = self._planned_flops()
+        planned = {name: work.flops for name, work in self.planned().items()}
         finished = [stage for stage in planned if self.folder.finished(stage)]
         left = seconds_left(planned, {stage: self.folder.seconds(stage) for stage in finished})
         return "" if left is None else f" (about {duration_text(left)} left of the run)"
 
-    def _planned_flops(self) -> dict[str, float]:
-        """FLOPs of the stages that this run is to go through, by name."""
-        pipeline, length = self.pipeline, self.pipeline.max_length
-        source, target = self.source.config, config_for_shape(self.source.config, self.target)
-        judging = sum(map(len, self.data.judged.values())) * length
-        of_source, of_target = self.training_flops(source), self.training_flops(target)
-        judged = judging * forward_flops_per_token(target, length)
-        planned = {SOURCE: judging * forward_flops_per_token(source, length)}
-        if self.teacher is not None and pipeline.teacher_placement == STORED:
-            read = sum(map(len, self.data.train.values())) * length
-            planned[TEACHER_LOGITS] = read * forward_flops_per_token(self.teacher.config, length)
-        if pipeline.stop_after == TEACHER_LOGITS:
-            return planned
-        calibration, trained = pipeline.calibration_batches * self.args.samples_per_step() * length, 0
-        if getattr(pipeline, "pruned", None) is not None:
-            pass  # it is there
-        elif pipeline.learns_masks:
-            trained += pipeline.mask_tokens
-            planned[MASK_LEARNING] = trained * of_source + judged
-        else:
-            planned[PRUNING] = PASSES_TO_PRUNE * calibration * of_source + judged
-        if pipeline.stop_after in (PRUNING, MASK_LEARNING):
-            return planned
-        trained += pipeline.recovery_tokens
-        planned[RECOVERY] = pipeline.recovery_tokens * of_target + judged
-        for name in pipeline.rivals if pipeline.baselines and pipeline.stop_after is None else ():
-            planned[name] = trained * of_target + judged
-            if name == PAPER:
-                planned[PAPER_MASKS] = PAPER_MASK_SHARE * trained * of_source + judged
-                planned[name] -= PAPER_MASK_SHARE * trained * of_target
-        return planned
+    def planned(self) -> dict[str, Work]:
+        """Work of the stages that this run is to go through, by name."""
+        teacher = None if self.teacher is None else self.teacher.config
+        return planned_work(
+            self.pipeline, self.data, self.source.config, self.target, teacher, self.args.samples_per_step()
+        )
 
     def training_flops(self, config: PretrainedConfig) -> float:
         """FLOPs of a token of full training, forward and backward, with those of a teacher if there is one."""
@@ -197,11 +179,13 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     folder = RunFolder.open(output_dir, pipeline.resume, pipeline.overwrite, settings)
     said = (*source.notes, reasons, f"Target: {target}", f"Run folder: {folder.path}")
     PartialState().print("\n".join(filter(None, said)))
-    data = pack(pipeline, domains, tokenizer, config)
+    data = pack(pipeline, domains, tokenizer, config, pipeline.mask_tokens + pipeline.recovery_tokens)
     require_same_text(folder, data)
     flags = ["--resume"] * (not pipeline.resume) + [f"--output_dir {folder.path}"] * (output_dir is None)
     again = f" with `{' '.join(flags)}`" if flags else ""
-    return Run(pipeline, args, source, teacher, target, data, data.train, tokenizer, folder, again)
+    run = Run(pipeline, args, source, teacher, target, data, data.train, tokenizer, folder, again)
+    PartialState().print(judging_note(run.planned(), data, pipeline.max_length))
+    return run
 
 
 def _check_masks(
@@ -260,13 +244,23 @@ def load_text(arguments: TextArguments):
     )  # fmt: skip
 
 
-def pack(pipeline, domains, tokenizer, config: PretrainedConfig) -> DomainData:
-    """Split, tokenise and pack, as the pipeline's arguments say."""
+def pack(
+    pipeline, domains, tokenizer, config: PretrainedConfig, num_tokens: int, num_samples: int | None = None
+) -> DomainData:
+    """Split, tokenise and pack, as the pipeline's arguments say.
+
+    Args:
+        num_tokens: as in ``judged_tokens``.
+        num_samples: that are drawn for calibration, where nothing is trained. They are drawn from eight times as many, and
+            no more text is tokenised than that takes.
+    """
+    judged = judged_tokens(pipeline.eval_tokens, pipeline.max_length, len(domains), num_tokens)
     with PartialState().local_main_process_first():
         return prepare_domain_data(
             domains, tokenizer, config, max_length=pipeline.max_length, held_out_fraction=pipeline.held_out_fraction,
-            eval_tokens=pipeline.eval_tokens, block_diagonal=pipeline.block_diagonal, num_proc=pipeline.num_proc,
+            eval_tokens=judged, block_diagonal=pipeline.block_diagonal, num_proc=pipeline.num_proc,
             parse_special_tokens=pipeline.parse_special_tokens,
+            most_samples=None if num_samples is None else max(DRAWN_FROM * num_samples // len(domains), STEERING_SAMPLES),
         )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """How checkpoints are read, whatever reads them: a source is what its config says, or it is refused."""
 
+from .computing import computing_dtype, dtype_note, in_dtype, ready_to_compute
 from .config import MASKED_PREFIX
 from .generation_settings import read_generation_config, savable_generation_config
 from .loading import HUB_OPTIONS, Source, open_source
@@ -11,10 +12,14 @@ __all__ = [
     "HUB_OPTIONS",
     "MASKED_PREFIX",
     "Source",
+    "computing_dtype",
+    "dtype_note",
     "find_place",
+    "in_dtype",
     "on_device",
     "open_source",
     "read_generation_config",
+    "ready_to_compute",
     "savable_generation_config",
     "weight_files",
     "whole_models",
