@@ -344,6 +344,16 @@ def test_recover_starts_from_what_prune_made(inputs, pruned, tmp_path, capsys):
     assert " compensation `least_squares`, allocation `uniform`, in one shot. `prune_config.json` has" in card
 
 
+def test_recover_runs_without_evaluations_and_charges_the_choice(inputs, pruned, tmp_path):
+    words = recovery_words(inputs, pruned, tmp_path / "run")
+    place = words.index("--eval_steps")
+    del words[place : place + 2]
+    assert main([*words, "--eval_strategy", "no", "--baselines", "false"]) == 0
+    results, calibration = read_results(tmp_path / "run" / "results.json"), read_provenance(pruned)["calibration"]
+    assert results["history"] == [] and results["tokens"]["calibration"] == calibration["num_tokens"]
+    assert results["recovered"]["flops"] > sum(calibration["flops"].values()) > 0
+
+
 def test_recover_starts_from_any_plain_checkpoint_without_a_record(inputs, tmp_path):
     plain_model(seed=5, **TARGET).save_pretrained(tmp_path / "bare")
     words = recovery_words(inputs, tmp_path / "bare", tmp_path / "run")

@@ -93,6 +93,7 @@ def adopt(run: Run, path: str) -> dict:
     provenance = _provenance(path) or _unknown_origin(run)
     if "recovery" in provenance:  # trained after its cut: here that is what recovery starts from
         provenance["trained_before"] = provenance.pop("recovery")
+    chosen = provenance.get("calibration") or {}  # of `hf-shear prune`: its passes are charged to the result
     saved = save_checkpoint(model, run.folder.path / "pruned", run.tokenizer, provenance)
     exported = time.perf_counter()
     return {
@@ -103,8 +104,8 @@ def adopt(run: Run, path: str) -> dict:
         "sizes": [],
         "passes": {},
         "mixture_weights": run.args.mixture_weights,
-        "calibration_tokens": 0,
-        "flops": None,
+        "calibration_tokens": chosen.get("num_tokens", 0),
+        "flops": sum(chosen["flops"].values()) if chosen else None,
         "model": judge_checkpoint(saved, judged, run.args),
         "seconds": 0.0,
         "export_seconds": exported - start,

@@ -478,7 +478,8 @@ def train_plain(run: Run, name: str, model, start_path: Path | None, num_tokens:
             model = load_trained(start_path, run.pipeline.quantize)
     start = time.perf_counter()
     teacher = load_teacher(run.pipeline, args, run.teacher)
-    steering = run.data.first_steering(learned["eval_samples"])  # those that references are known of
+    number = learned["eval_samples"]  # those that references are known of; 0 without evaluations
+    steering = run.data.first_steering(number) if number else None
     trainer = ShearTrainer(
         model, args, run.train, steering, run.tokenizer, teacher=teacher,
         reference_samples=learned.get("reference_samples"),
