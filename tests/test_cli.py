@@ -227,7 +227,7 @@ def test_interleave_prunes_and_trains_by_turns(inputs, tmp_path, capsys):
     words = ["interleave", str(inputs / "model"), *flags, "--output_dir", str(tmp_path / "run"), "--num_stages", "3"]
     assert main(words) == 2
     assert "`num_tokens` and `output_dir` are needed" in capsys.readouterr().err
-    words += ["--num_tokens", "768", "--compensation", "least_squares"]
+    words += ["--num_tokens", "768"]
     assert main(words) == 0
     assert "held-out loss" in capsys.readouterr().out
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "trained")
@@ -341,7 +341,7 @@ def test_recover_starts_from_what_prune_made(inputs, pruned, tmp_path, capsys):
     assert main(["card", str(run), "--license", "mit"]) == 0
     card = (run / "recovered" / "README.md").read_text(encoding="utf-8")
     assert "What to keep was chosen by scores: criterion `llm_surgeon hidden=activation layer=loss_rise`," in card
-    assert " compensation `least_squares`, allocation `uniform`, in one shot. `prune_config.json` has" in card
+    assert " compensation `least_squares:towards=auto`, allocation `uniform`, in one shot. `prune_config.json` has" in card
 
 
 def test_recover_runs_without_evaluations_and_charges_the_choice(inputs, pruned, tmp_path):

@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3TextConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
@@ -23,6 +24,8 @@ from hf_shear.data import Calibration
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER
 from hf_shear.modeling import ShearingLlamaForCausalLM
 from hf_shear.pruning import PruneConfig, prune_one_shot
+from hf_shear.pruning.config import DEFAULT_CRITERION
+from hf_shear.pruning.plan import make_plan
 from hf_shear.slicing import save_checkpoint
 
 METHODS = [name for name in COMPENSATIONS if name != "none"]
@@ -138,6 +141,40 @@ def test_errors_fall_and_the_loss_of_a_stock_checkpoint_is_that_of_the_masked_mo
         others = (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj)
         assert any(module.bias.any() for module in others) == (towards == "source" and name != "least_squares")
         assert attention.o_proj.bias.any() and mlp.down_proj.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("target", "towards"),
+    [
+        (COLUMNS, "module"),
+        ({"hidden_size": 12, "num_attention_heads": 6, "num_key_value_heads": 2}, "source"),
+        ({"num_hidden_layers": 3}, "source"),
+        (TARGET, "source"),
+    ],
+)
+def test_by_default_the_residual_stream_is_fitted_where_it_changes(build_llama, calibration, target, towards):
+    source = build_llama()
+    default, named = (
+        prune_one_shot(source, target, calibration, PruneConfig(DEFAULT_CRITERION, f"least_squares:towards={name}"))
+        for name in ("auto", towards)
+    )
+    assert PruneConfig().compensation == "least_squares:towards=auto"
+    assert default.compensation == named.compensation and default.kept == named.kept
+    weights = named.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in default.model.state_dict().items())
+
+
+def test_by_default_what_normalises_the_stream_is_fitted_by_module(build_llama):
+    method, config = resolve_compensation("least_squares:towards=auto"), Gemma3TextConfig(num_hidden_layers=2)
+    assert method.resolved(True, config).towards == "module"
+    method.check(config)
+    with pytest.raises(ValueError, match="Leave `towards` out"):
+        resolve_compensation("least_squares:towards=source").check(config)
+
+
+def test_between_stages_of_training_modules_are_fitted_to_what_they_give(build_llama):
+    plan = make_plan(build_llama().config, TARGET, PruneConfig(num_shots=2, pruning_share=0.5))
+    assert plan.compensation.towards == "module"
 
 
 def test_biases_that_the_source_has_are_kept(build_llama, calibration):

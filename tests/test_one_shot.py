@@ -239,7 +239,7 @@ def test_the_defaults_are_those_that_won_the_bench(build_llama, calibration):
     named = PruneConfig().criterion
     assert named == {"default": "llm_surgeon", HIDDEN: "activation", LAYER: "loss_rise"}
     assert criteria_from_words(default_criterion_words()) == named
-    told = prune_one_shot(build_llama(), TARGET, calibration, PruneConfig(named, "least_squares", num_shots=1))
+    told = prune_one_shot(build_llama(), TARGET, calibration, PruneConfig(named, "least_squares:towards=source"))
     assert by_default.kept == told.kept and by_default.compensation == told.compensation
     assert len(told.compensation) == 1 and any(report.before for report in told.compensation)
 

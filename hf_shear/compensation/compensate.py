@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..calibration import InputsByModule, Moments, stream_inputs
 from ..core import UsageError
 from ..data import Calibration
+from ..masks import HIDDEN, LAYER
 from ..modeling import ShearingModel
 from .add_biases import add_biases
 from .gap import Gap
@@ -55,7 +56,8 @@ def compensate(
     ``towards=source`` the residual stream behind it is fitted to that of ``reference``, from the inputs that the module
     has once all layers below are pruned and compensated: this makes up for removed hidden dimensions and layers as well.
     Where hidden dimensions are removed, the modules that read the residual stream are fitted to their outputs in
-    ``reference``, too.
+    ``reference``, too. ``towards=auto`` is the latter where ``gates`` closes layers or hidden dimensions and the family
+    admits it, else the former.
 
     Args:
         model: a masked model.
@@ -74,7 +76,8 @@ def compensate(
         ValueError: a method that is unknown or that the family does not admit, gates that are not 0 or 1, or inputs
             that are not finite.
     """
-    chosen = resolve_compensation(method)
+    closed = [kind for kind in (HIDDEN, LAYER) if kind in gates and not bool(gates[kind].all())]
+    chosen = resolve_compensation(method).resolved(bool(closed), model.config)
     chosen.check(model.config)
     report = CompensationReport()
     if chosen.does_nothing:

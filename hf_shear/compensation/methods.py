@@ -18,8 +18,8 @@ from ..shapes import family_of
 from .add_biases import check_biases
 from .gap import Gap, ridge
 
-MODULE, SOURCE = "module", "source"
-TOWARDS = (MODULE, SOURCE)
+MODULE, SOURCE, AUTO = "module", "source", "auto"
+TOWARDS = (MODULE, SOURCE, AUTO)
 Update = Callable[..., tuple[Tensor | None, Tensor | None]]
 
 
@@ -67,7 +67,7 @@ class Compensation:
         update: from the gap of a layer to the updates of its weight and its bias, None where it changes none. None:
             nothing is made up for.
         needs_bias: whether it updates biases.
-        towards: what a layer's outputs are fitted to, "module" or "source"; see ``compensate``.
+        towards: what a layer's outputs are fitted to, "module", "source" or "auto"; see ``compensate``.
         store: where hidden states wait between layers, such as "cpu"; None: the model's device.
     """
 
@@ -84,8 +84,8 @@ class Compensation:
 
     @property
     def reads_source(self) -> bool:
-        """Whether modules are fitted to those of the source."""
-        return not self.does_nothing and self.towards == SOURCE
+        """Whether modules are, or may be, fitted to those of the source."""
+        return not self.does_nothing and self.towards in (SOURCE, AUTO)
 
     @property
     def reads_own_inputs(self) -> bool:
@@ -95,6 +95,20 @@ class Compensation:
         the pruned and compensated layers below, which nobody knows before.
         """
         return not self.does_nothing and self.towards == MODULE
+
+    def resolved(self, stream_changes: bool, config: PretrainedConfig) -> Compensation:
+        """The method with "auto" replaced: by "source" where that is what helps and the family admits it, else "module".
+
+        A module whose inputs alone were removed is best fitted to what it gave. Where hidden dimensions or layers go, what
+        they gave is missing for all that follows, and only a fit to the source's residual stream makes up for that.
+
+        Args:
+            stream_changes: whether hidden dimensions or whole layers are removed.
+            config: of a model of the family.
+        """
+        if self.towards != AUTO:
+            return self
+        return replace(self, towards=SOURCE if stream_changes and _adds_plainly(config) else MODULE)
 
     def check(self, config: PretrainedConfig) -> None:
         """Raise UsageError where models of this config's family do not admit the method."""
@@ -108,11 +122,16 @@ class Compensation:
             )
         if self.needs_bias:
             check_biases(config)
-        if self.reads_source and (family.post_norms or getattr(config, "residual_multiplier", 1.0) != 1.0):
+        if self.towards == SOURCE and not _adds_plainly(config):
             raise UsageError(
                 f"`compensation` with towards=source fits what o_proj and down_proj add to the residual stream, but in the"
                 f" family {family.model_type!r} that is normalised or scaled in between. Leave `towards` out."
             )
+
+
+def _adds_plainly(config: PretrainedConfig) -> bool:
+    """Whether o_proj and down_proj add what they give to the residual stream as it is."""
+    return not family_of(config).post_norms and getattr(config, "residual_multiplier", 1.0) == 1.0
 
 
 COMPENSATIONS: dict[str, Compensation] = {

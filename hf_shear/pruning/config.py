@@ -67,7 +67,7 @@ class PruneConfig:
     """
 
     criterion: CriterionChoice = field(default_factory=lambda: dict(DEFAULT_CRITERION))
-    compensation: str = "least_squares"
+    compensation: str = "least_squares:towards=auto"
     num_shots: int = 1
     allocation: str = "uniform"
     units: Sequence[str] | None = None

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from ..compensation import Compensation, config_with_biases, resolve_compensation
 from ..core import UsageError
 from ..criteria import Criterion, Scores, criteria_by_kind
-from ..masks import ATTENTION, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, SUB_LAYERS, unit_kinds
+from ..masks import ATTENTION, HIDDEN, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, SUB_LAYERS, unit_kinds
 from ..modeling import as_family
 from ..shapes import TargetShape, count_parameters, family_named, family_of, parameter_budget, shape_for_budget
 from ..slicing import NEMOTRON_NAS, check_nemotron_nas
@@ -109,6 +109,9 @@ def make_plan(config: PretrainedConfig, target: Target, choices: PruneConfig) ->
             raise UsageError(too_small(smallest, budget, kinds))
     if choices.form == NEMOTRON_NAS:
         check_nemotron_nas(config, shape, kinds if allocation.uneven else ())
+    # Between the stages of a training, weights are no longer the source's, and modules are fitted to what they give.
+    stream_changes = not allocation.uneven and choices.pruning_share is None and bool({HIDDEN, LAYER} & {*kinds})
+    compensation = compensation.resolved(stream_changes, config)
     criteria = criteria_by_kind(choices.criterion, kinds, family_of(config))
     if allocation.uneven:
         _check_uneven_criteria(criteria, allocation.name)
