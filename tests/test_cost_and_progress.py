@@ -19,6 +19,7 @@ from training_helpers import (
 )
 
 from hf_shear.distillation import Teacher, store_teacher_logits
+from hf_shear.training import progress
 from hf_shear.training.cost import (
     CostCallback,
     memory_line,
@@ -265,6 +266,39 @@ def test_a_run_prints_its_cost_and_a_line_per_log(tmp_path, capsys, quiet):
     assert {CostCallback, EpochCallback} < kinds
     assert (ShearProgressCallback in kinds) is not quiet
     assert (LinePrinterCallback in kinds) is quiet
+
+
+def test_without_a_bar_the_time_that_is_left_is_told(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    callback, args = LinePrinterCallback(), SimpleNamespace(disable_tqdm=True)
+    state = SimpleNamespace(global_step=10, max_steps=210, is_world_process_zero=True)  # resumed at step 10
+    callback.on_train_begin(args, state, None)
+    for step in range(11, 26):
+        now[0] += 3
+        state.global_step = step
+        callback.on_step_end(args, state, None)
+        if step == 20:
+            callback.on_log(args, state, None, logs={"loss": 2.0, "learning_rate": 1e-3})
+    assert capsys.readouterr().out.splitlines() == [
+        "step  11/210  about 10 min left",
+        "step  20/210  loss 2.0000  lr 1.00e-03  about 10 min left",
+    ]
+    now[0] += 30
+    callback.on_step_end(args, state, None)
+    assert capsys.readouterr().out == "step  25/210  about 15 min left\n"
+
+
+def test_short_trainings_are_told_without_a_time(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    callback, args = LinePrinterCallback(), SimpleNamespace(disable_tqdm=True)
+    state = SimpleNamespace(global_step=0, max_steps=4, is_world_process_zero=True)
+    callback.on_train_begin(args, state, None)
+    now[0], state.global_step = 100.1, 1
+    callback.on_step_end(args, state, None)
+    callback.on_log(args, state, None, logs={"loss": 2.0})
+    assert capsys.readouterr().out == "step 1/4  loss 2.0000  lr 0.00e+00\n"
 
 
 # ---- progress -------------------------------------------------------------------------------------------------

@@ -79,3 +79,10 @@ def test_bars_of_other_libraries_are_off_where_nobody_watches(monkeypatch):
         assert datasets.are_progress_bars_disabled()
     finally:
         datasets.enable_progress_bars()
+
+
+def test_a_command_in_a_file_has_no_bars(monkeypatch):
+    assert progress.bars_are_seen()
+    monkeypatch.setattr(progress, "_lines", True)
+    monkeypatch.setattr(progress, "_watched", lambda: False)
+    assert not progress.bars_are_seen()

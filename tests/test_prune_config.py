@@ -147,8 +147,8 @@ def test_training_in_between_is_for_interleaving(build_llama, calibration):
 
 def test_choices_in_a_phrase():
     assert chosen_by(PruneConfig().to_dict()) == (
-        "criterion `llm_surgeon hidden=activation layer=loss_rise`, compensation `least_squares:towards=auto`, allocation `uniform`,"
-        " in one shot"
+        "criterion `llm_surgeon hidden=activation layer=loss_rise`, compensation `least_squares:towards=auto`,"
+        " allocation `uniform`, in one shot"
     )
     config = PruneConfig("taylor", "none", 1, "global", [LAYER], protect=[0, 1], pruning_share=0.25)
     assert chosen_by(config.to_dict()) == (

@@ -9,7 +9,7 @@ from .one_line import DEBUG, OK, WRONG_USE, run_command_line
 from .options import check_options, keyword_options, named_entry, options_from_text
 from .output_files import check_output_file, check_parents
 from .printable import printable, spelled
-from .progress import duration_text, lines_when_piped, tracked
+from .progress import BETWEEN_LINES, WORTH_TELLING, bars_are_seen, duration_text, lines_when_piped, tracked
 from .ranges import FINITE, RANGES, check_ranges
 from .ranks import by_main_process, count_over_ranks, is_main_process, num_processes, sum_over_ranks
 from .record_types import check_record
@@ -33,6 +33,7 @@ from .signals import Noted, StoppedBySignal, leave_signals_to_parent, noted_sign
 from .user_files import check_yaml_file, read_yaml_mapping
 
 __all__ = [
+    "BETWEEN_LINES",
     "DEBUG",
     "EVALUATION_NAME",
     "CountedFlops",
@@ -49,7 +50,9 @@ __all__ = [
     "StoppedBySignal",
     "TARGET_NAMES",
     "UsageError",
+    "WORTH_TELLING",
     "WRONG_USE",
+    "bars_are_seen",
     "by_main_process",
     "charge_flops",
     "check_options",

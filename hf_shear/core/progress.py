@@ -44,6 +44,11 @@ def lines_when_piped() -> None:
             getattr(sys.modules[name], switch)()
 
 
+def bars_are_seen() -> bool:
+    """Whether bars reach somebody: False of a command whose stderr is no terminal."""
+    return _watched() or not _lines
+
+
 def _watched() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ..core import RANGES, UsageError, check_ranges
+from ..core import RANGES, UsageError, bars_are_seen, check_ranges
 from ..distillation import DistillationSettings
 from ..masks import STRATEGIES, MaskSchedule
 from .backends import check_accelerator, check_launch
@@ -221,6 +221,8 @@ class ShearTrainingArguments(TrainingArguments):
             self.gradient_checkpointing_kwargs = (
                 self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
             )
+        if self.disable_tqdm is None and not bars_are_seen():
+            self.disable_tqdm = True
         planned = self.has_planned_evaluations
         if self.eval_steps is None and self.eval_strategy == "steps":
             self.eval_steps = 0.1  # of those that are compared for the best, and none of logging for the others

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
+
+from ..core import BETWEEN_LINES, WORTH_TELLING, duration_text
 
 
 class ShearProgressCallback(ProgressCallback):
@@ -18,11 +22,31 @@ class ShearProgressCallback(ProgressCallback):
 
 
 class LinePrinterCallback(TrainerCallback):
-    """The same lines without a bar (``disable_tqdm``), where transformers would print dicts."""
+    """The same lines without a bar (``disable_tqdm``), where transformers would print dicts, with the time that is left.
+
+    The first step says how long the training will take. After it there is a line of the log, or one of the step alone, at
+    least each half minute.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._begun = self._told = time.perf_counter()
+        self._first_step = state.global_step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        now, is_first = time.perf_counter(), state.global_step == self._first_step + 1
+        seconds = (now - self._begun) / (state.global_step - self._first_step) * (state.max_steps - self._first_step)
+        if state.is_world_process_zero and seconds >= WORTH_TELLING and (is_first or now - self._told >= BETWEEN_LINES):
+            self._tell(args, state, _head(state.global_step, state.max_steps))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero:
-            tell(args, log_line(state.global_step, state.max_steps, logs or {}))
+        line = log_line(state.global_step, state.max_steps, logs or {})
+        if state.is_world_process_zero and line:
+            self._tell(args, state, line, "loss" in (logs or {}))
+
+    def _tell(self, args, state, line: str, with_time: bool = True) -> None:
+        self._told, done = time.perf_counter(), state.global_step - self._first_step
+        left = (self._told - self._begun) / max(done, 1) * (state.max_steps - state.global_step)
+        tell(args, f"{line}  about {duration_text(left)} left" if with_time and done and left >= 1 else line)
 
 
 def tell(args, text: str) -> None:
@@ -44,7 +68,7 @@ class EpochCallback(TrainerCallback):
 
 def log_line(step: int, max_steps: int, logs: dict) -> str:
     """One line for a training log, an evaluation or the end; empty for anything else."""
-    head = f"step {step:>{len(str(max_steps))}}/{max_steps}"
+    head = _head(step, max_steps)
     if "loss" in logs:
         line = f"{head}  loss {logs['loss']:.4f}  lr {logs.get('learning_rate', 0.0):.2e}"
         if "grad_norm" in logs:
@@ -68,6 +92,10 @@ def log_line(step: int, max_steps: int, logs: dict) -> str:
     if "train_runtime" in logs:
         return f"{head}  done in {logs['train_runtime']:.0f} s, mean training loss {logs['train_loss']:.4f}"
     return ""
+
+
+def _head(step: int, max_steps: int) -> str:
+    return f"step {step:>{len(str(max_steps))}}/{max_steps}"
 
 
 _SHORT_NAMES = {
