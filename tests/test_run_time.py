@@ -6,6 +6,7 @@ import pytest
 from transformers import LlamaConfig
 
 from hf_shear.core import duration_text
+from hf_shear.pruning import PruneConfig
 from hf_shear.runs import Run, ShearArguments
 from hf_shear.runs.run_time import judging_note, seconds_left
 from hf_shear.shapes import TargetShape
@@ -58,3 +59,13 @@ def test_what_a_run_does_not_do_takes_no_time(choices, stages):
 )
 def test_durations_are_read_by_people(seconds, text):
     assert duration_text(seconds) == text
+
+
+def test_a_long_recovery_changes_what_the_cut_is_fitted_to():
+    short, long = (ShearArguments(model_name_or_path="m", recovery_tokens=tokens) for tokens in (29_999, 30_000))
+    assert short.compensation is None
+    assert short.for_target(100_000).prune_config() == PruneConfig()
+    assert long.for_target(100_000).compensation == "least_squares"
+    named = ShearArguments(model_name_or_path="m", recovery_tokens=10**9, compensation="bias")
+    assert named.for_target(100).compensation == "bias"
+    assert ShearArguments(model_name_or_path="m", mask_tokens=9).compensation == "none"

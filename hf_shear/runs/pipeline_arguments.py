@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..compensation import resolve_compensation
@@ -23,6 +23,8 @@ SHAPE_ARGUMENTS = {"preset": TARGET_NAMES, "target_num_parameters": TARGET_NAMES
 """For ``parse_arguments(instead=...)``: a flag that names a shape takes the place of a file's sizes."""
 OF_MASKS = ("mask_method", "mask_draw", "mask_start", "mask_start_spread", "paper")
 """What has no effect where units are chosen at once."""
+LONG_RECOVERY, LONG_COMPENSATION = 0.3, "least_squares"
+"""From this many training tokens per parameter on, modules are fitted to what they gave."""
 STOPS = ("teacher_logits", "pruning", "mask_learning", "recovery")
 
 
@@ -139,7 +141,8 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
         super().__post_init__()
         if self.learns_masks and not self.mask_tokens:
             raise UsageError("`mask_tokens` must be at least 1, but it is 0: masks are learned here. Give some.")
-        resolve_compensation(self.compensation)
+        if self.compensation is not None:
+            resolve_compensation(self.compensation)
         if self.mask_start not in MASK_STARTS:
             try:
                 criteria_from_words(self.mask_start.split())
@@ -180,12 +183,12 @@ class ShearArguments(PipelineArguments):
     )
     compensation: str | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]  # a text after __post_init__
         default=None,
-        metadata={"help": f"What makes up for the cut. Default: {PruneConfig.compensation}; with --mask_tokens none."},
+        metadata={"help": "What makes up for the cut. Default: by the length of recovery; with --mask_tokens none."},
     )
 
     def __post_init__(self):
-        if self.compensation is None:
-            self.compensation = "none" if self.learns_masks else PruneConfig.compensation
+        if self.compensation is None and self.learns_masks:
+            self.compensation = "none"
         super().__post_init__()
         self.prune_config()
         if not self.learns_masks:
@@ -202,9 +205,25 @@ class ShearArguments(PipelineArguments):
         other = SURGEON if self.learns_masks else PAPER
         return tuple(name for name in RIVALS if name in (*BASELINES, other))
 
+    def for_target(self, num_parameters: int) -> ShearArguments:
+        """With the compensation that suits the length of recovery, where none was named.
+
+        A fit to the source's residual stream starts recovery far lower where hidden dimensions or layers go. Long training
+        makes up for that, and then a fit of each module to what it gave ends lower (model_cards/tried.md).
+
+        Args:
+            num_parameters: of the target.
+        """
+        if self.compensation is not None:
+            return self
+        is_long = self.recovery_tokens >= LONG_RECOVERY * num_parameters
+        return replace(self, compensation=LONG_COMPENSATION if is_long else PruneConfig.compensation)
+
     def prune_config(self) -> PruneConfig:
         """The choices of pruning at once."""
-        return config_from_flags(self)
+        return config_from_flags(
+            self, **({"compensation": PruneConfig.compensation} if self.compensation is None else {})
+        )
 
     def _refuse_options_of_masks(self) -> None:
         for one in fields(PipelineArguments):

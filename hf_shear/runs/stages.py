@@ -24,6 +24,7 @@ from ..modeling import AutoShearingModelForCausalLM, ShearingModel, as_family
 from ..pruning import make_plan, prune_one_shot, score_units
 from ..shapes import (
     TargetShape,
+    count_parameters,
     family_named,
     family_of,
     training_flops_per_token,
@@ -169,13 +170,15 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     check_teaching(pipeline, args, teacher, config, tokenizer)
     if learns:
         _check_masks(pipeline, args, config, target)
-    elif isinstance(pipeline, ShearArguments):
+    settings = run_settings(pipeline, target, args)
+    if isinstance(pipeline, ShearArguments) and not learns:
+        pipeline = pipeline.for_target(count_parameters(config, target))
         make_plan(config, target, pipeline.prune_config())
     check_max_length(pipeline.max_length, source.config.max_position_embeddings)
     check_run(pipeline, args, source, target, tokenizer)
     domains = read_domains(pipeline, args, default_domains)
     output_dir = None if args.output_dir == "trainer_output" else args.output_dir  # transformers' name for none given
-    settings = run_settings(pipeline, target, args) | read_checkpoints(pipeline, source, teacher)
+    settings |= read_checkpoints(pipeline, source, teacher)
     folder = RunFolder.open(output_dir, pipeline.resume, pipeline.overwrite, settings)
     said = (*source.notes, reasons, f"Target: {target}", f"Run folder: {folder.path}")
     PartialState().print("\n".join(filter(None, said)))
