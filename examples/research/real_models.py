@@ -95,7 +95,8 @@ def by_peer(model: PreTrainedModel, target: dict[str, int], drawn: Calibration) 
         {"input_ids": one["input_ids"], "attention_mask": torch.ones_like(one["input_ids"])} for one in drawn.batches
     ]
     if set(target) == {"intermediate_size"}:
-        share = 100 * (1 - target["intermediate_size"] / model.config.intermediate_size)
+        removed = model.config.intermediate_size - target["intermediate_size"]
+        share = 100 * (removed + 0.5) / model.config.intermediate_size  # it rounds down
         return prune_model(model, "MLP_GLU", "MAW", share, dataloader=batches, show_progress=False)
     if set(target) == {"num_hidden_layers"}:
         scores = analyze_layer_importance(model, batches, show_progress=False)
