@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
+from ..criteria.loss_rise import NUM_SAMPLES
+from ..criteria.mask_start import LAYER_SAMPLES
 from ..shapes import TargetShape, config_for_shape, forward_flops_per_token, training_flops_per_token
 from .baselines import PAPER
 from .domain_data import DomainData
@@ -62,12 +64,16 @@ def planned_work(
         return stages
     trained = pipeline.recovery_tokens
     if getattr(pipeline, "pruned", None) is None:  # else it is there
+        read = pipeline.calibration_batches * samples_per_step * length
         if pipeline.learns_masks:
             trained += pipeline.mask_tokens
-            stages[MASK_LEARNING] = Work(pipeline.mask_tokens * of_source, judged)
+            own = pipeline.mask_tokens * of_source
+            if pipeline.mask_start != "uniform" and not pipeline.paper:
+                own += read * of_source + _layer_choice(source, target, LAYER_SAMPLES * length, length)
+            stages[MASK_LEARNING] = Work(own, judged)
         else:
-            read = pipeline.calibration_batches * samples_per_step * length
-            stages[PRUNING] = Work(PASSES_TO_PRUNE * read * of_source, judged)
+            own = PASSES_TO_PRUNE * read * of_source + _layer_choice(source, target, NUM_SAMPLES * length, length)
+            stages[PRUNING] = Work(own, judged)
     if pipeline.stop_after in (PRUNING, MASK_LEARNING):
         return stages
     stages[RECOVERY] = Work(pipeline.recovery_tokens * of_target, judged)
@@ -78,6 +84,13 @@ def planned_work(
             stages[PAPER_MASKS] = Work(PAPER_MASK_SHARE * trained * of_source, judged)
         stages[name] = Work(own, judged)
     return stages
+
+
+def _layer_choice(source: PretrainedConfig, target: TargetShape, num_tokens: int, length: int) -> float:
+    """FLOPs of the loss without each layer: half of the layers run for each, on average."""
+    if target.num_hidden_layers == target.source.num_hidden_layers:
+        return 0.0
+    return num_tokens * target.source.num_hidden_layers / 2 * forward_flops_per_token(source, length)
 
 
 def judging_note(planned: Mapping[str, Work], data: DomainData, max_length: int) -> str:
