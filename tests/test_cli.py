@@ -93,6 +93,7 @@ def test_inspect_knows_published_counts(tmp_path, capsys):
     assert facts["now"]["num_parameters"] == 6_738_415_616
     assert facts["target"]["num_parameters"] == 1_345_423_360
     assert facts["now"]["kv_cache_bytes_per_token"] == 2 * 32 * 4096 * 2
+    assert facts["now"]["embedding_parameters"] == 2 * 32_000 * 4096
     assert main(["inspect", str(tmp_path), "--preset", "sheared-llama-1.3b"]) == 0
     assert "6,738,415,616" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path), "--hidden_size", "8192"]) == 2

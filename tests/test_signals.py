@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -209,3 +211,25 @@ def test_one_trainer_at_a_time_writes_checkpoints_to_a_folder(tmp_path):
     holder.kill()
     trainer.train()
     assert Holder(tmp_path).kill() is None  # it is free again
+
+
+def test_output_that_nobody_reads_ends_a_command_quietly(tmp_path):
+    code = """
+import sys
+from hf_shear.core import run_command_line
+def work():
+    for _ in range(100_000):
+        print("a line of a long table")
+def upload():
+    raise BrokenPipeError(32, "the hub hung up")
+if sys.argv[1] == "network":
+    sys.exit(run_command_line("tool", upload))
+sys.exit(run_command_line("tool", work))
+"""
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+    shown = subprocess.run(
+        ["bash", "-c", f"{command} output | head -1; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True
+    )
+    assert shown.stdout.split("\n")[:2] == ["a line of a long table", "141"] and shown.stderr == ""
+    failed = subprocess.run(["bash", "-c", f"{command} network"], capture_output=True, text=True)
+    assert failed.returncode == 1 and "the hub hung up" in failed.stderr

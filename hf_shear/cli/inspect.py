@@ -50,7 +50,7 @@ def run(arguments: Arguments) -> None:
     config, masked = source.config, source.has_masks
     if not masked:
         check_supported_source(config)
-    target = None
+    target = reasons = None
     if source.is_nemotron_nas and arguments.names_a_target:
         raise UsageError(
             f"`checkpoint` {source.name!r} is a nemotron-nas export, which is cut already. Name no target."
@@ -58,10 +58,10 @@ def run(arguments: Arguments) -> None:
     if masked:
         target = config.resolved_target()
     elif arguments.names_a_target:
-        target = choose_target(arguments, config)[0]
+        target, reasons = choose_target(arguments, config)
     model_type = source.fields["model_type"] if source.is_nemotron_nas else config.model_type
     facts = {"checkpoint": arguments.checkpoint, "model_type": model_type, "has_masks": masked}
-    facts["notes"] = list(source.notes)
+    facts["notes"] = [*source.notes, *([] if reasons is None else [reasons])]
     facts["now"] = describe(config, ModelShape.from_config(config), arguments.sequence_length)
     if source.is_nemotron_nas:
         facts["now"] |= _of_uneven_layers(source, arguments.sequence_length)
@@ -90,11 +90,13 @@ def run(arguments: Arguments) -> None:
 
 
 def describe(config: PretrainedConfig, shape: ModelShape, sequence_length: int) -> dict:
-    """Sizes and costs of a shape: parameters, bytes in bfloat16, KV-cache bytes per token, forward FLOPs per token."""
+    """Sizes and costs of a shape: parameters, also those of embedding and head; bytes in bfloat16, KV-cache bytes and
+    forward FLOPs per token."""
     count = count_parameters(config, shape)
     return {
         "shape": shape.to_dict(),
         "num_parameters": count,
+        "embedding_parameters": config.vocab_size * shape.hidden_size * (1 if config.tie_word_embeddings else 2),
         "bfloat16_bytes": 2 * count,
         "kv_cache_bytes_per_token": kv_cache_bytes_per_token(shape, 2),
         "forward_flops_per_token": forward_flops_per_token(config, sequence_length, shape),
@@ -180,6 +182,7 @@ def _table(facts: dict, config: PretrainedConfig, arguments: Arguments) -> str:
     rows = [(name, size, target and target["shape"][name]) for name, size in now["shape"].items()]
     rows += [
         ("parameters", now["num_parameters"], target and target["num_parameters"]),
+        ("of them in embeddings", now["embedding_parameters"], target and target["embedding_parameters"]),
         ("MiB in bfloat16", now["bfloat16_bytes"] / 2**20, target and target["bfloat16_bytes"] / 2**20),
         ("KV-cache bytes per token", now["kv_cache_bytes_per_token"], target and target["kv_cache_bytes_per_token"]),
         ("forward MFLOPs per token", now["forward_flops_per_token"] / 1e6,

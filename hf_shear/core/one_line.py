@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from .progress import lines_when_piped
 from .signals import StoppedBySignal, raised_signals
 
 OK, FAILED, WRONG_USE = 0, 1, 2
+NOBODY_READS = 141  # as of SIGPIPE
 """Exit codes: done; something failed on the way; a mistake in the command or what it names."""
 
 DEBUG = "--debug"
@@ -24,7 +26,8 @@ def run_command_line(program: str, work: Callable[[], object], debug: bool = Fal
 
     A ``UsageError``, and what the libraries that read users' files say of a broken one, is one line and 2. A
     ``FailedError`` or an ``OSError`` (no room, no rights, no network) is one line and 1. SIGTERM is one line and 143,
-    SIGINT (Ctrl-C) one line and 130. Anything else is a bug: it is raised on.
+    SIGINT (Ctrl-C) one line and 130. Output that nobody reads any more, as behind ``head``, ends it with 141 and no word.
+    Anything else is a bug: it is raised on.
 
     Args:
         program: its name, before the text.
@@ -43,6 +46,8 @@ def run_command_line(program: str, work: Callable[[], object], debug: bool = Fal
             print(f"{program}: {stop}", file=sys.stderr)
         return 128 + stop.signum
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return NOBODY_READS
         code = exit_code(error)
         if debug or code is None:
             raise
@@ -50,6 +55,18 @@ def run_command_line(program: str, work: Callable[[], object], debug: bool = Fal
         print(f"{program}: error: {_rank()}{kind}{printable(error)}", file=sys.stderr)
         return code
     return OK
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout leads to a pipe that was closed; what is left to write is dropped then."""
+    if not hasattr(select, "poll"):
+        return False
+    watched, output = select.poll(), sys.stdout.fileno()
+    watched.register(output, select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in watched.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def _name_the_accelerator() -> None:
