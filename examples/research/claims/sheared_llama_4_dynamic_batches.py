@@ -47,7 +47,9 @@ def checks(source: SourceResults) -> list:
     """
     means = [source.values("mean", arm=arm) for arm in ARMS]
     if means[0] == means[1]:
-        raise ValueError("Domain weights never changed: `eval_token_share` of `num_tokens` pays for no update. Raise it.")
+        raise ValueError(
+            "Domain weights never changed: `eval_token_share` of `num_tokens` pays for no update. Raise it."
+        )
     return [
         compare(f"{TITLES[name]} excess loss over the domains, dynamic below constant",
                 source.values(name, arm="dynamic"), source.values(name, arm="constant"))
