@@ -187,6 +187,7 @@ def test_prune_judges_both_models_and_its_card_can_be_written(inputs, tmp_path, 
     said = capsys.readouterr().out
     results = read_results(cut / "results.json")
     above = results["pruned"]["mean"] - results["source"]["mean"]
+    assert f"Recover it with: hf-shear recover {inputs / 'model'} --pruned {cut} --data_dir {inputs / 'text'}" in said
     assert f"{above:.3f} nats per token" in " ".join(said.split()) and "judged on 128 held-out tokens" in said
     assert results["pruned"]["num_parameters"] == count_parameters(AutoModelForCausalLM.from_pretrained(cut).config)
     assert results["tokens"] == {"mask_learning": 0, "recovery": 0, "evaluation": 240, "calibration": 256}

@@ -120,6 +120,11 @@ def run(arguments: Arguments) -> None:
         )
     for line in engine_warnings(arguments.output_dir):
         print(line)
+    if not pruning.uneven:
+        print(
+            f"Recover it with: hf-shear recover {arguments.model_name_or_path} --pruned {arguments.output_dir} --data_dir"
+            f" {arguments.data_dir} --output_dir RECOVERED"
+        )
 
 
 def _time_note(config: PretrainedConfig, data: runs.DomainData, read: int, arguments: Arguments) -> str:
