@@ -46,7 +46,7 @@ class Arguments(runs.TextArguments):
     speed_batch_size: int = field(default=1, metadata={"help": "Sequences at once in what is timed."})
     batch_size: int = field(default=8, metadata={"help": "Windows or task requests per forward."})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto", metadata={"help": "auto: each checkpoint's own."}
+        default="auto", metadata={"help": "auto: each checkpoint's, or float32 on a processor that lacks it."}
     )
     device: str | None = field(default=None, metadata={"help": "Default: the accelerator, else cpu."})
     output: str = field(default="evaluation.json", metadata={"help": "File for the numbers, written part by part."})
