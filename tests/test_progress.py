@@ -82,6 +82,7 @@ def test_bars_of_other_libraries_are_off_where_nobody_watches(monkeypatch):
 
 
 def test_a_command_in_a_file_has_no_bars(monkeypatch):
+    monkeypatch.setattr(progress, "_lines", False)
     assert progress.bars_are_seen()
     monkeypatch.setattr(progress, "_lines", True)
     monkeypatch.setattr(progress, "_watched", lambda: False)

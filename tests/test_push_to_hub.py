@@ -99,7 +99,7 @@ def test_the_choices_of_pruning_are_published_as_the_record_has_them(hub, tmp_pa
     path.write_text(json.dumps(json.loads(path.read_text()) | {"prune_config": config.to_dict()}))
     push(hub, run)
     assert PruneConfig.from_dict(json.loads(hub.files(NAME)["prune_config.json"])) == config
-    assert b"criterion `taylor`, compensation `least_squares`" in hub.files(NAME)["README.md"]
+    assert b"criterion `taylor`, compensation `least_squares:towards=auto`" in hub.files(NAME)["README.md"]
 
 
 def test_no_path_of_the_machine_is_published(hub, run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from ..core import (
     RESULTS_NAME,
+    UsageError,
     check_results,
     collect_versions,
     model_record,
@@ -32,7 +34,7 @@ from ..training import ShearTrainingArguments, evaluate_domains
 def judge(model: PreTrainedModel, datasets: dict, args: ShearTrainingArguments) -> dict:
     """A model's record for the results: shape, parameters, dtype, held-out losses, and the seconds that took.
 
-    Every process has the model and takes its share of the samples. ``dtype`` is that of the weights as they came;
+    Every process has the model and takes its share of the samples. A loss that is not finite is refused. ``dtype`` is that of the weights as they came;
     ``computed_in`` is another where the device has no instructions for it.
     """
     start, dtype = time.perf_counter(), model.dtype
@@ -41,6 +43,12 @@ def judge(model: PreTrainedModel, datasets: dict, args: ShearTrainingArguments) 
     losses, num_tokens = evaluate_domains(
         model, datasets, args.eval_batch_size, **(share if args.world_size > 1 else {})
     )
+    bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
+    if bad:
+        raise UsageError(
+            f"The held-out loss of {model.config.name_or_path or 'the model'!r} is not finite for {bad}: it gives NaN or"
+            " infinite values. Check the checkpoint and its dtype (float16 often overflows; bfloat16 or float32 does not)."
+        )
     shape = ModelShape.from_config(model.config)
     record = model_record(shape.to_dict(), count_parameters(model.config), losses, num_tokens)
     names = {"dtype": dtype, "computed_in": model.dtype}
