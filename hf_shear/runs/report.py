@@ -34,8 +34,8 @@ from ..training import ShearTrainingArguments, evaluate_domains
 def judge(model: PreTrainedModel, datasets: dict, args: ShearTrainingArguments) -> dict:
     """A model's record for the results: shape, parameters, dtype, held-out losses, and the seconds that took.
 
-    Every process has the model and takes its share of the samples. A loss that is not finite is refused. ``dtype`` is that of the weights as they came;
-    ``computed_in`` is another where the device has no instructions for it.
+    Every process has the model and takes its share of the samples. A loss that is not finite is refused. ``dtype`` is that
+    of the weights as they came; ``computed_in`` is another where the device has no instructions for it.
     """
     start, dtype = time.perf_counter(), model.dtype
     ready_to_compute(model, args.device)
