@@ -73,7 +73,7 @@ def noted_card(folder: Path) -> str:
     """The card's text, with a note under its title where the code has moved since."""
     results = read(folder / FILES["results"]) or {}
     header, mark, text = str(card(folder)).partition("\n# ")
-    again = results.get("command") or "the command below"
+    again = (read(folder / FACTS) or {}).get("rebuild_command") or results.get("command") or "the command below"
     return header + mark + noted(stale_note(results.get("code"), todays_code(), again), text)
 
 

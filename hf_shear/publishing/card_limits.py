@@ -45,7 +45,7 @@ def _training(facts: CardFacts) -> list[str]:
         return ["It was not trained after the cut."]
     tokens, parameters = facts.results["tokens"]["recovery"], facts.record["num_parameters"]
     ratio = tokens / parameters
-    return [f"Recovery was {tokens:,} tokens, {ratio:{',.0f' if ratio >= 10 else '.2f'}} per parameter of this model."]
+    return [f"Recovery was {tokens:,} tokens, {ratio:{',.0f' if ratio >= 10 else '.2g' if ratio < 0.1 else '.2f'}} per parameter of this model."]
 
 
 def _baselines(facts: CardFacts) -> list[str]:
