@@ -60,6 +60,23 @@ def test_a_terminal_has_a_bar(monkeypatch, capsys):
     assert "Scores" in capsys.readouterr().err
 
 
+def test_bars_of_lm_eval_become_lines(clock, capsys):
+    from tqdm import tqdm
+
+    from hf_shear.evaluation.quiet import _no_bars
+
+    with _no_bars():
+        bar = tqdm(total=60, desc="Running loglikelihood requests", disable=False)
+        for _ in range(30):
+            clock[0] += 2.0
+            bar.update(2)
+        bar.close()
+        assert list(tqdm(range(3), disable=False)) == [0, 1, 2]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Running loglikelihood requests: 1 of 60 requests, about 2 min left" and len(lines) == 2
+    assert tqdm(range(3), disable=True).n == 0
+
+
 def test_what_stops_early_leaves_the_rest(clock):
     items = iter(range(5))
     assert next(tracked(items, "Scores")) == 0 and next(items) == 1

@@ -45,7 +45,8 @@ def _training(facts: CardFacts) -> list[str]:
         return ["It was not trained after the cut."]
     tokens, parameters = facts.results["tokens"]["recovery"], facts.record["num_parameters"]
     ratio = tokens / parameters
-    return [f"Recovery was {tokens:,} tokens, {ratio:{',.0f' if ratio >= 10 else '.2g' if ratio < 0.1 else '.2f'}} per parameter of this model."]
+    digits = ",.0f" if ratio >= 10 else ".2g" if ratio < 0.1 else ".2f"
+    return [f"Recovery was {tokens:,} tokens, {ratio:{digits}} per parameter of this model."]
 
 
 def _baselines(facts: CardFacts) -> list[str]:
