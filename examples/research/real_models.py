@@ -163,7 +163,8 @@ def confirm(model: Path, wikitext: Path) -> None:
     Raises:
         ValueError: a loss differs by more than a thousandth: then measure anew.
     """
-    kept, text = json.loads(RESULTS.read_text(encoding="utf-8")), texts(wikitext, model)
+    kept, text = kept_results(), texts(wikitext, model)
+    assert kept is not None, "nothing was measured yet"
     judged = {"valid": text["valid"].select(range(NUM_JUDGED))}
     first = next(iter(TARGETS))
     for run in kept["runs"]:

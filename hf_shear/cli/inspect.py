@@ -16,6 +16,7 @@ from ..publishing import ENGINES, CheckpointFacts, facts_of_config, has_byte_fal
 from ..publishing.card_sections import chosen_by
 from ..runs import TargetArguments, choose_target
 from ..shapes import TARGET_NAMES, ModelShape, count_parameters, forward_flops_per_token
+from ..shapes.parameter_count import count_embedding_parameters
 from ..slicing import PROVENANCE_NAME, PRUNE_CONFIG_NAME, read_provenance
 from ..sources import MASKED_PREFIX, Source, open_source
 from ..training.memory import estimate_memory
@@ -96,7 +97,7 @@ def describe(config: PretrainedConfig, shape: ModelShape, sequence_length: int) 
     return {
         "shape": shape.to_dict(),
         "num_parameters": count,
-        "embedding_parameters": config.vocab_size * shape.hidden_size * (1 if config.tie_word_embeddings else 2),
+        "embedding_parameters": count_embedding_parameters(config, shape),
         "bfloat16_bytes": 2 * count,
         "kv_cache_bytes_per_token": kv_cache_bytes_per_token(shape, 2),
         "forward_flops_per_token": forward_flops_per_token(config, sequence_length, shape),

@@ -123,7 +123,7 @@ def compare_checkpoints(
     if plan.texts is not None:
         record["differences"] = domain_differences(losses["source"], losses["pruned"])
     if speed is not None:
-        record["speed"] = _timed(models, speed)
+        record["speed"] = measure_speed(models["source"], models["pruned"], speed)
     _tell(on_part, record)
     return record | {"versions": evaluation_versions()}
 
@@ -194,10 +194,6 @@ def _judge(
         options = {"limit": plan.limit, "batch_size": plan.protocol.batch_size}
         record["tasks"] = evaluate_tasks(model, tokenizer, plan.tasks, **options)
     return record, losses
-
-
-def _timed(models: Mapping[str, PreTrainedModel], protocol: SpeedProtocol) -> dict[str, Any]:
-    return measure_speed(models["source"], models["pruned"], protocol)
 
 
 def _tell(on_part: Callable[[dict[str, Any]], object] | None, record: dict[str, Any]) -> None:
