@@ -220,6 +220,8 @@ RANGES: dict[str, Range] = {
     "calibration_batches": _count("a number of batches such as 16"),
     "calibration_batch_size": _count("a number of samples such as 8"),
     "num_shots": _count("a number of shots such as 5"),
+    "num_candidates": _count("a number of shapes such as 12"),
+    "num_finalists": _count("a number of shapes such as 3"),
     "num_stages": _count("a number of stages such as 5"),
     "pruning_share": _share("a share of the steps such as 0.5", above=True),
     "seeds": dataclasses.replace(_SEED, several=True),

@@ -1,0 +1,55 @@
+"""A shape that a search looked at, and what it found of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeCandidate:
+    """One shape. Rises are in nats per token above the source's loss, the mean over domains of held-out text.
+
+    Attributes:
+        sizes: by name; what ``TargetShape.from_dict`` takes.
+        costs: ``num_parameters``, ``flops_per_token`` (forward), ``memory_bytes`` and, where it was limited,
+            ``latency_seconds`` as foretold.
+        foretold_rise: at the cut, by ``RiseForecast``.
+        rise: at the cut, measured; None of a shape that was not cut.
+        held_out_tokens: behind it. Of shapes that were judged on fewer, others were better.
+        recovered_rise: after ``recovery_tokens`` of training; None of a shape that was not trained.
+        latency: measured seconds per token (``median``, ``low``, ``high``), where the budget limits them.
+        within_noise: whether the limit of the latency lies between the fastest and the slowest round.
+        proportional: whether it is the shape of ``shape_for_budget``.
+    """
+
+    sizes: dict[str, int]
+    costs: dict[str, float]
+    foretold_rise: float
+    rise: float | None = None
+    held_out_tokens: int = 0
+    recovered_rise: float | None = None
+    recovery_tokens: int = 0
+    latency: dict[str, float] | None = None
+    within_noise: bool = False
+    proportional: bool = False
+
+    @property
+    def order(self) -> tuple:
+        """Sorts from the best to the worst: by the dearest judgement that each had."""
+        sizes = tuple(self.sizes.values())
+        if self.recovered_rise is not None:
+            return 0, 0, self.recovered_rise, sizes
+        if self.rise is not None:
+            return 1, -self.held_out_tokens, self.rise, sizes
+        return 2, 0, self.foretold_rise, sizes
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> ShapeCandidate:
+        """What ``to_dict`` wrote; entries of a later version are left out."""
+        known = {one.name for one in fields(cls)}
+        return cls(**{name: value for name, value in record.items() if name in known})

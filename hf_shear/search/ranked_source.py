@@ -1,0 +1,52 @@
+"""A source whose units were ranked once, from which models of any shape are cut without another backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from transformers import PreTrainedModel
+
+from ..calibration import InputsByModule
+from ..compensation import compensate, resolve_compensation
+from ..data import Calibration
+from ..masks import RANKED_KINDS, unit_kinds
+from ..modeling import AutoShearingModelForCausalLM
+from ..pruning import PruneConfig, score_units
+from ..pruning.allocation import uniform_gates
+from ..shapes import TargetShape
+from ..slicing import slice_model
+
+
+class RankedSource:
+    """Scores of a source's units and the second moments of what its modules read, collected once.
+
+    Args:
+        model: stock, of a supported family; left as it is.
+        calibration: text to score on.
+        config: criterion and compensation. Layers are ranked in the source, not in each candidate's trial cut.
+        shapes: all that may be cut: kinds of units that none of them loses are not ranked.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, calibration: Calibration, config: PruneConfig, shapes: Iterable[TargetShape]
+    ):
+        self.model, self.calibration, self.config = model, calibration, config
+        self.whole = AutoShearingModelForCausalLM.from_model(model).eval()  # shares the weights
+        self._inputs: InputsByModule = {}
+        lost = {kind.name for shape in shapes for kind in unit_kinds(shape.source, shape).values() if not kind.frozen}
+        kinds = [kind for kind in RANKED_KINDS if kind in lost]
+        self.scores = score_units(self.whole, config.criterion, calibration, kinds, self._inputs)
+
+    def cut(self, shape: TargetShape) -> PreTrainedModel:
+        """A stock model of the shape: the best units of each kind, and what remains makes up for the others.
+
+        A fit of modules to their own outputs takes what the scores collected, and runs no forward.
+        """
+        masked = AutoShearingModelForCausalLM.from_model(self.model, shape).eval()
+        losing = {kind.name for kind in masked.masks.constrained}
+        scores = {kind: score for kind, score in self.scores.items() if kind in losing}
+        gates = uniform_gates(scores, masked.masks.kinds, {})
+        method = resolve_compensation(self.config.compensation)
+        compensate(masked, gates, self.calibration, method, self.whole, dict(self._inputs))
+        model, _ = slice_model(masked, gates)
+        return model

@@ -1,0 +1,95 @@
+"""``search.json``: what a search was asked, all that it measured, and what it found. An interrupted one goes on from it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..core import UsageError, read_json_object, write_json_atomically
+from ..shapes import ModelShape
+from .candidate import ShapeCandidate
+
+SEARCH_NAME = "search.json"
+VERSION = 1
+Value = TypeVar("Value")
+
+
+class SearchRecord:
+    """Measurements of one search by name, written to a file one after another.
+
+    Attributes:
+        path: of the file; None: nothing is written.
+        content: of the file.
+    """
+
+    def __init__(self, path: Path | None, content: dict[str, Any]):
+        self.path, self.content, self._begun = path, content, time.perf_counter()
+        self._seconds_before = content["seconds"]
+
+    @classmethod
+    def open(cls, output_dir: str | os.PathLike | None, settings: Mapping[str, Any], resume: bool) -> SearchRecord:
+        """A new record, or the one in a folder.
+
+        Raises:
+            UsageError: the folder holds a search, and it is not resumed, or had other settings.
+        """
+        new = {"version": VERSION, "settings": dict(settings), "measured": {}, "flops": {}, "seconds": 0.0}
+        path = None if output_dir is None else Path(output_dir) / SEARCH_NAME
+        if path is None or not path.exists():
+            return cls(path, new)
+        if not resume:
+            raise UsageError(f"`output_dir` {str(output_dir)!r} holds a search. Resume it, or name another folder.")
+        content = read_json_object(path)
+        before = content.get("settings", {})
+        changed = sorted(name for name in new["settings"] | before if new["settings"].get(name) != before.get(name))
+        if changed:
+            raise UsageError(
+                f"`output_dir` {str(output_dir)!r} holds a search with other settings ({', '.join(changed)}). Give it the"
+                " same ones, or name another folder."
+            )
+        return cls(path, content)
+
+    def measured(self, what: str, shape: ModelShape, measure: Callable[[], Value]) -> Value:
+        """What was measured of a shape before, or is now."""
+        name = f"{what}: " + ", ".join(f"{size} {value}" for size, value in shape.sizes().items())
+        if name not in self.content["measured"]:
+            self.content["measured"][name] = measure()
+            self._write()
+        return self.content["measured"][name]
+
+    def charge(self, what: str, flops: float) -> None:
+        """Add FLOPs."""
+        self.content["flops"][what] = self.content["flops"].get(what, 0.0) + float(flops)
+
+    def finish(self, found: Sequence[ShapeCandidate]) -> None:
+        """Write what was found."""
+        self.content["candidates"] = [one.to_dict() for one in found]
+        self._write()
+
+    def _write(self) -> None:
+        self.content["seconds"] = self._seconds_before + time.perf_counter() - self._begun
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json_atomically(self.path, self.content)
+
+
+def read_candidates(path: str | os.PathLike) -> list[ShapeCandidate]:
+    """What a finished search found, the best first.
+
+    Args:
+        path: of ``search.json``, or of its folder.
+
+    Raises:
+        UsageError: there is none, it is broken, or the search is not finished.
+    """
+    place = Path(path)
+    place = place / SEARCH_NAME if place.is_dir() else place
+    if not place.is_file():
+        raise UsageError(f"{str(path)!r} is no search: there is no {SEARCH_NAME}. Make one with `hf-shear search`.")
+    content = read_json_object(place)
+    if "candidates" not in content:
+        raise UsageError(f"The search in {str(place)!r} is not finished. Go on with `hf-shear search ... --resume`.")
+    return [ShapeCandidate.from_dict(one) for one in content["candidates"]]
