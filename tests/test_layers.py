@@ -45,9 +45,11 @@ ALLOWED = {
     "scaling_law": set(),
     "report": set(),
     "evaluation": {"shapes", "sources", "data", "report"},
+    "search": {"shapes", "masks", "modeling", "slicing", "data", "calibration", "criteria", "compensation", "pruning"}
+    | {"training", "evaluation"},
     "publishing": {"shapes", "sources", "masks", "modeling", "slicing", "report"},
-    "runs": STAGES,
-    "cli": STAGES | {"evaluation", "publishing", "scaling_law", "runs"},
+    "runs": STAGES | {"search"},
+    "cli": STAGES | {"evaluation", "publishing", "scaling_law", "search", "runs"},
 }
 
 

@@ -78,10 +78,10 @@ def run(arguments: Arguments) -> None:
         facts["target"] = describe(config, target, arguments.sequence_length)
         if target.num_experts is None:
             facts["training_memory_bytes"] = _training_memory(config, arguments.sequence_length)
-    engine_facts = _engine_facts(source)
+    known = engine_facts(source)
     if target is not None:
-        engine_facts = engine_facts.resized(**target.sizes())
-    rows = where_it_loads(ENGINES, engine_facts)
+        known = known.resized(**target.sizes())
+    rows = where_it_loads(ENGINES, known)
     facts["engines"] = [row.to_dict() for row in rows]
     if arguments.json:
         print(json.dumps(facts, indent=1))
@@ -157,7 +157,7 @@ def _of_uneven_layers(source: Source, sequence_length: int) -> dict:
     return facts
 
 
-def _engine_facts(source: Source) -> CheckpointFacts:
+def engine_facts(source: Source) -> CheckpointFacts:
     """What engines look at. A config without masks stands for the checkpoint that is cut out of a masked one."""
     # As written, since transformers moves what older readers look for; what is not written is what transformers assumes.
     fields, config = dict(source.fields), source.config

@@ -25,7 +25,20 @@ from ..core import DEBUG, OK, WRONG_USE, locked_result, run_command_line
 from .verb_arguments import HelpAsked, parse_verb
 
 PROGRAM = "hf-shear"
-VERBS = ("inspect", "learn", "prune", "interleave", "export", "recover", "evaluate", "plan", "report", "card", "push")
+VERBS = (
+    "inspect",
+    "search",
+    "learn",
+    "prune",
+    "interleave",
+    "export",
+    "recover",
+    "evaluate",
+    "plan",
+    "report",
+    "card",
+    "push",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

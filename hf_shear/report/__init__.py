@@ -10,6 +10,7 @@ from .html_report import write_html_report
 from .law_plots import plot_law_curves
 from .paired import PairedDifference, paired_difference
 from .plots import check_picture, plot_domains, plot_kept_units, plot_sizes, require_matplotlib
+from .search_report import plot_search, search_table
 
 __all__ = [
     "PairedDifference",
@@ -23,8 +24,10 @@ __all__ = [
     "plot_domains",
     "plot_kept_units",
     "plot_law_curves",
+    "plot_search",
     "plot_sizes",
     "require_matplotlib",
+    "search_table",
     "spread_table",
     "write_html_report",
 ]

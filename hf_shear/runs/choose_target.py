@@ -6,15 +6,18 @@ from transformers import PretrainedConfig
 
 from ..core import UsageError
 from ..modeling import as_family, check_supported_source
+from ..search import read_candidates
 from ..shapes import TARGET_NAMES, TargetShape, family_named, preset_shape, shape_for_budget
+
+OTHER_WAYS = ("preset", "target_num_parameters", "from_search")
 
 
 def choose_target(pipeline, config: PretrainedConfig) -> tuple[TargetShape, str | None]:
     """The target, checked before any weight is loaded.
 
     Args:
-        pipeline: arguments with the five shape names, ``preset`` and ``target_num_parameters``, each None if not given;
-            and ``as_family``.
+        pipeline: arguments with the five shape names, ``preset``, ``target_num_parameters`` and ``from_search``, each
+            None if not given; ``search_rank`` and ``as_family``.
         config: of the source.
 
     Returns:
@@ -28,15 +31,15 @@ def choose_target(pipeline, config: PretrainedConfig) -> tuple[TargetShape, str 
     if pipeline.as_family is not None:
         config = as_family(config, family_named(pipeline.as_family, "`as_family`: "))
     named = {name: getattr(pipeline, name) for name in TARGET_NAMES if getattr(pipeline, name) is not None}
-    ways = [bool(named), pipeline.preset is not None, pipeline.target_num_parameters is not None]
-    if sum(ways) != 1:
-        given = [
-            f"`--{name}`" for name in (*named, "preset", "target_num_parameters") if getattr(pipeline, name) is not None
-        ]
+    others = [name for name in OTHER_WAYS if getattr(pipeline, name) is not None]
+    if bool(named) + len(others) != 1:
+        given = [f"`--{name}`" for name in (*named, *others)]
+        ways = ", ".join(f"`--{name}`" for name in OTHER_WAYS)
         raise UsageError(
-            f"Name a target one way: {', '.join(TARGET_NAMES)}, `--preset` or `--target_num_parameters`; given:"
-            f" {', '.join(given) or 'none'}."
+            f"Name a target one way: {', '.join(TARGET_NAMES)}; or one of {ways}; given: {', '.join(given) or 'none'}."
         )
+    if pipeline.from_search is not None:
+        return _found(pipeline.from_search, pipeline.search_rank, config), None
     if pipeline.preset is not None:
         return preset_shape(pipeline.preset, config), None
     if pipeline.target_num_parameters is not None:
@@ -46,3 +49,16 @@ def choose_target(pipeline, config: PretrainedConfig) -> tuple[TargetShape, str 
             raise UsageError(f"`target_num_parameters`: {error}") from error
         return choice.shape, choice.describe()
     return TargetShape.from_source(config, **named), None
+
+
+def _found(folder: str, rank: int, config: PretrainedConfig) -> TargetShape:
+    """A shape of a search."""
+    candidates = read_candidates(folder)
+    if rank > len(candidates):
+        raise UsageError(
+            f"`search_rank` must be at most {len(candidates)}, the shapes of {folder!r}, but it is {rank}."
+        )
+    try:
+        return TargetShape.from_dict(config, candidates[rank - 1].sizes)
+    except UsageError as error:
+        raise UsageError(f"`from_search` {folder!r} is a search of another source: {error}") from error

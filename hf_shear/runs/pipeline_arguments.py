@@ -19,7 +19,7 @@ from .domain_data import check_judged_tokens
 QUANTISATIONS = ("none", "8bit", "4bit")
 MASK_STARTS = ("taylor", "uniform")
 """Besides these, ``mask_start`` takes criteria as ``hf-shear prune`` does."""
-SHAPE_ARGUMENTS = {"preset": TARGET_NAMES, "target_num_parameters": TARGET_NAMES}
+SHAPE_ARGUMENTS = {"preset": TARGET_NAMES, "target_num_parameters": TARGET_NAMES, "from_search": TARGET_NAMES}
 """For ``parse_arguments(instead=...)``: a flag that names a shape takes the place of a file's sizes."""
 OF_MASKS = ("mask_method", "mask_draw", "mask_start", "mask_start_spread", "paper")
 """What has no effect where units are chosen at once."""
@@ -80,7 +80,7 @@ class DataArguments(TextArguments):
 
 @dataclass(kw_only=True)
 class TargetArguments(CheckedNumbers):
-    """The shape to reach, named in one of three ways."""
+    """The shape to reach, named in one of four ways."""
 
     preset: str | None = field(default=None, metadata={"help": "A shape of the paper, such as sheared-llama-1.3b."})
     hidden_size: int | None = field(default=None, metadata={"help": "Target size; the source's if not named."})
@@ -90,6 +90,10 @@ class TargetArguments(CheckedNumbers):
     intermediate_size: int | None = field(default=None, metadata={"help": "Target size."})
     num_experts: int | None = field(default=None, metadata={"help": "Target size of a mixture of experts."})
     target_num_parameters: int | None = field(default=None, metadata={"help": "Pick a shape of at most this size."})
+    from_search: str | None = field(
+        default=None, metadata={"help": "Folder of hf-shear search: take the shape that it found."}
+    )
+    search_rank: int = field(default=1, metadata={"help": "Of --from_search, which shape: 1 is the best."})
     as_family: str | None = field(
         default=None, metadata={"help": "'mistral': a Llama without biases as one, for any number of heads."}
     )

@@ -2,15 +2,19 @@
 
 from .budget import ShapeBudget
 from .candidate import ShapeCandidate
-from .grid import ShapeFilter, shapes_within
+from .grid import Accepts, ShapeFilter, shapes_within
 from .record import SEARCH_NAME, read_candidates
-from .search import search_shapes
+from .search import Recover, search_shapes
+from .short_recovery import ShortRecovery
 
 __all__ = [
+    "Accepts",
+    "Recover",
     "SEARCH_NAME",
     "ShapeBudget",
     "ShapeCandidate",
     "ShapeFilter",
+    "ShortRecovery",
     "read_candidates",
     "search_shapes",
     "shapes_within",

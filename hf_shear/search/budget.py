@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -16,14 +16,14 @@ LIMITS = {
     "max_parameters": "num_parameters",
     "max_flops": "flops_per_token",
     "max_memory": "memory_bytes",
-    "max_latency": "latency_seconds",
+    "max_latency": "latency_ms",
 }
 """Each limit of a ``ShapeBudget``, and the cost that it bounds."""
 UNITS = {
     "num_parameters": "parameters",
     "flops_per_token": "FLOPs per token",
     "memory_bytes": "bytes",
-    "latency_seconds": "seconds",
+    "latency_ms": "ms per token",
 }
 
 
@@ -36,7 +36,7 @@ class ShapeBudget:
         max_flops: of one forward pass for each token, at ``context`` tokens.
         max_memory: bytes of the weights and of the key/value cache of ``batch_size`` sequences of ``context`` tokens, both
             in ``dtype``.
-        max_latency: seconds per token of decoding, measured on the model's device (``hf_shear.search.latency``) after
+        max_latency: milliseconds per token of decoding, measured on the model's device (``hf_shear.search.latency``) after
             ``context`` tokens, ``batch_size`` sequences at once.
         context: tokens of a sequence.
         batch_size: sequences at once.
@@ -82,6 +82,11 @@ class ShapeBudget:
         """The largest cost as a share of its limit: at most 1 where all limits are kept."""
         return max(costs[name] / limit for name, limit in self.limits.items() if name in costs)
 
+    def scaled(self, factor: float) -> ShapeBudget:
+        """With every limit times a factor."""
+        limits = {name: getattr(self, name) for name in LIMITS}
+        return replace(self, **{name: factor * limit for name, limit in limits.items() if limit is not None})
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -90,6 +95,6 @@ class ShapeBudget:
 
 def cost_text(name: str, value: float) -> str:
     """A cost for people."""
-    if name == "latency_seconds":
-        return f"{1e3 * value:.2f} ms per token"
+    if name == "latency_ms":
+        return f"{value:.2f} {UNITS[name]}"
     return f"{value:,.0f} {UNITS[name]}" if value < 1e9 else f"{value:.3g} {UNITS[name]}"

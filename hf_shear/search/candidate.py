@@ -13,12 +13,12 @@ class ShapeCandidate:
     Attributes:
         sizes: by name; what ``TargetShape.from_dict`` takes.
         costs: ``num_parameters``, ``flops_per_token`` (forward), ``memory_bytes`` and, where it was limited,
-            ``latency_seconds`` as foretold.
+            ``latency_ms`` as foretold.
         foretold_rise: at the cut, by ``RiseForecast``.
+        foretold_by_part: what each size alone adds to it.
         rise: at the cut, measured; None of a shape that was not cut.
-        held_out_tokens: behind it. Of shapes that were judged on fewer, others were better.
         recovered_rise: after ``recovery_tokens`` of training; None of a shape that was not trained.
-        latency: measured seconds per token (``median``, ``low``, ``high``), where the budget limits them.
+        latency: measured milliseconds per token (``median``, ``low``, ``high``), where the budget limits them.
         within_noise: whether the limit of the latency lies between the fastest and the slowest round.
         proportional: whether it is the shape of ``shape_for_budget``.
     """
@@ -26,8 +26,8 @@ class ShapeCandidate:
     sizes: dict[str, int]
     costs: dict[str, float]
     foretold_rise: float
+    foretold_by_part: dict[str, float]
     rise: float | None = None
-    held_out_tokens: int = 0
     recovered_rise: float | None = None
     recovery_tokens: int = 0
     latency: dict[str, float] | None = None
@@ -36,13 +36,11 @@ class ShapeCandidate:
 
     @property
     def order(self) -> tuple:
-        """Sorts from the best to the worst: by the dearest judgement that each had."""
+        """Sorts from the best to the worst: trained shapes by their loss then, behind them others as they are foretold."""
         sizes = tuple(self.sizes.values())
         if self.recovered_rise is not None:
-            return 0, 0, self.recovered_rise, sizes
-        if self.rise is not None:
-            return 1, -self.held_out_tokens, self.rise, sizes
-        return 2, 0, self.foretold_rise, sizes
+            return 0, self.recovered_rise, sizes
+        return 1, self.foretold_rise, sizes
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""

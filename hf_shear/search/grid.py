@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from transformers import PretrainedConfig
 
 from ..core import SHAPE_NAMES, UsageError
@@ -15,6 +16,7 @@ from .budget import ShapeBudget, cost_text
 FILLED = 0.97
 """Of the budget at least; what uses less has a larger neighbour that fits, unless no shape comes so far."""
 
+ROUNDING = 1e-9  # costs are whole numbers below 1e15, or measured
 Accepts = Callable[[TargetShape], str | None]
 """Why a shape is not wanted; None if it is."""
 
@@ -87,7 +89,7 @@ def shapes_within(
 
     Args:
         config: of the source, a dense model.
-        latency: seconds per token of a shape, where the budget limits them.
+        latency: milliseconds per token of a shape, where the budget limits them.
 
     Raises:
         UsageError: no shape keeps the budget (the text names the nearest), or filters exclude each other.
@@ -97,68 +99,70 @@ def shapes_within(
     if source.num_experts is not None:
         raise UsageError("Shapes of a mixture of experts are not searched: its MLPs keep their width. Name a target.")
 
-    def used(sizes: Mapping[str, int]) -> float:
-        shape = ModelShape(**sizes, head_dim=source.head_dim)
-        costs = budget.costs(config, shape)
-        if latency is not None:
-            costs["latency_seconds"] = latency(shape)
-        return budget.used(costs)
-
-    found, refusals, smallest = [], [], None
-    for sizes, share in _widest(config, source, wanted, used):
-        if share > 1:
-            smallest = min(smallest or (share, sizes), (share, sizes), key=lambda one: one[0])
-            continue
+    found, refusals, nearest = [], [], None
+    for sizes, share in _widest(config, source, wanted, budget, latency):
+        if share > 1 + ROUNDING:
+            nearest = min(nearest or (share, sizes), (share, sizes), key=lambda one: one[0])
+        else:
+            found.append((share, sizes))
+    fullest = max((share for share, _ in found), default=0.0)
+    shapes = []
+    for _, sizes in (one for one in found if one[0] >= min(FILLED, fullest)):
         shape = TargetShape.from_source(config, **sizes)
-        refused = wanted.refusal(shape)
+        refused = None if wanted.accepts is None else wanted.accepts(shape)
         if refused is None:
-            found.append((share, shape))
+            shapes.append(shape)
         else:
             refusals.append(refused)
-    if not found and refusals:
-        raise UsageError(f"All {len(refusals)} shapes within the budget are refused by a filter: {refusals[0]}")
-    if not found:
-        assert smallest is not None, "the source's own sizes are among the shapes"
-        raise UsageError(_none_fits(config, budget, source, smallest))
-    filled = [shape for share, shape in found if share >= FILLED]
-    if filled:
-        return filled
-    fullest = max(share for share, _ in found)
-    return [shape for share, shape in found if share == fullest]
+    if refusals and not shapes:
+        raise UsageError(f"All {len(refusals)} shapes that fill the budget are refused by a filter: {refusals[0]}")
+    if nearest is not None and not found:
+        raise UsageError(_none_fits(config, budget, source, nearest))
+    return shapes
 
 
 def _widest(
-    config: PretrainedConfig, source: ModelShape, wanted: ShapeFilter, used: Callable[[Mapping[str, int]], float]
+    config: PretrainedConfig,
+    source: ModelShape,
+    wanted: ShapeFilter,
+    budget: ShapeBudget,
+    latency: Callable[[ModelShape], float] | None,
 ) -> Iterator[tuple[dict[str, int], float]]:
-    """Sizes with the widest MLP within the budget, or the narrowest one if none is; and the share of the budget used."""
+    """Sizes with the widest MLP within the budget, or the narrowest one if none is; and the share of the budget used.
+
+    All costs are a + L (b + c w) in the layers L and the MLP's width w, for given heads and a given hidden size.
+    """
     accepted = ShapeAcceptance(config)
-    step = {"hidden_size": _step(source.hidden_size), "intermediate_size": _step(source.intermediate_size)}
+    step = {name: _step(getattr(source, name)) for name in ("hidden_size", "intermediate_size")}
     of = {name: wanted.sizes(source, name, step.get(name, 1)) for name in SHAPE_NAMES}
-    widths = of["intermediate_size"]
+    layers, widths = np.array(of["num_hidden_layers"])[:, None], np.array(of["intermediate_size"])
+    heads_and_groups = [
+        (heads, groups)
+        for groups in of["num_key_value_heads"]
+        for heads in of["num_attention_heads"]
+        if heads % groups == 0 and heads // groups <= source.queries_per_group
+    ]
     for hidden in of["hidden_size"]:
-        for kv_heads in of["num_key_value_heads"]:
-            for heads in of["num_attention_heads"]:
-                if heads % kv_heads or heads // kv_heads > source.queries_per_group:
-                    continue
-                if accepted.refusal(hidden, heads, kv_heads) is not None:
-                    continue
-                for layers in of["num_hidden_layers"]:
-                    sizes = {
-                        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
-                        "num_key_value_heads": kv_heads,
-                    }  # fmt: skip
-                    low, high = 0, len(widths) - 1  # widths[low] fits, or is the narrowest
-                    while low < high:
-                        middle = (low + high + 1) // 2
-                        if used(sizes | {"intermediate_size": widths[middle]}) <= 1:
-                            low = middle
-                        else:
-                            high = middle - 1
-                    sizes["intermediate_size"] = widths[low]
-                    share = used(sizes)
-                    yield sizes, share
-                    if share > 1:
-                        break  # deeper ones cost more
+        for heads, groups in heads_and_groups:
+            if accepted.refusal(hidden, heads, groups) is not None:
+                continue
+            own = {"hidden_size": hidden, "num_attention_heads": heads, "num_key_value_heads": groups}
+
+            def costs(depth: int, width: int, own: dict = own) -> np.ndarray:
+                sizes = own | {"num_hidden_layers": depth, "intermediate_size": width}
+                shape = ModelShape(**sizes, head_dim=source.head_dim)
+                known = budget.costs(config, shape) | ({} if latency is None else {"latency_ms": latency(shape)})
+                return np.array([known[name] / limit for name, limit in budget.limits.items()])
+
+            one, deeper, wider = costs(1, 1), costs(2, 1), costs(1, 2)
+            outside, layer, unit = 2 * one - deeper, deeper - wider, wider - one  # a, b, c
+            used = outside[:, None, None] + layers * (layer[:, None, None] + unit[:, None, None] * widths)
+            share = used.max(axis=0)  # [layers, widths]
+            for row, depth in enumerate(of["num_hidden_layers"]):
+                fits = int((share[row] <= 1 + ROUNDING).sum())
+                column = max(fits - 1, 0)
+                sizes = own | {"num_hidden_layers": depth, "intermediate_size": int(widths[column])}
+                yield {name: sizes[name] for name in SHAPE_NAMES}, float(share[row, column])
 
 
 def _step(size: int) -> int:
@@ -177,4 +181,5 @@ def _none_fits(config: PretrainedConfig, budget: ShapeBudget, source: ModelShape
         ", ".join(cost_text(name, costs[name]) for name in budget.limits if name in costs) or f"{share:.2f} times that"
     )
     shape = ", ".join(f"{name} {size}" for name, size in sizes.items())
-    return f"No shape keeps the budget of {wanted}. The nearest ({shape}) needs {needs}. Raise the budget, or relax filters."
+    fix = "Raise the budget, or relax filters."
+    return f"No shape keeps the budget of {wanted}. The nearest ({shape}) needs {needs}. {fix}"

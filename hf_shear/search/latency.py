@@ -1,4 +1,4 @@
-"""Seconds per token of decoding with transformers: measured on a few models with random weights, foretold for others.
+"""Milliseconds per token of decoding with transformers: measured on a few models with random weights, foretold for others.
 
 Each model takes turns with the source, round by round, so that the machine's drift does not count: what is kept is the
 ratio to the source within a round.
@@ -27,7 +27,7 @@ LARGEST_MISS = 0.2
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds per token of one decoding step, over rounds."""
+    """Milliseconds per token of one decoding step, over rounds."""
 
     median: float
     low: float
@@ -60,10 +60,10 @@ class LatencyModel:
         source = ModelShape.from_config(model.config)
         measured = {shape: self.measure(shape) for shape in tracked(shapes, "Latency", unit="shape")}
         rows = np.array([self._features(shape) for shape in (source, *measured)])
-        seconds = np.array([self.source_seconds, *(latency.median for latency in measured.values())])
+        taken = np.array([self.source_ms, *(latency.median for latency in measured.values())])
         scale = rows.max(axis=0)
-        self._costs = nnls(rows / scale / seconds[:, None], np.ones(len(seconds)))[0] / scale  # relative errors
-        misses = np.abs(rows @ self._costs / seconds - 1)
+        self._costs = nnls(rows / scale / taken[:, None], np.ones(len(taken)))[0] / scale  # relative errors
+        misses = np.abs(rows @ self._costs / taken - 1)
         if misses.max() > LARGEST_MISS:
             raise FailedError(
                 f"The latencies of {len(measured)} shapes cannot be told from their sizes: a fit misses one by"
@@ -77,13 +77,13 @@ class LatencyModel:
         with torch.device(self.model.device):
             other = family_of(config).model_class(config).to(self.model.dtype).eval()
         found = measure_speed(self.model, other, self.protocol)
-        seconds = self.protocol.batch_size / found["source"]["decode_tokens_per_second"]
-        self._source_rounds = [*getattr(self, "_source_rounds", ()), seconds]
+        source = 1e3 * self.protocol.batch_size / found["source"]["decode_tokens_per_second"]
+        self._source_rounds = [*getattr(self, "_source_rounds", ()), source]
         ratio = found["decode_ratio"]
-        return Latency(*(seconds / ratio[name] for name in ("median", "high", "low")))
+        return Latency(*(source / ratio[name] for name in ("median", "high", "low")))
 
     @property
-    def source_seconds(self) -> float:
+    def source_ms(self) -> float:
         """Of the source, over all that was measured."""
         return statistics.median(self._source_rounds)
 
@@ -96,7 +96,7 @@ class LatencyModel:
         return [1.0, shape.hidden_size * config.vocab_size, depth, depth * attention, depth * mlp]
 
     def __call__(self, shape: ModelShape) -> float:
-        """Seconds per token."""
+        """Milliseconds per token."""
         return float(np.dot(self._features(shape), self._costs))
 
 

@@ -40,7 +40,8 @@ class RankedSource:
     def cut(self, shape: TargetShape) -> PreTrainedModel:
         """A stock model of the shape: the best units of each kind, and what remains makes up for the others.
 
-        A fit of modules to their own outputs takes what the scores collected, and runs no forward.
+        A fit of modules to their own outputs takes what the scores collected, and runs no forward. One to the source's
+        residual stream takes two of the pruned model and one of the source.
         """
         masked = AutoShearingModelForCausalLM.from_model(self.model, shape).eval()
         losing = {kind.name for kind in masked.masks.constrained}

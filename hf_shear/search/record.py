@@ -64,6 +64,10 @@ class SearchRecord:
         """Add FLOPs."""
         self.content["flops"][what] = self.content["flops"].get(what, 0.0) + float(flops)
 
+    def note(self, what: str, value: Any) -> None:
+        """Keep something that follows from measurements."""
+        self.content[what] = value
+
     def finish(self, found: Sequence[ShapeCandidate]) -> None:
         """Write what was found."""
         self.content["candidates"] = [one.to_dict() for one in found]

@@ -59,19 +59,29 @@ class RiseForecast:
     Args:
         source: its rise is 0.
         measured: by part, pairs of a shape and its rise, in nats per token.
+
+    Attributes:
+        points: by part, the share of it that a single cut keeps, and the rise.
     """
 
     def __init__(self, source: ModelShape, measured: Mapping[str, Sequence[tuple[ModelShape, float]]]):
-        self.source, self._curves = source, {}
+        self.source, self._curves, self.points = source, {}, {}
         for part, pairs in measured.items():
             points = {share_kept(part, shape, source): rise for shape, rise in pairs} | {1.0: 0.0}
-            shares, rises = zip(*sorted(points.items()), strict=True)
+            self.points[part] = sorted(points.items())
+            shares, rises = zip(*self.points[part], strict=True)
             falling = [max(rises[index:]) for index in range(len(rises))]  # fewer units are never better
             self._curves[part] = PchipInterpolator(shares, falling)
 
     def parts(self, shape: ModelShape) -> dict[str, float]:
         """The rise that each part of a shape causes alone, in nats per token."""
         return {part: float(curve(share_kept(part, shape, self.source))) for part, curve in self._curves.items()}
+
+    def knows(self, shape: ModelShape) -> bool:
+        """Whether no size lies below what was cut."""
+        return all(
+            share_kept(part, shape, self.source) >= points[0][0] for part, points in self.points.items()
+        ) and all(share_kept(part, shape, self.source) == 1 for part in PARTS if part not in self.points)
 
     def __call__(self, shape: ModelShape) -> float:
         """The foretold rise: the root of the sum of squares of the parts' rises (model_cards/search.md)."""

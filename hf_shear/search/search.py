@@ -1,15 +1,15 @@
-"""The best shape for a budget: foretold for all, cut and judged for some, trained for the best few.
+"""The best shape for a budget: foretold for all shapes, and trained for the best few.
 
 1. Every shape that fills the budget is listed (``grid``).
-2. The source's units are ranked once (``ranked_source``). Some twelve cuts of one size each foretell the loss of all
-   shapes (``rises``).
-3. The first ``num_candidates`` are cut and compensated, and judged on held-out text: all on a quarter of it, the better
-   half on half of it, the better quarter on all (successive halving).
-4. The best ``num_finalists`` are trained for a short while, each with the same FLOPs, and judged again: the order after
-   the cut is not quite the order after recovery (Minitron, arXiv 2407.14679, section 3).
+2. The source's units are ranked once (``ranked_source``).
+3. Some twelve models are cut in one size each, compensated and judged on held-out text. They foretell how far the loss of
+   every shape rises (``rises``).
+4. The ``num_finalists`` that are foretold to lose least are cut, trained for a short while with the same FLOPs each, and
+   judged again: the order at the cut is not the order after recovery (Minitron, arXiv 2407.14679, section 3). How well each
+   of these judgements tells the order after long recovery is measured in model_cards/search.md.
 
-The proportional shape of ``shape_for_budget`` is always among what is cut and trained, so that a search never returns a
-shape that it found to be worse.
+The proportional shape of ``shape_for_budget`` is always among the finalists, so that a search never returns a shape that it
+found to be worse.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from ..core import UsageError, check_ranges, counted_flops, tracked
+from ..core import FailedError, UsageError, check_ranges, counted_flops, tracked
 from ..data import Calibration
 from ..modeling import check_model
 from ..pruning import PruneConfig
@@ -36,10 +38,11 @@ from .grid import ShapeFilter, shapes_within
 from .latency import LatencyModel, shapes_to_time
 from .ranked_source import RankedSource
 from .record import SearchRecord
-from .rises import RiseForecast, single_cuts
+from .rises import PARTS, RiseForecast, share_kept, single_cuts
 
-RUNGS = (0.25, 0.5, 1.0)
-"""Of the held-out text; each judges the better half of the candidates of the one before."""
+NUM_BUDGETS = 6
+"""Of the front: this one, and larger ones up to the source."""
+APART = 0.05
 
 Recover = Callable[[PreTrainedModel, float], tuple[PreTrainedModel, int]]
 """Trains a model for some FLOPs; returns it, and the tokens it was trained on."""
@@ -53,7 +56,6 @@ def search_shapes(
     *,
     config: PruneConfig | None = None,
     wanted: ShapeFilter | None = None,
-    num_candidates: int = 12,
     num_finalists: int = 3,
     recover: Recover | None = None,
     finalist_flops: float = 0.0,
@@ -71,7 +73,6 @@ def search_shapes(
         budget: limits.
         config: criterion and compensation; its allocation is uniform.
         wanted: what shapes are looked at.
-        num_candidates: that are cut and judged.
         num_finalists: that are trained.
         recover: trains a candidate; None: none is trained, and the cut decides.
         finalist_flops: of training each finalist.
@@ -86,7 +87,7 @@ def search_shapes(
         UsageError: no shape keeps the budget, filters exclude each other, or ``output_dir`` holds another search.
         FailedError: latencies are limited, but noise hides them.
     """
-    check_ranges({"num_candidates": num_candidates, "num_finalists": num_finalists, "batch_size": batch_size})
+    check_ranges({"num_finalists": num_finalists, "batch_size": batch_size})
     if recover is not None and not finalist_flops > 0:
         raise UsageError(f"`finalist_flops` must be above 0 where `recover` trains, but it is {finalist_flops!r}.")
     config, wanted = config or PruneConfig(), wanted or ShapeFilter()
@@ -100,18 +101,14 @@ def search_shapes(
         "prune_config": config.to_dict(),
         "calibration": calibration.digest(),
         "held_out": _digest(held_out),
-        "num_candidates": num_candidates,
         "num_finalists": num_finalists,
         "finalist_flops": finalist_flops if recover is not None else 0.0,
     }
     record = SearchRecord.open(output_dir, settings, resume)
     search = _Search(model, calibration, held_out, budget, config, wanted, batch_size, record)
-    found = search.cut_and_judge(num_candidates)
-    if recover is not None:
-        found = search.train(found, num_finalists, recover, finalist_flops)
-    if budget.max_latency is not None:
-        found = search.timed(found, num_finalists)
-    found = sorted(found, key=lambda one: one.order)
+    found = search.foretold()
+    chosen, rest = search.finalists(found, num_finalists)
+    found = sorted([*search.judged(chosen, recover, finalist_flops), *rest], key=lambda one: one.order)
     record.finish(found)
     return found
 
@@ -121,7 +118,7 @@ class _Search:
 
     def __init__(self, model, calibration, held_out, budget, config, wanted, batch_size, record: SearchRecord):
         self.model, self.calibration, self.held_out, self.budget = model, calibration, held_out, budget
-        self.config, self.batch_size, self.record = config, batch_size, record
+        self.wanted, self.batch_size, self.record = wanted, batch_size, record
         self.latency = None
         if budget.max_latency is not None:
             self.latency = LatencyModel(model, budget, shapes_to_time(model.config))
@@ -130,7 +127,7 @@ class _Search:
         cut = [*self.shapes, *([self.proportional] if self.proportional else [])]
         with counted_flops() as counted:
             self.source = RankedSource(model, calibration, config, cut)
-            self.source_losses = {share: self._loss(model, share) for share in RUNGS}
+            self.source_loss = self._loss(model)
         record.charge("ranking", counted.total)
 
     def _proportional(self, wanted: ShapeFilter) -> TargetShape | None:
@@ -144,102 +141,105 @@ class _Search:
         return shape if self.budget.used(costs) <= 1 and wanted.refusal(shape) is None else None
 
     def _costs(self, shape: ModelShape) -> dict[str, float]:
-        foretold = {} if self.latency is None else {"latency_seconds": self.latency(shape)}
+        foretold = {} if self.latency is None else {"latency_ms": self.latency(shape)}
         return self.budget.costs(self.model.config, shape) | foretold
 
-    def _loss(self, model: PreTrainedModel, share: float) -> float:
-        """Mean over the domains of the loss on a share of the held-out text."""
-        text = {name: part.select(range(_first(part, share))) for name, part in self.held_out.items()}
-        losses = evaluate_samples(model, text, self.batch_size)
+    def _loss(self, model: PreTrainedModel) -> float:
+        """Mean over the domains of the held-out loss."""
+        losses = evaluate_samples(model, self.held_out, self.batch_size)
         return fmean(domain.mean for domain in losses.values())
 
-    def _rise(self, shape: TargetShape, share: float) -> float:
+    def _rise(self, shape: TargetShape) -> float:
         """At the cut, measured now or before."""
 
         def measure() -> float:
             with counted_flops() as counted:
-                rise = self._loss(self.source.cut(shape), share) - self.source_losses[share]
+                rise = self._loss(self.source.cut(shape)) - self.source_loss
             self.record.charge("cuts", counted.total)
             return rise
 
-        return self.record.measured(f"cut, {share:g} of the text", shape, measure)
+        return self.record.measured("cut", shape, measure)
 
-    def cut_and_judge(self, num_candidates: int) -> list[ShapeCandidate]:
-        """All shapes with their foretold rises, and the measured ones of those that are foretold to be the best."""
+    def foretold(self) -> list[ShapeCandidate]:
+        """All shapes, the best first, with the rises that are foretold."""
         alone = single_cuts(self.model.config, self.shapes)
         cuts = [(part, shape) for part, shapes in alone.items() for shape in shapes]
         rises: dict[str, list[tuple[ModelShape, float]]] = {part: [] for part in alone}
         for part, shape in tracked(cuts, "Cuts of one size", unit="shape"):
-            rises[part].append((shape, self._rise(shape, RUNGS[0])))
+            rises[part].append((shape, self._rise(shape)))
         forecast = RiseForecast(self.shapes[0].source, rises)
+        self.record.note("single_cuts", forecast.points)
+        self.record.note("front", self._front(forecast))
         shapes = self.shapes if self.proportional in (None, *self.shapes) else [*self.shapes, self.proportional]
         found = [
             ShapeCandidate(
                 sizes=dict(shape.sizes()), costs=self._costs(shape), foretold_rise=forecast(shape),
-                proportional=shape == self.proportional,
+                foretold_by_part=forecast.parts(shape), proportional=shape == self.proportional,
             )
             for shape in shapes
         ]  # fmt: skip
-        found.sort(key=lambda one: one.order)
-        left, rest = _with_proportional(found, num_candidates)
-        judged = []
-        for share in RUNGS:
-            tokens = sum(len(part[0]["input_ids"]) * _first(part, share) for part in self.held_out.values())
-            done = [
-                replace(one, rise=self._rise(self._target(one), share), held_out_tokens=tokens)
-                for one in tracked(left, f"Cuts judged on {tokens:,} tokens", unit="shape")
-            ]
-            done.sort(key=lambda one: one.order)
-            left, out = _with_proportional(done, -(-len(done) // 2)) if share < 1 else (done, [])
-            judged += out
-        return [*left, *judged, *rest]
+        return sorted(found, key=lambda one: one.order)
+
+    def _front(self, forecast: RiseForecast) -> list[dict[str, Any]]:
+        """The best foretold shape of this budget and of larger ones, up to the source."""
+        config, found = self.model.config, []
+        whole = self.budget.used(self._costs(ModelShape.from_config(config)))
+        for step in range(NUM_BUDGETS):
+            budget = self.budget.scaled(whole ** (step / NUM_BUDGETS)) if whole > 1 else self.budget
+            shapes = [one for one in shapes_within(config, budget, self.wanted, self.latency) if forecast.knows(one)]
+            best = min(shapes, key=forecast, default=None)
+            if best is not None:
+                found.append({"sizes": best.sizes(), "costs": self._costs(best), "foretold_rise": forecast(best)})
+        return found
 
     def _target(self, candidate: ShapeCandidate) -> TargetShape:
         return TargetShape.from_dict(self.model.config, candidate.sizes)
 
-    def train(
-        self, found: list[ShapeCandidate], num_finalists: int, recover: Recover, flops: float
-    ) -> list[ShapeCandidate]:
-        """The first few, trained and judged again; the others as they were."""
-        first, rest = _with_proportional(found, num_finalists)
-        trained = []
-        for one in tracked(first, "Finalists trained", unit="shape"):
-            shape = self._target(one)
+    def finalists(self, found: list[ShapeCandidate], number: int) -> tuple[list[ShapeCandidate], list[ShapeCandidate]]:
+        """The first few that differ, and the proportional one; and the others.
 
-            def measure(shape: TargetShape = shape) -> list[float]:
-                model, tokens = recover(self.source.cut(shape), flops)
-                self.record.charge("training", flops)
-                return [self._loss(model, 1.0) - self.source_losses[1.0], tokens]
-
-            rise, tokens = self.record.measured("trained", shape, measure)
-            trained.append(replace(one, recovered_rise=rise, recovery_tokens=int(tokens)))
-        return [*trained, *rest]
-
-    def timed(self, found: list[ShapeCandidate], num_finalists: int) -> list[ShapeCandidate]:
-        """The first few with their latencies measured; those that are above the limit in every round go to the end."""
-        assert self.latency is not None and self.budget.max_latency is not None
-        limit, kept = self.budget.max_latency, []
+        Where latencies are limited they are measured now: what is above the limit in every round is left out.
+        """
+        chosen, rest = [], []
         for one in found:
-            if one.rise is not None and sum(other.latency is not None for other in kept) < num_finalists:
-                seconds = self.latency.measure(self._target(one))
-                one = replace(one, latency=seconds.to_dict(), within_noise=seconds.low <= limit < seconds.high)
-                if seconds.low > limit:
-                    continue
-            kept.append(one)
-        return kept
+            full = len(chosen) >= number
+            differs = all(_differs(self._target(one), self._target(other)) for other in chosen)
+            if not one.proportional and (full or not differs):
+                rest.append(one)
+            elif self.latency is None:
+                chosen.append(one)
+            else:
+                taken, limit = self.latency.measure(self._target(one)), self.budget.limits["latency_ms"]
+                if taken.low <= limit:
+                    chosen.append(replace(one, latency=taken.to_dict(), within_noise=limit < taken.high))
+        if not chosen:
+            raise FailedError(
+                f"Of {len(found)} shapes that were foretold to keep `max_latency` ({self.budget.max_latency} ms per token)"
+                " none does when it is measured. Other processes may slow the machine down. Free it, or raise the limit."
+            )
+        return chosen, rest
+
+    def judged(self, chosen: list[ShapeCandidate], recover: Recover | None, flops: float) -> list[ShapeCandidate]:
+        """Finalists cut and judged; and, where anything trains, trained and judged again."""
+        found = []
+        for one in tracked(chosen, "Finalists", unit="shape"):
+            shape = self._target(one)
+            one = replace(one, rise=self._rise(shape))
+            if recover is not None:
+                rise, tokens = self.record.measured("trained", shape, partial(self._trained, shape, recover, flops))
+                one = replace(one, recovered_rise=rise, recovery_tokens=int(tokens))
+            found.append(one)
+        return found
+
+    def _trained(self, shape: TargetShape, recover: Recover, flops: float) -> list[float]:
+        model, tokens = recover(self.source.cut(shape), flops)
+        self.record.charge("training", flops)
+        return [self._loss(model) - self.source_loss, tokens]
 
 
-def _with_proportional(found: list[ShapeCandidate], number: int) -> tuple[list[ShapeCandidate], list[ShapeCandidate]]:
-    """The first ones, with the proportional one in place of the last of them if it is not among them; and the others."""
-    first, rest = found[:number], found[number:]
-    standard = next((one for one in rest if one.proportional), None)
-    if standard is not None:
-        first, rest = [*first, standard], [one for one in rest if one is not standard]
-    return first, rest
-
-
-def _first(part: Dataset, share: float) -> int:
-    return max(round(share * len(part)), 1)
+def _differs(one: TargetShape, other: TargetShape) -> bool:
+    """Whether some part keeps another share of its units, by a twentieth of the source's or more."""
+    return any(abs(share_kept(part, one, one.source) - share_kept(part, other, one.source)) >= APART for part in PARTS)
 
 
 def _digest(held_out: Mapping[str, Dataset]) -> str:
