@@ -1,5 +1,7 @@
 """The search of shapes: budgets are kept, a planted best shape is found, an interrupted search equals a whole one."""
 
+import json
+
 import pytest
 import torch
 from datasets import Dataset
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 
+from hf_shear.cli import main
 from hf_shear.core import FailedError, UsageError
 from hf_shear.data import Calibration
 from hf_shear.pruning import PruneConfig
@@ -279,7 +282,17 @@ def test_only_a_uniform_allocation_is_searched(build_llama, text):
 
 def test_the_command_searches_and_prune_takes_what_it_found(tmp_path, shared_data, capsys):
     model, text = str(shared_data / "models" / "stories260K"), str(shared_data / "data" / "tinystories")
-    words = ["search", model, "--data_dir", text, "--max_parameters", "230000", "--calibration_batches", "1", "--batch_size"]
+    words = [
+        "search",
+        model,
+        "--data_dir",
+        text,
+        "--max_parameters",
+        "230000",
+        "--calibration_batches",
+        "1",
+        "--batch_size",
+    ]
     words += ["2", "--max_length", "64", "--criterion", "activation", "layer=block_influence", "--compensation", "none"]
     assert main([*words, "--output_dir", str(tmp_path / "found"), "--engines", "llama.cpp"]) == 0
     shown = capsys.readouterr().out
@@ -287,7 +300,18 @@ def test_the_command_searches_and_prune_takes_what_it_found(tmp_path, shared_dat
     assert (tmp_path / "found" / "search.png").stat().st_size > 10_000
     assert "proportional" in shown and f"{len(candidates)} shapes fill the budget" in shown
     pruned = ["prune", model, "--data_dir", text, "--from_search", str(tmp_path / "found"), "--search_rank", "2"]
-    pruned += ["--max_length", "64", "--calibration_batches", "1", "--eval_tokens", "64", "--criterion", "magnitude", "--compensation", "none"]
+    pruned += [
+        "--max_length",
+        "64",
+        "--calibration_batches",
+        "1",
+        "--eval_tokens",
+        "64",
+        "--criterion",
+        "magnitude",
+        "--compensation",
+        "none",
+    ]
     assert main([*pruned, "--output_dir", str(tmp_path / "pruned")]) == 0
     config = json.loads((tmp_path / "pruned" / "config.json").read_text())
     assert {name: config[name] for name in candidates[1].sizes} == candidates[1].sizes

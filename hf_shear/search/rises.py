@@ -84,5 +84,5 @@ class RiseForecast:
         ) and all(share_kept(part, shape, self.source) == 1 for part in PARTS if part not in self.points)
 
     def __call__(self, shape: ModelShape) -> float:
-        """The foretold rise: the root of the sum of squares of the parts' rises (model_cards/search.md)."""
-        return math.sqrt(math.fsum(rise * rise for rise in self.parts(shape).values()))
+        """The foretold rise: the sum of the parts' rises (model_cards/search.md)."""
+        return math.fsum(self.parts(shape).values())
