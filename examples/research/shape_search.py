@@ -88,7 +88,7 @@ class Source:
         """All that are trained, by name."""
         listed = shapes_within(self.config, self.budget(share))
         named = {SEARCHED: self.target(found[0])}
-        named |= {PROPORTIONAL: self.target(one) for one in found if one.proportional}
+        named[PROPORTIONAL] = next(self.target(one) for one in found if one.proportional)
         source = ModelShape.from_config(self.config)
         kept = {name: [one for one in listed if name(one)] for name in (_loses_depth_alone, _keeps_depth)}
         shallow = [
@@ -200,8 +200,8 @@ def write(kept: dict) -> None:
 INTRODUCTION = """# Shapes of one budget, searched and not
 
 A budget is a share of the source's parameters. Each shape is cut from the same ranked source, compensated, and trained for
-the FLOPs that {tokens:,} tokens cost the proportional shape (`--target_num_parameters`). `searched` is what `hf-shear search`
-foretells to be best, without training any; `fewer layers` and `narrower` lose depth or width alone; `best of ten random` is
+the FLOPs that {tokens:,} tokens cost the proportional shape (`--target_num_parameters`). `searched` is what `hf-shear
+search` foretells to be best, without training any; `fewer layers` and `narrower` lose depth or width alone; `best of ten random` is
 that of the first seed, trained on the other seeds too. Held-out loss in nats per token, mean over the domains, and over
 seeds with their standard deviation. Sizes: hidden, layers, heads, KV heads, MLP."""
 
@@ -238,8 +238,8 @@ def page(kept: dict) -> str:
             verdicts.append((name if name != best else RANDOM, gap.mean, gap.low, gap.high))
         spent = 100 * runs[0]["search_flops"] / runs[0]["recovery_flops"]
         parts.append(
-            f"Above the searched shape, paired by seed, with 95 % intervals: {'; '.join(said)}. The search cost {spent:.0f} %"
-            " of this recovery's FLOPs."
+            f"Above the searched shape, paired by seed, with 95 % intervals: {'; '.join(said)}. The search cost {spent:.0f}"
+            " % of this recovery's FLOPs."
         )
         known = [one for one in {tuple(one["sizes"]): one for one in first}.values() if one["foretold"] is not None]
         end = [one["loss"] for one in known]
