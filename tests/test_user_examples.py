@@ -11,6 +11,7 @@ import learn_masks
 import prune
 import pytest
 import recover
+import search_shapes
 from training_helpers import letter_tokenizer, plain_model, random_documents
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -52,6 +53,14 @@ def is_a_plain_model_of_the_target(path) -> bool:
 def test_prune(folder):
     assert is_a_plain_model_of_the_target(folder / "pruned")
     assert PruneConfig.from_pretrained(folder / "pruned") == PruneConfig()
+
+
+def test_search_shapes(folder, capsys):
+    words = ["--model", f"{folder}/source", "--data_dir", f"{folder}/text", *SHORT, "--batch_size", "4"]
+    search_shapes.main([*words, "--num_batches", "2", "--max_parameters", "6000", "--output_dir", f"{folder}/found"])
+    model = AutoModelForCausalLM.from_pretrained(folder / "found")
+    assert type(model) is LlamaForCausalLM and model.num_parameters() <= 6000
+    assert "nats per token foretold" in capsys.readouterr().out
 
 
 def test_learn_masks(folder):
