@@ -69,7 +69,7 @@ def _rise(value: float | None) -> str:
 def plot_search(
     candidates: Sequence[Mapping[str, Any]],
     front: Sequence[Mapping[str, Any]],
-    single_cuts: Mapping[str, Sequence[Sequence[float]]],
+    single_cuts: Mapping[str, Sequence[tuple[float, float]]],
     limits: Mapping[str, float],
     path: str | os.PathLike | None = None,
 ) -> Figure:
@@ -82,6 +82,8 @@ def plot_search(
         limits: of the budget, by cost; the first one is drawn.
         path: where to save the picture, if anywhere.
     """
+    from matplotlib.ticker import MaxNLocator
+
     name, limit = next(iter(limits.items()))
     unit, scale, _ = COSTS[name]
     figure = _new_figure(4.2)
@@ -99,6 +101,8 @@ def plot_search(
         style: dict[str, Any] = {"color": COLOURS[(index + 1) % len(COLOURS)], "marker": MARKERS[index + 1]}
         shapes.scatter([_cost(one, name) / scale], [rise], s=30, label=text, zorder=3, **style)
     shapes.axvline(limit / scale, color="black", linewidth=0.8, linestyle=":")
+    shapes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+    shapes.xaxis.set_major_locator(MaxNLocator(5))
     shapes.set_xlabel(unit)
     shapes.set_ylabel("rise of the held-out loss\n(nats per token)")
     shapes.set_ylim(bottom=0)

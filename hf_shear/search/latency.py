@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from scipy.optimize import nnls
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..core import FailedError, UsageError, tracked
@@ -75,7 +76,8 @@ class LatencyModel:
         """Of a model of the shape with random weights."""
         config = config_for_shape(self.model.config, shape)
         with torch.device(self.model.device):
-            other = family_of(config).model_class(config).to(self.model.dtype).eval()
+            other = family_of(config).model_class(config).eval()
+        nn.Module.to(other, self.model.dtype)
         found = measure_speed(self.model, other, self.protocol)
         source = 1e3 * self.protocol.batch_size / found["source"]["decode_tokens_per_second"]
         self._source_rounds = [*getattr(self, "_source_rounds", ()), source]
