@@ -9,6 +9,7 @@ from ..modeling import as_family, check_supported_source
 from ..search import read_candidates
 from ..shapes import TARGET_NAMES, TargetShape, family_named, preset_shape, shape_for_budget
 
+SEARCH_HINT = "All sizes shrink in balance. `hf-shear search` looks for the shape of this size that loses least."
 OTHER_WAYS = ("preset", "target_num_parameters", "from_search")
 
 
@@ -47,7 +48,7 @@ def choose_target(pipeline, config: PretrainedConfig) -> tuple[TargetShape, str 
             choice = shape_for_budget(config, num_parameters=pipeline.target_num_parameters)
         except UsageError as error:
             raise UsageError(f"`target_num_parameters`: {error}") from error
-        return choice.shape, choice.describe()
+        return choice.shape, f"{choice.describe()}\n{SEARCH_HINT}"
     return TargetShape.from_source(config, **named), None
 
 
