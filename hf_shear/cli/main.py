@@ -25,7 +25,9 @@ from ..core import DEBUG, OK, WRONG_USE, locked_result, run_command_line
 from .verb_arguments import HelpAsked, parse_verb
 
 PROGRAM = "hf-shear"
-VERBS = ("inspect", "learn", "prune", "interleave", "export", "recover", "evaluate", "plan", "report", "card", "push")
+VERBS = (
+    "inspect", "learn", "prune", "interleave", "export", "recover", "evaluate", "plan", "report", "card", "push", "docs",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

