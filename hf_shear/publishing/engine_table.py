@@ -14,6 +14,10 @@ K_BLOCK = 256  # of GGUF's K-quants
 NAS = "nemotron-nas"
 NAS_BLOCK = 256  # a reader rounds the widths of a nemotron-nas up to a multiple of it
 SQUARE_FORMS = ("uniform", "untied", "attention_bias", "mlp_bias", "llama3_rope")  # heads x head_dim is hidden_size
+SMOLLM2_LLAMA = ("smollm2_135m/narrow_hidden", "smollm2_135m/narrow_attention", "smollm2_135m/padded")
+SMOLLM2_MISTRAL = ("smollm2_135m/hidden_mistral",)
+SMOLLM2_NAS = "smollm2_135m/nemotron_nas"
+VLLM_CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 LLAMA_FORMS = (*SQUARE_FORMS, "narrow_attention", "odd_rows")
 MISTRAL_FORMS = ("narrow_mistral", "indivisible_mistral")
 QUANTIZED_FORMS = ("uniform", "narrow_attention", "odd_rows", "indivisible_mistral")
@@ -184,6 +188,7 @@ _WINDOW = Rule(
     UNTESTED,
     'no window was tried; "sliding_window": null is the same where no text is longer than the window',
 )
+_TRUST_NOTE = "needs trust_remote_code, for the config class that lies beside the weights"
 _ROPE_NOTE = "reads rope_theta and rope_scaling, and takes a default; exports of hf_shear have both ways of writing it"
 _BOS_NOTE = "puts BOS before a text unless it is told not to (add_bos_token); tokenizers of transformers may not"
 LLAMA_CPP = Engine(
@@ -458,7 +463,7 @@ MLX = Engine(
             "olmo3", verdict=REFUSED, note="it asks for one rope_theta, where the config has one per type of layer"
         ),
         _rope_rule(f"it {_ROPE_NOTE}"),
-        Rule(f"`{NAS}`", _types(NAS), ACCEPTED, READ),
+        _run(NAS, SMOLLM2_NAS),
         _NAS_WIDTHS,
         _NAS_HEADS,
     ),
@@ -485,10 +490,41 @@ MLX_INTEGER = Engine(
     MLX,
 )
 
-VLLM = Engine(
-    "vLLM",
+VLLM_CPU = Engine(
+    "vLLM on a CPU",
     "vllm-cpu 0.32.0",
     RUN_ON,
+    (
+        _run("llama", *SMOLLM2_LLAMA),
+        _run("mistral", *SMOLLM2_MISTRAL),
+        _WINDOW,
+        Rule(
+            f"a head_dim that is none of {', '.join(map(str, VLLM_CPU_HEADS))}",
+            lambda facts: facts.head_dim not in VLLM_CPU_HEADS,
+            REFUSED,
+            RUN,
+            "no attention kernel for CPUs takes it",
+            (*SQUARE_FORMS, "narrow_mistral"),
+        ),
+        _run(NAS, SMOLLM2_NAS, note=_TRUST_NOTE),
+        _NAS_WIDTHS,
+    ),
+    "vllm",
+    ("float32",),
+)
+VLLM_CPU_INT8 = Engine(
+    "vLLM on a CPU, int8",
+    VLLM_CPU.version,
+    VLLM_CPU.date,
+    (_all("vLLM", *SMOLLM2_LLAMA, *SMOLLM2_MISTRAL),),
+    "vllm",
+    ("int8",),
+    VLLM_CPU,
+)
+VLLM = Engine(
+    "vLLM on a GPU",
+    "vllm 0.33.0",
+    "2026-11-28",
     (
         Rule("`llama`, `mistral`", _types("llama", "mistral"), ACCEPTED, READ, TP_NOTE),
         _WINDOW,
@@ -499,9 +535,7 @@ VLLM = Engine(
             READ,
             "no attention kernel takes it: FlashAttention needs multiples of 8, Triton 32 or more",
         ),
-        Rule(
-            f"`{NAS}`", _types(NAS), ACCEPTED, READ, "needs trust_remote_code and the config class of that model_type"
-        ),
+        Rule(f"`{NAS}`", _types(NAS), ACCEPTED, READ, _TRUST_NOTE),
         _NAS_WIDTHS,
     ),
 )
@@ -537,6 +571,8 @@ ENGINES = (
     ONNX_INTEGER,
     MLX,
     MLX_INTEGER,
+    VLLM_CPU,
+    VLLM_CPU_INT8,
     VLLM,
     SGLANG,
 )

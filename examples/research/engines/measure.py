@@ -53,7 +53,7 @@ NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS, TEXT_TOKENS = 8, 16, 32, 128
 CALIBRATION_BATCHES, BATCH = 16, 8
 
 
-def text_of(source: str, data_dir: str | None, num_batches: int) -> tuple[list[dict], dict]:
+def text_of(source: str, data_dir: str | None, num_batches: int, num_prompts: int) -> tuple[list[dict], dict]:
     """Batches to score units on, and the held-out part of a job: prompts and texts in ids, strings to tokenise."""
     tokenizer = AutoTokenizer.from_pretrained(source)
     if data_dir is None:
@@ -72,8 +72,8 @@ def text_of(source: str, data_dir: str | None, num_batches: int) -> tuple[list[d
         name, start = names[number % len(names)], number // len(names) * BATCH
         ids = torch.tensor(packed["t"][name][start : start + BATCH]["input_ids"])
         batches.append({"input_ids": ids, "labels": ids})
-    texts = [list(packed["h"][names[number % len(names)]][number]["input_ids"]) for number in range(NUM_PROMPTS)]
-    strings = [held_out[names[number % len(names)]][number]["text"][:300] for number in range(NUM_PROMPTS)]
+    texts = [list(packed["h"][names[number % len(names)]][number]["input_ids"]) for number in range(num_prompts)]
+    strings = [held_out[names[number % len(names)]][number]["text"][:300] for number in range(num_prompts)]
     job = {"prompts": [text[:PROMPT_TOKENS] for text in texts], "new_tokens": NEW_TOKENS, "texts": texts}
     job |= {"strings": strings, "tokenized": [tokenizer(text).input_ids for text in strings]}
     return batches, job | {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
@@ -146,9 +146,9 @@ def strings_of(form: str, job: dict) -> list[str]:
     return job["strings"] if form in FORMS and not form.startswith("qwen") else []
 
 
-def precisions(engine: str, form: str) -> list[str]:
+def precisions(engine: str, form: str, most: int | None = None) -> list[str]:
     """What a form, or a family, is run in."""
-    return PRECISIONS[engine] if form in QUANTIZED_FORMS else PRECISIONS[engine][:1]
+    return PRECISIONS[engine][: most if form in QUANTIZED_FORMS else 1]
 
 
 def run_engine(engine: str, python: str, folders: list[Path]) -> None:
@@ -222,16 +222,18 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), help="by default all that the shapes allow")
     parser.add_argument("--calibration_batches", type=int, default=CALIBRATION_BATCHES, help=f"of {BATCH} samples")
+    parser.add_argument("--prompts", type=int, default=NUM_PROMPTS, help="and held-out texts")
+    parser.add_argument("--precisions", type=int, help="of each engine only so many, in the order of PRECISIONS")
     parser.add_argument("--python", nargs="*", default=[], metavar="ENGINE=PATH")
     arguments = parser.parse_args()
     pythons = dict(item.split("=", 1) for item in arguments.python)
     work = Path(arguments.work_dir or tempfile.mkdtemp())
-    batches, job = text_of(arguments.source, arguments.data_dir, arguments.calibration_batches)
+    batches, job = text_of(arguments.source, arguments.data_dir, arguments.calibration_batches, arguments.prompts)
     output = Path(arguments.output)
     results = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {"runs": {}}
     results |= {"source": "families" if arguments.families else arguments.shapes, "versions": collect_versions()}
     results |= {
-        "prompts": NUM_PROMPTS,
+        "prompts": arguments.prompts,
         "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": NEW_TOKENS,
         "text_tokens": TEXT_TOKENS,
@@ -251,9 +253,11 @@ def main() -> None:
     results["code"] = with_record(before, code_record(todays_code()))
     output.parent.mkdir(parents=True, exist_ok=True)
     for engine in arguments.engines:
-        jobs = {form: {**job, "checkpoint": str(path.absolute()), "precisions": precisions(engine, form),
-                       "strings": strings_of(form, job)}
-                for form, path in checkpoints.items()}  # fmt: skip
+        jobs = {
+            form: {**job, "checkpoint": str(path.absolute()), "strings": strings_of(form, job),
+                   "precisions": precisions(engine, form, arguments.precisions)}
+            for form, path in checkpoints.items()
+        }  # fmt: skip
         folders = {form: work / engine / form for form in checkpoints}
         for form, folder in folders.items():
             folder.mkdir(parents=True, exist_ok=True)
