@@ -411,8 +411,9 @@ def test_vllm_serve_answers_an_openai_client(tmp_path):
         "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
     port = free_port()
-    command = [str(Path(python).with_name("vllm")), "serve", str(checkpoint), "--host", "127.0.0.1", "--port",
-               str(port), "--served-model-name", "pruned", "--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]  # fmt: skip
+    place = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "pruned"]
+    command = [str(Path(python).with_name("vllm")), "serve", str(checkpoint), *place]
+    command += ["--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
     with (
         open(tmp_path / "log", "w") as log,
         subprocess.Popen(command, env=environment, stdout=log, stderr=log) as server,
