@@ -11,12 +11,16 @@ import tarfile
 import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from transformers import LlamaConfig
 
 from hf_shear.cli import docs
 from hf_shear.cli.docs import docs_folder, page_names
 from hf_shear.cli.main import main
+from hf_shear.core import UsageError
+from hf_shear.runs import teaching
 from hf_shear.training.early_checks import _PACKAGES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +28,7 @@ PACKAGE = ROOT / "hf_shear"
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 DISTRIBUTIONS = {"yaml": "pyyaml", "lm_eval": "lm-eval", "liger_kernel": "liger-kernel", "google": "protobuf"}
 """Of modules that have another name than what is installed for them, beside those that are installed here."""
-BY_TRANSFORMERS = {"bitsandbytes", "sentencepiece", "protobuf", "gguf"}
+BY_TRANSFORMERS = {"sentencepiece", "protobuf", "gguf"}
 """Packages that transformers imports where hf_shear asks it to, and that have an extra for it."""
 OPTIMIZERS = {"torchao", "galore_torch", "apollo_torch", "grokadamw", "optimi", "torchdistx", "torch_xla", "torch_npu"}
 """Packages of optimizers that `--optim` can name: transformers', of which a run needs at most one."""
@@ -35,7 +39,7 @@ OPTIMIZERS = {"torchao", "galore_torch", "apollo_torch", "grokadamw", "optimi", 
 
 def names_in(text: str) -> set[str]:
     """Distributions in a list of requirements."""
-    return {re.split(r"[\[<>=~! ]", word)[0].lower() for word in re.findall(r'"([^"]+)"', text)}
+    return {re.split(r"[\[<>=~! ]", word)[0].lower().replace("_", "-") for word in re.findall(r'"([^"]+)"', text)}
 
 
 def requirements() -> tuple[set[str], dict[str, set[str]]]:
@@ -84,7 +88,7 @@ def test_every_package_that_the_code_imports_is_a_dependency_or_has_an_extra():
     assert {"torch", "peft", "matplotlib", "zstandard", "liger-kernel"} <= imported
     assert imported - always - optional == set()
     assert set(_PACKAGES.values()) - OPTIMIZERS <= optional
-    assert optional - imported <= BY_TRANSFORMERS | {"deepspeed"}, "an extra that nothing uses"
+    assert optional - imported <= BY_TRANSFORMERS, "an extra that nothing uses"
 
 
 def test_every_extra_that_a_message_names_is_there():
@@ -94,6 +98,13 @@ def test_every_extra_that_a_message_names_is_there():
         said |= set(re.findall(r"hf-shear\[([\w,-]+)\]", path.read_text(encoding="utf-8")))
     assert said >= {"plots", "lora", "eval", "bitsandbytes"}
     assert {name for names in said for name in names.split(",")} <= set(extras)
+
+
+def test_a_quantised_base_without_its_package_is_refused_before_the_run(monkeypatch):
+    monkeypatch.setattr(teaching, "find_spec", lambda name: None)
+    pipeline, args = SimpleNamespace(quantize="8bit"), SimpleNamespace(recovery=SimpleNamespace(adapts=True))
+    with pytest.raises(UsageError, match=r"`quantize='8bit'` needs .*: pip install 'hf-shear\[bitsandbytes\]'"):
+        teaching.check_teaching(pipeline, args, None, LlamaConfig(), None)
 
 
 # Pages that come with the package
