@@ -516,7 +516,16 @@ VLLM_CPU_INT8 = Engine(
     "vLLM on a CPU, int8",
     VLLM_CPU.version,
     VLLM_CPU.date,
-    (_all("vLLM", *SMOLLM2_LLAMA, *SMOLLM2_MISTRAL),),
+    (
+        Rule(
+            "`llama`, `mistral`, as far as vLLM takes them",
+            _types(*QUANTIZED_FAMILIES),
+            ACCEPTED,
+            RUN,
+            "weights and activations in int8 (compressed-tensors); the rest must be in bfloat16 or float16",
+            (*SMOLLM2_LLAMA, *SMOLLM2_MISTRAL),
+        ),
+    ),
     "vllm",
     ("int8",),
     VLLM_CPU,

@@ -93,6 +93,18 @@ def reference(checkpoint: Path, job: dict) -> dict:
     return {"logits": logits, "greedy": greedy, "loss": mean_loss(logits, job["texts"])}
 
 
+def kept_reference(checkpoint: Path, job: dict, folder: Path) -> dict:
+    """The reference, computed once for a working folder; engines may come one after another."""
+    logits, rest = folder / "logits.npz", folder / "reference.json"
+    if not rest.exists():
+        found = reference(checkpoint, job)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(logits, *found.pop("logits"))
+        rest.write_text(json.dumps(found), encoding="utf-8")
+    with np.load(logits) as stored:
+        return {"logits": list(stored.values()), **json.loads(rest.read_text(encoding="utf-8"))}
+
+
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
     """Of logits [tokens, vocabulary]: what all engines can be compared by, since some give no logits."""
     return torch.log_softmax(torch.tensor(logits, dtype=torch.float64), -1).numpy()
@@ -104,7 +116,7 @@ def mean_loss(logits: list[np.ndarray], texts: list[list[int]]) -> float:
     for scores, text in zip(logits, texts, strict=True):
         total -= np.take_along_axis(log_probabilities(scores[:-1]), np.array(text[1:])[:, None], 1).sum()
         count += len(text) - 1
-    return total / count
+    return float(total / count)
 
 
 def compare(record: dict, logits: list[np.ndarray], expected: dict, job: dict) -> dict:
@@ -248,7 +260,7 @@ def main() -> None:
         }
     # transformers has no class for a nemotron-nas: the same model, padded, stands for it
     computed = {form: path.with_name(PADDED) if form == NEMOTRON_NAS else path for form, path in checkpoints.items()}
-    expected = {form: reference(checkpoint, job) for form, checkpoint in computed.items()}
+    expected = {form: kept_reference(path, job, work / "reference" / form) for form, path in computed.items()}
     before = results.get("code", [BEFORE] if results["runs"] else [])
     results["code"] = with_record(before, code_record(todays_code()))
     output.parent.mkdir(parents=True, exist_ok=True)

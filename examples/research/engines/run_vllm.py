@@ -63,10 +63,10 @@ def quantize(checkpoint: Path, output: Path) -> None:
 
 
 class Vllm:
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, dtype: str):
         # The code that it trusts is the config class that lies beside a nemotron-nas.
         self.model = LLM(
-            str(path), dtype="float32", max_model_len=CONTEXT, enforce_eager=True, enable_prefix_caching=False,
+            str(path), dtype=dtype, max_model_len=CONTEXT, enforce_eager=True, enable_prefix_caching=False,
             trust_remote_code=True,
         )  # fmt: skip
         self.seen: list[np.ndarray] = []
@@ -108,11 +108,12 @@ class Vllm:
 
 
 def open_engine(checkpoint: Path, precision: str, folder: Path) -> Vllm:
-    path = checkpoint
-    if precision == "int8":
-        path = folder / precision
-        quantize(checkpoint, path)
-    return Vllm(path)
+    if precision == "float32":
+        return Vllm(checkpoint, precision)
+    quantized = folder / precision
+    if not quantized.exists():
+        quantize(checkpoint, quantized)
+    return Vllm(quantized, "bfloat16")  # its int8 kernel takes no float32 beside the weights
 
 
 if __name__ == "__main__":
