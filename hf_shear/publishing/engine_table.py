@@ -17,6 +17,7 @@ SQUARE_FORMS = ("uniform", "untied", "attention_bias", "mlp_bias", "llama3_rope"
 SMOLLM2_LLAMA = ("smollm2_135m/narrow_hidden", "smollm2_135m/narrow_attention", "smollm2_135m/padded")
 SMOLLM2_MISTRAL = ("smollm2_135m/hidden_mistral",)
 SMOLLM2_NAS = "smollm2_135m/nemotron_nas"
+TINY_FORMS = tuple(f"{name}/{form}" for name in ("stories260K", "embedded") for form in ("uniform", "narrow_attention"))
 VLLM_CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 LLAMA_FORMS = (*SQUARE_FORMS, "narrow_attention", "odd_rows")
 MISTRAL_FORMS = ("narrow_mistral", "indivisible_mistral")
@@ -504,7 +505,7 @@ VLLM_CPU = Engine(
             REFUSED,
             RUN,
             "no attention kernel for CPUs takes it",
-            (*SQUARE_FORMS, "narrow_mistral"),
+            TINY_FORMS,
         ),
         _run(NAS, SMOLLM2_NAS, note=_TRUST_NOTE),
         _NAS_WIDTHS,
