@@ -25,10 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "model_cards" / "engines"
 SOURCES = page.SOURCES
 MAX_LOGIT_DIFFERENCE = 2e-3  # of the deviation of the logits, in float32; 5e-5 of 7.7 is usual
-MAX_LOSS_RISE = {
-    8: 0.02,
-    4: 0.3,
-}  # nats per token, by the bits of quantised weights, on models of a few hundred thousand
+# Nats per token, by the bits of quantised weights; the models were not trained since the cut.
+MAX_LOSS_RISE = {8: 0.1, 4: 0.3}
 LLAMA = {
     "model_type": "llama", "hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64,
     "intermediate_size": 1024, "vocab_size": 1000, "tie_word_embeddings": True,

