@@ -16,6 +16,7 @@ VERBS = {
     "report": "report {run}",
     "card": "card {run} --license mit",
     "push": "push {run} me/model",
+    "docs": "docs engines",
 }
 """A command line of each verb that is right."""
 FIRST = {
@@ -23,7 +24,7 @@ FIRST = {
     "interleave": "model_name_or_path", "export": "checkpoint", "recover": "model_name_or_path", "evaluate": "source",
     "plan": "runs", "report": "run_folder", "card": "folder", "push": "folder",
 }  # fmt: skip
-"""Each verb's first argument."""
+"""Each verb's first argument, where it has to be given."""
 
 
 def flags(verb: str, *cases: tuple[str, str, tuple | str], program: str = "hf-shear") -> list[Row]:
@@ -52,6 +53,8 @@ WORDS = [
         for verb, first in FIRST.items()
     ],
     *[Row(f"{verb} a b c", ("`hf-shear " + verb + "`", "takes", "a b c")) for verb in FIRST],
+    Row("docs a b c", ("`hf-shear docs`", "takes", "a b c")),
+    Row("docs engine", ("`page`", "'engine'", "allocation, api", "Did you mean 'engines'?")),
     Row("push {run}", ("`repo_id`", "needed", "not given")),
     Row("prune {model} --data_dir {text} --hidden_size 12", ("`output_dir`", "needed", "not given")),
     Row("export {masked}", ("`output_dir`", "needed", "not given")),

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import textwrap
 
-from ..publishing import ENGINES, REFUSED, WRONG, Row, read_facts, where_it_loads
+from ..publishing import ENGINES, EVIDENCE, REFUSED, UNTESTED, WRONG, Row, read_facts, where_it_loads
 
 NOTE_WIDTH = 110  # characters
-PAGE = "examples/docs/engines.md has the commands, model_cards/engines.md the measurements."
+PAGE = "`hf-shear docs engines` has the commands, and all rules."
 
 
 def engine_lines(rows: list[Row], of_what: str) -> list[str]:
     """One line per engine, and its notes below it."""
-    lines = [f"Where {of_what} loads besides transformers (run: compared here; read: in the engine's source):"]
+    meanings = "; ".join(f"{word}: {meaning}" for word, meaning in EVIDENCE.items())
+    lines = [f"Where {of_what} loads besides transformers.", f"  {meanings}"]
     for row in rows:
-        known = "" if row.evidence == "none" else f" ({row.evidence})"
-        lines.append(f"  {row.engine:<30}{row.verdict}{known}")
+        known = row.evidence if row.evidence == UNTESTED else f"{row.verdict:<10}{row.evidence}, {row.date}"
+        lines.append(f"  {row.engine:<26}{known:<28}{row.version}")
         lines += [f"      {line}" for note in row.notes for line in textwrap.wrap(note, NOTE_WIDTH)]
     return [*lines, PAGE]
 

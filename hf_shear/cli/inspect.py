@@ -211,7 +211,7 @@ def _table(facts: dict, config: PretrainedConfig, arguments: Arguments) -> str:
         lines += [
             f"Mask learning needs about {peak:.1f} GiB on one device (bf16 autocast, AdamW, checkpointing, one sequence of"
             f" {arguments.sequence_length:,});",
-            "examples/docs/memory.md has the ways to shard it.",
+            "`hf-shear docs memory` has the ways to shard it.",
         ]
     return "\n".join(lines)
 

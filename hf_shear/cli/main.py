@@ -26,19 +26,9 @@ from .verb_arguments import HelpAsked, parse_verb
 
 PROGRAM = "hf-shear"
 VERBS = (
-    "inspect",
-    "search",
-    "learn",
-    "prune",
-    "interleave",
-    "export",
-    "recover",
-    "evaluate",
-    "plan",
-    "report",
-    "card",
-    "push",
-)
+    "inspect", "search", "learn", "prune", "interleave", "export", "recover", "evaluate", "plan", "report", "card", "push",
+    "docs",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -170,7 +170,7 @@ def check_supported_source(config: PretrainedConfig) -> None:
     if family is None or type(config) is not family.config_class:
         raise UsageError(
             f"The source has model_type {config.model_type!r}, which can not be sheared. Supported model types:"
-            f" {', '.join(supported_model_types())}. Give one of them; to add a family: examples/docs/families.md."
+            f" {', '.join(supported_model_types())}. Give one of them; to add a family: `hf-shear docs families`."
         )
 
 

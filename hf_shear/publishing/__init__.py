@@ -3,7 +3,7 @@
 from .card import model_card, named_license, write_card
 from .checkpoint_facts import CheckpointFacts, facts_of_config, has_byte_fallback, read_facts
 from .checkpoint_files import CARD_NAME, files_left_out
-from .engine_rules import EVIDENCE, REFUSED, WRONG, Row, where_it_loads
+from .engine_rules import EVIDENCE, REFUSED, UNTESTED, WRONG, Row, where_it_loads
 from .engine_table import ENGINES
 from .push import push_to_hub
 from .run_files import find_run
@@ -17,6 +17,7 @@ __all__ = [
     "REFUSED",
     "Row",
     "SourceLicense",
+    "UNTESTED",
     "WRONG",
     "facts_of_config",
     "files_left_out",

@@ -11,12 +11,13 @@ ACCEPTED, UNTESTED, WRONG, REFUSED = "accepted", "untested", "wrong", "refused"
 VERDICTS = (ACCEPTED, UNTESTED, WRONG, REFUSED)
 """From best to worst: of several rules that hold, the worst decides. WRONG: it loads, and computes something else."""
 
-RUN, READ, NONE = "run", "read", "none"
+RUN, READ = "run", "read"
 EVIDENCE = {
     RUN: "run here and compared with transformers",
     READ: "read in the engine's source, not run",
-    NONE: "neither run nor read",
+    UNTESTED: "neither run nor read",
 }
+"""How a verdict is known. An untested one is known by nothing, so the word is the same."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Engine:
 
     Attributes:
         name: how it is called in tables.
-        version: what was run or read.
+        version: of what was run or read: packages and their versions.
+        date: when it was, as YYYY-MM-DD; YYYY-MM for runs that kept no day.
         rules: those of its own.
         key, precisions: where its measurements are in model_cards/engines; none for an engine that was only read.
         base: the engine whose rules hold too: a quantised form comes after the conversion of the plain one.
@@ -54,6 +56,7 @@ class Engine:
 
     name: str
     version: str
+    date: str
     rules: tuple[Rule, ...]
     key: str = ""
     precisions: tuple[str, ...] = ()
@@ -71,6 +74,7 @@ class Row:
 
     engine: str
     version: str
+    date: str
     verdict: str
     evidence: str
     notes: tuple[str, ...]
@@ -88,7 +92,7 @@ def judge(engine: Engine, facts: CheckpointFacts) -> Row:
     row = _judge_alone(engine, facts)
     base = judge(engine.base, facts) if engine.base else row
     if VERDICTS.index(base.verdict) > VERDICTS.index(row.verdict):
-        return replace(base, engine=engine.name, version=engine.version)
+        return replace(base, engine=engine.name, version=engine.version, date=engine.date)
     return row
 
 
@@ -97,12 +101,13 @@ def _judge_alone(engine: Engine, facts: CheckpointFacts) -> Row:
     stopped = any(rule.verdict in (WRONG, REFUSED) for rule in holding)
     if not stopped and not any(rule.verdict == ACCEPTED for rule in holding if rule in engine.rules):
         notes = [rule.note for rule in holding if rule.verdict == UNTESTED] or ["no rule covers this kind of model"]
-        return Row(engine.name, engine.version, UNTESTED, NONE, tuple(notes))
+        return Row(engine.name, engine.version, engine.date, UNTESTED, UNTESTED, tuple(notes))
     worst = max((rule.verdict for rule in holding), key=VERDICTS.index)
     deciding = [rule for rule in holding if rule.verdict == worst]
     shown = deciding if worst != ACCEPTED else holding
     evidence = max((rule.evidence for rule in deciding), key=list(EVIDENCE).index)
-    return Row(engine.name, engine.version, worst, evidence, tuple(rule.note for rule in shown if rule.note))
+    notes = tuple(rule.note for rule in shown if rule.note)
+    return Row(engine.name, engine.version, engine.date, worst, evidence, notes)
 
 
 def where_it_loads(engines: Sequence[Engine], facts: CheckpointFacts) -> list[Row]:

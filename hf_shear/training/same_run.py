@@ -109,7 +109,7 @@ def check_same_run(before: Mapping, now: Mapping, what: str) -> list[str]:
     if changed:
         raise UsageError(
             f"{what} with other arguments: {', '.join(changed)}. Give the same ones, or start a run in another folder."
-            " examples/docs/several_gpus.md lists what may change."
+            " `hf-shear docs several_gpus` lists what may change."
         )
     return told
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,25 +29,40 @@ from transformers import (
 from hf_shear.pruning import PruneConfig, prune_one_shot
 from hf_shear.slicing import save_checkpoint
 
-SHAPES = {
+PADDED, NEMOTRON_NAS = "padded", "nemotron_nas"  # one uneven model, saved in both forms
+JSON_TOKENIZER = "json_tokenizer"  # without tokenizer.model, as transformers 5 saves a tokenizer by itself
+NEW_ROPE_ONLY = "rope_parameters_only"  # llama3_rope with a config.json as transformers 5 writes it by itself
+
+SHAPES: dict[str, dict[str, dict[str, int] | float]] = {
     "stories260K": {
         "uniform": {"num_hidden_layers": 4, "intermediate_size": 128},
         "narrow_attention": {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128},
         "all_heads": {"intermediate_size": 128},
         "odd_rows": {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 104},
+        PADDED: 0.75,
     },
     "embedded": {
         "uniform": {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 256},
         "narrow_attention": {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 256},
         "all_heads": {"intermediate_size": 256},
         "odd_rows": {"hidden_size": 104, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 200},
+        PADDED: 0.75,
+    },
+    "smollm2_135m": {
+        "narrow_hidden": {"hidden_size": 480, "num_attention_heads": 6, "num_key_value_heads": 2},
+        "narrow_attention": {"num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 1280},
+        "hidden_mistral": {"hidden_size": 544},
+        PADDED: 0.85,
     },
 }
-"""Target sizes by source. Every row is a multiple of 32 weights, except in ``odd_rows``, and in what is made of the
-``all_heads`` of stories260K (6 heads of 8)."""
+"""Target sizes by source; of an uneven model the share of parameters that it keeps. Every row is a multiple of 32 weights,
+except in ``odd_rows``, and in what is made of the ``all_heads`` of stories260K (6 heads of 8). The ``hidden_mistral`` has
+nine heads, which do not divide its hidden size."""
 
-JSON_TOKENIZER = "json_tokenizer"  # without tokenizer.model, as transformers 5 saves a tokenizer by itself
-NEW_ROPE_ONLY = "rope_parameters_only"  # llama3_rope with a config.json as transformers 5 writes it by itself
+UNEVEN_UNITS = ("intermediate", "attention", "mlp")
+UNEVEN_CRITERION = {
+    "default": "taylor", "attention": "sub_layer_rise:num_samples=2", "mlp": "sub_layer_rise:num_samples=2"
+}  # fmt: skip
 LARGER_THETA = {"rope_type": "default", "rope_theta": 100_000.0}
 BIAS_SCALE = 0.05  # standard deviation; large enough that a dropped bias changes the text
 LLAMA3_ROPE = {
@@ -56,10 +72,25 @@ LLAMA3_ROPE = {
 
 
 def prune(source: str, sizes: dict[str, int], batches: list[dict], folder: Path) -> None:
-    """Write the source, cut to ``sizes`` by Taylor scores with compensation, as hf_shear writes every checkpoint."""
-    model = LlamaForCausalLM.from_pretrained(source)
-    pruning = prune_one_shot(model, sizes, batches, PruneConfig("taylor", "least_squares", num_shots=1))
-    pruning.save(folder, AutoTokenizer.from_pretrained(source))
+    """Write the source, cut to ``sizes`` by Taylor scores with compensation, as hf_shear writes every checkpoint.
+
+    Sizes that `LlamaConfig` refuses, of heads that do not divide the hidden size, are saved as a Mistral's.
+    """
+    model = LlamaForCausalLM.from_pretrained(source).float()
+    now = {**model.config.to_dict(), **sizes}
+    family = "mistral" if now["hidden_size"] % now["num_attention_heads"] else None
+    config = PruneConfig("taylor", "least_squares", num_shots=1, as_family=family)
+    prune_one_shot(model, sizes, batches, config).save(folder, AutoTokenizer.from_pretrained(source))
+
+
+def prune_unevenly(source: str, share: float, batches: list[dict], padded: Path, own_widths: Path) -> None:
+    """Write the source, cut to a share of its parameters, layers unlike each other, as an ordinary checkpoint padded with
+    zeros and as a nemotron-nas."""
+    model, tokenizer = LlamaForCausalLM.from_pretrained(source).float(), AutoTokenizer.from_pretrained(source)
+    config = PruneConfig(UNEVEN_CRITERION, "least_squares", allocation="global", units=UNEVEN_UNITS, form=NEMOTRON_NAS)
+    pruning = prune_one_shot(model, share, batches, config)
+    pruning.save(own_widths, tokenizer)
+    replace(pruning, config=replace(config, form=PADDED)).save(padded, tokenizer)
 
 
 def untied(model: LlamaForCausalLM) -> LlamaForCausalLM:
@@ -136,6 +167,10 @@ FORMS: dict[str, tuple[str, Callable[[PreTrainedModel], PreTrainedModel] | None]
     "uniform": ("uniform", None),
     "narrow_attention": ("narrow_attention", None),
     "odd_rows": ("odd_rows", None),
+    "narrow_hidden": ("narrow_hidden", None),
+    "hidden_mistral": ("hidden_mistral", None),
+    PADDED: (PADDED, None),
+    NEMOTRON_NAS: (PADDED, None),
     "untied": ("uniform", untied),
     "attention_bias": ("uniform", attention_biased),
     "mlp_bias": ("uniform", biased),
@@ -152,12 +187,20 @@ FORMS: dict[str, tuple[str, Callable[[PreTrainedModel], PreTrainedModel] | None]
 """Form -> the shape it starts from, and what is changed."""
 
 
-def make_form(name: str, source: str, shapes: dict[str, dict], batches: list[dict], folder: Path) -> Path:
+def forms_of(source_name: str) -> list[str]:
+    """The forms whose shape the source has."""
+    return [name for name, (shape, _) in FORMS.items() if shape in SHAPES[source_name]]
+
+
+def make_form(name: str, source: str, shapes: dict, batches: list[dict], folder: Path) -> Path:
     """Write the checkpoint of a form, and of the shape it starts from, in ``folder``; what is there is kept."""
     base_name, change = FORMS[name]
     base, output = folder / base_name, folder / name
     if not base.exists():
-        prune(source, shapes[base_name], batches, base)
+        if base_name == PADDED:
+            prune_unevenly(source, shapes[base_name], batches, base, folder / NEMOTRON_NAS)
+        else:
+            prune(source, shapes[base_name], batches, base)
     if name == NEW_ROPE_ONLY and not output.exists():
         shutil.copytree(make_form("llama3_rope", source, shapes, batches, folder), output)
         AutoConfig.from_pretrained(output).save_pretrained(output)

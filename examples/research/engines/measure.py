@@ -33,7 +33,7 @@ from hf_shear.data import load_domains, pack_domains, split_domains
 from ..provenance import BEFORE, code_digest, code_record, with_record
 from ..shared import ROOT
 from .family_forms import FAMILIES, make_family
-from .forms import FORMS, SHAPES, make_form
+from .forms import FORMS, NEMOTRON_NAS, PADDED, SHAPES, forms_of, make_form
 from .runner import ACCEPTED, OPENING, REFUSED
 
 PRECISIONS = {
@@ -42,14 +42,18 @@ PRECISIONS = {
     "openvino": ["f32", "int8", "int4"],
     "onnx": ["f32", "int8", "int4"],
     "mlx": ["float32", "int8", "int4"],
+    "vllm": ["float32", "int8"],
 }
-QUANTIZED_FORMS = ("uniform", "narrow_attention", "odd_rows", "indivisible_mistral")
+QUANTIZED_FORMS = (
+    "uniform", "narrow_attention", "odd_rows", "indivisible_mistral", "narrow_hidden", "hidden_mistral", PADDED,
+    NEMOTRON_NAS,
+)  # fmt: skip
 """The rest differ from these in nothing that blocks of weights depend on, and run in floats only."""
 NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS, TEXT_TOKENS = 8, 16, 32, 128
 CALIBRATION_BATCHES, BATCH = 16, 8
 
 
-def text_of(source: str, data_dir: str | None) -> tuple[list[dict], dict]:
+def text_of(source: str, data_dir: str | None, num_batches: int, num_prompts: int) -> tuple[list[dict], dict]:
     """Batches to score units on, and the held-out part of a job: prompts and texts in ids, strings to tokenise."""
     tokenizer = AutoTokenizer.from_pretrained(source)
     if data_dir is None:
@@ -64,12 +68,12 @@ def text_of(source: str, data_dir: str | None) -> tuple[list[dict], dict]:
         side: pack_domains(part, tokenizer, max_length=TEXT_TOKENS) for side, part in (("t", train), ("h", held_out))
     }
     batches = []
-    for number in range(CALIBRATION_BATCHES):
+    for number in range(num_batches):
         name, start = names[number % len(names)], number // len(names) * BATCH
         ids = torch.tensor(packed["t"][name][start : start + BATCH]["input_ids"])
         batches.append({"input_ids": ids, "labels": ids})
-    texts = [list(packed["h"][names[number % len(names)]][number]["input_ids"]) for number in range(NUM_PROMPTS)]
-    strings = [held_out[names[number % len(names)]][number]["text"][:300] for number in range(NUM_PROMPTS)]
+    texts = [list(packed["h"][names[number % len(names)]][number]["input_ids"]) for number in range(num_prompts)]
+    strings = [held_out[names[number % len(names)]][number]["text"][:300] for number in range(num_prompts)]
     job = {"prompts": [text[:PROMPT_TOKENS] for text in texts], "new_tokens": NEW_TOKENS, "texts": texts}
     job |= {"strings": strings, "tokenized": [tokenizer(text).input_ids for text in strings]}
     return batches, job | {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
@@ -89,19 +93,36 @@ def reference(checkpoint: Path, job: dict) -> dict:
     return {"logits": logits, "greedy": greedy, "loss": mean_loss(logits, job["texts"])}
 
 
+def kept_reference(checkpoint: Path, job: dict, folder: Path) -> dict:
+    """The reference, computed once for a working folder; engines may come one after another."""
+    logits, rest = folder / "logits.npz", folder / "reference.json"
+    if not rest.exists():
+        found = reference(checkpoint, job)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(logits, *found.pop("logits"))
+        rest.write_text(json.dumps(found), encoding="utf-8")
+    with np.load(logits) as stored:
+        return {"logits": list(stored.values()), **json.loads(rest.read_text(encoding="utf-8"))}
+
+
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Of logits [tokens, vocabulary]: what all engines can be compared by, since some give no logits."""
+    return torch.log_softmax(torch.tensor(logits, dtype=torch.float64), -1).numpy()
+
+
 def mean_loss(logits: list[np.ndarray], texts: list[list[int]]) -> float:
     """Nats per predicted token."""
     total, count = 0.0, 0
     for scores, text in zip(logits, texts, strict=True):
-        log_probabilities = torch.log_softmax(torch.tensor(scores[:-1], dtype=torch.float64), -1)
-        total -= log_probabilities.gather(1, torch.tensor(text[1:])[:, None]).sum().item()
+        total -= np.take_along_axis(log_probabilities(scores[:-1]), np.array(text[1:])[:, None], 1).sum()
         count += len(text) - 1
-    return total / count
+    return float(total / count)
 
 
 def compare(record: dict, logits: list[np.ndarray], expected: dict, job: dict) -> dict:
-    """How far the engine is from transformers: equal greedy texts, logits, equal next tokens after given text, loss."""
-    pairs = list(zip(logits, expected["logits"], strict=True))
+    """How far the engine is from transformers: equal greedy texts, log-probabilities of all tokens, equal next tokens after
+    given text, loss."""
+    pairs = [tuple(map(log_probabilities, pair)) for pair in zip(logits, expected["logits"], strict=True)]
     same_argmax = np.concatenate([own.argmax(-1) == theirs.argmax(-1) for own, theirs in pairs])
     same = [_until(own, job["eos"]) == _until(theirs, job["eos"])
             for own, theirs in zip(record["greedy"], expected["greedy"], strict=True)]  # fmt: skip
@@ -137,9 +158,9 @@ def strings_of(form: str, job: dict) -> list[str]:
     return job["strings"] if form in FORMS and not form.startswith("qwen") else []
 
 
-def precisions(engine: str, form: str) -> list[str]:
+def precisions(engine: str, form: str, most: int | None = None) -> list[str]:
     """What a form, or a family, is run in."""
-    return PRECISIONS[engine] if form in QUANTIZED_FORMS else PRECISIONS[engine][:1]
+    return PRECISIONS[engine][: most if form in QUANTIZED_FORMS else 1]
 
 
 def run_engine(engine: str, python: str, folders: list[Path]) -> None:
@@ -168,7 +189,7 @@ def read_records(folder: Path, job: dict, expected: dict) -> dict[str, dict]:
     records = {}
     for precision in job["precisions"]:
         record = json.loads((folder / f"{precision}.json").read_text(encoding="utf-8"))
-        facts = {"status": record["status"], "versions": record["versions"]}
+        facts = {"status": record["status"], "versions": record["versions"], "date": record["date"]}
         if record["status"] == ACCEPTED:
             with np.load(folder / f"{precision}.npz") as stored:
                 logits = [stored[str(number)] for number in range(len(job["texts"]))]
@@ -211,17 +232,20 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="JSON; records of other engines and forms in it are kept")
     parser.add_argument("--work_dir", help="for checkpoints and converted files; a temporary one by default")
     parser.add_argument("--engines", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
-    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
+    parser.add_argument("--forms", nargs="+", choices=list(FORMS), help="by default all that the shapes allow")
+    parser.add_argument("--calibration_batches", type=int, default=CALIBRATION_BATCHES, help=f"of {BATCH} samples")
+    parser.add_argument("--prompts", type=int, default=NUM_PROMPTS, help="and held-out texts")
+    parser.add_argument("--precisions", type=int, help="of each engine only so many, in the order of PRECISIONS")
     parser.add_argument("--python", nargs="*", default=[], metavar="ENGINE=PATH")
     arguments = parser.parse_args()
     pythons = dict(item.split("=", 1) for item in arguments.python)
     work = Path(arguments.work_dir or tempfile.mkdtemp())
-    batches, job = text_of(arguments.source, arguments.data_dir)
+    batches, job = text_of(arguments.source, arguments.data_dir, arguments.calibration_batches, arguments.prompts)
     output = Path(arguments.output)
     results = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {"runs": {}}
     results |= {"source": "families" if arguments.families else arguments.shapes, "versions": collect_versions()}
     results |= {
-        "prompts": NUM_PROMPTS,
+        "prompts": arguments.prompts,
         "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": NEW_TOKENS,
         "text_tokens": TEXT_TOKENS,
@@ -231,16 +255,21 @@ def main() -> None:
     else:
         shapes = SHAPES[arguments.shapes]
         checkpoints = {
-            form: make_form(form, arguments.source, shapes, batches, work / "forms") for form in arguments.forms
+            form: make_form(form, arguments.source, shapes, batches, work / "forms")
+            for form in arguments.forms or forms_of(arguments.shapes)
         }
-    expected = {form: reference(checkpoint, job) for form, checkpoint in checkpoints.items()}
+    # transformers has no class for a nemotron-nas: the same model, padded, stands for it
+    computed = {form: path.with_name(PADDED) if form == NEMOTRON_NAS else path for form, path in checkpoints.items()}
+    expected = {form: kept_reference(path, job, work / "reference" / form) for form, path in computed.items()}
     before = results.get("code", [BEFORE] if results["runs"] else [])
     results["code"] = with_record(before, code_record(todays_code()))
     output.parent.mkdir(parents=True, exist_ok=True)
     for engine in arguments.engines:
-        jobs = {form: {**job, "checkpoint": str(path.absolute()), "precisions": precisions(engine, form),
-                       "strings": strings_of(form, job)}
-                for form, path in checkpoints.items()}  # fmt: skip
+        jobs = {
+            form: {**job, "checkpoint": str(path.absolute()), "strings": strings_of(form, job),
+                   "precisions": precisions(engine, form, arguments.precisions)}
+            for form, path in checkpoints.items()
+        }  # fmt: skip
         folders = {form: work / engine / form for form in checkpoints}
         for form, folder in folders.items():
             folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hf_shear.publishing import ENGINES, EVIDENCE
+from hf_shear.publishing import ENGINES, EVIDENCE, UNTESTED
 
 from ..provenance import BEFORE, noted, stale_note
 from ..shared import ROOT
@@ -18,11 +18,13 @@ from .measure import todays_code
 
 RESULTS = ROOT / "model_cards" / "engines"
 RULES_PAGE, RESULTS_PAGE = ROOT / "examples" / "docs" / "engines.md", ROOT / "model_cards" / "engines.md"
+SOURCES = ("stories260K", "embedded", "smollm2_135m")  # each has a file of results
+COLUMNS = (("llama_cpp",), ("ctranslate2", "openvino"), ("onnx", "mlx"), ("vllm",))  # of the engines in a table
 MAX_LOGIT_DIFFERENCE = 2e-3  # of the logits' standard deviation: still the same function, in float32
 
 
 def results(name: str) -> dict:
-    """The results file of a source ("stories260K", "embedded", "families")."""
+    """The results file of a source (one of SOURCES, or "families")."""
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -31,7 +33,8 @@ def rules_table() -> str:
     lines = ["| engine | checkpoint | verdict | known by | note |", "|---|---|---|---|---|"]
     for engine in ENGINES:
         for rule in engine.rules:
-            lines.append(f"| {engine.name} | {rule.when} | {rule.verdict} | {rule.evidence} | {rule.note} |")
+            known = rule.evidence if rule.evidence == UNTESTED else f"{rule.evidence}, {engine.date}"
+            lines.append(f"| {engine.name} | {rule.when} | {rule.verdict} | {known} | {rule.note} |")
     evidence = "; ".join(f"{name}: {meaning}" for name, meaning in EVIDENCE.items())
     versions = "; ".join(f"{engine.name}: {engine.version}" for engine in ENGINES if engine.base is None)
     return "\n".join([*lines, "", f"Known by: {evidence}. A quantised form follows its engine's other rules too.", "",
@@ -97,12 +100,12 @@ def filled(text_name: str, **tables: str) -> str:
 def pages() -> dict[Path, str]:
     """The text of each page."""
     parts = []
-    for name in ("stories260K", "embedded"):
+    for name in SOURCES:
         found = results(name)
-        parts += [f"## {name}"]
-        parts += [results_table(found, keys) for keys in (("llama_cpp",), ("ctranslate2", "openvino"), ("onnx", "mlx"))]
+        run = {key for each in found["runs"].values() for key in each}
+        parts += [f"## {name}", *(results_table(found, keys) for keys in COLUMNS if run & set(keys))]
     families = families_table(results("families"))
-    made = [one for name in ("stories260K", "embedded", "families") for one in results(name).get("code", [BEFORE])]
+    made = [one for name in (*SOURCES, "families") for one in results(name).get("code", [BEFORE])]
     unique = list({one["digest"]: one for one in made}.values())
     note = stale_note(unique, todays_code(), "python -m examples.research.engines.measure ...")
     return {

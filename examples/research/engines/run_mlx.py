@@ -19,7 +19,8 @@ GROUP = 32  # weights of a row that share a scale
 class Mlx:
     def __init__(self, path: Path):
         self.path = path
-        self.model, tokenizer = load(str(path))
+        # The code that it trusts is the config class that lies beside a nemotron-nas.
+        self.model, tokenizer = load(str(path), tokenizer_config={"trust_remote_code": True})
         self.eos_token_ids = set(tokenizer.eos_token_ids)
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
@@ -37,7 +38,8 @@ class Mlx:
         """Takes ids only."""
 
     def write_dequantized(self, output: Path) -> None:
-        if self.path.name in BITS:
+        of_transformers = not type(self.model).__module__.endswith("nemotron-nas")
+        if self.path.name in BITS and of_transformers:
             convert(str(self.path), str(output), dequantize=True)
 
 
@@ -45,7 +47,14 @@ def open_engine(checkpoint: Path, precision: str, folder: Path) -> Mlx:
     path = checkpoint
     if precision in BITS:
         path = folder / precision
-        convert(str(checkpoint), str(path), quantize=True, q_bits=BITS[precision], q_group_size=GROUP)
+        convert(
+            str(checkpoint),
+            str(path),
+            quantize=True,
+            q_bits=BITS[precision],
+            q_group_size=GROUP,
+            trust_remote_code=True,
+        )
     return Mlx(path)
 
 

@@ -12,6 +12,7 @@ each text). A precision whose file is there is done; one left at ``opening`` end
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import json
 import sys
@@ -29,7 +30,7 @@ class Engine(Protocol):
     """A loaded model."""
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        """Logits [tokens, vocabulary] after each of the tokens."""
+        """Logits, or log-probabilities, [tokens, vocabulary] after each of the tokens."""
 
     def greedy(self, prompt: Sequence[int], new_tokens: int) -> list[int]:
         """The most likely continuation by the engine's own generation, without the prompt; may end at EOS."""
@@ -57,7 +58,7 @@ def run(packages: Sequence[str], open_engine: Callable[[Path, str, Path], Engine
 
 
 def _run_one(job: dict, precision: str, folder: Path, versions: dict, open_engine: Callable) -> None:
-    record = {"status": OPENING, "versions": versions}
+    record = {"status": OPENING, "versions": versions, "date": datetime.date.today().isoformat()}
     _write(folder, precision, record)
     try:
         engine = open_engine(Path(job["checkpoint"]), precision, folder)
@@ -67,7 +68,7 @@ def _run_one(job: dict, precision: str, folder: Path, versions: dict, open_engin
         engine.write_dequantized(folder / f"{precision}.dequantized")
     except Exception as error:  # a refusal, whatever its type, is what is measured here
         reason = f"{type(error).__name__}: {error}"[-MAX_REASON_CHARACTERS:]
-        _write(folder, precision, {"status": REFUSED, "versions": versions, "reason": reason})
+        _write(folder, precision, record | {"status": REFUSED, "reason": reason})
         return
     np.savez(folder / f"{precision}.npz", **logits)
     _write(folder, precision, record | {"status": ACCEPTED})
