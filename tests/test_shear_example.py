@@ -509,7 +509,7 @@ def test_a_refused_run_does_not_block_its_folder(run, tmp_path):
 
 PIPELINE_OPTIONS = """as_family baseline_learning_rates baselines block_diagonal calibration_batches compensation
     criterion data_dir distillation_top_k
-    eval_tokens held_out_fraction hidden_size intermediate_size keep_adapter mask_draw mask_method mask_start
+    eval_tokens held_out_fraction hidden_size intermediate_size keep_adapter live_page mask_draw mask_method mask_start
     mask_start_spread mask_tokens max_length model_name_or_path num_attention_heads num_experts num_hidden_layers
     num_key_value_heads num_proc num_shots overwrite paper parse_special_tokens preset quantize recovery_tokens resume
     skip_null_text skip_unreadable stop_after target_num_parameters teacher_name_or_path teacher_placement

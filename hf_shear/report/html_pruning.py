@@ -44,12 +44,12 @@ def shape_section(results: Mapping[str, Any]) -> str:
     return section("Shape", note("What is left of each size of the source (full bars)."), bars(rows))
 
 
-def kept_section(results: Mapping[str, Any]) -> str:
-    """Layers x heads, layers x MLP share, and the hidden dimension."""
+def kept_section(results: Mapping[str, Any], title: str = "What was kept", remark: str = "") -> str:
+    """Layers x heads, layers x MLP share, and the hidden dimension; ``remark`` is HTML."""
     kept, shape = results.get("kept"), _shape(results, "source")
     if not kept or not shape:
         missing = "which units were kept" if not kept else "the source's shape"
-        return section("What was kept", note(f"These results do not say {missing}, so there is no map."))
+        return section(title, note(f"These results do not say {missing}, so there is no map."))
     units = kept_per_layer(kept, shape)
     num_layers, num_heads = shape["num_hidden_layers"], shape["num_attention_heads"]
     removed = sorted(set(range(num_layers)) - set(units["layers"]))
@@ -57,9 +57,9 @@ def kept_section(results: Mapping[str, Any]) -> str:
     legend = [("kept", "kept"), *([("group", "head cut, its KV group kept")] if has_groups else []), ("cut", "cut")]
     legend += [("removed", "layer removed")] if removed else []
     which = f" Layer{'s' if len(removed) > 1 else ''} {_spans(removed)} went as a whole." if removed else ""
-    first = f"{len(units['layers'])} of {num_layers} layers, numbered as in the source.{which}"
+    first = f"{len(units['layers'])} of {num_layers} layers, numbered as in the source.{which}{remark}"
     return section(
-        "What was kept",
+        title,
         note(first),
         area_legend(legend),
         f'<div class="pair">{_heads_map(units, shape, removed)}{_mlp_map(units, shape, removed)}</div>\n',
@@ -162,8 +162,11 @@ def _kept_table(units: Mapping[str, Any], shape: Mapping[str, int]) -> str:
     return f"<details><summary>The same as a table</summary>{whole}</details>\n"
 
 
-def sizes_section(results: Mapping[str, Any]) -> str:
-    """Expected sizes against the targets of the time, and how clean the choice was at the end; or how units were scored."""
+def sizes_section(results: Mapping[str, Any], is_whole: bool = True) -> str:
+    """Expected sizes against the targets of the time, and how clean the choice was at the end; or how units were scored.
+
+    ``is_whole``: of a run that has ended, whose missing record of masks is said to be missing.
+    """
     config = results.get("prune_config")
     if config:
         return section("How units were chosen", _choices_table(config, results.get("tokens") or {}))
@@ -177,7 +180,7 @@ def sizes_section(results: Mapping[str, Any]) -> str:
         parts.append(note("No step of mask learning was recorded, so there are no curves of the sizes."))
     if masks:
         parts.append(_masks_table(masks, final))
-    else:
+    elif is_whole:
         parts.append(note("These results hold no record of the learned masks."))
     return section(title, *parts)
 

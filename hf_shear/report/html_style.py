@@ -62,6 +62,8 @@ align-items:center;font-size:14.5px;margin:10px 0 16px}
 .bars>:nth-child(3n+1){max-width:17em;min-width:0}
 .track{position:relative;height:16px;border-radius:4px;background:var(--cut)}
 .track b{position:absolute;top:0;bottom:0;border-radius:4px;background:var(--kept)}
+.track.whole{height:10px;margin:0 0 8px;overflow:hidden}.track b.wait{background:var(--group);opacity:.55}
+.bars small{color:var(--soft);font-size:13px}
 .track b.c1{background:var(--c1)}.track b.plain{background:var(--soft)}
 .axis .track{background:none;border-radius:0}
 .axis .track::before{content:"";position:absolute;left:0;right:0;top:7px;border-top:1px solid var(--line)}
