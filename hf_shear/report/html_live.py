@@ -19,8 +19,9 @@ from ..core import duration_text
 from .html_charts import Series, bars, line_chart
 from .html_curves import domains_section, loss_curves_section, stage_label
 from .html_page import NOT_KNOWN, duration, name, note, page, section, short_count, text, tiles
-from .html_pruning import SHAPE_LABELS, kept_section, shape_section, sizes_section
+from .html_pruning import kept_section, shape_section, sizes_section
 from .html_quality import comparison_section
+from .plots import SHAPE_LABELS
 
 RUNNING, FINISHED, STOPPED = "running", "finished", "stopped"
 
@@ -115,7 +116,7 @@ def _training_section(live: Mapping[str, Any]) -> str:
         return ""
     label = stage_label(live["stage"])
     chart = line_chart(
-        "Training loss <small>nats per token, mean since the log before</small>",
+        f"{text(label).capitalize()} <small>nats per token, mean since the log before</small>",
         [Series(points, "c0")],
         description=f"Training loss of {label}, {points[-1][1]:.3f} at the last log.",
         x_label=f"training tokens of {label}",

@@ -6,18 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.results import TARGET_NAMES
 from .html_charts import UNITS, Series, area_legend, bars, figure, line_chart, line_legend, linear_ticks
 from .html_page import note, panels, section, table, text
-from .plots import GAP_OF_GROUPS, kept_per_layer, mlp_units
+from .plots import GAP_OF_GROUPS, SHAPE_LABELS, is_reduced, kept_per_layer, mlp_units
 
-SHAPE_LABELS = dict(
-    zip(
-        TARGET_NAMES,
-        ("hidden size", "layers", "attention heads", "key-value heads", "MLP size", "experts"),
-        strict=True,
-    )
-)
 MAX_STRIPES = 512  # hidden dimensions drawn one by one; beyond, averages of this many neighbours' share:
 NUM_BINS = 128
 MAX_LABELLED_LAYERS = 48  # beyond, a row is lower than its number
@@ -200,13 +192,16 @@ def _choices_table(config: Mapping[str, Any], tokens: Mapping[str, Any]) -> str:
 
 def _sizes_charts(rows: Sequence[Mapping[str, Any]], source: Mapping[str, int], final: Mapping[str, int]) -> str:
     figures, last = [], rows[-1]["num_tokens"]
-    for key, label in SHAPE_LABELS.items():
+    changed = {
+        key: label for key, label in SHAPE_LABELS.items() if key in source and is_reduced(rows, key, source, final)
+    }
+    for key, label in (changed or SHAPE_LABELS).items():
         series = [
+            Series(_shares(rows, "expected_shape", key, source), "c0"),
+            Series(_shares(rows, "target_shape", key, source), "c2 dash"),
             Series([(0, 100 * final[key] / source[key]), (last, 100 * final[key] / source[key])], "cn dotted")
             if key in final
             else Series([], "cn"),
-            Series(_shares(rows, "target_shape", key, source), "c2 dash"),
-            Series(_shares(rows, "expected_shape", key, source), "c0"),
         ]
         expected = rows[-1]["expected_shape"].get(key)
         if expected is None:

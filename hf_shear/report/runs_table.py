@@ -13,7 +13,7 @@ from ..core.results import TARGET_NAMES
 from .arms_table import MAX_TEXT_WIDTH, _Grid, _plain, _text_width, short_name
 from .html_charts import dot_rows
 from .html_page import NOT_KNOWN, Cell, duration, name, note, page, section, short_count, table, text, tiles
-from .html_pruning import SHAPE_LABELS
+from .plots import SHAPE_LABELS
 
 MEAN = "mean"
 _UNKNOWN = "-"

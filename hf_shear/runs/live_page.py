@@ -124,6 +124,8 @@ class LivePage:
         before = chosen.get("tokens", 0)
         shifted = [row | {"num_tokens": row["num_tokens"] + before} for row in recovered.get("history", [])]
         models = {"pruned": chosen.get("model"), "recovered": recovered.get("model")}
+        if "model" in recovered:
+            models["recovered"] |= {"learning_rate": recovered["learning_rate"]}
         source = records.get(SOURCE) or {"shape": run.target.source.to_dict()}
         return {name: model for name, model in models.items() if model} | {
             "source": source | {"name": Path(run.source.name).name},
@@ -134,10 +136,14 @@ class LivePage:
             "history": [*chosen.get("history", []), *shifted],
             "baseline_history": others,
             "sizes": chosen.get("sizes") or [],
-            "tokens": {"calibration": chosen.get("calibration_tokens", 0)},
+            "tokens": {
+                "calibration": chosen.get("calibration_tokens", 0),
+                "mask_learning": before,
+                "recovery": recovered.get("tokens", 0),
+            },
             "passes": {name: records[name].get("passes") for name in (MASK_LEARNING, RECOVERY) if name in records},
             "baselines": {
-                name: records[name]["model"] | {"tokens": records[name]["tokens"]}
+                name: records[name]["model"] | {key: records[name][key] for key in ("tokens", "learning_rate")}
                 for name in others
                 if name != PAPER_MASKS and "model" in records[name]
             },
