@@ -24,7 +24,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Co
 from hf_shear import PruneConfig, ShearTrainer, ShearTrainingArguments
 from hf_shear.core import StoppedBySignal, UsageError, check_results, content_of
 from hf_shear.data import load_domains
-from hf_shear.runs import choose_target
+from hf_shear.report import live_report
+from hf_shear.runs import choose_target, live_page
 from hf_shear.shapes import training_flops_per_token
 from hf_shear.training import evaluate_domains
 
@@ -498,6 +499,47 @@ def test_accumulation_does_not_change_what_is_kept(run, whole, tmp_path):
     assert learned["kept"] == wanted["kept"]
     assert learned["calibration_tokens"] == wanted["calibration_tokens"]
     assert learned["model"]["mean"] == pytest.approx(wanted["model"]["mean"], abs=1e-4)
+
+
+def test_the_page_follows_the_run(run, tmp_path, monkeypatch):
+    drawn = []
+
+    def keep(results, live):
+        drawn.append((results, live))
+        return live_report(results, live)
+
+    monkeypatch.setattr(live_page, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(live_page, "MOST_TIME", 1e9)
+    monkeypatch.setattr(live_page, "live_report", keep)
+    run(tmp_path / "run", "--stop_after", "mask_learning")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "finished its stages" in page and 'http-equiv="refresh"' not in page
+    steps = [live["step"] for _, live in drawn if live["stage"] == "mask_learning" and live.get("step") is not None]
+    assert set(steps) == set(range(7)) and all(live["state"] == "running" for _, live in drawn[:-1])
+    recorded = json.loads((tmp_path / "run" / "stages.json").read_text(encoding="utf-8"))["mask_learning"]
+    results, live = next(one for one in reversed(drawn) if one[1].get("step") == 6)
+    assert results["kept"] == recorded["kept"]  # what a cut would keep at the last step is what the cut kept
+    assert [row["loss"] for row in results["history"]] == [row["loss"] for row in recorded["history"]][
+        : len(results["history"])
+    ]
+    assert live["tokens"] == recorded["tokens"] == 6 * STEP_TOKENS and live["seconds_left"] is not None
+    assert live["flops"] == pytest.approx(
+        6
+        * STEP_TOKENS
+        * training_flops_per_token(
+            AutoConfig.from_pretrained(
+                json.loads((tmp_path / "run" / "pruned" / "shear_provenance.json").read_text())["source"][
+                    "name_or_path"
+                ]
+            ),
+            16,
+        )
+    )
+
+
+def test_the_page_can_be_left_out(run, tmp_path):
+    run(tmp_path / "run", "--stop_after", "pruning", "--live_page", "false", **AT_ONCE)
+    assert not (tmp_path / "run" / "report.html").exists()
 
 
 def test_a_refused_run_does_not_block_its_folder(run, tmp_path):

@@ -77,16 +77,15 @@ def _facts(results: Mapping[str, Any], live: Mapping[str, Any]) -> list[tuple[st
     left = live.get("seconds_left")
     facts = []
     if live["state"] == RUNNING:
-        facts.append(("Time left", NOT_KNOWN if left is None else f"about {duration_text(left)}", "of the whole run"))
+        facts.append(("Time left", NOT_KNOWN if left is None else duration_text(left), "about, of the whole run"))
     facts.append(("Time so far", duration(live["seconds"]), _processes(live)))
     rows = [row for row in results.get("history") or [] if row.get("loss")]
     source = (results.get("source") or {}).get("mean")
     if rows:
         last = rows[-1]
         mean = math.fsum(last["loss"].values()) / len(last["loss"])
-        facts.append(
-            ("Held-out loss now", f"{mean:.3f}", "" if source is None else f"source {source:.3f}, on more text")
-        )
+        told = stage_label(last["stage"]) + ("" if source is None else f"; source {source:.3f}, on more text")
+        facts.append(("Last held-out loss", f"{mean:.3f}", told))
     facts.append(("Training tokens", short_count(live["tokens"]), "of all stages so far"))
     if live.get("flops"):
         facts.append(("Training cost", f"{live['flops']:.2e}", "FLOPs of all stages so far"))

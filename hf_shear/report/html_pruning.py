@@ -138,10 +138,10 @@ def _hidden_strip(indices: Sequence[int], size: int) -> str:
     drawn = [f'<path class="cut" d="M0 0H{UNITS}V{UNITS}H0z"/><path class="kept" d="{"".join(path)}"/>']
     ticks = [tick for tick in linear_ticks(0, size, 5) if tick < size]
     labels = [f'<span class="x" style="left:{100 * tick / size:.2f}%">{tick:,.0f}</span>' for tick in ticks]
-    stripes = f" (height: share kept of {width} neighbours)" if width > 1 else ""
-    labels.append(f'<span class="xl">hidden dimension of the source{stripes}</span>')
+    stripes = f" <small>height: share kept of {width} neighbours</small>" if width > 1 else ""
+    labels.append('<span class="xl">hidden dimension of the source</span>')
     counts_text = f"{len(indices):,} of {size:,} dimensions"
-    return figure(f"Hidden: {counts_text}", drawn, labels, f"Hidden dimensions kept: {counts_text}.", 64)
+    return figure(f"Hidden: {counts_text}{stripes}", drawn, labels, f"Hidden dimensions kept: {counts_text}.", 64)
 
 
 def _kept_table(units: Mapping[str, Any], shape: Mapping[str, int]) -> str:

@@ -27,7 +27,8 @@ def method_words(method: str) -> str:
     phrase = _first(first, more)
     if parts["update"]:
         update, _, options = parts["update"].partition(":")
-        phrase += f" + {_name(update)}" + (f" {_option(options)}" if options else "")
+        told = [_option(option) for option in options.split(",") if option]
+        phrase += " ".join([f" + {_name(update)}", *told])
     return phrase + (f", {parts['shots']}{NO_BREAK}shots" if parts["shots"] and parts["shots"] != "1" else "")
 
 

@@ -397,6 +397,8 @@ def _draw_size(
     ]
     for key, label, style in lines:
         rows = [row for row in history if name in (row.get(key) or {})]
+        if not rows:
+            continue
         values = [row[key][name] / source for row in rows]
         if any(value > 1.001 for value in values):
             raise UsageError(

@@ -66,23 +66,21 @@ def comparison_verdict(record: Mapping[str, Any], shown=str) -> str:
     for other, found in record["differences"].items():
         loss, interval = found[MEAN]["loss"], found[MEAN]["interval"]
         if interval is None:
-            phrases.append(f"{shown(other)} is {loss:+.3f} from {first}, of too few samples for an interval")
+            phrases.append(f"{shown(other)} is {loss:+.3f} away, of too few samples for an interval")
         elif interval[0] > 0 or interval[1] < 0:
             side = "above" if loss > 0 else "below"
-            phrases.append(f"{shown(other)} is {abs(loss):.3f} {side} {first}")
+            phrases.append(f"{shown(other)} is {abs(loss):.3f} {side}")
         else:
-            phrases.append(f"{shown(other)} cannot be told from {first}")
+            phrases.append(f"{shown(other)} cannot be told from it")
     differing = [row for row in record["runs"][1:] if row["shape"] != record["runs"][0]["shape"]]
     shapes = (
         f" Not all have the shape of {first}: {', '.join(shown(row['name']) for row in differing)}."
         if differing
         else ""
     )
-    return (
-        f"By mean loss in nats per token, {'; '.join(phrases)}. All were judged on the same {record['eval_tokens']:,}"
-        f" tokens. Intervals are of a {record['interval']}: they say what other text would change, and nothing of other"
-        f" seeds.{shapes}"
-    )
+    told = f"By mean loss in nats per token, against {first}: {'; '.join(phrases)}."
+    told += f" All were judged on the same {record['eval_tokens']:,} tokens. Intervals are of a {record['interval']}:"
+    return f"{told} they say what other text would change, and nothing of other seeds.{shapes}"
 
 
 def write_comparison_page(record: Mapping[str, Any], path: str | os.PathLike) -> Path:
