@@ -208,6 +208,8 @@ def test_ties_and_losses_are_told_as_they_are():
     lone = bench_rows(results_of({"a": [2.0], "b": [2.0001]}))
     assert lone[0]["after"] == (2.0, None) and lone[1]["tie"]  # one seed says nothing of others
     figure = plot_bench(results)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names[0] == "best (global allocation) *"
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["before recovery", "after recovery"]
     bars = figure.axes[1].containers
     assert [bar.lines[0].get_xdata()[0] for bar in bars] == [pytest.approx(x) for x in (2.05, 2.1, 3.05)]

@@ -218,7 +218,7 @@ def test_a_wide_range_of_losses_gets_a_log_axis():
 def test_twelve_domains_differ_and_a_thirteenth_is_refused():
     names = [f"domain_{i}" for i in range(12)]
     row = {"num_tokens": 5, "stage": "recovery", "loss": dict.fromkeys(names, 2.0)}
-    losses = plot_domains([row]).axes[1]
+    (losses,) = plot_domains([row]).axes  # no panel of weights, of which there are none
     styles = {(line.get_color(), line.get_marker()) for line in losses.get_lines()}
     assert len(styles) == 12 == len(set(COLOURS)) == len(set(MARKERS))
     row["loss"]["one_more"] = 2.0
@@ -260,12 +260,13 @@ def test_sizes_are_fractions_of_the_source():
     source, target, rows = size_history()
     figure = plot_sizes(rows, target, source_shape=source)
     panels = [axes for axes in figure.axes if axes.axison]
-    assert [axes.get_title(loc="left").split(":")[0] for axes in panels] == list(SHAPE_NAMES)
+    titles = [axes.get_title(loc="left").split(":")[0] for axes in panels]
+    assert titles == ["hidden size", "layers", "attention heads", "key-value heads", "MLP size"]
     hidden = {line.get_label(): line for line in panels[0].get_lines()}
     assert points(hidden["expected size"]) == [(0.0, 1.0), (2.0, 56 / 64)]
     assert points(hidden["target of the step"]) == [(0.0, 1.0), (2.0, 0.75)]
     assert list(hidden["final target"].get_ydata()) == [0.75, 0.75]
-    assert panels[0].get_title(loc="left") == "hidden_size: 48 of 64"
+    assert panels[0].get_title(loc="left") == "hidden size: 48 of 64"
     assert panels[-1].get_xlabel() == "training tokens (thousand)"
     assert legend_labels(figure) == ["target of the step", "expected size", "final target"]
 
@@ -274,8 +275,26 @@ def test_sizes_given_as_fractions_are_drawn_as_they_are():
     rows = [{"num_tokens": 7, "expected_shape": {"intermediate_size": 0.5}}]
     (axes,) = plot_sizes(rows, {"intermediate_size": 0.25}).axes
     drawn = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
-    assert drawn == {"target of the step": [], "expected size": [0.5], "final target": [0.25, 0.25]}
+    assert drawn == {"expected size": [0.5], "final target": [0.25, 0.25]}
     assert axes.get_xlabel() == "training tokens"
+
+
+def test_sizes_that_nobody_reduces_get_no_panel():
+    source, target, rows = size_history()
+    kept = {name: source[name] for name in ("num_hidden_layers", "intermediate_size")}
+    rows = [{kind: {**row[kind], **kept} if isinstance(row[kind], dict) else row[kind] for kind in row} for row in rows]
+    panels = plot_sizes(rows, target | kept, source_shape=source).axes
+    titles = [axes.get_title(loc="left").split(":")[0] for axes in panels]
+    assert titles == ["hidden size", "attention heads", "key-value heads"]
+
+
+def test_no_line_hides_another():
+    """Weights that stay equal lie on one another: each is wider than the one that is drawn over it."""
+    names = [f"domain_{i}" for i in range(4)]
+    rows = [{"num_tokens": n, "stage": "recovery", "mixture_weights": dict.fromkeys(names, 0.25)} for n in (1, 2)]
+    (weights,) = plot_domains(rows).axes
+    widths = [line.get_linewidth() for line in weights.get_lines()]
+    assert widths == sorted(set(widths), reverse=True) and weights.get_ylim()[1] > 0.26
 
 
 def test_units_taken_for_fractions_are_refused():

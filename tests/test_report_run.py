@@ -8,7 +8,8 @@ import pytest
 from training_helpers import DOMAINS, LENGTH, TARGET, held_out_domains, make_args, masked_model, plain_model
 
 from hf_shear import ShearTrainingArguments, TargetShape, slice_model
-from hf_shear.core import check_results, read_results
+from hf_shear.core import SAMPLE_LOSSES_NAME, check_results, read_results
+from hf_shear.data import samples_digest
 from hf_shear.runs import RESULTS_NAME, judge
 from hf_shear.runs.report import run_results, write_report
 from hf_shear.shapes import count_parameters
@@ -115,6 +116,19 @@ def test_the_report_holds_results_pictures_and_the_table(results, tmp_path):
 def test_without_a_history_there_is_nothing_to_draw_over_time(results, tmp_path):
     write_report(tmp_path, results | {"history": [], "sizes": []})
     assert {path.name for path in tmp_path.iterdir()} == {RESULTS_NAME, "kept_units.png", "table.txt", "report.html"}
+
+
+def test_losses_of_single_samples_lie_beside_the_results(results, tmp_path):
+    model, judged, args = plain_model(), held_out_domains(), make_args(tmp_path / "args")
+    source = judge(model, judged, args, with_samples=True)
+    write_report(tmp_path / "run", results | {"source": source})
+    samples = json.loads((tmp_path / "run" / SAMPLE_LOSSES_NAME).read_text(encoding="utf-8"))
+    assert set(samples["models"]) == {"source"}  # the others here have none, as those of another version
+    for name in DOMAINS:
+        tokens, nats = samples["num_tokens"][name], samples["models"]["source"][name]
+        assert sum(nats) / sum(tokens) == pytest.approx(source["loss"][name], abs=1e-5)
+        assert samples["digest"][name] == samples_digest(judged[name])
+    assert "samples" not in read_results(tmp_path / "run" / RESULTS_NAME)["source"]
 
 
 def test_results_that_break_the_contract_are_not_written(results, tmp_path):

@@ -24,7 +24,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Co
 from hf_shear import PruneConfig, ShearTrainer, ShearTrainingArguments
 from hf_shear.core import StoppedBySignal, UsageError, check_results, content_of
 from hf_shear.data import load_domains
-from hf_shear.runs import choose_target
+from hf_shear.report import live_report
+from hf_shear.runs import choose_target, live_page
 from hf_shear.shapes import training_flops_per_token
 from hf_shear.training import evaluate_domains
 
@@ -500,6 +501,47 @@ def test_accumulation_does_not_change_what_is_kept(run, whole, tmp_path):
     assert learned["model"]["mean"] == pytest.approx(wanted["model"]["mean"], abs=1e-4)
 
 
+def test_the_page_follows_the_run(run, tmp_path, monkeypatch):
+    drawn = []
+
+    def keep(results, live):
+        drawn.append((results, live))
+        return live_report(results, live)
+
+    monkeypatch.setattr(live_page, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(live_page, "MOST_TIME", 1e9)
+    monkeypatch.setattr(live_page, "live_report", keep)
+    run(tmp_path / "run", "--stop_after", "mask_learning")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "finished its stages" in page and 'http-equiv="refresh"' not in page
+    steps = [live["step"] for _, live in drawn if live["stage"] == "mask_learning" and live.get("step") is not None]
+    assert set(steps) == set(range(7)) and all(live["state"] == "running" for _, live in drawn[:-1])
+    recorded = json.loads((tmp_path / "run" / "stages.json").read_text(encoding="utf-8"))["mask_learning"]
+    results, live = next(one for one in reversed(drawn) if one[1].get("step") == 6)
+    assert results["kept"] == recorded["kept"]  # what a cut would keep at the last step is what the cut kept
+    assert [row["loss"] for row in results["history"]] == [row["loss"] for row in recorded["history"]][
+        : len(results["history"])
+    ]
+    assert live["tokens"] == recorded["tokens"] == 6 * STEP_TOKENS and live["seconds_left"] is not None
+    assert live["flops"] == pytest.approx(
+        6
+        * STEP_TOKENS
+        * training_flops_per_token(
+            AutoConfig.from_pretrained(
+                json.loads((tmp_path / "run" / "pruned" / "shear_provenance.json").read_text())["source"][
+                    "name_or_path"
+                ]
+            ),
+            16,
+        )
+    )
+
+
+def test_the_page_can_be_left_out(run, tmp_path):
+    run(tmp_path / "run", "--stop_after", "pruning", "--live_page", "false", **AT_ONCE)
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
 def test_a_refused_run_does_not_block_its_folder(run, tmp_path):
     """The same command with the mistake mended must not be told that the folder holds a run."""
     with pytest.raises(ValueError, match="`data_dir` must be an existing folder"):
@@ -509,7 +551,7 @@ def test_a_refused_run_does_not_block_its_folder(run, tmp_path):
 
 PIPELINE_OPTIONS = """as_family baseline_learning_rates baselines block_diagonal calibration_batches compensation
     criterion data_dir distillation_top_k
-    eval_tokens held_out_fraction hidden_size intermediate_size keep_adapter mask_draw mask_method mask_start
+    eval_tokens held_out_fraction hidden_size intermediate_size keep_adapter live_page mask_draw mask_method mask_start
     mask_start_spread mask_tokens max_length model_name_or_path num_attention_heads num_experts num_hidden_layers
     num_key_value_heads num_proc num_shots overwrite paper parse_special_tokens preset quantize recovery_tokens resume
     skip_null_text skip_unreadable stop_after target_num_parameters teacher_name_or_path teacher_placement

@@ -62,6 +62,8 @@ IN_README = {
     "learned masks": "learned", "scratch": "scratch",
 }  # fmt: skip
 """Arms of the README's table, by its headings."""
+ARM_WORDS = {"taylor": "Taylor units", "random": "random units", "scratch": "random weights"}
+"""Arms of the picture, where their names are not words."""
 
 
 class MainJob(Study):
@@ -401,7 +403,11 @@ def _panel(axes, source: SourceResults, budget: str) -> None:
             axes.plot(interval[1:], [place, place], "-", color="C3", linewidth=2)
     axes.axvline(0, color="0.3", linewidth=1)
     axes.set_xscale("symlog", linthresh=0.1)
-    axes.set_yticks(range(len(rivals)), rivals)
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, 1.3 * high)  # whole dots at the right end
+    ticks = [tick for tick in (-1, -0.1, 0, 0.1, 1) if low <= tick <= 1.3 * high]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks(range(len(rivals)), [ARM_WORDS.get(arm, arm) for arm in rivals])
     axes.invert_yaxis()
     axes.set_title(f"{source.name}, {budget}", loc="left", fontsize=10)
     axes.set_xlabel("loss above the default's (nats per token)", fontsize=9)

@@ -115,12 +115,13 @@ def draw(path: Path) -> None:
             tokens = np.geomspace(run.tokens[0], 4 * run.tokens[-1], 200)
             base = run.case.source_loss
             samples = np.array([curve.predict(tokens) - base for curve in fit.sample_curves(run.case)])
-            row = {"name": run.name, "tokens": tokens, "loss": fit.curve(run.case).predict(tokens) - base}
+            size = f"hidden size {run.name.partition(' ')[0]}"
+            row = {"name": size, "tokens": tokens, "loss": fit.curve(run.case).predict(tokens) - base}
             if len(samples):
                 row |= dict(zip(("low", "high"), np.array([interval(column) for column in samples.T]).T, strict=True))
             curves.append(row | {"fitted": fit.fitted["tokens"]})
-            points.append({"name": run.name, "tokens": run.tokens, "loss": run.rises})
-        title = "L - L0 above the control; dots measured, solid where fitted, band 90 %"
+            points.append({"name": size, "tokens": run.tokens, "loss": run.rises})
+        title = f"{fraction:.0%} removed: dots measured, lines the law (solid where fitted), bands 90 %"
         picture = RESULTS / f"{path.stem}-{100 * fraction:.0f}.png"
         plot_law_curves(curves, picture, points=points, title=title, y_label="L - L0 (nats per token)")
         few_colours(picture)

@@ -8,6 +8,7 @@ A verb is a module of this package, of the verb's name, with
     run(arguments)  does the work, and prints its result
 and may have
     MAKES_FOLDER    True: it makes the folder ``output_dir``, and no other process may while it runs
+    MANY            True: all words before the first flag are values of its one positional argument, a list
     OTHERS          further dataclasses of arguments; ``run`` then takes one instance of each, in order
 """
 
@@ -26,8 +27,8 @@ from .verb_arguments import HelpAsked, parse_verb
 
 PROGRAM = "hf-shear"
 VERBS = (
-    "inspect", "search", "learn", "prune", "interleave", "export", "recover", "evaluate", "plan", "report", "card", "push",
-    "docs",
+    "inspect", "search", "learn", "prune", "interleave", "export", "recover", "evaluate", "plan", "report", "compare", "card",
+    "push", "docs",
 )  # fmt: skip
 
 

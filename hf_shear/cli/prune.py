@@ -11,7 +11,7 @@ import torch
 from transformers import PretrainedConfig
 
 from .. import runs
-from ..core import RESULTS_NAME, UsageError, check_parents, duration_text, write_results
+from ..core import UsageError, check_parents, duration_text
 from ..modeling import as_family
 from ..pruning import PruneConfig, default_criterion_words, make_plan, prune_one_shot
 from ..pruning.allocation import resolve_allocation
@@ -97,7 +97,7 @@ def run(arguments: Arguments) -> None:
         model, args.device, None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     )
     print(*filter(None, [dtype_note(stored, source.dtype), _time_note(config, data, read, arguments)]), sep="\n")
-    judged = runs.judge(source, data.judged, args) | {"dtype": str(stored).removeprefix("torch.")}
+    judged = runs.judge(source, data.judged, args, with_samples=True) | {"dtype": str(stored).removeprefix("torch.")}
     begun = time.perf_counter()
     print(f"Held-out loss of the source: {judged['mean']:.4f} ({duration_text(begun - started)}).")
     text = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
@@ -105,10 +105,10 @@ def run(arguments: Arguments) -> None:
     seconds = {"pruning": time.perf_counter() - begun}
     pruning.save(arguments.output_dir, tokenizer, stored, seed=arguments.seed)
     seconds["export"] = time.perf_counter() - begun - seconds["pruning"]
-    cut = runs.judge(in_dtype(pruning.model, stored), data.judged, args)  # as it was saved
+    cut = runs.judge(in_dtype(pruning.model, stored), data.judged, args, with_samples=True)  # as it was saved
     seconds["total"] = time.perf_counter() - started
     results = runs.pruning_results(judged, cut, pruning, args, seconds)
-    write_results(Path(arguments.output_dir) / RESULTS_NAME, results)
+    results = runs.save_results(arguments.output_dir, results)
     print()
     print(comparison_table(results))
     print(f"Wrote {arguments.output_dir}: {ModelShape.from_config(pruning.model.config).sizes_text()}.")

@@ -22,16 +22,25 @@ class Arguments:
     output: str | None = field(default=None, metadata={"help": "File to write; RUN_FOLDER/report.html if not named."})
 
     def __post_init__(self):
-        folder = Path(self.run_folder)
-        if not folder.is_dir():
-            raise UsageError(
-                f"`run_folder` must be the folder of a run, but {self.run_folder!r} is no folder. Name the"
-                " `--output_dir` of a run."
-            )
-        if not (folder / RESULTS_NAME).is_file():
-            raise UsageError(f"`run_folder` {self.run_folder!r} holds no {RESULTS_NAME}: {_why_no_results(folder)}")
+        folder = check_run_folder("run_folder", self.run_folder)
         if self.output is not None:
             check_output_file("output", self.output, [folder / name for name in (RESULTS_NAME, EVALUATION_NAME)])
+
+
+def check_run_folder(argument: str, folder: str) -> Path:
+    """The folder of a finished run that an argument names.
+
+    Raises:
+        UsageError: there is no such folder, or it holds no results; the text says what is left to do.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise UsageError(
+            f"`{argument}` must be the folder of a run, but {folder!r} is no folder. Name the `--output_dir` of a run."
+        )
+    if not (path / RESULTS_NAME).is_file():
+        raise UsageError(f"`{argument}` {folder!r} holds no {RESULTS_NAME}: {_why_no_results(path)}")
+    return path
 
 
 def _why_no_results(folder: Path) -> str:

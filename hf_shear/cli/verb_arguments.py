@@ -37,6 +37,8 @@ def _named(name: str, verb: ModuleType, words: list[str]) -> list[str]:
     """Give the words before the first flag the names of the verb's positional arguments."""
     first_flag = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
     values, flags = words[:first_flag], words[first_flag:]
+    if getattr(verb, "MANY", False) and values:
+        values, flags = values[:1], [*values[1:], *flags]
     if len(values) > len(verb.POSITIONAL):
         raise UsageError(
             f"`hf-shear {name}` takes {len(verb.POSITIONAL)} argument(s) without a flag"

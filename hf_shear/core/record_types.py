@@ -114,14 +114,20 @@ PROVENANCE = {
     "source": {"name_or_path": TEXT, "revision": TEXT, "shape": SHAPE}, "mask_settings": {"method": TEXT},
     "prune_config": PRUNE_CONFIG, "versions": Each(any=TEXT), "kept": RESULTS["kept"],
 }  # fmt: skip
-TYPES = {"results": RESULTS, "evaluation": EVALUATION, "provenance": PROVENANCE, "prune_config": PRUNE_CONFIG}
+SAMPLE_LOSSES = Needs(
+    "digest num_tokens models", digest=Each(any=TEXT), num_tokens=Each(any=[SIZE]), models=Each(any=Each(any=[NUMBER]))
+)
+TYPES = {
+    "results": RESULTS, "evaluation": EVALUATION, "provenance": PROVENANCE, "prune_config": PRUNE_CONFIG,
+    "sample_losses": SAMPLE_LOSSES,
+}  # fmt: skip
 
 
 def check_record(record: Mapping[str, Any], kind: str) -> None:
     """Check the values that are printed.
 
     Args:
-        kind: "results", "evaluation", "provenance" or "prune_config".
+        kind: "results", "evaluation", "provenance", "prune_config" or "sample_losses".
 
     Raises:
         UsageError: a value is of another kind; the text names its key path.

@@ -39,6 +39,9 @@ TARGET_NAMES = (*SHAPE_NAMES, "num_experts")
 
 RESULTS_NAME, EVALUATION_NAME, REPORT_NAME = "results.json", "evaluation.json", "report.html"
 """Files of a run's folder: this one, what `hf-shear evaluate` adds, and the page made of both."""
+SAMPLE_LOSSES_NAME = "sample_losses.json"
+"""What `hf-shear compare` reads beside the results, from the text that judged the models: `digest` of it and `num_tokens`
+of its samples, by domain, and in `models` the sum of token losses of each sample in nats, by model and domain."""
 
 MODEL_NAMES = ("source", "pruned", "recovered")
 TOKEN_NAMES = ("mask_learning", "recovery", "evaluation")
@@ -95,7 +98,7 @@ def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> Path:
     return write_json_atomically(path, results, indent=2)
 
 
-def write_json_atomically(path: str | os.PathLike, content: Mapping[str, Any], indent: int = 1) -> Path:
+def write_json_atomically(path: str | os.PathLike, content: Mapping[str, Any], indent: int | None = 1) -> Path:
     """Write a JSON object so that `path` holds the old one or the new one, never a part; makes its folder.
 
     Raises:

@@ -4,6 +4,7 @@ The metrics of `evaluate` are in `hf_shear.evaluation.metrics`, which needs that
 """
 
 from .compare import compare_checkpoints, evaluate_checkpoint, evaluation_versions, resolve_device
+from .compare_runs import compare_runs
 from .document_losses import document_losses
 from .evaluation_table import evaluation_table
 from .perplexity import PerplexityProtocol
@@ -15,6 +16,7 @@ __all__ = [
     "PerplexityProtocol",
     "SpeedProtocol",
     "compare_checkpoints",
+    "compare_runs",
     "document_losses",
     "evaluate_checkpoint",
     "evaluation_table",

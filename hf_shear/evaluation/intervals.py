@@ -5,6 +5,7 @@ A document is the unit that is drawn: its tokens are no independent observations
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +68,30 @@ def paired_difference(
     return Estimate(float(value), _interval([second, first], num_resamples, seed))
 
 
+def paired_mean_difference(
+    pairs: Sequence[tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]],
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = RESAMPLE_SEED,
+) -> Estimate:
+    """The unweighted mean over domains of ``paired_difference``; documents are drawn within each domain.
+
+    Args:
+        pairs: (first, second) of each domain, as for ``paired_difference``.
+
+    Returns:
+        The interval is None where a domain has a single document.
+    """
+    pairs = [(_checked(*first), _checked(*second)) for first, second in pairs]
+    values = [second[0].sum() / second[1].sum() - first[0].sum() / first[1].sum() for first, second in pairs]
+    generator = np.random.default_rng(seed)
+    drawn = [_drawn([second, first], num_resamples, generator) for first, second in pairs]
+    mean = float(np.mean(values))
+    if any(one is None for one in drawn):
+        return Estimate(mean, None)
+    shortest = min(len(one) for one in drawn if one is not None)
+    return Estimate(mean, _percentiles(np.mean([one[:shortest] for one in drawn if one is not None], axis=0)))
+
+
 def describe_interval(num_resamples: int = NUM_RESAMPLES, seed: int = RESAMPLE_SEED) -> str:
     """How intervals are made, for the protocol that stands next to them."""
     return f"{COVERAGE * 100:.0f} % bootstrap over documents, {num_resamples} resamples, seed {seed}"
@@ -87,11 +112,18 @@ def _checked(numerators, denominators) -> tuple[np.ndarray, np.ndarray]:
 def _interval(ratios: list[tuple[np.ndarray, np.ndarray]], num_resamples: int, seed: int) -> list[float] | None:
     """Percentiles of the ratio (or of the first minus the second) over resampled documents."""
     check_ranges({"num_resamples": num_resamples, "seed": seed})
+    drawn = _drawn(ratios, num_resamples, np.random.default_rng(seed))
+    return None if drawn is None else _percentiles(drawn)
+
+
+def _drawn(
+    ratios: list[tuple[np.ndarray, np.ndarray]], num_resamples: int, generator: np.random.Generator
+) -> np.ndarray | None:
+    """[num_resamples] ratios (or the first minus the second); None of a single document."""
     num_documents = len(ratios[0][0])
     if num_documents < 2:
         return None
     columns = np.stack([column for ratio in ratios for column in ratio], axis=1)  # [N, 2 or 4]
-    generator = np.random.default_rng(seed)
     even = np.full(num_documents, 1.0 / num_documents)
     per_chunk = max(1, _CHUNK // num_documents)
     values = []
@@ -102,6 +134,10 @@ def _interval(ratios: list[tuple[np.ndarray, np.ndarray]], num_resamples: int, s
         sums = sums[(sums[:, 1::2] > 0).all(axis=1)]  # a resample of empty documents alone has no ratio
         drawn = sums[:, 0] / sums[:, 1]
         values.append(drawn if len(ratios) == 1 else drawn - sums[:, 2] / sums[:, 3])
+    return np.concatenate(values)
+
+
+def _percentiles(drawn: np.ndarray) -> list[float]:
     tail = (1 - COVERAGE) / 2
-    low, high = np.quantile(np.concatenate(values), [tail, 1 - tail])
+    low, high = np.quantile(drawn, [tail, 1 - tail])
     return [float(low), float(high)]

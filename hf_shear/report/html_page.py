@@ -105,12 +105,13 @@ def tiles(facts: Iterable[tuple[str, str, str]]) -> str:
     return f'<dl class="tiles">\n{"".join(found)}</dl>\n' if found else ""
 
 
-def page(title: str, head: str, body: str) -> str:
-    """The whole document. ``title`` is plain text, the others HTML."""
+def page(title: str, head: str, body: str, refresh_seconds: int | None = None) -> str:
+    """The whole document. ``title`` is plain text, the others HTML; None: a browser does not load it again by itself."""
+    again = "" if refresh_seconds is None else f'<meta http-equiv="refresh" content="{refresh_seconds}">\n'
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'{again}<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         f"<header>\n{head}</header>\n<main>\n{body}</main>\n"
         "<footer>Made by hf_shear from the files of the run’s folder alone. This page fetches nothing.</footer>\n"

@@ -6,18 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.results import TARGET_NAMES
 from .html_charts import UNITS, Series, area_legend, bars, figure, line_chart, line_legend, linear_ticks
 from .html_page import note, panels, section, table, text
-from .plots import GAP_OF_GROUPS, kept_per_layer, mlp_units
+from .plots import GAP_OF_GROUPS, SHAPE_LABELS, is_reduced, kept_per_layer, mlp_units
 
-SHAPE_LABELS = dict(
-    zip(
-        TARGET_NAMES,
-        ("hidden size", "layers", "attention heads", "key-value heads", "MLP size", "experts"),
-        strict=True,
-    )
-)
 MAX_STRIPES = 512  # hidden dimensions drawn one by one; beyond, averages of this many neighbours' share:
 NUM_BINS = 128
 MAX_LABELLED_LAYERS = 48  # beyond, a row is lower than its number
@@ -44,12 +36,12 @@ def shape_section(results: Mapping[str, Any]) -> str:
     return section("Shape", note("What is left of each size of the source (full bars)."), bars(rows))
 
 
-def kept_section(results: Mapping[str, Any]) -> str:
-    """Layers x heads, layers x MLP share, and the hidden dimension."""
+def kept_section(results: Mapping[str, Any], title: str = "What was kept", remark: str = "") -> str:
+    """Layers x heads, layers x MLP share, and the hidden dimension; ``remark`` is HTML."""
     kept, shape = results.get("kept"), _shape(results, "source")
     if not kept or not shape:
         missing = "which units were kept" if not kept else "the source's shape"
-        return section("What was kept", note(f"These results do not say {missing}, so there is no map."))
+        return section(title, note(f"These results do not say {missing}, so there is no map."))
     units = kept_per_layer(kept, shape)
     num_layers, num_heads = shape["num_hidden_layers"], shape["num_attention_heads"]
     removed = sorted(set(range(num_layers)) - set(units["layers"]))
@@ -57,9 +49,9 @@ def kept_section(results: Mapping[str, Any]) -> str:
     legend = [("kept", "kept"), *([("group", "head cut, its KV group kept")] if has_groups else []), ("cut", "cut")]
     legend += [("removed", "layer removed")] if removed else []
     which = f" Layer{'s' if len(removed) > 1 else ''} {_spans(removed)} went as a whole." if removed else ""
-    first = f"{len(units['layers'])} of {num_layers} layers, numbered as in the source.{which}"
+    first = f"{len(units['layers'])} of {num_layers} layers, numbered as in the source.{which}{remark}"
     return section(
-        "What was kept",
+        title,
         note(first),
         area_legend(legend),
         f'<div class="pair">{_heads_map(units, shape, removed)}{_mlp_map(units, shape, removed)}</div>\n',
@@ -146,10 +138,10 @@ def _hidden_strip(indices: Sequence[int], size: int) -> str:
     drawn = [f'<path class="cut" d="M0 0H{UNITS}V{UNITS}H0z"/><path class="kept" d="{"".join(path)}"/>']
     ticks = [tick for tick in linear_ticks(0, size, 5) if tick < size]
     labels = [f'<span class="x" style="left:{100 * tick / size:.2f}%">{tick:,.0f}</span>' for tick in ticks]
-    stripes = f" (height: share kept of {width} neighbours)" if width > 1 else ""
-    labels.append(f'<span class="xl">hidden dimension of the source{stripes}</span>')
+    stripes = f" <small>height: share kept of {width} neighbours</small>" if width > 1 else ""
+    labels.append('<span class="xl">hidden dimension of the source</span>')
     counts_text = f"{len(indices):,} of {size:,} dimensions"
-    return figure(f"Hidden: {counts_text}", drawn, labels, f"Hidden dimensions kept: {counts_text}.", 64)
+    return figure(f"Hidden: {counts_text}{stripes}", drawn, labels, f"Hidden dimensions kept: {counts_text}.", 64)
 
 
 def _kept_table(units: Mapping[str, Any], shape: Mapping[str, int]) -> str:
@@ -162,8 +154,11 @@ def _kept_table(units: Mapping[str, Any], shape: Mapping[str, int]) -> str:
     return f"<details><summary>The same as a table</summary>{whole}</details>\n"
 
 
-def sizes_section(results: Mapping[str, Any]) -> str:
-    """Expected sizes against the targets of the time, and how clean the choice was at the end; or how units were scored."""
+def sizes_section(results: Mapping[str, Any], is_whole: bool = True) -> str:
+    """Expected sizes against the targets of the time, and how clean the choice was at the end; or how units were scored.
+
+    ``is_whole``: of a run that has ended, whose missing record of masks is said to be missing.
+    """
     config = results.get("prune_config")
     if config:
         return section("How units were chosen", _choices_table(config, results.get("tokens") or {}))
@@ -177,7 +172,7 @@ def sizes_section(results: Mapping[str, Any]) -> str:
         parts.append(note("No step of mask learning was recorded, so there are no curves of the sizes."))
     if masks:
         parts.append(_masks_table(masks, final))
-    else:
+    elif is_whole:
         parts.append(note("These results hold no record of the learned masks."))
     return section(title, *parts)
 
@@ -197,13 +192,16 @@ def _choices_table(config: Mapping[str, Any], tokens: Mapping[str, Any]) -> str:
 
 def _sizes_charts(rows: Sequence[Mapping[str, Any]], source: Mapping[str, int], final: Mapping[str, int]) -> str:
     figures, last = [], rows[-1]["num_tokens"]
-    for key, label in SHAPE_LABELS.items():
+    changed = {
+        key: label for key, label in SHAPE_LABELS.items() if key in source and is_reduced(rows, key, source, final)
+    }
+    for key, label in (changed or SHAPE_LABELS).items():
         series = [
+            Series(_shares(rows, "expected_shape", key, source), "c0"),
+            Series(_shares(rows, "target_shape", key, source), "c2 dash"),
             Series([(0, 100 * final[key] / source[key]), (last, 100 * final[key] / source[key])], "cn dotted")
             if key in final
             else Series([], "cn"),
-            Series(_shares(rows, "target_shape", key, source), "c2 dash"),
-            Series(_shares(rows, "expected_shape", key, source), "c0"),
         ]
         expected = rows[-1]["expected_shape"].get(key)
         if expected is None:

@@ -62,6 +62,8 @@ align-items:center;font-size:14.5px;margin:10px 0 16px}
 .bars>:nth-child(3n+1){max-width:17em;min-width:0}
 .track{position:relative;height:16px;border-radius:4px;background:var(--cut)}
 .track b{position:absolute;top:0;bottom:0;border-radius:4px;background:var(--kept)}
+.track.whole{height:10px;margin:0 0 8px;overflow:hidden}.track b.wait{background:var(--group);opacity:.55}
+.bars small{color:var(--soft);font-size:13px}
 .track b.c1{background:var(--c1)}.track b.plain{background:var(--soft)}
 .axis .track{background:none;border-radius:0}
 .axis .track::before{content:"";position:absolute;left:0;right:0;top:7px;border-top:1px solid var(--line)}
@@ -71,7 +73,8 @@ align-items:center;font-size:14.5px;margin:10px 0 16px}
 background:var(--soft);border:2px solid var(--card)}
 .axis .track u.kept{background:var(--kept)}.axis .track u.c1{background:var(--c1)}
 .axis .track s{position:absolute;top:-4px;bottom:-4px;border-left:1.5px dashed var(--soft)}
-.scroll{overflow-x:auto;margin:8px 0 12px}
+.scroll{overflow-x:auto;margin:8px 0 12px;background:linear-gradient(90deg,transparent,var(--card) 70%) 100% 0/40px 100%
+no-repeat local,linear-gradient(90deg,transparent,var(--line)) 100% 0/14px 100% no-repeat scroll}
 .scroll:focus-visible,summary:focus-visible{outline:2px solid var(--kept);outline-offset:2px}
 table{border-collapse:collapse;min-width:100%;font-size:14.5px}
 th,td{padding:6px 12px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap;vertical-align:baseline}
@@ -89,6 +92,6 @@ a{color:var(--kept)}
 @media (max-width:640px){main,header,footer{padding-left:12px;padding-right:12px}section{padding:17px 14px}
 .pair{grid-template-columns:minmax(0,1fr)}.tiles{grid-template-columns:1fr 1fr}.tiles dd{font-size:21px}
 .bars{grid-template-columns:minmax(0,8.2em) minmax(40px,1fr) max-content;gap:7px 9px;font-size:13.5px}
-th:first-child,td:first-child{max-width:10em}th,td{padding:6px 8px}}
+.axis small{display:block}th:first-child,td:first-child{max-width:10em}th,td{padding:6px 8px}}
 @media print{section{break-inside:avoid}body{background:#fff}}
 """

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core import UsageError
-from .plots import COLOURS, FONT_SIZE, LINE, MARKERS, _label, _new_figure, _save, _title, _token_unit
+from .plots import (
+    COLOURS,
+    FONT_SIZE,
+    LINE,
+    MARKERS,
+    _label,
+    _new_figure,
+    _save,
+    _title,
+    _token_unit,
+    use_log_where_wide,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +65,7 @@ def plot_law_curves(
         index = names.index(row["name"])
         label = "_points" if any(curve["name"] == row["name"] for curve in curves) else _label(row["name"])
         axes.plot(np.array(row["tokens"]) / scale, row["loss"], linestyle="none", marker=MARKERS[index], markersize=3,
-                  color=COLOURS[index], alpha=0.7, label=label)  # fmt: skip
+                  color=COLOURS[index], alpha=0.8, label=label, zorder=3)  # fmt: skip
     for row in curves:
         _draw_curve(axes, row, COLOURS[names.index(row["name"])], scale)
     if target_loss is not None:
@@ -62,6 +73,10 @@ def plot_law_curves(
     _log_tokens(axes)
     axes.set_xlabel(f"recovery tokens{unit}, log")
     axes.set_ylabel(y_label)
+    use_log_where_wide(axes)
+    if axes.get_yscale() == "log":  # a band that reaches 0 has no end on this axis: the lines decide what is shown
+        drawn = [float(np.nanmin(row["loss"])) for row in (*curves, *points)]
+        axes.set_ylim(bottom=0.8 * min(drawn))
     axes.grid(alpha=0.3, which="both")
     if title:
         _title(axes, title)

@@ -49,6 +49,13 @@ KEPT, CUT, GROUP_CUT, LINE = "#332288", "#88CCEE", "#E4E4E4", "#999999"
 REMOVED: dict[str, Any] = {"facecolor": "#F5F5F5", "edgecolor": LINE, "hatch": "////"}
 GAP_OF_GROUPS = 0.3  # between KV groups, in widths of a head
 MASK_LEARNING, RECOVERY = "mask_learning", "recovery"
+SHAPE_LABELS = dict(
+    zip(
+        TARGET_NAMES,
+        ("hidden size", "layers", "attention heads", "key-value heads", "MLP size", "experts"),
+        strict=True,
+    )
+)
 
 
 def plot_kept_units(
@@ -106,21 +113,29 @@ def plot_domains(history: Sequence[Mapping[str, Any]], path: str | os.PathLike |
             f"but it names {len(domains)}. Plot a part of them."
         )
     scale, unit = _token_unit(history[-1]["num_tokens"])
-    figure = _new_figure(6.0)
-    weights, losses = figure.subplots(2, 1, sharex=True)
+    drawn = [key for key in keys if any(row.get(key) for row in history)]
+    figure = _new_figure(1.0 + 2.5 * len(drawn))
+    panels = dict(zip(drawn, figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0], strict=True))
     for index, domain in enumerate(domains):
+        # Of lines in one place, such as weights that stay equal, each is seen beside the next.
+        width = 1.4 + 1.2 * (len(domains) - 1 - index) / max(1, len(domains) - 1)
         style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "label": _label(domain)}
-        _draw_series(weights, history, "mixture_weights", domain, scale, style, drawstyle="steps-post")
-        _draw_series(losses, history, "loss", domain, scale, style)
-        style = {"color": COLOURS[index], "linestyle": (0, (4, 2)), "linewidth": 0.9, "label": "_reference"}
-        _draw_series(losses, history, "reference_loss", domain, scale, style, drawstyle="steps-post")
-    weights.set_ylabel("mixture weight\n(share of the batch)")
-    weights.set_ylim(bottom=0)
-    losses.set_ylabel("held-out loss\n(nats per token)")
-    losses.set_xlabel(f"training tokens{unit}")
-    _use_log_where_wide(losses)
-    _mark_cut((weights, losses), history, scale)
-    _domain_legend(figure, weights, losses)
+        for key, axes in panels.items():
+            steps = {"drawstyle": "steps-post", "linewidth": 2 * width - 1.4} if key == "mixture_weights" else {}
+            _draw_series(axes, history, key, domain, scale, style, **steps)
+        if "loss" in panels:
+            style = {"color": COLOURS[index], "linestyle": (0, (4, 2)), "linewidth": 0.9, "label": "_reference"}
+            _draw_series(panels["loss"], history, "reference_loss", domain, scale, style, drawstyle="steps-post")
+    if "mixture_weights" in panels:
+        heaviest = max(weight for row in history for weight in (row.get("mixture_weights") or {}).values())
+        panels["mixture_weights"].set_ylabel("mixture weight\n(share of the batch)")
+        panels["mixture_weights"].set_ylim(-0.04 * heaviest, 1.12 * heaviest or 1)
+    if "loss" in panels:
+        panels["loss"].set_ylabel("held-out loss\n(nats per token)")
+        use_log_where_wide(panels["loss"])
+    list(panels.values())[-1].set_xlabel(f"training tokens{unit}")
+    _mark_cut(list(panels.values()), history, scale)
+    _domain_legend(figure, list(panels.values()))
     return _save(figure, path)
 
 
@@ -148,6 +163,7 @@ def plot_sizes(
     names = [name for name in TARGET_NAMES if any(name in row.get("expected_shape", {}) for row in history)]
     if not names:
         raise UsageError("`history` must hold rows with `expected_shape`, but none has it.")
+    names = [name for name in names if name in target and is_reduced(history, name, source_shape, target)] or names
     scale, unit = _token_unit(history[-1]["num_tokens"])
     num_columns = min(3, len(names))
     num_rows = math.ceil(len(names) / num_columns)
@@ -162,12 +178,24 @@ def plot_sizes(
     for axes in panels.flat[len(names) :]:
         axes.set_axis_off()
     for axes in panels[:, 0]:
-        axes.set_ylabel("share of the source's")
+        axes.set_ylabel("share of the source's size")
     for axes in panels.flat[max(0, len(names) - num_columns) : len(names)]:
         axes.set_xlabel(f"training tokens{unit}")
     style: dict[str, Any] = {"ncols": 3, "frameon": False, "fontsize": FONT_SIZE}
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", **style)
     return _save(figure, path)
+
+
+def is_reduced(
+    history: Sequence[Mapping[str, Any]],
+    name: str,
+    source: Mapping[str, float] | None,
+    target: Mapping[str, float],
+) -> bool:
+    """Whether a size is to become smaller, or ever was: else its panel would show nothing."""
+    whole = 1 if source is None else source[name]
+    sizes = [row["expected_shape"][name] for row in history if name in (row.get("expected_shape") or {})]
+    return any(abs(size - whole) > 1e-3 * whole for size in (target.get(name, whole), *sizes))
 
 
 # --- what was kept -----------------------------------------------------------------------------------------
@@ -363,29 +391,31 @@ def _draw_size(
     source: float,
     scale: float,
 ) -> None:
-    lines: list[tuple[str, str, dict[str, Any]]] = [
-        ("target_shape", "target of the step", {"color": COLOURS[1], "linestyle": (0, (4, 2))}),
-        ("expected_shape", "expected size", {"color": COLOURS[0]}),
+    lines: list[tuple[str, str, dict[str, Any]]] = [  # where they meet, the wide one is seen beside the narrow
+        ("target_shape", "target of the step", {"color": COLOURS[1], "linewidth": 4.0, "alpha": 0.5}),
+        ("expected_shape", "expected size", {"color": COLOURS[0], "linewidth": 1.6}),
     ]
     for key, label, style in lines:
         rows = [row for row in history if name in (row.get(key) or {})]
+        if not rows:
+            continue
         values = [row[key][name] / source for row in rows]
         if any(value > 1.001 for value in values):
             raise UsageError(
                 f"`history` must hold fractions of the source for `{name}`, but the largest is "
                 f"{max(values):g}. Give `source_shape` if it counts units."
             )
-        axes.plot([row["num_tokens"] / scale for row in rows], values, linewidth=1.6, label=label, **style)
+        axes.plot([row["num_tokens"] / scale for row in rows], values, label=label, **style)
     if target is not None:
-        axes.axhline(target / source, color="black", linewidth=0.9, linestyle=":", label="final target")
+        axes.axhline(target / source, color="black", linewidth=1.2, linestyle=":", label="final target", zorder=3)
     axes.set_ylim(0, 1.05)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     final = f": {target:,.4g} of {source:,}" if target is not None and source != 1 else ""
-    _title(axes, name + final)
+    _title(axes, SHAPE_LABELS[name] + final)
 
 
-def _use_log_where_wide(axes: Axes) -> None:
+def use_log_where_wide(axes: Axes) -> None:
     """After a cut, losses can start several times above where they end; a log axis shows both."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -419,14 +449,14 @@ def _mark_cut(panels: Sequence[Axes], history: Sequence[Mapping[str, Any]], scal
         _title(panels[0], stages.pop().replace("_", " ").capitalize())
 
 
-def _domain_legend(figure: Figure, weights: Axes, losses: Axes) -> None:
+def _domain_legend(figure: Figure, panels: Sequence[Axes]) -> None:
     from matplotlib.lines import Line2D
 
     found: dict[str, Any] = {}
-    for axes in (weights, losses):
+    for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    if any(line.get_label() == "_reference" for line in losses.get_lines()):
+    if any(line.get_label() == "_reference" for axes in panels for line in axes.get_lines()):
         found["reference loss"] = Line2D([], [], color=LINE, linestyle=(0, (4, 2)), linewidth=0.9)
     style: dict[str, Any] = {"frameon": False, "fontsize": FONT_SIZE, "handlelength": 2.5}
     figure.legend(found.values(), found.keys(), loc="outside right upper", **style)

@@ -16,7 +16,7 @@ from .pipeline_arguments import (
     TextArguments,
     config_from_flags,
 )
-from .report import RESULTS_NAME, judge, judge_checkpoint, pruning_results
+from .report import RESULTS_NAME, judge, judge_checkpoint, pruning_results, save_results
 from .run_folder import RunFolder, finished_stages, run_settings
 from .run_time import judging_share
 from .saves import check_result
@@ -81,5 +81,6 @@ __all__ = [
     "recover",
     "require_same_text",
     "run_settings",
+    "save_results",
     "with_teacher_logits",
 ]

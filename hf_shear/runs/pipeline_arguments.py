@@ -138,6 +138,9 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
     baselines: bool = field(default=True, metadata={"help": "Train random, Taylor and scratch at equal tokens."})
     baseline_learning_rates: str | None = field(default=None, metadata={"help": "JSON: rate by baseline."})
     stop_after: str | None = _one_of(STOPS, None, "--resume goes on.")
+    live_page: bool = field(
+        default=True, metadata={"help": "Keep report.html in --output_dir up to date while the run goes."}
+    )
     resume: bool = field(default=False, metadata={"help": "Continue the run in --output_dir."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the run in --output_dir."})
 

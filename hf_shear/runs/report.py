@@ -16,33 +16,41 @@ from transformers import PreTrainedModel
 
 from ..core import (
     RESULTS_NAME,
+    SAMPLE_LOSSES_NAME,
     UsageError,
     check_results,
     collect_versions,
     model_record,
     redact_command,
+    write_json_atomically,
     write_results,
     write_text_atomically,
 )
+from ..core.results import MODEL_NAMES
+from ..data import samples_digest
 from ..pruning import OneShotPruning
 from ..report import comparison_table, plot_domains, plot_kept_units, plot_sizes, write_html_report
 from ..shapes import TARGET_NAMES, ModelShape, count_parameters
 from ..sources import Source, open_source, ready_to_compute, whole_models
-from ..training import ShearTrainingArguments, evaluate_domains
+from ..training import ShearTrainingArguments, evaluate_samples
+
+SAMPLES = "samples"
+"""In a model's record: ``digest`` of the text that judged it, and ``num_tokens`` and ``nats`` of each sample, by domain."""
 
 
-def judge(model: PreTrainedModel, datasets: dict, args: ShearTrainingArguments) -> dict:
+def judge(model: PreTrainedModel, datasets: dict, args: ShearTrainingArguments, with_samples: bool = False) -> dict:
     """A model's record for the results: shape, parameters, dtype, held-out losses, and the seconds that took.
 
+    ``with_samples`` adds the losses of each sample, under ``SAMPLES``, for ``save_results``.
     Every process has the model and takes its share of the samples. A loss that is not finite is refused. ``dtype`` is that
     of the weights as they came; ``computed_in`` is another where the device has no instructions for it.
     """
     start, dtype = time.perf_counter(), model.dtype
     ready_to_compute(model, args.device)
     share = {"rank": args.process_index, "world_size": args.world_size, "reduce": partial(reduce, reduction="sum")}
-    losses, num_tokens = evaluate_domains(
-        model, datasets, args.eval_batch_size, **(share if args.world_size > 1 else {})
-    )
+    found = evaluate_samples(model, datasets, args.eval_batch_size, **(share if args.world_size > 1 else {}))
+    losses = {name: it.mean for name, it in found.items()}
+    num_tokens = sum(sum(it.num_tokens) for it in found.values())
     bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
     if bad:
         raise UsageError(
@@ -53,15 +61,21 @@ def judge(model: PreTrainedModel, datasets: dict, args: ShearTrainingArguments) 
     record = model_record(shape.to_dict(), count_parameters(model.config), losses, num_tokens)
     names = {"dtype": dtype, "computed_in": model.dtype}
     record |= {name: str(value).removeprefix("torch.") for name, value in names.items()}
+    if with_samples:
+        record[SAMPLES] = {
+            "digest": {name: samples_digest(dataset) for name, dataset in datasets.items()},
+            "num_tokens": {name: it.num_tokens for name, it in found.items()},
+            "nats": {name: [round(loss, 5) for loss in it.sums] for name, it in found.items()},
+        }
     return record | {"seconds": time.perf_counter() - start}
 
 
 def judge_checkpoint(source: Source | str | os.PathLike, datasets: dict, args: ShearTrainingArguments) -> dict:
-    """As ``judge``, for a plain checkpoint as anyone would load it: in its own dtype, whole on every process."""
+    """As ``judge`` with samples, for a plain checkpoint as anyone would load it: its own dtype, whole on every process."""
     source = source if isinstance(source, Source) else open_source("checkpoint", source)
     with whole_models():
         model = source.load_model()
-    return judge(model, datasets, args)
+    return judge(model, datasets, args, with_samples=True)
 
 
 def run_results(
@@ -167,15 +181,38 @@ def _shifted(history: list[dict], tokens_before: int) -> list[dict]:
     return [row | {"num_tokens": row["num_tokens"] + tokens_before} for row in history]
 
 
+def save_results(folder: str | os.PathLike, results: dict) -> dict:
+    """Write ``results.json``, and what its models' records hold of single samples to ``sample_losses.json``.
+
+    Returns:
+        The results as they were written.
+    """
+    models = {name: results[name] for name in MODEL_NAMES if name in results} | results.get("baselines", {})
+    samples = {name: model[SAMPLES] for name, model in models.items() if SAMPLES in model}
+    plain = {name: _without_samples(value) if name in MODEL_NAMES else value for name, value in results.items()}
+    plain["baselines"] = {name: _without_samples(model) for name, model in results.get("baselines", {}).items()}
+    if samples:  # a run that another version began has none
+        first = next(iter(samples.values()))
+        content = {name: first[name] for name in ("digest", "num_tokens")}
+        content["models"] = {name: found["nats"] for name, found in samples.items()}
+        write_json_atomically(Path(folder) / SAMPLE_LOSSES_NAME, content, indent=None)
+    write_results(Path(folder) / RESULTS_NAME, plain)
+    return plain
+
+
+def _without_samples(record: dict) -> dict:
+    return {name: value for name, value in record.items() if name != SAMPLES}
+
+
 def write_report(folder: Path, results: dict) -> str:
-    """Check and write ``results.json``, draw the pictures, and return the table to print.
+    """Check and write ``results.json`` (``save_results``), draw the pictures, and return the table to print.
 
     ``results`` holds, beside the contract's keys, ``kept`` (``KeptUnits.to_dict()``, None where nobody noted it),
     ``history`` (rows of ``evaluation_history`` over both stages), ``baseline_history`` (such rows by baseline, counted from
     its own start) and ``sizes`` (rows of ``size_history``).
     """
     check_results(results)
-    write_results(folder / RESULTS_NAME, results)
+    results = save_results(folder, results)
     source = results["source"]["shape"]
     if results["kept"] is not None:
         plot_kept_units(results["kept"], source, folder / "kept_units.png")

@@ -13,7 +13,16 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from ..core import UsageError, by_main_process, content_of, lock_folder, read_json_object, sign, write_json_atomically
+from ..core import (
+    REPORT_NAME,
+    UsageError,
+    by_main_process,
+    content_of,
+    lock_folder,
+    read_json_object,
+    sign,
+    write_json_atomically,
+)
 from ..shapes import TARGET_NAMES, ModelShape
 from ..training.checkpoints import FILES_NAME, STATE_NAME, TRAINER_STATE_NAME, last_whole_checkpoint
 from ..training.same_run import changing_arguments, check_same_run, deciding_arguments, differences
@@ -23,7 +32,7 @@ _UNUSED = {"settings", "source", "mask_learning_start"}
 """What a run has recorded that was refused, or stopped, before any training."""
 _OF_TEXT = ("text_field", "skip_unreadable", "skip_null_text", "parse_special_tokens")
 _FREE_SETTINGS = {
-    "num_proc", "baselines", "baseline_learning_rates", "stop_after", "resume", "overwrite", "keep_adapter",
+    "num_proc", "baselines", "baseline_learning_rates", "stop_after", "resume", "overwrite", "keep_adapter", "live_page",
     # Compared by what they lead to: the target's shape, digests of checkpoints and of packed text.
     *TARGET_NAMES, "preset", "target_num_parameters", "model_name_or_path", "teacher_name_or_path", "pruned", "data_dir",
     *_OF_TEXT,
@@ -184,6 +193,15 @@ class RunFolder:
         stages = sum(record.get("stage_seconds", 0.0) for record in self._stages.values())
         return stages + time.perf_counter() - process_started - self._stage_seconds
 
+    def stage_names(self) -> list[str]:
+        """Of what is recorded, in order."""
+        return [name for name in self._stages if name != "settings"]
+
+    @property
+    def holds_another_run(self) -> bool:
+        """Whether what lies in the folder is of a run that this one replaces, and has not replaced yet."""
+        return self._replaces
+
     def finished(self, stage: str) -> dict | None:
         """What a finished stage recorded, or None."""
         return self._stages.get(stage)
@@ -227,8 +245,8 @@ def _without(values: dict, *names: str) -> dict:
 
 
 def _is_unused(folder: Path) -> bool:
-    """Whether a run was refused, or stopped, before any training: it left the record of its settings at most."""
-    content = content_of(folder)
+    """Whether a run was refused, or stopped, before any training: it left the record of its settings, and its page."""
+    content = [path for path in content_of(folder) if path.name != REPORT_NAME]
     if content != [folder / _STAGES_NAME]:
         return False
     try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ from .checkpoint_digest import checkpoint_digests
 from .choose_target import choose_target
 from .domain_data import DomainData, judged_tokens, prepare_domain_data
 from .learned_cut import check_learned_cut, cut_learned_masks
+from .live_page import LivePage
 from .pipeline_arguments import MASK_STARTS, PipelineArguments, ShearArguments, TextArguments
 from .places import check_places
 from .report import judge_checkpoint, run_results, write_report
@@ -93,6 +95,7 @@ class Run:
         data: packed samples per domain.
         train: those to train on, with stored teacher logits where there are any.
         continued_by: what to add to the command, for it to go on after a stop; "" if nothing.
+        live: the page that shows the run while it goes.
     """
 
     pipeline: PipelineArguments
@@ -105,15 +108,17 @@ class Run:
     tokenizer: PreTrainedTokenizerBase
     folder: RunFolder
     continued_by: str = ""
+    live: LivePage = field(default_factory=partial(LivePage, False))
 
     def stage(self, name: str, run, *arguments) -> dict:
         """Run a stage, or return what it recorded when it ran before."""
         PartialState().print(f"\n== {name}{self._where(name)}")
-        try:
-            return self.folder.stage(name, lambda: run(self, *arguments))
-        except StoppedBySignal as stop:
-            stop.advice = f"To go on: the same command{self.continued_by}."
-            raise
+        with self.live.stage(self, name):
+            try:
+                return self.folder.stage(name, lambda: run(self, *arguments))
+            except StoppedBySignal as stop:
+                stop.advice = f"To go on: the same command{self.continued_by}."
+                raise
 
     def _where(self, name: str) -> str:
         """Whether a stage ran before; or how long the run still takes."""
@@ -186,7 +191,8 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     require_same_text(folder, data)
     flags = ["--resume"] * (not pipeline.resume) + [f"--output_dir {folder.path}"] * (output_dir is None)
     again = f" with `{' '.join(flags)}`" if flags else ""
-    run = Run(pipeline, args, source, teacher, target, data, data.train, tokenizer, folder, again)
+    run = Run(pipeline, args, source, teacher, target, data, data.train, tokenizer, folder, again,
+              LivePage(pipeline.live_page))  # fmt: skip
     PartialState().print(judging_note(run.planned(), data, pipeline.max_length))
     return run
 
@@ -392,6 +398,7 @@ def learn_masks(run: Run, name: str = MASK_LEARNING, place: str = "pruned") -> d
     start = time.perf_counter()
     teacher = load_teacher(pipeline, args, run.teacher)
     trainer = ShearTrainer(model, args, run.train, run.data.steering, run.tokenizer, teacher=teacher)
+    run.live.watch(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     learned = time.perf_counter()
     with counted_flops() as counted:
@@ -487,6 +494,7 @@ def train_plain(run: Run, name: str, model, start_path: Path | None, num_tokens:
         model, args, run.train, steering, run.tokenizer, teacher=teacher,
         reference_samples=learned.get("reference_samples"),
     )  # fmt: skip
+    run.live.watch(trainer)
     trainer.train(resume_from_checkpoint=folder.last_checkpoint(name))
     record = trainer.stage_record(name) | {
         "seconds": time.perf_counter() - start, "learning_rate": args.learning_rate,

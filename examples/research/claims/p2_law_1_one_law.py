@@ -96,9 +96,12 @@ def draw(source: SourceResults, axes) -> None:
     for marker, fraction in zip(MARKERS, fractions, strict=False):
         axes.plot([], [], marker, color="0.3", markersize=4, label=f"{fraction} removed")
     axes.set_xlabel("recovery tokens")
-    axes.set_ylabel("L - L0 of the first seed (nats per token); lines: the law")
+    axes.set_ylabel("L - L0, first seed (nats per token); lines: the law")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1) if axes.get_ylim()[0] < tick < axes.get_ylim()[1]]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.yaxis.set_minor_formatter("")
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 

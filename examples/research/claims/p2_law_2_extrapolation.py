@@ -30,6 +30,7 @@ CLAIM = Claim(
 )
 LAW = "p2"
 COLOURS = {LAW: "C1", "carried": "0.75", "power_law": "C9", "neighbour": "C0"}
+WORDS = {LAW: "P2 law", "carried": "last value", "power_law": "power law", "neighbour": "nearest run"}
 TITLES = {"tokens": "last 20 % of the tokens", "size": "largest source", "fraction": "largest fraction"}
 
 
@@ -79,12 +80,12 @@ def draw(source: SourceResults, axes) -> None:
         for number, (method, errors) in enumerate(errors_of(source, test).items()):
             left, height, spread = place + 0.2 * number, 100 * fmean(errors), 100 * spread_of(errors)
             axes.bar(left, height, yerr=spread, width=0.18, color=COLOURS[method], ecolor="0.3", capsize=2)
-            axes.text(left, height + spread, f" {method}", rotation=90, ha="center", va="bottom", fontsize=7)
+            axes.text(left, height + spread, f" {WORDS[method]}", rotation=90, ha="center", va="bottom", fontsize=7)
     axes.set_xticks(
         [place + 0.3 for place in range(len(TEST_NAMES))], [TITLES[test] for test in TEST_NAMES], fontsize=8
     )
     axes.set_ylabel("error (% of mean L - L0)")
-    axes.margins(y=0.25)
+    axes.margins(y=0.35)
 
 
 if __name__ == "__main__":

@@ -105,12 +105,12 @@ def table(source: SourceResults) -> str:
 def draw(source: SourceResults, axes) -> None:
     losses, own = scratch_losses(source), source.losses(arm=SHEARED)
     draw_means(axes, list(losses), list(losses.values()), label=SCRATCH)
-    axes.axhline(fmean(own), color="C1", label=f"{SHEARED}, 1 time")
+    axes.axhline(fmean(own), color="C1", label=f"{SHEARED}, once the tokens")
     axes.axhspan(fmean(own) - spread_of(own), fmean(own) + spread_of(own), color="C1", alpha=0.2, linewidth=0)
     axes.set_xscale("log")
     axes.set_xticks(list(losses), [f"{multiple:g}" for multiple in losses])
     axes.minorticks_off()
-    axes.set_xlabel("times the tokens")
+    axes.set_xlabel("training tokens, in multiples of the sheared model's")
     axes.set_ylabel("held-out loss (nats per token)")
     axes.legend(frameon=False)
 

@@ -127,7 +127,7 @@ def draw(source: SourceResults, axes) -> None:
         axes.plot(values, [place] * len(values), "o", color="C1" if arm == LEARNED else "C0", alpha=0.7)
     axes.set_yticks(range(len(arms)), [arm if arm == LEARNED else f"{arm}, {budget}" for arm, budget in arms])
     axes.invert_yaxis()
-    axes.set_xlabel("loss at the end (nats per token)")
+    axes.set_xlabel("held-out loss at the end (nats per token)")
 
 
 if __name__ == "__main__":

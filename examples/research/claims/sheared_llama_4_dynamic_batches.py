@@ -76,7 +76,8 @@ def draw(source: SourceResults, axes) -> None:
         places, means = [place + 0.4 * number for place in range(len(domains))], list(map(statistics.fmean, excess))
         axes.bar(places, means, yerr=list(map(spread_of, excess)), width=0.38, ecolor="0.3", capsize=2, label=arm)
     axes.set_xticks([place + 0.2 for place in range(len(domains))], domains, rotation=30, ha="right")
-    axes.set_ylabel("excess loss (nats per token)")
+    axes.axhline(0, color="0.3", linewidth=0.8)
+    axes.set_ylabel("held-out loss above the source's (nats per token)")
     axes.legend(frameon=False)
 
 

@@ -118,7 +118,7 @@ def draw(source: SourceResults, axes) -> None:
         found = [[curve[place][1] for curve in curves] for place in range(len(steps))]
         draw_means(axes, steps, found, label=arm)
     axes.set_xlabel("steps of fine-tuning")
-    axes.set_ylabel("accuracy on held-out documents")
+    axes.set_ylabel("accuracy on held-out documents (share)")
     axes.legend(frameon=False)
 
 

@@ -126,7 +126,8 @@ def draw(source: SourceResults, axes) -> None:
             axes.plot([place + 0.4 * number] * len(values), values, "k.", markersize=4)
     axes.axhline(1.0, color="0.5", linewidth=0.8)
     axes.set_xticks([0.2, 1.2], [f"against layers {form}" for form in FORMS], fontsize=8)
-    axes.set_ylabel("time of the uniform shape / of the uneven one")
+    axes.set_ylabel("time of the uniform shape / of the uneven one (ratio)")
+    axes.set_ylim(top=1.3)
     axes.legend(frameon=False)
 
 

@@ -1,0 +1,243 @@
+"""Keeps ``report.html`` of a run's folder up to date while the run goes, at a bounded cost.
+
+One process draws the page from the run's records and its trainer's log, and replaces the file in one step. It draws again
+when a step has ended and the last drawing is ``1 / MOST_TIME`` of its own length ago, so that all of it takes one per cent
+of the run at most.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from ..core import REPORT_NAME, StoppedBySignal, is_main_process, num_processes, write_text_atomically
+from ..report import live_report
+from ..slicing.kept_units import kept_units_from_masks
+from ..training import ShearTrainer
+from .run_time import MASK_LEARNING, PAPER_MASKS, PRUNING, RECOVERY, SOURCE, Work, seconds_left
+
+if TYPE_CHECKING:
+    from .stages import Run
+
+MOST_TIME = 0.01
+"""Share of the run's time that drawing may take."""
+LEAST_SECONDS = 5.0
+"""Between two drawings, however fast they are."""
+LEAST_REFRESH = 10
+"""Seconds until a browser loads the page again."""
+_RUNNING, _FINISHED, _STOPPED = "running", "finished", "stopped"
+
+
+class LivePage:
+    """Draws the page of one run; does nothing where it is switched off, and in all processes but one.
+
+    Args:
+        is_on: ``--live_page``.
+
+    Attributes:
+        num_drawn: how often the page was written.
+        seconds: that all of it took.
+    """
+
+    def __init__(self, is_on: bool = True):
+        self.is_on = is_on and is_main_process()
+        self.num_drawn, self.seconds = 0, 0.0
+        self._due = self._last = 0.0
+        self._trainer: ShearTrainer | None = None
+
+    @contextmanager
+    def stage(self, run: Run, name: str) -> Iterator[None]:
+        """Draw when a stage begins, and when it ends the run."""
+        self._run, self._name, self._trainer = run, name, None
+        self._begun = time.perf_counter()
+        self._planned = run.planned() if self.is_on else {}
+        self._draw(_RUNNING)
+        try:
+            yield
+        except StoppedBySignal as stop:
+            self._draw(_STOPPED, str(stop))
+            raise
+        except BaseException as error:
+            self._draw(_STOPPED, f"The run ended with an error: {error or type(error).__name__}")
+            raise
+        self._trainer = None
+        if run.pipeline.stop_after == name:
+            self._draw(_FINISHED, "This stage was the last that was asked for.")
+
+    def watch(self, trainer: ShearTrainer) -> None:
+        """Draw while ``trainer`` trains the present stage."""
+        if self.is_on:
+            self._trainer = trainer
+            trainer.add_callback(_Watch(self))
+
+    def training_begins(self, step: int) -> None:
+        """Note where a training begins, also one that goes on."""
+        self._train_begun, self._first_step = time.perf_counter(), step
+        self.draw_if_due()
+
+    def draw_if_due(self) -> None:
+        """Draw if enough time has passed since the last drawing."""
+        if self.is_on and time.perf_counter() >= self._due:
+            self._draw(_RUNNING)
+
+    def _draw(self, state: str, said: str = "") -> None:
+        """Write the page. What goes wrong is told once, and ends the drawing, not the run."""
+        if not self.is_on or self._run.folder.holds_another_run:
+            return
+        start = time.perf_counter()
+        try:
+            content = live_report(self._results(), self._live(state, said))
+            write_text_atomically(self._run.folder.path / REPORT_NAME, content)
+        except Exception as error:
+            self.is_on = False
+            warnings.warn(
+                f"{REPORT_NAME} could not be kept up to date ({type(error).__name__}: {error}). The run goes on without it,"
+                " and writes it at its end. Silence this with `--live_page false`.",
+                UserWarning,
+                stacklevel=2,
+            )
+        self._last = time.perf_counter() - start
+        self.seconds, self.num_drawn = self.seconds + self._last, self.num_drawn + 1
+        self._due = time.perf_counter() + max(LEAST_SECONDS, self._last / MOST_TIME)
+
+    # ---- what is on it ----------------------------------------------------------------------------------------
+
+    def _results(self) -> dict[str, Any]:
+        """What ``results.json`` will hold, as far as it is known."""
+        run, folder = self._run, self._run.folder
+        records = {name: found for name in folder.stage_names() if (found := folder.finished(name)) is not None}
+        training = self._trainer is not None and self._trainer.domains.loader is not None
+        if training and self._trainer is not None:
+            records[self._name] = self._trainer.stage_record(self._name) | self._kept_now()
+        chosen = next((records[name] for name in (MASK_LEARNING, PRUNING, "adopted") if name in records), {})
+        recovered, others = records.get(RECOVERY, {}), {}
+        for name, record in records.items():
+            if name not in (SOURCE, MASK_LEARNING, PRUNING, "adopted", RECOVERY) and "history" in record:
+                others[name] = record["history"]
+        before = chosen.get("tokens", 0)
+        shifted = [row | {"num_tokens": row["num_tokens"] + before} for row in recovered.get("history", [])]
+        models = {"pruned": chosen.get("model"), "recovered": recovered.get("model")}
+        if "model" in recovered:
+            models["recovered"] |= {"learning_rate": recovered["learning_rate"]}
+        source = records.get(SOURCE) or {"shape": run.target.source.to_dict()}
+        return {name: model for name, model in models.items() if model} | {
+            "source": source | {"name": Path(run.source.name).name},
+            "target_shape": run.target.sizes(),
+            "kept": chosen.get("kept"),
+            "masks": chosen.get("masks"),
+            "prune_config": chosen.get("prune_config"),
+            "history": [*chosen.get("history", []), *shifted],
+            "baseline_history": others,
+            "sizes": chosen.get("sizes") or [],
+            "tokens": {
+                "calibration": chosen.get("calibration_tokens", 0),
+                "mask_learning": before,
+                "recovery": recovered.get("tokens", 0),
+            },
+            "passes": {name: records[name].get("passes") for name in (MASK_LEARNING, RECOVERY) if name in records},
+            "baselines": {
+                name: records[name]["model"] | {key: records[name][key] for key in ("tokens", "learning_rate")}
+                for name in others
+                if name != PAPER_MASKS and "model" in records[name]
+            },
+        }
+
+    def _kept_now(self) -> dict[str, Any]:
+        """The units that a cut would keep now, where this stage learns the run's masks."""
+        learning = None if self._trainer is None else self._trainer.mask_learning
+        if learning is None or self._name != MASK_LEARNING:
+            return {}
+        masks = learning.masks
+        return {"kept": kept_units_from_masks(masks.kept_units(), masks.kinds, masks.source).to_dict()}
+
+    def _live(self, state: str, said: str) -> dict[str, Any]:
+        folder, planned, now = self._run.folder, self._planned, time.perf_counter()
+        finished = {name: folder.seconds(name) for name in planned if folder.finished(name)}
+        whole = sum(work.flops for work in planned.values()) or 1.0
+        live: dict[str, Any] = {
+            "state": state,
+            "said": said,
+            "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+            "refresh_seconds": max(LEAST_REFRESH, math.ceil(self._last / MOST_TIME)),
+            "stage": self._name,
+            "seconds": sum(finished.values()) + (0.0 if self._name in finished else now - self._begun),
+            "seconds_left": self._seconds_left(finished),
+            "num_processes": num_processes(),
+            "stages": [
+                {
+                    "name": name,
+                    "state": _FINISHED if name in finished else _RUNNING if name == self._name else "waiting",
+                    "share": work.flops / whole,
+                    "seconds": finished.get(name),
+                }
+                for name, work in planned.items()
+            ],
+        }
+        done = [folder.recorded(name) for name in finished]
+        live["tokens"] = sum(record.get("tokens", 0) for record in done)
+        live["flops"] = sum(record.get("flops") or 0.0 for record in done)
+        return live | self._of_training(live)
+
+    def _of_training(self, live: dict[str, Any]) -> dict[str, Any]:
+        """Of the training that goes, if one does."""
+        trainer = self._trainer
+        if trainer is None or trainer.domains.loader is None:
+            return {}
+        learning, log = trainer.mask_learning, trainer.state.log_history
+        config = self._run.source.config if learning is not None else trainer.model.config
+        per_step = trainer.args.samples_per_step() * trainer.sample_length
+        found = {
+            "step": trainer.state.global_step,
+            "max_steps": trainer.state.max_steps,
+            "tokens": live["tokens"] + trainer.tokens_seen(),
+            "flops": live["flops"] + trainer.tokens_seen() * self._run.training_flops(config),
+            "training": [
+                {"num_tokens": row["step"] * per_step, "loss": row["loss"]}
+                for row in log
+                if "loss" in row and "step" in row
+            ],
+        }
+        if learning is not None and learning.kept_at_start:
+            found["swapped"] = learning.masks.swapped_units(learning.kept_at_start)
+        return found
+
+    def _seconds_left(self, finished: dict[str, float]) -> float | None:
+        """Of the run: the training that goes at its own speed, and the rest at that of all that is done."""
+        planned = {name: work.flops for name, work in self._planned.items()}
+        trainer = self._trainer
+        steps = (
+            0 if trainer is None or not hasattr(self, "_first_step") else trainer.state.global_step - self._first_step
+        )
+        if trainer is None or steps <= 0:
+            return seconds_left(planned, finished)
+        took = time.perf_counter() - self._train_begun
+        own = took / steps * (trainer.state.max_steps - trainer.state.global_step)
+        work = self._planned.get(self._name, Work(0.0))
+        done, seconds = work.own * steps / max(trainer.state.max_steps, 1), took
+        for name, taken in finished.items():
+            done, seconds = done + planned[name], seconds + taken
+        rest = work.judging + sum(flops for name, flops in planned.items() if name not in (*finished, self._name))
+        return own + (rest * seconds / done if done else 0.0)
+
+
+class _Watch(TrainerCallback):
+    """Asks for a new page where training may wait for it: between steps, and after what is logged."""
+
+    def __init__(self, live: LivePage):
+        self.live = live
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.live.training_begins(state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.live.draw_if_due()
+
+    def on_log(self, args, state, control, **kwargs):
+        self.live.draw_if_due()
