@@ -342,8 +342,8 @@ class ShearTrainingArguments(TrainingArguments):
         if self.max_steps <= 0 and self.num_train_epochs is not None:
             if streams:
                 raise UsageError(
-                    f"`num_train_epochs={self.num_train_epochs:g}` needs the number of samples, but {', '.join(streams)} are"
-                    " streams, which have none. Give `num_tokens` or `max_steps`."
+                    f"`num_train_epochs={self.num_train_epochs:g}` needs the number of samples, but {', '.join(streams)}"
+                    " are streams, which have none. Give `num_tokens` or `max_steps`."
                 )
             self.max_steps = math.ceil(self.num_train_epochs * num_samples / self.samples_per_step())
         if self.max_steps > 0:  # transformers and its model cards read both
