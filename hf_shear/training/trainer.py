@@ -149,6 +149,7 @@ class ShearTrainer(TrainerHooks):
         given: dict[str, Any] = {"data_collator": collate_domain_samples} | kwargs
         given |= {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "processing_class": processing_class}
         super().__init__(model=trained, args=args, callbacks=[*own, *(callbacks or [])], **given)
+        self._makes_optimizer = self.optimizer is None
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ShearProgressCallback())
         if self.pop_callback(PrinterCallback) is not None:
@@ -560,8 +561,9 @@ class ShearTrainer(TrainerHooks):
                 part.load_state_dict(state["parts"][part.name], own.get(part.name, {}), same_processes)
             part.load_files(checkpoint)
         self._good_checkpoint = checkpoint
-        # After a NaN a lower rate is asked for; masks take theirs from `args` in any case.
-        set_peak_rate(self.lr_scheduler, self.optimizer, self.args.learning_rate)
+        # After a NaN a lower rate is asked for; masks take theirs from `args` in any case, a given optimizer never.
+        if self._makes_optimizer:
+            set_peak_rate(self.lr_scheduler, self.optimizer, self.args.learning_rate)
         for role, now in self._peak_rates().items():
             before = state["rates"][role]
             if before != now:
