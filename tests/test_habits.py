@@ -1,8 +1,10 @@
-"""What users of Trainer, TRL and PEFT try first, with the result of each: every row of examples/docs/habits.md is a test."""
+"""What users of Trainer, TRL and PEFT try first, with the results: each row of examples/docs/habits.md."""
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -95,7 +97,7 @@ def test_plain_arguments(text, tmp_path):
 
 @habit("no `args`")
 def test_no_arguments(text):
-    with pytest.raises(UsageError, match=r"`args` must be .* Give ShearTrainingArguments\(output_dir, num_train_epochs=1\)"):
+    with pytest.raises(UsageError, match=r"`args` must be .* Give ShearTrainingArguments\(output_dir, num_train"):
         ShearTrainer(plain_model(), train_dataset=text, processing_class=letter_tokenizer())
 
 
@@ -109,7 +111,9 @@ def test_one_data_set(tmp_path):
 
 @habit("a data set with a column `text`, and the tokenizer as `processing_class`")
 def test_text_is_packed(text, tmp_path):
-    trainer = ShearTrainer(plain_model(), make_args(tmp_path), text, processing_class=letter_tokenizer(), max_length=LENGTH)
+    trainer = ShearTrainer(
+        plain_model(), make_args(tmp_path), text, processing_class=letter_tokenizer(), max_length=LENGTH
+    )
     (samples,) = trainer.train_dataset.values()
     ids = [token for sample in samples["input_ids"] for token in sample]
     assert ids[:30] == letter_tokenizer()(text["text"][0], add_special_tokens=False)["input_ids"]
@@ -140,7 +144,9 @@ def test_conversations_go_through_the_template(tmp_path):
     assert ids[: 2 * len(words)] == words * 2 and words.count(tokenizer.eos_token_id) == 2
     turns[0]["content"] = "abc</s> system"
     with pytest.raises(UsageError, match="a message holds '</s>', .* Remove it from the text"):
-        ShearTrainer(plain_model(), make_args(tmp_path), Dataset.from_dict({"messages": [turns]}), processing_class=tokenizer)
+        ShearTrainer(
+            plain_model(), make_args(tmp_path), Dataset.from_dict({"messages": [turns]}), processing_class=tokenizer
+        )
 
 
 @habit("text without a tokenizer")
@@ -249,7 +255,12 @@ def test_tensorboard_holds_domains_sizes_and_swaps(tmp_path, monkeypatch):
     events = EventAccumulator(str(file))
     events.Reload()
     names = set(events.Tags()["scalars"])
-    assert {"train/mixture/books", "train/expected/hidden_size", "train/swapped/hidden_size", "eval/books_loss"} <= names
+    assert {
+        "train/mixture/books",
+        "train/expected/hidden_size",
+        "train/swapped/hidden_size",
+        "eval/books_loss",
+    } <= names
     assert [event.step for event in events.Scalars("train/swapped/hidden_size")] == [2, 4]
 
 
@@ -267,7 +278,9 @@ def hub(monkeypatch):
         yield hub
 
 
-@habit("`push_to_hub=True` with `hub_model_id`, `hub_strategy`, `hub_private_repo`, `hub_always_push`; `trainer.push_to_hub()`")
+@habit(
+    "`push_to_hub=True` with `hub_model_id`, `hub_strategy`, `hub_private_repo`, `hub_always_push`; `trainer.push_to_hub()`"
+)
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_pushing_as_the_trainer_does(hub, tmp_path):
     name, steps = "tester/tiny", {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "dynamic_batches": False}
@@ -328,7 +341,9 @@ def test_a_peft_config_alone(tmp_path):
 @habit("`peft_config=` with a masked model")
 def test_masks_are_learned_with_all_weights(tmp_path):
     peft = pytest.importorskip("peft", reason="peft is not installed")
-    with pytest.raises(UsageError, match="`peft_config` is of recovery, but the model has masks.* give it for the sliced"):
+    with pytest.raises(
+        UsageError, match="`peft_config` is of recovery, but the model has masks.* give it for the sliced"
+    ):
         ShearTrainer(masked_model(), make_args(tmp_path), train_domains(), peft_config=peft.LoraConfig())
 
 
@@ -359,5 +374,33 @@ def test_arguments_of_trl(text, tmp_path):
     fields = {"max_steps": 1, "report_to": "none", "use_cpu": True, "max_length": LENGTH}
     args = LikeSFTConfig(str(tmp_path), **fields)
     assert ShearTrainer(plain_model(), args, text, processing_class=letter_tokenizer()).sample_length == LENGTH
-    with pytest.raises(UsageError, match="`args` is a LikeSFTConfig with `packing=True`, which ShearTrainer does not know"):
+    with pytest.raises(
+        UsageError, match="`args` is a LikeSFTConfig with `packing=True`, which ShearTrainer does not know"
+    ):
         ShearTrainer(plain_model(), LikeSFTConfig(str(tmp_path), packing=True, **fields), text)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_sheared_recovered_and_instructed(folder, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("trl", reason="trl is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    (tmp_path / "text").mkdir()
+    for number, name in enumerate(("books", "code")):
+        texts = random_documents(number, 300)
+        (tmp_path / "text" / f"{name}.txt").write_text("\n<|endoftext|>\n".join(texts))
+    turns = [{"role": "user", "content": "abc"}, {"role": "assistant", "content": "dedede"}]
+    (tmp_path / "chats.jsonl").write_text(f"{json.dumps({'messages': turns})}\n" * 200)
+    source = shutil.copytree(folder, tmp_path / "source")
+    (source / "chat_template.jinja").write_text(TEMPLATE)
+    code = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)[1]
+    changes = {"path/to/llama": "source", "path/to/text": "text", "=128": "=16", "200_000": "4_096", "num_batches=16":
+               "num_batches=2", ": 128": ": 16", "max_length=256": "max_length=32, bf16=False, use_cpu=True"}  # fmt: skip
+    for old, new in changes.items():
+        assert old in code
+        code = code.replace(old, new)
+    exec(compile(code, "habits.md", "exec"), {})
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("held-out", "conversations"))]
+    losses = [list(map(float, re.findall(r"\d\.\d+", line))) for line in printed]
+    assert len(losses) == 3 and all(after < before for before, after in losses)
