@@ -207,7 +207,7 @@ def test_masks_of_another_run_are_refused(copied, run_folder):
     recovery = copied / "recovery"
     make_trainer(plain_model(), make_args(recovery, save_strategy="steps", save_steps=8)).train()
     masks = make_trainer(masked_model(), make_args(recovery))
-    with pytest.raises(UsageError, match="the model's model_type was 'llama' and is now 'shearing_llama'"):
+    with pytest.raises(UsageError, match="the model's model_type was 'llama' and is now 'hf_shear_llama'"):
         masks.train(resume_from_checkpoint=str(recovery / "checkpoint-8"))
 
 

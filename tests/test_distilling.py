@@ -231,8 +231,10 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match="`push_to_hub=True` would publish masked checkpoints"):
         trainer_of(tmp_path, masked_model(), push_to_hub=True)
     pytest.importorskip("peft", reason="peft is not installed")
-    with pytest.raises(ValueError, match="`peft_config` is given, but `recovery_method` is 'full'"):
-        trainer_of(tmp_path, peft_config=default_peft_config())
+    with pytest.raises(ValueError, match="`peft_config` is given, but `recovery_method` is 'norms_and_biases'"):
+        trainer_of(tmp_path, peft_config=default_peft_config(), recovery_method="norms_and_biases")
+    with pytest.raises(ValueError, match="`peft_config` is of recovery, but the model has masks"):
+        trainer_of(tmp_path, masked_model(), peft_config=default_peft_config())
 
 
 def test_sums_are_logged_as_means_and_kept_over_a_checkpoint():

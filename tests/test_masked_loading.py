@@ -62,7 +62,7 @@ def test_target_may_be_an_object_or_a_dict(source, source_folder):
 
 def test_config_remembers_source_target_and_settings(source_folder):
     model = ShearingLlamaForCausalLM.from_pretrained(source_folder, target_shape=TARGET, mask_settings=PAPER)
-    assert model.config.model_type == "shearing_llama"
+    assert model.config.model_type == "hf_shear_llama"
     assert model.config.source_name_or_path == str(source_folder)
     assert model.config.resolved_target().sizes() == TARGET
     assert model.config.resolved_settings() == PAPER

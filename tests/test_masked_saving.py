@@ -28,7 +28,7 @@ def test_masked_checkpoint_comes_back_whole(masked_folder, token_ids, load):
 
 def test_masked_checkpoint_has_a_model_type_of_its_own(masked_folder):
     config = json.loads((masked_folder / "config.json").read_text())
-    assert config["model_type"] == "shearing_llama"
+    assert config["model_type"] == "hf_shear_llama"
     assert config["architectures"] == ["ShearingLlamaForCausalLM"]
     assert config["mask_phase"] == asdict(MaskPhase(7, 1, 0.25, 0.125, 0.5, 0.75))
     assert type(AutoConfig.from_pretrained(masked_folder)) is ShearingLlamaConfig

@@ -6,19 +6,31 @@ import copy
 import json
 import math
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from publishing_helpers import SECRET_PATH, SMALL, make_evaluation, make_provenance, make_results, make_run
 from training_helpers import plain_model
 from transformers import AutoModelForCausalLM
 
 from hf_shear.cli.main import main
 from hf_shear.core import UsageError
-from hf_shear.publishing import SourceLicense, model_card, write_card
+from hf_shear.publishing import (
+    ENGINES,
+    SourceLicense,
+    eval_result_files,
+    model_card,
+    read_facts,
+    where_it_loads,
+    write_card,
+)
 from hf_shear.publishing.card_facts import short_count
 from hf_shear.publishing.card_sections import as_published
+from hf_shear.runs import origin
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -273,6 +285,113 @@ def test_the_snippet_runs(tmp_path, monkeypatch, capsys):
     expected = AutoModelForCausalLM.from_pretrained(run / "recovered")
     assert torch.equal(names["model"].lm_head.weight, expected.lm_head.weight)
     assert names["tokens"].shape[1] > names["inputs"].input_ids.shape[1]
+
+
+CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+KEPT = {
+    "layers": [0, 2], "hidden": list(range(12)), "heads": {"0": [0, 1], "2": [2, 3]},
+    "key_value_heads": {"0": [0, 1], "2": [1, 2]}, "intermediate": {"0": list(range(16)), "2": list(range(4, 20))},
+}  # fmt: skip
+
+
+def change_results(run, **changes) -> None:
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | changes))
+
+
+def test_the_snippet_of_a_chat_model_uses_its_template(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run")
+    (run / "recovered" / "chat_template.jinja").write_text(CHAT)
+    assert main(["card", str(run), "--output", str(run / "card.md")]) == 0
+    snippet = re.search(r"```python\n(.*?)```", (run / "card.md").read_text(), flags=re.DOTALL)[1]
+    monkeypatch.chdir(run)
+    exec(compile(snippet.replace("Tell me a story.", "tell me"), "card", "exec"), names := {})
+    assert names["tokenizer"].decode(names["inputs"].input_ids[0]).replace(" ", "") == "tellme"
+    assert names["tokens"].shape[1] > names["inputs"].input_ids.shape[1]
+
+
+def test_engines_that_accept_it_have_a_command(files, tmp_path):
+    run = make_run(tmp_path / "run") / "recovered"
+    text = card(files, checkpoint=run, repo_id="me/small").text
+    verdicts = {row.engine: row.verdict for row in where_it_loads(ENGINES, read_facts(run))}
+    for engine, command in (
+        ("vLLM", "vllm serve me/small"),
+        ("llama.cpp", "convert_hf_to_gguf.py small --outfile small.gguf"),
+    ):
+        assert (command in text) == (verdicts[engine] == "accepted")
+    assert "accepted" in verdicts.values() and "llama.cpp (" in text
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"model_type": "ministral"}))
+    assert "convert_hf_to_gguf" not in card(files, checkpoint=run, repo_id="me/small").text
+
+
+def test_the_picture_of_what_was_kept(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    run = make_run(tmp_path / "run")
+    change_results(run, kept=KEPT)
+    assert main(["card", str(run)]) == 0
+    assert (run / "recovered" / "kept.png").read_bytes().startswith(b"\x89PNG")
+    assert "](kept.png)" in (run / "recovered" / "README.md").read_text()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["card", str(run), "--overwrite"]) == 0
+    assert "](kept.png)" not in (run / "recovered" / "README.md").read_text()
+    assert "pip install 'hf-shear[plots]'" in capsys.readouterr().out
+
+
+def test_commands_that_make_it_again_run_when_pasted(files):
+    results = files["results"] | {"made_by": {"commit": COMMIT, "url": "https://example.org/hf_shear.git"}}
+    results |= {"command": f"hf-shear recover {SECRET_PATH} --pruned '/tmp/my runs/pruned' --data_dir /data/text"}
+    results["versions"] = results["versions"] | {"torch": "2.13.0+cpu"}
+    text = card(files | {"results": results}, base_model="me/llama").text
+    block = re.search(r"These commands make it again.*?```bash\n(.*?)```", text, flags=re.DOTALL)[1]
+    assert block.splitlines() == [
+        "git clone https://example.org/hf_shear.git hf_shear && cd hf_shear",
+        f"git checkout {COMMIT}",
+        "python3 -m venv .venv && . .venv/bin/activate && pip install torch==2.13.0 -e '.[plots]'",
+        "hf-shear recover me/llama --pruned 'my runs/pruned' --data_dir text",
+    ]
+    assert subprocess.run(["bash", "-n"], input=block, text=True).returncode == 0
+    results["made_by"] = {"commit": COMMIT, "changed": True}
+    text = card(files | {"results": results}).text
+    assert "# Files had been changed since this commit.\n# In a clone of hf_shear:\ngit checkout 0123" in text
+    assert "hf-shear recover my-llama" in text
+
+
+def test_a_run_notes_its_commit_and_how_it_was_started(monkeypatch):
+    root = Path(origin.__file__).resolve().parents[2]
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.setattr("sys.argv", [str(root / "examples" / "shear.py"), "--output_dir", "a b"])
+    assert origin.run_command() == "python examples/shear.py --output_dir 'a b'"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert origin.run_command() == "accelerate launch examples/shear.py --output_dir 'a b'"
+    monkeypatch.setattr("sys.argv", [str(root / "hf_shear" / "cli" / "__main__.py"), "prune"])
+    assert origin.run_command() == "hf-shear prune"
+    answers = {"rev-parse": COMMIT, "remote": "https://me:word@example.org/x", "status": ""}
+    monkeypatch.setattr(origin, "_installed_from", dict)
+    monkeypatch.setattr(origin, "_git", lambda verb, *words: answers[verb])
+    if (root / ".git").exists():
+        assert origin.code_origin() == {"commit": COMMIT}
+        answers |= {"remote": "https://example.org/x", "status": " M hf_shear/core/ranks.py"}
+        assert origin.code_origin() == {"commit": COMMIT, "url": "https://example.org/x", "changed": True}
+
+
+def test_scores_of_the_hub_s_data_stand_in_files_of_their_own(files):
+    evaluation = copy.deepcopy(files["evaluation"])
+    assert eval_result_files(evaluation) == {} and eval_result_files(None) == {}
+    tasks = evaluation["pruned"]["tasks"]
+    tasks["arc/easy"] = tasks["piqa"] | {"dataset": {"id": "allenai/ai2_arc", "config": "ARC-Easy", "num_fewshot": 5}}
+    tasks["none"] = tasks["arc/easy"] | {"value": None}
+    ((name, content),) = eval_result_files(evaluation).items()
+    (entry,) = parse_eval_result_entries(yaml.safe_load(content))
+    assert name == ".eval_results/arc_easy.yaml"
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("allenai/ai2_arc", "ARC-Easy", 0.587)
+    assert entry.notes == "acc of lm-eval's task arc/easy, 5-shot"
+    found = [
+        result
+        for result in card(files | {"evaluation": evaluation}).data.eval_results
+        if result.dataset_name == "arc/easy"
+    ]
+    assert [(result.dataset_type, result.dataset_config) for result in found] == [("allenai/ai2_arc", "ARC-Easy")]
 
 
 def test_the_verb_writes_beside_the_weights_and_replaces_nothing_unasked(tmp_path, capsys):

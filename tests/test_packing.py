@@ -200,7 +200,7 @@ def test_bad_arguments(tokenizer):
         pack_domains(domains, tokenizer, 1)
     with pytest.raises(ValueError, match="`tokenizer` must have an `eos_token_id`"):
         pack_domains(domains, word_tokenizer({"w2": 2}, eos_token=None), 2)
-    with pytest.raises(ValueError, match=r"column 'text', but domain 'x' has \['body'\]"):
+    with pytest.raises(ValueError, match=r"column 'text' .*, but domain 'x' has \['body'\]"):
         pack_domains({"x": Dataset.from_dict({"body": ["w2"]})}, tokenizer, 2)
 
 

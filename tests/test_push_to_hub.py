@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import serving
+from huggingface_hub import ModelCard
 from launching import free_port
 from publishing_helpers import SECRET_PATH, contents, make_run
 from training_helpers import assert_equal_weights, full_disk, letter_tokenizer, masked_model
@@ -299,6 +300,38 @@ def test_the_licence_of_a_source_on_the_hub(hub, tmp_path, monkeypatch, asked, f
     push(hub, run, license=asked)
     card = hub.files(NAME)["README.md"]
     assert found in card and b"base_model: somebody/llama\n" in card and b"base_model_relation: finetune\n" in card
+
+
+def test_the_card_of_the_source_gives_language_and_data(hub, tmp_path, monkeypatch):
+    card = b"---\nlicense: mit\nlanguage: [en, zz_broken, code]\ndatasets: [me/text, 'not an id']\n---\n# Llama\n"
+    hub.add("somebody/llama", {"README.md": card})
+    run = make_run(tmp_path / "run")
+    path = run / "recovered" / "shear_provenance.json"
+    provenance = json.loads(path.read_text())
+    provenance["source"] |= {"name_or_path": "somebody/llama", "revision": "a" * 40}
+    path.write_text(json.dumps(provenance))
+    monkeypatch.chdir(tmp_path)
+    push(hub, run)
+    data = ModelCard(hub.files(NAME)["README.md"].decode()).data
+    assert data.language == ["en", "code"] and data.datasets == ["me/text"] and data.license == "mit"
+    assert (data.base_model, data["base_model_relation"]) == ("somebody/llama", "finetune")
+
+
+def test_scores_and_the_picture_go_along(hub, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    run = make_run(tmp_path / "run")
+    path = run / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    evaluation["pruned"]["tasks"]["piqa"]["dataset"] = {"id": "baber/piqa", "config": None, "num_fewshot": 0}
+    path.write_text(json.dumps(evaluation))
+    results = json.loads((run / "results.json").read_text())
+    layers = {name: {"0": [0, 1], "2": [0, 1]} for name in ("heads", "key_value_heads", "intermediate")}
+    results["kept"] = {"layers": [0, 2], "hidden": [1, 2, 3], **layers}
+    (run / "results.json").write_text(json.dumps(results))
+    push(hub, run)
+    files = hub.files(NAME)
+    assert b"id: baber/piqa" in files[".eval_results/piqa.yaml"]
+    assert files["kept.png"].startswith(b"\x89PNG") and b"](kept.png)" in files["README.md"]
 
 
 @pytest.mark.parametrize("failing", [1, 2])

@@ -415,7 +415,7 @@ def test_kept_layers_that_do_not_fit_are_refused(kept):
 
 def test_config_of_another_class_drops_what_that_class_does_not_know():
     class MaskedLlamaConfig(LlamaConfig):
-        model_type = "shearing_llama"
+        model_type = "hf_shear_llama"
         mask_settings: dict | None = None
 
     values = llama_config(attention_bias=True, layer_types=["full_attention"] * 5).to_dict()

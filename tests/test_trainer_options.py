@@ -18,7 +18,7 @@ from hf_shear.core import UsageError
 from hf_shear.training.trainer_options import CHANGED_DEFAULT, REFUSED, REFUSED_WITH_MASKS, TRAINER_OPTIONS, WORKS
 
 REFUSED_VALUES = {
-    "auto_find_batch_size": True, "num_train_epochs": 5.0, "lr_scheduler_type": "reduce_lr_on_plateau", "optim": "lomo",
+    "auto_find_batch_size": True, "lr_scheduler_type": "reduce_lr_on_plateau", "optim": "lomo",
     "use_cache": True, "bf16_full_eval": True, "fp16_full_eval": True, "eval_on_start": True,
     "prediction_loss_only": True, "eval_do_concat_batches": False, "eval_use_gather_object": True,
     "eval_accumulation_steps": 2, "include_for_metrics": ["loss"], "batch_eval_metrics": True,

@@ -17,7 +17,6 @@ from training_helpers import (
     plain_model,
     train_domains,
 )
-from transformers import TrainingArguments
 
 from hf_shear import ShearTrainer
 from hf_shear.training import check_domain_arguments, check_mask_options
@@ -44,8 +43,10 @@ def test_what_fits_is_accepted(model, tmp_path):
 
 
 def test_other_arguments_are_refused(model, tmp_path):
-    with pytest.raises(ValueError, match="`args` must be ShearTrainingArguments, but it is TrainingArguments"):
-        ShearTrainer(model, TrainingArguments(output_dir=str(tmp_path), use_cpu=True), train_domains())
+    with pytest.raises(ValueError, match="`args` must be ShearTrainingArguments, but it is dict. Give ShearTraining"):
+        ShearTrainer(model, {"output_dir": str(tmp_path)}, train_domains())
+    with pytest.raises(ValueError, match="`args` must be ShearTrainingArguments, but it is NoneType"):
+        ShearTrainer(model, train_dataset=train_domains())
 
 
 @pytest.mark.parametrize(
@@ -53,16 +54,16 @@ def test_other_arguments_are_refused(model, tmp_path):
     [
         (
             [1, 2],
-            r"`train_dataset` must be a non-empty dict .* but it is list. Make it with hf_shear.data.pack_domains",
+            r"`train_dataset` must be a data set, or a .* dict .* but it is list. Make it with hf_shear.data.pack_domains",
         ),
-        ({}, "`train_dataset` must be a non-empty dict .* but it is dict"),
+        ({}, "`train_dataset` must be a data set, or a non-empty dict .* but it is dict"),
         (
             samples([[1] * LENGTH]) | {"code": Dataset.from_dict({"input_ids": []})},
             "`train_dataset` has domains without samples: code. Give them text or leave them out",
         ),
         (
-            {"books": Dataset.from_dict({"text": ["once"]})},
-            r"`train_dataset\['books'\]` has columns \['text'\], but no 'input_ids'. Pack texts with",
+            {"books": Dataset.from_dict({"content": ["once"]})},
+            r"`train_dataset\['books'\]` has columns \['content'\], but none of 'input_ids' .packed., 'text' or 'messages'",
         ),
         (
             samples([[3, VOCAB_SIZE]]),

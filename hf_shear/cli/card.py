@@ -6,7 +6,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core import check_output_file
-from ..publishing import CARD_NAME, find_run, model_card, named_license, source_license, write_card
+from ..core.results import write_file_atomically
+from ..publishing import (
+    CARD_NAME,
+    PICTURE_NAME,
+    can_draw,
+    find_run,
+    kept_picture,
+    model_card,
+    named_license,
+    source_license,
+    source_metadata,
+    write_card,
+)
 
 SUMMARY = "Write a model's card from its results, without a network."
 EXAMPLE = "hf-shear card runs/001 --license apache-2.0"
@@ -42,14 +54,21 @@ def run(arguments: Arguments) -> None:
     if arguments.output is not None:
         check_output_file("output", arguments.output)
     files = find_run(arguments.folder)
+    output = Path(arguments.output or files.checkpoint / CARD_NAME)
+    known, picture = source_metadata(files.provenance), kept_picture(files.results, files.provenance)
     card = model_card(
         files.results, provenance=files.provenance, evaluation=files.evaluation, arm=files.arm,
         license=license or source_license(files.provenance, files.checkpoint), base_model=arguments.base_model,
-        source=arguments.source_name, rebuild_command=arguments.rebuild_command, datasets=arguments.datasets,
-        language=arguments.language,
+        source=arguments.source_name, rebuild_command=arguments.rebuild_command, checkpoint=files.checkpoint,
+        has_picture=picture is not None, datasets=arguments.datasets or known.get("datasets"),
+        language=arguments.language or known.get("language"),
     )  # fmt: skip
-    output = Path(arguments.output or files.checkpoint / CARD_NAME)
     path = write_card(card, output, arguments.overwrite)
     print(f"Wrote {path}.")
+    if picture is not None:
+        drawn = write_file_atomically(path.with_name(PICTURE_NAME), lambda temporary: temporary.write_bytes(picture))
+        print(f"Wrote {drawn}.")
+    elif not can_draw():
+        print("No picture of what was kept was drawn: that needs matplotlib (pip install 'hf-shear[plots]').")
     if card.data.get("license") is None:
         print("The licence of the source was not found: give it with --license before you publish.")

@@ -136,7 +136,7 @@ RANGES: dict[str, Range] = {
     # Training: lengths and batches
     "num_tokens": dataclasses.replace(_TOKENS, optional=True),
     "max_steps": _count("a number of steps such as 1000", apart=-1),
-    "num_train_epochs": _positive("a number of passes such as 3"),
+    "num_train_epochs": _positive("a number of passes such as 3", optional=True),
     "per_device_train_batch_size": _count("a number of samples such as 8"),
     "per_device_eval_batch_size": _count("a number of samples such as 8"),
     "gradient_accumulation_steps": _count("1 for no accumulation"),

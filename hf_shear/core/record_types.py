@@ -68,6 +68,7 @@ RESULTS = {
     "source": MODEL, "pruned": MODEL, "recovered": MODEL, "baselines": Each(any=MODEL), "target_shape": SHAPE,
     "masks": {"expected_shape": Each(any=NUMBER), "kept_below_half": Each(any=COUNT)}, "tokens": Each(any=COUNT),
     "seconds": Each(any=NUMBER), "versions": Each(any=TEXT), "seed": COUNT, "command": TEXT,
+    "made_by": {"commit": TEXT, "url": TEXT},
     "recovery": {"method": TEXT}, "passes": Each(any=Each(any=NUMBER)), "history": [ROW], "sizes": [ROW],
     "baseline_history": Each(any=[ROW]),
     "kept": {"hidden": [COUNT], "layers": [COUNT], "heads": UNITS, "key_value_heads": UNITS, "intermediate": UNITS},
@@ -76,7 +77,10 @@ DOMAIN = Needs(
     "loss", loss=NUMBER, loss_interval=INTERVAL, perplexity=NUMBER, perplexity_interval=INTERVAL,
     bits_per_byte=NUMBER, bits_per_byte_interval=INTERVAL, num_documents=COUNT, num_tokens=COUNT,
 )  # fmt: skip
-TASK = Needs("metric value", metric=TEXT, value=NUMBER, standard_error=NUMBER, num_items=COUNT)
+TASK = Needs(
+    "metric value", metric=TEXT, value=NUMBER, standard_error=NUMBER, num_items=COUNT,
+    dataset=Needs("id num_fewshot", id=TEXT, config=TEXT, num_fewshot=COUNT),
+)  # fmt: skip
 EVALUATED = {
     "name": TEXT, "dtype": TEXT, "num_parameters": SIZE, "weight_bytes": COUNT, "kv_cache_bytes_per_token": COUNT,
     "perplexity": {"protocol": {}, "domains": Each(any=DOMAIN), "mean_loss": NUMBER, "mean_bits_per_byte": NUMBER},
@@ -102,7 +106,7 @@ EVALUATION = {
 NULLABLE = (
     "learning_rate", "standard_error", "tokens", "value", "num_items", "loss_interval", "perplexity_interval",
     "bits_per_byte_interval", "interval", "name_or_path", "revision", "method", "calibration", "command",
-    "as_family", "pruning_share",
+    "as_family", "pruning_share", "config", "dataset", "url",
 )  # fmt: skip
 """Entries that may be null, beside objects and lists: not known, or there is none."""
 PRUNE_CONFIG = {

@@ -14,9 +14,10 @@ from filelock import FileLock, Timeout
 from .errors import UsageError
 from .ranks import by_main_process
 
-LOCK_NAME = ".lock"
+LOCK_NAME = "_run.lock"
 """File that is locked, in the folder itself: what lies around the folder may not be ours to write to. It names its
-last holder, and stays when the lock is gone: only the kernel says whether it is held."""
+last holder, and stays when the lock is gone: only the kernel says whether it is held. What begins with an underscore is
+not uploaded by transformers' ``push_to_hub=True``."""
 
 _NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 

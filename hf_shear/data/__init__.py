@@ -1,6 +1,7 @@
 """Data by domain: reading, packing, dynamic batches and the rule that updates the domains' weights."""
 
 from .calibration import Calibration
+from .chat import MESSAGES, TEXT, column_names
 from .documents import check_token_id, encode_texts, vocabulary_limit
 from .domains import load_domains, split_domains
 from .loader import TEACHER_COLUMNS, DynamicDataLoader, collate_domain_samples
@@ -21,7 +22,9 @@ from .streams import first_sample, is_stream
 
 __all__ = [
     "Calibration",
+    "MESSAGES",
     "TEACHER_COLUMNS",
+    "TEXT",
     "DynamicBatchSampler",
     "DynamicDataLoader",
     "StreamDataLoader",
@@ -30,6 +33,7 @@ __all__ = [
     "check_mixture_weights",
     "check_token_id",
     "collate_domain_samples",
+    "column_names",
     "damped_excess",
     "encode_texts",
     "enough_documents",

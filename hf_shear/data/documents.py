@@ -45,7 +45,7 @@ def encode_texts(
                 f"Every document must be a string, but one is {'null' if text is None else type(text).__name__}. Leave it"
                 " out, or convert it."
             )
-    control = _control_tokens(tokenizer)
+    control = control_tokens(tokenizer)
     if vocab_size is not None:
         for token, token_id in control.items():
             if token_id >= vocab_size:
@@ -101,7 +101,7 @@ def check_token_id(argument: str, token_id: int, tokenizer: PreTrainedTokenizerB
         )
 
 
-def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Special tokens by what is written for them. Those without brackets (a line break, say) are also ordinary text."""
     named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from ..core import UsageError, check_ranges
+from .chat import MESSAGES, TEXT, chat_documents, column_names
 from .documents import (
     TOKENIZE_BATCH,
     check_token_id,
@@ -84,7 +85,8 @@ def pack_domains(
     `load_dataset(..., streaming=True)`) is packed while it is read, and nothing of it is kept.
 
     Args:
-        domains: name -> data set or stream with the column `text`, one document per row.
+        domains: name -> data set or stream with the column `text`, one document per row; or with `messages`, one
+            conversation per row, which goes through the tokenizer's chat template.
         tokenizer: needs an `eos_token_id`.
         max_length: S.
         block_diagonal: also give `position_ids`, which restart at 0 at every document. transformers (eager,
@@ -117,12 +119,17 @@ def pack_domains(
     if vocab_size is not None:
         check_token_id("eos_token_id", eos_token_id, tokenizer, vocab_size)
         encoding["vocab_size"] = vocabulary_limit(tokenizer, vocab_size)
-    packed = {
-        name: PackedStream(dataset, max_length=max_length, block_diagonal=block_diagonal, **encoding)
-        if is_stream(dataset)
-        else _pack_domain(name, dataset, encoding, max_length, block_diagonal, num_proc)
-        for name, dataset in domains.items()
-    }
+    packed: dict[Any, Dataset | PackedStream] = {}
+    for name, dataset in domains.items():
+        columns, options = column_names(dataset), dict(encoding)
+        if MESSAGES in columns and TEXT not in columns:
+            dataset = chat_documents(name, dataset, tokenizer)
+            options["parse_special_tokens"] = True
+        packed[name] = (
+            PackedStream(dataset, max_length=max_length, block_diagonal=block_diagonal, **options)
+            if is_stream(dataset)
+            else _pack_domain(name, dataset, options, max_length, block_diagonal, num_proc)
+        )
     whole = {name: data for name, data in packed.items() if not isinstance(data, PackedStream)}
     return DatasetDict(whole) if len(whole) == len(packed) else packed
 
@@ -168,7 +175,8 @@ def _pack_domain(
 
     if "text" not in dataset.column_names:
         raise UsageError(
-            f"Every domain must have a column 'text', but domain {name!r} has {dataset.column_names}. Rename it."
+            f"Every domain must have a column 'text' (or '{MESSAGES}', of conversations), but domain {name!r} has"
+            f" {dataset.column_names}. Rename it."
         )
     try:
         tokenized = dataset.with_format(None).map(

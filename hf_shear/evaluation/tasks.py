@@ -100,7 +100,8 @@ def evaluate_tasks(
 
     Returns:
         By task: ``metric`` (see ``PREFERRED_METRICS``), its ``value`` and ``standard_error`` (None where lm-eval has
-        none), ``num_items``, and ``metrics``: all of them by name.
+        none), ``num_items``, ``dataset`` (``id``, ``config`` and ``num_fewshot`` where all items of a data set on the Hub
+        were asked, else None), and ``metrics``: all of them by name.
 
     Raises:
         ValueError: ``limit`` is below 1.
@@ -276,8 +277,19 @@ def _task_record(name: str, scores: Mapping[str, Any], results: Mapping[str, Any
         "metric": chosen,
         **(metrics[chosen] if chosen is not None else {"value": None, "standard_error": None}),
         "num_items": _num_items(name, results),
+        "dataset": _hub_dataset(name, results),
         "metrics": metrics,
     }
+
+
+def _hub_dataset(name: str, results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Id and config of the task's data set on the Hub, and shots; None for a group, other data or a part of the items."""
+    config, counts = results["configs"].get(name) or {}, results["n-samples"].get(name) or {}
+    path = config.get("dataset_path")
+    whole = counts and counts["effective"] == counts["original"]
+    if not isinstance(path, str) or "/" not in path or Path(path).exists() or not whole:
+        return None
+    return {"id": path, "config": config.get("dataset_name"), "num_fewshot": config.get("num_fewshot") or 0}
 
 
 def _num_items(name: str, results: Mapping[str, Any]) -> int:

@@ -11,6 +11,7 @@ from functools import wraps
 
 from huggingface_hub.dataclasses import strict
 from transformers import (
+    CONFIG_MAPPING,
     ArceeConfig,
     ArceeForCausalLM,
     AutoConfig,
@@ -113,7 +114,7 @@ __all__ = [
 class ShearingLlamaConfig(ShearingConfig, LlamaConfig):
     """``LlamaConfig`` with a target shape and masks."""
 
-    model_type = "shearing_llama"
+    model_type = "hf_shear_llama"
 
 
 class ShearingLlamaForCausalLM(ShearingModel, LlamaForCausalLM):
@@ -126,7 +127,7 @@ class ShearingLlamaForCausalLM(ShearingModel, LlamaForCausalLM):
 class ShearingMistralConfig(ShearingConfig, MistralConfig):
     """``MistralConfig`` with a target shape and masks."""
 
-    model_type = "shearing_mistral"
+    model_type = "hf_shear_mistral"
 
 
 class ShearingMistralForCausalLM(ShearingModel, MistralForCausalLM):
@@ -139,7 +140,7 @@ class ShearingMistralForCausalLM(ShearingModel, MistralForCausalLM):
 class ShearingMinistralConfig(ShearingConfig, MinistralConfig):
     """``MinistralConfig`` with a target shape and masks."""
 
-    model_type = "shearing_ministral"
+    model_type = "hf_shear_ministral"
 
 
 class ShearingMinistralForCausalLM(ShearingModel, MinistralForCausalLM):
@@ -152,7 +153,7 @@ class ShearingMinistralForCausalLM(ShearingModel, MinistralForCausalLM):
 class ShearingQwen2Config(ShearingConfig, Qwen2Config):
     """``Qwen2Config`` with a target shape and masks."""
 
-    model_type = "shearing_qwen2"
+    model_type = "hf_shear_qwen2"
 
 
 class ShearingQwen2ForCausalLM(ShearingModel, Qwen2ForCausalLM):
@@ -165,7 +166,7 @@ class ShearingQwen2ForCausalLM(ShearingModel, Qwen2ForCausalLM):
 class ShearingQwen3Config(ShearingConfig, Qwen3Config):
     """``Qwen3Config`` with a target shape and masks."""
 
-    model_type = "shearing_qwen3"
+    model_type = "hf_shear_qwen3"
 
 
 class ShearingQwen3ForCausalLM(ShearingModel, Qwen3ForCausalLM):
@@ -178,7 +179,7 @@ class ShearingQwen3ForCausalLM(ShearingModel, Qwen3ForCausalLM):
 class ShearingSmolLM3Config(ShearingConfig, SmolLM3Config):
     """``SmolLM3Config`` with a target shape and masks."""
 
-    model_type = "shearing_smollm3"
+    model_type = "hf_shear_smollm3"
 
 
 class ShearingSmolLM3ForCausalLM(ShearingModel, SmolLM3ForCausalLM):
@@ -191,7 +192,7 @@ class ShearingSmolLM3ForCausalLM(ShearingModel, SmolLM3ForCausalLM):
 class ShearingGraniteConfig(ShearingConfig, GraniteConfig):
     """``GraniteConfig`` with a target shape and masks."""
 
-    model_type = "shearing_granite"
+    model_type = "hf_shear_granite"
 
 
 class ShearingGraniteForCausalLM(ShearingModel, GraniteForCausalLM):
@@ -204,7 +205,7 @@ class ShearingGraniteForCausalLM(ShearingModel, GraniteForCausalLM):
 class ShearingPhi3Config(ShearingConfig, Phi3Config):
     """``Phi3Config`` with a target shape and masks."""
 
-    model_type = "shearing_phi3"
+    model_type = "hf_shear_phi3"
 
 
 class ShearingPhi3ForCausalLM(ShearingModel, Phi3ForCausalLM):
@@ -217,7 +218,7 @@ class ShearingPhi3ForCausalLM(ShearingModel, Phi3ForCausalLM):
 class ShearingGemmaConfig(ShearingConfig, GemmaConfig):
     """``GemmaConfig`` with a target shape and masks."""
 
-    model_type = "shearing_gemma"
+    model_type = "hf_shear_gemma"
 
 
 class ShearingGemmaForCausalLM(ShearingModel, GemmaForCausalLM):
@@ -230,7 +231,7 @@ class ShearingGemmaForCausalLM(ShearingModel, GemmaForCausalLM):
 class ShearingGemma2Config(ShearingConfig, Gemma2Config):
     """``Gemma2Config`` with a target shape and masks."""
 
-    model_type = "shearing_gemma2"
+    model_type = "hf_shear_gemma2"
 
 
 class ShearingGemma2ForCausalLM(ShearingModel, Gemma2ForCausalLM):
@@ -243,7 +244,7 @@ class ShearingGemma2ForCausalLM(ShearingModel, Gemma2ForCausalLM):
 class ShearingGemma3TextConfig(ShearingConfig, Gemma3TextConfig):
     """``Gemma3TextConfig`` with a target shape and masks."""
 
-    model_type = "shearing_gemma3_text"
+    model_type = "hf_shear_gemma3_text"
 
 
 class ShearingGemma3ForCausalLM(ShearingModel, Gemma3ForCausalLM):
@@ -256,7 +257,7 @@ class ShearingGemma3ForCausalLM(ShearingModel, Gemma3ForCausalLM):
 class ShearingOlmo2Config(ShearingConfig, Olmo2Config):
     """``Olmo2Config`` with a target shape and masks."""
 
-    model_type = "shearing_olmo2"
+    model_type = "hf_shear_olmo2"
 
 
 class ShearingOlmo2ForCausalLM(ShearingModel, Olmo2ForCausalLM):
@@ -269,7 +270,7 @@ class ShearingOlmo2ForCausalLM(ShearingModel, Olmo2ForCausalLM):
 class ShearingOlmo3Config(ShearingConfig, Olmo3Config):
     """``Olmo3Config`` with a target shape and masks."""
 
-    model_type = "shearing_olmo3"
+    model_type = "hf_shear_olmo3"
 
 
 class ShearingOlmo3ForCausalLM(ShearingModel, Olmo3ForCausalLM):
@@ -282,7 +283,7 @@ class ShearingOlmo3ForCausalLM(ShearingModel, Olmo3ForCausalLM):
 class ShearingExaone4Config(ShearingConfig, Exaone4Config):
     """``Exaone4Config`` with a target shape and masks."""
 
-    model_type = "shearing_exaone4"
+    model_type = "hf_shear_exaone4"
 
 
 class ShearingExaone4ForCausalLM(ShearingModel, Exaone4ForCausalLM):
@@ -295,7 +296,7 @@ class ShearingExaone4ForCausalLM(ShearingModel, Exaone4ForCausalLM):
 class ShearingSeedOssConfig(ShearingConfig, SeedOssConfig):
     """``SeedOssConfig`` with a target shape and masks."""
 
-    model_type = "shearing_seed_oss"
+    model_type = "hf_shear_seed_oss"
 
 
 class ShearingSeedOssForCausalLM(ShearingModel, SeedOssForCausalLM):
@@ -308,7 +309,7 @@ class ShearingSeedOssForCausalLM(ShearingModel, SeedOssForCausalLM):
 class ShearingArceeConfig(ShearingConfig, ArceeConfig):
     """``ArceeConfig`` with a target shape and masks."""
 
-    model_type = "shearing_arcee"
+    model_type = "hf_shear_arcee"
 
 
 class ShearingArceeForCausalLM(ShearingModel, ArceeForCausalLM):
@@ -321,7 +322,7 @@ class ShearingArceeForCausalLM(ShearingModel, ArceeForCausalLM):
 class ShearingHunYuanDenseV1Config(ShearingConfig, HunYuanDenseV1Config):
     """``HunYuanDenseV1Config`` with a target shape and masks."""
 
-    model_type = "shearing_hunyuan_v1_dense"
+    model_type = "hf_shear_hunyuan_v1_dense"
 
 
 class ShearingHunYuanDenseV1ForCausalLM(ShearingModel, HunYuanDenseV1ForCausalLM):
@@ -334,7 +335,7 @@ class ShearingHunYuanDenseV1ForCausalLM(ShearingModel, HunYuanDenseV1ForCausalLM
 class ShearingGlm4Config(ShearingConfig, Glm4Config):
     """``Glm4Config`` with a target shape and masks."""
 
-    model_type = "shearing_glm4"
+    model_type = "hf_shear_glm4"
 
 
 class ShearingGlm4ForCausalLM(ShearingModel, Glm4ForCausalLM):
@@ -347,7 +348,7 @@ class ShearingGlm4ForCausalLM(ShearingModel, Glm4ForCausalLM):
 class ShearingMixtralConfig(ShearingConfig, MixtralConfig):
     """``MixtralConfig`` with a target shape and masks."""
 
-    model_type = "shearing_mixtral"
+    model_type = "hf_shear_mixtral"
 
 
 class ShearingMixtralForCausalLM(ShearingModel, MixtralForCausalLM):
@@ -360,7 +361,7 @@ class ShearingMixtralForCausalLM(ShearingModel, MixtralForCausalLM):
 class ShearingQwen3MoeConfig(ShearingConfig, Qwen3MoeConfig):
     """``Qwen3MoeConfig`` with a target shape and masks."""
 
-    model_type = "shearing_qwen3_moe"
+    model_type = "hf_shear_qwen3_moe"
 
 
 class ShearingQwen3MoeForCausalLM(ShearingModel, Qwen3MoeForCausalLM):
@@ -373,6 +374,9 @@ SHEARING_CLASSES: dict[str, type[ShearingModel]] = {
     masked.config_class.model_type.removeprefix(MASKED_PREFIX): masked for masked in ShearingModel.__subclasses__()
 }
 """The masked model class of every family, by the ``model_type`` of the family."""
+
+
+_FORMER_PREFIX = "shearing_"  # of checkpoints of before November 2026
 
 
 def _with_stock_signature(stock: type[PreTrainedModel]) -> Callable[..., ShearingCausalLMOutput]:
@@ -388,6 +392,7 @@ def _with_stock_signature(stock: type[PreTrainedModel]) -> Callable[..., Shearin
 for _model_type, _masked in SHEARING_CLASSES.items():
     _masked.forward = _with_stock_signature(_masked.__bases__[1])
     AutoConfig.register(_masked.config_class.model_type, _masked.config_class)
+    CONFIG_MAPPING.register(_FORMER_PREFIX + _model_type, _masked.config_class, exist_ok=True)
     AutoModelForCausalLM.register(_masked.config_class, _masked)
     # Some families keep weights on disk under other names, or in other pieces, than in memory: a mixture's experts are
     # one file entry each, and one tensor together. transformers finds the rules by model_type.

@@ -5,29 +5,36 @@ from .checkpoint_facts import CheckpointFacts, facts_of_config, has_byte_fallbac
 from .checkpoint_files import CARD_NAME, files_left_out
 from .engine_rules import EVIDENCE, REFUSED, UNTESTED, WRONG, Row, where_it_loads
 from .engine_table import ENGINES
+from .eval_entries import eval_result_files
+from .kept_picture import PICTURE_NAME, can_draw, kept_picture
 from .push import push_to_hub
 from .run_files import find_run
-from .source_model import SourceLicense, source_license
+from .source_model import SourceLicense, source_license, source_metadata
 
 __all__ = [
     "CARD_NAME",
     "CheckpointFacts",
     "ENGINES",
     "EVIDENCE",
+    "PICTURE_NAME",
     "REFUSED",
     "Row",
     "SourceLicense",
     "UNTESTED",
     "WRONG",
+    "can_draw",
+    "eval_result_files",
     "facts_of_config",
     "files_left_out",
     "find_run",
     "has_byte_fallback",
+    "kept_picture",
     "model_card",
     "named_license",
     "push_to_hub",
     "read_facts",
     "source_license",
+    "source_metadata",
     "where_it_loads",
     "write_card",
 ]

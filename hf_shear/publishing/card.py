@@ -16,6 +16,10 @@ from ..core.results import TARGET_NAMES, write_text_atomically
 from . import card_sections
 from .card_facts import CardFacts, arm_name, check_facts
 from .card_limits import limits
+from .checkpoint_facts import read_facts
+from .checkpoint_files import has_chat_template
+from .engine_rules import where_it_loads
+from .engine_table import ENGINES
 from .local_paths import publishable
 from .source_model import (
     IDENTIFIER,
@@ -23,6 +27,7 @@ from .source_model import (
     SourceLicense,
     hub_source,
     is_hub_id,
+    is_language,
     is_license_link,
     masked_origin,
     source_name,
@@ -45,6 +50,8 @@ def model_card(
     arm: str = "recovered",
     license: SourceLicense | str | None = None,
     repo_id: str | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    has_picture: bool = False,
     name: str | None = None,
     base_model: str | None = None,
     source: str | None = None,
@@ -61,12 +68,15 @@ def model_card(
         arm: which record of the results the model is, "recovered" or "pruned".
         license: of the source, as the Hub names it.
         repo_id: where the model is published; None for one that is nowhere.
+        checkpoint: the model's folder, which says how it is used: with a chat template, and in which engines.
+        has_picture: whether ``kept.png`` (``kept_picture``) lies beside the card.
         name: what to call a model that is nowhere; made of the source's name and the size by default.
         base_model: id of the source on the Hub, where the source was loaded from a copy of it. By default what the
             provenance says, if that is certain.
         source: the source's name in prose.
         rebuild_command: the command that made the model; by default ``command`` of the results.
-        datasets, language: ids of existing data sets on the Hub, and codes such as "en", for the metadata.
+        datasets, language: ids of existing data sets on the Hub, and codes such as "en", for the metadata; of a source on
+            the Hub, ``source_metadata`` has them.
 
     Raises:
         ValueError: there are no results, the files are of different models, or an id is malformed.
@@ -79,15 +89,24 @@ def model_card(
                 raise UsageError(f"`{argument}` must be an id on the Hub, such as 'name/model', but it is {value!r}.")
     found, evaluation = publishable(results or {}), publishable(evaluation)
     for code in language or []:
-        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code):
+        if not is_language(code):
             raise UsageError(f"`language` must be a code such as 'en' or 'pt-BR', but it is {code!r}.")
     provenance, base_model, source = check_facts(found, provenance, evaluation, arm, base_model, source)
-    command = publishable(rebuild_command or found.get("command"))
+    command = publishable(_with_base_model(rebuild_command or (results or {}).get("command"), provenance, base_model))
+    engines = () if checkpoint is None else tuple(where_it_loads(ENGINES, read_facts(checkpoint)))
     facts = CardFacts(
         found, publishable(provenance), evaluation, arm, check_license(license), repo_id, base_model, source, command,
-        name,
+        name, checkpoint is not None and has_chat_template(Path(checkpoint)), engines, has_picture,
     )  # fmt: skip
     return ModelCard(f"---\n{_metadata(facts, datasets, language).to_yaml()}\n---\n\n{_body(facts)}")
+
+
+def _with_base_model(command: str | None, provenance: dict, base_model: str | None) -> str | None:
+    """The command with the source's id on the Hub in place of the folder of its copy."""
+    folder = (provenance.get("source") or {}).get("name_or_path")
+    if not command or not base_model or not folder:
+        return command
+    return re.sub(rf"(?<![^\s'\"=]){re.escape(folder)}/?(?![^\s'\"])", base_model, command)
 
 
 def named_license(identifier: str | None, name: str | None = None, link: str | None = None) -> SourceLicense | None:
@@ -176,13 +195,25 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
         if row["value"] is None:  # the harness has none
             continue
         metric: Any = row["metric"]
-        found.append(_result(task, task, _METRICS[metric] if metric in _METRICS else metric, row["value"], metric))
+        dataset = row.get("dataset") or {"id": UNPUBLISHED_DATA, "config": task}
+        found.append(
+            _result(
+                task,
+                dataset["config"] or "default",
+                _METRICS[metric] if metric in _METRICS else metric,
+                row["value"],
+                metric,
+                dataset["id"],
+            )
+        )
     return found
 
 
-def _result(dataset: str, config: str, metric: str, value: float, name: str) -> EvalResult:
+def _result(
+    dataset: str, config: str, metric: str, value: float, name: str, kind: str = UNPUBLISHED_DATA
+) -> EvalResult:
     return EvalResult(
-        task_type="text-generation", dataset_type=UNPUBLISHED_DATA, dataset_name=shown(dataset),
+        task_type="text-generation", dataset_type=shown(kind), dataset_name=shown(dataset),
         dataset_config=shown(config), metric_type=shown(metric), metric_value=value, metric_name=shown(name),
     )  # fmt: skip
 

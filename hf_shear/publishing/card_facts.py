@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..core import UsageError, check_record
 from ..core.markdown import inline_code, link, markdown_text
+from .engine_rules import Row
 from .source_model import SourceLicense, hub_source, source_name
 
 SIZE_UNITS = ((10**9, "B"), (10**6, "M"), (10**3, "K"))
@@ -24,6 +25,9 @@ class CardFacts:
         source: the source's name in prose.
         rebuild_command: the command that made the model, None if it was not recorded.
         given_name: what to call a model that is not published.
+        has_chat_template: whether its tokenizer has one.
+        engines: what is known of it in engines besides transformers; empty where its files were not looked at.
+        has_picture: whether the picture of what was kept lies beside the card.
     """
 
     results: dict
@@ -36,6 +40,9 @@ class CardFacts:
     source: str
     rebuild_command: str | None
     given_name: str | None = None
+    has_chat_template: bool = False
+    engines: tuple[Row, ...] = ()
+    has_picture: bool = False
 
     @property
     def record(self) -> dict:

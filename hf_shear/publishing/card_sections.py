@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
+
 from ..core import TARGET_NAMES
 from ..core.markdown import fenced_code, inline_code, markdown_text
 from ..masks import STRATEGIES
 from ..report import markdown_table
 from .card_facts import CardFacts, short_count
 from .citations import citations
+from .engine_rules import ACCEPTED, EVIDENCE
+from .kept_picture import PICTURE_NAME
 
 FOLDER_COMMENT = "  # the folder of that name in the run's folder"
 PUSH_COMMAND = "hf-shear push RUN_FOLDER YOUR_NAME/MODEL_NAME --private"
-MADE_AGAIN = "This command makes it again:"
-NOT_PUBLISHED = "This model is not published. These commands make it again and publish it:"
+MADE_AGAIN = "These commands make it again, in a POSIX shell with git and Python:"
 NO_COMMAND = "The command that made this model was not recorded."
-NOT_PUBLISHED_EITHER = f"\n\nIt is not published. This command publishes it:\n\n```bash\n{PUSH_COMMAND}\n```"
+NOT_PUBLISHED = f"\n\nThis model is not published. This command publishes it:\n\n```bash\n{PUSH_COMMAND}\n```"
+ENGINE_COMMANDS = {
+    "vLLM": "vllm serve {name}",
+    "llama.cpp": "python llama.cpp/convert_hf_to_gguf.py {folder} --outfile {file}.gguf && llama-cli -m {file}.gguf",
+}
+"""How a checkpoint is run in an engine whose rules accept it; {name} may be on the Hub, {folder} is one here."""
 RECOVERY_METHODS = {
     "full": "all weights were trained",
     "lora": "low-rank adapters were trained and merged",
@@ -45,7 +53,8 @@ def removed(facts: CardFacts) -> str:
             )
     own, source = facts.record["num_parameters"], facts.results["source"]["num_parameters"]
     lines.append(f"| parameters | {source:,} | {own:,} | {100 * own / source:.1f} % |")
-    return "\n".join(lines)
+    picture = f"\n\n![Heads, MLP neurons and hidden dimensions that were kept]({PICTURE_NAME})"
+    return "\n".join(lines) + (picture if facts.has_picture else "")
 
 
 def made(facts: CardFacts) -> str:
@@ -226,38 +235,74 @@ def license_text(facts: CardFacts) -> str:
 
 
 def load(facts: CardFacts) -> str:
-    """A snippet that loads the model and writes some words."""
+    """A snippet that loads the model and writes some words, and commands of the engines that take it."""
     name = facts.repo_id or facts.arm
     comment = "" if facts.repo_id else FOLDER_COMMENT
+    if facts.has_chat_template:
+        inputs = """messages = [{"role": "user", "content": "Tell me a story."}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)"""
+    else:
+        inputs = 'inputs = tokenizer("Once upon a time", return_tensors="pt")'
     return f"""```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 name = "{name}"{comment}
 tokenizer = AutoTokenizer.from_pretrained(name)
 model = AutoModelForCausalLM.from_pretrained(name)
-inputs = tokenizer("Once upon a time", return_tensors="pt")
+{inputs}
 tokens = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=20)
 print(tokenizer.decode(tokens[0]))
 ```
 
-It is a plain checkpoint: `hf_shear` is not needed to load it."""
+It is a plain checkpoint: `hf_shear` is not needed to load it.{_engines(facts)}"""
+
+
+def _engines(facts: CardFacts) -> str:
+    """Commands of the engines whose rules accept the checkpoint; nothing where there is none."""
+    blocks = []
+    for row in facts.engines:
+        if row.engine not in ENGINE_COMMANDS or row.verdict != ACCEPTED:
+            continue
+        folder = (facts.repo_id or facts.arm).split("/")[-1]
+        command = ENGINE_COMMANDS[row.engine].format(name=facts.repo_id or facts.arm, folder=folder, file=folder)
+        if facts.repo_id and "{folder}" in ENGINE_COMMANDS[row.engine]:
+            command = f"hf download {facts.repo_id} --local-dir {folder}\n{command}"
+        blocks.append(
+            f"{row.engine} ({row.version}) takes it ({EVIDENCE[row.evidence]}):\n\n{fenced_code(command, 'bash')}"
+        )
+    return "".join(f"\n\n{block}" for block in blocks)
 
 
 def again(facts: CardFacts) -> str:
-    """The command that makes the model, and the one that publishes it where that has not been done."""
-    command, published = facts.rebuild_command, facts.repo_id is not None
-    if command:
-        commands = command if published else f"{command}\n{PUSH_COMMAND}"
-        return f"{MADE_AGAIN if published else NOT_PUBLISHED}\n\n{fenced_code(commands, 'bash')}"
-    return NO_COMMAND + ("" if published else NOT_PUBLISHED_EITHER)
+    """The commands that make the model, and the one that publishes it where that has not been done."""
+    text = NO_COMMAND
+    if facts.rebuild_command:
+        commands = "\n".join([*_install(facts), facts.rebuild_command])
+        text = f"{MADE_AGAIN}\n\n{fenced_code(commands, 'bash')}"
+        text += "\n\nFolders in it stand without their paths: text and models of these names must be in the folder."
+    return text + ("" if facts.repo_id is not None else NOT_PUBLISHED)
+
+
+def _install(facts: CardFacts) -> list[str]:
+    """Lines that install the code of the commit that made the model; none where that was not noted."""
+    code = facts.results.get("made_by") or facts.results.get("code") or {}
+    commit = code.get("commit")
+    if not commit:
+        return []
+    url, changed = code.get("url"), code.get("changed")
+    torch = str((facts.results.get("versions") or {}).get("torch", "")).partition("+")[0]
+    lines = ["# Files had been changed since this commit."] if changed else []
+    lines += [f"git clone {url} hf_shear && cd hf_shear"] if url else ["# In a clone of hf_shear:"]
+    packages = shlex.join([*([f"torch=={torch}"] if torch else []), "-e", ".[plots]"])
+    environment = "python3 -m venv .venv && . .venv/bin/activate"
+    return [*lines, f"git checkout {shlex.quote(commit)}", f"{environment} && pip install {packages}"]
 
 
 def as_published(card: str, repo_id: str) -> str:
     """A card that was written before the model was published, perhaps edited since, as it reads afterwards."""
     for arm in ("recovered", "pruned"):
         card = card.replace(f'name = "{arm}"{FOLDER_COMMENT}', f'name = "{repo_id}"')
-    card = card.replace(NOT_PUBLISHED_EITHER, "").replace(NOT_PUBLISHED, MADE_AGAIN)
-    return card.replace(f"\n{PUSH_COMMAND}\n", "\n")
+    return card.replace(NOT_PUBLISHED, "")
 
 
 def versions(facts: CardFacts) -> str:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from ..core import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, UsageError, read_json_object
 from ..slicing import CONFIGURATION_NAME, PROVENANCE_NAME, PRUNE_CONFIG_NAME, is_own_configuration
 from ..sources import MASKED_PREFIX
+from .kept_picture import PICTURE_NAME
 from .plain_files import plain_file
 from .source_model import LICENSE_NAMES
 
@@ -110,10 +111,18 @@ def other_files(checkpoint: Path) -> list[str]:
     return found
 
 
+def has_chat_template(checkpoint: Path) -> bool:
+    """Whether the tokenizer in a folder has a chat template."""
+    if plain_file(checkpoint / "chat_template.jinja"):
+        return True
+    path = checkpoint / "tokenizer_config.json"
+    return plain_file(path) and bool(read_json_object(path).get("chat_template"))
+
+
 def files_left_out(checkpoint: Path) -> list[str]:
     """Names of what lies in the folder and is not published: what is of no kind above, folders too."""
     published = {
         *weight_files(checkpoint), *other_files(checkpoint),
-        CARD_NAME, REPORT_NAME, RESULTS_NAME, EVALUATION_NAME, PROVENANCE_NAME, PRUNE_CONFIG_NAME,
+        CARD_NAME, PICTURE_NAME, REPORT_NAME, RESULTS_NAME, EVALUATION_NAME, PROVENANCE_NAME, PRUNE_CONFIG_NAME,
     }  # fmt: skip
     return sorted(path.name + "/" * path.is_dir() for path in checkpoint.iterdir() if path.name not in published)

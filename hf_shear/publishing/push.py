@@ -17,11 +17,20 @@ from ..slicing import PROVENANCE_NAME, PRUNE_CONFIG_NAME
 from .card import check_license, masked_card, model_card, published_json
 from .card_sections import as_published
 from .checkpoint_files import CARD_NAME, TOKENIZER_NAMES, is_masked, other_files, weight_files
+from .eval_entries import eval_result_files
 from .hub_access import NETWORK_ERRORS, PushError, RemoteRepo, asking_the_hub, check_token, refusal, remote_repo
+from .kept_picture import PICTURE_NAME, kept_picture
 from .local_paths import last_part, without_source_path
 from .plain_files import plain_file
 from .run_files import RunFiles, find_run
-from .source_model import SourceLicense, is_hub_id, masked_origin, source_license, text_license
+from .source_model import (
+    SourceLicense,
+    is_hub_id,
+    masked_origin,
+    source_license,
+    source_metadata,
+    text_license,
+)
 
 _BRANCH = re.compile(r"(?!.*\.\.)\w[\w./-]*")
 _WITH_SOURCE_PATH = ("config.json", "tokenizer_config.json")  # files in which libraries note where something came from
@@ -83,9 +92,15 @@ def push_to_hub(
             f"{repo_id!r} already holds another model. Choose another name, or replace it with `--overwrite`"
             " (`overwrite=True`); its history keeps the old one."
         )
-    with asking_the_hub(api):
-        license = license or source_license(_origin(run), run.checkpoint, api)
-    card = as_published(own_card, repo_id) if own_card is not None else _card(run, license, base_model, repo_id)
+    if own_card is not None:
+        card = as_published(own_card, repo_id)
+    else:
+        with asking_the_hub(api):
+            license = license or source_license(_origin(run), run.checkpoint, api)
+            metadata = source_metadata(_origin(run), api)
+        picture = kept_picture(run.results, run.provenance) if run.results else None
+        files |= {PICTURE_NAME: picture} if picture else {}
+        card = _card(run, license, base_model, repo_id, metadata, PICTURE_NAME in files)
     files[CARD_NAME] = card.encode()
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
     if not (remote.free or remote.same_model):
@@ -134,12 +149,12 @@ def _origin(run: RunFiles) -> dict | None:
     return masked_origin(run.config) if is_masked(run.config) else run.provenance
 
 
-def _card(run: RunFiles, license: SourceLicense | None, base_model: str | None, repo_id: str) -> str:
+def _card(run: RunFiles, license, base_model: str | None, repo_id: str, metadata: dict, has_picture: bool) -> str:
     if is_masked(run.config):
         return str(masked_card(run.config, license, repo_id))
     card = model_card(
         run.results, provenance=run.provenance, evaluation=run.evaluation, arm=run.arm, license=license,
-        repo_id=repo_id, base_model=base_model,
+        repo_id=repo_id, base_model=base_model, checkpoint=run.checkpoint, has_picture=has_picture, **metadata,
     )  # fmt: skip
     return str(card)
 
@@ -172,6 +187,9 @@ def _files(run: RunFiles, weights: dict[str, Path], license_file) -> dict[str, s
         (RESULTS_NAME, run.results), (EVALUATION_NAME, run.evaluation),
     )  # fmt: skip
     files |= {name: published_json(content) for name, content in contents if content is not None}
+    files |= eval_result_files(run.evaluation)
+    if plain_file(run.checkpoint / PICTURE_NAME):
+        files[PICTURE_NAME] = (run.checkpoint / PICTURE_NAME).read_bytes()
     if run.report is not None:
         files[REPORT_NAME] = _report(run, run.report)
     return files

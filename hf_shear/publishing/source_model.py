@@ -18,6 +18,7 @@ LICENSE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt
 MAX_LICENSE_BYTES = 1 << 20  # that are looked at to tell which licence it is
 IDENTIFIER = re.compile(r"[A-Za-z0-9.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 # Identifiers of https://huggingface.co/docs/hub/repositories-licenses by words that only their texts hold; in order.
 _LICENSE_TEXTS = (
     ("llama 3.3 community license", "llama3.3"),
@@ -94,22 +95,49 @@ def source_license(
         checkpoint: the folder of the model, which may hold the licence file of its source.
         api: asks the Hub as well, for a source that is there; without it nothing leaves the machine.
     """
-    hub_id = hub_source(provenance)
-    found = None
-    if provenance is not None and hub_id is not None:
-        cached = try_to_load_from_cache(hub_id, "README.md", revision=provenance["source"]["revision"])
-        found = _card_license(Path(cached), f"the model card of {hub_id}") if isinstance(cached, str) else None
-        found = found or (_license_on_the_hub(hub_id, api) if api is not None else None)
+    found = _named_by_card(source_card(provenance, api), f"the model card of {hub_source(provenance)}")
     return found or (_folder_license(checkpoint) if checkpoint is not None else None)
+
+
+def source_metadata(provenance: dict | None, api: HfApi | None = None) -> dict[str, list[str]]:
+    """What the source's card on the Hub says of its ``language`` and its ``datasets``; without what is malformed.
+
+    A pruned model has both from its source: its weights were made by that text.
+
+    Args:
+        api: as for ``source_license``.
+    """
+    data = source_card(provenance, api)
+    found = {}
+    for name, fits in (("language", is_language), ("datasets", is_hub_id)):
+        values = (data.get(name) if data is not None else None) or []
+        values = [values] if isinstance(values, str) else values if isinstance(values, list) else []
+        found[name] = [value for value in values if isinstance(value, str) and fits(value)]
+    return {name: values for name, values in found.items() if values}
+
+
+def source_card(provenance: dict | None, api: HfApi | None = None) -> CardData | None:
+    """The metadata of the source's card on the Hub: of its copy on this machine, or else as ``api`` gives it."""
+    hub_id = hub_source(provenance)
+    if provenance is None or hub_id is None:
+        return None
+    cached = try_to_load_from_cache(hub_id, "README.md", revision=provenance["source"]["revision"])
+    if isinstance(cached, str):
+        return ModelCard(Path(cached).read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+    try:
+        return None if api is None else api.model_info(hub_id).card_data
+    except HfHubHTTPError:
+        return None  # gone or gated: the card then says that the licence was not found
+
+
+def is_language(code: str) -> bool:
+    """Whether it is a code of a language, such as "en" or "pt-BR", or one of the Hub's two special ones."""
+    return code in ("code", "multilingual") or bool(_LANGUAGE.fullmatch(code))
 
 
 def _folder_license(folder: Path) -> SourceLicense | None:
     path = next((folder / name for name in LICENSE_NAMES if plain_file(folder / name)), None)
     return None if path is None else text_license(path)
-
-
-def _card_license(path: Path, found_in: str) -> SourceLicense | None:
-    return _named_by_card(ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data, found_in)
 
 
 def _named_by_card(data: CardData | None, found_in: str) -> SourceLicense | None:
@@ -141,11 +169,3 @@ def text_license(path: Path) -> SourceLicense:
             return SourceLicense(identifier, f"the file {path.name}")
     first = next((line.strip() for line in text.splitlines() if line.strip()), "own licence")
     return SourceLicense("other", f"the file {path.name}", name=shown(first[:80]), link="LICENSE")
-
-
-def _license_on_the_hub(hub_id: str, api: HfApi) -> SourceLicense | None:
-    try:
-        data = api.model_info(hub_id).card_data
-    except HfHubHTTPError:
-        return None  # gone or gated: the card then says that the licence was not found
-    return _named_by_card(data, f"the model card of {hub_id}")

@@ -29,9 +29,10 @@ from .choose_target import choose_target
 from .domain_data import MOST_JUDGED, DomainData
 from .learned_arm import masked_arm
 from .learned_cut import cut_learned_masks
+from .origin import run_command
 from .peak_memory import peak_memory
 from .pipeline_arguments import DataArguments, TargetArguments
-from .report import judge, run_command
+from .report import judge
 from .stages import pack, read_domains
 
 BENCH_NAME = "bench.json"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
-import sys
 import time
 from dataclasses import asdict
 from functools import partial
@@ -21,7 +19,6 @@ from ..core import (
     check_results,
     collect_versions,
     model_record,
-    redact_command,
     write_json_atomically,
     write_results,
     write_text_atomically,
@@ -33,6 +30,7 @@ from ..report import comparison_table, plot_domains, plot_kept_units, plot_sizes
 from ..shapes import TARGET_NAMES, ModelShape, count_parameters
 from ..sources import Source, open_source, ready_to_compute, whole_models
 from ..training import ShearTrainingArguments, evaluate_samples
+from .origin import code_origin, run_command
 
 SAMPLES = "samples"
 """In a model's record: ``digest`` of the text that judged it, and ``num_tokens`` and ``nats`` of each sample, by domain."""
@@ -124,6 +122,7 @@ def run_results(
         "seed": args.seed,
         "recovery": recovery_settings(args),
         "command": run_command(),
+        "made_by": code_origin(),
         "kept": learned["kept"],
         "passes": {"mask_learning": learned["passes"], "recovery": recovered["passes"]},
         "history": learned["history"] + _shifted(recovered["history"], learned["tokens"]),
@@ -160,6 +159,7 @@ def pruning_results(
         "versions": collect_versions(),
         "seed": args.seed,
         "command": run_command(),
+        "made_by": code_origin(),
         "kept": pruning.kept.to_dict(),
         "history": [],
         "sizes": [],
@@ -170,11 +170,6 @@ def recovery_settings(args: ShearTrainingArguments) -> dict:
     """How a model was recovered: the method, and the distillation or None."""
     settings = args.distillation_settings()
     return {"method": args.recovery_method, "distillation": None if settings is None else asdict(settings)}
-
-
-def run_command() -> str:
-    """The command that this process was started with, without tokens."""
-    return redact_command(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
 def _shifted(history: list[dict], tokens_before: int) -> list[dict]:

@@ -270,5 +270,5 @@ def find_family(config: PretrainedConfig) -> Family | None:
     for base in type(config).__mro__:
         family = _by_config_class().get(base)
         if family is not None:
-            return family if config.model_type in (family.model_type, f"shearing_{family.model_type}") else None
+            return family if config.model_type in (family.model_type, f"hf_shear_{family.model_type}") else None
     return None

@@ -69,7 +69,7 @@ def check_nemotron_nas(config: PretrainedConfig, shape: ModelShape, uneven: Coll
     Raises:
         ValueError: the text names the rule, and what to do.
     """
-    if config.model_type.removeprefix("shearing_") != "llama":
+    if config.model_type.removeprefix("hf_shear_") != "llama":
         raise UsageError(
             f"`form` 'nemotron_nas' holds what a Llama computes, but the source has model_type {config.model_type!r}. Save"
             " it padded (form='padded')."

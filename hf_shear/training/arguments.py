@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..core import RANGES, UsageError, bars_are_seen, check_ranges
+from ..data import is_stream
 from ..distillation import DistillationSettings
 from ..masks import STRATEGIES, MaskSchedule
 from .backends import check_accelerator, check_launch
@@ -65,6 +68,10 @@ class ShearTrainingArguments(TrainingArguments):
     num_tokens: int | None = field(
         default=None,
         metadata={"help": "Training tokens of this stage; sets max_steps = ceil(num_tokens / tokens per step)."},
+    )
+    num_train_epochs: float | None = field(
+        default=None,
+        metadata={"help": "Sets max_steps to as many samples as so many passes over all domains; max_steps wins."},
     )
 
     # Masks
@@ -320,6 +327,27 @@ class ShearTrainingArguments(TrainingArguments):
                 " two."
             )
         self.max_steps = steps
+
+    def set_epochs(self, datasets: Mapping[str, Any]) -> None:
+        """Set ``max_steps`` from ``num_train_epochs`` where nothing else sets it, and then the latter from the steps.
+
+        Args:
+            datasets: samples per domain. An epoch is as many samples as all domains hold together.
+
+        Raises:
+            ValueError: a domain is a stream, whose samples can not be counted.
+        """
+        streams = [name for name, dataset in datasets.items() if is_stream(dataset)]
+        num_samples = sum(len(dataset) for name, dataset in datasets.items() if name not in streams)
+        if self.max_steps <= 0 and self.num_train_epochs is not None:
+            if streams:
+                raise UsageError(
+                    f"`num_train_epochs={self.num_train_epochs:g}` needs the number of samples, but {', '.join(streams)}"
+                    " are streams, which have none. Give `num_tokens` or `max_steps`."
+                )
+            self.max_steps = math.ceil(self.num_train_epochs * num_samples / self.samples_per_step())
+        if self.max_steps > 0:  # transformers and its model cards read both
+            self.num_train_epochs = 1.0 if streams else self.max_steps * self.samples_per_step() / num_samples
 
     def steps_for_tokens(self, num_tokens: int, sample_length: int) -> int:
         """Optimizer steps that see at least ``num_tokens`` tokens in samples of ``sample_length``."""

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from ..core import UsageError
 from ..data import check_mixture_bounds, check_mixture_weights, first_sample, is_stream
-from ..modeling import check_model
 from .arguments import ShearTrainingArguments
 
 SAMPLES_LOOKED_AT = 16  # of each domain, evenly spaced: a data set of billions of tokens is not read to be checked
@@ -21,17 +20,9 @@ def check_datasets(
     model: PreTrainedModel, args: ShearTrainingArguments, train_dataset: Mapping | None, eval_dataset: Mapping | None
 ) -> None:
     """Raise ValueError for whatever would fail, or silently go wrong, hours later."""
-    check_model(model)
-    if not isinstance(args, ShearTrainingArguments):
-        raise UsageError(f"`args` must be ShearTrainingArguments, but it is {type(args).__name__}. Make them so.")
     for name, datasets in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
         if datasets is None:
             continue
-        if not isinstance(datasets, Mapping) or not datasets:
-            raise UsageError(
-                f"`{name}` must be a non-empty dict (or DatasetDict) of packed samples per domain, but it is"
-                f" {type(datasets).__name__}. Make it with hf_shear.data.pack_domains."
-            )
         streams = [domain for domain in datasets if is_stream(datasets[domain])]
         if streams and name == "eval_dataset":
             raise UsageError(
@@ -125,8 +116,8 @@ def _check_samples(name: str, datasets: Mapping, model: PreTrainedModel) -> None
         first = _first_sample(name, domain, dataset)
         if "input_ids" not in first:
             raise UsageError(
-                f"`{name}[{domain!r}]` has columns {sorted(first)}, but no 'input_ids'. Pack"
-                " texts with hf_shear.data.pack_domains."
+                f"`{name}[{domain!r}]` has columns {sorted(first)}, but none of 'input_ids' (packed), 'text' or 'messages'."
+                " Rename the one with the text (`rename_column`)."
             )
         # Of a stream, only the first: reading on would be a replay.
         later = []

@@ -5,9 +5,9 @@ from __future__ import annotations
 from ..core import SHAPE_NAMES, TARGET_NAMES
 
 MIXTURE, REFERENCE, EXCESS, NOISE = "mixture/", "reference/", "excess/", "stderr/"
-EXPECTED, TARGET = "expected/", "target/"
+EXPECTED, TARGET, SWAPPED = "expected/", "target/", "swapped/"
 """What the names of entries begin with: weights, reference losses and excess losses of domains with the standard errors
-of these, sizes that masks expect, and targets."""
+of these, sizes that masks expect, targets, and units kept by now that the masks' start would have cut."""
 
 
 def size_history(log_history: list[dict]) -> list[dict]:

@@ -14,7 +14,7 @@ from ..core import UsageError
 from ..masks import ShearingMasks
 from ..modeling import ShearingMixin
 from .arguments import ShearTrainingArguments
-from .history import EXPECTED, TARGET
+from .history import EXPECTED, SWAPPED, TARGET
 from .mask_optimizer import MASKS, MULTIPLIERS, MaskOptimizer
 from .part import Part
 from .progress import tell
@@ -168,8 +168,9 @@ class MaskLearning(Part):
         return entries | self.sizes(step)
 
     def evaluation_entries(self, step: int) -> dict[str, float]:
-        """The sizes of the masks, and the multipliers."""
+        """The sizes of the masks, the units that they have swapped, and the multipliers."""
         masks, entries = self.masks, self.sizes(step)
+        entries |= {SWAPPED + name: float(number) for name, number in masks.swapped_units(self.kept_at_start).items()}
         if masks.has_multipliers:
             names = [kind.name for kind in masks.constrained]
             linear, quadratic = masks.multiplier_linear.tolist(), masks.multiplier_quadratic.tolist()

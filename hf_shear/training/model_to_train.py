@@ -72,8 +72,9 @@ def _configs(model: PreTrainedModel) -> tuple:
 
 def _check_mask_learning(args: ShearTrainingArguments, peft_config) -> None:
     if not args.recovery.trains_all or peft_config is not None:
+        given = "peft_config" if peft_config is not None else f"recovery_method={args.recovery_method!r}"
         raise UsageError(
-            f"`recovery_method={args.recovery_method!r}` is of recovery, but the model has masks, which are learned"
-            " with all weights. Leave it at 'full' here; set it for the sliced model."
+            f"`{given}` is of recovery, but the model has masks, which are learned with all weights. Leave it out here;"
+            " give it for the sliced model."
         )
     check_mask_options(args)

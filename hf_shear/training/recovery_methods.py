@@ -122,10 +122,10 @@ class NormsAndBiases(RecoveryMethod):
         return FrozenSetup(num_trainable(model), quantize=quantisation(model.config))
 
 
-FULL = "full"
+FULL, LORA = "full", "lora"
 RECOVERY_METHODS: dict[str, RecoveryMethod] = {
     FULL: RecoveryMethod(),
-    "lora": Adapters(),
+    LORA: Adapters(),
     "norms_and_biases": NormsAndBiases(),
 }
 

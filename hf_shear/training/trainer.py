@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
@@ -48,10 +48,15 @@ from .mask_learning import MaskLearning
 from .model_to_train import drop_unknown_tokens, model_to_train, special_token_ids
 from .part import Part
 from .progress import EpochCallback, LinePrinterCallback, ShearProgressCallback, tell
+from .recovery_methods import FULL, LORA
 from .same_run import changing_arguments, check_same_run, deciding_samples, deciding_values, differences
 from .schedules import set_peak_rate
 from .stopping import StopRequest
+from .trainer_inputs import load_named, packed_domains, shear_arguments
 from .trusted_files import check_trusted, note_trusted, record_folder
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
 
 logger = logging.get_logger(__name__)
 
@@ -61,17 +66,21 @@ class ShearTrainer(TrainerHooks):
 
     Args:
         model: a masked model (``ShearingLlamaForCausalLM``) for mask learning, or any plain causal language model for
-            recovery (the paper: continued pre-training).
-        args: :class:`ShearTrainingArguments`, with ``num_tokens`` or ``max_steps``.
-        train_dataset, eval_dataset: packed samples per domain (``hf_shear.data.pack_domains``), with the same names.
-        processing_class: the tokenizer, saved with every checkpoint.
+            recovery (the paper: continued pre-training); or a folder or name on the Hub, which is loaded in float32.
+        args: :class:`ShearTrainingArguments`, with ``num_tokens``, ``max_steps`` or ``num_train_epochs``;
+            ``TrainingArguments`` are made such.
+        train_dataset, eval_dataset: packed samples per domain (``hf_shear.data.pack_domains``), with the same names. One
+            data set is one domain, "text". What has the column ``text`` or ``messages`` is packed.
+        processing_class: the tokenizer, saved with every checkpoint; by default that of a model given by its name.
         callbacks, optimizers: as for ``Trainer``.
-        peft_config: a config object of ``peft`` for ``recovery_method="lora"``; wins over the one in ``args``.
+        peft_config: a config object of ``peft``, with which ``recovery_method="full"`` becomes ``"lora"``; wins over the
+            one in ``args``.
         teacher: for ``args.distillation``: the model that was pruned, or a :class:`~hf_shear.distillation.Teacher` to say
             where it lives. None where the samples carry stored teacher logits.
         reference_samples: per domain the losses of the source in nats, summed over each of the first samples of
             ``eval_dataset``, of which ``args.reference_losses`` are the means (``SampleLosses.sums`` of
             ``evaluate_samples``). With them, domain weights follow differences sample by sample, which vary less.
+        max_length: tokens of the samples that text is packed into; by default 256, or the model's positions if fewer.
 
     Attributes:
         parts: what the training is made of; the state of each is in every checkpoint.
@@ -94,24 +103,32 @@ class ShearTrainer(TrainerHooks):
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        args: ShearTrainingArguments,
-        train_dataset: Mapping | None = None,
-        eval_dataset: Mapping | None = None,
+        model: PreTrainedModel | str | os.PathLike,
+        args: TrainingArguments | None = None,
+        train_dataset: Mapping | Dataset | IterableDataset | None = None,
+        eval_dataset: Mapping | Dataset | None = None,
         processing_class=None,
         callbacks: list | None = None,
         peft_config=None,
         teacher=None,
         reference_samples=None,
+        max_length: int | None = None,
         **kwargs,
     ):
+        model, processing_class = load_named(model, processing_class)
+        max_length = max_length or getattr(args, "max_length", None)  # TRL's arguments have one
+        args = shear_arguments(args)
+        train_dataset = packed_domains("train_dataset", train_dataset, processing_class, max_length, model)
+        eval_dataset = packed_domains("eval_dataset", eval_dataset, processing_class, max_length, model)
         check_datasets(model, args, train_dataset, eval_dataset)
+        if peft_config is not None and args.recovery_method == FULL and not isinstance(model, ShearingMixin):
+            args.recovery_method = LORA
         if kwargs.get("compute_metrics") is not None:
             raise UsageError(
                 "`compute_metrics` has no effect: evaluation keeps token losses per domain, and no logits. Leave it out;"
                 " compute other metrics from the saved checkpoint."
             )
-        if args.dynamic_batches and train_dataset and args.eval_strategy == IntervalStrategy.NO:
+        if args.dynamic_batches and len(train_dataset or ()) > 1 and args.eval_strategy == IntervalStrategy.NO:
             logger.warning_once(
                 "Domain weights stay as they are: they change at evaluations, and `eval_strategy` is 'no'."
                 " `dynamic_batches=False` says that this is meant, and silences this."
@@ -119,6 +136,7 @@ class ShearTrainer(TrainerHooks):
         self.sample_length = len(first_sample(next(iter(train_dataset.values())))["input_ids"]) if train_dataset else 0
         if train_dataset:
             args.set_steps(self.sample_length)
+            args.set_epochs(train_dataset)
         self._use_cache = model.config.use_cache  # transformers switches it off for training
         if getattr(model, "generation_config", None) is not None:  # training changes it, and it is saved with the model
             model.generation_config = savable_generation_config(model.generation_config)
@@ -131,6 +149,7 @@ class ShearTrainer(TrainerHooks):
         given: dict[str, Any] = {"data_collator": collate_domain_samples} | kwargs
         given |= {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "processing_class": processing_class}
         super().__init__(model=trained, args=args, callbacks=[*own, *(callbacks or [])], **given)
+        self._makes_optimizer = self.optimizer is None
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ShearProgressCallback())
         if self.pop_callback(PrinterCallback) is not None:
@@ -262,7 +281,8 @@ class ShearTrainer(TrainerHooks):
             raise UsageError("ShearTrainer needs `train_dataset`, a dict of packed samples per domain, to train.")
         if self.args.max_steps <= 0:
             raise UsageError(
-                "ShearTrainer draws batches without end, so it needs `num_tokens` (or `max_steps`) to know when to stop."
+                "ShearTrainer draws batches without end, so it needs `num_tokens` (or `max_steps`, or `num_train_epochs`)"
+                " to know when to stop."
             )
         with ExitStack() as ends:
             if self.args.save_strategy != SaveStrategy.NO:
@@ -541,8 +561,9 @@ class ShearTrainer(TrainerHooks):
                 part.load_state_dict(state["parts"][part.name], own.get(part.name, {}), same_processes)
             part.load_files(checkpoint)
         self._good_checkpoint = checkpoint
-        # After a NaN a lower rate is asked for; masks take theirs from `args` in any case.
-        set_peak_rate(self.lr_scheduler, self.optimizer, self.args.learning_rate)
+        # After a NaN a lower rate is asked for; masks take theirs from `args` in any case, a given optimizer never.
+        if self._makes_optimizer:
+            set_peak_rate(self.lr_scheduler, self.optimizer, self.args.learning_rate)
         for role, now in self._peak_rates().items():
             before = state["rates"][role]
             if before != now:

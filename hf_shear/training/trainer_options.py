@@ -77,9 +77,10 @@ TRAINER_OPTIONS: dict[str, Option] = {
         " yourself; `gradient_accumulation_steps` keeps a step's size."
     ),
     "max_steps": _works("`num_tokens` sets it.", resume=BUDGET),
-    "num_train_epochs": _refused(
-        "has no effect: batches are drawn without end. Give `num_tokens` or `max_steps`.",
-        resume=NO_EFFECT,
+    "num_train_epochs": Option(
+        CHANGED_DEFAULT,
+        "None. An epoch is as many samples as all domains hold; their weights say how often each is read.",
+        resume=BUDGET,
     ),
     # ---- optimizers and schedules
     "learning_rate": _works("Of the weights; 0 freezes them.", resume=RESCUE),

@@ -1,0 +1,123 @@
+"""What ShearTrainer is given, as it trains with it: also as users of Trainer, TRL and PEFT are used to give it.
+
+A model may be a name, arguments may be transformers' own, and data may be one data set, or text that is not packed yet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
+
+from ..core import UsageError
+from ..data import MESSAGES, TEXT, column_names, is_stream, pack_domains
+from ..modeling import AutoShearingModelForCausalLM, check_model
+from ..sources import open_source
+from .arguments import ShearTrainingArguments
+
+ONE_DOMAIN = "text"
+"""Name of the only domain, where a data set is given in place of a dict of them."""
+
+DEFAULT_LENGTH = 256
+"""Tokens of a sample where text is packed here and no length is given, as of the commands."""
+
+
+def load_named(model: PreTrainedModel | str | os.PathLike, tokenizer: Any) -> tuple[PreTrainedModel, Any]:
+    """The model and the tokenizer of a folder or of a name on the Hub, in float32; a model and its tokenizer as they are.
+
+    Raises:
+        UsageError: there is no checkpoint of that name, it does not fit together, or ``model`` is none.
+    """
+    if not isinstance(model, str | os.PathLike):
+        check_model(model)
+        return model, tokenizer
+    source = open_source("model", model, masked=None)
+    if tokenizer is None and source.has_tokenizer:
+        tokenizer = source.load_tokenizer()
+    if source.has_masks:
+        return AutoShearingModelForCausalLM.from_pretrained(source, dtype=torch.float32), tokenizer
+    return source.load_model(dtype=torch.float32), tokenizer
+
+
+def shear_arguments(args: TrainingArguments | None) -> ShearTrainingArguments:
+    """``ShearTrainingArguments`` of ``TrainingArguments``.
+
+    What was given is passed on. What was left at its default has ours, but for the length of the training, and for
+    evaluations: where there are none, domain weights stay as they are.
+
+    Raises:
+        UsageError: a value of theirs does not work here, a class of another library has settings of its own, or they are
+            no arguments.
+    """
+    if isinstance(args, ShearTrainingArguments):
+        return args
+    if not isinstance(args, TrainingArguments):
+        raise UsageError(
+            f"`args` must be ShearTrainingArguments, but it is {type(args).__name__}. Give"
+            " ShearTrainingArguments(output_dir, num_train_epochs=1)."
+        )
+    names = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    of_others = [field for field in dataclasses.fields(args) if field.name not in (*names, "max_length")]
+    changed = [
+        field.name
+        for field in of_others
+        if field.default_factory is dataclasses.MISSING and getattr(args, field.name) != field.default
+    ]
+    if changed:
+        raise UsageError(
+            f"`args` is a {type(args).__name__} with `{changed[0]}={getattr(args, changed[0])!r}`, which ShearTrainer does"
+            " not know. Leave it out, or make ShearTrainingArguments."
+        )
+    untouched = TrainingArguments(output_dir=str(args.output_dir), use_cpu=args.use_cpu)
+    given = {name: getattr(args, name) for name in names if getattr(args, name) != getattr(untouched, name)}
+    given |= {"output_dir": args.output_dir, "num_train_epochs": args.num_train_epochs, "report_to": args.report_to}
+    if args.eval_strategy == IntervalStrategy.NO:
+        given |= {"eval_strategy": "no", "dynamic_batches": False}
+    return ShearTrainingArguments(**given)
+
+
+def packed_domains(
+    argument: str, data: Any, tokenizer: Any, max_length: int | None, model: PreTrainedModel
+) -> Mapping[str, Any] | None:
+    """Packed samples per domain, of one data set or of a dict; what is text, or conversations, is packed.
+
+    Args:
+        argument: what the user called it, for messages.
+        data: a dict of data sets or one of them; each packed, or with a column `text` or `messages`.
+        tokenizer: to pack with; None where there is none.
+        max_length: tokens of a sample; None: ``DEFAULT_LENGTH``, or the model's positions where these are fewer.
+        model: whose vocabulary ids must be of.
+
+    Returns:
+        name -> samples; None where there are no data.
+
+    Raises:
+        UsageError: it is no data set, there is text, but no tokenizer; or as ``pack_domains``.
+    """
+    if data is None:
+        return None
+    if isinstance(data, torch.utils.data.Dataset) or is_stream(data) or column_names(data):
+        data = {ONE_DOMAIN: data}
+    if not isinstance(data, Mapping) or not data:
+        raise UsageError(
+            f"`{argument}` must be a data set, or a non-empty dict (or DatasetDict) of packed samples per domain, but it is"
+            f" {type(data).__name__}. Make it with hf_shear.data.pack_domains."
+        )
+    columns = {domain: column_names(dataset) for domain, dataset in data.items()}
+    unpacked = [name for name, found in columns.items() if "input_ids" not in found and {TEXT, MESSAGES} & set(found)]
+    if not unpacked:
+        return data
+    if tokenizer is None:
+        raise UsageError(
+            f"`{argument}` holds text that is not packed yet ({', '.join(map(str, unpacked))}), which needs the model's"
+            " tokenizer. Give it as `processing_class`, or pack the text with hf_shear.data.pack_domains."
+        )
+    length = max_length or min(DEFAULT_LENGTH, model.config.max_position_embeddings)
+    text = {name: data[name] for name in unpacked}
+    packed = pack_domains(text, tokenizer, length, vocab_size=model.config.vocab_size)
+    return {name: packed.get(name, dataset) for name, dataset in data.items()}
