@@ -7,19 +7,19 @@ import os
 import reprlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core import UsageError, check_ranges, read_results, write_results
-from .bootstrap import bootstrap
+from .bootstrap import Spread, bootstrap, level_of, spread_of
 from .check_runs import check_runs
 from .curves import FLOPS_PER_PARAMETER_AND_TOKEN, LossCurve, NumericCurve, PowerCurve
 from .estimates import Estimate, interval, tokens_estimate
 from .fit_report import FitReport, fit_warnings, run_quality
-from .fitting import ROBUST_LOSSES, ROBUST_SCALES, WEIGHTINGS, Problem, scatter, solve
-from .forms import FORMS, P2, P2_FIVE, POWER_LAW, TOKENS, LawForm, feature_values, resolve_form, term_values
+from .fitting import RIDGE, ROBUST_LOSSES, ROBUST_SCALES, WEIGHTINGS, Problem, scatter, solve
+from .forms import DAMAGE, FORMS, POWER_LAW, TOKENS, LawForm, feature_values, resolve_form, term_values
 from .identifiability import identifiability
 from .recovery_run import Case, RecoveryRun
 
@@ -28,8 +28,8 @@ DROP_START = 0.1
 NUM_STARTS = 16
 NUM_BOOTSTRAP = 100
 _SAVE_FIX = "Save the fit again (`hf-shear plan --save`)."
-MAX_TOKENS_FACTOR, MAX_SIZE_FACTOR = 4.0, 3.0
-"""Extrapolation beyond these multiples of what was fitted is noted."""
+MAX_FACTOR = 1.05
+"""Beyond this multiple of what was fitted an answer is noted as extrapolation, and its interval widens."""
 
 
 class ScalingLawWarning(UserWarning):
@@ -47,6 +47,8 @@ class LawFit:
         fitted: largest and smallest of what was fitted: ``num_parameters``, ``fraction_removed``, ``tokens``.
         has_controls: whether L0 was the control's loss at the same tokens.
         report: how good it is.
+        spread: of runs that were left out of the fit, for the intervals; None without a bootstrap.
+        anchored_at: tokens up to which a run was seen that the law has been anchored to; None for the law as it is.
     """
 
     form: LawForm
@@ -55,6 +57,8 @@ class LawFit:
     fitted: Mapping[str, tuple[float, float]]
     has_controls: bool
     report: FitReport | None
+    spread: Spread | None = None
+    anchored_at: float | None = None
 
     @property
     def constants(self) -> dict[str, float]:
@@ -66,9 +70,40 @@ class LawFit:
         """Loss over tokens for one model."""
         return curve_of(self.form, self.theta, case)
 
-    def sample_curves(self, case: Case) -> list[LossCurve]:
-        """The same for each fit of the bootstrap."""
-        return [curve_of(self.form, theta, case) for theta in self.samples]
+    def sample_curves(self, case: Case, tokens: float | None = None) -> list[LossCurve]:
+        """The same for each fit of the bootstrap, each as far from its law as single runs are at ``tokens``.
+
+        Beyond the fitted sizes, fractions or tokens that is farther: by as much again for each e-fold.
+        """
+        if self.spread is None:
+            return [curve_of(self.form, theta, case) for theta in self.samples]
+        tokens = self.fitted["tokens"][1] if tokens is None or not math.isfinite(tokens) else tokens
+        widen = 1 + sum(map(math.log, self.extrapolation(case, tokens).values()))
+        shifts = self.spread.draws(len(self.samples)) * self.spread.log_scale(tokens, self.anchored_at) * widen
+        return [curve_of(self.form, self._at_level(theta, s), case) for theta, s in zip(self.samples, shifts, strict=True)]
+
+    def _at_level(self, theta: NDArray, log_factor: float) -> NDArray:
+        """``theta`` with every term times a factor."""
+        return theta + log_factor * np.isin(self.form.constants, self.form.scales)
+
+    def anchored(self, run: RecoveryRun) -> LawFit:
+        """The law times one factor, at which it is right for a run of which a part was seen.
+
+        Args:
+            run: its checkpoints so far, with a control where the law was fitted against controls.
+
+        Raises:
+            UsageError: the law is not one of L - L0.
+        """
+        if not self.form.of_rise:
+            raise UsageError(f"{self.form.name!r} predicts L and not L - L0, so there is nothing to anchor. Use 'damage'.")
+
+        def shifted(theta: NDArray) -> NDArray:
+            predicted = predict_run(self.form, theta, run) - run.reference
+            return self._at_level(theta, level_of(run.rises, predicted))
+
+        samples = np.array([shifted(theta) for theta in self.samples]).reshape(self.samples.shape)
+        return replace(self, theta=shifted(self.theta), samples=samples, anchored_at=run.tokens[-1])
 
     def floor(self, case: Case) -> Estimate:
         """Loss at infinitely many tokens."""
@@ -78,7 +113,7 @@ class LawFit:
     def predict(self, case: Case, tokens: float) -> Estimate:
         """Loss after ``tokens`` of recovery, nats per token."""
         _check_positive("tokens", tokens)
-        low, high = interval([float(curve.predict(tokens)) for curve in self.sample_curves(case)])
+        low, high = interval([float(curve.predict(tokens)) for curve in self.sample_curves(case, tokens)])
         return Estimate(float(self.curve(case).predict(tokens)), low, high, notes=tuple(self.stretch(case, tokens)))
 
     def tokens_for(self, case: Case, target_loss: float) -> Estimate:
@@ -90,21 +125,23 @@ class LawFit:
             return Estimate(
                 None, reason=f"unreachable: the floor is {curve.floor:.4f}", notes=tuple(self.stretch(case))
             )
-        samples = [curve.log_tokens_for(target_loss) for curve in self.sample_curves(case)]
+        samples = [curve.log_tokens_for(target_loss) for curve in self.sample_curves(case, math.exp(log_tokens))]
         return self._tokens(case, log_tokens, samples)
 
     def saturation_tokens(self, case: Case, gain: float) -> Estimate:
         """Tokens from which on a doubling gains less than ``gain`` nats: the "optimal amount", unless said otherwise."""
         _check_positive("gain", gain)
-        samples = [curve.log_saturation_tokens(gain) for curve in self.sample_curves(case)]
-        return self._tokens(case, self.curve(case).log_saturation_tokens(gain), samples)
+        log_tokens = self.curve(case).log_saturation_tokens(gain)
+        samples = [curve.log_saturation_tokens(gain) for curve in self.sample_curves(case, math.exp(log_tokens))]
+        return self._tokens(case, log_tokens, samples)
 
     def tokens_at_price(self, case: Case, nats_per_flop: float, flops_per_token: float | None = None) -> Estimate:
         """Tokens up to which one more FLOP gains at least ``nats_per_flop``."""
         _check_positive("nats_per_flop", nats_per_flop)
         cost = _flops_per_token(case, flops_per_token)
-        samples = [curve.log_tokens_at_price(nats_per_flop, cost) for curve in self.sample_curves(case)]
-        return self._tokens(case, self.curve(case).log_tokens_at_price(nats_per_flop, cost), samples)
+        log_tokens = self.curve(case).log_tokens_at_price(nats_per_flop, cost)
+        curves = self.sample_curves(case, math.exp(log_tokens))
+        return self._tokens(case, log_tokens, [curve.log_tokens_at_price(nats_per_flop, cost) for curve in curves])
 
     def tokens_for_flops(self, case: Case, flops: float, flops_per_token: float | None = None) -> Estimate:
         """Tokens that ``flops`` pay for; arithmetic, so its interval has no width."""
@@ -116,7 +153,7 @@ class LawFit:
         return tokens_estimate(log_tokens, samples, self.stretch(case, math.exp(log_tokens)))
 
     def extrapolation(self, case: Case, tokens: float | None = None) -> dict[str, float]:
-        """How many times beyond what was fitted: 1 within it; ``tokens`` and ``num_parameters`` up or down."""
+        """How many times beyond what was fitted, up or down: 1 within it."""
         asked = {"num_parameters": case.num_parameters, "fraction_removed": case.fraction_removed}
         asked |= {} if tokens is None else {"tokens": tokens}
         factors = {}
@@ -128,12 +165,11 @@ class LawFit:
     def stretch(self, case: Case, tokens: float | None = None) -> list[str]:
         """Notes where the law is asked for what is far from its runs."""
         factors, notes = self.extrapolation(case, tokens), []
-        if factors.get("tokens", 1.0) > MAX_TOKENS_FACTOR:
-            notes.append(f"{factors['tokens']:.1f} x outside the fitted tokens")
-        if factors["num_parameters"] > MAX_SIZE_FACTOR:
-            notes.append(f"{factors['num_parameters']:.1f} x outside the fitted sizes")
+        for name, what in (("tokens", "tokens"), ("num_parameters", "sizes")):
+            if factors.get(name, 1.0) > MAX_FACTOR:
+                notes.append(f"extrapolation: {factors[name]:.1f} x outside the fitted {what}")
         low, high = self.fitted["fraction_removed"]
-        if not 0.95 * low <= case.fraction_removed <= 1.05 * high:
+        if factors["fraction_removed"] > MAX_FACTOR:
             notes.append(f"fraction removed {case.fraction_removed:.2f} outside the fitted {low:.2f} to {high:.2f}")
         return notes
 
@@ -142,6 +178,7 @@ class LawFit:
         write_results(path, {
             "form": self.form.name, "theta": self.theta.tolist(), "samples": self.samples.tolist(),
             "fitted": {name: list(limits) for name, limits in self.fitted.items()}, "has_controls": self.has_controls,
+            "spread": None if self.spread is None else asdict(self.spread), "anchored_at": self.anchored_at,
             "constants": self.constants, "report": None if self.report is None else self.report.to_dict(),
         })  # fmt: skip
 
@@ -181,8 +218,20 @@ def _saved_fit(path: str, saved: Mapping) -> LawFit:
         lambda value: isinstance(value, dict) and all(numbers(value.get(name), 2) for name in names),
     )  # fmt: skip
     has_controls = part("has_controls", "true or false", lambda value: isinstance(value, bool))
+    spread = saved.get("spread")
+    if spread is not None:
+        facts = ("level", "drift", "noise", "num_groups")
+        rule = f"a dict with a finite number of at least 0 for each of {', '.join(facts)}"
+        part("spread", rule, lambda value: isinstance(value, dict) and set(value) == set(facts)
+             and numbers(list(value.values()), 4) and min(value.values()) >= 0)  # fmt: skip
+        spread = Spread(**spread)
+    anchored_at = saved.get("anchored_at")
+    if anchored_at is not None:
+        part("anchored_at", "a finite number above 0", lambda value: numbers([value], 1) and value > 0)
     limits = {name: tuple(fitted[name]) for name in names}
-    return LawFit(form, np.array(theta), np.array(samples).reshape(-1, size), limits, has_controls, None)
+    return LawFit(
+        form, np.array(theta), np.array(samples).reshape(-1, size), limits, has_controls, None, spread, anchored_at
+    )
 
 
 def curve_of(form: LawForm, theta: NDArray, case: Case) -> LossCurve:
@@ -213,7 +262,8 @@ def fit_law(
     *,
     loss: str = "linear",
     f_scale: float | None = None,
-    weighting: str = "absolute",
+    weighting: str | None = None,
+    ridge: float = RIDGE,
     fixed: Mapping[str, float] | None = None,
     drop_start: float = DROP_START,
     num_starts: int = NUM_STARTS,
@@ -225,11 +275,12 @@ def fit_law(
 
     Args:
         runs: of one family and one kind of pruning.
-        form: a name of ``FORMS``; "auto" is the law of arXiv 2411.10272, in its five-constant form where the runs have
-            fewer than three sizes.
+        form: a name of ``FORMS``; "auto" is "damage", which predicted best (model_cards/scaling_law.md).
         loss: "linear", or a robust loss of scipy's ``least_squares``.
         f_scale: nats from which on a residual is an outlier; default 1.5 standard deviations of the runs' own scatter.
-        weighting: "absolute" takes residuals in nats, as the paper; "relative" relative to the mean |L - L0| of their run.
+        weighting: "absolute" takes residuals in nats, as the P2 paper; "relative" relative to the mean |L - L0| of their
+            run; default the form's own, which is relative for "damage" alone.
+        ridge: of "damage", on how differently its two terms depend on size and fraction; 0: none.
         fixed: constants by name, in natural units, that are borrowed and not fitted.
         drop_start: share of each run's tokens that is left out at its start.
         num_starts: random starts, seeded.
@@ -245,18 +296,19 @@ def fit_law(
     check_ranges({"drop_start": drop_start, "num_starts": num_starts, "num_bootstrap": num_bootstrap, "seed": seed})
     check_ranges({"f_scale": f_scale})
     check_runs(runs, allow_different_tokens)
-    chosen, options = _choose_form(form, runs), {"loss": loss, "f_scale": f_scale, "weighting": weighting}
+    chosen, options = _choose_form(form, runs), {"loss": loss, "f_scale": f_scale, "weighting": weighting, "ridge": ridge}
     runs = [run.without_start(drop_start) for run in runs]
     problem, solution, f_scale = _solve(runs, chosen, fixed, num_starts=num_starts, seed=seed, **options)
     theta = chosen.natural(problem.whole(solution), problem.shifts)
     samples = bootstrap(problem, runs, solution, loss, f_scale, num_bootstrap, seed)
+    spread = spread_of(problem, runs, solution, loss, f_scale, seed) if num_bootstrap else None
     state = identifiability(problem, solution)
     found = fit_warnings(runs, chosen, state, num_bootstrap > 0)
     quality = tuple(run_quality(run, predict_run(chosen, theta, run)) for run in runs)
     for text in found:
         warnings.warn(text, ScalingLawWarning, stacklevel=2)
     return LawFit(chosen, theta, samples, _ranges(runs), runs[0].control_losses is not None,
-                  FitReport(quality, state, tuple(found)))  # fmt: skip
+                  FitReport(quality, state, tuple(found)), spread)  # fmt: skip
 
 
 def fit_constants(
@@ -265,7 +317,8 @@ def fit_constants(
     *,
     loss: str = "linear",
     f_scale: float | None = None,
-    weighting: str = "absolute",
+    weighting: str | None = None,
+    ridge: float = RIDGE,
     fixed: Mapping[str, float] | None = None,
     drop_start: float = DROP_START,
     num_starts: int = NUM_STARTS,
@@ -275,7 +328,7 @@ def fit_constants(
     check_ranges({"drop_start": drop_start, "num_starts": num_starts, "seed": seed, "f_scale": f_scale})
     chosen = _choose_form(form, runs)
     runs = [run.without_start(drop_start) for run in runs]
-    options = {"loss": loss, "f_scale": f_scale, "weighting": weighting}
+    options = {"loss": loss, "f_scale": f_scale, "weighting": weighting, "ridge": ridge}
     problem, solution, _ = _solve(runs, chosen, fixed, num_starts=num_starts, seed=seed, **options)
     theta = chosen.natural(problem.whole(solution), problem.shifts)
     none = np.zeros((0, len(theta)))
@@ -290,13 +343,16 @@ def fit_each_run(runs: Sequence[RecoveryRun], **options) -> dict[str, LawFit]:
     return {run.name: fit_constants([run], POWER_LAW, **options) for run in runs}
 
 
-def _solve(runs, form: LawForm, fixed, *, loss: str, f_scale: float | None, weighting: str, num_starts: int, seed: int):
+def _solve(runs, form: LawForm, fixed, *, loss, f_scale, weighting, ridge, num_starts, seed):
     """The problem, its solution, and the scale of outliers."""
     if loss not in ROBUST_LOSSES:
         raise UsageError(f"`loss` must be one of {', '.join(ROBUST_LOSSES)}, but it is {loss!r}.")
+    if not (math.isfinite(ridge) and ridge >= 0):
+        raise UsageError(f"`ridge` must be at least 0 and finite, but it is {ridge}. Give 0 for none.")
+    weighting = form.weighting if weighting is None else weighting
     if weighting not in WEIGHTINGS:
         raise UsageError(f"`weighting` must be one of {', '.join(WEIGHTINGS)}, but it is {weighting!r}.")
-    problem = Problem.of(runs, form, fixed or {}, weighting)
+    problem = Problem.of(runs, form, fixed or {}, weighting, ridge)
     _check_counts(runs, form, problem, fixed)
     f_scale = ROBUST_SCALES * scatter(runs, form.of_rise) if f_scale is None else f_scale
     return problem, solve(problem, loss, f_scale, num_starts, seed).free, f_scale
@@ -310,8 +366,7 @@ def predict_run(form: LawForm, theta: NDArray, run: RecoveryRun) -> NDArray:
 
 
 def _choose_form(form: str | LawForm, runs: Sequence[RecoveryRun]) -> LawForm:
-    num_sizes = len({run.case.num_parameters for run in runs})
-    chosen = (P2 if num_sizes >= 3 else P2_FIVE) if form == "auto" else resolve_form(form)
+    chosen = DAMAGE if form == "auto" else resolve_form(form)
     if chosen is POWER_LAW and len(runs) > 1:
         raise UsageError(
             f"`form` 'power_law' is of one run, but there are {len(runs)}. Use another form, or fit each run alone"
