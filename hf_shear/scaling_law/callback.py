@@ -84,9 +84,12 @@ class ScalingLawCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) not in CONSTANT_SCHEDULES:
+            measured = None if self.law is None else self.law.decay_correction
             logger.warning_once(
                 f"The learning rate follows {args.lr_scheduler_type!s}: the law predicts a run that goes on at the rate it"
-                " has, and a rate that falls ends lower. Use 'constant_with_warmup', or read predictions as bounds."
+                " has, and a rate that falls ends lower"
+                + ("" if measured is None else f" (by {-measured:.3f} nats, with a linear decay over the last 30 %)")
+                + ". Use 'constant_with_warmup', or read predictions as bounds."
             )
 
     def on_evaluate(self, args, state, control, **kwargs):

@@ -49,6 +49,8 @@ class LawFit:
         report: how good it is.
         spread: of runs that were left out of the fit, for the intervals; None without a bootstrap.
         anchored_at: tokens up to which a run was seen that the law has been anchored to; None for the law as it is.
+        decay_correction: nats to add for a run whose rate decays at its end, as measured at equal tokens; None: not
+            measured. The law itself speaks for the schedule of its runs, a constant rate.
     """
 
     form: LawForm
@@ -59,6 +61,7 @@ class LawFit:
     report: FitReport | None
     spread: Spread | None = None
     anchored_at: float | None = None
+    decay_correction: float | None = None
 
     @property
     def constants(self) -> dict[str, float]:
@@ -179,6 +182,7 @@ class LawFit:
             "form": self.form.name, "theta": self.theta.tolist(), "samples": self.samples.tolist(),
             "fitted": {name: list(limits) for name, limits in self.fitted.items()}, "has_controls": self.has_controls,
             "spread": None if self.spread is None else asdict(self.spread), "anchored_at": self.anchored_at,
+            "decay_correction": self.decay_correction,
             "constants": self.constants, "report": None if self.report is None else self.report.to_dict(),
         })  # fmt: skip
 
@@ -225,13 +229,14 @@ def _saved_fit(path: str, saved: Mapping) -> LawFit:
         part("spread", rule, lambda value: isinstance(value, dict) and set(value) == set(facts)
              and numbers(list(value.values()), 4) and min(value.values()) >= 0)  # fmt: skip
         spread = Spread(**spread)
-    anchored_at = saved.get("anchored_at")
-    if anchored_at is not None:
-        part("anchored_at", "a finite number above 0", lambda value: numbers([value], 1) and value > 0)
+    for name in ("anchored_at", "decay_correction"):
+        if saved.get(name) is not None:
+            part(name, "a finite number, or null", lambda value: numbers([value], 1))
     limits = {name: tuple(fitted[name]) for name in names}
     return LawFit(
-        form, np.array(theta), np.array(samples).reshape(-1, size), limits, has_controls, None, spread, anchored_at
-    )
+        form, np.array(theta), np.array(samples).reshape(-1, size), limits, has_controls, None, spread,
+        saved.get("anchored_at"), saved.get("decay_correction"),
+    )  # fmt: skip
 
 
 def curve_of(form: LawForm, theta: NDArray, case: Case) -> LossCurve:
