@@ -103,17 +103,28 @@ def test_below_the_floor_is_unreachable(fit):
 
 def test_stretching_the_law_is_noted(fit):
     assert fit.predict(Case(1e9, 0.25, 2.5), 1e9).notes == ()
-    assert fit.predict(Case(1e9, 0.25, 2.5), 5e9).notes == ("5.0 x outside the fitted tokens",)
+    assert fit.predict(Case(1e9, 0.25, 2.5), 5e9).notes == ("extrapolation: 5.0 x outside the fitted tokens",)
     notes = fit.predict(Case(1.2e10, 0.5, 2.5), 1e9).notes
-    assert notes[0] == "4.0 x outside the fitted sizes" and notes[1].startswith("fraction removed 0.50 outside")
+    assert notes[0] == "extrapolation: 4.0 x outside the fitted sizes" and notes[1].startswith(
+        "fraction removed 0.50 outside"
+    )
     assert fit.extrapolation(Case(1e7, 0.25, 2.5), 1e7)["num_parameters"] == pytest.approx(10)
     for name in ("predict", "tokens_for", "saturation_tokens", "tokens_at_price", "tokens_for_flops"):
         with pytest.raises(ValueError, match="must be above 0 and finite"):
             getattr(fit, name)(Case(1e9, 0.25, 2.5), 0)
 
 
-def test_an_interval_is_the_middle_nine_tenths():
-    assert interval(np.arange(101.0)) == (5, 95)
+def test_intervals_widen_outside_of_what_was_fitted(fit):
+    case = Case(1e9, 0.25, 2.5)
+    spans = []
+    for asked, tokens in ((case, 1e9), (case, 8e9), (Case(3e10, 0.25, 2.5), 1e9), (Case(1e9, 0.7, 2.5), 1e9)):
+        found = fit.predict(asked, tokens)
+        spans.append(np.log((found.high - 2.5) / (found.low - 2.5)))
+    assert min(spans[1:]) > 1.2 * spans[0] > 0
+
+
+def test_an_interval_is_the_middle_eight_tenths():
+    assert interval(np.arange(101.0)) == (10, 90)
     assert interval([1.0, math.inf, 2.0]) == (1.0, math.inf) and interval([]) == (None, None)
     assert str(Estimate(1.5e9, 1e9, 2e9)) == "1.5 B (1 B to 2 B)" and str(Estimate(2.5)) == "2.5"
 

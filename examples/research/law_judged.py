@@ -45,8 +45,6 @@ RESULTS = ROOT / "model_cards" / "scaling_law"
 KEPT = ("family.json", "family-seed-1.json", "family-seed-2.json")
 LAWS = ("p2", "p2_five", "p2_anchored", "compute", "average_parameters", "damage", "damage_anchored")
 METHODS = (*LAWS, BLEND, *GUESSES)
-CANDIDATES = LAWS
-"""Those that may be the default: they have a value at any number of tokens."""
 NEEDS_SOURCE_TOKENS = ("compute", "average_parameters")
 FAMILY_TOKENS = 2_998_272  # that each member of the family was trained on
 DIRECTIONS = ("later tokens", "largest source", "largest fraction", "other source", "other rate")
@@ -80,7 +78,9 @@ def fresh_runs(results: dict, schedule: str, cut: str) -> list[RecoveryRun]:
         if (run["schedule"], run["cut"]) != (schedule, cut) or mine is None:
             continue
         known = FAMILY_TOKENS if run["source"] in FAMILY else None
-        case = Case(run["num_parameters"], run["fraction_removed"], mine["start_loss"], run["num_pruned_parameters"], known)
+        case = Case(
+            run["num_parameters"], run["fraction_removed"], mine["start_loss"], run["num_pruned_parameters"], known
+        )
         name = f"{run['source']} {run['rate']:g} -{run['fraction']:.0%}"
         made = RecoveryRun(name, case, run["tokens"], run["losses"], learning_rate=run["rate"])
         runs.append(with_control(made, mine["tokens"], mine["losses"]))
@@ -138,15 +138,17 @@ def judged_directions(results: dict) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def verdict(directions: dict[str, dict[str, dict[str, float]]]) -> dict:
-    """The registered rule: scores, what speaks against the best law, and the default."""
+    """The registered rule: scores, what speaks against the best law, and the default.
+
+    In the direction of later tokens, guesses that need a neighbour count as ``carried``: the run itself is the neighbour.
+    """
     names = [name for name in DIRECTIONS if name in directions]
-    scores = {}
-    for method in METHODS:
-        rows = [directions[name][method] for name in names if method in directions[name]]
-        needed = len(names) - (method in WITHOUT_NEIGHBOUR and "later tokens" in names)
-        if method not in NEEDS_SOURCE_TOKENS and len(rows) >= needed:
-            scores[method] = fmean(fmean(row.values()) for row in rows)
-    law = min((method for method in CANDIDATES if method in scores), key=scores.__getitem__)
+    scores = {
+        method: fmean(fmean(directions[name].get(method, directions[name]["carried"]).values()) for name in names)
+        for method in METHODS
+        if method not in NEEDS_SOURCE_TOKENS
+    }
+    law = min((method for method in LAWS if method in scores), key=scores.__getitem__)
     guess = min((method for method in GUESSES if method in scores), key=scores.__getitem__)
     against = []
     for name in [*names, *(one for one in EXTRA[1:] if one in directions)]:
@@ -169,9 +171,9 @@ def better(rival: dict[str, float], law: dict[str, float]) -> bool:
 
 
 def coverage(split: Split) -> list[bool]:
-    """Whether the 80 % interval of the anchored law holds the last loss of each judged run."""
+    """Whether the 80 % interval of the default form, anchored, holds the last loss of each judged run."""
     with quietly():
-        fit = fit_law(split.fitted, "damage", num_bootstrap=NUM_BOOTSTRAP, allow_different_tokens=True)
+        fit = fit_law(split.fitted, num_bootstrap=NUM_BOOTSTRAP, allow_different_tokens=True)
     inside = []
     for seen, run in zip(split.seen, split.judged, strict=True):
         case = replace(run.case, source_loss=float(run.reference[-1]))
@@ -232,7 +234,7 @@ def regrets(seeds: Sequence[Sequence[RecoveryRun]]) -> dict[str, dict[str, list[
     for runs in seeds:
         for size in sorted({run.case.num_parameters for run in runs}):
             with quietly():
-                law = fit_law([run for run in runs if run.case.num_parameters != size], "damage", num_bootstrap=8)
+                law = fit_law([run for run in runs if run.case.num_parameters != size], num_bootstrap=8)
             law = replace(law, samples=law.samples[:0])  # a stop is decided by the most likely curve
             for run in (run for run in runs if run.case.num_parameters == size):
                 flops = FLOPS_PER_PARAMETER_AND_TOKEN * run.case.pruned_size * np.array(run.tokens)
@@ -274,7 +276,7 @@ def late_decay(results: dict) -> list[dict]:
         pairs.append({
             "name": run.name, "loss": run.losses[-1] - other.losses[-1],
             "control": float(run.reference[-1] - other.reference[-1]),
-            "log_damage": float(np.log(run.rises[-1] / other.rises[-1])) if min(run.rises[-1], other.rises[-1]) > 0 else None,
+            "log_damage": float(np.log(run.rises[-1] / other.rises[-1])),
         })  # fmt: skip
     return pairs
 
@@ -290,7 +292,7 @@ def law_facts(runs: Sequence[RecoveryRun], form: str) -> dict:
 def make_prior(runs: Sequence[RecoveryRun], provenance: str, decay: list[dict]) -> LawFit:
     """The law that ships: fitted to all small runs of a constant rate."""
     with quietly():
-        fit = fit_law(runs, "damage", num_bootstrap=NUM_BOOTSTRAP, allow_different_tokens=True)
+        fit = fit_law(runs, num_bootstrap=NUM_BOOTSTRAP, allow_different_tokens=True)
     fit = replace(fit, report=None, decay_correction=fmean(pair["loss"] for pair in decay) if decay else None)
     fit.save(PRIOR)
     write_results(PRIOR, read_results(PRIOR) | {"provenance": provenance})

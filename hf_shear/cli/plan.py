@@ -43,13 +43,15 @@ class Arguments:
         },
     )
     form: str = field(
-        default="auto", metadata={"help": "damage, p2, p2_five, chinchilla, average_parameters or compute; auto: damage."}
+        default="auto",
+        metadata={"help": "damage, p2, p2_five, chinchilla, average_parameters or compute; auto: p2 from 3 sizes on."},
     )
     loss: Literal["linear", "soft_l1", "huber", "cauchy"] = field(
         default="linear", metadata={"help": "Of the fit; all but linear bound the weight of outliers."}
     )
     weighting: str | None = field(
-        default=None, metadata={"help": "absolute (nats) or relative (to each run's mean L - L0); default the form's own."}
+        default=None,
+        metadata={"help": "absolute (nats) or relative (to each run's mean L - L0); default the form's own."},
     )
     fixed: str | None = field(default=None, metadata={"help": """Constants to borrow, as JSON: '{"beta": 0.4}'."""})
     drop_start: float = field(default=0.1, metadata={"help": "Share of each run's tokens left out at its start."})
@@ -58,12 +60,15 @@ class Arguments:
     checkpoint: str | None = field(default=None, metadata={"help": "The source, for exact shapes and FLOPs."})
     num_parameters: float | None = field(default=None, metadata={"help": "Of the source, without --checkpoint."})
     source_loss: float | None = field(default=None, metadata={"help": "Of the source, in nats per token."})
-    source_tokens: float | None = field(default=None, metadata={"help": "That it saw; for --own_run, average_parameters and compute."})
+    source_tokens: float | None = field(
+        default=None, metadata={"help": "That it saw; for --own_run, average_parameters and compute."}
+    )
     fractions: list[float] = field(
         default_factory=lambda: [0.15, 0.25, 0.35], metadata={"help": "Shares of the parameters to remove."}
     )
     own_run: str | None = field(
-        default=None, metadata={"help": "The trainer_state.json of your run so far, at one of --fractions: its forecast."}
+        default=None,
+        metadata={"help": "The trainer_state.json of your run so far, at one of --fractions: its forecast."},
     )
     tokens_per_step: float | None = field(default=None, metadata={"help": "Of --own_run, if its log counts none."})
     target_loss: float | None = field(default=None, metadata={"help": "Largest loss of the pruned model."})
@@ -93,7 +98,9 @@ class Arguments:
             raise UsageError("`checkpoint` and `num_parameters` say the same; give one of them.")
         for constant, value in (self.fixed_constants or {}).items():
             FINITE.check(f"fixed[{constant!r}]", value)
-        asked = [name for name in ("own_run", "target_loss", "price", "flops", "plot") if getattr(self, name) is not None]
+        asked = [
+            name for name in ("own_run", "target_loss", "price", "flops", "plot") if getattr(self, name) is not None
+        ]
         if not self.names_a_source and asked:
             raise UsageError(
                 f"`{asked[0]}` needs a source to plan for: give `--checkpoint`, or `--num_parameters`, and `--source_loss`."
@@ -217,7 +224,9 @@ def own_forecast(fit: LawFit, candidate: Candidate, arguments: Arguments) -> For
     state = read_json_object(arguments.own_run, "`own_run`")
     tokens, losses = checkpoints_of_log(state.get("log_history"), arguments.tokens_per_step)
     if not tokens:
-        raise UsageError(f"`own_run` {arguments.own_run!r} has no evaluation yet. Evaluate during the run (`eval_strategy`).")
+        raise UsageError(
+            f"`own_run` {arguments.own_run!r} has no evaluation yet. Evaluate during the run (`eval_strategy`)."
+        )
     return forecast(fit, candidate.case, tokens, losses)
 
 
@@ -258,17 +267,27 @@ def draw(fit: LawFit, candidates: list[Candidate], plan: BudgetPlan | None, argu
             row["budget"] = (planned.recovery_tokens, planned.loss.value)
         row["saturation"] = fit.saturation_tokens(candidate.case, arguments.gain).value
         curves.append(row | {"fitted": fit.fitted["tokens"]})
-    title = f"Law {fit.form.name}; solid where fitted, band {LEVEL:.0%}, bar: saturation" + ("; dot: budget" if plans else "")
+    title = f"Law {fit.form.name}; solid where fitted, band {LEVEL:.0%}, bar: saturation" + (
+        "; dot: budget" if plans else ""
+    )
     plot_law_curves(curves, arguments.plot, target_loss=arguments.target_loss, title=title)
 
 
 def _law_text(fit: LawFit, arguments: Arguments) -> str:
-    ours = f"No runs were given, so this is our law: {read_results(PRIOR)['provenance']}\n" if arguments.runs is None else ""
+    ours = (
+        f"No runs were given, so this is our law: {read_results(PRIOR)['provenance']}\n"
+        if arguments.runs is None
+        else ""
+    )
     constants = ", ".join(f"{name} {value:.4g}" for name, value in fit.constants.items())
     schedule = "Of runs at a constant rate."
     if fit.decay_correction is not None:
         schedule += f" A linear decay over the last 30 % changed their last loss by {fit.decay_correction:+.3f} nats."
-    return ours + f"Law: {fit.form.source}\n{schedule}\n{constants}" + ("" if fit.report is None else f"\n\n{fit.report.table()}")
+    return (
+        ours
+        + f"Law: {fit.form.source}\n{schedule}\n{constants}"
+        + ("" if fit.report is None else f"\n\n{fit.report.table()}")
+    )
 
 
 def _candidates_text(rows: list[dict], arguments: Arguments) -> str:

@@ -36,7 +36,8 @@ class ScalingLawCallback(TrainerCallback):
         trainer.add_callback(ScalingLawCallback(trainer, case=case, target_loss=2.45, price=1e-20))
 
     With ``case``, a law of earlier runs speaks first, and every evaluation of this run corrects it
-    (:func:`~hf_shear.scaling_law.forecast.forecast`); without ``case``, a power law of this run alone, after six evaluations.
+    (:func:`~hf_shear.scaling_law.forecast.forecast`); without ``case``, a power law of this run alone, after six
+    evaluations.
     Everything is computed from the Trainer's log, which its checkpoints hold, so a resumed run goes on as if it had not
     stopped.
 

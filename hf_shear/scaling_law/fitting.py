@@ -108,7 +108,8 @@ class Problem:
         counts = [int((self.run_index == index).sum()) for index in drawn]
         features = {name: values[rows] for name, values in self.features.items()}
         return Problem(self.form, self.target[rows], features, self.shifts, self.design[:, rows], self.free, self.start,
-                       self.low, self.high, np.repeat(np.arange(len(drawn)), counts), self.weight[rows], self.pull)  # fmt: skip
+                       self.low, self.high, np.repeat(np.arange(len(drawn)), counts), self.weight[rows],
+                       self.pull)  # fmt: skip
 
     def whole(self, free: NDArray) -> NDArray:
         """Theta from its free constants."""

@@ -4,8 +4,8 @@
 
 The law gives the first three, and how far single runs lie from it (``Spread``). The last term is what the unpruned source
 would still learn, D0 being the tokens that it has seen; without ``source_tokens`` it is left out. The run's own checkpoints
-move all four: the most likely curve under both is the forecast. Its interval is of curves fitted in the same way, each to another fit of the law's
-bootstrap, moved by chance as far as runs differ, and to checkpoints with noise.
+move all four: the most likely curve under both is the forecast. Its interval is of curves fitted in the same way, each to
+another fit of the law's bootstrap, moved by chance as far as runs differ, and to checkpoints with noise.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _most_likely(
         return np.concatenate([(predicted - y) / noise, steps])
 
     start = np.zeros(len(scales))
-    floor, at_middle, exponent, slope = parts(least_squares(residuals, start).x if len(x) else start)
+    floor, at_middle, exponent, slope = parts(least_squares(residuals, start, method="lm").x if len(x) else start)
     own = PowerCurve(float(floor), float(at_middle + exponent * middle), float(exponent))
     if math.isinf(source_tokens):
         return own

@@ -198,7 +198,10 @@ DAMAGE = LawForm(
     ),
     True,
     {
-        "floor_delta": _EXPONENTS["delta"], "floor_growth": _GROWTH, "delta": _EXPONENTS["delta"], "growth": _GROWTH,
+        "floor_delta": _EXPONENTS["delta"],
+        "floor_growth": _GROWTH,
+        "delta": _EXPONENTS["delta"],
+        "growth": _GROWTH,
         "beta": _EXPONENTS["beta"],
     },  # fmt: skip
     "L = L0 + F N0^-floor_delta exp(floor_growth rho) + B N0^-delta exp(growth rho) D^-beta: what stays and what recovers,"

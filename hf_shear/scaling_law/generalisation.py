@@ -49,7 +49,7 @@ SAME_FRACTION = 0.25
 
 @dataclass(frozen=True)
 class Split:
-    """One test: ``fitted`` is what the law sees; of held-out runs, guesses and anchors see ``seen``; ``judged`` is asked."""
+    """One test: laws see ``fitted``; of held-out runs, guesses and anchors see ``seen``; ``judged`` is asked."""
 
     name: str
     fitted: list[RecoveryRun]
@@ -105,7 +105,7 @@ def cut_runs(runs: Sequence[RecoveryRun], share: float) -> tuple[list[RecoveryRu
 def generalisation_errors(
     runs: Sequence[RecoveryRun],
     name: str,
-    forms: Sequence[str | LawForm] = ("auto",),
+    forms: Sequence[str | LawForm] = ("p2",),
     *,
     baselines: bool = True,
     **options,
@@ -123,7 +123,7 @@ def generalisation_errors(
     check_runs(runs, allow_different_tokens=True)
     split = split_runs(runs, name)
     guesses = [guess for guess in GUESSES if name != "tokens" or guess in ("carried", "power_law")]
-    methods = ["damage" if form == "auto" else form for form in forms] + (guesses if baselines else [])
+    methods = [*forms, *(guesses if baselines else [])]
     return [error_record(method, split, predict_split(split, method, **options)) for method in methods]
 
 

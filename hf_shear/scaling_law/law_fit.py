@@ -19,7 +19,7 @@ from .curves import FLOPS_PER_PARAMETER_AND_TOKEN, LossCurve, NumericCurve, Powe
 from .estimates import Estimate, interval, tokens_estimate
 from .fit_report import FitReport, fit_warnings, run_quality
 from .fitting import RIDGE, ROBUST_LOSSES, ROBUST_SCALES, WEIGHTINGS, Problem, scatter, solve
-from .forms import DAMAGE, FORMS, POWER_LAW, TOKENS, LawForm, feature_values, resolve_form, term_values
+from .forms import FORMS, P2, P2_FIVE, POWER_LAW, TOKENS, LawForm, feature_values, resolve_form, term_values
 from .identifiability import identifiability
 from .recovery_run import Case, RecoveryRun
 
@@ -83,7 +83,9 @@ class LawFit:
         tokens = self.fitted["tokens"][1] if tokens is None or not math.isfinite(tokens) else tokens
         widen = 1 + sum(map(math.log, self.extrapolation(case, tokens).values()))
         shifts = self.spread.draws(len(self.samples)) * self.spread.log_scale(tokens, self.anchored_at) * widen
-        return [curve_of(self.form, self._at_level(theta, s), case) for theta, s in zip(self.samples, shifts, strict=True)]
+        return [
+            curve_of(self.form, self._at_level(theta, s), case) for theta, s in zip(self.samples, shifts, strict=True)
+        ]
 
     def _at_level(self, theta: NDArray, log_factor: float) -> NDArray:
         """``theta`` with every term times a factor."""
@@ -99,7 +101,9 @@ class LawFit:
             UsageError: the law is not one of L - L0.
         """
         if not self.form.of_rise:
-            raise UsageError(f"{self.form.name!r} predicts L and not L - L0, so there is nothing to anchor. Use 'damage'.")
+            raise UsageError(
+                f"{self.form.name!r} predicts L and not L - L0, so there is nothing to anchor. Use 'damage'."
+            )
 
         def shifted(theta: NDArray) -> NDArray:
             predicted = predict_run(self.form, theta, run) - run.reference
@@ -280,7 +284,8 @@ def fit_law(
 
     Args:
         runs: of one family and one kind of pruning.
-        form: a name of ``FORMS``; "auto" is "damage", which predicted best (model_cards/scaling_law.md).
+        form: a name of ``FORMS``; "auto" is the law of arXiv 2411.10272, in its five-constant form where the runs have
+            fewer than three sizes. Anchored, it predicted fresh runs best (model_cards/scaling_law.md).
         loss: "linear", or a robust loss of scipy's ``least_squares``.
         f_scale: nats from which on a residual is an outlier; default 1.5 standard deviations of the runs' own scatter.
         weighting: "absolute" takes residuals in nats, as the P2 paper; "relative" relative to the mean |L - L0| of their
@@ -301,7 +306,10 @@ def fit_law(
     check_ranges({"drop_start": drop_start, "num_starts": num_starts, "num_bootstrap": num_bootstrap, "seed": seed})
     check_ranges({"f_scale": f_scale})
     check_runs(runs, allow_different_tokens)
-    chosen, options = _choose_form(form, runs), {"loss": loss, "f_scale": f_scale, "weighting": weighting, "ridge": ridge}
+    chosen, options = (
+        _choose_form(form, runs),
+        {"loss": loss, "f_scale": f_scale, "weighting": weighting, "ridge": ridge},
+    )
     runs = [run.without_start(drop_start) for run in runs]
     problem, solution, f_scale = _solve(runs, chosen, fixed, num_starts=num_starts, seed=seed, **options)
     theta = chosen.natural(problem.whole(solution), problem.shifts)
@@ -371,7 +379,8 @@ def predict_run(form: LawForm, theta: NDArray, run: RecoveryRun) -> NDArray:
 
 
 def _choose_form(form: str | LawForm, runs: Sequence[RecoveryRun]) -> LawForm:
-    chosen = DAMAGE if form == "auto" else resolve_form(form)
+    num_sizes = len({run.case.num_parameters for run in runs})
+    chosen = (P2 if num_sizes >= 3 else P2_FIVE) if form == "auto" else resolve_form(form)
     if chosen is POWER_LAW and len(runs) > 1:
         raise UsageError(
             f"`form` 'power_law' is of one run, but there are {len(runs)}. Use another form, or fit each run alone"
