@@ -160,7 +160,10 @@ def test_a_run_that_diverges_gets_no_prediction(caplog):
     ("options", "text"),
     [
         ({"price": 1e-20}, "`price` needs `case`"),
-        ({"law": fit_law(draw_runs(), num_bootstrap=0), "case": Case(1e9, 0.25, 2.0)}, "must be of L - L0 and have"),
+        (
+            {"law": fit_law(draw_runs(), "p2", num_bootstrap=0), "case": Case(1e9, 0.25, 2.0)},
+            "must be of L - L0 and have",
+        ),
         ({"min_gain": 0.0}, "`min_gain` must be above 0"),
         ({"patience": 0}, "`patience` must be at least 1"),
     ],

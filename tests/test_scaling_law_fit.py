@@ -28,23 +28,23 @@ NOISE = 0.003  # nats; rises are .02 to .25
 QUIET = {"num_bootstrap": 0}
 
 
-def quietly(*args, **options) -> LawFit:
+def quietly(runs, form="p2", **options) -> LawFit:
     """A fit whose warnings are looked at elsewhere."""
-    return fit_and_warnings(*args, **options)[0]
+    return fit_and_warnings(runs, form, **options)[0]
 
 
-def fit_and_warnings(*args, **options) -> tuple[LawFit, str]:
+def fit_and_warnings(runs, form="p2", **options) -> tuple[LawFit, str]:
     """A fit, and the text of all its warnings, which are those of its report."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ScalingLawWarning)
-        fit = fit_law(*args, **options)
+        fit = fit_law(runs, form, **options)
     assert tuple(str(warning.message) for warning in caught) == fit.report.warnings
     return fit, "\n".join(fit.report.warnings)
 
 
 @pytest.fixture(scope="module")
 def noisy() -> LawFit:
-    return fit_law(draw_runs(noise=NOISE), num_bootstrap=40)
+    return fit_law(draw_runs(noise=NOISE), "p2", num_bootstrap=40)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -212,7 +212,7 @@ def test_two_sizes_do_not_identify_the_constants():
     case = Case(3e8, 0.25, source_loss(3e8))  # yet predictions of what is near are good
     rise = float(true_rise(3e8, 0.25, 1e9))
     assert fit.predict(case, 1e9).value - case.source_loss == pytest.approx(rise, rel=0.1)
-    five, text = fit_and_warnings(runs, **QUIET)
+    five, text = fit_and_warnings(runs, "p2_five", **QUIET)
     assert "2 size(s)" in text
     assert five.form.name == "p2_five" and five.report.identifiability.unidentified == ()
 
@@ -257,16 +257,16 @@ def test_a_source_that_still_learns_needs_its_control():
 )
 def test_bad_options(options, text):
     with pytest.raises(ValueError, match=text):
-        fit_law(draw_runs(), **options, **QUIET)
+        fit_law(draw_runs(), **({"form": "p2"} | options), **QUIET)
 
 
 def test_too_few_runs_or_checkpoints():
     with pytest.raises(ValueError, match="One run only"):
-        fit_law(draw_runs()[:1])
+        fit_law(draw_runs()[:1], "p2")
     with pytest.raises(ValueError, match="'p2_five' has 5 free constants, but there are 4"):
-        fit_law(draw_runs(sizes=SIZES[:1], fractions=FRACTIONS[:2], num_checkpoints=2), **QUIET)
+        fit_law(draw_runs(sizes=SIZES[:1], fractions=FRACTIONS[:2], num_checkpoints=2), "p2_five", **QUIET)
     with pytest.raises(ValueError, match="Every run has one checkpoint"):
-        fit_law(draw_runs(num_checkpoints=1), **QUIET)
+        fit_law(draw_runs(num_checkpoints=1), "p2", **QUIET)
 
 
 @pytest.mark.parametrize("name", ["chinchilla", "average_parameters"])
@@ -291,6 +291,24 @@ def test_the_other_pooled_forms_find_their_own_law(name):
     assert curve.predict(runs[0].tokens[-1]) == pytest.approx(runs[0].losses[-1], abs=1e-5)
     wanted = float(curve.predict(1.5e9))
     assert fit.tokens_for(case, wanted).value == pytest.approx(1.5e9, rel=1e-3)
+
+
+def test_by_default_the_nearest_run_answers(tmp_path):
+    """Its own curve, above the loss of the source that is asked about; near is first the fraction."""
+    runs = draw_runs()
+    fit = quietly(runs, "auto", num_bootstrap=20)
+    for size, fraction, nearest in ((1.2e9, 0.26, (1e9, 0.25)), (2.5e9, 0.16, (3e9, 0.15)), (1e7, 0.6, (1e8, 0.35))):
+        rise = float(true_rise(*nearest, 1e9))
+        found = fit.predict(Case(size, fraction, 2.0), 1e9)
+        assert found.value - 2.0 == pytest.approx(rise, rel=1e-3), (size, fraction)
+        assert found.low < found.value < found.high
+    assert fit.constants == {} and max(run.relative_error for run in fit.report.runs) < 1e-4
+    fit.save(tmp_path / "law.json")
+    again, case = LawFit.load(tmp_path / "law.json"), Case(1.2e9, 0.26, 2.0)
+    assert again.predict(case, 2e9) == fit.predict(case, 2e9)
+    high = RecoveryRun("high", case, runs[7].tokens, 2.0 + 1.5 * runs[7].rises)
+    anchored = fit.anchored(high.between(high=3e8))
+    assert anchored.predict(case, 1e9).value == pytest.approx(high.losses[-1], abs=1e-4) and not anchored.cases
 
 
 def test_each_run_has_a_power_law_of_its_own():

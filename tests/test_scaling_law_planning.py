@@ -25,7 +25,7 @@ TOKENS = st.floats(1e3, 1e13)
 
 @pytest.fixture(scope="module")
 def fit() -> LawFit:
-    return fit_law(draw_runs(noise=0.003), num_bootstrap=20)
+    return fit_law(draw_runs(noise=0.003), "p2", num_bootstrap=20)
 
 
 # ---- curves ---------------------------------------------------------------------------------------------------
@@ -208,6 +208,8 @@ def test_the_verb_plans_and_draws(tmp_path, capsys):
     words = [
         "plan",
         str(tmp_path / "runs.csv"),
+        "--form",
+        "p2",
         "--bootstrap",
         "8",
         "--num_parameters",
@@ -229,12 +231,32 @@ def test_the_verb_plans_and_draws(tmp_path, capsys):
     ):
         assert part in text, part
     assert "the smallest of 2 candidate(s) that reach 2.44" in text and picture.exists()
-    assert main(["plan", str(law), *words[4:], *more, "--json"]) == 0
+    assert main(["plan", str(law), *words[6:], *more, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["plan"]["choice"] == "-25%" and len(facts["candidates"]) == 3
     assert facts["candidates"][0]["target"]["low"] < facts["candidates"][0]["target"]["value"]
     assert main([*words, "--target_loss", "2.0"]) == 0
     assert "unreachable: the floor is" in capsys.readouterr().out
+
+
+def test_the_verb_plans_without_runs_and_goes_on_from_the_run_itself(tmp_path, capsys):
+    words = ["plan", "--num_parameters", "135e6", "--source_loss", "3.0", "--fractions", "0.25", "--target_loss", "3.2"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    for part in ("this is our law: model_cards/scaling_law.md", "constant rate", "outside the fitted sizes"):
+        assert part in text, part
+    history = [{"step": step, "eval_loss": 3.05 + 40 * (step * 1_000) ** -0.5} for step in (10, 20, 40, 80)]
+    state = tmp_path / "trainer_state.json"
+    state.write_text(json.dumps({"log_history": history}))
+    words += ["--own_run", str(state), "--price", "1e-12"]
+    assert main(words) == 2 and "`tokens_per_step` is needed" in capsys.readouterr().err
+    words += ["--tokens_per_step", "1000"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "Your run, at 80 k tokens" in text and "has reached 3.2" in text and "proposal: stop here" in text
+    assert main([*words, "--json"]) == 0
+    own = json.loads(capsys.readouterr().out)["own_run"]
+    assert own["at_twice_the_tokens"]["low"] < 3.05 + 40 * 160_000**-0.5 < own["at_twice_the_tokens"]["high"]
 
 
 def test_the_verb_takes_shapes_of_a_checkpoint(tmp_path, capsys):
@@ -263,6 +285,11 @@ def test_the_verb_takes_shapes_of_a_checkpoint(tmp_path, capsys):
         (["nowhere.csv"], "`runs` 'nowhere.csv' is neither"),
         (["RUNS", "--flops", "1e19"], "`flops` needs a source to plan for"),
         (["RUNS", "--num_parameters", "1e9"], "`source_loss` is needed"),
+        (["--fractions", "0.2"], "`runs` was not given, and no source"),
+        (
+            ["--num_parameters", "1e9", "--source_loss", "2", "--own_run", "x"],
+            "`own_run` is one run, but `fractions` has 3",
+        ),
         (["RUNS", "--num_parameters", "1e9", "--checkpoint", "x", "--source_loss", "2"], "say the same"),
         (["RUNS", "--fixed", "{"], "`fixed` is not valid JSON"),
         (["RUNS", "--fixed", "[1]"], "`fixed` must hold one JSON object"),

@@ -171,7 +171,7 @@ def better(rival: dict[str, float], law: dict[str, float]) -> bool:
 
 
 def coverage(split: Split) -> list[bool]:
-    """Whether the 80 % interval of the default form, anchored, holds the last loss of each judged run."""
+    """Whether the 80 % interval of the library's default, anchored, holds the last loss of each judged run."""
     with quietly():
         fit = fit_law(split.fitted, num_bootstrap=NUM_BOOTSTRAP, allow_different_tokens=True)
     inside = []

@@ -80,9 +80,9 @@ KEPT_TEXT = (
 )
 REGRET_TEXT = (
     "The callback, replayed on the kept runs, stops when two forecasts in a row say that the next FLOP gains less than a"
-    " price. The price is such that a whole run must gain so many nats. It sees the run's own losses and no control. Regret is how"
-    " much worse its stop is than the best one in hindsight (loss + price x FLOPs), in % of the FLOPs of a whole run; the"
-    " mean over 36 runs. `with the law`: fitted to the other sizes of the same seed. `the run alone`: a power law of this"
+    " price. The price is such that a whole run must gain so many nats. It sees the run's own losses and no control. Regret"
+    " is how much worse its stop is than the best one in hindsight (loss + price x FLOPs), in % of the FLOPs of a whole run;"
+    " the mean over 36 runs. `with the law`: fitted to the other sizes of the same seed. `the run alone`: a power law of this"
     " run. `no stop`: without the callback."
 )
 
@@ -121,8 +121,8 @@ def directions_table(directions: Mapping[str, Mapping[str, Mapping[str, float]]]
     headings = [f"{name} ({len(directions[name]['p2'])})" for name in names]
     return markdown_table(("predictor", *headings, "score"), rows) + (
         "\n\nIn brackets: judged runs. `compute` and `average_parameters` are of the family alone, whose training tokens"
-        " are known, and have no score. For later tokens a run is its own neighbour: there the score counts guesses that need"
-        " one as `carried`."
+        " are known, and have no score. For later tokens a run is its own neighbour: there the score counts guesses that"
+        " need one as `carried`."
     )
 
 
@@ -188,9 +188,9 @@ def rate_text(facts: dict) -> str:
     (size, size_error), (rate, rate_error) = facts["ln size"], facts["ln rate"]
     return (
         f"At the last checkpoint, ln (L - L0) of {facts['num_runs']} runs of the family changes by {size:+.2f} ±"
-        f" {size_error:.2f} for each e-fold of the size, and by {rate:+.2f} ± {rate_error:.2f} for each e-fold of the rate (one"
-        " regression, with the fraction; standard errors take runs as independent). The rates are the same for all sizes, so the two are told"
-        " apart; on the kept runs they were not."
+        f" {size_error:.2f} for each e-fold of the size, and by {rate:+.2f} ± {rate_error:.2f} for each e-fold of the rate"
+        " (one regression, with the fraction; standard errors take runs as independent). The rates are the same for all"
+        " sizes, so the two are told apart; on the kept runs they were not."
     )
 
 
@@ -202,8 +202,8 @@ def decay_text(pairs: Sequence[dict]) -> str:
     each = ", ".join(f"{pair['name']} {pair['loss']:+.3f}" for pair in pairs)
     return (
         "The law speaks for constant rates. With a linear decay to 0 over the last 30 % the last loss differed by"
-        f" {loss:+.3f} nats at equal tokens ({each}), and the control's by {control:+.3f}. This is the correction that `plan`"
-        " and the callback name."
+        f" {loss:+.3f} nats at equal tokens ({each}), and the control's by {control:+.3f}. This is the correction that"
+        " `plan` and the callback name."
     )
 
 

@@ -44,7 +44,7 @@ class Arguments:
     )
     form: str = field(
         default="auto",
-        metadata={"help": "damage, p2, p2_five, chinchilla, average_parameters or compute; auto: p2 from 3 sizes on."},
+        metadata={"help": "neighbour, p2, p2_five, damage, chinchilla, average_parameters, compute; auto: neighbour."},
     )
     loss: Literal["linear", "soft_l1", "huber", "cauchy"] = field(
         default="linear", metadata={"help": "Of the fit; all but linear bound the weight of outliers."}
@@ -60,9 +60,7 @@ class Arguments:
     checkpoint: str | None = field(default=None, metadata={"help": "The source, for exact shapes and FLOPs."})
     num_parameters: float | None = field(default=None, metadata={"help": "Of the source, without --checkpoint."})
     source_loss: float | None = field(default=None, metadata={"help": "Of the source, in nats per token."})
-    source_tokens: float | None = field(
-        default=None, metadata={"help": "That it saw; for --own_run, average_parameters and compute."}
-    )
+    source_tokens: float | None = field(default=None, metadata={"help": "That it saw; for --own_run and two forms."})
     fractions: list[float] = field(
         default_factory=lambda: [0.15, 0.25, 0.35], metadata={"help": "Shares of the parameters to remove."}
     )

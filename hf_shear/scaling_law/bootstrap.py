@@ -76,28 +76,33 @@ def spread_of(
     groups = [[i for i, size in enumerate(sizes) if size == one] for one in sorted(set(sizes))]
     if len(groups) < 3:
         groups = [[i] for i in range(len(runs))]
-    levels, drifts, noises = [], [], []
+    pairs = []
     for group in groups:
         rest = problem.of_runs([i for i in range(len(runs)) if i not in group])
         theta = problem.whole(solve(rest, loss, f_scale, 0, seed, start=solution, polish=False).free)
         predicted = term_values(problem.design, theta).sum(axis=0)
         for index in group:
-            rows, tokens = problem.run_index == index, np.array(runs[index].tokens)
-            errors = log_ratios(problem.target[rows], predicted[rows])
-            levels.append(errors.mean())
-            seen = max(int((tokens <= SEEN_SHARE * tokens[-1]).sum()), 1)
-            late = max(len(tokens) - 3, seen)
-            if late < len(tokens):
-                passed = np.log(tokens[late:].mean() / tokens[seen - 1])
-                drifts.append((errors[late:].mean() - errors[seen // 2 : seen].mean()) / passed)
-            if len(tokens) > 3:
-                course = np.polyval(np.polyfit(np.log(tokens), errors, 1), np.log(tokens))
-                noises.append(np.sqrt(((errors - course) ** 2).sum() / (len(tokens) - 2)))
+            rows = problem.run_index == index
+            pairs.append((np.array(runs[index].tokens), problem.target[rows], predicted[rows]))
+    return spread_of_errors(pairs, len(groups))
 
-    def size(values: list) -> float:
-        return float(np.sqrt(np.mean(np.square(values)))) if values else 0.0
 
-    return Spread(size(levels), size(drifts), size(noises), len(groups))
+def spread_of_errors(pairs: Sequence[tuple[NDArray, NDArray, NDArray]], num_groups: int) -> Spread:
+    """The spread of runs that were left out: tokens, observed and predicted L - L0 of each."""
+    levels, drifts, noises = [], [], []
+    for tokens, observed, predicted in pairs:
+        errors = log_ratios(observed, predicted)
+        levels.append(errors.mean())
+        seen = max(int((tokens <= SEEN_SHARE * tokens[-1]).sum()), 1)
+        late = max(len(tokens) - 3, seen)
+        if late < len(tokens):
+            passed = np.log(tokens[late:].mean() / tokens[seen - 1])
+            drifts.append((errors[late:].mean() - errors[seen // 2 : seen].mean()) / passed)
+        if len(tokens) > 3:
+            course = np.polyval(np.polyfit(np.log(tokens), errors, 1), np.log(tokens))
+            noises.append(np.sqrt(((errors - course) ** 2).sum() / (len(tokens) - 2)))
+    sizes = [float(np.sqrt(np.mean(np.square(one)))) if one else 0.0 for one in (levels, drifts, noises)]
+    return Spread(*sizes, num_groups)
 
 
 def bootstrap(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..core import UsageError
 from .curves import LossCurve, NumericCurve, PowerCurve
 from .estimates import Estimate, interval
-from .law_fit import LawFit
+from .law_fit import LawFit, curve_of
 from .recovery_run import Case
 
 FLOOR_SPREAD = 0.1
@@ -97,8 +97,8 @@ def forecast(law: LawFit, case: Case, tokens: Sequence[float], losses: Sequence[
     source_tokens = math.inf if case.source_tokens is None else case.source_tokens
     random, samples = np.random.default_rng(0), []
     noise = _noise(law, curve, case, x, y)
-    for theta in law.samples:
-        start = _parts(LawFit(law.form, theta, law.samples[:0], law.fitted, law.has_controls, None).curve(case))
+    for theta in law.samples_for(case):
+        start = _parts(curve_of(law.form, theta, case))
         moved = start + scales * random.standard_normal(len(scales))
         scattered = y + noise * random.standard_normal(len(y))
         samples.append(_most_likely(moved, scales, x, scattered, noise, source_tokens))

@@ -209,6 +209,13 @@ DAMAGE = LawForm(
     ties=(("floor_delta", "delta", 1.0), ("floor_growth", "growth", 4.0)),
     weighting="relative",
 )
+NEIGHBOUR = LawForm(
+    "neighbour",
+    (Term("floor", {}), Term("amplitude", {"exponent": (TOKENS, -1)})),
+    True,
+    {"exponent": _EXPONENTS["beta"]},
+    "no law of sizes: L = L0 + floor + amplitude D^-exponent of the nearest run, in fraction and then in size",
+)
 POWER_LAW = LawForm(
     "power_law",
     (Term("floor", {}), Term("amplitude", {"exponent": (TOKENS, -1)})),
@@ -217,7 +224,9 @@ POWER_LAW = LawForm(
     "of one run: L = floor + amplitude D^-exponent",
 )
 
-FORMS = {form.name: form for form in (DAMAGE, P2, P2_FIVE, CHINCHILLA, AVERAGE_PARAMETERS, COMPUTE_LAW, POWER_LAW)}
+FORMS = {
+    form.name: form for form in (DAMAGE, P2, P2_FIVE, CHINCHILLA, AVERAGE_PARAMETERS, COMPUTE_LAW, NEIGHBOUR, POWER_LAW)
+}
 
 
 def resolve_form(form: str | LawForm) -> LawForm:

@@ -30,6 +30,7 @@ from .check_runs import check_runs
 from .fit_report import relative_error
 from .forms import FORMS, LawForm
 from .law_fit import fit_constants, fit_each_run, predict_run
+from .neighbours import SAME_FRACTION, STARTS_OF_A_RUN
 from .recovery_run import RecoveryRun
 
 TEST_NAMES = ("tokens", "size", "fraction")
@@ -40,11 +41,6 @@ SEEN_OF_TOKENS = 0.8
 """Share of every run's tokens that laws and guesses see in the test of tokens."""
 SEEN_AT_START = 0.2
 """Share of a held-out run's tokens that guesses and anchors see in the other two; judged is what comes after."""
-
-STARTS_OF_A_RUN = 4
-"""Three constants have few valleys to end in."""
-SAME_FRACTION = 0.25
-"""Difference of the logarithms of two fractions that counts as one step: .25 and .35 are a step apart."""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from .curves import FLOPS_PER_PARAMETER_AND_TOKEN, LossCurve, NumericCurve, Powe
 from .estimates import Estimate, interval, tokens_estimate
 from .fit_report import FitReport, fit_warnings, run_quality
 from .fitting import RIDGE, ROBUST_LOSSES, ROBUST_SCALES, WEIGHTINGS, Problem, scatter, solve
-from .forms import FORMS, P2, P2_FIVE, POWER_LAW, TOKENS, LawForm, feature_values, resolve_form, term_values
-from .identifiability import identifiability
+from .forms import FORMS, NEIGHBOUR, POWER_LAW, TOKENS, LawForm, feature_values, resolve_form, term_values
+from .identifiability import Identifiability, identifiability
+from .neighbours import draw_runs, nearest, own_curves, spread_of_neighbours
 from .recovery_run import Case, RecoveryRun
 
 DROP_START = 0.1
@@ -42,8 +43,9 @@ class LawFit:
 
     Attributes:
         form: the law.
-        theta: [k] constants in natural units, scales as logarithms; in the order of ``form.constants``.
-        samples: [b, k] the same for each fit of the bootstrap.
+        theta: [k] constants in natural units, scales as logarithms; in the order of ``form.constants``. Of "neighbour"
+            [runs, k], for each run its own.
+        samples: [b, k] the same for each fit of the bootstrap; of "neighbour" [b, runs], how often each run was drawn.
         fitted: largest and smallest of what was fitted: ``num_parameters``, ``fraction_removed``, ``tokens``.
         has_controls: whether L0 was the control's loss at the same tokens.
         report: how good it is.
@@ -51,6 +53,7 @@ class LawFit:
         anchored_at: tokens up to which a run was seen that the law has been anchored to; None for the law as it is.
         decay_correction: nats to add for a run whose rate decays at its end, as measured at equal tokens; None: not
             measured. The law itself speaks for the schedule of its runs, a constant rate.
+        cases: of "neighbour", the model of each run.
     """
 
     form: LawForm
@@ -62,16 +65,33 @@ class LawFit:
     spread: Spread | None = None
     anchored_at: float | None = None
     decay_correction: float | None = None
+    cases: tuple[Case, ...] = ()
 
     @property
     def constants(self) -> dict[str, float]:
-        """In natural units: tokens and parameters counted one by one. The paper's gamma is ``-rho_exponent``."""
+        """In natural units: tokens and parameters counted one by one. The paper's gamma is ``-rho_exponent``.
+
+        "neighbour" has none that hold for all runs.
+        """
+        if self.cases:
+            return {}
         named = dict(zip(self.form.constants, self.theta, strict=True))
         return {name: math.exp(value) if name in self.form.scales else float(value) for name, value in named.items()}
 
     def curve(self, case: Case) -> LossCurve:
         """Loss over tokens for one model."""
-        return curve_of(self.form, self.theta, case)
+        return curve_of(self.form, self.theta_for(case), case)
+
+    def theta_for(self, case: Case) -> NDArray:
+        """[k] constants that hold for this model."""
+        return self.theta[nearest(case, self.cases)] if self.cases else self.theta
+
+    def samples_for(self, case: Case) -> NDArray:
+        """[b, k] the same for each fit of the bootstrap."""
+        if not self.cases:
+            return self.samples
+        drawn = [nearest(case, self.cases, np.flatnonzero(counts).tolist()) for counts in self.samples]
+        return self.theta[drawn] if drawn else np.zeros((0, self.theta.shape[1]))
 
     def sample_curves(self, case: Case, tokens: float | None = None) -> list[LossCurve]:
         """The same for each fit of the bootstrap, each as far from its law as single runs are at ``tokens``.
@@ -79,12 +99,13 @@ class LawFit:
         Beyond the fitted sizes, fractions or tokens that is farther: by as much again for each e-fold.
         """
         if self.spread is None:
-            return [curve_of(self.form, theta, case) for theta in self.samples]
+            return [curve_of(self.form, theta, case) for theta in self.samples_for(case)]
         tokens = self.fitted["tokens"][1] if tokens is None or not math.isfinite(tokens) else tokens
         widen = 1 + sum(map(math.log, self.extrapolation(case, tokens).values()))
         shifts = self.spread.draws(len(self.samples)) * self.spread.log_scale(tokens, self.anchored_at) * widen
         return [
-            curve_of(self.form, self._at_level(theta, s), case) for theta, s in zip(self.samples, shifts, strict=True)
+            curve_of(self.form, self._at_level(theta, s), case)
+            for theta, s in zip(self.samples_for(case), shifts, strict=True)
         ]
 
     def _at_level(self, theta: NDArray, log_factor: float) -> NDArray:
@@ -109,8 +130,9 @@ class LawFit:
             predicted = predict_run(self.form, theta, run) - run.reference
             return self._at_level(theta, level_of(run.rises, predicted))
 
-        samples = np.array([shifted(theta) for theta in self.samples]).reshape(self.samples.shape)
-        return replace(self, theta=shifted(self.theta), samples=samples, anchored_at=run.tokens[-1])
+        theta, samples = shifted(self.theta_for(run.case)), self.samples_for(run.case)
+        samples = np.array([shifted(one) for one in samples]).reshape(samples.shape)
+        return replace(self, theta=theta, samples=samples, anchored_at=run.tokens[-1], cases=())
 
     def floor(self, case: Case) -> Estimate:
         """Loss at infinitely many tokens."""
@@ -187,6 +209,7 @@ class LawFit:
             "fitted": {name: list(limits) for name, limits in self.fitted.items()}, "has_controls": self.has_controls,
             "spread": None if self.spread is None else asdict(self.spread), "anchored_at": self.anchored_at,
             "decay_correction": self.decay_correction,
+            "cases": [[case.num_parameters, case.fraction_removed] for case in self.cases],
             "constants": self.constants, "report": None if self.report is None else self.report.to_dict(),
         })  # fmt: skip
 
@@ -216,11 +239,19 @@ def _saved_fit(path: str, saved: Mapping) -> LawFit:
 
     form = resolve_form(part("form", f"one of {', '.join(FORMS)}", lambda value: value in list(FORMS)))
     size, names = len(form.constants), ("num_parameters", "fraction_removed", "tokens")
-    theta = part("theta", f"{size} finite numbers", lambda value: numbers(value, size))
-    samples = part(
-        "samples", f"lists of {size} finite numbers each",
-        lambda value: isinstance(value, list) and all(numbers(row, size) for row in value),
-    )  # fmt: skip
+
+    def lists(value: object, count: int) -> bool:
+        return isinstance(value, list) and all(numbers(row, count) for row in value)
+
+    cases = saved.get("cases") or []
+    if cases:
+        part("cases", "lists of a number of parameters and a fraction", lambda value: lists(value, 2))
+        cases = [Case(number, fraction, 1.0) for number, fraction in cases]
+        part("theta", f"{len(cases)} lists of {size} finite numbers", lambda v: lists(v, size) and len(v) == len(cases))
+    else:
+        part("theta", f"{size} finite numbers", lambda value: numbers(value, size))
+    theta, width = np.array(saved["theta"]), len(cases) or size
+    samples = part("samples", f"lists of {width} finite numbers each", lambda value: lists(value, width))
     fitted = part(
         "fitted", f"a dict with two finite numbers for each of {', '.join(names)}",
         lambda value: isinstance(value, dict) and all(numbers(value.get(name), 2) for name in names),
@@ -238,8 +269,8 @@ def _saved_fit(path: str, saved: Mapping) -> LawFit:
             part(name, "a finite number, or null", lambda value: numbers([value], 1))
     limits = {name: tuple(fitted[name]) for name in names}
     return LawFit(
-        form, np.array(theta), np.array(samples).reshape(-1, size), limits, has_controls, None, spread,
-        saved.get("anchored_at"), saved.get("decay_correction"),
+        form, theta, np.array(samples).reshape(-1, width), limits, has_controls, None, spread,
+        saved.get("anchored_at"), saved.get("decay_correction"), tuple(cases),
     )  # fmt: skip
 
 
@@ -284,8 +315,8 @@ def fit_law(
 
     Args:
         runs: of one family and one kind of pruning.
-        form: a name of ``FORMS``; "auto" is the law of arXiv 2411.10272, in its five-constant form where the runs have
-            fewer than three sizes. Anchored, it predicted fresh runs best (model_cards/scaling_law.md).
+        form: a name of ``FORMS``; "auto" is "neighbour", the nearest run, which predicted fresh runs better than any law
+            (model_cards/scaling_law.md).
         loss: "linear", or a robust loss of scipy's ``least_squares``.
         f_scale: nats from which on a residual is an outlier; default 1.5 standard deviations of the runs' own scatter.
         weighting: "absolute" takes residuals in nats, as the P2 paper; "relative" relative to the mean |L - L0| of their
@@ -306,6 +337,8 @@ def fit_law(
     check_ranges({"drop_start": drop_start, "num_starts": num_starts, "num_bootstrap": num_bootstrap, "seed": seed})
     check_ranges({"f_scale": f_scale})
     check_runs(runs, allow_different_tokens)
+    if form in ("auto", NEIGHBOUR.name, NEIGHBOUR):
+        return _fit_neighbours([run.without_start(drop_start) for run in runs], loss, f_scale, num_bootstrap, seed)
     chosen, options = (
         _choose_form(form, runs),
         {"loss": loss, "f_scale": f_scale, "weighting": weighting, "ridge": ridge},
@@ -324,9 +357,26 @@ def fit_law(
                   FitReport(quality, state, tuple(found)), spread)  # fmt: skip
 
 
+def _fit_neighbours(runs, loss: str, f_scale: float | None, num_bootstrap: int, seed: int) -> LawFit:
+    if loss not in ROBUST_LOSSES:
+        raise UsageError(f"`loss` must be one of {', '.join(ROBUST_LOSSES)}, but it is {loss!r}.")
+    theta, cases = own_curves(runs, loss, f_scale, seed), tuple(run.case for run in runs)
+    spread = spread_of_neighbours(runs, theta) if num_bootstrap else None
+    state = Identifiability(1.0, (), ())  # each run has its own constants, and enough checkpoints for them
+    found = fit_warnings(runs, NEIGHBOUR, state, num_bootstrap > 0)
+    pairs = zip(runs, theta, strict=True)
+    quality = tuple(run_quality(run, predict_run(NEIGHBOUR, own, run)) for run, own in pairs)
+    for text in found:
+        warnings.warn(text, ScalingLawWarning, stacklevel=3)
+    samples = draw_runs(num_bootstrap, len(runs), seed)
+    controlled = runs[0].control_losses is not None
+    return LawFit(NEIGHBOUR, theta, samples, _ranges(runs), controlled, FitReport(quality, state, tuple(found)), spread,
+                  cases=cases)  # fmt: skip
+
+
 def fit_constants(
     runs: Sequence[RecoveryRun],
-    form: str | LawForm = "auto",
+    form: str | LawForm = "p2",
     *,
     loss: str = "linear",
     f_scale: float | None = None,
@@ -379,8 +429,7 @@ def predict_run(form: LawForm, theta: NDArray, run: RecoveryRun) -> NDArray:
 
 
 def _choose_form(form: str | LawForm, runs: Sequence[RecoveryRun]) -> LawForm:
-    num_sizes = len({run.case.num_parameters for run in runs})
-    chosen = (P2 if num_sizes >= 3 else P2_FIVE) if form == "auto" else resolve_form(form)
+    chosen = resolve_form(form)
     if chosen is POWER_LAW and len(runs) > 1:
         raise UsageError(
             f"`form` 'power_law' is of one run, but there are {len(runs)}. Use another form, or fit each run alone"
