@@ -214,18 +214,22 @@ class ReplayedTrainer:
     state = SimpleNamespace(log_history=[])
 
 
-def stop_of(run: RecoveryRun, law: LawFit | None, price: float) -> int:
-    """The checkpoint at which the callback would stop, or the last."""
+def gains_of(run: RecoveryRun, law: LawFit | None) -> list[float]:
+    """At each checkpoint what the callback says that the next FLOP gains; infinite where it says nothing yet."""
     callback = ScalingLawCallback(ReplayedTrainer(), case=run.case, law=law, tokens_per_step=1.0)  # pyright: ignore[reportArgumentType]
     callback.law = law  # None here is the run alone, and not the law that ships
-    gains: list[float] = []
+    gains = []
     for index in range(len(run.tokens)):
         found = callback.forecast(list(run.tokens[: index + 1]), list(run.losses[: index + 1]))
-        if found is not None:
-            gains.append(found.gain_per_flop(FLOPS_PER_PARAMETER_AND_TOKEN * run.case.pruned_size))
-        if len(gains) >= PATIENCE and max(gains[-PATIENCE:]) < price:
-            return index
-    return len(run.tokens) - 1
+        cost = FLOPS_PER_PARAMETER_AND_TOKEN * run.case.pruned_size
+        gains.append(math.inf if found is None else found.gain_per_flop(cost))
+    return gains
+
+
+def stop_of(gains: Sequence[float], price: float) -> int:
+    """The checkpoint at which the callback would stop, or the last."""
+    below = [index for index in range(PATIENCE - 1, len(gains)) if max(gains[index - PATIENCE + 1 : index + 1]) < price]
+    return below[0] if below else len(gains) - 1
 
 
 def regrets(seeds: Sequence[Sequence[RecoveryRun]]) -> dict[str, dict[str, list[float]]]:
@@ -238,10 +242,11 @@ def regrets(seeds: Sequence[Sequence[RecoveryRun]]) -> dict[str, dict[str, list[
             law = replace(law, samples=law.samples[:0])  # a stop is decided by the most likely curve
             for run in (run for run in runs if run.case.num_parameters == size):
                 flops = FLOPS_PER_PARAMETER_AND_TOKEN * run.case.pruned_size * np.array(run.tokens)
+                gains = {"with the law": gains_of(run, law), "the run alone": gains_of(run, None)}
                 for nats in PRICES:
                     price = nats / flops[-1]
                     worth = np.array(run.losses) + price * flops
-                    stops = {"with the law": stop_of(run, law, price), "the run alone": stop_of(run, None, price)}
+                    stops = {policy: stop_of(values, price) for policy, values in gains.items()}
                     for policy, stop in (stops | {"no stop": len(flops) - 1}).items():
                         found[f"{nats:g}"][policy].append(float((worth[stop] - worth.min()) / nats))
     return found
@@ -299,20 +304,28 @@ def make_prior(runs: Sequence[RecoveryRun], provenance: str, decay: list[dict]) 
     return fit
 
 
-def judge(fresh: Path) -> dict:
-    """Everything that the page says."""
-    if not fresh.is_file():
-        raise UsageError(f"{str(fresh)!r} is not there: make the runs with `python -m examples.research.law_runs`.")
-    results, seeds = json.loads(fresh.read_text(encoding="utf-8")), kept_runs()
+def judge_kept() -> dict:
+    """What the page says of the kept runs: errors, coverage, regret of stops, constants."""
+    seeds, errors = kept_runs(), {}
+    for test in TEST_NAMES:
+        rows = [{row["method"]: row["relative_error"] for row in generalisation_errors(runs, test, (*LAWS, BLEND))}
+                for runs in seeds]  # fmt: skip
+        errors[test] = {method: [row[method] for row in rows] for method in rows[0]}
+    inside = [leave_out(runs) for runs in seeds]
+    return {
+        "errors": errors, "regret": regrets(seeds), "laws": {form: law_facts(seeds[0], form) for form in ("p2", "damage")},
+        "coverage": {name: binomial([one for seed in inside for one in seed[name]]) for name in inside[0]},
+    }  # fmt: skip
+
+
+def judge_fresh(path: Path) -> dict:
+    """What the page says of the fresh runs. Writes the law that ships, which is of all small runs."""
+    if not path.is_file():
+        raise UsageError(f"{str(path)!r} is not there: make the runs with `python -m examples.research.law_runs`.")
+    results = json.loads(path.read_text(encoding="utf-8"))
     curves = [run for run in fresh_runs(results, CONSTANT, ONE_SHOT) if source_of(run) != SMOLLM]
     directions, decay = judged_directions(results), late_decay(results)
-    kept = {}
-    for test in TEST_NAMES:
-        rows = [{row["method"]: row["relative_error"] for row in generalisation_errors(
-            runs, test, (*LAWS, BLEND))} for runs in seeds]  # fmt: skip
-        kept[test] = {method: [row[method] for row in rows] for method in rows[0]}
-    kept_coverage = [leave_out(runs) for runs in seeds]
-    every = [replace(run, name=f"{run.name} seed {seed}") for seed, runs in enumerate(seeds) for run in runs]
+    every = [replace(run, name=f"{run.name} seed {seed}") for seed, runs in enumerate(kept_runs()) for run in runs]
     provenance = (
         f"model_cards/scaling_law.md: {len(every)} kept and {len(curves)} fresh recovery runs at constant rates of sources"
         f" of {min(r.case.num_parameters for r in curves):,.0f} to"
@@ -321,11 +334,7 @@ def judge(fresh: Path) -> dict:
     make_prior([*every, *curves], provenance, decay)
     return {
         "num_runs": len(results["runs"]), "curves": [run.name for run in curves], "code": results["code"],
-        "settings": results["settings"], "kept": kept, "directions": directions, "verdict": verdict(directions),
-        "coverage": {
-            "kept": {name: binomial([one for seed in kept_coverage for one in seed[name]]) for name in kept_coverage[0]},
-            "fresh": {name: binomial(inside) for name, inside in leave_out(curves).items()},
-        },
-        "regret": regrets(seeds), "size_and_rate": size_and_rate(curves), "late_decay": decay,
-        "laws": {form: law_facts(seeds[0], form) for form in ("p2", "damage")},
+        "settings": results["settings"], "directions": directions, "verdict": verdict(directions),
+        "coverage": {name: binomial(inside) for name, inside in leave_out(curves).items()},
+        "size_and_rate": size_and_rate(curves), "late_decay": decay,
     }  # fmt: skip

@@ -80,10 +80,10 @@ KEPT_TEXT = (
 )
 REGRET_TEXT = (
     "The callback, replayed on the kept runs, stops when two forecasts in a row say that the next FLOP gains less than a"
-    " price. The price is such that a whole run must gain so many nats. It sees the run's own losses and no control. Regret"
-    " is how much worse its stop is than the best one in hindsight (loss + price x FLOPs), in % of the FLOPs of a whole run;"
-    " the mean over 36 runs. `with the law`: fitted to the other sizes of the same seed. `the run alone`: a power law of this"
-    " run. `no stop`: without the callback."
+    " price. The price is such that a whole run must gain so many nats. The callback sees the run's own losses, no control."
+    " Regret is how much worse its stop is than the best one in hindsight (loss + price x FLOPs), in % of the FLOPs of a"
+    " whole run; the mean over 36 runs. `with the law`: fitted to the other sizes of the same seed. `the run alone`: a"
+    " power law of this run. `no stop`: without the callback."
 )
 
 
