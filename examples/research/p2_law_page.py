@@ -1,6 +1,7 @@
 """Judge the predictors of the scaling law, draw, and build model_cards/scaling_law.md.
 
-python -m examples.research.p2_law_page  # judge the kept and the fresh runs anew, make the law that ships, write the page
+python -m examples.research.p2_law_page  # judge all runs anew, make the law that ships, write the page
+python -m examples.research.p2_law_page --fresh  # the fresh runs alone; what is said of the kept ones stays
 python -m examples.research.p2_law_page --page  # the page alone, from model_cards/scaling_law/judged.json
 """
 
@@ -24,7 +25,8 @@ from .law_judged import (
     METHODS,
     RESULTS,
     fresh_runs,
-    judge,
+    judge_fresh,
+    judge_kept,
     quietly,
     source_of,
 )
@@ -56,7 +58,9 @@ the start of the run, which guesses see as well: 80 % of the tokens for "later t
 
 def page() -> str:
     """The page from what was judged."""
-    facts = json.loads(JUDGED.read_text(encoding="utf-8"))
+    judged = json.loads(JUDGED.read_text(encoding="utf-8"))
+    facts, kept = judged["fresh"], judged["kept"]
+    coverage = {"kept": kept["coverage"], "fresh": facts["coverage"]}
     first = INTRODUCTION
     if note := stale_note(facts["code"], todays_code(), COMMAND):
         first = noted(note, INTRODUCTION)
@@ -67,11 +71,11 @@ def page() -> str:
         directions_table(facts["directions"], facts["verdict"]["scores"]),
     ]
     parts += [verdict_text(facts["verdict"]), f"![Errors by direction](scaling_law/{ERRORS.name})"]
-    parts += ["## Kept runs", KEPT_TEXT, kept_table(facts["kept"])]
-    parts += ["## Intervals", coverage_text(facts["coverage"]), f"![Sources left out](scaling_law/{CURVES.name})"]
-    parts += ["## When to stop", REGRET_TEXT, regret_table(facts["regret"])]
+    parts += ["## Kept runs", KEPT_TEXT, kept_table(kept["errors"])]
+    parts += ["## Intervals", coverage_text(coverage), f"![Sources left out](scaling_law/{CURVES.name})"]
+    parts += ["## When to stop", REGRET_TEXT, regret_table(kept["regret"])]
     parts += ["## Size, rate, schedule", rate_text(facts["size_and_rate"]), decay_text(facts["late_decay"])]
-    return "\n\n".join([*parts, "## Constants", laws_text(facts["laws"])]) + "\n"
+    return "\n\n".join([*parts, "## Constants", laws_text(kept["laws"])]) + "\n"
 
 
 KEPT_TEXT = (
@@ -267,11 +271,16 @@ def draw_curves(results: dict) -> None:
 
 def main(command_line: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--fresh", action="store_true", help="judge the fresh runs alone")
     parser.add_argument("--page", action="store_true", help="build the page from what was judged before")
-    if not parser.parse_args(command_line).page:
-        facts = judge(FRESH)
-        write_results(JUDGED, facts)
-        draw_errors(facts)
+    options = parser.parse_args(command_line)
+    if not options.page:
+        judged = json.loads(JUDGED.read_text(encoding="utf-8")) if JUDGED.is_file() else {}
+        if not options.fresh or "kept" not in judged:
+            judged["kept"] = judge_kept()
+        judged["fresh"] = judge_fresh(FRESH)
+        write_results(JUDGED, judged)
+        draw_errors(judged["fresh"])
         draw_curves(json.loads(FRESH.read_text(encoding="utf-8")))
     PAGE.write_text(page(), encoding="utf-8")
 
