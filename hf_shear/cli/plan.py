@@ -220,7 +220,11 @@ def own_forecast(fit: LawFit, candidate: Candidate, arguments: Arguments) -> For
     """The run so far, and the law behind it."""
     assert arguments.own_run is not None, "asked by the caller"
     state = read_json_object(arguments.own_run, "`own_run`")
-    tokens, losses = checkpoints_of_log(state.get("log_history"), arguments.tokens_per_step)
+    if "log_history" not in state:
+        raise UsageError(
+            f"`own_run` {arguments.own_run!r} has no `log_history`. Name the trainer_state.json of a checkpoint."
+        )
+    tokens, losses = checkpoints_of_log(state["log_history"], arguments.tokens_per_step)
     if not tokens:
         raise UsageError(
             f"`own_run` {arguments.own_run!r} has no evaluation yet. Evaluate during the run (`eval_strategy`)."

@@ -101,8 +101,8 @@ def spread_of_errors(pairs: Sequence[tuple[NDArray, NDArray, NDArray]], num_grou
         if len(tokens) > 3:
             course = np.polyval(np.polyfit(np.log(tokens), errors, 1), np.log(tokens))
             noises.append(np.sqrt(((errors - course) ** 2).sum() / (len(tokens) - 2)))
-    sizes = [float(np.sqrt(np.mean(np.square(one)))) if one else 0.0 for one in (levels, drifts, noises)]
-    return Spread(*sizes, num_groups)
+    level, drift, noise = (float(np.sqrt(np.mean(np.square(one)))) if one else 0.0 for one in (levels, drifts, noises))
+    return Spread(level, drift, noise, num_groups)
 
 
 def bootstrap(

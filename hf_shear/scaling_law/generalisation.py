@@ -145,8 +145,8 @@ def predict_split(split: Split, method: str | LawForm, **options) -> list[NDArra
         both = predict_split(split, first, **options), predict_split(split, "neighbour_anchored")
         return [run.reference + _geometric_mean(one - run.reference, other - run.reference)
                 for one, other, run in zip(*both, split.judged, strict=True)]  # fmt: skip
-    anchored = isinstance(method, str) and method.removesuffix(ANCHORED) in FORMS and method.endswith(ANCHORED)
-    fit = fit_constants(split.fitted, method.removesuffix(ANCHORED) if anchored else method, **options)
+    anchored = isinstance(method, str) and method.endswith(ANCHORED) and method.removesuffix(ANCHORED) in FORMS
+    fit = fit_constants(split.fitted, method.removesuffix(ANCHORED) if isinstance(method, str) else method, **options)
     laws = [fit.anchored(seen) if anchored else fit for seen in split.seen]
     return [predict_run(law.form, law.theta, run) for law, run in zip(laws, split.judged, strict=True)]
 

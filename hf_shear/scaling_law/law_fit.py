@@ -247,7 +247,8 @@ def _saved_fit(path: str, saved: Mapping) -> LawFit:
     if cases:
         part("cases", "lists of a number of parameters and a fraction", lambda value: lists(value, 2))
         cases = [Case(number, fraction, 1.0) for number, fraction in cases]
-        part("theta", f"{len(cases)} lists of {size} finite numbers", lambda v: lists(v, size) and len(v) == len(cases))
+        rule = f"{len(cases)} lists of {size} finite numbers"
+        part("theta", rule, lambda v: isinstance(v, list) and lists(v, size) and len(v) == len(cases))
     else:
         part("theta", f"{size} finite numbers", lambda value: numbers(value, size))
     theta, width = np.array(saved["theta"]), len(cases) or size
