@@ -12,8 +12,9 @@ from scaling_law_helpers import draw_runs, source_loss, true_rise
 from training_helpers import make_args, make_trainer, plain_model
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-from hf_shear.scaling_law import Case, ScalingLawCallback, fit_law
-from hf_shear.scaling_law.callback import DOUBLING_GAIN, FINAL_LOSS, MIN_CHECKPOINTS, MIN_CHECKPOINTS_WITH_LAW
+from hf_shear.scaling_law import Case, LawFit, RecoveryRun, ScalingLawCallback, fit_law
+from hf_shear.scaling_law.callback import DOUBLING_GAIN, FINAL_LOSS, GAIN_PER_FLOP, MIN_CHECKPOINTS, MORE_TOKENS, PRIOR
+from hf_shear.scaling_law.forecast import forecast
 from hf_shear.training.progress import log_line
 
 STEP_TOKENS = 1_000_000
@@ -57,26 +58,84 @@ def test_a_known_curve_is_predicted_to_its_end():
     assert predictions(callback, DOUBLING_GAIN)[-1] == pytest.approx(float(curve(400) - curve(800)), abs=1e-4)
 
 
+LEVEL_SPREAD = 0.3  # standard deviation of ln (L - L0) between runs and their law
+
+
+def run_at_level(run: RecoveryRun, log_level: float) -> RecoveryRun:
+    """The run with its rise times a factor, which no law of size, fraction and tokens knows."""
+    losses = run.case.source_loss + run.rises * np.exp(log_level)
+    return RecoveryRun(run.name, run.case, run.tokens, losses)
+
+
 @pytest.fixture(scope="module")
 def law():
-    return fit_law(draw_runs(), num_bootstrap=0)
+    levels = LEVEL_SPREAD * np.random.default_rng(0).standard_normal(12)
+    return fit_law([run_at_level(*pair) for pair in zip(draw_runs(), levels, strict=True)], "p2_five", num_bootstrap=24)
 
 
-def test_earlier_runs_speak_before_this_one_can(law):
-    """First the law alone, then this run's own curve with the law's exponent."""
+def test_earlier_runs_speak_first_and_this_one_corrects_them(law):
+    """A run that lies twice as far above its source as the law says."""
     case = Case(1e9, 0.25, source_loss(1e9))
     callback = ScalingLawCallback(LogOnly(), law=law, case=case, tokens_per_step=STEP_TOKENS)
 
-    def measured(step):  # .1 above the law, and it falls twice as deep
-        return case.source_loss + 0.1 + 2 * true_rise(1e9, 0.25, step * STEP_TOKENS)
+    def measured(step):
+        return case.source_loss + 2 * true_rise(1e9, 0.25, step * STEP_TOKENS)
 
-    steps = [100, 200, 300]
-    for step in steps:
+    end = measured(MAX_STEPS)
+    for step in (50, 100, 200, 300):
         evaluate(callback, step, measured(step))
-    found = predictions(callback)
-    assert len(found) == 3 == MIN_CHECKPOINTS_WITH_LAW
-    assert found[0] == found[1] == pytest.approx(case.source_loss + float(true_rise(1e9, 0.25, 1e9)), abs=1e-6)
-    assert found[2] == pytest.approx(measured(MAX_STEPS), abs=1e-4)
+    _, second, _, last = np.abs(np.array(predictions(callback)) - end)
+    alone = abs(law.predict(case, MAX_STEPS * STEP_TOKENS).value - end)
+    assert second < 0.5 * alone and last < 0.1 * alone and last < 0.003
+    found = forecast(law, case, [50e6, 100e6, 200e6, 300e6], [measured(step) for step in (50, 100, 200, 300)])
+    estimate = found.loss(1e9)
+    assert estimate.low < end < estimate.high and estimate.high - estimate.low < 0.1
+
+
+def test_it_says_how_many_tokens_reach_a_target(law, capsys):
+    case = Case(1e9, 0.25, source_loss(1e9))
+    target = case.source_loss + float(true_rise(1e9, 0.25, 800e6))
+    callback = ScalingLawCallback(LogOnly(), law=law, case=case, target_loss=target, tokens_per_step=STEP_TOKENS)
+    for step in range(50, 201, 50):
+        evaluate(callback, step, case.source_loss + true_rise(1e9, 0.25, step * STEP_TOKENS))
+    text = capsys.readouterr().out
+    assert f"reaches {target:g} with" in text and " more tokens (80 %: " in text and "ends at" in text
+    more = predictions(callback, MORE_TOKENS)
+    reached = source_loss(1e9) + float(true_rise(1e9, 0.25, 200e6 + more[-1]))
+    assert len(more) >= 1 and reached == pytest.approx(target, abs=0.001)
+    found = forecast(law, case, [1e8], [case.source_loss + float(true_rise(1e9, 0.25, 1e8))])
+    assert found.tokens_to(1e3).value == 0 and "unreachable" in found.tokens_to(0.1).reason
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_price_proposes_to_stop(law, ends, capsys):
+    case = Case(1e9, 0.25, source_loss(1e9))
+    flops = 6 * case.pruned_size
+    slope = (true_rise(1e9, 0.25, 400e6) - true_rise(1e9, 0.25, 401e6)) / 1e6
+    callback = ScalingLawCallback(LogOnly(), law=law, case=case, price=float(slope / flops), ends_training=ends,
+                                  tokens_per_step=STEP_TOKENS)  # fmt: skip
+    steps = range(40, 641, 40)
+    stopped = [step for step in steps
+               if evaluate(callback, step, case.source_loss + true_rise(1e9, 0.25, step * STEP_TOKENS))]  # fmt: skip
+    text = capsys.readouterr().out
+    assert ("stops here, because the next FLOP gains" if ends else "proposal: stop here") in text
+    assert bool(stopped) == ends
+    first = next(
+        step for step, gain in zip(steps, predictions(callback, GAIN_PER_FLOP), strict=True) if gain < callback.price
+    )
+    assert abs(first - 400) <= 80 and (not ends or stopped[0] == first + 40)
+
+
+def test_the_law_that_ships_speaks_for_a_user_without_runs():
+    callback = ScalingLawCallback(LogOnly(), case=Case(135e6, 0.1, 3.0), tokens_per_step=1_000)
+    evaluate(callback, 20, 3.2)
+    assert 3.0 < predictions(callback)[0] < 3.25
+    law = LawFit.load(PRIOR)
+    notes = law.predict(Case(135e6, 0.1, 3.0), 100_000).notes
+    assert any("extrapolation" in note and "sizes" in note for note in notes)
+    near, far = (law.predict(Case(size, 0.25, 3.0), 100_000) for size in (1e6, 135e6))
+    spans = [(found.high - 3.0) / (found.low - 3.0) for found in (near, far)]
+    assert spans[1] > 2 * spans[0] > 2
 
 
 def test_it_stops_after_patience_and_not_before():
@@ -100,7 +159,11 @@ def test_a_run_that_diverges_gets_no_prediction(caplog):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"case": Case(1e9, 0.25, 2.0)}, "`law` and `case` go together"),
+        ({"price": 1e-20}, "`price` needs `case`"),
+        (
+            {"law": fit_law(draw_runs(), "p2", num_bootstrap=0), "case": Case(1e9, 0.25, 2.0)},
+            "must be of L - L0 and have",
+        ),
         ({"min_gain": 0.0}, "`min_gain` must be above 0"),
         ({"patience": 0}, "`patience` must be at least 1"),
     ],

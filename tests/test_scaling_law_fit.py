@@ -28,23 +28,23 @@ NOISE = 0.003  # nats; rises are .02 to .25
 QUIET = {"num_bootstrap": 0}
 
 
-def quietly(*args, **options) -> LawFit:
+def quietly(runs, form="p2", **options) -> LawFit:
     """A fit whose warnings are looked at elsewhere."""
-    return fit_and_warnings(*args, **options)[0]
+    return fit_and_warnings(runs, form, **options)[0]
 
 
-def fit_and_warnings(*args, **options) -> tuple[LawFit, str]:
+def fit_and_warnings(runs, form="p2", **options) -> tuple[LawFit, str]:
     """A fit, and the text of all its warnings, which are those of its report."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ScalingLawWarning)
-        fit = fit_law(*args, **options)
+        fit = fit_law(runs, form, **options)
     assert tuple(str(warning.message) for warning in caught) == fit.report.warnings
     return fit, "\n".join(fit.report.warnings)
 
 
 @pytest.fixture(scope="module")
 def noisy() -> LawFit:
-    return fit_law(draw_runs(noise=NOISE), num_bootstrap=40)
+    return fit_law(draw_runs(noise=NOISE), "p2", num_bootstrap=40)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -62,12 +62,58 @@ def test_the_jacobian_is_that_of_the_residuals(name):
 
 def test_without_noise_the_constants_come_back():
     fit = quietly(draw_runs(), **QUIET)
-    assert fit.form is P2
+    assert fit.form is P2 and fit.spread is None
     for name, value in CONSTANTS.items():
         assert fit.constants[name] == pytest.approx(value, rel=1e-3), name
     assert max(run.relative_error for run in fit.report.runs) < 1e-5
     assert min(run.r_squared for run in fit.report.runs) > 1 - 1e-8
     assert fit.report.identifiability.condition < 1e4 and fit.report.identifiability.unidentified == ()
+
+
+DAMAGE = {
+    "floor_delta": 0.1, "floor_growth": 3.0, "delta": 0.4, "growth": 6.0, "beta": 0.5, "F": 0.3, "B": 4e6,
+}  # fmt: skip
+
+
+def damage(size, fraction, tokens, c=DAMAGE):
+    floor = c["F"] * size ** -c["floor_delta"] * np.exp(c["floor_growth"] * fraction)
+    return floor + c["B"] * size ** -c["delta"] * np.exp(c["growth"] * fraction) * tokens ** -c["beta"]
+
+
+def damaged_runs(sizes=SIZES) -> list[RecoveryRun]:
+    """Runs of the law "damage", without noise."""
+    runs = draw_runs(sizes)
+    return [RecoveryRun(run.name, run.case, run.tokens, run.case.source_loss + damage(
+        run.case.num_parameters, run.case.fraction_removed, np.array(run.tokens))) for run in runs]  # fmt: skip
+
+
+def test_without_noise_and_ridge_the_constants_of_damage_come_back():
+    fit = quietly(damaged_runs(), "damage", ridge=0, **QUIET)
+    assert fit.constants == {name: pytest.approx(value, rel=1e-3) for name, value in DAMAGE.items()}
+    assert fit.report.identifiability.unidentified == ()
+    with pytest.raises(ValueError, match="`ridge` must be at least 0"):
+        quietly(damaged_runs(), "damage", ridge=-1.0, **QUIET)
+
+
+def test_what_one_size_does_not_identify_is_flagged_and_predicted_all_the_same():
+    fit = quietly(damaged_runs(SIZES[2:3]), "damage", **QUIET)
+    assert {"delta", "floor_delta"} <= set(fit.report.identifiability.unidentified)
+    assert not {"growth", "beta"} & set(fit.report.identifiability.unidentified)
+    case = Case(SIZES[2], 0.3, 2.0)
+    rise = float(damage(SIZES[2], 0.3, 1e9))
+    assert fit.predict(case, 1e9).value - 2.0 == pytest.approx(rise, rel=0.02)
+
+
+def test_an_anchored_law_is_right_for_a_run_at_another_level(noisy):
+    run = draw_run(1e9, 0.25)
+    high = RecoveryRun("high", run.case, run.tokens, run.case.source_loss + 1.7 * run.rises)
+    fit = noisy.anchored(high.between(high=3e8))
+    truth = high.losses[-1]
+    found, before = fit.predict(run.case, 1e9), noisy.predict(run.case, 1e9)
+    assert abs(found.value - truth) < 0.1 * abs(before.value - truth) and fit.anchored_at == 3e8
+    assert fit.constants["beta"] == noisy.constants["beta"]
+    with pytest.raises(ValueError, match="there is nothing to anchor"):
+        fit_each_run([run])[run.name].anchored(run)
 
 
 def test_fixed_constants_are_kept_and_the_others_found():
@@ -97,27 +143,27 @@ def test_noisy_runs_predict_what_was_held_out(noisy, size, fraction, tokens, err
 
 
 @pytest.mark.slow
-def test_how_often_intervals_hold_the_truth():
-    """Of 40 sets of runs; measured .85 .85 .65 .83 for 90 % intervals, each with a standard error of about .07."""
-    asked = {
-        "inside": (1e9, 0.25, 1e9),
-        "size": (9e9, 0.25, 1e9),
-        "fraction": (1e9, 0.45, 1e9),
-        "tokens": (1e9, 0.25, 4e9),
-    }
-    held, errors = dict.fromkeys(asked, 0), {name: [] for name in asked}
-    for seed in range(40):
-        pairs = [(size, fraction) for size in SIZES for fraction in FRACTIONS]
-        runs = [draw_run(*pair, noise=NOISE, seed=1000 * seed + index) for index, pair in enumerate(pairs)]
-        fit = quietly(runs, num_bootstrap=60, num_starts=6)
-        for name, (size, fraction, tokens) in asked.items():
-            rise = float(true_rise(size, fraction, tokens))
-            found, truth = fit.predict(Case(size, fraction, source_loss(size)), tokens), source_loss(size) + rise
-            held[name] += found.low <= truth <= found.high
-            errors[name].append(abs(found.value - truth) / rise)
-    assert min(held["inside"], held["size"], held["tokens"]) >= 26 and held["fraction"] >= 18
-    assert max(np.median(errors[name]) for name in ("inside", "size", "fraction")) < 0.03
-    assert np.median(errors["tokens"]) < 0.07
+def test_how_often_intervals_hold_a_new_run():
+    """Runs at levels of their own, which the law does not know: 80 % intervals of a new run's last loss, of 30 sets.
+
+    The last loss is known only once it is there, so noise of a checkpoint is part of it.
+    """
+    held = {"as it is": 0, "anchored": 0}
+    pairs = [(size, fraction) for size in SIZES for fraction in FRACTIONS]
+    for seed in range(30):
+        random = np.random.default_rng(seed)
+        runs = []
+        for index, pair in enumerate([*pairs, (5e8, 0.3)]):
+            run = draw_run(*pair, num_checkpoints=20)
+            rise = run.rises * np.exp(0.2 * random.standard_normal()) + NOISE * random.standard_normal(20)
+            runs.append(RecoveryRun(str(index), run.case, run.tokens, run.case.source_loss + rise))
+        new = runs.pop()
+        fit = quietly(runs, num_bootstrap=40, num_starts=6)
+        for name, law in (("as it is", fit), ("anchored", fit.anchored(new.between(high=3e8)))):
+            found = law.predict(new.case, 1e9)
+            held[name] += found.low <= new.losses[-1] <= found.high
+    # 24 of 30 is expected; outside of 18 to 29 one set of 30 in a hundred lies
+    assert all(18 <= count <= 29 for count in held.values()), held
 
 
 def test_a_robust_loss_forgives_outliers():
@@ -166,7 +212,7 @@ def test_two_sizes_do_not_identify_the_constants():
     case = Case(3e8, 0.25, source_loss(3e8))  # yet predictions of what is near are good
     rise = float(true_rise(3e8, 0.25, 1e9))
     assert fit.predict(case, 1e9).value - case.source_loss == pytest.approx(rise, rel=0.1)
-    five, text = fit_and_warnings(runs, **QUIET)
+    five, text = fit_and_warnings(runs, "p2_five", **QUIET)
     assert "2 size(s)" in text
     assert five.form.name == "p2_five" and five.report.identifiability.unidentified == ()
 
@@ -197,7 +243,7 @@ def test_a_source_that_still_learns_needs_its_control():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"form": "magic"}, "`form` must be one of p2, p2_five"),
+        ({"form": "magic"}, "`form` must be one of damage, p2, p2_five"),
         ({"loss": "magic"}, "`loss` must be one of linear"),
         ({"weighting": "magic"}, "`weighting` must be one of absolute, relative"),
         ({"fixed": {"gamma": 1.0}}, "`fixed` names 'gamma'; the constants of 'p2' are rho_exponent"),
@@ -211,16 +257,16 @@ def test_a_source_that_still_learns_needs_its_control():
 )
 def test_bad_options(options, text):
     with pytest.raises(ValueError, match=text):
-        fit_law(draw_runs(), **options, **QUIET)
+        fit_law(draw_runs(), **({"form": "p2"} | options), **QUIET)
 
 
 def test_too_few_runs_or_checkpoints():
     with pytest.raises(ValueError, match="One run only"):
-        fit_law(draw_runs()[:1])
+        fit_law(draw_runs()[:1], "p2")
     with pytest.raises(ValueError, match="'p2_five' has 5 free constants, but there are 4"):
-        fit_law(draw_runs(sizes=SIZES[:1], fractions=FRACTIONS[:2], num_checkpoints=2), **QUIET)
+        fit_law(draw_runs(sizes=SIZES[:1], fractions=FRACTIONS[:2], num_checkpoints=2), "p2_five", **QUIET)
     with pytest.raises(ValueError, match="Every run has one checkpoint"):
-        fit_law(draw_runs(num_checkpoints=1), **QUIET)
+        fit_law(draw_runs(num_checkpoints=1), "p2", **QUIET)
 
 
 @pytest.mark.parametrize("name", ["chinchilla", "average_parameters"])
@@ -245,6 +291,24 @@ def test_the_other_pooled_forms_find_their_own_law(name):
     assert curve.predict(runs[0].tokens[-1]) == pytest.approx(runs[0].losses[-1], abs=1e-5)
     wanted = float(curve.predict(1.5e9))
     assert fit.tokens_for(case, wanted).value == pytest.approx(1.5e9, rel=1e-3)
+
+
+def test_by_default_the_nearest_run_answers(tmp_path):
+    """Its own curve, above the loss of the source that is asked about; near is first the fraction."""
+    runs = draw_runs()
+    fit = quietly(runs, "auto", num_bootstrap=20)
+    for size, fraction, nearest in ((1.2e9, 0.26, (1e9, 0.25)), (2.5e9, 0.16, (3e9, 0.15)), (1e7, 0.6, (1e8, 0.35))):
+        rise = float(true_rise(*nearest, 1e9))
+        found = fit.predict(Case(size, fraction, 2.0), 1e9)
+        assert found.value - 2.0 == pytest.approx(rise, rel=1e-3), (size, fraction)
+        assert found.low < found.value < found.high
+    assert fit.constants == {} and max(run.relative_error for run in fit.report.runs) < 1e-4
+    fit.save(tmp_path / "law.json")
+    again, case = LawFit.load(tmp_path / "law.json"), Case(1.2e9, 0.26, 2.0)
+    assert again.predict(case, 2e9) == fit.predict(case, 2e9)
+    high = RecoveryRun("high", case, runs[7].tokens, 2.0 + 1.5 * runs[7].rises)
+    anchored = fit.anchored(high.between(high=3e8))
+    assert anchored.predict(case, 1e9).value == pytest.approx(high.losses[-1], abs=1e-4) and not anchored.cases
 
 
 def test_each_run_has_a_power_law_of_its_own():

@@ -25,7 +25,7 @@ TOKENS = st.floats(1e3, 1e13)
 
 @pytest.fixture(scope="module")
 def fit() -> LawFit:
-    return fit_law(draw_runs(noise=0.003), num_bootstrap=20)
+    return fit_law(draw_runs(noise=0.003), "p2", num_bootstrap=20)
 
 
 # ---- curves ---------------------------------------------------------------------------------------------------
@@ -103,17 +103,28 @@ def test_below_the_floor_is_unreachable(fit):
 
 def test_stretching_the_law_is_noted(fit):
     assert fit.predict(Case(1e9, 0.25, 2.5), 1e9).notes == ()
-    assert fit.predict(Case(1e9, 0.25, 2.5), 5e9).notes == ("5.0 x outside the fitted tokens",)
+    assert fit.predict(Case(1e9, 0.25, 2.5), 5e9).notes == ("extrapolation: 5.0 x outside the fitted tokens",)
     notes = fit.predict(Case(1.2e10, 0.5, 2.5), 1e9).notes
-    assert notes[0] == "4.0 x outside the fitted sizes" and notes[1].startswith("fraction removed 0.50 outside")
+    assert notes[0] == "extrapolation: 4.0 x outside the fitted sizes" and notes[1].startswith(
+        "fraction removed 0.50 outside"
+    )
     assert fit.extrapolation(Case(1e7, 0.25, 2.5), 1e7)["num_parameters"] == pytest.approx(10)
     for name in ("predict", "tokens_for", "saturation_tokens", "tokens_at_price", "tokens_for_flops"):
         with pytest.raises(ValueError, match="must be above 0 and finite"):
             getattr(fit, name)(Case(1e9, 0.25, 2.5), 0)
 
 
-def test_an_interval_is_the_middle_nine_tenths():
-    assert interval(np.arange(101.0)) == (5, 95)
+def test_intervals_widen_outside_of_what_was_fitted(fit):
+    case = Case(1e9, 0.25, 2.5)
+    spans = []
+    for asked, tokens in ((case, 1e9), (case, 8e9), (Case(3e10, 0.25, 2.5), 1e9), (Case(1e9, 0.7, 2.5), 1e9)):
+        found = fit.predict(asked, tokens)
+        spans.append(np.log((found.high - 2.5) / (found.low - 2.5)))
+    assert min(spans[1:]) > 1.2 * spans[0] > 0
+
+
+def test_an_interval_is_the_middle_eight_tenths():
+    assert interval(np.arange(101.0)) == (10, 90)
     assert interval([1.0, math.inf, 2.0]) == (1.0, math.inf) and interval([]) == (None, None)
     assert str(Estimate(1.5e9, 1e9, 2e9)) == "1.5 B (1 B to 2 B)" and str(Estimate(2.5)) == "2.5"
 
@@ -197,6 +208,8 @@ def test_the_verb_plans_and_draws(tmp_path, capsys):
     words = [
         "plan",
         str(tmp_path / "runs.csv"),
+        "--form",
+        "p2",
         "--bootstrap",
         "8",
         "--num_parameters",
@@ -218,12 +231,32 @@ def test_the_verb_plans_and_draws(tmp_path, capsys):
     ):
         assert part in text, part
     assert "the smallest of 2 candidate(s) that reach 2.44" in text and picture.exists()
-    assert main(["plan", str(law), *words[4:], *more, "--json"]) == 0
+    assert main(["plan", str(law), *words[6:], *more, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["plan"]["choice"] == "-25%" and len(facts["candidates"]) == 3
     assert facts["candidates"][0]["target"]["low"] < facts["candidates"][0]["target"]["value"]
     assert main([*words, "--target_loss", "2.0"]) == 0
     assert "unreachable: the floor is" in capsys.readouterr().out
+
+
+def test_the_verb_plans_without_runs_and_goes_on_from_the_run_itself(tmp_path, capsys):
+    words = ["plan", "--num_parameters", "135e6", "--source_loss", "3.0", "--fractions", "0.25", "--target_loss", "3.2"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    for part in ("this is our law: model_cards/scaling_law.md", "constant rate", "outside the fitted sizes"):
+        assert part in text, part
+    history = [{"step": step, "eval_loss": 3.05 + 40 * (step * 1_000) ** -0.5} for step in (10, 20, 40, 80)]
+    state = tmp_path / "trainer_state.json"
+    state.write_text(json.dumps({"log_history": history}))
+    words += ["--own_run", str(state), "--price", "1e-12"]
+    assert main(words) == 2 and "`tokens_per_step` is needed" in capsys.readouterr().err
+    words += ["--tokens_per_step", "1000"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "Your run, at 80 k tokens" in text and "has reached 3.2" in text and "proposal: stop here" in text
+    assert main([*words, "--json"]) == 0
+    own = json.loads(capsys.readouterr().out)["own_run"]
+    assert own["at_twice_the_tokens"]["low"] < 3.05 + 40 * 160_000**-0.5 < own["at_twice_the_tokens"]["high"]
 
 
 def test_the_verb_takes_shapes_of_a_checkpoint(tmp_path, capsys):
@@ -252,6 +285,11 @@ def test_the_verb_takes_shapes_of_a_checkpoint(tmp_path, capsys):
         (["nowhere.csv"], "`runs` 'nowhere.csv' is neither"),
         (["RUNS", "--flops", "1e19"], "`flops` needs a source to plan for"),
         (["RUNS", "--num_parameters", "1e9"], "`source_loss` is needed"),
+        (["--fractions", "0.2"], "`runs` was not given, and no source"),
+        (
+            ["--num_parameters", "1e9", "--source_loss", "2", "--own_run", "x"],
+            "`own_run` is one run, but `fractions` has 3",
+        ),
         (["RUNS", "--num_parameters", "1e9", "--checkpoint", "x", "--source_loss", "2"], "say the same"),
         (["RUNS", "--fixed", "{"], "`fixed` is not valid JSON"),
         (["RUNS", "--fixed", "[1]"], "`fixed` must hold one JSON object"),

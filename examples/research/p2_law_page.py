@@ -1,254 +1,287 @@
-"""Fit the runs of examples/research/p2_law.py, test what the law predicts, and build model_cards/scaling_law.md.
+"""Judge the predictors of the scaling law, draw, and build model_cards/scaling_law.md.
 
-    python -m examples.research.p2_law_page  # fit model_cards/scaling_law/*.json anew, draw, and write the page
-    python -m examples.research.p2_law_page --page  # the page alone, from the fits that are there
-
-A fit is kept beside its runs as NAME.fit.json, and every number on the page comes from there; a test rebuilds the page
-and compares, and a slow one fits anew.
+python -m examples.research.p2_law_page  # judge all runs anew, make the law that ships, write the page
+python -m examples.research.p2_law_page --fresh  # the fresh runs alone; what is said of the kept ones stays
+python -m examples.research.p2_law_page --page  # the page alone, from model_cards/scaling_law/judged.json
 """
+
+from __future__ import annotations
 
 import argparse
 import json
-import warnings
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
 
 from hf_shear.core import write_results
-from hf_shear.report import plot_law_curves
-from hf_shear.scaling_law import TEST_NAMES, LawFit, ScalingLawWarning, fit_law, generalisation_errors
-from hf_shear.scaling_law.estimates import interval
+from hf_shear.report import plot_law_curves, require_matplotlib
+from hf_shear.scaling_law import fit_law
 
-from .p2_law import law_runs, todays_code
-from .provenance import BEFORE, noted, stale_note
-from .shared import HELD, LOST, ROOT, TIE, UNKNOWN, few_colours, percent, state_of
+from .claims.claim_results import markdown_table
+from .law_judged import (
+    DIRECTIONS,
+    EXTRA,
+    METHODS,
+    RESULTS,
+    fresh_runs,
+    judge_fresh,
+    judge_kept,
+    quietly,
+    source_of,
+)
+from .law_runs import CONSTANT, FAMILY, ONE_SHOT, RATES, todays_code
+from .provenance import noted, stale_note
+from .shared import ROOT, few_colours, percent, save_picture
 
-RESULTS = ROOT / "model_cards" / "scaling_law"
 PAGE = ROOT / "model_cards" / "scaling_law.md"
-FIT_SUFFIX = ".fit.json"
-LAWS = ("p2", "p2_five", "chinchilla")
-RELATIVE = "p2, relative"
-SEED_MARK = "-seed-"
-"""NAME.json holds the runs of a family's first seed, NAME-seed-N.json those of another one."""
-NUM_BOOTSTRAP = 200
-GAIN = 0.01  # nats per doubling
+FRESH, JUDGED = RESULTS / "fresh.json", RESULTS / "judged.json"
+ERRORS, CURVES = RESULTS / "errors.png", RESULTS / "left_out.png"
+COMMAND = "python -m examples.research.law_runs ..."
+SHOWN = {"p2_anchored": "C1", "damage_anchored": "C3", "blend": "C4", "carried": "0.7", "neighbour": "C9",
+         "neighbour_anchored": "C0", "guess_mean": "C2"}  # fmt: skip
+"""Predictors in the picture of errors."""
+TESTS = {"tokens": "last 20 % of tokens", "size": "largest source", "fraction": "largest fraction"}
 
-INTRODUCTION = """# The P2 law, measured
+INTRODUCTION = """# Scaling laws of recovery, judged
 
-Recovery runs of `examples/research/p2_law.py`: every member of a family of sources
-(`examples/research/family/train_family.py`) pruned in one shot to three fractions and trained on at a constant learning
-rate, with its control (the same source, unpruned, on the same tokens in the same order). A seed stands for another
-calibration draw and another order of the text. Fitted by `hf_shear.scaling_law`; how to read and use it:
-[scaling_law.md](../examples/docs/scaling_law.md).
+How well can the loss of a recovery run be predicted: from its own start, from other runs, and by a law? Forms, splits, the
+error and the rule for "better" were [registered](scaling_law/registered.md) before the fresh runs were read. The fresh runs
+(`examples/research/law_runs.py`) train every source at the same two rates, and cut with the default criterion and
+compensation. The kept runs (`examples/research/p2_law.py`) are older: rates that fall with the width, Taylor scores, no
+compensation. They chose the forms. How to use the law: [scaling_law.md](../examples/docs/scaling_law.md).
 
-Errors are mean |predicted - measured loss| / mean (L - L0) over the checkpoints of a run, and the mean over runs. The three
-tests are those of arXiv 2411.10272: the last 20 % of the tokens, the largest source, the largest fraction; each is fitted
-without what it is asked for. `carried` keeps the last L - L0 that was seen; `power_law` is one fitted to the run alone. In
-the tests of size and fraction both see the first 20 % of the run, which the law does not; `neighbour` takes L - L0 of the
-nearest run that was fitted. `p2` and `p2_five` are told the control's loss at each checkpoint;
-`p2, relative` is fitted to residuals relative to the mean L - L0 of their run. The verdicts are on `p2`, as in
-the paper: the law wins, or loses, if the 95 % interval of the differences over the seeds does not hold 0."""
-
-VERDICTS = {
-    HELD: "wins",
-    TIE: "is level with the best baseline",
-    LOST: "does not win",
-    UNKNOWN: "has no verdict, from one seed",
-}
-TEST_TITLES = {"tokens": "last 20 % of tokens", "size": "largest source", "fraction": "largest fraction"}
-
-
-def analyse(path: Path) -> dict:
-    """Fits and tests of one file of runs, JSON-ready."""
-    results = json.loads(path.read_text(encoding="utf-8"))
-    analysis = {"settings": results["settings"], "versions": results["versions"]}
-    for name, controls in (("controlled", True), ("uncontrolled", False)):
-        runs = law_runs(results, controls)
-        analysis[name] = {"tests": {test: all_errors(runs, test) for test in tests_of(runs)}}
-    analysis["controlled"] |= fit_facts(law_runs(results))
-    return analysis
-
-
-def all_errors(runs, test: str) -> list[dict]:
-    """Laws, the first of them with relative residuals as well, and baselines."""
-    rows = generalisation_errors(runs, test, LAWS)
-    relative = generalisation_errors(runs, test, LAWS[:1], baselines=False, weighting="relative")[0]
-    return [*rows, relative | {"method": RELATIVE}]
-
-
-def tests_of(runs) -> list[str]:
-    """The tests that there are enough sizes and fractions for."""
-    sizes = [run.case.num_parameters for run in runs]
-    enough = {"tokens": True, "size": len(set(sizes)) >= 3, "fraction": min(map(sizes.count, sizes)) >= 3}
-    return [test for test in TEST_NAMES if enough[test]]
-
-
-def fit_facts(runs) -> dict:
-    """The pooled fit of all runs: constants with intervals, report, and what it says of each model."""
-    fit = quiet_fit(runs)
-    spread = {}
-    for index, name in enumerate(fit.form.constants):
-        low, high = interval(fit.samples[:, index])
-        value = float(fit.theta[index])
-        spread[name] = {"value": value, "low": low, "high": high, "is_log": name in fit.form.scales}
-    saturation = {run.name: fit.saturation_tokens(run.case, GAIN).to_dict() for run in runs}
-    facts = {"form": fit.form.name, "constants": spread, "report": fit.report.to_dict(), "saturation": saturation}
-    return facts | {"num_runs": len(runs), "num_checkpoints": min(len(run.tokens) for run in runs)}
-
-
-def quiet_fit(runs) -> LawFit:
-    """A fit whose warnings go to the page and not to the terminal."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ScalingLawWarning)
-        return fit_law(runs, num_bootstrap=NUM_BOOTSTRAP)
-
-
-def draw(path: Path) -> None:
-    """L - L0 of every run and of the law, a picture for each fraction."""
-    results = json.loads(path.read_text(encoding="utf-8"))
-    runs = law_runs(results)
-    fit = quiet_fit(runs)
-    for fraction in results["settings"]["fractions"]:
-        curves, points = [], []
-        for run in (run for run in runs if run.name.endswith(f"-{fraction:.0%}")):
-            tokens = np.geomspace(run.tokens[0], 4 * run.tokens[-1], 200)
-            base = run.case.source_loss
-            samples = np.array([curve.predict(tokens) - base for curve in fit.sample_curves(run.case)])
-            size = f"hidden size {run.name.partition(' ')[0]}"
-            row = {"name": size, "tokens": tokens, "loss": fit.curve(run.case).predict(tokens) - base}
-            if len(samples):
-                row |= dict(zip(("low", "high"), np.array([interval(column) for column in samples.T]).T, strict=True))
-            curves.append(row | {"fitted": fit.fitted["tokens"]})
-            points.append({"name": size, "tokens": run.tokens, "loss": run.rises})
-        title = f"{fraction:.0%} removed: dots measured, lines the law (solid where fitted), bands 90 %"
-        picture = RESULTS / f"{path.stem}-{100 * fraction:.0f}.png"
-        plot_law_curves(curves, picture, points=points, title=title, y_label="L - L0 (nats per token)")
-        few_colours(picture)
+An error is mean |predicted - measured loss| / mean (L - L0) over the judged checkpoints of a run, in %, and the mean over
+the runs of a direction. L0 is the loss of the unpruned source, trained on the same tokens. `_anchored` is at the level of
+the start of the run, which guesses see as well: 80 % of the tokens for "later tokens", 20 % in the other directions."""
 
 
 def page() -> str:
-    """The page from the fits."""
-    parts = [INTRODUCTION]
-    if note := stale_note(codes(), todays_code(), "python -m examples.research.p2_law ..., for each seed"):
-        parts[0] = noted(note, INTRODUCTION)
-    families: dict[str, list[dict]] = {}
-    for path in sorted(RESULTS.glob(f"*{FIT_SUFFIX}")):
-        family = path.name.removesuffix(FIT_SUFFIX).partition(SEED_MARK)[0]
-        families.setdefault(family, []).append(json.loads(path.read_text(encoding="utf-8")))
-    for family, analyses in families.items():
-        parts += section(family, sorted(analyses, key=lambda analysis: analysis["settings"]["seed"]))
-    return "\n\n".join(parts) + "\n"
-
-
-def codes() -> list[dict]:
-    """Of the code that made the runs of all families and seeds."""
-    paths = [path for path in sorted(RESULTS.glob("*.json")) if not path.name.endswith(FIT_SUFFIX)]
-    found = [one for path in paths for one in json.loads(path.read_text(encoding="utf-8")).get("code", [BEFORE])]
-    return list({one["digest"]: one for one in found}.values())
-
-
-def section(name: str, analyses: list[dict]) -> list[str]:
-    """One family, the analyses by seed."""
-    settings, mains = analyses[0]["settings"], [analysis["controlled"] for analysis in analyses]
-    main, seeds = mains[0], [analysis["settings"]["seed"] for analysis in analyses]
-    of_seeds = (
-        f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}, mean ± standard deviation"
-    )
-    text = (
-        f"{main['num_runs']} runs of {settings['num_tokens']:,} tokens with {main['num_checkpoints']} checkpoints each,"
-        f" {settings['criterion']}, learning rate {settings['learning_rate']:g} x 128 / hidden size,"
-        f" {of_seeds}."
-    )
-    tests = errors_by_test([main["tests"] for main in mains])
-    uncontrolled = errors_by_test([analysis["uncontrolled"]["tests"] for analysis in analyses])
-    parts = [f"## {name}", text, "### Does it predict?", tests_table(tests), verdicts(tests)]
-    parts += ["Without controls (L0 is the source as it was), the same:", tests_table(uncontrolled)]
-    for seed, own in zip(seeds, mains, strict=True):
-        parts += [f"### The fit of all runs, seed {seed}", constants_text(own)]
-    parts += [f"The runs of seed {seeds[0]}:", runs_table(main)]
-    pictures = sorted(RESULTS.glob(f"{name}-*.png"))
-    return parts + [f"![L - L0 of {picture.stem}](scaling_law/{picture.name})" for picture in pictures]
-
-
-def errors_by_test(analyses: list[dict]) -> dict[str, dict[str, list[float]]]:
-    """Relative errors by test and method, one of each seed."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for tests in analyses:
-        for test, rows in tests.items():
-            for row in rows:
-                found.setdefault(test, {}).setdefault(row["method"], []).append(row["relative_error"])
-    return found
-
-
-def tests_table(tests: dict[str, dict[str, list[float]]]) -> str:
-    """Error of each method in each test; the lowest of a column is bold."""
-    methods = list(dict.fromkeys(method for rows in tests.values() for method in rows))
-    lines = ["| method | " + " | ".join(TEST_TITLES[test] for test in tests) + " |", "|---" * (len(tests) + 1) + "|"]
-    for method in methods:
-        cells = []
-        for rows in tests.values():
-            text = "" if method not in rows else percent(rows[method])
-            best = min(rows, key=lambda name, rows=rows: fmean(rows[name]))
-            cells.append(f"**{text}**" if method == best else text)
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def verdicts(tests: dict[str, dict[str, list[float]]]) -> str:
-    """For each test, whether the P2 law beats every baseline."""
-    lines = []
-    for test, rows in tests.items():
-        baseline = min((name for name in rows if name not in (*LAWS, RELATIVE)), key=lambda name: fmean(rows[name]))
-        own, rival = rows["p2"], rows[baseline]
-        won = VERDICTS[state_of(own, rival)]
-        best = f"the best baseline is `{baseline}` at {percent(rival)}"
-        lines.append(f"- {TEST_TITLES[test]}: the P2 law {won}: {percent(own)}; {best}.")
-    return "\n".join(lines)
-
-
-def constants_text(facts: dict) -> str:
-    """Constants with their intervals, scales as natural logarithms, and what to be careful about."""
-    cells = []
-    for name, row in facts["constants"].items():
-        label = f"ln {name}" if row["is_log"] else name
-        span = "" if row["low"] is None else f" ({row['low']:.2f} to {row['high']:.2f})"
-        cells.append(f"{label} {row['value']:.2f}{span}")
-    report = facts["report"]
-    state = report["identifiability"]
-    condition = "infinite" if state["condition"] is None else f"{state['condition']:.1e}"
-    lines = [f"Form `{facts['form']}`, natural units, 90 % intervals over runs drawn anew: " + ", ".join(cells) + ".",
-             f"Condition number {condition}; not identified: {', '.join(state['unidentified']) or 'none'}."]  # fmt: skip
-    return "\n".join(lines + [f"- Careful: {text}" for text in report["warnings"]])
-
-
-def runs_table(facts: dict) -> str:
-    """Quality of each run, and its saturation tokens."""
-    lines = [
-        f"| run | parameters | removed | R² | error of L - L0 | ASD (nats per million tokens) | tokens until a doubling"
-        f" gains < {GAIN:g} |",
-        "|---|---|---|---|---|---|---|",
+    """The page from what was judged."""
+    judged = json.loads(JUDGED.read_text(encoding="utf-8"))
+    facts, kept = judged["fresh"], judged["kept"]
+    coverage = {"kept": kept["coverage"], "fresh": facts["coverage"]}
+    first = INTRODUCTION
+    if note := stale_note(facts["code"], todays_code(), COMMAND):
+        first = noted(note, INTRODUCTION)
+    parts = [
+        first,
+        "## Fresh runs",
+        fresh_text(facts),
+        directions_table(facts["directions"], facts["verdict"]["scores"]),
     ]
-    for row in facts["report"]["runs"]:
-        tokens = facts["saturation"][row["name"]]["value"]
-        r_squared = "" if row["r_squared"] is None else f"{row['r_squared']:.2f}"
-        lines.append(
-            f"| {row['name']} | {row['num_parameters']:,} | {row['fraction_removed']:.1%} | {r_squared} |"
-            f" {row['relative_error']:.1%} | {1e6 * row['slope_difference']:.4f} | {tokens:,.2g} |"
+    parts += [verdict_text(facts["verdict"]), f"![Errors by direction](scaling_law/{ERRORS.name})"]
+    parts += ["## Kept runs", KEPT_TEXT, kept_table(kept["errors"])]
+    parts += ["## Intervals", coverage_text(coverage), f"![Sources left out](scaling_law/{CURVES.name})"]
+    parts += ["## When to stop", REGRET_TEXT, regret_table(kept["regret"])]
+    parts += ["## Size, rate, schedule", rate_text(facts["size_and_rate"]), decay_text(facts["late_decay"])]
+    return "\n\n".join([*parts, "## Constants", laws_text(kept["laws"])]) + "\n"
+
+
+KEPT_TEXT = (
+    "12 runs of each of three seeds (4 sizes, 3 fractions), mean ± standard deviation over the seeds. `damage` was formed"
+    " on these runs, so its errors here are no test."
+)
+REGRET_TEXT = (
+    "The callback, replayed on the kept runs, stops when two forecasts in a row say that the next FLOP gains less than a"
+    " price. The price is such that a whole run must gain so many nats. The callback sees the run's own losses, no control."
+    " Regret is how much worse its stop is than the best one in hindsight (loss + price x FLOPs), in % of the FLOPs of a"
+    " whole run; the mean over 36 runs. `with the law`: fitted to the other sizes of the same seed. `the run alone`: a"
+    " power law of this run. `no stop`: without the callback."
+)
+
+
+def fresh_text(facts: dict) -> str:
+    """What there is."""
+    curves = facts["curves"]
+    sources = ", ".join(dict.fromkeys(name.split()[0] for name in curves))
+    setting = next(iter(facts["settings"].values()))
+    missing = [name for name in (*DIRECTIONS, *EXTRA) if name not in facts["directions"]]
+    text = (
+        f"{facts['num_runs']} runs with their controls, of {setting['num_tokens']:,} tokens each; {len(curves)} of them are"
+        f" one-shot cuts at a constant rate, of {sources}, which is what laws are fitted to. One seed."
+    )
+    if missing:
+        text += (
+            f" There are no runs for: {', '.join(missing)}. The design holds them; `law_runs` goes on where it stopped."
         )
-    mean = fmean(row["relative_error"] for row in facts["report"]["runs"])
-    return "\n".join([*lines, "", f"Mean error of L - L0 over the runs: {mean:.1%}."])
+    return text
+
+
+def directions_table(directions: Mapping[str, Mapping[str, Mapping[str, float]]], scores: Mapping[str, float]) -> str:
+    """Errors of each predictor in each direction, the lowest in bold; the score is the mean over the registered ones."""
+    names = [name for name in (*DIRECTIONS, *EXTRA) if name in directions]
+    means = {name: {method: 100 * fmean(row.values()) for method, row in directions[name].items()} for name in names}
+    rows = []
+    for method in METHODS:
+        cells = []
+        for name in names:
+            value = means[name].get(method)
+            cells.append("" if value is None else _bold(f"{value:.1f}", value == min(means[name].values())))
+        score = (
+            "" if method not in scores else _bold(f"{100 * scores[method]:.1f}", scores[method] == min(scores.values()))
+        )
+        rows.append((f"`{method}`", *cells, score))
+    headings = [f"{name} ({len(directions[name]['p2'])})" for name in names]
+    return markdown_table(("predictor", *headings, "score"), rows) + (
+        "\n\nIn brackets: judged runs. `compute` and `average_parameters` are of the family alone, whose training tokens"
+        " are known, and have no score. For later tokens a run is its own neighbour: there the score counts guesses that"
+        " need one as `carried`."
+    )
+
+
+def _bold(text: str, is_best: bool) -> str:
+    return f"**{text}**" if is_best else text
+
+
+def verdict_text(verdict: dict) -> str:
+    """The rule's outcome in words."""
+    law, guess, scores = verdict["law"], verdict["guess"], verdict["scores"]
+    text = (
+        f"By the registered rule the default is **`{verdict['default']}`**. The best law is `{law}`"
+        f" ({100 * scores[law]:.1f} %), the best guess `{guess}` ({100 * scores[guess]:.1f} %)."
+    )
+    for rival, name in verdict["against"]:
+        text += f" Beyond the spread, `{rival}` is better than `{law}` in the direction {name}."
+    blend = scores["blend"]
+    return text + f" `blend`, which can not be the default, has {100 * blend:.1f} %."
+
+
+def kept_table(kept: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Errors on the kept runs, by predictor and test."""
+    rows = []
+    for method in METHODS:
+        cells = []
+        for found in kept.values():
+            best = min(map(fmean, found.values()))
+            cells.append("" if method not in found else _bold(percent(found[method]), fmean(found[method]) == best))
+        rows.append((f"`{method}`", *cells))
+    return markdown_table(("predictor", *(TESTS[test] for test in kept)), rows)
+
+
+def coverage_text(coverage: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """How often intervals hold the last loss."""
+    rows = []
+    for runs, found in coverage.items():
+        for name, one in found.items():
+            share, holds = one["inside"] / one["of"], one["low"] <= 0.8 <= one["high"]
+            span = f"{one['low']:.0%} to {one['high']:.0%}"
+            counted = f"{one['inside']} of {one['of']}"
+            rows.append((runs, name, counted, f"{share:.0%}", span, "yes" if holds else "no"))
+    text = (
+        "80 % intervals of the last loss of a run, by the best law at the level of the run's start, with the control's last"
+        " loss given. Left out are each source, each fraction, or the last fifth of the tokens. The binomial interval"
+        " (95 %, Clopper-Pearson) takes runs as independent, which those of one source are not."
+    )
+    headings = ("runs", "left out", "inside", "share", "binomial interval", "holds 80 %")
+    return f"{text}\n\n{markdown_table(headings, rows)}"
+
+
+def regret_table(regret: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Mean regret by price and policy."""
+    policies = list(next(iter(regret.values())))
+    rows = [
+        (f"{price} nats", *(f"{100 * fmean(found[policy]):.1f} %" for policy in policies))
+        for price, found in regret.items()
+    ]
+    return markdown_table(("price of a whole run", *policies), rows)
+
+
+def rate_text(facts: dict) -> str:
+    """What the crossed rates say."""
+    (size, size_error), (rate, rate_error) = facts["ln size"], facts["ln rate"]
+    return (
+        f"At the last checkpoint, ln (L - L0) of {facts['num_runs']} runs of the family changes by {size:+.2f} ±"
+        f" {size_error:.2f} for each e-fold of the size, and by {rate:+.2f} ± {rate_error:.2f} for each e-fold of the rate"
+        " (one regression, with the fraction; standard errors take runs as independent). The rates are the same for all"
+        " sizes, so the two are told apart; on the kept runs they were not."
+    )
+
+
+def decay_text(pairs: Sequence[dict]) -> str:
+    """The measured correction for a late decay."""
+    if not pairs:
+        return "No pair of a late decay and a constant rate is there yet: the law speaks for constant rates alone."
+    loss, control = fmean(pair["loss"] for pair in pairs), fmean(pair["control"] for pair in pairs)
+    each = ", ".join(f"{pair['name']} {pair['loss']:+.3f}" for pair in pairs)
+    return (
+        "The law speaks for constant rates. With a linear decay to 0 over the last 30 % the last loss differed by"
+        f" {loss:+.3f} nats at equal tokens ({each}), and the control's by {control:+.3f}. This is the correction that"
+        " `plan` and the callback name."
+    )
+
+
+def laws_text(laws: Mapping[str, dict]) -> str:
+    """Constants of the laws on the kept runs, and whether they are identified."""
+    lines = ["Of the first kept seed, in natural units:", ""]
+    for form, facts in laws.items():
+        constants = ", ".join(f"{name} {value:.3g}" for name, value in facts["constants"].items())
+        state = facts["identifiability"]
+        condition = "infinite" if state["condition"] is None else f"{state['condition']:.1e}"
+        loose = ", ".join(state["unidentified"]) or "none"
+        lines.append(f"- `{form}`: {constants}. Condition number {condition}; not identified: {loose}.")
+    return "\n".join(lines)
+
+
+def draw_errors(facts: dict) -> None:
+    """Errors of the predictors in each direction; a dot is a mean over judged runs."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    names = [name for name in (*DIRECTIONS, *EXTRA) if name in facts["directions"]]
+    for number, (method, colour) in enumerate(SHOWN.items()):
+        found = [facts["directions"][name].get(method) for name in names]
+        heights = [np.nan if row is None else 100 * fmean(row.values()) for row in found]
+        places = np.arange(len(names)) + 0.09 * (number - len(SHOWN) / 2)
+        axes.plot(places, heights, "o", color=colour, label=method, markersize=6)
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
+    axes.set_ylabel("error (% of mean L - L0)")
+    axes.grid(axis="y", which="both", alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    save_picture(figure, ERRORS, 110)
+
+
+def draw_curves(results: dict) -> None:
+    """Runs of each member of the family, predicted from their start by a law fitted without it."""
+    curves = [run for run in fresh_runs(results, CONSTANT, ONE_SHOT) if source_of(run) in FAMILY]
+    asked = [run for run in curves if run.learning_rate == RATES[0] and run.name.split()[-1] in ("-25%", "-60%")]
+    lines, points = [], []
+    for run in asked:
+        rest = [other for other in curves if source_of(other) != source_of(run)]
+        with quietly():
+            fit = fit_law(rest, num_bootstrap=40)
+        seen = run.between(high=0.2 * run.tokens[-1])
+        fit, level = fit.anchored(seen), run.case.source_loss
+        tokens = np.geomspace(seen.tokens[-1], run.tokens[-1], 30)
+        found = [fit.predict(run.case, value) for value in tokens]
+        rows = {
+            "loss": [one.value for one in found],
+            "low": [one.low for one in found],
+            "high": [one.high for one in found],
+        }
+        lines.append({"name": run.name, "tokens": tokens} | {key: np.array(row) - level for key, row in rows.items()})
+        points.append({"name": run.name, "tokens": run.tokens, "loss": run.rises})
+    title = "Sources left out of the fit, seen to the start of the line; dots measured, band 80 %"
+    plot_law_curves(lines, CURVES, points=points, title=title, y_label="L - L0 (nats per token)")
+    few_colours(CURVES)
 
 
 def main(command_line: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--page", action="store_true", help="build the page from the fits that are there")
-    if not parser.parse_args(command_line).page:
-        for path in sorted(RESULTS.glob("*.json")):
-            if not path.name.endswith(FIT_SUFFIX):
-                write_results(path.with_name(path.stem + FIT_SUFFIX), analyse(path))
-                if SEED_MARK not in path.name:
-                    draw(path)
+    parser.add_argument("--fresh", action="store_true", help="judge the fresh runs alone")
+    parser.add_argument("--page", action="store_true", help="build the page from what was judged before")
+    options = parser.parse_args(command_line)
+    if not options.page:
+        judged = json.loads(JUDGED.read_text(encoding="utf-8")) if JUDGED.is_file() else {}
+        if not options.fresh or "kept" not in judged:
+            judged["kept"] = judge_kept()
+        judged["fresh"] = judge_fresh(FRESH)
+        write_results(JUDGED, judged)
+        draw_errors(judged["fresh"])
+        draw_curves(json.loads(FRESH.read_text(encoding="utf-8")))
     PAGE.write_text(page(), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""``hf-shear plan``: how many recovery tokens, and to which size, from the law of earlier runs."""
+"""``hf-shear plan``: how many recovery tokens, and to which size, from the law of earlier runs, yours or ours."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Literal
 
 import numpy as np
 
-from ..core import FINITE, UsageError, check_output_file, check_ranges, json_object
+from ..core import FINITE, UsageError, check_output_file, check_ranges, json_object, read_json_object, read_results
 from ..modeling import check_supported_source
 from ..report import check_picture, plot_law_curves
 from ..scaling_law import BudgetPlan, Candidate, Case, LawFit, ScalingLawWarning, fit_law, plan_budget, read_runs
-from ..scaling_law.estimates import interval, number_text
+from ..scaling_law.callback import PRIOR, reach_text
+from ..scaling_law.estimates import LEVEL, number_text
+from ..scaling_law.forecast import Forecast, forecast
 from ..scaling_law.planning import DEFAULT_GAIN, DEFAULT_MASK_SHARE
+from ..scaling_law.read_runs import checkpoints_of_log
 from ..shapes import count_parameters, shape_for_budget, training_flops_per_token
 from ..shapes.shape_config import config_for_shape
 from ..sources import open_source
@@ -24,7 +27,7 @@ SUMMARY = "Say how many recovery tokens are enough, and which size fits a budget
 EXAMPLE = "hf-shear plan runs.csv --num_parameters 1.2e9 --source_loss 2.41 --fractions .15 .25 .35 --flops 1e19"
 POSITIONAL = ("runs",)
 
-NUM_POINTS = 200  # of a curve in the picture
+NUM_POINTS = 60  # of a curve in the picture
 PLOTTED_BEYOND = 4.0  # times the largest tokens fitted or asked for
 
 
@@ -32,19 +35,23 @@ PLOTTED_BEYOND = 4.0  # times the largest tokens fitted or asked for
 class Arguments:
     """Which runs, and what is asked."""
 
-    runs: str = field(
+    runs: str | None = field(
+        default=None,
         metadata={
-            "help": "A CSV, a results.json or a folder of them, a JSON list of trainer states, or a law from --save."
-        }
+            "help": "A CSV, a results.json or a folder of them, a JSON list of trainer states, or a law from --save;"
+            " without it the law of our own small runs, which for a larger model is an extrapolation."
+        },
     )
     form: str = field(
-        default="auto", metadata={"help": "p2, p2_five, chinchilla or average_parameters; auto: p2 from 3 sizes on."}
+        default="auto",
+        metadata={"help": "neighbour, p2, p2_five, damage, chinchilla, average_parameters, compute; auto: neighbour."},
     )
     loss: Literal["linear", "soft_l1", "huber", "cauchy"] = field(
         default="linear", metadata={"help": "Of the fit; all but linear bound the weight of outliers."}
     )
-    weighting: Literal["absolute", "relative"] = field(
-        default="absolute", metadata={"help": "Residuals in nats, or relative to each run's mean L - L0."}
+    weighting: str | None = field(
+        default=None,
+        metadata={"help": "absolute (nats) or relative (to each run's mean L - L0); default the form's own."},
     )
     fixed: str | None = field(default=None, metadata={"help": """Constants to borrow, as JSON: '{"beta": 0.4}'."""})
     drop_start: float = field(default=0.1, metadata={"help": "Share of each run's tokens left out at its start."})
@@ -53,10 +60,15 @@ class Arguments:
     checkpoint: str | None = field(default=None, metadata={"help": "The source, for exact shapes and FLOPs."})
     num_parameters: float | None = field(default=None, metadata={"help": "Of the source, without --checkpoint."})
     source_loss: float | None = field(default=None, metadata={"help": "Of the source, in nats per token."})
-    source_tokens: float | None = field(default=None, metadata={"help": "That it saw; for average_parameters."})
+    source_tokens: float | None = field(default=None, metadata={"help": "That it saw; for --own_run and two forms."})
     fractions: list[float] = field(
         default_factory=lambda: [0.15, 0.25, 0.35], metadata={"help": "Shares of the parameters to remove."}
     )
+    own_run: str | None = field(
+        default=None,
+        metadata={"help": "The trainer_state.json of your run so far, at one of --fractions: its forecast."},
+    )
+    tokens_per_step: float | None = field(default=None, metadata={"help": "Of --own_run, if its log counts none."})
     target_loss: float | None = field(default=None, metadata={"help": "Largest loss of the pruned model."})
     gain: float = field(default=DEFAULT_GAIN, metadata={"help": "Nats of a doubling, below which a run is saturated."})
     price: float | None = field(default=None, metadata={"help": "Nats that a FLOP must gain to be worth it."})
@@ -73,18 +85,20 @@ class Arguments:
 
     def __post_init__(self):
         check_ranges(self)
-        if not Path(self.runs).exists():
+        if self.runs is not None and not Path(self.runs).exists():
             raise UsageError(f"`runs` {self.runs!r} is neither a file nor a folder. Name one that holds recovery runs.")
         for name in ("save", "plot"):
             if getattr(self, name) is not None:
-                check_output_file(name, getattr(self, name), [self.runs])
+                check_output_file(name, getattr(self, name), [] if self.runs is None else [self.runs])
         if self.plot is not None:
             check_picture("plot", self.plot)
         if self.checkpoint is not None and self.num_parameters is not None:
             raise UsageError("`checkpoint` and `num_parameters` say the same; give one of them.")
         for constant, value in (self.fixed_constants or {}).items():
             FINITE.check(f"fixed[{constant!r}]", value)
-        asked = [name for name in ("target_loss", "price", "flops", "plot") if getattr(self, name) is not None]
+        asked = [
+            name for name in ("own_run", "target_loss", "price", "flops", "plot") if getattr(self, name) is not None
+        ]
         if not self.names_a_source and asked:
             raise UsageError(
                 f"`{asked[0]}` needs a source to plan for: give `--checkpoint`, or `--num_parameters`, and `--source_loss`."
@@ -92,6 +106,16 @@ class Arguments:
         if self.names_a_source and self.source_loss is None:
             raise UsageError(
                 "`source_loss` is needed, but it was not given. Give the held-out loss of the source, where the law starts."
+            )
+
+        if self.runs is None and not self.names_a_source:
+            raise UsageError(
+                "`runs` was not given, and no source to plan for either. Name a file of runs, or give `--checkpoint`, or"
+                " `--num_parameters`, and `--source_loss`, for the law of our own runs."
+            )
+        if self.own_run is not None and len(self.fractions) != 1:
+            raise UsageError(
+                f"`own_run` is one run, but `fractions` has {len(self.fractions)}. Give the one that was removed from it."
             )
 
     @property
@@ -113,7 +137,7 @@ def run(arguments: Arguments) -> None:
         fit.save(arguments.save)
     facts = {"form": fit.form.name, "constants": fit.constants}
     facts["report"] = None if fit.report is None else fit.report.to_dict()
-    parts = [_law_text(fit)]
+    parts = [_law_text(fit, arguments)]
     if arguments.names_a_source:
         rows = [candidate_facts(fit, candidate, arguments) for candidate in candidates]
         plan = None
@@ -125,6 +149,10 @@ def run(arguments: Arguments) -> None:
         facts["candidates"] = [{name: _plain(value) for name, value in row.items()} for row in rows]
         facts["plan"] = None if plan is None else _plan_facts(plan)
         parts += [_candidates_text(rows, arguments)] + ([] if plan is None else [_plan_text(plan)])
+        if arguments.own_run is not None:
+            found = own_forecast(fit, candidates[0], arguments)
+            facts["own_run"] = _forecast_facts(found, candidates[0], arguments)
+            parts.append(_forecast_text(found, candidates[0], arguments))
         if arguments.plot is not None:
             draw(fit, candidates, plan, arguments)
             parts.append(f"Drawn: {arguments.plot}")
@@ -132,7 +160,9 @@ def run(arguments: Arguments) -> None:
 
 
 def load_law(arguments: Arguments) -> LawFit:
-    """The law of the runs, or the saved one."""
+    """The law of the runs, the saved one, or the one that ships."""
+    if arguments.runs is None:
+        return LawFit.load(PRIOR)
     path = Path(arguments.runs)
     if path.suffix == ".json" and path.is_file() and b'"theta"' in path.read_bytes():
         return LawFit.load(path)
@@ -186,6 +216,42 @@ def candidate_facts(fit: LawFit, candidate: Candidate, arguments: Arguments) -> 
     return facts
 
 
+def own_forecast(fit: LawFit, candidate: Candidate, arguments: Arguments) -> Forecast:
+    """The run so far, and the law behind it."""
+    assert arguments.own_run is not None, "asked by the caller"
+    state = read_json_object(arguments.own_run, "`own_run`")
+    if "log_history" not in state:
+        raise UsageError(
+            f"`own_run` {arguments.own_run!r} has no `log_history`. Name the trainer_state.json of a checkpoint."
+        )
+    tokens, losses = checkpoints_of_log(state["log_history"], arguments.tokens_per_step)
+    if not tokens:
+        raise UsageError(
+            f"`own_run` {arguments.own_run!r} has no evaluation yet. Evaluate during the run (`eval_strategy`)."
+        )
+    return forecast(fit, candidate.case, tokens, losses)
+
+
+def _forecast_facts(found: Forecast, candidate: Candidate, arguments: Arguments) -> dict:
+    facts = {"tokens": found.seen, "at_twice_the_tokens": found.loss(2 * found.seen).to_dict()}
+    facts["gain_per_flop"] = found.gain_per_flop(candidate.recovery_cost)
+    if arguments.target_loss is not None:
+        facts["more_tokens"] = found.tokens_to(arguments.target_loss).to_dict()
+    return facts
+
+
+def _forecast_text(found: Forecast, candidate: Candidate, arguments: Arguments) -> str:
+    lines = [f"Your run, at {number_text(found.seen)} tokens ({LEVEL:.0%} intervals)"]
+    lines.append(f"  {'loss at twice the tokens':<46}{found.loss(2 * found.seen)}")
+    gain = found.gain_per_flop(candidate.recovery_cost)
+    lines.append(f"  {'the next FLOP gains':<46}{gain:.2g} nats")
+    if arguments.target_loss is not None:
+        lines.append(f"  {reach_text(arguments.target_loss, found.tokens_to(arguments.target_loss))}")
+    if arguments.price is not None and gain < arguments.price:
+        lines.append(f"  proposal: stop here, because a FLOP must gain {arguments.price:g} nats")
+    return "\n".join([*lines, *(f"  careful: {note}" for note in found.notes)])
+
+
 def draw(fit: LawFit, candidates: list[Candidate], plan: BudgetPlan | None, arguments: Arguments) -> None:
     """The candidates' curves with their bands."""
     plans = {row.candidate.name: row for row in plan.plans} if plan is not None else {}
@@ -194,23 +260,36 @@ def draw(fit: LawFit, candidates: list[Candidate], plan: BudgetPlan | None, argu
     tokens = np.geomspace(min(low, *asked), PLOTTED_BEYOND * max(asked), NUM_POINTS)
     curves = []
     for candidate in candidates:
-        row = {"name": candidate.name, "tokens": tokens, "loss": fit.curve(candidate.case).predict(tokens)}
-        samples = np.array([curve.predict(tokens) for curve in fit.sample_curves(candidate.case)])
-        if len(samples):
-            bands = np.array([interval(column) for column in samples.T])
-            row |= {"low": bands[:, 0], "high": bands[:, 1]}
+        found = [fit.predict(candidate.case, value) for value in tokens]
+        row = {"name": candidate.name, "tokens": tokens, "loss": np.array([one.value for one in found])}
+        if len(fit.samples):
+            row |= {"low": np.array([one.low for one in found]), "high": np.array([one.high for one in found])}
         if candidate.name in plans:
             planned = plans[candidate.name]
             row["budget"] = (planned.recovery_tokens, planned.loss.value)
         row["saturation"] = fit.saturation_tokens(candidate.case, arguments.gain).value
         curves.append(row | {"fitted": fit.fitted["tokens"]})
-    title = f"Law {fit.form.name}; solid where fitted, band 90 %, bar: saturation" + ("; dot: budget" if plans else "")
+    title = f"Law {fit.form.name}; solid where fitted, band {LEVEL:.0%}, bar: saturation" + (
+        "; dot: budget" if plans else ""
+    )
     plot_law_curves(curves, arguments.plot, target_loss=arguments.target_loss, title=title)
 
 
-def _law_text(fit: LawFit) -> str:
+def _law_text(fit: LawFit, arguments: Arguments) -> str:
+    ours = (
+        f"No runs were given, so this is our law: {read_results(PRIOR)['provenance']}\n"
+        if arguments.runs is None
+        else ""
+    )
     constants = ", ".join(f"{name} {value:.4g}" for name, value in fit.constants.items())
-    return f"Law: {fit.form.source}\n{constants}" + ("" if fit.report is None else f"\n\n{fit.report.table()}")
+    schedule = "Of runs at a constant rate."
+    if fit.decay_correction is not None:
+        schedule += f" A linear decay over the last 30 % changed their last loss by {fit.decay_correction:+.3f} nats."
+    return (
+        ours
+        + f"Law: {fit.form.source}\n{schedule}\n{constants}"
+        + ("" if fit.report is None else f"\n\n{fit.report.table()}")
+    )
 
 
 def _candidates_text(rows: list[dict], arguments: Arguments) -> str:

@@ -1,14 +1,18 @@
-"""A Trainer callback that predicts where the run in progress will end, and can end it when more gains too little."""
+"""A Trainer callback that predicts where the run in progress will end, and proposes to stop when more gains too little."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from ..core import UsageError, check_ranges
-from .curves import LossCurve, PowerCurve
+from .curves import FLOPS_PER_PARAMETER_AND_TOKEN, PowerCurve
+from .estimates import LEVEL, Estimate, number_text
+from .forecast import Forecast, forecast
 from .law_fit import LawFit, fit_constants
 from .read_runs import checkpoints_of_log
 from .recovery_run import Case, RecoveryRun, rising_slope
@@ -16,33 +20,42 @@ from .recovery_run import Case, RecoveryRun, rising_slope
 logger = logging.get_logger(__name__)
 
 FINAL_LOSS, DOUBLING_GAIN, LAW_TOKENS = "law/final_loss", "law/doubling_gain", "law/num_tokens"
-MIN_CHECKPOINTS, MIN_CHECKPOINTS_WITH_LAW = 6, 3
-"""Evaluations after the start from which on the run's own curve is fitted: 3 constants, or 2 with a borrowed exponent."""
+MORE_TOKENS, GAIN_PER_FLOP = "law/more_tokens", "law/gain_per_flop"
+MIN_CHECKPOINTS = 6
+"""Evaluations after the start from which on a run alone is fitted: a curve has three constants."""
 DROP_START = 0.1
 CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
+PRIOR = Path(__file__).with_name("prior.json")
+"""The law of our own small runs, with its provenance: for a user without runs of the kind."""
 _ANY_SIZE = 1e6  # a run alone is fitted in its tokens; the size of its model does not enter
 
 
 class ScalingLawCallback(TrainerCallback):
-    """After each evaluation: fit the run so far, log the predicted final loss and the gain of the next doubling.
+    """After each evaluation: forecast the run, log its predicted final loss and what more tokens gain.
 
-        trainer.add_callback(ScalingLawCallback(trainer, law=LawFit.load("law.json"), case=case, min_gain=0.01))
+        trainer.add_callback(ScalingLawCallback(trainer, case=case, target_loss=2.45, price=1e-20))
 
-    The fit is a power law of this run; with ``law``, its exponent is borrowed from earlier runs, and before there are
-    enough evaluations, ``law`` itself is asked. Everything is computed from the Trainer's log, which its checkpoints
-    hold, so a resumed run goes on as if it had not stopped.
+    With ``case``, a law of earlier runs speaks first, and every evaluation of this run corrects it
+    (:func:`~hf_shear.scaling_law.forecast.forecast`); without ``case``, a power law of this run alone, after six
+    evaluations.
+    Everything is computed from the Trainer's log, which its checkpoints hold, so a resumed run goes on as if it had not
+    stopped.
 
     Args:
         trainer: the one that it is added to; logs go through it, to its reporters and its progress.
-        law: fitted to earlier runs.
-        case: the model of this run, for ``law``.
-        min_gain: nats of loss; training stops when the next doubling of tokens is predicted to gain less. None: never.
-        patience: evaluations in a row that must say so.
+        law: fitted to earlier runs; default the one that ships, of sources of up to 3 M parameters, which for yours is an
+            extrapolation. It needs ``case``.
+        case: the model of this run.
+        target_loss: nats per token; each evaluation says how many more tokens reach it.
+        price: nats that a FLOP must gain (6 FLOPs per parameter and token); needs ``case``.
+        min_gain: nats that the next doubling of tokens must gain.
+        patience: evaluations in a row that must fall below ``price`` or ``min_gain`` before a stop is proposed.
+        ends_training: whether a proposal ends the training, or is only told.
         tokens_per_step: of this run, over all processes; not needed for ``ShearTrainer``, nor where the log counts
             tokens (``include_num_input_tokens_seen``).
 
     Raises:
-        ValueError: ``law`` without ``case`` or the other way round, or an argument out of range.
+        ValueError: ``law`` or ``price`` without ``case``, a law without intervals, or an argument out of range.
     """
 
     def __init__(
@@ -51,58 +64,110 @@ class ScalingLawCallback(TrainerCallback):
         *,
         law: LawFit | None = None,
         case: Case | None = None,
+        target_loss: float | None = None,
+        price: float | None = None,
         min_gain: float | None = None,
         patience: int = 2,
+        ends_training: bool = True,
         tokens_per_step: float | None = None,
     ):
-        if (law is None) != (case is None):
-            raise UsageError("`law` and `case` go together: a law of earlier runs says nothing without the model.")
-        check_ranges({"min_gain": min_gain, "patience": patience, "tokens_per_step": tokens_per_step})
-        self.trainer, self.law, self.case = trainer, law, case
-        self.min_gain, self.patience, self.tokens_per_step = min_gain, patience, tokens_per_step
+        for name, value in (("law", law), ("price", price)):
+            if value is not None and case is None:
+                raise UsageError(f"`{name}` needs `case`, the model of this run. Give it, or leave `{name}` out.")
+        check_ranges({"target_loss": target_loss, "price": price, "min_gain": min_gain, "patience": patience})
+        check_ranges({"tokens_per_step": tokens_per_step})
+        self.trainer, self.case, self.target_loss, self.price = trainer, case, target_loss, price
+        self.law = LawFit.load(PRIOR) if law is None and case is not None else law
+        self.min_gain, self.patience, self.ends_training = min_gain, patience, ends_training
+        self.tokens_per_step = tokens_per_step
+        if self.law is not None and case is not None:
+            forecast(self.law, case, [], [])  # refused at once
 
     def on_train_begin(self, args, state, control, **kwargs):
         if str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) not in CONSTANT_SCHEDULES:
+            measured = None if self.law is None else self.law.decay_correction
             logger.warning_once(
                 f"The learning rate follows {args.lr_scheduler_type!s}: the law predicts a run that goes on at the rate it"
-                " has, and a rate that falls ends lower. Use 'constant_with_warmup', or read predictions as bounds."
+                " has, and a rate that falls ends lower"
+                + ("" if measured is None else f" (by {-measured:.3f} nats, with a linear decay over the last 30 %)")
+                + ". Use 'constant_with_warmup', or read predictions as bounds."
             )
 
     def on_evaluate(self, args, state, control, **kwargs):
         tokens, losses = checkpoints_of_log(state.log_history, self.tokens_per_step)
-        curve = self._curve(tokens, losses)
-        if curve is None:
+        found = self.forecast(tokens, losses)
+        if found is None:
             return
-        final = tokens[-1] * state.max_steps / state.global_step
-        gain = float(curve.doubling_gain(tokens[-1]))
+        final = max(tokens[-1] * state.max_steps / state.global_step, tokens[-1])
         entries = {
-            FINAL_LOSS: float(curve.predict(max(final, tokens[-1]))),
-            DOUBLING_GAIN: gain,
-            LAW_TOKENS: tokens[-1],
+            FINAL_LOSS: float(found.curve.predict(final)),
+            DOUBLING_GAIN: float(found.curve.doubling_gain(found.seen)),
+            LAW_TOKENS: found.seen,
         }
+        if self.case is not None:
+            entries[GAIN_PER_FLOP] = found.gain_per_flop(FLOPS_PER_PARAMETER_AND_TOKEN * self.case.pruned_size)
+        lines = [f"ends at {_with_interval(found.loss(final))}"] if found.samples else []
+        if self.target_loss is not None:
+            more = found.tokens_to(self.target_loss)
+            entries |= {} if more.value is None else {MORE_TOKENS: more.value}
+            lines.append(reach_text(self.target_loss, more))
         self.trainer.log(entries)
-        if self.min_gain is not None and self._gains_too_little(state.log_history):
-            control.should_training_stop = True
+        if self.gains_too_little(state.log_history):
+            control.should_training_stop = control.should_training_stop or self.ends_training
+            lines.append(f"{'stops' if self.ends_training else 'proposal: stop'} here, because {self._reason(entries)}")
+        if lines and state.is_world_process_zero:
+            tqdm.write(f"  law at {number_text(found.seen)} tokens: {'; '.join(lines)}")
 
-    def _curve(self, tokens: list[float], losses: list[float]) -> LossCurve | None:
+    def forecast(self, tokens: list[float], losses: list[float]) -> Forecast | None:
         """Of the run in progress; None before anything can be said."""
         late = [index for index, value in enumerate(tokens) if value >= DROP_START * tokens[-1]] if tokens else []
-        prior = None if self.law is None or self.case is None else self.law.curve(self.case)
-        borrowed = {"exponent": prior.exponent} if isinstance(prior, PowerCurve) else {}
-        if len(late) < (MIN_CHECKPOINTS_WITH_LAW if borrowed else MIN_CHECKPOINTS):
-            return prior if tokens else None
-        case = Case(_ANY_SIZE, 0.5, max(losses))
         late_tokens, late_losses = [tokens[i] for i in late], [losses[i] for i in late]
+        if not late or (self.law is None and len(late) < MIN_CHECKPOINTS):
+            return None
         if rising_slope(late_tokens, late_losses) > 0:
             logger.warning(
                 f"No prediction at {tokens[-1]:,.0f} tokens: the held-out loss rises ({late_losses[-1]:.4f})."
             )
             return None
+        if self.law is not None and self.case is not None:
+            return forecast(self.law, self.case, late_tokens, late_losses)
+        case = Case(_ANY_SIZE, 0.5, max(losses))
         run = RecoveryRun("this run", case, late_tokens, late_losses)
-        return fit_constants([run], "power_law", fixed=borrowed, drop_start=0.0, num_starts=4).curve(case)
+        curve = fit_constants([run], "power_law", drop_start=0.0, num_starts=4).curve(case)
+        assert isinstance(curve, PowerCurve), "a power law is one"
+        return Forecast(curve, (), tokens[-1])
 
-    def _gains_too_little(self, log_history: list[dict]) -> bool:
-        """Whether the last ``patience`` predictions all say so."""
-        assert self.min_gain is not None, "asked by the caller"
-        gains = [entry[DOUBLING_GAIN] for entry in log_history if DOUBLING_GAIN in entry][-self.patience :]
-        return len(gains) == self.patience and all(math.isfinite(gain) and gain < self.min_gain for gain in gains)
+    def gains_too_little(self, log_history: list[dict]) -> bool:
+        """Whether the last ``patience`` predictions all say so, of one threshold."""
+        for key, threshold in ((DOUBLING_GAIN, self.min_gain), (GAIN_PER_FLOP, self.price)):
+            gains = [entry[key] for entry in log_history if key in entry][-self.patience :]
+            if threshold is not None and len(gains) == self.patience:
+                if all(math.isfinite(gain) and gain < threshold for gain in gains):
+                    return True
+        return False
+
+    def _reason(self, entries: dict) -> str:
+        if self.price is not None and entries[GAIN_PER_FLOP] < self.price:
+            return f"the next FLOP gains {entries[GAIN_PER_FLOP]:.2g} nats, and must gain {self.price:g}"
+        return f"twice the tokens would gain {entries[DOUBLING_GAIN]:.4f} nats, and must gain {self.min_gain:g}"
+
+
+def reach_text(target_loss: float, more: Estimate) -> str:
+    """What is said of a target."""
+    if more.value == 0:
+        return f"has reached {target_loss:g}"
+    if more.value is None:
+        return f"does not reach {target_loss:g} ({more.reason})"
+    span = "" if more.low is None else f" ({_span(more)})"
+    return f"reaches {target_loss:g} with {number_text(more.value)} more tokens{span}"
+
+
+def _with_interval(estimate: Estimate) -> str:
+    assert estimate.value is not None
+    return f"{estimate.value:.4f} ({_span(estimate)})"
+
+
+def _span(estimate: Estimate) -> str:
+    assert estimate.low is not None and estimate.high is not None
+    high = number_text(estimate.high) if math.isfinite(estimate.high) else "never"
+    return f"{LEVEL:.0%}: {number_text(estimate.low)} to {high}".replace("%:", " %:")

@@ -48,10 +48,11 @@ def check_runs(runs: Sequence[RecoveryRun], allow_different_tokens: bool = False
         )
     for run in runs:
         _check_units(run)
-        slope = rising_slope(run.tokens, run.losses)
+        values = run.losses if run.control_losses is None else run.rises.tolist()  # a control may rise with its run
+        slope = rising_slope(run.tokens, values)
         if slope > 0:
             raise UsageError(
-                f"The losses of run {run.name!r} rise: from {run.losses[0]:.4g} to {run.losses[-1]:.4g}, or"
+                f"The losses of run {run.name!r} rise: from {values[0]:.4g} to {values[-1]:.4g}, or"
                 f" {slope:+.3g} nats per doubling of tokens. A law of recovery has nothing to say of a run that diverged:"
                 " lower its learning rate, or leave it out."
             )

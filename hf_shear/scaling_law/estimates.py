@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LEVEL = 0.9
+LEVEL = 0.8
 """Share of the bootstrap's fits within an interval."""
 
 

@@ -21,6 +21,8 @@ ROBUST_LOSSES = ("linear", "soft_l1", "huber", "cauchy")
 WEIGHTINGS = ("absolute", "relative")
 """Residuals in nats, or relative to the mean |L - L0| of their run: damage differs tenfold between fractions, and in nats
 the most damaged runs decide."""
+RIDGE = 1e-3
+"""Of each observation, on the squared differences of a form's ties: chosen on the kept runs of model_cards/scaling_law."""
 SCALE_RANGE = (-14.0, 6.0)
 """How far, as a logarithm, a scale in scaled units may be from the median of what is fitted."""
 START_EXPONENTS = (0.05, 1.5)
@@ -48,6 +50,7 @@ class Problem:
         low, high: [k] bounds.
         run_index: [n] which run an observation is of.
         weight: [n] of the residuals.
+        pull: [ties, k] rows of the ridge in nats, for one observation; none without a ridge.
     """
 
     form: LawForm
@@ -61,10 +64,16 @@ class Problem:
     high: NDArray
     run_index: NDArray
     weight: NDArray
+    pull: NDArray
 
     @classmethod
     def of(
-        cls, runs: Sequence[RecoveryRun], form: LawForm, fixed: Mapping[str, float], weighting: str = "absolute"
+        cls,
+        runs: Sequence[RecoveryRun],
+        form: LawForm,
+        fixed: Mapping[str, float],
+        weighting: str = "absolute",
+        ridge: float = 0.0,
     ) -> Problem:
         """Observations of ``runs``, with ``fixed`` constants; ``weighting`` is one of ``WEIGHTINGS``."""
         held = check_fixed(form, fixed)
@@ -86,8 +95,12 @@ class Problem:
         index = np.repeat(np.arange(len(runs)), lengths)
         size = np.array([np.abs(run.rises).mean() for run in runs])
         weight = np.repeat(np.median(size) / size if weighting == "relative" else np.ones(len(runs)), lengths)
+        pull = np.zeros((len(form.ties) if ridge else 0, len(form.constants)))
+        for row, (first, second, unit) in zip(pull, form.ties, strict=False):
+            at = [form.constants.index(first), form.constants.index(second)]
+            row[at] = np.array([1.0, -1.0]) * math.sqrt(ridge) * np.median(size) / unit
         return cls(form, target, features, shifts, form.design(features, shifts), free, start, np.array(low),
-                   np.array(high), index, weight)  # fmt: skip
+                   np.array(high), index, weight, pull)  # fmt: skip
 
     def of_runs(self, drawn: Sequence[int]) -> Problem:
         """The same problem on these runs, some perhaps several times; units stay."""
@@ -95,7 +108,8 @@ class Problem:
         counts = [int((self.run_index == index).sum()) for index in drawn]
         features = {name: values[rows] for name, values in self.features.items()}
         return Problem(self.form, self.target[rows], features, self.shifts, self.design[:, rows], self.free, self.start,
-                       self.low, self.high, np.repeat(np.arange(len(drawn)), counts), self.weight[rows])  # fmt: skip
+                       self.low, self.high, np.repeat(np.arange(len(drawn)), counts), self.weight[rows],
+                       self.pull)  # fmt: skip
 
     def whole(self, free: NDArray) -> NDArray:
         """Theta from its free constants."""
@@ -104,11 +118,18 @@ class Problem:
         return theta
 
     def residuals(self, free: NDArray) -> NDArray:
-        """Predicted - observed, nats, times the weights."""
-        return self.weight * (term_values(self.design, self.whole(free)).sum(axis=0) - self.target)
+        """Predicted - observed, nats, times the weights; after them the rows of the ridge."""
+        theta = self.whole(free)
+        observed = self.weight * (term_values(self.design, theta).sum(axis=0) - self.target)
+        return np.concatenate([observed, math.sqrt(len(self.target)) * (self.pull @ theta)])
 
     def jacobian(self, free: NDArray) -> NDArray:
-        """[n, free constants]."""
+        """[n + ties, free constants]."""
+        ridge = math.sqrt(len(self.target)) * self.pull[:, self.free]
+        return np.concatenate([self.data_jacobian(free), ridge])
+
+    def data_jacobian(self, free: NDArray) -> NDArray:
+        """[n, free constants], of the observations alone."""
         terms = term_values(self.design, self.whole(free))
         return np.einsum("tn,tnk->nk", terms * self.weight, self.design[:, :, self.free])
 

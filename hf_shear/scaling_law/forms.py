@@ -21,7 +21,11 @@ from ..core import UsageError
 from .recovery_run import Case
 
 SIZE, FRACTION, TOKENS = "size", "fraction", "tokens"
-PRUNED_SIZE, ALL_TOKENS, AVERAGE_SIZE = "pruned_size", "all_tokens", "average_size"
+REMOVED = "removed"
+"""The fraction itself, and not its logarithm: a term is exponential in it."""
+PRUNED_SIZE, ALL_TOKENS, AVERAGE_SIZE, COMPUTE = "pruned_size", "all_tokens", "average_size", "compute"
+OF_THE_SOURCE = (ALL_TOKENS, AVERAGE_SIZE, COMPUTE)
+"""Features that count the tokens that the source was trained on."""
 
 MAX_LOG = 300.0
 """Terms are kept below exp of this, so that a step of the fit that goes astray is large and not infinite."""
@@ -45,6 +49,8 @@ class LawForm:
         of_rise: whether the sum is L - L0; else it is L.
         exponents: name -> (lowest, highest) that a fit looks at.
         source: where it is from.
+        ties: pairs of exponents that a ridge draws together, and the difference that counts as one.
+        weighting: of residuals, unless a fit is told another (``fitting.WEIGHTINGS``).
     """
 
     name: str
@@ -52,6 +58,8 @@ class LawForm:
     of_rise: bool
     exponents: Mapping[str, tuple[float, float]]
     source: str
+    ties: tuple[tuple[str, str, float], ...] = ()
+    weighting: str = "absolute"
 
     @property
     def scales(self) -> tuple[str, ...]:
@@ -111,10 +119,10 @@ def feature_values(case: Case, tokens: NDArray, names: Sequence[str]) -> dict[st
     """
     tokens = np.asarray(tokens, dtype=float)
     before = math.nan if case.source_tokens is None else case.source_tokens
-    if case.source_tokens is None and (ALL_TOKENS in names or AVERAGE_SIZE in names):
+    if case.source_tokens is None and any(name in OF_THE_SOURCE for name in names):
         raise UsageError(
-            "`source_tokens` is needed: the law in the average parameter count counts the tokens that the source was"
-            " trained on. Give it, or use another form."
+            "`source_tokens` is needed: laws in the average parameter count or in all compute count the tokens that the"
+            " source was trained on. Give it, or use another form."
         )
     values = {}
     for name in names:
@@ -124,6 +132,10 @@ def feature_values(case: Case, tokens: NDArray, names: Sequence[str]) -> dict[st
             values[name] = np.full(tokens.shape, np.log(case.pruned_size))
         elif name == FRACTION:
             values[name] = np.full(tokens.shape, np.log(case.fraction_removed))
+        elif name == REMOVED:
+            values[name] = np.full(tokens.shape, case.fraction_removed)
+        elif name == COMPUTE:
+            values[name] = np.log(6 * (case.num_parameters * before + case.pruned_size * tokens))
         elif name == TOKENS:
             values[name] = np.log(tokens)
         elif name == ALL_TOKENS:
@@ -170,6 +182,40 @@ AVERAGE_PARAMETERS = LawForm(
     {name: _EXPONENTS[name] for name in ("alpha", "beta")},
     "arXiv 2501.12486: L = E + A Nbar^-alpha + B D^-beta, Nbar the average size over all D training tokens",
 )
+COMPUTE_LAW = LawForm(
+    "compute",
+    (Term("E", {}), Term("A", {"alpha": (COMPUTE, -1)})),
+    False,
+    {"alpha": _EXPONENTS["alpha"]},
+    "arXiv 2404.19484 (More Compute Is What You Need): the loss depends on all training FLOPs alone, L = E + A C^-alpha",
+)
+_GROWTH = (-30.0, 30.0)
+DAMAGE = LawForm(
+    "damage",
+    (
+        Term("F", {"floor_delta": (SIZE, -1), "floor_growth": (REMOVED, 1)}),
+        Term("B", {"delta": (SIZE, -1), "growth": (REMOVED, 1), **_BETA}),
+    ),
+    True,
+    {
+        "floor_delta": _EXPONENTS["delta"],
+        "floor_growth": _GROWTH,
+        "delta": _EXPONENTS["delta"],
+        "growth": _GROWTH,
+        "beta": _EXPONENTS["beta"],
+    },  # fmt: skip
+    "L = L0 + F N0^-floor_delta exp(floor_growth rho) + B N0^-delta exp(growth rho) D^-beta: what stays and what recovers,"
+    " each with a size and a fraction of its own (model_cards/scaling_law.md)",
+    ties=(("floor_delta", "delta", 1.0), ("floor_growth", "growth", 4.0)),
+    weighting="relative",
+)
+NEIGHBOUR = LawForm(
+    "neighbour",
+    (Term("floor", {}), Term("amplitude", {"exponent": (TOKENS, -1)})),
+    True,
+    {"exponent": _EXPONENTS["beta"]},
+    "no law of sizes: L = L0 + floor + amplitude D^-exponent of the nearest run, in fraction and then in size",
+)
 POWER_LAW = LawForm(
     "power_law",
     (Term("floor", {}), Term("amplitude", {"exponent": (TOKENS, -1)})),
@@ -178,7 +224,9 @@ POWER_LAW = LawForm(
     "of one run: L = floor + amplitude D^-exponent",
 )
 
-FORMS = {form.name: form for form in (P2, P2_FIVE, CHINCHILLA, AVERAGE_PARAMETERS, POWER_LAW)}
+FORMS = {
+    form.name: form for form in (DAMAGE, P2, P2_FIVE, CHINCHILLA, AVERAGE_PARAMETERS, COMPUTE_LAW, NEIGHBOUR, POWER_LAW)
+}
 
 
 def resolve_form(form: str | LawForm) -> LawForm:

@@ -53,7 +53,7 @@ def _inside(problem: Problem, names: list[str]) -> NDArray:
 
 def _loose(problem: Problem, names: list[str], free: NDArray) -> tuple[float, set[str]]:
     """Condition number of the Jacobian, and the constants of its undetermined directions."""
-    _, singular, directions = np.linalg.svd(problem.jacobian(free), full_matrices=True)
+    _, singular, directions = np.linalg.svd(problem.data_jacobian(free), full_matrices=True)
     singular = np.concatenate([singular, np.zeros(len(names) - len(singular))])
     smallest, largest = singular[-1], singular[0]
     condition = float(largest / smallest) if smallest > 0 else float("inf")

@@ -7,20 +7,21 @@ import os
 import reprlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core import UsageError, check_ranges, read_results, write_results
-from .bootstrap import bootstrap
+from .bootstrap import Spread, bootstrap, level_of, spread_of
 from .check_runs import check_runs
 from .curves import FLOPS_PER_PARAMETER_AND_TOKEN, LossCurve, NumericCurve, PowerCurve
 from .estimates import Estimate, interval, tokens_estimate
 from .fit_report import FitReport, fit_warnings, run_quality
-from .fitting import ROBUST_LOSSES, ROBUST_SCALES, WEIGHTINGS, Problem, scatter, solve
-from .forms import FORMS, P2, P2_FIVE, POWER_LAW, TOKENS, LawForm, feature_values, resolve_form, term_values
-from .identifiability import identifiability
+from .fitting import RIDGE, ROBUST_LOSSES, ROBUST_SCALES, WEIGHTINGS, Problem, scatter, solve
+from .forms import FORMS, NEIGHBOUR, POWER_LAW, TOKENS, LawForm, feature_values, resolve_form, term_values
+from .identifiability import Identifiability, identifiability
+from .neighbours import draw_runs, nearest, own_curves, spread_of_neighbours
 from .recovery_run import Case, RecoveryRun
 
 DROP_START = 0.1
@@ -28,8 +29,8 @@ DROP_START = 0.1
 NUM_STARTS = 16
 NUM_BOOTSTRAP = 100
 _SAVE_FIX = "Save the fit again (`hf-shear plan --save`)."
-MAX_TOKENS_FACTOR, MAX_SIZE_FACTOR = 4.0, 3.0
-"""Extrapolation beyond these multiples of what was fitted is noted."""
+MAX_FACTOR = 1.05
+"""Beyond this multiple of what was fitted an answer is noted as extrapolation, and its interval widens."""
 
 
 class ScalingLawWarning(UserWarning):
@@ -42,11 +43,17 @@ class LawFit:
 
     Attributes:
         form: the law.
-        theta: [k] constants in natural units, scales as logarithms; in the order of ``form.constants``.
-        samples: [b, k] the same for each fit of the bootstrap.
+        theta: [k] constants in natural units, scales as logarithms; in the order of ``form.constants``. Of "neighbour"
+            [runs, k], for each run its own.
+        samples: [b, k] the same for each fit of the bootstrap; of "neighbour" [b, runs], how often each run was drawn.
         fitted: largest and smallest of what was fitted: ``num_parameters``, ``fraction_removed``, ``tokens``.
         has_controls: whether L0 was the control's loss at the same tokens.
         report: how good it is.
+        spread: of runs that were left out of the fit, for the intervals; None without a bootstrap.
+        anchored_at: tokens up to which a run was seen that the law has been anchored to; None for the law as it is.
+        decay_correction: nats to add for a run whose rate decays at its end, as measured at equal tokens; None: not
+            measured. The law itself speaks for the schedule of its runs, a constant rate.
+        cases: of "neighbour", the model of each run.
     """
 
     form: LawForm
@@ -55,20 +62,77 @@ class LawFit:
     fitted: Mapping[str, tuple[float, float]]
     has_controls: bool
     report: FitReport | None
+    spread: Spread | None = None
+    anchored_at: float | None = None
+    decay_correction: float | None = None
+    cases: tuple[Case, ...] = ()
 
     @property
     def constants(self) -> dict[str, float]:
-        """In natural units: tokens and parameters counted one by one. The paper's gamma is ``-rho_exponent``."""
+        """In natural units: tokens and parameters counted one by one. The paper's gamma is ``-rho_exponent``.
+
+        "neighbour" has none that hold for all runs.
+        """
+        if self.cases:
+            return {}
         named = dict(zip(self.form.constants, self.theta, strict=True))
         return {name: math.exp(value) if name in self.form.scales else float(value) for name, value in named.items()}
 
     def curve(self, case: Case) -> LossCurve:
         """Loss over tokens for one model."""
-        return curve_of(self.form, self.theta, case)
+        return curve_of(self.form, self.theta_for(case), case)
 
-    def sample_curves(self, case: Case) -> list[LossCurve]:
-        """The same for each fit of the bootstrap."""
-        return [curve_of(self.form, theta, case) for theta in self.samples]
+    def theta_for(self, case: Case) -> NDArray:
+        """[k] constants that hold for this model."""
+        return self.theta[nearest(case, self.cases)] if self.cases else self.theta
+
+    def samples_for(self, case: Case) -> NDArray:
+        """[b, k] the same for each fit of the bootstrap."""
+        if not self.cases:
+            return self.samples
+        drawn = [nearest(case, self.cases, np.flatnonzero(counts).tolist()) for counts in self.samples]
+        return self.theta[drawn] if drawn else np.zeros((0, self.theta.shape[1]))
+
+    def sample_curves(self, case: Case, tokens: float | None = None) -> list[LossCurve]:
+        """The same for each fit of the bootstrap, each as far from its law as single runs are at ``tokens``.
+
+        Beyond the fitted sizes, fractions or tokens that is farther: by as much again for each e-fold.
+        """
+        if self.spread is None:
+            return [curve_of(self.form, theta, case) for theta in self.samples_for(case)]
+        tokens = self.fitted["tokens"][1] if tokens is None or not math.isfinite(tokens) else tokens
+        widen = 1 + sum(map(math.log, self.extrapolation(case, tokens).values()))
+        shifts = self.spread.draws(len(self.samples)) * self.spread.log_scale(tokens, self.anchored_at) * widen
+        return [
+            curve_of(self.form, self._at_level(theta, s), case)
+            for theta, s in zip(self.samples_for(case), shifts, strict=True)
+        ]
+
+    def _at_level(self, theta: NDArray, log_factor: float) -> NDArray:
+        """``theta`` with every term times a factor."""
+        return theta + log_factor * np.isin(self.form.constants, self.form.scales)
+
+    def anchored(self, run: RecoveryRun) -> LawFit:
+        """The law times one factor, at which it is right for a run of which a part was seen.
+
+        Args:
+            run: its checkpoints so far, with a control where the law was fitted against controls.
+
+        Raises:
+            UsageError: the law is not one of L - L0.
+        """
+        if not self.form.of_rise:
+            raise UsageError(
+                f"{self.form.name!r} predicts L and not L - L0, so there is nothing to anchor. Use 'damage'."
+            )
+
+        def shifted(theta: NDArray) -> NDArray:
+            predicted = predict_run(self.form, theta, run) - run.reference
+            return self._at_level(theta, level_of(run.rises, predicted))
+
+        theta, samples = shifted(self.theta_for(run.case)), self.samples_for(run.case)
+        samples = np.array([shifted(one) for one in samples]).reshape(samples.shape)
+        return replace(self, theta=theta, samples=samples, anchored_at=run.tokens[-1], cases=())
 
     def floor(self, case: Case) -> Estimate:
         """Loss at infinitely many tokens."""
@@ -78,7 +142,7 @@ class LawFit:
     def predict(self, case: Case, tokens: float) -> Estimate:
         """Loss after ``tokens`` of recovery, nats per token."""
         _check_positive("tokens", tokens)
-        low, high = interval([float(curve.predict(tokens)) for curve in self.sample_curves(case)])
+        low, high = interval([float(curve.predict(tokens)) for curve in self.sample_curves(case, tokens)])
         return Estimate(float(self.curve(case).predict(tokens)), low, high, notes=tuple(self.stretch(case, tokens)))
 
     def tokens_for(self, case: Case, target_loss: float) -> Estimate:
@@ -90,21 +154,23 @@ class LawFit:
             return Estimate(
                 None, reason=f"unreachable: the floor is {curve.floor:.4f}", notes=tuple(self.stretch(case))
             )
-        samples = [curve.log_tokens_for(target_loss) for curve in self.sample_curves(case)]
+        samples = [curve.log_tokens_for(target_loss) for curve in self.sample_curves(case, math.exp(log_tokens))]
         return self._tokens(case, log_tokens, samples)
 
     def saturation_tokens(self, case: Case, gain: float) -> Estimate:
         """Tokens from which on a doubling gains less than ``gain`` nats: the "optimal amount", unless said otherwise."""
         _check_positive("gain", gain)
-        samples = [curve.log_saturation_tokens(gain) for curve in self.sample_curves(case)]
-        return self._tokens(case, self.curve(case).log_saturation_tokens(gain), samples)
+        log_tokens = self.curve(case).log_saturation_tokens(gain)
+        samples = [curve.log_saturation_tokens(gain) for curve in self.sample_curves(case, math.exp(log_tokens))]
+        return self._tokens(case, log_tokens, samples)
 
     def tokens_at_price(self, case: Case, nats_per_flop: float, flops_per_token: float | None = None) -> Estimate:
         """Tokens up to which one more FLOP gains at least ``nats_per_flop``."""
         _check_positive("nats_per_flop", nats_per_flop)
         cost = _flops_per_token(case, flops_per_token)
-        samples = [curve.log_tokens_at_price(nats_per_flop, cost) for curve in self.sample_curves(case)]
-        return self._tokens(case, self.curve(case).log_tokens_at_price(nats_per_flop, cost), samples)
+        log_tokens = self.curve(case).log_tokens_at_price(nats_per_flop, cost)
+        curves = self.sample_curves(case, math.exp(log_tokens))
+        return self._tokens(case, log_tokens, [curve.log_tokens_at_price(nats_per_flop, cost) for curve in curves])
 
     def tokens_for_flops(self, case: Case, flops: float, flops_per_token: float | None = None) -> Estimate:
         """Tokens that ``flops`` pay for; arithmetic, so its interval has no width."""
@@ -116,7 +182,7 @@ class LawFit:
         return tokens_estimate(log_tokens, samples, self.stretch(case, math.exp(log_tokens)))
 
     def extrapolation(self, case: Case, tokens: float | None = None) -> dict[str, float]:
-        """How many times beyond what was fitted: 1 within it; ``tokens`` and ``num_parameters`` up or down."""
+        """How many times beyond what was fitted, up or down: 1 within it."""
         asked = {"num_parameters": case.num_parameters, "fraction_removed": case.fraction_removed}
         asked |= {} if tokens is None else {"tokens": tokens}
         factors = {}
@@ -128,12 +194,11 @@ class LawFit:
     def stretch(self, case: Case, tokens: float | None = None) -> list[str]:
         """Notes where the law is asked for what is far from its runs."""
         factors, notes = self.extrapolation(case, tokens), []
-        if factors.get("tokens", 1.0) > MAX_TOKENS_FACTOR:
-            notes.append(f"{factors['tokens']:.1f} x outside the fitted tokens")
-        if factors["num_parameters"] > MAX_SIZE_FACTOR:
-            notes.append(f"{factors['num_parameters']:.1f} x outside the fitted sizes")
+        for name, what in (("tokens", "tokens"), ("num_parameters", "sizes")):
+            if factors.get(name, 1.0) > MAX_FACTOR:
+                notes.append(f"extrapolation: {factors[name]:.1f} x outside the fitted {what}")
         low, high = self.fitted["fraction_removed"]
-        if not 0.95 * low <= case.fraction_removed <= 1.05 * high:
+        if factors["fraction_removed"] > MAX_FACTOR:
             notes.append(f"fraction removed {case.fraction_removed:.2f} outside the fitted {low:.2f} to {high:.2f}")
         return notes
 
@@ -142,6 +207,9 @@ class LawFit:
         write_results(path, {
             "form": self.form.name, "theta": self.theta.tolist(), "samples": self.samples.tolist(),
             "fitted": {name: list(limits) for name, limits in self.fitted.items()}, "has_controls": self.has_controls,
+            "spread": None if self.spread is None else asdict(self.spread), "anchored_at": self.anchored_at,
+            "decay_correction": self.decay_correction,
+            "cases": [[case.num_parameters, case.fraction_removed] for case in self.cases],
             "constants": self.constants, "report": None if self.report is None else self.report.to_dict(),
         })  # fmt: skip
 
@@ -171,18 +239,40 @@ def _saved_fit(path: str, saved: Mapping) -> LawFit:
 
     form = resolve_form(part("form", f"one of {', '.join(FORMS)}", lambda value: value in list(FORMS)))
     size, names = len(form.constants), ("num_parameters", "fraction_removed", "tokens")
-    theta = part("theta", f"{size} finite numbers", lambda value: numbers(value, size))
-    samples = part(
-        "samples", f"lists of {size} finite numbers each",
-        lambda value: isinstance(value, list) and all(numbers(row, size) for row in value),
-    )  # fmt: skip
+
+    def lists(value: object, count: int) -> bool:
+        return isinstance(value, list) and all(numbers(row, count) for row in value)
+
+    cases = saved.get("cases") or []
+    if cases:
+        part("cases", "lists of a number of parameters and a fraction", lambda value: lists(value, 2))
+        cases = [Case(number, fraction, 1.0) for number, fraction in cases]
+        rule = f"{len(cases)} lists of {size} finite numbers"
+        part("theta", rule, lambda v: isinstance(v, list) and lists(v, size) and len(v) == len(cases))
+    else:
+        part("theta", f"{size} finite numbers", lambda value: numbers(value, size))
+    theta, width = np.array(saved["theta"]), len(cases) or size
+    samples = part("samples", f"lists of {width} finite numbers each", lambda value: lists(value, width))
     fitted = part(
         "fitted", f"a dict with two finite numbers for each of {', '.join(names)}",
         lambda value: isinstance(value, dict) and all(numbers(value.get(name), 2) for name in names),
     )  # fmt: skip
     has_controls = part("has_controls", "true or false", lambda value: isinstance(value, bool))
+    spread = saved.get("spread")
+    if spread is not None:
+        facts = ("level", "drift", "noise", "num_groups")
+        rule = f"a dict with a finite number of at least 0 for each of {', '.join(facts)}"
+        part("spread", rule, lambda value: isinstance(value, dict) and set(value) == set(facts)
+             and numbers(list(value.values()), 4) and min(value.values()) >= 0)  # fmt: skip
+        spread = Spread(**spread)
+    for name in ("anchored_at", "decay_correction"):
+        if saved.get(name) is not None:
+            part(name, "a finite number, or null", lambda value: numbers([value], 1))
     limits = {name: tuple(fitted[name]) for name in names}
-    return LawFit(form, np.array(theta), np.array(samples).reshape(-1, size), limits, has_controls, None)
+    return LawFit(
+        form, theta, np.array(samples).reshape(-1, width), limits, has_controls, None, spread,
+        saved.get("anchored_at"), saved.get("decay_correction"), tuple(cases),
+    )  # fmt: skip
 
 
 def curve_of(form: LawForm, theta: NDArray, case: Case) -> LossCurve:
@@ -213,7 +303,8 @@ def fit_law(
     *,
     loss: str = "linear",
     f_scale: float | None = None,
-    weighting: str = "absolute",
+    weighting: str | None = None,
+    ridge: float = RIDGE,
     fixed: Mapping[str, float] | None = None,
     drop_start: float = DROP_START,
     num_starts: int = NUM_STARTS,
@@ -225,11 +316,13 @@ def fit_law(
 
     Args:
         runs: of one family and one kind of pruning.
-        form: a name of ``FORMS``; "auto" is the law of arXiv 2411.10272, in its five-constant form where the runs have
-            fewer than three sizes.
+        form: a name of ``FORMS``; "auto" is "neighbour", the nearest run, which predicted fresh runs better than any law
+            (model_cards/scaling_law.md).
         loss: "linear", or a robust loss of scipy's ``least_squares``.
         f_scale: nats from which on a residual is an outlier; default 1.5 standard deviations of the runs' own scatter.
-        weighting: "absolute" takes residuals in nats, as the paper; "relative" relative to the mean |L - L0| of their run.
+        weighting: "absolute" takes residuals in nats, as the P2 paper; "relative" relative to the mean |L - L0| of their
+            run; default the form's own, which is relative for "damage" alone.
+        ridge: of "damage", on how differently its two terms depend on size and fraction; 0: none.
         fixed: constants by name, in natural units, that are borrowed and not fitted.
         drop_start: share of each run's tokens that is left out at its start.
         num_starts: random starts, seeded.
@@ -245,27 +338,51 @@ def fit_law(
     check_ranges({"drop_start": drop_start, "num_starts": num_starts, "num_bootstrap": num_bootstrap, "seed": seed})
     check_ranges({"f_scale": f_scale})
     check_runs(runs, allow_different_tokens)
-    chosen, options = _choose_form(form, runs), {"loss": loss, "f_scale": f_scale, "weighting": weighting}
+    if form in ("auto", NEIGHBOUR.name, NEIGHBOUR):
+        return _fit_neighbours([run.without_start(drop_start) for run in runs], loss, f_scale, num_bootstrap, seed)
+    chosen, options = (
+        _choose_form(form, runs),
+        {"loss": loss, "f_scale": f_scale, "weighting": weighting, "ridge": ridge},
+    )
     runs = [run.without_start(drop_start) for run in runs]
     problem, solution, f_scale = _solve(runs, chosen, fixed, num_starts=num_starts, seed=seed, **options)
     theta = chosen.natural(problem.whole(solution), problem.shifts)
     samples = bootstrap(problem, runs, solution, loss, f_scale, num_bootstrap, seed)
+    spread = spread_of(problem, runs, solution, loss, f_scale, seed) if num_bootstrap else None
     state = identifiability(problem, solution)
     found = fit_warnings(runs, chosen, state, num_bootstrap > 0)
     quality = tuple(run_quality(run, predict_run(chosen, theta, run)) for run in runs)
     for text in found:
         warnings.warn(text, ScalingLawWarning, stacklevel=2)
     return LawFit(chosen, theta, samples, _ranges(runs), runs[0].control_losses is not None,
-                  FitReport(quality, state, tuple(found)))  # fmt: skip
+                  FitReport(quality, state, tuple(found)), spread)  # fmt: skip
+
+
+def _fit_neighbours(runs, loss: str, f_scale: float | None, num_bootstrap: int, seed: int) -> LawFit:
+    if loss not in ROBUST_LOSSES:
+        raise UsageError(f"`loss` must be one of {', '.join(ROBUST_LOSSES)}, but it is {loss!r}.")
+    theta, cases = own_curves(runs, loss, f_scale, seed), tuple(run.case for run in runs)
+    spread = spread_of_neighbours(runs, theta) if num_bootstrap else None
+    state = Identifiability(1.0, (), ())  # each run has its own constants, and enough checkpoints for them
+    found = fit_warnings(runs, NEIGHBOUR, state, num_bootstrap > 0)
+    pairs = zip(runs, theta, strict=True)
+    quality = tuple(run_quality(run, predict_run(NEIGHBOUR, own, run)) for run, own in pairs)
+    for text in found:
+        warnings.warn(text, ScalingLawWarning, stacklevel=3)
+    samples = draw_runs(num_bootstrap, len(runs), seed)
+    controlled = runs[0].control_losses is not None
+    return LawFit(NEIGHBOUR, theta, samples, _ranges(runs), controlled, FitReport(quality, state, tuple(found)), spread,
+                  cases=cases)  # fmt: skip
 
 
 def fit_constants(
     runs: Sequence[RecoveryRun],
-    form: str | LawForm = "auto",
+    form: str | LawForm = "p2",
     *,
     loss: str = "linear",
     f_scale: float | None = None,
-    weighting: str = "absolute",
+    weighting: str | None = None,
+    ridge: float = RIDGE,
     fixed: Mapping[str, float] | None = None,
     drop_start: float = DROP_START,
     num_starts: int = NUM_STARTS,
@@ -275,7 +392,7 @@ def fit_constants(
     check_ranges({"drop_start": drop_start, "num_starts": num_starts, "seed": seed, "f_scale": f_scale})
     chosen = _choose_form(form, runs)
     runs = [run.without_start(drop_start) for run in runs]
-    options = {"loss": loss, "f_scale": f_scale, "weighting": weighting}
+    options = {"loss": loss, "f_scale": f_scale, "weighting": weighting, "ridge": ridge}
     problem, solution, _ = _solve(runs, chosen, fixed, num_starts=num_starts, seed=seed, **options)
     theta = chosen.natural(problem.whole(solution), problem.shifts)
     none = np.zeros((0, len(theta)))
@@ -290,13 +407,16 @@ def fit_each_run(runs: Sequence[RecoveryRun], **options) -> dict[str, LawFit]:
     return {run.name: fit_constants([run], POWER_LAW, **options) for run in runs}
 
 
-def _solve(runs, form: LawForm, fixed, *, loss: str, f_scale: float | None, weighting: str, num_starts: int, seed: int):
+def _solve(runs, form: LawForm, fixed, *, loss, f_scale, weighting, ridge, num_starts, seed):
     """The problem, its solution, and the scale of outliers."""
     if loss not in ROBUST_LOSSES:
         raise UsageError(f"`loss` must be one of {', '.join(ROBUST_LOSSES)}, but it is {loss!r}.")
+    if not (math.isfinite(ridge) and ridge >= 0):
+        raise UsageError(f"`ridge` must be at least 0 and finite, but it is {ridge}. Give 0 for none.")
+    weighting = form.weighting if weighting is None else weighting
     if weighting not in WEIGHTINGS:
         raise UsageError(f"`weighting` must be one of {', '.join(WEIGHTINGS)}, but it is {weighting!r}.")
-    problem = Problem.of(runs, form, fixed or {}, weighting)
+    problem = Problem.of(runs, form, fixed or {}, weighting, ridge)
     _check_counts(runs, form, problem, fixed)
     f_scale = ROBUST_SCALES * scatter(runs, form.of_rise) if f_scale is None else f_scale
     return problem, solve(problem, loss, f_scale, num_starts, seed).free, f_scale
@@ -310,8 +430,7 @@ def predict_run(form: LawForm, theta: NDArray, run: RecoveryRun) -> NDArray:
 
 
 def _choose_form(form: str | LawForm, runs: Sequence[RecoveryRun]) -> LawForm:
-    num_sizes = len({run.case.num_parameters for run in runs})
-    chosen = (P2 if num_sizes >= 3 else P2_FIVE) if form == "auto" else resolve_form(form)
+    chosen = resolve_form(form)
     if chosen is POWER_LAW and len(runs) > 1:
         raise UsageError(
             f"`form` 'power_law' is of one run, but there are {len(runs)}. Use another form, or fit each run alone"

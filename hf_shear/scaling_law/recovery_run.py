@@ -91,6 +91,7 @@ class RecoveryRun:
             under-trained source makes the rise L - L0 negative, because the pruned model goes on improving.
         family: of models that one law holds for; runs that name different ones are not fitted together.
         pruning: kind of pruning (depth, width, 2:4, ...); as with the family.
+        learning_rate: peak rate of the recovery, by which a nearest run is found among equals.
 
     Raises:
         ValueError: a value is not finite or not positive, or tokens are no whole numbers that rise.
@@ -103,6 +104,7 @@ class RecoveryRun:
     control_losses: Sequence[float] | None = None
     family: str | None = None
     pruning: str | None = None
+    learning_rate: float | None = None
 
     def __post_init__(self):
         for name in ("tokens", "losses", "control_losses"):

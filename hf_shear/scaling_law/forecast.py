@@ -1,0 +1,150 @@
+"""The course of one run that is under way, without a control: a law of earlier runs, corrected by what the run shows.
+
+    L(D) = floor + amplitude D^-exponent - slope ln(1 + D / D0)
+
+The law gives the first three, and how far single runs lie from it (``Spread``). The last term is what the unpruned source
+would still learn, D0 being the tokens that it has seen; without ``source_tokens`` it is left out. The run's own checkpoints
+move all four: the most likely curve under both is the forecast. Its interval is of curves fitted in the same way, each to
+another fit of the law's bootstrap, moved by chance as far as runs differ, and to checkpoints with noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core import UsageError
+from .curves import LossCurve, NumericCurve, PowerCurve
+from .estimates import Estimate, interval
+from .law_fit import LawFit, curve_of
+from .recovery_run import Case
+
+FLOOR_SPREAD = 0.1
+"""Nats by which training moves the source itself, on text that it does not know well: controls of the kept runs moved by
+.05 to .08. Without a control this is part of the floor."""
+SOURCE_SLOPE, SOURCE_SLOPE_SPREAD = 0.35, 0.15
+"""Nats that the source learns for each e-fold of all its training tokens, from the controls of the kept runs."""
+LEAST_EXPONENT_SPREAD = 0.05
+INDEPENDENT = 4
+"""Checkpoints of one run are alike: however many, they count as so many."""
+LEAST_NOISE = 1e-3  # nats
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The curve of a run under way.
+
+    Attributes:
+        curve: the most likely one.
+        samples: others that the law and the run allow; none without a law.
+        seen: tokens so far.
+        notes: how far the law is stretched.
+    """
+
+    curve: LossCurve
+    samples: tuple[LossCurve, ...]
+    seen: float
+    notes: tuple[str, ...] = ()
+
+    def loss(self, tokens: float) -> Estimate:
+        """After ``tokens`` in all, nats per token."""
+        low, high = interval([float(curve.predict(tokens)) for curve in self.samples])
+        return Estimate(float(self.curve.predict(tokens)), low, high, notes=self.notes)
+
+    def tokens_to(self, target_loss: float) -> Estimate:
+        """Tokens that are still needed; 0 where the curve is there, none where its floor lies above."""
+
+        def more(curve: LossCurve) -> float:
+            log_tokens = curve.log_tokens_for(target_loss)
+            return math.inf if math.isinf(log_tokens) else math.exp(min(log_tokens, 100.0)) - self.seen
+
+        low, high = interval([max(more(curve), 0.0) for curve in self.samples])
+        if math.isinf(more(self.curve)):
+            return Estimate(None, low, high, f"unreachable: the floor is {self.curve.floor:.4f}", self.notes)
+        return Estimate(max(more(self.curve), 0.0), low, high, notes=self.notes)
+
+    def gain_per_flop(self, flops_per_token: float) -> float:
+        """Nats that the next FLOP gains."""
+        return float(-self.curve.slope(self.seen)) / flops_per_token
+
+
+def forecast(law: LawFit, case: Case, tokens: Sequence[float], losses: Sequence[float]) -> Forecast:
+    """The forecast of a run by a law and its checkpoints so far, which may be none.
+
+    Raises:
+        UsageError: the law has no spread (it was fitted without a bootstrap), or is not one of L - L0.
+    """
+    if not law.form.of_rise or law.spread is None:
+        raise UsageError(
+            f"`law` must be of L - L0 and have intervals, but it is {law.form.name!r} with {len(law.samples)} fits of a"
+            " bootstrap. Fit 'damage' or 'p2' with `num_bootstrap` above 0."
+        )
+    x, y = np.log(np.asarray(tokens, dtype=float)), np.asarray(losses, dtype=float)
+    seen = float(tokens[-1]) if len(x) else 0.0
+    widen = 1 + sum(map(math.log, law.extrapolation(case, seen or None).values()))
+    curve = law.curve(case)
+    assert isinstance(curve, PowerCurve), "laws of L - L0 are powers of tokens"
+    scales = np.array([
+        math.hypot(FLOOR_SPREAD, law.spread.level * (curve.floor - case.source_loss)) * widen,
+        law.spread.level * widen,
+        max(law.spread.drift, LEAST_EXPONENT_SPREAD) * widen,
+        SOURCE_SLOPE_SPREAD,
+    ])  # fmt: skip
+    source_tokens = math.inf if case.source_tokens is None else case.source_tokens
+    random, samples = np.random.default_rng(0), []
+    noise = _noise(law, curve, case, x, y)
+    for theta in law.samples_for(case):
+        start = _parts(curve_of(law.form, theta, case))
+        moved = start + scales * random.standard_normal(len(scales))
+        scattered = y + noise * random.standard_normal(len(y))
+        samples.append(_most_likely(moved, scales, x, scattered, noise, source_tokens))
+    notes = tuple(law.stretch(case, seen or None))
+    most_likely = _most_likely(_parts(curve), scales, x, y, noise, source_tokens)
+    return Forecast(most_likely, tuple(samples), seen, notes)
+
+
+def _noise(law: LawFit, curve: PowerCurve, case: Case, x: NDArray, y: NDArray) -> NDArray:
+    """Nats at each checkpoint."""
+    assert law.spread is not None
+    expected = np.maximum(curve.predict(np.exp(x)) - case.source_loss, np.maximum(y - y[-1:].sum(), 0.0))
+    return np.hypot(law.spread.noise * expected, LEAST_NOISE) * math.sqrt(max(len(x) / INDEPENDENT, 1.0))
+
+
+def _parts(curve) -> NDArray:
+    """Floor, ln amplitude, exponent, slope of the source."""
+    return np.array([curve.floor, curve.log_amplitude, curve.exponent, SOURCE_SLOPE])
+
+
+def _most_likely(
+    prior: NDArray, scales: NDArray, x: NDArray, y: NDArray, noise: NDArray, source_tokens: float
+) -> LossCurve:
+    """The curve that fits the checkpoints and is near the law's, each in its own standard deviations.
+
+    The logarithm of the amplitude is taken at the middle of the checkpoints, so that a change of the exponent alone moves
+    no level.
+    """
+    from scipy.optimize import least_squares
+
+    middle = float(x.mean()) if len(x) else 0.0
+    level, least = prior[1] - prior[2] * middle, 0.2 * prior[2]
+    learned = np.log1p(np.exp(x) / source_tokens)
+
+    def parts(steps: NDArray) -> tuple[float, float, float, float]:
+        floor, at_middle, exponent, slope = np.array([prior[0], level, *prior[2:]]) + scales * steps
+        return floor, at_middle, max(exponent, least), max(slope, 0.0)
+
+    def residuals(steps: NDArray) -> NDArray:
+        floor, at_middle, exponent, slope = parts(steps)
+        predicted = floor + np.exp(at_middle - exponent * (x - middle)) - slope * learned
+        return np.concatenate([(predicted - y) / noise, steps])
+
+    start = np.zeros(len(scales))
+    floor, at_middle, exponent, slope = parts(least_squares(residuals, start, method="lm").x if len(x) else start)
+    own = PowerCurve(float(floor), float(at_middle + exponent * middle), float(exponent))
+    if math.isinf(source_tokens):
+        return own
+    return NumericCurve(lambda tokens: own.predict(tokens) - slope * np.log1p(tokens / source_tokens), own.floor)
