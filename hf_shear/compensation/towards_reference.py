@@ -128,9 +128,7 @@ def _gaps(pruned: LayerStream, wanted: LayerStream, index: int, parts: list[Part
 def _gap(sums: Sums, gram: Tensor, input_mean: Tensor) -> Gap:
     means = sums.means()
     power, wanted_power = float(means.pop("power")), float(means.pop("wanted_power"))
-    return Gap(
-        **means, gram=gram, input_mean=input_mean, power=power, wanted_power=wanted_power, num_tokens=sums.count
-    )
+    return Gap(**means, gram=gram, input_mean=input_mean, power=power, wanted_power=wanted_power, num_tokens=sums.count)
 
 
 def _run(

@@ -51,14 +51,13 @@ def joint_rise(
         mean: whether the mean of what a layer adds stands in its place, as compensation can do. False: nothing does.
 
     Returns:
-        float32 [layers], nats per token; of layers that stay, lower bounds. 0 for a layer that is closed. Those that were no
-        candidates follow above all others, by their influence.
+        float32 [layers], nats per token; of layers that stay, lower bounds. Those that were no candidates follow above all
+        others, by their influence. 0 for a layer that is closed.
 
     Raises:
         ValueError: no tokens to predict, or a loss that is not finite.
     """
-    length = calibration.batches[0]["input_ids"].shape[1]
-    batches, _ = split_samples(calibration.batches, -(-num_tokens // length))
+    batches, _ = split_samples(calibration.batches, calibration.num_samples_of(num_tokens))
     kind = model.masks.kinds[LAYER]
     with measuring(model):
         search = _Search(model, batches, mean)
@@ -67,8 +66,7 @@ def joint_rise(
         if num_removed and shortlist:
             candidates = candidates[: max(shortlist * num_removed, LEAST_CANDIDATES)]
         rises = {
-            layer: search.rise(layer)
-            for layer in tracked(sorted(candidates), "Loss without each layer", unit="layer")
+            layer: search.rise(layer) for layer in tracked(sorted(candidates), "Loss without each layer", unit="layer")
         }
         scores, fresh, before = dict(rises), set(candidates), 0.0
         for place in tracked(range(num_removed), "Loss without more layers", unit="layer"):
@@ -99,7 +97,9 @@ class _Search:
     @torch.no_grad()
     def __init__(self, model: ShearingMixin, batches: list[dict[str, Tensor]], mean: bool):
         gate = model.gates_in_use.get(LAYER)
-        self.open = list(range(model.masks.source.num_hidden_layers)) if gate is None else gate.nonzero().flatten().tolist()
+        self.open = (
+            list(range(model.masks.source.num_hidden_layers)) if gate is None else gate.nonzero().flatten().tolist()
+        )
         self.runner, self.total, self._removed = LayerRunner(model), 0.0, set()
         self._waiting = [self.runner.in_front_of_layers(batch) for batch in shown(batches, model.device)]
         self._hidden = {self.open[0]: [batch.hidden for batch in self._waiting]}  # by the layer that they wait for

@@ -22,8 +22,8 @@ from ..modeling import ShearingMixin, open_columns, written_weight
 from ..shapes import MLP_OUTPUT, OUTPUT_PROJECTIONS
 from .criterion import Scores, criterion
 
-GRADIENT_SAMPLES = 8
-"""Gradients have far fewer channels than neurons: less text tells G than A (examples/docs/calibration_cost.md)."""
+GRADIENT_TOKENS = 4096
+"""Outputs have far fewer channels than there are neurons: G takes less text than A (examples/docs/calibration_cost.md)."""
 KINDS = (KEY_VALUE_HEAD, QUERY_HEAD, INTERMEDIATE, LAYER, *SUB_LAYERS)
 
 
@@ -43,7 +43,7 @@ def llm_surgeon(
     layers_per_pass: int = 0,
     activation_checkpointing: bool = False,
     store: str = "",
-    gradient_samples: int = GRADIENT_SAMPLES,
+    gradient_tokens: int = GRADIENT_TOKENS,
 ) -> Scores:
     """Expected rise of the mean loss, nats per token, after the weights that stay were updated.
 
@@ -54,12 +54,12 @@ def llm_surgeon(
         layers_per_pass: layers whose statistics are held at once; 0: all, the fastest.
         activation_checkpointing: less memory for the backward pass, which runs each layer again.
         store: where hidden states wait between passes, such as "cpu"; "": the model's device.
-        gradient_samples: the first of the calibration text, which G is of; A is of all. 0: all.
+        gradient_tokens: of the first samples of the calibration text, which G is of; A is of all. 0: all.
 
     Returns:
         as ``removal_costs``.
     """
-    passes = (layers_per_pass or None, activation_checkpointing, store or None, gradient_samples)
+    passes = (layers_per_pass or None, activation_checkpointing, store or None, gradient_tokens)
     held = shared_inputs if gradients and not layers_per_pass else None
     return removal_costs(model, calibration, True, gradients, damping, *passes, held)
 
@@ -73,17 +73,17 @@ def kobd(
     layers_per_pass: int = 0,
     activation_checkpointing: bool = False,
     store: str = "",
-    gradient_samples: int = GRADIENT_SAMPLES,
+    gradient_tokens: int = GRADIENT_TOKENS,
 ) -> Scores:
     """K-OBD (section 3): expected rise of the mean loss, nats per token, when nothing makes up for what is removed.
 
     Args:
-        gradients, layers_per_pass, activation_checkpointing, store, gradient_samples: as in ``llm_surgeon``.
+        gradients, layers_per_pass, activation_checkpointing, store, gradient_tokens: as in ``llm_surgeon``.
 
     Returns:
         as ``removal_costs``.
     """
-    passes = (layers_per_pass or None, activation_checkpointing, store or None, gradient_samples)
+    passes = (layers_per_pass or None, activation_checkpointing, store or None, gradient_tokens)
     return removal_costs(model, calibration, False, gradients, 0.0, *passes)
 
 
@@ -96,7 +96,7 @@ def removal_costs(
     layers_per_pass: int | None = None,
     activation_checkpointing: bool = False,
     store: str | None = None,
-    gradient_samples: int = 0,
+    gradient_tokens: int = 0,
     shared_inputs: InputsByModule | None = None,
 ) -> Scores:
     """Costs of all units that ``model.gates_in_use`` leaves open.
@@ -107,7 +107,8 @@ def removal_costs(
         gradients: False: G = I; costs are then half the squared error of a sub-layer's output per token, not nats, and
             forward passes suffice.
         damping: as in ``ColumnCosts``.
-        layers_per_pass, activation_checkpointing, store, gradient_samples: as in ``stream_curvature``.
+        layers_per_pass, activation_checkpointing, store: as in ``stream_curvature``.
+        gradient_tokens: as in ``llm_surgeon``.
         shared_inputs: filled with A of o_proj and down_proj of every layer; None: A is dropped layer by layer.
 
     Returns:
@@ -126,8 +127,13 @@ def removal_costs(
     options = {"store": store, "inverted": update, "shared": shared_inputs}
     if gradients:
         passes = stream_curvature(
-            model, calibration.batches, names, layers_per_pass, activation_checkpointing, **options,
-            gradient_samples=gradient_samples,
+            model,
+            calibration.batches,
+            names,
+            layers_per_pass,
+            activation_checkpointing,
+            gradient_samples=calibration.num_samples_of(gradient_tokens),
+            **options,
         )
         layers = ((index, curvature.inputs, curvature.gradients) for index, curvature in passes)
     else:
