@@ -342,7 +342,7 @@ def test_recover_starts_from_what_prune_made(inputs, pruned, tmp_path, capsys):
     assert "recovery (finished before)" in capsys.readouterr().out
     assert main(["card", str(run), "--license", "mit"]) == 0
     card = (run / "recovered" / "README.md").read_text(encoding="utf-8")
-    assert "What to keep was chosen by scores: criterion `llm_surgeon hidden=activation layer=loss_rise`," in card
+    assert "What to keep was chosen by scores: criterion `llm_surgeon hidden=activation layer=joint_rise`," in card
     assert (
         " compensation `least_squares:towards=auto`, allocation `uniform`, in one shot. `prune_config.json` has" in card
     )

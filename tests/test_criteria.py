@@ -10,7 +10,9 @@ from masked_llama_helpers import TARGET, scatter_masks
 
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.calibration.moments import ChannelMoments
+from hf_shear.core import counted_flops
 from hf_shear.criteria import CRITERIA, resolve_criterion, weight_gradients
+from hf_shear.criteria.joint_rise import joint_rise
 from hf_shear.criteria.loss_rise import loss_rise, sub_layer_rise
 from hf_shear.criteria.random import random
 from hf_shear.criteria.taylor import _adapters, estimated_gradient, taylor
@@ -255,6 +257,64 @@ def test_loss_rise_names_what_is_wrong(model, batches):
     with pytest.raises(ValueError, match="is not finite on the calibration text"):
         loss_rise(model, Calibration(batches))
     assert model.training
+
+
+# ---- Layers that go together ------------------------------------------------------------------------------------------
+
+
+def whole_loss(plain, batches, without=()):
+    """Mean loss of a stock model, some decoder layers taken out by hand."""
+    plain = copy.deepcopy(plain)
+    for index in sorted(without, reverse=True):
+        del plain.model.layers[index]
+    plain.config.num_hidden_layers -= len(without)
+    with torch.no_grad():
+        return sum(plain(**batch, use_cache=False).loss.item() for batch in batches) / len(batches)
+
+
+def test_joint_rise_is_the_loss_without_all_layers_that_go(build_llama, add_masks, batches):
+    source = build_llama(num_hidden_layers=5)
+    text, options = Calibration(batches), {"mean": False, "shortlist": 0, "num_tokens": 0}
+    scores = joint_rise(add_masks(source, {"num_hidden_layers": 3}), text, **options)[LAYER]
+    first, second = scores.argsort()[:2].tolist()
+    full = whole_loss(source, batches)
+    assert scores[first].item() == pytest.approx(max(whole_loss(source, batches, [first]) - full, 0), abs=1e-5)
+    together = whole_loss(source, batches, [first, second]) - full
+    assert scores[second].item() == pytest.approx(max(together, scores[first].item()), abs=1e-5)
+    alone = loss_rise(add_masks(source, {"num_hidden_layers": 3}), text)[LAYER]
+    torch.testing.assert_close(joint_rise(add_masks(source, {}), text, **options)[LAYER], alone, rtol=0, atol=2e-6)
+    again = joint_rise(add_masks(source, {"num_hidden_layers": 3}), Calibration(batches[::-1]), **options)[LAYER]
+    torch.testing.assert_close(again, scores, rtol=0, atol=2e-6)
+
+
+def test_an_unneeded_pair_of_layers_is_found_at_less_cost(build_llama, add_masks, batches):
+    source = build_llama(num_hidden_layers=12)
+    with torch.no_grad():
+        for index in (3, 8):
+            source.model.layers[index].self_attn.o_proj.weight.zero_()
+            source.model.layers[index].mlp.down_proj.weight.zero_()
+        for batch in batches:  # what the model predicts, so that whatever changes it raises the loss
+            predicted = source(batch["input_ids"]).logits[:, :-1].argmax(dim=-1)
+            batch["labels"] = torch.cat([batch["input_ids"][:, :1], predicted], dim=1)
+    model, text = add_masks(source, {"num_hidden_layers": 10}), Calibration(batches)
+    with counted_flops() as joint:
+        scores = joint_rise(model, text)[LAYER]
+    with counted_flops() as single:
+        loss_rise(model, text)
+    assert sorted(scores.argsort()[:2].tolist()) == [3, 8] and scores[3] == scores[8] == 0
+    assert bool(torch.isfinite(scores).all()) and joint.total < single.total
+
+
+def test_the_mean_stands_in_the_place_of_a_layer(build_llama, add_masks, batches):
+    """Of a layer that adds the same vector everywhere it is all that the layer gave."""
+    source = build_llama(mlp_bias=True)
+    with torch.no_grad():
+        source.model.layers[1].self_attn.o_proj.weight.zero_()
+        source.model.layers[1].mlp.down_proj.weight.zero_()
+        source.model.layers[1].mlp.down_proj.bias.copy_(torch.arange(18.0))
+    model, text = add_masks(source, {"num_hidden_layers": 3}), Calibration(batches)
+    with_mean, without = (joint_rise(model, text, mean=mean)[LAYER] for mean in (True, False))
+    assert abs(with_mean[1].item()) < 1e-5 < 1e-2 < abs(without[1].item())
 
 
 def test_sub_layer_rise_is_the_rise_of_the_loss(build_llama, add_masks, batches):

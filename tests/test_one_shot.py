@@ -237,7 +237,7 @@ def test_empty_calibration_is_refused():
 def test_the_defaults_are_those_that_won_the_bench(build_llama, calibration):
     by_default = prune_one_shot(build_llama(), TARGET, calibration)
     named = PruneConfig().criterion
-    assert named == {"default": "llm_surgeon", HIDDEN: "activation", LAYER: "loss_rise"}
+    assert named == {"default": "llm_surgeon", HIDDEN: "activation", LAYER: "joint_rise"}
     assert criteria_from_words(default_criterion_words()) == named
     told = prune_one_shot(build_llama(), TARGET, calibration, PruneConfig(named, "least_squares:towards=source"))
     assert by_default.kept == told.kept and by_default.compensation == told.compensation

@@ -68,7 +68,7 @@ def test_what_is_saved_is_read_back(tmp_path_factory, choices):
 
 def test_what_is_left_out_has_its_default():
     assert PruneConfig.from_dict({"num_shots": 2}) == PruneConfig(num_shots=2)
-    assert PruneConfig().criterion == {"default": "llm_surgeon", HIDDEN: "activation", LAYER: "loss_rise"}
+    assert PruneConfig().criterion == {"default": "llm_surgeon", HIDDEN: "activation", LAYER: "joint_rise"}
 
 
 def test_choices_are_frozen_and_plain():
@@ -147,7 +147,7 @@ def test_training_in_between_is_for_interleaving(build_llama, calibration):
 
 def test_choices_in_a_phrase():
     assert chosen_by(PruneConfig().to_dict()) == (
-        "criterion `llm_surgeon hidden=activation layer=loss_rise`, compensation `least_squares:towards=auto`,"
+        "criterion `llm_surgeon hidden=activation layer=joint_rise`, compensation `least_squares:towards=auto`,"
         " allocation `uniform`, in one shot"
     )
     config = PruneConfig("taylor", "none", 1, "global", [LAYER], protect=[0, 1], pruning_share=0.25)

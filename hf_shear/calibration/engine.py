@@ -90,6 +90,23 @@ def shown(batches: Iterable[dict[str, Tensor]], device: torch.device, what: str 
         )
 
 
+def split_samples(
+    batches: Iterable[dict[str, Tensor]], num_samples: int
+) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    """Batches of the first samples, 0: of all; and of the others."""
+    batches = list(batches)
+    if num_samples == 0:
+        return batches, []
+    first, rest = [], []
+    for batch in batches:
+        taken, size = min(num_samples, len(batch["input_ids"])), len(batch["input_ids"])
+        num_samples -= taken
+        for part, found in ((slice(0, taken), first), (slice(taken, size), rest)):
+            if part.start < part.stop:
+                found.append({name: tensor[part] for name, tensor in batch.items()})
+    return first, rest
+
+
 Watcher = Callable[[Any, Batch], None]  # a tensor, or what a router writes
 Watchers = Mapping[nn.Module, Watcher]
 

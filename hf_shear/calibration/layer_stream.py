@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 
 from ..core import IGNORED_LABEL, UsageError, check_ranges, count_over_ranks, tracked
 from ..shapes import OUTPUT_PROJECTIONS
-from .engine import Batch, Watcher, Watchers, into, measuring, shown, watching
+from .engine import Batch, Watcher, Watchers, into, measuring, shown, split_samples, watching
 from .factors import check_finite
 from .moments import Moments
 
@@ -144,6 +144,12 @@ class LayerRunner:
         """Layer ``index`` on hidden states, ``keywords`` in place of those that it had in front of the layers."""
         args, kwargs = batch.arguments[index]
         return self.layers[index](hidden, *args, **kwargs | (keywords or {}))
+
+    def through(self, layers: Iterable[int], hidden: Tensor, batch: WaitingBatch) -> Tensor:
+        """``layers`` one after another on hidden states."""
+        for index in layers:
+            hidden = self.run(index, hidden, batch)
+        return hidden
 
     def summed_loss(self, hidden: Tensor, batch: WaitingBatch) -> Tensor:
         """Sum of the negative log-likelihoods of the predicted tokens, nats, from the last layer's output on."""
@@ -294,6 +300,7 @@ def stream_curvature(
     store: torch.device | str | None = None,
     inverted: bool = True,
     shared: InputsByModule | None = None,
+    gradient_samples: int = 0,
 ) -> Iterator[tuple[int, LayerCurvature]]:
     """A and G of linear layers, from forward and backward passes.
 
@@ -304,6 +311,7 @@ def stream_curvature(
             the layers run (1 + L / p) / 2 times as often as in one pass. Default: all.
         activation_checkpointing: keep one hidden state per layer for the backward pass, and run each layer again.
         shared: is filled with A of all layers; None: nothing is kept.
+        gradient_samples: the first of each process, which G is of; the others go forward for A alone. 0: all.
 
     Yields:
         (index of the decoder layer, its A and G), summed over the ranks.
@@ -315,19 +323,20 @@ def stream_curvature(
     size = num_layers if layers_per_pass is None else layers_per_pass
     check_ranges({"layers_per_pass": layers_per_pass})
     with measuring(model, weights_require_grad=False):
-        stream = LayerStream(model, batches, store)
+        first, rest = split_samples(batches, gradient_samples)
+        stream = LayerStream(model, [*first, *rest], store)
         if inverted:
             warn_if_short(model, names, stream.num_tokens)
         for start in range(0, num_layers, size):
             window = range(start, min(start + size, num_layers))
-            found = _window_curvature(stream, names, window, activation_checkpointing)
+            found = _window_curvature(stream, names, window, activation_checkpointing, len(first))
             for index in window:
                 _keep(shared, index, found[index].inputs)
                 yield index, found.pop(index)
 
 
 def _window_curvature(
-    stream: LayerStream, names: tuple[str, ...], window: range, activation_checkpointing: bool
+    stream: LayerStream, names: tuple[str, ...], window: range, activation_checkpointing: bool, num_backward: int
 ) -> dict[int, LayerCurvature]:
     found, inputs, gradients = {}, {}, {}
     for index in window:
@@ -340,6 +349,10 @@ def _window_curvature(
             found[index].gradients[name] = moments = Moments.zeros(module.out_features, device, mean=False)
             gradients[module] = partial(_add_gradients, moments)
     for number, batch in enumerate(tracked(stream, "Curvature", stream.num_batches)):
+        if number >= num_backward:
+            with watching(batch, inputs):
+                batch.hidden = stream.through(window, batch.hidden, batch)
+            continue
         if "labels" not in batch.inputs:
             raise UsageError("A calibration batch has no `labels`, which gradients need.")
         _forward_backward(stream, batch, window, inputs, gradients, activation_checkpointing, number)
@@ -347,7 +360,9 @@ def _window_curvature(
         for moments in (*curvature.inputs.values(), *curvature.gradients.values()):
             moments.over_ranks()
             if moments.count == 0:
-                raise UsageError(f"All `labels` of the calibration text are {IGNORED_LABEL}: no token is predicted.")
+                raise UsageError(
+                    f"All `labels` of the samples that gradients are read of are {IGNORED_LABEL}: no token is predicted."
+                )
     return found
 
 

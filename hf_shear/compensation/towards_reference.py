@@ -8,6 +8,7 @@ that read the residual stream (q, k, v, gate, up) are to give what they give in 
 A layer runs in halves, attention and MLP. The reference goes through each half once, and through its projections that
 read the residual stream once more. The pruned model goes through each half twice, before and after its writing
 projection is updated. Of both models, only what enters the half in hand is kept between passes: [tokens, d] each.
+Layers in front of the first that differs run once, for both.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calibration import Batch, LayerStream, Sums, measuring, watching
+from ..calibration import Batch, LayerStream, Moments, Sums, measuring, watching
 from ..calibration.layer_stream import WaitingBatch, forwards_replaced, warn_if_short
 from ..calibration.moments import full_float32
 from ..core import charge_flops, tracked
@@ -58,8 +59,14 @@ def gaps_to_reference(
         with reference.use_gates({}):
             wanted = LayerStream(reference, calibration.batches, store)
         warn_if_short(model, OUTPUT_PROJECTIONS, pruned.num_tokens)
+        same = all(torch.equal(mine.hidden, theirs.hidden) for mine, theirs in zip(pruned, wanted, strict=True))
         for index in tracked(range(len(pruned.layers)), "Compensation", unit="layer"):
             groups = layer_parts(model, gates, index)
+            same = same and _is_whole(pruned, wanted, index, groups)
+            if same:
+                for mine, theirs in zip(pruned, wanted, strict=True):
+                    mine.hidden = theirs.hidden = wanted.run(index, theirs.hidden, theirs)
+                continue
             if not groups:  # a removed layer hands on what it is given
                 for batch in wanted:
                     batch.hidden = wanted.run(index, batch.hidden, batch)
@@ -73,20 +80,27 @@ def gaps_to_reference(
                         batch.hidden = behind
 
 
+def _is_whole(pruned: LayerStream, wanted: LayerStream, index: int, groups: list[list[Part]]) -> bool:
+    """Whether a layer computes what that of the reference does: nothing is removed of it, and weights are the same."""
+    parts = [part for group in groups for part in group]
+    mine, theirs = pruned.layers[index].state_dict(), wanted.layers[index].state_dict()
+    whole = bool(parts) and all(bool(part.columns.all() & part.rows.all()) for part in parts)
+    return whole and mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
 def _gaps(pruned: LayerStream, wanted: LayerStream, index: int, parts: list[Part]) -> list[Gap]:
     """The gaps of parts that read the same, from one pass of the calibration text through their half of both layers.
 
     Behind parts that write, the reference waits behind the half.
     """
-    shared, sums = Sums(), [Sums() for _ in parts]
-    columns = parts[0].columns
+    columns, sums = parts[0].columns, [Sums() for _ in parts]
+    shared = Moments.zeros(int(columns.sum()), columns.device)
     for mine, theirs in zip(pruned, wanted, strict=True):
         stream, now = _run(pruned, index, parts, mine)
         wanted_stream, then = _run(wanted, index, parts, theirs)
-        inputs = mine.rows(now[parts[0].name][0]).float()[:, columns]
-        with full_float32():
-            charge_flops(2 * inputs.numel() * inputs.shape[1])
-            shared.add(len(inputs), gram=inputs.t() @ inputs, input_mean=inputs.sum(dim=0))
+        inputs = mine.rows(now[parts[0].name][0])[:, columns]
+        shared.add(inputs)
+        inputs = inputs.float()
         for part, total in zip(parts, sums, strict=True):
             outputs = mine.rows(now[part.name][1]).float()[:, part.rows]
             if part.writes:
@@ -106,14 +120,15 @@ def _gaps(pruned: LayerStream, wanted: LayerStream, index: int, parts: list[Part
                 )
         if wanted_stream is not None:
             theirs.hidden = wanted_stream
-    inputs = shared.means()
-    return [_gap(total, inputs) for total in sums]
+    shared.over_ranks()
+    gram, input_mean = shared.gram.double(), shared.mean.double()
+    return [_gap(total, gram, input_mean) for total in sums]
 
 
-def _gap(sums: Sums, inputs: dict[str, Tensor]) -> Gap:
+def _gap(sums: Sums, gram: Tensor, input_mean: Tensor) -> Gap:
     means = sums.means()
     power, wanted_power = float(means.pop("power")), float(means.pop("wanted_power"))
-    return Gap(**means, **inputs, power=power, wanted_power=wanted_power, num_tokens=sums.count)
+    return Gap(**means, gram=gram, input_mean=input_mean, power=power, wanted_power=wanted_power, num_tokens=sums.count)
 
 
 def _run(

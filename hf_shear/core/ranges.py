@@ -285,6 +285,7 @@ RANGES: dict[str, Range] = {
 OPTION_RANGES: dict[str, Range] = {
     "damping": _not_negative("a share of the mean diagonal such as 0.01"),
     "gradient_weight": _not_negative("a weight such as 100; 0 is none"),
+    "gradient_tokens": Range(0, whole=True, example="a number of tokens such as 4096; 0 is all"),
     "layers_per_pass": Range(0, whole=True, example="a number of layers such as 4; 0 is all"),
     "power": _positive("a power such as 2"),
     "rank": _count("a rank such as 8"),
@@ -295,6 +296,8 @@ OPTION_RANGES: dict[str, Range] = {
     "num_steps": RANGES["num_steps"],
     "num_batches": RANGES["num_batches"],
     "num_samples": Range(0, whole=True, example="a number of samples such as 32; 0 is all"),
+    "num_tokens": Range(0, whole=True, example="a number of tokens such as 4096; 0 is all"),
+    "shortlist": Range(0, whole=True, example="a number of candidates such as 2; 0 is all"),
     "amplitude": RANGES["amplitude"],
     "stages": RANGES["num_stages"],
     "share": RANGES["pruning_share"],

@@ -22,6 +22,8 @@ from ..modeling import ShearingMixin, open_columns, written_weight
 from ..shapes import MLP_OUTPUT, OUTPUT_PROJECTIONS
 from .criterion import Scores, criterion
 
+GRADIENT_TOKENS = 4096
+"""Outputs have far fewer channels than there are neurons: G takes less text than A (examples/docs/calibration_cost.md)."""
 KINDS = (KEY_VALUE_HEAD, QUERY_HEAD, INTERMEDIATE, LAYER, *SUB_LAYERS)
 
 
@@ -41,6 +43,7 @@ def llm_surgeon(
     layers_per_pass: int = 0,
     activation_checkpointing: bool = False,
     store: str = "",
+    gradient_tokens: int = GRADIENT_TOKENS,
 ) -> Scores:
     """Expected rise of the mean loss, nats per token, after the weights that stay were updated.
 
@@ -51,11 +54,12 @@ def llm_surgeon(
         layers_per_pass: layers whose statistics are held at once; 0: all, the fastest.
         activation_checkpointing: less memory for the backward pass, which runs each layer again.
         store: where hidden states wait between passes, such as "cpu"; "": the model's device.
+        gradient_tokens: of the first samples of the calibration text, which G is of; A is of all. 0: all.
 
     Returns:
         as ``removal_costs``.
     """
-    passes = (layers_per_pass or None, activation_checkpointing, store or None)
+    passes = (layers_per_pass or None, activation_checkpointing, store or None, gradient_tokens)
     held = shared_inputs if gradients and not layers_per_pass else None
     return removal_costs(model, calibration, True, gradients, damping, *passes, held)
 
@@ -69,16 +73,17 @@ def kobd(
     layers_per_pass: int = 0,
     activation_checkpointing: bool = False,
     store: str = "",
+    gradient_tokens: int = GRADIENT_TOKENS,
 ) -> Scores:
     """K-OBD (section 3): expected rise of the mean loss, nats per token, when nothing makes up for what is removed.
 
     Args:
-        gradients, layers_per_pass, activation_checkpointing, store: as in ``llm_surgeon``.
+        gradients, layers_per_pass, activation_checkpointing, store, gradient_tokens: as in ``llm_surgeon``.
 
     Returns:
         as ``removal_costs``.
     """
-    passes = (layers_per_pass or None, activation_checkpointing, store or None)
+    passes = (layers_per_pass or None, activation_checkpointing, store or None, gradient_tokens)
     return removal_costs(model, calibration, False, gradients, 0.0, *passes)
 
 
@@ -91,6 +96,7 @@ def removal_costs(
     layers_per_pass: int | None = None,
     activation_checkpointing: bool = False,
     store: str | None = None,
+    gradient_tokens: int = 0,
     shared_inputs: InputsByModule | None = None,
 ) -> Scores:
     """Costs of all units that ``model.gates_in_use`` leaves open.
@@ -102,6 +108,7 @@ def removal_costs(
             forward passes suffice.
         damping: as in ``ColumnCosts``.
         layers_per_pass, activation_checkpointing, store: as in ``stream_curvature``.
+        gradient_tokens: as in ``llm_surgeon``.
         shared_inputs: filled with A of o_proj and down_proj of every layer; None: A is dropped layer by layer.
 
     Returns:
@@ -120,7 +127,13 @@ def removal_costs(
     options = {"store": store, "inverted": update, "shared": shared_inputs}
     if gradients:
         passes = stream_curvature(
-            model, calibration.batches, names, layers_per_pass, activation_checkpointing, **options
+            model,
+            calibration.batches,
+            names,
+            layers_per_pass,
+            activation_checkpointing,
+            gradient_samples=calibration.num_samples_of(gradient_tokens),
+            **options,
         )
         layers = ((index, curvature.inputs, curvature.gradients) for index, curvature in passes)
     else:

@@ -9,13 +9,14 @@ only what comes behind it runs again, half of the layers on average. One hidden 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..calibration import LayerRunner, measuring, shown
+from ..calibration.engine import split_samples
 from ..calibration.layer_stream import WaitingBatch
 from ..core import UsageError, sum_over_ranks, tracked
 from ..data import Calibration
@@ -138,7 +139,7 @@ def _rises(
     totals = torch.zeros(2, dtype=torch.float64, device=model.device)  # loss with all units, tokens
     with measuring(model):
         runner = LayerRunner(model)
-        for batch in shown(_first(calibration.batches, num_samples), model.device):
+        for batch in shown(split_samples(calibration.batches, num_samples)[0], model.device):
             waiting = runner.in_front_of_layers(batch)
             losses = torch.zeros_like(rises)
             progress = tracked(layers, f"Loss without each {what}", unit="layer")
@@ -173,14 +174,3 @@ def _loss_without(
     for layer in behind:
         hidden = runner.run(layer, hidden, waiting)
     return runner.summed_loss(hidden, waiting)
-
-
-def _first(batches: Iterable[dict[str, Tensor]], num_samples: int) -> Iterator[dict[str, Tensor]]:
-    """The batches of the first samples; 0: of all."""
-    left = num_samples
-    for batch in batches:
-        if num_samples == 0:
-            yield batch
-        elif left > 0:
-            yield {name: tensor[:left] for name, tensor in batch.items()}
-            left -= len(batch["input_ids"])

@@ -99,6 +99,10 @@ class Calibration:
         """Tokens read, predicted or not."""
         return sum(batch["input_ids"].numel() for batch in self.batches)
 
+    def num_samples_of(self, num_tokens: int) -> int:
+        """Samples that hold ``num_tokens``."""
+        return -(-num_tokens // self.batches[0]["input_ids"].shape[1])
+
     @property
     def num_predicted(self) -> int:
         """Tokens whose loss counts: labels that are not ignored, without each sample's first."""

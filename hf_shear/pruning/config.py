@@ -3,7 +3,7 @@
 Its defaults are the bench's choice (model_cards/bench.md): at equal training tokens over three seeds the LLM Surgeon's
 costs with least squares lost least. The Surgeon ranks heads and neurons. Hidden dimensions, which it cannot rank, go by
 the size of their activations, which lost less than Taylor scores there; whole layers, which are too far from a small
-change for costs of second order, by the loss without them.
+change for costs of second order, by the loss without them, one after another (model_cards/real_models.md).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..sources import find_place
 from .allocation import ALLOCATIONS, resolve_allocation
 
 DEFAULT_CRITERION: Mapping[str, str] = MappingProxyType(
-    {DEFAULT_KIND: "llm_surgeon", HIDDEN: "activation", LAYER: "loss_rise"}
+    {DEFAULT_KIND: "llm_surgeon", HIDDEN: "activation", LAYER: "joint_rise"}
 )
 DEFAULT_UNITS = (KEY_VALUE_HEAD, INTERMEDIATE)
 NUM_STAGES = 5  # of prune_interleaved, where every stage is trained on
@@ -42,7 +42,7 @@ class PruneConfig:
         criterion: scores of units: a name with options (``"taylor"``, ``"flap"``), a function declared by
             ``hf_shear.criteria.criterion``, or a dict with one per kind of unit (and ``"default"``). Default: what lost
             least in model_cards/bench.md, the LLM Surgeon for heads and neurons, the size of activations for hidden
-            dimensions, the rise of the loss for layers. A function is saved by its name.
+            dimensions, the rise of the loss by all that go for layers. A function is saved by its name.
         compensation: update of the weights that stay: a name with options (``"none"``, ``"least_squares"``,
             ``"least_squares_bias:towards=source"``; see ``hf_shear.compensation.compensate``). The default holds under any
             criterion, because it lowered the loss under each that was measured.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from ..criteria.loss_rise import NUM_SAMPLES
+from ..criteria.joint_rise import NUM_TOKENS
 from ..criteria.mask_start import LAYER_SAMPLES
 from ..shapes import TargetShape, config_for_shape, forward_flops_per_token, training_flops_per_token
 from .baselines import PAPER
@@ -72,7 +72,7 @@ def planned_work(
                 own += read * of_source + _layer_choice(source, target, LAYER_SAMPLES * length, length)
             stages[MASK_LEARNING] = Work(own, judged)
         else:
-            own = PASSES_TO_PRUNE * read * of_source + _layer_choice(source, target, NUM_SAMPLES * length, length)
+            own = PASSES_TO_PRUNE * read * of_source + _layer_choice(source, target, NUM_TOKENS, length)
             stages[PRUNING] = Work(own, judged)
     if pipeline.stop_after in (PRUNING, MASK_LEARNING):
         return stages
@@ -87,7 +87,7 @@ def planned_work(
 
 
 def _layer_choice(source: PretrainedConfig, target: TargetShape, num_tokens: int, length: int) -> float:
-    """FLOPs of the loss without each layer: half of the layers run for each, on average."""
+    """FLOPs of the loss without each layer: half of the layers run for each, on average. Few more are measured."""
     if target.num_hidden_layers == target.source.num_hidden_layers:
         return 0.0
     return num_tokens * target.source.num_hidden_layers / 2 * forward_flops_per_token(source, length)
