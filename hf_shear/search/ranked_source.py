@@ -33,9 +33,14 @@ class RankedSource:
         self.model, self.calibration, self.config = model, calibration, config
         self.whole = AutoShearingModelForCausalLM.from_model(model).eval()  # shares the weights
         self._inputs: InputsByModule = {}
+        shapes = list(shapes)
         lost = {kind.name for shape in shapes for kind in unit_kinds(shape.source, shape).values() if not kind.frozen}
         kinds = [kind for kind in RANKED_KINDS if kind in lost]
-        self.scores = score_units(self.whole, config.criterion, calibration, kinds, self._inputs)
+        # Towards the shallowest one, layers are ranked in the order in which they go together: each depth keeps the last.
+        depth = min(shape.num_hidden_layers for shape in shapes)
+        shallow = TargetShape.from_source(model.config, num_hidden_layers=depth)
+        masked = AutoShearingModelForCausalLM.from_model(model, shallow).eval()
+        self.scores = score_units(masked, config.criterion, calibration, kinds, self._inputs)
 
     def cut(self, shape: TargetShape) -> PreTrainedModel:
         """A stock model of the shape: the best units of each kind, and what remains makes up for the others.
