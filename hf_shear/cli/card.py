@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core import check_output_file
-from ..publishing import CARD_NAME, find_run, model_card, named_license, source_license, write_card
 
 SUMMARY = "Write a model's card from its results, without a network."
 EXAMPLE = "hf-shear card runs/001 --license apache-2.0"
@@ -38,6 +37,8 @@ class Arguments:
 
 def run(arguments: Arguments) -> None:
     """Write the card and say where."""
+    from ..publishing import CARD_NAME, find_run, model_card, named_license, source_license, write_card
+
     license = named_license(arguments.license, arguments.license_name, arguments.license_link)
     if arguments.output is not None:
         check_output_file("output", arguments.output)

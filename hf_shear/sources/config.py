@@ -18,9 +18,6 @@ from ..shapes import supported_model_types
 from .gguf_file import gguf_fields
 from .places import ADAPTER, Place, adapter_refusal
 
-MASKED_PREFIX = "shearing_"
-"""Of the model_type of masked configs, before that of the family."""
-
 NEMOTRON_NAS = "nemotron-nas"
 """model_type of exports whose layers have shapes of their own."""
 

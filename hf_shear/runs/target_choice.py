@@ -5,8 +5,8 @@ from __future__ import annotations
 from transformers import PretrainedConfig
 
 from ..core import UsageError
-from ..modeling import as_family, check_supported_source
-from ..shapes import TARGET_NAMES, TargetShape, family_named, preset_shape, shape_for_budget
+from ..modeling import as_family
+from ..shapes import TARGET_NAMES, TargetShape, check_supported_source, family_named, preset_shape, shape_for_budget
 
 
 def choose_target(pipeline, config: PretrainedConfig) -> tuple[TargetShape, str | None]:
