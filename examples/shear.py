@@ -4,8 +4,8 @@
     accelerate launch examples/shear.py --model_name_or_path LLAMA --data_dir TEXT --hidden_size 2048 --output_dir OUT
 
 Without arguments it shears the tiny model in examples/embedded/model on text from Python's own library. `--help` lists
-these arguments and those of transformers.TrainingArguments; `--config FILE.yaml` sets any of them. With `--mask_tokens`
-what to keep is learned in training, as in Sheared LLaMA (`--paper` for the paper's exact method).
+the usual arguments, `--help-all` all, with those of transformers.TrainingArguments; `--config FILE.yaml` sets any of them.
+With `--mask_tokens` what to keep is learned in training, as in Sheared LLaMA (`--paper` for the paper's exact method).
 """
 
 import sys
@@ -41,6 +41,9 @@ def main(words: list[str] | None = None) -> None:
     )  # fmt: skip
     require_matplotlib()
     run = runs.open_run(pipeline, args, default_domains=stdlib_domains)
+    if pipeline.dry_run:
+        run.tell_costs()
+        return
 
     run.stage("source", runs.judge_source)
     run = runs.with_teacher_logits(run)  # only if --teacher_placement stored

@@ -15,14 +15,16 @@ from training_helpers import TARGET, letter_tokenizer, plain_model, random_docum
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_shear import PruneConfig
-from hf_shear.cli import interleave, main
+from hf_shear.cli import main
 from hf_shear.cli.main import VERBS
 from hf_shear.core import check_results, read_results
+from hf_shear.modeling import AutoShearingModelForCausalLM
 from hf_shear.shapes import count_parameters
 from hf_shear.slicing import read_provenance
 
 SIZES = [word for name, size in TARGET.items() for word in (f"--{name}", str(size))]
 MAX_HELP_LINES = 54
+MAX_TRAINING_HELP_LINES = 72
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +60,17 @@ def test_every_verb_keeps_the_contract_and_its_help_fits_a_screen(capsys):
         fields = {field.name for field in dataclasses.fields(verb.Arguments)}
         assert set(verb.POSITIONAL) <= fields
         assert verb.SUMMARY in overview and f"hf-shear {name} " in verb.EXAMPLE
+        trains = getattr(verb, "TRAINS", False)
         assert main([name, "--help"]) == 0
+        short = capsys.readouterr().out.splitlines()
+        assert len(short) <= (MAX_TRAINING_HELP_LINES if trains else MAX_HELP_LINES), name
+        assert main([name, "--help-all"]) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert len(lines) <= MAX_HELP_LINES and max(map(len, lines)) <= 120, name
-        assert all(any(f"--{field}" in line for line in lines) for field in fields)
+        assert max(map(len, lines)) <= 120
+        shown = {line.split()[0] for line in lines if line.startswith("  --")}
+        assert {f"--{field}" for field in fields - set(getattr(verb, "REFUSED", ()))} <= shown
+        assert trains or short == lines
+        assert not trains or {"--learning_rate", "--bf16", "--mask_learning_rate", "--hub_strategy"} <= shown
 
 
 @pytest.mark.parametrize(
@@ -255,7 +264,7 @@ def test_interleave_goes_on_only_with_the_run_that_was_begun(inputs, tmp_path, m
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:  # before its first checkpoint
-        patch.setattr(interleave, "prune_interleaved", killed)
+        patch.setattr("hf_shear.pruning.prune_interleaved", killed)
         with pytest.raises(RuntimeError, match="killed"):
             main(words)
     capsys.readouterr()
@@ -480,3 +489,40 @@ def test_prune_reaches_the_shape_by_default(pruned):
     assert {name: getattr(config, name) for name in TARGET} == TARGET
     assert read_provenance(pruned)["prune_config"] == PruneConfig().to_dict()
     assert PruneConfig.from_pretrained(pruned) == PruneConfig()
+
+
+def test_a_dry_run_checks_tells_and_leaves_nothing(inputs, learned, pruned, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hf_shear.runs.dry_run.MEASURED_SECONDS", 0.0)
+    for cls in (AutoModelForCausalLM, AutoShearingModelForCausalLM):
+        monkeypatch.setattr(cls, "from_pretrained", lambda *args, **kwargs: pytest.fail("weights were read"))
+    flags, model = training_flags(inputs), str(inputs / "model")
+    turns = [word for word in flags if word not in ("--mask_tokens", "--recovery_tokens")]
+    del turns[turns.index("384") : turns.index("384") + 2]
+    checkpoint = next((learned / "mask_learning").glob("checkpoint-*"))
+    text = ["--data_dir", str(inputs / "text"), "--held_out_fraction", "0.3"]
+    commands = {
+        "prune": (prune_words(inputs, "cut", *SIZES), ("source", "pruning", "in all")),
+        "learn": (
+            ["learn", model, *flags, "--output_dir", "run"],
+            ("source", "mask_learning", "Memory of mask_learning"),
+        ),
+        "learn, numbered": (["learn", model, *flags], ("mask_learning",)),
+        "recover": (recovery_words(inputs, pruned, "run"), ("recovery", "scratch", "Memory of recovery")),
+        "interleave": (
+            ["interleave", model, *turns, "--num_tokens", "384", "--output_dir", "run"],
+            ("scores", "training"),
+        ),
+        "evaluate": (
+            ["evaluate", model, str(pruned), *text],
+            ("loss of source", "loss of pruned", "not counted: speed"),
+        ),
+        "export": (["export", str(checkpoint), "--output_dir", "out"], ("No weights are loaded",)),
+    }
+    for name, (words, shown) in commands.items():
+        assert main([*words, "--dry_run"]) == 0, name
+        out = capsys.readouterr().out
+        assert "Dry run: all of this was checked, and nothing was written." in out
+        assert all(text.lower() in out.lower() for text in shown), (name, out)
+        assert not list(tmp_path.iterdir()), name
+    assert main(["learn", model, *flags, "--hidden_size", "999", "--dry_run"]) == 2

@@ -319,7 +319,7 @@ def test_a_line_for_an_evaluation():
         "mixture/b": 0.75,
         "num_tokens": 100,
     }
-    head = "step 10/20  held-out 3.0000 = a 2.500 (25%), b 3.500 (75%)"
+    head = "step 10/20  evaluation loss 3.0000 = a 2.500 (25%), b 3.500 (75%)"
     assert log_line(10, 20, logs) == head
     sizes = {"hidden_size": 48.04, "num_key_value_heads": 2.0}
     logs |= {f"expected/{name}": size for name, size in sizes.items()}

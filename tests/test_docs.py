@@ -84,7 +84,7 @@ def test_commands_have_no_unknown_options(page):
         if words[0] == "hf-shear":
             assert words[1] in VERBS, words
             verb = importlib.import_module(f"hf_shear.cli.{words[1]}")
-            classes = (verb.Arguments, *getattr(verb, "OTHERS", ()))
+            classes = (verb.Arguments, *[ShearTrainingArguments] * getattr(verb, "TRAINS", False))
         else:
             words, classes = (
                 words[words.index("examples/shear.py") :],

@@ -19,7 +19,6 @@ from hf_shear.evaluation import (
     PerplexityProtocol,
     SpeedProtocol,
     document_losses,
-    kv_cache_bytes_per_token,
     load_tasks,
     measure_speed,
     tasks,
@@ -207,7 +206,7 @@ def test_a_paired_interval_is_narrower():
 
 def test_the_cache_of_one_token():
     shape = ModelShape(64, 5, 8, 4, 172, head_dim=8)
-    assert kv_cache_bytes_per_token(shape, 2) == 2 * 5 * 4 * 8 * 2
+    assert shape.kv_cache_bytes_per_token(2) == 2 * 5 * 4 * 8 * 2
 
 
 def test_a_task_that_lm_eval_lacks_is_told_before_its_files_are_indexed(monkeypatch):

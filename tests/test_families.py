@@ -18,12 +18,11 @@ from hf_shear.masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, 
 from hf_shear.modeling import (
     AutoShearingModelForCausalLM,
     ShearingMistralForCausalLM,
-    check_supported_source,
     is_masked_config,
 )
 from hf_shear.modeling.auto_class import shearing_class
 from hf_shear.modeling.family_classes import SHEARING_CLASSES
-from hf_shear.shapes import ModelShape, TargetShape, count_parameters, supported_model_types
+from hf_shear.shapes import ModelShape, TargetShape, check_supported_source, count_parameters, supported_model_types
 from hf_shear.shapes.family import ALWAYS
 from hf_shear.shapes.family_table import FAMILIES
 

@@ -8,6 +8,7 @@ from masked_llama_helpers import TARGET
 
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.compensation import compensate
+from hf_shear.core.defaults import default_criterion_words
 from hf_shear.criteria import CRITERIA, criteria_by_kind, criteria_from_words, criterion, resolve_criterion
 from hf_shear.criteria.loss_rise import loss_rise
 from hf_shear.criteria.random import random
@@ -27,7 +28,6 @@ from hf_shear.masks import (
 from hf_shear.masks.unit_kinds import UNIT_KINDS
 from hf_shear.pruning import PruneConfig, prune_one_shot
 from hf_shear.pruning.allocation import uniform_gates
-from hf_shear.pruning.config import default_criterion_words
 from hf_shear.slicing import slice_model
 
 COLUMNS = {"num_key_value_heads": 2, "num_attention_heads": 6, "intermediate_size": 13}

@@ -550,12 +550,11 @@ def test_a_refused_run_does_not_block_its_folder(run, tmp_path):
 
 
 PIPELINE_OPTIONS = """as_family baseline_learning_rates baselines block_diagonal calibration_batches compensation
-    criterion data_dir distillation_top_k
-    eval_tokens held_out_fraction hidden_size intermediate_size keep_adapter live_page mask_draw mask_method mask_start
-    mask_start_spread mask_tokens max_length model_name_or_path num_attention_heads num_experts num_hidden_layers
-    num_key_value_heads num_proc num_shots overwrite paper parse_special_tokens preset quantize recovery_tokens resume
-    skip_null_text skip_unreadable stop_after target_num_parameters teacher_name_or_path teacher_placement
-    text_field""".split()
+    criterion data_dir distillation_top_k dry_run eval_tokens from_search held_out_fraction hidden_size
+    intermediate_size keep_adapter live_page mask_draw mask_method mask_start mask_start_spread mask_tokens
+    max_length model_name_or_path num_attention_heads num_experts num_hidden_layers num_key_value_heads num_proc
+    num_shots overwrite paper parse_special_tokens preset quantize recovery_tokens resume search_rank skip_null_text
+    skip_unreadable stop_after target_num_parameters teacher_name_or_path teacher_placement text_field""".split()
 TRAINING_OPTIONS = """activation_checkpointing activation_checkpointing_kwargs budget_warmup_ratio clamp_excess clip_masks
     distillation distillation_temperature distillation_weight dynamic_batches end_temperature
     eval_token_share hardening_ratio mask_learning_rate mask_scheduler min_swapped_units mixture_ceiling
@@ -569,12 +568,15 @@ def test_options_are_frozen_and_shown(capsys):
     assert sorted(shear.PipelineArguments.__dataclass_fields__) == PIPELINE_OPTIONS
     ours = set(ShearTrainingArguments.__annotations__) - CHANGED_DEFAULTS - {"_VALID_DICT_FIELDS"}
     assert sorted(ours) == TRAINING_OPTIONS
-    with pytest.raises(SystemExit) as caught:
-        shear.main(["--help"])
-    assert caught.value.code == 0
-    shown = capsys.readouterr().out
+    shown = {}
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as caught:
+            shear.main([flag])
+        assert caught.value.code == 0
+        shown[flag] = capsys.readouterr().out
     for name in (*PIPELINE_OPTIONS, *TRAINING_OPTIONS, "output_dir", "seed", "config"):
-        assert f"--{name}" in shown, name
+        assert (f"--{name}" in shown["--help-all"]) == (name not in shear.NOT_HERE), name
+    assert len(shown["--help"].splitlines()) <= 72 and "Optimisation:" in shown["--help"]
 
 
 CHANGED_DEFAULTS = {

@@ -7,18 +7,6 @@ from pathlib import Path
 
 from ..core import check_output_file
 from ..core.results import write_file_atomically
-from ..publishing import (
-    CARD_NAME,
-    PICTURE_NAME,
-    can_draw,
-    find_run,
-    kept_picture,
-    model_card,
-    named_license,
-    source_license,
-    source_metadata,
-    write_card,
-)
 
 SUMMARY = "Write a model's card from its results, without a network."
 EXAMPLE = "hf-shear card runs/001 --license apache-2.0"
@@ -50,6 +38,19 @@ class Arguments:
 
 def run(arguments: Arguments) -> None:
     """Write the card and say where."""
+    from ..publishing import (
+        CARD_NAME,
+        PICTURE_NAME,
+        can_draw,
+        find_run,
+        kept_picture,
+        model_card,
+        named_license,
+        source_license,
+        source_metadata,
+        write_card,
+    )
+
     license = named_license(arguments.license, arguments.license_name, arguments.license_link)
     if arguments.output is not None:
         check_output_file("output", arguments.output)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from .. import runs
 from ..core import UsageError, check_output_file
+
+if TYPE_CHECKING:
+    from ..evaluation import PerplexityProtocol
+    from ..sources import Source
 
 SUMMARY = "Judge a checkpoint, or compare two: size, loss by domain, lm-eval tasks, speed."
 EXAMPLE = "hf-shear evaluate path/to/llama sheared/recovered --data_dir text --tasks_dir tasks --tasks my_task"
@@ -51,6 +55,7 @@ class Arguments(runs.TextArguments):
     device: str | None = field(default=None, metadata={"help": "Default: the accelerator, else cpu."})
     output: str = field(default="evaluation.json", metadata={"help": "File for the numbers, written part by part."})
     overwrite: bool = field(default=False, metadata={"help": "Replace that file."})
+    dry_run: bool = runs.dry_run_field()
 
     def __post_init__(self):
         super().__post_init__()
@@ -100,7 +105,8 @@ def run(arguments: Arguments) -> None:
     )  # fmt: skip
     timed = SpeedProtocol(arguments.speed_batch_size, arguments.prompt_length, arguments.new_tokens, arguments.rounds)
     check_saves(Path(arguments.output).absolute().parent, argument="output")
-    protocol.resolved(*(open_source(role, name).config for role, name in names.items()))  # before any text is read
+    sources = {role: open_source(role, name) for role, name in names.items()}
+    protocol = protocol.resolved(*(source.config for source in sources.values()))  # before any text is read
     options = {
         "domains": _domains(arguments),
         "perplexity": protocol,
@@ -109,6 +115,9 @@ def run(arguments: Arguments) -> None:
         "device": arguments.device,
         "dtype": _dtype(arguments.dtype),
     }
+    if arguments.dry_run:
+        _tell_costs(arguments, sources, protocol, options["domains"])
+        return
     if arguments.pruned is None:
         record = {"source": evaluate_checkpoint(arguments.source, **options), "versions": evaluation_versions()}
     else:
@@ -117,6 +126,29 @@ def run(arguments: Arguments) -> None:
     path = write_results(arguments.output, record)
     print(evaluation_table(record))
     print(f"Written: {os.fspath(path)}")
+
+
+def _tell_costs(arguments: Arguments, sources: dict[str, Source], protocol: PerplexityProtocol, domains) -> None:
+    """What the losses cost here; tasks and speed are named."""
+    from ..evaluation.perplexity import domain_texts
+    from ..shapes import forward_flops_per_token
+    from ..training import ShearTrainingArguments
+
+    assert protocol.window is not None and protocol.stride is not None, "they are resolved"
+    args = ShearTrainingArguments(
+        str(Path(arguments.output).parent), report_to="none", per_device_train_batch_size=arguments.batch_size,
+        use_cpu=arguments.device == "cpu",
+    )  # fmt: skip
+    work = {}
+    if domains is not None:
+        texts = [text for texts in domain_texts(domains, protocol.max_documents).values() for text in texts]
+        for role, source in sources.items():
+            read = sum(map(len, source.load_tokenizer()(texts)["input_ids"])) * protocol.window / protocol.stride
+            work[f"loss of {role}"] = read * forward_flops_per_token(source.config, protocol.window)
+    runs.tell_costs(work, sources["source"].config, args, protocol.window)
+    more = [*arguments.task_names, *["speed"] * (arguments.speed and arguments.pruned is not None)]
+    if more:
+        print(f"Not counted: {', '.join(more)}.")
 
 
 def _domains(arguments: Arguments):

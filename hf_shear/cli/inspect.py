@@ -5,23 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PretrainedConfig
+from ..core import TARGET_NAMES, UsageError, of_file
+from ..core.defaults import MASKED_PREFIX, PROVENANCE_NAME, PRUNE_CONFIG_NAME
+from ..runs import TargetArguments
 
-from ..core import UsageError, of_file
-from ..evaluation import kv_cache_bytes_per_token
-from ..modeling import check_supported_source
-from ..pruning import PruneConfig
-from ..publishing import ENGINES, CheckpointFacts, facts_of_config, has_byte_fallback, where_it_loads
-from ..publishing.card_sections import chosen_by
-from ..runs import TargetArguments, choose_target
-from ..shapes import TARGET_NAMES, ModelShape, count_parameters, forward_flops_per_token
-from ..shapes.parameter_count import count_embedding_parameters
-from ..slicing import PROVENANCE_NAME, PRUNE_CONFIG_NAME, read_provenance
-from ..sources import MASKED_PREFIX, Source, open_source
-from ..training.memory import estimate_memory
-from ..training.memory_setup import TrainingSetup
-from .engine_rows import engine_lines
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from ..publishing import CheckpointFacts
+    from ..shapes import ModelShape
+    from ..sources import Source
 
 SUMMARY = "Show a checkpoint's shape, what a target would remove, and which engines take it; reads no weights."
 EXAMPLE = "hf-shear inspect path/to/llama --hidden_size 2048 --num_attention_heads 16 --num_key_value_heads 16"
@@ -46,6 +41,11 @@ class Arguments(TargetArguments):
 
 def run(arguments: Arguments) -> None:
     """Print the checkpoint, and the target beside it."""
+    from ..publishing import ENGINES, where_it_loads
+    from ..shapes import ModelShape, check_supported_source
+    from ..sources import open_source
+    from .engine_rows import engine_lines
+
     source = open_source("checkpoint", arguments.checkpoint, as_family=arguments.as_family, masked=None,
                          nemotron_nas=True, unwrap=True, fetch=False)  # fmt: skip
     config, masked = source.config, source.has_masks
@@ -59,6 +59,8 @@ def run(arguments: Arguments) -> None:
     if masked:
         target = config.resolved_target()
     elif arguments.names_a_target:
+        from ..runs import choose_target
+
         target, reasons = choose_target(arguments, config)
     model_type = source.fields["model_type"] if source.is_nemotron_nas else config.model_type
     facts = {"checkpoint": arguments.checkpoint, "model_type": model_type, "has_masks": masked}
@@ -68,10 +70,15 @@ def run(arguments: Arguments) -> None:
         facts["now"] |= _of_uneven_layers(source, arguments.sequence_length)
     provenance = Path(arguments.checkpoint) / PROVENANCE_NAME
     if provenance.exists():
+        from ..slicing import read_provenance
+
         record = read_provenance(arguments.checkpoint)
         with of_file(provenance):
             facts["kept_per_layer"] = widths_of_layers(record.get("kept") or {})
     if (Path(arguments.checkpoint) / PRUNE_CONFIG_NAME).exists():
+        from ..pruning import PruneConfig
+        from ..publishing.card_sections import chosen_by
+
         facts["prune_config"] = PruneConfig.from_pretrained(arguments.checkpoint).to_dict()
         facts["notes"].append(f"Pruned by scores: {chosen_by(facts['prune_config'])}.".replace("`", ""))
     if target is not None:
@@ -93,13 +100,16 @@ def run(arguments: Arguments) -> None:
 def describe(config: PretrainedConfig, shape: ModelShape, sequence_length: int) -> dict:
     """Sizes and costs of a shape: parameters, also those of embedding and head; bytes in bfloat16, KV-cache bytes and
     forward FLOPs per token."""
+    from ..shapes import count_parameters, forward_flops_per_token
+    from ..shapes.parameter_count import count_embedding_parameters
+
     count = count_parameters(config, shape)
     return {
         "shape": shape.to_dict(),
         "num_parameters": count,
         "embedding_parameters": count_embedding_parameters(config, shape),
         "bfloat16_bytes": 2 * count,
-        "kv_cache_bytes_per_token": kv_cache_bytes_per_token(shape, 2),
+        "kv_cache_bytes_per_token": shape.kv_cache_bytes_per_token(2),
         "forward_flops_per_token": forward_flops_per_token(config, sequence_length, shape),
     }
 
@@ -135,6 +145,8 @@ def _widths_table(layers: list[dict[str, int]]) -> list[str]:
 
 def _of_uneven_layers(source: Source, sequence_length: int) -> dict:
     """What ``describe`` says, of a nemotron-nas export: of its own layers in place of the largest one, repeated."""
+    from ..shapes import ModelShape, forward_flops_per_token
+
     shape = replace(ModelShape.from_config(source.config), num_hidden_layers=1)
 
     def flops(**sizes: int) -> float:
@@ -149,7 +161,7 @@ def _of_uneven_layers(source: Source, sequence_length: int) -> dict:
             total += neuron * round(2 * block["ffn"]["ffn_mult"] * shape.hidden_size / 3)
         if not block["attention"].get("no_op"):
             total += attention
-            cache += kv_cache_bytes_per_token(shape, 2)
+            cache += shape.kv_cache_bytes_per_token(2)
     facts = {"kv_cache_bytes_per_token": cache, "forward_flops_per_token": total}
     if source.weights is not None:
         count = source.weights.num_parameters
@@ -159,6 +171,8 @@ def _of_uneven_layers(source: Source, sequence_length: int) -> dict:
 
 def engine_facts(source: Source) -> CheckpointFacts:
     """What engines look at. A config without masks stands for the checkpoint that is cut out of a masked one."""
+    from ..publishing import facts_of_config, has_byte_fallback
+
     # As written, since transformers moves what older readers look for; what is not written is what transformers assumes.
     fields, config = dict(source.fields), source.config
     for name in ("layer_types", "no_rope_layers", "query_pre_attn_scalar"):
@@ -174,6 +188,9 @@ def engine_facts(source: Source) -> CheckpointFacts:
 
 def _training_memory(config: PretrainedConfig, sequence_length: int) -> dict[str, int]:
     """Peak bytes of mask learning on one device: one sequence, bf16 autocast, AdamW, checkpointed activations."""
+    from ..training.memory import estimate_memory
+    from ..training.memory_setup import TrainingSetup
+
     setup = TrainingSetup(1, sequence_length, autocast=True, activation_checkpointing=True)
     return {"mask_learning_one_device": estimate_memory(config, setup).peak}
 

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
-from accelerate import PartialState
+from typing import TYPE_CHECKING
 
 from .. import runs
 from ..core import StoppedBySignal, UsageError, content_of
-from ..data import Calibration
-from ..pruning import PruneConfig, default_criterion_words, prune_interleaved
-from ..pruning.config import NUM_STAGES, PRUNING_SHARE
-from ..shapes import ModelShape
-from ..training import ShearTrainingArguments, check_mask_options
-from .engine_rows import engine_warnings
+from ..core.defaults import COMPENSATION, NUM_STAGES, PRUNING_SHARE, default_criterion_words
+
+if TYPE_CHECKING:
+    from ..training import ShearTrainingArguments
 
 SUMMARY = "Prune in stages and train in between, on one budget of tokens."
 EXAMPLE = "hf-shear interleave path/to/llama --data_dir text --hidden_size 2048 --num_tokens 1000000 --output_dir out"
 POSITIONAL = ("model_name_or_path",)
-OTHERS = (ShearTrainingArguments,)
+TRAINS = True
 REFUSED = {name: "give --num_tokens" for name in ("max_steps", "num_train_epochs")} | {
     "push_to_hub": "use hf-shear push OUT REPO_ID",
     "recovery_method": "all weights are trained between the stages; leave it out",
@@ -38,13 +34,14 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
         metadata={"help": "Scores of the units; also by kind: activation layer=loss_rise"},
     )
     compensation: str = field(
-        default=PruneConfig.compensation,
+        default=COMPENSATION,
         metadata={"help": "Update of what remains, at every stage, under any criterion; or none."},
     )
     num_stages: int = field(default=NUM_STAGES, metadata={"help": "Times that units are removed, each scored anew."})
     pruning_share: float = field(default=PRUNING_SHARE, metadata={"help": "Of the steps, in which units are removed."})
     calibration_batches: int = field(default=16, metadata={"help": "Batches of a step's size behind the scores."})
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in --output_dir."})
+    dry_run: bool = runs.dry_run_field()
 
     def __post_init__(self):
         super().__post_init__()
@@ -53,6 +50,16 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
 
 def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     """Prune and train by turns, cut, save to <output_dir>/trained."""
+    import torch
+    from accelerate import PartialState
+
+    from ..data import Calibration
+    from ..pruning import prune_interleaved
+    from ..runs.run_time import PASSES_TO_PRUNE
+    from ..shapes import ModelShape, training_flops_per_token
+    from ..training import check_mask_options
+    from .engine_rows import engine_warnings
+
     check_mask_options(args)
     if args.num_tokens is None or args.output_dir == "trainer_output":
         raise UsageError(
@@ -68,10 +75,16 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     runs.check_result(args.output_dir, opened.location, config, target, tokenizer, arguments.as_family)
     domains = runs.read_domains(arguments, args)
     settings = runs.run_settings(arguments, target, args) | runs.read_checkpoints(arguments, opened)
-    run_folder = runs.RunFolder.open(args.output_dir, resumes, settings=settings)
+    run_folder = runs.RunFolder.open(args.output_dir, resumes, settings=settings, dry=arguments.dry_run)
     PartialState().print("\n".join(filter(None, (*opened.notes, reasons, f"Target: {target}"))))
     data = runs.pack(arguments, domains, tokenizer, config, args.num_tokens)
     runs.require_same_text(run_folder, data)
+    if arguments.dry_run:
+        read = arguments.num_stages * arguments.calibration_batches * args.samples_per_step() * arguments.max_length
+        flops = training_flops_per_token(config, arguments.max_length)  # of the source: an upper bound
+        work = {"scores": PASSES_TO_PRUNE * read * flops, "training": args.num_tokens * flops}
+        runs.tell_costs(work, config, args, arguments.max_length, {"training": config})
+        return
     checkpoint = run_folder.last_checkpoint(".") if resumes else None
     if arguments.resume and checkpoint is None:
         PartialState().print(f"There is no whole checkpoint in {args.output_dir!r}: training begins at its first step.")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from .. import runs
-from ..training import ShearTrainingArguments
-from .engine_rows import engine_warnings
+
+if TYPE_CHECKING:
+    from ..training import ShearTrainingArguments
 
 SUMMARY = "Learn which units to keep, and cut the model to exactly your shape."
 EXAMPLE = "hf-shear learn path/to/llama --data_dir text --intermediate_size 5504 --output_dir sheared"
 POSITIONAL = ("model_name_or_path",)
 Arguments = runs.PipelineArguments
-OTHERS = (ShearTrainingArguments,)
+TRAINS = True
 TOKENS = "give --mask_tokens and --recovery_tokens"
 REFUSED = {name: TOKENS for name in ("num_tokens", "max_steps", "num_train_epochs")} | {
     "push_to_hub": "use hf-shear push OUT REPO_ID",
@@ -22,7 +24,12 @@ REFUSED = {name: TOKENS for name in ("num_tokens", "max_steps", "num_train_epoch
 
 def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
     """Judge the source, learn masks, export to <output_dir>/pruned."""
+    from .engine_rows import engine_warnings
+
     opened = runs.open_run(replace(pipeline, stop_after="mask_learning"), args)
+    if pipeline.dry_run:
+        opened.tell_costs()
+        return
     opened.stage("source", runs.judge_source)
     opened = runs.with_teacher_logits(opened)
     learned = opened.stage("mask_learning", runs.learn_masks)

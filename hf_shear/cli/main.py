@@ -6,10 +6,11 @@ A verb is a module of this package, of the verb's name, with
     POSITIONAL      names of the arguments that may be given without a flag, in order
     Arguments       a dataclass: its fields are the flags, checked in ``__post_init__`` without loading anything
     run(arguments)  does the work, and prints its result
-and may have
+It imports nothing at its head that takes long to import. It may have
     MAKES_FOLDER    True: it makes the folder ``output_dir``, and no other process may while it runs
     MANY            True: all words before the first flag are values of its one positional argument, a list
-    OTHERS          further dataclasses of arguments; ``run`` then takes one instance of each, in order
+    TRAINS          True: it takes the flags of training too; ``run`` then takes a ``ShearTrainingArguments`` as well
+    REFUSED         flags of training that it does not take, with what to do in place of each
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from importlib import metadata
 from types import ModuleType
 
 from ..core import DEBUG, OK, WRONG_USE, locked_result, run_command_line
+from . import completion
 from .verb_arguments import HelpAsked, parse_verb
 
 PROGRAM = "hf-shear"
 VERBS = (
-    "inspect", "search", "learn", "prune", "interleave", "export", "recover", "evaluate", "plan", "report", "compare", "card",
-    "push", "docs",
+    "inspect", "search", "learn", "prune", "interleave", "export", "recover", "evaluate", "plan", "report", "compare",
+    "card", "push", "docs",
 )  # fmt: skip
 
 
@@ -41,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"hf-shear {metadata.version('hf-shear')}")
         return OK
+    if words[0] == completion.FLAG:
+        return run_command_line(PROGRAM, lambda: print(completion.completion_script(PROGRAM, VERBS, words[1:])))
     if words[0] not in VERBS:
         near = difflib.get_close_matches(words[0].lower(), VERBS, n=1)
         fix = f"Did you mean {near[0]!r}? " if near else ""
@@ -57,7 +61,8 @@ def _run(name: str, words: Sequence[str]) -> None:
         print(help_asked)
     else:
         makes_folder = getattr(verb, "MAKES_FOLDER", False)
-        with locked_result(instances[0].output_dir) if makes_folder else nullcontext():
+        locks = makes_folder and not instances[0].dry_run
+        with locked_result(instances[0].output_dir) if locks else nullcontext():
             verb.run(*instances)
 
 
@@ -79,5 +84,10 @@ def _overview() -> str:
     ]
     lines += [f"  {verb:<12}{_load(verb).SUMMARY}" for verb in VERBS]
     return "\n".join(
-        [*lines, "", "hf-shear VERB --help tells each verb's arguments; --debug shows an error's traceback."]
+        [
+            *lines,
+            "",
+            "hf-shear VERB --help tells each verb's arguments; --debug shows an error's traceback.",
+            "hf-shear --print-completion bash (or zsh, tcsh) writes a script for your shell.",
+        ]
     )

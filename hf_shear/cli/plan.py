@@ -6,22 +6,14 @@ import json
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from ..core import FINITE, UsageError, check_output_file, check_ranges, json_object, read_json_object, read_results
-from ..modeling import check_supported_source
-from ..report import check_picture, plot_law_curves
-from ..scaling_law import BudgetPlan, Candidate, Case, LawFit, ScalingLawWarning, fit_law, plan_budget, read_runs
-from ..scaling_law.callback import PRIOR, reach_text
-from ..scaling_law.estimates import LEVEL, number_text
-from ..scaling_law.forecast import Forecast, forecast
-from ..scaling_law.planning import DEFAULT_GAIN, DEFAULT_MASK_SHARE
-from ..scaling_law.read_runs import checkpoints_of_log
-from ..shapes import count_parameters, shape_for_budget, training_flops_per_token
-from ..shapes.shape_config import config_for_shape
-from ..sources import open_source
+from ..core.defaults import GAIN, MASK_SHARE
+
+if TYPE_CHECKING:
+    from ..scaling_law import BudgetPlan, Candidate, LawFit
+    from ..scaling_law.forecast import Forecast
 
 SUMMARY = "Say how many recovery tokens are enough, and which size fits a budget, from earlier runs."
 EXAMPLE = "hf-shear plan runs.csv --num_parameters 1.2e9 --source_loss 2.41 --fractions .15 .25 .35 --flops 1e19"
@@ -70,11 +62,11 @@ class Arguments:
     )
     tokens_per_step: float | None = field(default=None, metadata={"help": "Of --own_run, if its log counts none."})
     target_loss: float | None = field(default=None, metadata={"help": "Largest loss of the pruned model."})
-    gain: float = field(default=DEFAULT_GAIN, metadata={"help": "Nats of a doubling, below which a run is saturated."})
+    gain: float = field(default=GAIN, metadata={"help": "Nats of a doubling, below which a run is saturated."})
     price: float | None = field(default=None, metadata={"help": "Nats that a FLOP must gain to be worth it."})
     flops: float | None = field(default=None, metadata={"help": "Budget of mask learning and recovery."})
     mask_share: float = field(
-        default=DEFAULT_MASK_SHARE, metadata={"help": "Mask learning's share of the tokens; 0: pruned at once."}
+        default=MASK_SHARE, metadata={"help": "Mask learning's share of the tokens; 0: pruned at once."}
     )
     sequence_length: int = field(default=4096, metadata={"help": "Tokens of a sample, for FLOPs of --checkpoint."})
     plot: str | None = field(default=None, metadata={"help": "File for the curves with their bands, such as plan.png."})
@@ -91,6 +83,8 @@ class Arguments:
             if getattr(self, name) is not None:
                 check_output_file(name, getattr(self, name), [] if self.runs is None else [self.runs])
         if self.plot is not None:
+            from ..report import check_picture
+
             check_picture("plot", self.plot)
         if self.checkpoint is not None and self.num_parameters is not None:
             raise UsageError("`checkpoint` and `num_parameters` say the same; give one of them.")
@@ -131,6 +125,8 @@ class Arguments:
 
 def run(arguments: Arguments) -> None:
     """Fit or load the law, ask it about each candidate, print."""
+    from ..scaling_law import plan_budget
+
     candidates = make_candidates(arguments) if arguments.names_a_source else []  # refused before a fit that takes long
     fit = load_law(arguments)
     if arguments.save is not None:
@@ -161,6 +157,9 @@ def run(arguments: Arguments) -> None:
 
 def load_law(arguments: Arguments) -> LawFit:
     """The law of the runs, the saved one, or the one that ships."""
+    from ..scaling_law import LawFit, ScalingLawWarning, fit_law, read_runs
+    from ..scaling_law.callback import PRIOR
+
     if arguments.runs is None:
         return LawFit.load(PRIOR)
     path = Path(arguments.runs)
@@ -177,6 +176,16 @@ def load_law(arguments: Arguments) -> LawFit:
 
 def make_candidates(arguments: Arguments) -> list[Candidate]:
     """One candidate per fraction: a shape of the checkpoint, or a number of parameters."""
+    from ..scaling_law import Candidate, Case
+    from ..shapes import (
+        check_supported_source,
+        config_for_shape,
+        count_parameters,
+        shape_for_budget,
+        training_flops_per_token,
+    )
+    from ..sources import open_source
+
     assert arguments.source_loss is not None, "checked with the other arguments"
     if arguments.checkpoint is None:
         assert arguments.num_parameters is not None, "checked with the other arguments"
@@ -218,6 +227,9 @@ def candidate_facts(fit: LawFit, candidate: Candidate, arguments: Arguments) -> 
 
 def own_forecast(fit: LawFit, candidate: Candidate, arguments: Arguments) -> Forecast:
     """The run so far, and the law behind it."""
+    from ..scaling_law.forecast import forecast
+    from ..scaling_law.read_runs import checkpoints_of_log
+
     assert arguments.own_run is not None, "asked by the caller"
     state = read_json_object(arguments.own_run, "`own_run`")
     if "log_history" not in state:
@@ -241,6 +253,9 @@ def _forecast_facts(found: Forecast, candidate: Candidate, arguments: Arguments)
 
 
 def _forecast_text(found: Forecast, candidate: Candidate, arguments: Arguments) -> str:
+    from ..scaling_law.callback import reach_text
+    from ..scaling_law.estimates import LEVEL, number_text
+
     lines = [f"Your run, at {number_text(found.seen)} tokens ({LEVEL:.0%} intervals)"]
     lines.append(f"  {'loss at twice the tokens':<46}{found.loss(2 * found.seen)}")
     gain = found.gain_per_flop(candidate.recovery_cost)
@@ -254,6 +269,11 @@ def _forecast_text(found: Forecast, candidate: Candidate, arguments: Arguments) 
 
 def draw(fit: LawFit, candidates: list[Candidate], plan: BudgetPlan | None, arguments: Arguments) -> None:
     """The candidates' curves with their bands."""
+    import numpy as np
+
+    from ..report import plot_law_curves
+    from ..scaling_law.estimates import LEVEL
+
     plans = {row.candidate.name: row for row in plan.plans} if plan is not None else {}
     low, high = fit.fitted["tokens"]
     asked = [high, *(row.recovery_tokens for row in plans.values())]
@@ -276,6 +296,8 @@ def draw(fit: LawFit, candidates: list[Candidate], plan: BudgetPlan | None, argu
 
 
 def _law_text(fit: LawFit, arguments: Arguments) -> str:
+    from ..scaling_law.callback import PRIOR
+
     ours = (
         f"No runs were given, so this is our law: {read_results(PRIOR)['provenance']}\n"
         if arguments.runs is None
@@ -293,6 +315,8 @@ def _law_text(fit: LawFit, arguments: Arguments) -> str:
 
 
 def _candidates_text(rows: list[dict], arguments: Arguments) -> str:
+    from ..scaling_law.estimates import number_text
+
     columns = {
         "floor": "floor", "saturation": f"tokens until a doubling gains < {arguments.gain:g}",
         "target": f"tokens to {arguments.target_loss}", "price": f"tokens at {arguments.price} nats/FLOP",
@@ -313,6 +337,8 @@ def _candidates_text(rows: list[dict], arguments: Arguments) -> str:
 
 
 def _plan_text(plan: BudgetPlan) -> str:
+    from ..scaling_law.estimates import number_text
+
     width = max(len(row.candidate.name) for row in plan.plans) + 2
     lines = [f"Budget {plan.total_flops:.3g} FLOPs", f"{'':<{width}}{'mask tokens':>12}{'recovery tokens':>17}  loss"]
     for row in plan.plans:

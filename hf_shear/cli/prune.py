@@ -5,21 +5,16 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
-
-import torch
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING, Literal
 
 from .. import runs
 from ..core import UsageError, check_parents, duration_text
-from ..modeling import as_family
-from ..pruning import PruneConfig, default_criterion_words, make_plan, prune_one_shot
-from ..pruning.allocation import resolve_allocation
-from ..report import comparison_table
-from ..shapes import ModelShape, TargetShape, family_named
-from ..sources import dtype_note, in_dtype, ready_to_compute
-from ..training import ShearTrainingArguments
-from .engine_rows import engine_warnings
+from ..core.defaults import ALLOCATION, COMPENSATION, FORMS, NUM_SHOTS, default_criterion_words
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from ..shapes import TargetShape
 
 SUMMARY = "Choose what to keep at once, by scores on calibration text, and cut."
 EXAMPLE = "hf-shear prune path/to/llama --data_dir text --intermediate_size 5504 --output_dir pruned"
@@ -38,21 +33,17 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
         metadata={"help": "Scores of the units; also by kind: activation layer=loss_rise"},
     )
     compensation: str = field(
-        default=PruneConfig.compensation, metadata={"help": "Update of what remains, under any criterion; or none."}
+        default=COMPENSATION, metadata={"help": "Update of what remains, under any criterion; or none."}
     )
     allocation: str = field(
-        default=PruneConfig.allocation,
+        default=ALLOCATION,
         metadata={"help": "uniform; or, to --target_num_parameters, global or adaptive: layers differ in width"},
     )
     units: list[str] | None = field(
         default=None, metadata={"help": "Kinds that global and adaptive remove: key_value_head intermediate ..."}
     )
-    form: str = field(
-        default=PruneConfig.form, metadata={"help": "Of uneven layers: padded with zeros, or nemotron_nas."}
-    )
-    num_shots: int = field(
-        default=PruneConfig.num_shots, metadata={"help": "Steps in which units are removed, each scored anew."}
-    )
+    form: str = field(default=FORMS[0], metadata={"help": "Of uneven layers: padded with zeros, or nemotron_nas."})
+    num_shots: int = field(default=NUM_SHOTS, metadata={"help": "Steps in which units are removed, each scored anew."})
     protect: str = field(default="", metadata={"help": "Layers that stay, such as first:4,last:2 or 0,7."})
     calibration_batches: int = field(default=16, metadata={"help": "Batches behind scores and compensation."})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
@@ -64,6 +55,7 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
     )
     batch_size: int = field(default=8, metadata={"help": "Samples of a batch."})
     seed: int = field(default=42, metadata={"help": "Of the calibration batches, or of the random choice."})
+    dry_run: bool = runs.dry_run_field()
 
     def __post_init__(self):
         super().__post_init__()
@@ -75,6 +67,16 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
 
 def run(arguments: Arguments) -> None:
     """Judge the source, score, cut, save, judge the result."""
+    import torch
+
+    from ..modeling import as_family
+    from ..pruning import make_plan, prune_one_shot
+    from ..report import comparison_table
+    from ..shapes import ModelShape, family_named
+    from ..sources import dtype_note, in_dtype, ready_to_compute
+    from ..training import ShearTrainingArguments
+    from .engine_rows import engine_warnings
+
     opened = runs.open_model(arguments)
     print(*opened.notes, sep="\n", end="\n" if opened.notes else "")
     config, tokenizer = opened.config, opened.load_tokenizer()
@@ -85,11 +87,20 @@ def run(arguments: Arguments) -> None:
     make_plan(config, target, choices)  # refuses before anything is loaded
     runs.check_result(arguments.output_dir, opened.location, config, target, tokenizer, arguments.as_family)
     args = ShearTrainingArguments(
-        arguments.output_dir, report_to="none", seed=arguments.seed, per_device_eval_batch_size=arguments.batch_size
+        arguments.output_dir,
+        report_to="none",
+        seed=arguments.seed,
+        per_device_eval_batch_size=arguments.batch_size,
+        per_device_train_batch_size=arguments.batch_size,
     )
     num_samples = arguments.calibration_batches * arguments.batch_size
     read = num_samples * arguments.max_length
     data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, config, read, num_samples)
+    if arguments.dry_run:
+        judging = sum(map(len, data.judged.values())) * arguments.max_length
+        work = runs.pruning_work(config, judging, read, arguments.max_length)
+        runs.tell_costs({name: one.flops for name, one in work.items()}, config, args, arguments.max_length)
+        return
     started = time.perf_counter()
     model = opened.load_model()
     stored = model.dtype
@@ -139,6 +150,8 @@ def _time_note(config: PretrainedConfig, data: runs.DomainData, read: int, argum
 
 def _target(arguments: Arguments, config: PretrainedConfig) -> TargetShape | int:
     """The shape; or the budget, where layers may differ in width."""
+    from ..pruning.allocation import resolve_allocation
+
     budget = arguments.target_num_parameters
     target, reasons = runs.choose_target(arguments, config)  # checks that one way to name a target is used
     if budget is not None and resolve_allocation(arguments.allocation).uneven:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..core import printable
-from ..publishing import files_left_out, find_run, named_license, push_to_hub
 
 SUMMARY = "Publish a model with its card and results on the Hub, in one commit."
 EXAMPLE = "hf auth login && hf-shear push runs/001 MY_NAME/MY_MODEL --private"
@@ -38,6 +37,8 @@ class Arguments:
 
 def run(arguments: Arguments) -> None:
     """Publish and say where; first, what of the folder is not published."""
+    from ..publishing import files_left_out, find_run, named_license, push_to_hub
+
     left_out = files_left_out(find_run(arguments.folder).checkpoint)
     if left_out:
         print(f"Not published, since not of a kind that belongs to a model: {', '.join(map(printable, left_out))}")

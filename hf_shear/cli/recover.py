@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from .. import runs
 from ..core import UsageError
-from ..report import require_matplotlib
-from ..training import ShearTrainingArguments
 from . import learn
+
+if TYPE_CHECKING:
+    from ..training import ShearTrainingArguments
 
 SUMMARY = "Train a pruned model back: all weights, LoRA, norms and biases; with or without a teacher."
 EXAMPLE = "hf-shear recover path/to/llama --output_dir sheared --data_dir text --distillation forward_kl"
 POSITIONAL = ("model_name_or_path",)
-OTHERS = (ShearTrainingArguments,)
+TRAINS = True
 REFUSED = learn.REFUSED | {
     "resume": "this verb always goes on; leave it out",
     "overwrite": "this verb always goes on; leave it out",
@@ -32,10 +34,17 @@ class Arguments(learn.Arguments):
 
 def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
     """Go on with the run in ``output_dir``, or start one from ``pruned``: recovery, baselines if asked for, report."""
+    from ..report import require_matplotlib
+
     started = time.perf_counter()
     if args.output_dir == "trainer_output":
         raise UsageError("`output_dir` is needed. Give the folder of the run that `hf-shear learn` made, or a new one.")
     require_matplotlib()  # for the report; now, not after the training
+    if pipeline.dry_run:
+        adopts = pipeline.pruned is not None
+        run = runs.open_adopting_run(pipeline, args) if adopts else _learned(pipeline, args)[0]
+        run.tell_costs()
+        return
     run, learned = _adopted(pipeline, args) if pipeline.pruned is not None else _learned(pipeline, args)
     run = runs.with_teacher_logits(run)
     recovered = run.stage("recovery", runs.recover, learned)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core import EVALUATION_NAME, UsageError, check_output_file
-from ..report import write_html_report
-from ..runs import RESULTS_NAME, finished_stages
+from ..core import EVALUATION_NAME, RESULTS_NAME, UsageError, check_output_file
 
 SUMMARY = "Show a run on one page: what was kept, losses, comparison, speed. One HTML file, no network."
 EXAMPLE = "hf-shear report runs/001"
@@ -44,6 +42,8 @@ def check_run_folder(argument: str, folder: str) -> Path:
 
 
 def _why_no_results(folder: Path) -> str:
+    from ..runs import finished_stages
+
     finished = finished_stages(folder)
     if finished is None:
         return "no run wrote there. Name the `--output_dir` of a run."
@@ -55,4 +55,6 @@ def _why_no_results(folder: Path) -> str:
 
 def run(arguments: Arguments) -> None:
     """Write the report and print where it is."""
+    from ..report import write_html_report
+
     print(write_html_report(arguments.run_folder, arguments.output))

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
-
-import torch
-from accelerate.utils.modeling import convert_file_size_to_int
-from datasets import Dataset
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING, Literal
 
 from .. import runs
 from ..core import UsageError, check_parents, duration_text, read_json_object
-from ..criteria import criteria_from_words
-from ..pruning import PruneConfig, default_criterion_words
-from ..publishing import ENGINES, REFUSED, WRONG, CheckpointFacts, where_it_loads
-from ..report import plot_search, require_matplotlib, search_table
-from ..search import SEARCH_NAME, Accepts, ShapeBudget, ShapeCandidate, ShapeFilter, ShortRecovery, search_shapes
-from ..shapes import TargetShape, config_for_shape, training_flops_per_token
-from ..sources import dtype_note, open_source, ready_to_compute
-from ..training import ShearTrainingArguments
-from .inspect import engine_facts
+from ..core.defaults import COMPENSATION, default_criterion_words
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PretrainedConfig
+
+    from ..publishing import CheckpointFacts
+    from ..search import Accepts, ShapeBudget, ShapeCandidate, ShapeFilter
+    from ..shapes import TargetShape
 
 SUMMARY = "Find the shape of a budget (parameters, FLOPs, memory, latency) whose model loses least."
 EXAMPLE = "hf-shear search path/to/llama --data_dir text --max_parameters 100000000 --output_dir searched"
 POSITIONAL = ("model_name_or_path",)
-PICTURE = "search.png"
+PICTURE, RECORD = "search.png", "search.json"
 CHOSEN_ON = 8_192  # held-out tokens of all domains together that shapes are judged by
 
 
@@ -70,7 +65,7 @@ class Arguments(runs.DataArguments):
     criterion: list[str] = field(
         default_factory=default_criterion_words, metadata={"help": "Scores of the units, as in hf-shear prune."}
     )
-    compensation: str = field(default=PruneConfig.compensation, metadata={"help": "As in hf-shear prune."})
+    compensation: str = field(default=COMPENSATION, metadata={"help": "As in hf-shear prune."})
     calibration_batches: int = field(default=2, metadata={"help": "Batches behind scores and compensation."})
     batch_size: int = field(default=8, metadata={"help": "Samples of a batch."})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
@@ -83,17 +78,18 @@ class Arguments(runs.DataArguments):
     def __post_init__(self):
         super().__post_init__()
         check_parents("output_dir", self.output_dir)
-        if (Path(self.output_dir) / SEARCH_NAME).exists() and not self.resume:
+        if (Path(self.output_dir) / RECORD).exists() and not self.resume:
             raise UsageError(
                 f"`output_dir` {self.output_dir!r} holds a search. Go on with it by `--resume`, or name another folder."
             )
-        self.budget()
-        self.shape_filter()
-        self.prune_config()
-        self.chosen_engines()
 
     def budget(self) -> ShapeBudget:
         """The limits."""
+        import torch
+        from accelerate.utils.modeling import convert_file_size_to_int
+
+        from ..search import ShapeBudget
+
         memory = None
         if self.max_memory is not None:
             try:
@@ -109,17 +105,17 @@ class Arguments(runs.DataArguments):
 
     def shape_filter(self, accepts: Accepts | None = None) -> ShapeFilter:
         """What shapes are looked at."""
+        from ..search import ShapeFilter
+
         return ShapeFilter(
             multiple_of=_sizes("multiple_of", self.multiple_of), at_least=_sizes("at_least", self.at_least),
             tensor_parallel=self.tensor_parallel, accepts=accepts,
         )  # fmt: skip
 
-    def prune_config(self) -> PruneConfig:
-        """How candidates are cut."""
-        return PruneConfig(criterion=criteria_from_words(self.criterion), compensation=self.compensation)
-
     def chosen_engines(self) -> list:
         """Those that must load the result."""
+        from ..publishing import ENGINES
+
         known = {engine.name.lower(): engine for engine in ENGINES}
         for name in self.engines or ():
             if name.lower() not in known:
@@ -139,13 +135,21 @@ def _sizes(argument: str, words: list[str] | None) -> dict[str, int]:
 
 def run(arguments: Arguments) -> None:
     """Search, and print what was found."""
+    import torch
+
+    from ..report import plot_search, require_matplotlib, search_table
+    from ..search import ShortRecovery, search_shapes
+    from ..shapes import training_flops_per_token
+    from ..sources import dtype_note, open_source, ready_to_compute
+    from ..training import ShearTrainingArguments
+    from .inspect import engine_facts
+
     require_matplotlib()
+    budget, engines, choices = arguments.budget(), arguments.chosen_engines(), runs.config_from_flags(arguments)
     opened = open_source("model_name_or_path", arguments.model_name_or_path)
     print(*opened.notes, sep="\n", end="\n" if opened.notes else "")
     config, tokenizer = opened.config, opened.load_tokenizer()
-    engines = arguments.chosen_engines()
     wanted = arguments.shape_filter(_accepts(engines, engine_facts(opened)) if engines else None)
-    budget = arguments.budget()
     args = ShearTrainingArguments(
         arguments.output_dir, report_to="none", seed=arguments.seed, per_device_eval_batch_size=arguments.batch_size
     )
@@ -153,36 +157,35 @@ def run(arguments: Arguments) -> None:
     num_samples = arguments.calibration_batches * arguments.batch_size
     chosen_on = max(CHOSEN_ON // len(domains) // arguments.max_length, 1)
     most = None if arguments.finalist_tokens else num_samples + chosen_on * len(domains)
-    read = num_samples * arguments.max_length
-    data = runs.pack(arguments, domains, tokenizer, config, read, most)
+    data = runs.pack(arguments, domains, tokenizer, config, num_samples * arguments.max_length, most)
     held_out, data = _set_apart(data, chosen_on)
     model = opened.load_model()
     stored = model.dtype
     source = ready_to_compute(
         model, args.device, None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     )
-    recover = flops = None
+    if note := dtype_note(stored, source.dtype):
+        print(note)
+    recover, flops = None, 0.0
     if arguments.finalist_tokens:
         recover = ShortRecovery(
             data.train, arguments.learning_rate, arguments.batch_size, arguments.max_length, arguments.seed
         )
         flops = arguments.finalist_tokens * training_flops_per_token(config, arguments.max_length)
-    note = dtype_note(stored, source.dtype)
-    print(*([note] if note else []), sep="\n", end="\n" if note else "")
+    text = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
     found = search_shapes(
-        source, data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed), held_out, budget,
-        config=arguments.prune_config(), wanted=wanted, num_finalists=arguments.num_finalists, recover=recover,
-        finalist_flops=flops or 0.0, batch_size=arguments.batch_size, output_dir=arguments.output_dir,
+        source, text, held_out, budget, config=choices, wanted=wanted, num_finalists=arguments.num_finalists,
+        recover=recover, finalist_flops=flops, batch_size=arguments.batch_size, output_dir=arguments.output_dir,
         resume=arguments.resume,
     )  # fmt: skip
     folder = Path(arguments.output_dir)
-    content = read_json_object(folder / SEARCH_NAME)
+    content = read_json_object(folder / RECORD)
     plot_search(content["candidates"], content["front"], content["single_cuts"], budget.limits, folder / PICTURE)
     print()
     print(search_table(content["candidates"], list(budget.limits)))
     print(f"Rises of the held-out loss above the source's, in nats per token. {len(found):,} shapes fill the budget.")
     print(_cost_note(content, config, found[0], arguments))
-    print(f"Wrote {folder / SEARCH_NAME} and {folder / PICTURE}.")
+    print(f"Wrote {folder / RECORD} and {folder / PICTURE}.")
     print(
         f"Cut the first with: hf-shear prune {arguments.model_name_or_path} --from_search {folder} --data_dir"
         f" {arguments.data_dir} --output_dir PRUNED (--search_rank 2 takes the second)"
@@ -204,6 +207,7 @@ def _set_apart(data: runs.DomainData, number: int) -> tuple[dict[str, Dataset], 
 
 def _accepts(engines: list, facts: CheckpointFacts) -> Accepts:
     """What engines say of a shape."""
+    from ..publishing import REFUSED, WRONG, where_it_loads
 
     def refusal(shape: TargetShape) -> str | None:
         for row in where_it_loads(engines, facts.resized(**shape.sizes())):
@@ -216,6 +220,8 @@ def _accepts(engines: list, facts: CheckpointFacts) -> Accepts:
 
 def _cost_note(content: dict, config: PretrainedConfig, best: ShapeCandidate, arguments: Arguments) -> str:
     """What the search took, and its share of the recovery that it is for."""
+    from ..shapes import TargetShape, config_for_shape, training_flops_per_token
+
     flops = sum(content["flops"].values())
     small = config_for_shape(config, TargetShape.from_dict(config, best.sizes))
     recovery = arguments.recovery_tokens * training_flops_per_token(small, arguments.max_length)

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import textwrap
 from collections.abc import Sequence
 from types import ModuleType
 
 from ..core import UsageError
 from ..runs import parse_arguments
-
-MAX_HELP_WIDTH = 100  # characters
+from ..runs.flag_help import flag_lines, grouped_help, help_asked
+from ..runs.source_fields import TrainingFlags
 
 
 class HelpAsked(Exception):
-    """``--help`` was given; the text is the help."""
+    """``--help`` or ``--help-all`` was given; the text is the help."""
+
+
+def argument_types(verb: ModuleType) -> tuple[type, ...]:
+    """The dataclasses of a verb's flags."""
+    return (verb.Arguments, TrainingFlags) if getattr(verb, "TRAINS", False) else (verb.Arguments,)
 
 
 def parse_verb(name: str, verb: ModuleType, words: Sequence[str]) -> tuple:
     """Instances of the verb's dataclasses of arguments.
 
     Raises:
-        HelpAsked: ``--help`` is among the words.
+        HelpAsked: ``--help`` or ``--help-all`` is among the words.
         ValueError: an argument is unknown, missing, given twice or of the wrong type.
     """
-    if any(word in ("-h", "--help") for word in words):
-        raise HelpAsked(verb_help(name, verb))
-    types = (verb.Arguments, *getattr(verb, "OTHERS", ()))
+    whole = help_asked(words)
+    if whole is not None:
+        raise HelpAsked(verb_help(name, verb, whole))
     return parse_arguments(
-        types, _named(name, verb, list(words)), refused=getattr(verb, "REFUSED", None), program=f"hf-shear {name}"
-    )
+        argument_types(verb), _named(name, verb, list(words)), refused=getattr(verb, "REFUSED", None),
+        program=f"hf-shear {name}",
+    )  # fmt: skip
 
 
 def _named(name: str, verb: ModuleType, words: list[str]) -> list[str]:
@@ -52,27 +56,13 @@ def _named(name: str, verb: ModuleType, words: list[str]) -> list[str]:
     return [part for field, value in zip(given, values, strict=True) for part in (f"--{field}", value)] + flags
 
 
-def verb_help(name: str, verb: ModuleType) -> str:
-    """Usage, one line per argument of the verb's own, and an example."""
-    width = min(shutil.get_terminal_size((MAX_HELP_WIDTH, 24)).columns, MAX_HELP_WIDTH)
-    fields = dataclasses.fields(verb.Arguments)
-    column = max(len(field.name) for field in fields) + 5
+def verb_help(name: str, verb: ModuleType, whole: bool) -> str:
+    """Usage, what each flag does, and an example."""
     lines = [f"usage: hf-shear {' '.join([name, *map(str.upper, verb.POSITIONAL)])} [--config FILE.yaml] [FLAGS]", ""]
     lines += [verb.SUMMARY, ""]
-    for field in fields:
-        text = field.metadata["help"] + _default(field)
-        wrapped = textwrap.wrap(text, width - column, break_on_hyphens=False)
-        lines.append(f"  --{field.name}".ljust(column) + wrapped[0])
-        lines += [" " * column + line for line in wrapped[1:]]
-    if getattr(verb, "OTHERS", ()):
-        lines += ["", f"And those of {', '.join(cls.__name__ for cls in verb.OTHERS)}: see examples/shear.py --help."]
+    types = argument_types(verb)
+    if len(types) > 1:
+        lines += grouped_help(types, whole, list(getattr(verb, "REFUSED", ())))
+    else:
+        lines += flag_lines(dataclasses.fields(verb.Arguments))
     return "\n".join([*lines, "", "example:", f"  {verb.EXAMPLE}"])
-
-
-def _default(field: dataclasses.Field) -> str:
-    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-        return " (required)"
-    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    if isinstance(value, list):
-        value = " ".join(map(str, value))
-    return "" if value in (None, "") else f" ({value})"

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _counting: list[CountedFlops] = []  # those in use; gradients come back in other threads, so it is no ContextVar
 
@@ -32,6 +32,8 @@ class CountedFlops:
         self.total = 0
 
     def _see(self, module: nn.Module, args: tuple, output: Any) -> None:
+        from torch import nn
+
         flops = _matrix_flops(module, args, output)
         if flops:
             weights_too = any(weight.requires_grad for weight in module.parameters(recurse=False))
@@ -51,6 +53,8 @@ class CountedFlops:
 
 def _matrix_flops(module: nn.Module, args: tuple, output: Any) -> int:
     """Of a linear layer, of a router or of experts in one module; 0 of others."""
+    from torch import nn
+
     if isinstance(module, nn.Linear):
         return 2 * output.numel() * module.in_features
     router, gate_up = getattr(module, "weight", None), getattr(module, "gate_up_proj", None)
@@ -67,6 +71,8 @@ def _first(output: Any) -> Tensor:
 
 
 def _requires_grad(args: tuple) -> bool:
+    from torch import Tensor
+
     return any(isinstance(value, Tensor) and value.requires_grad for value in args)
 
 
@@ -86,6 +92,8 @@ def counted_flops() -> Iterator[CountedFlops]:
 
     What is computed stays the same, bit by bit. A backward pass after the end counts too, if its forward was within.
     """
+    from torch.nn.modules.module import register_module_forward_hook
+
     counted = CountedFlops()
     _counting.append(counted)
     hook = register_module_forward_hook(counted._see)

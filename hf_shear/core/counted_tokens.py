@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IGNORED_LABEL = -100
 """A label that counts in no loss (the convention of torch and transformers)."""
@@ -15,6 +17,8 @@ def counted_tokens(batch: dict[str, Tensor]) -> Tensor:
     Padding is what an ``attention_mask`` [samples, length] says, where there is one. A mask [samples, 1, length, length]
     says which tokens attend to which, and nothing of padding. Without ``labels`` none is ignored.
     """
+    import torch
+
     counted = torch.ones_like(batch["input_ids"], dtype=torch.bool)
     mask, labels = batch.get("attention_mask"), batch.get("labels")
     if mask is not None and mask.dim() == 2:

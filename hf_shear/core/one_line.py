@@ -6,12 +6,16 @@ import os
 import select
 import sys
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from .errors import FailedError, UsageError
 from .printable import printable
 from .progress import lines_when_piped
 from .signals import StoppedBySignal, raised_signals
+from .when_imported import when_imported
 
 OK, FAILED, WRONG_USE = 0, 1, 2
 NOBODY_READS = 141  # as of SIGPIPE
@@ -27,17 +31,17 @@ def run_command_line(program: str, work: Callable[[], object], debug: bool = Fal
     A ``UsageError``, and what the libraries that read users' files say of a broken one, is one line and 2. A
     ``FailedError`` or an ``OSError`` (no room, no rights, no network) is one line and 1. SIGTERM is one line and 143,
     SIGINT (Ctrl-C) one line and 130. Output that nobody reads any more, as behind ``head``, ends it with 141 and no word.
-    Anything else is a bug: it is raised on.
+    Anything else is a bug: it is raised on. A ``UserWarning`` is shown as its text alone.
 
     Args:
         program: its name, before the text.
         work: takes nothing; what it returns is not used.
-        debug: raise every error, with its traceback.
+        debug: raise every error, with its traceback, and show where warnings come from.
     """
     try:
         lines_when_piped()
-        _name_the_accelerator()
-        with raised_signals():
+        when_imported("torch", _name_the_accelerator)
+        with raised_signals(), nullcontext() if debug else _warnings_as_sentences(program):
             work()
     except StoppedBySignal as stop:
         if debug:
@@ -69,11 +73,27 @@ def _nobody_reads() -> bool:
     return True
 
 
-def _name_the_accelerator() -> None:
+def _name_the_accelerator(torch: Any) -> None:
     """DeepSpeed warns of every machine without an accelerator, unless it is told that there is none."""
-    torch = sys.modules.get("torch")
-    if torch is not None and not torch.accelerator.is_available():
+    if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+@contextmanager
+def _warnings_as_sentences(program: str) -> Iterator[None]:
+    """Within, a ``UserWarning`` is shown as its text, without the place in the source that gave it."""
+    usual = warnings.formatwarning
+
+    def sentence(message, category, filename, lineno, line=None) -> str:
+        if issubclass(category, UserWarning):
+            return f"{program}: warning: {_rank()}{message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = sentence
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def exit_code(error: Exception) -> int | None:

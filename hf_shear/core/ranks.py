@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
-from typing import TypeVar
-
-import torch
-from torch import Tensor, distributed
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import FailedError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Result = TypeVar("Result")
 
 
+def _process_group() -> Any:
+    """``torch.distributed`` where there is a process group; without torch there is none."""
+    if "torch" not in sys.modules:
+        return None
+    from torch import distributed
+
+    return distributed if distributed.is_available() and distributed.is_initialized() else None
+
+
 def num_processes() -> int:
     """Processes of this launch, 1 without a process group."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    group = _process_group()
+    return 1 if group is None else group.get_world_size()
 
 
 def is_main_process() -> bool:
     """Whether this is the first process of all, or the only one."""
-    return num_processes() == 1 or distributed.get_rank() == 0
+    group = _process_group()
+    return group is None or group.get_rank() == 0
 
 
 def sum_over_ranks(*sums: Tensor | Iterable[Tensor]) -> None:
@@ -29,15 +42,20 @@ def sum_over_ranks(*sums: Tensor | Iterable[Tensor]) -> None:
     All processes must call it, with tensors of the same shapes, and take every mean after it: a mean of sums over
     counts is the same whether processes share the text out or all read the same.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
+    group = _process_group()
+    if group is None:
         return
+    from torch import Tensor
+
     for item in sums:
         for tensor in (item,) if isinstance(item, Tensor) else item:
-            distributed.all_reduce(tensor)
+            group.all_reduce(tensor)
 
 
 def count_over_ranks(count: int, device: torch.device | str) -> int:
     """Sum of a number over all processes; ``device`` is one that the backend communicates on."""
+    import torch
+
     total = torch.tensor(count, device=device)
     sum_over_ranks(total)
     return int(total)
@@ -60,9 +78,10 @@ def by_main_process(work: Callable[[], Result]) -> Result:
             result = [work()]
         except Exception as error:  # raised below, once the others know
             failure = error
-    if num_processes() > 1:
+    group = _process_group()
+    if group is not None and group.get_world_size() > 1:
         told = [(result, failure if failure is None else _for_others(failure))]
-        distributed.broadcast_object_list(told, src=0)
+        group.broadcast_object_list(told, src=0)
         if failure is None:
             result, failure = told[0]
     if failure is not None:

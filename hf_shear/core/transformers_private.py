@@ -110,6 +110,8 @@ PRIVATE_NAMES = (
     PrivateName("transformers.core_model_loading:WeightTransform", "_original_source_patterns",
                 "saving under the model's own names"),
     PrivateName("transformers.integrations.deepspeed", "_hf_deepspeed_config_weak_ref", "whole models under ZeRO-3"),
+    PrivateName("transformers.models.auto.configuration_auto:CONFIG_MAPPING", "_extra_content",
+                "classes of masked models that are loaded when transformers asks for one"),
     # ---- of other libraries
     PrivateName("torch.optim.lr_scheduler:LRScheduler", "_last_lr", "another rate after a resume", read_in="torch 2.13"),
     PrivateName("torch.nn:Module", "_modules", "masks apart from a model's modules", read_in="torch 2.13"),
@@ -118,7 +120,6 @@ PRIVATE_NAMES = (
     PrivateName("torch.utils.data:DataLoader", "_iterator", "ending persistent workers", read_in="torch 2.13"),
     PrivateName("datasets:IterableDataset", "_distributed", "refusing a stream that is split already",
                 read_in="datasets 4.4 to 5.0"),
-    PrivateName("argparse:ArgumentParser", "_actions", "the options of a parser", read_in="Python 3.10 to 3.13"),
     PrivateName("evaluate:Metric", "_info", "metrics of our own", (), "evaluate 0.4.6"),
     PrivateName("evaluate:Metric", "_compute", "metrics of our own", read_in="evaluate 0.4.6"),
 )  # fmt: skip

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core import UsageError
+from ..core.defaults import TEACHER_PLACEMENTS
 
-ON_DEVICE, OFFLOADED, STORED = "device", "cpu", "stored"
-TEACHER_PLACEMENTS = (ON_DEVICE, OFFLOADED, STORED)
+ON_DEVICE, OFFLOADED, STORED = TEACHER_PLACEMENTS
 _AFTER_THE_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 _DIGEST_VALUES = 64  # of each tensor, evenly spaced: training changes all of them
 

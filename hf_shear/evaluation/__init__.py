@@ -8,7 +8,6 @@ from .compare_runs import compare_runs
 from .document_losses import document_losses
 from .evaluation_table import evaluation_table
 from .perplexity import PerplexityProtocol
-from .size import kv_cache_bytes_per_token
 from .speed import SpeedProtocol, measure_speed
 from .tasks import load_tasks
 
@@ -21,7 +20,6 @@ __all__ = [
     "evaluate_checkpoint",
     "evaluation_table",
     "evaluation_versions",
-    "kv_cache_bytes_per_token",
     "load_tasks",
     "measure_speed",
     "resolve_device",

@@ -31,11 +31,6 @@ def config_shape(config: PretrainedConfig) -> ModelShape:
     return ModelShape(**sizes, head_dim=head_dim, num_experts=num_experts)
 
 
-def kv_cache_bytes_per_token(shape: ModelShape, bytes_per_value: int) -> int:
-    """Bytes that one token of one sequence adds to the cache: keys and values of every layer."""
-    return 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * bytes_per_value
-
-
 def size_record(model: PreTrainedModel, name: str | os.PathLike) -> dict[str, Any]:
     """The size of a loaded model, in the dtype it was loaded in.
 
@@ -57,5 +52,5 @@ def size_record(model: PreTrainedModel, name: str | os.PathLike) -> dict[str, An
         "weight_bytes": sum(parameter.numel() * parameter.element_size() for parameter in parameters),
         "file_bytes": sum(file.stat().st_size for file in files) if files else None,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "kv_cache_bytes_per_token": kv_cache_bytes_per_token(shape, model.dtype.itemsize),
+        "kv_cache_bytes_per_token": shape.kv_cache_bytes_per_token(model.dtype.itemsize),
     }

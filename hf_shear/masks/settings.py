@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core import UsageError, check_ranges
+from ..core.defaults import MASK_DRAWS, MASK_METHODS
 from .hard_concrete import PAPER_LOG_ALPHA_BOUND, HardConcrete
 from .relaxed_topk import RelaxedTopK
 from .strategy import MaskStrategy
 
-STRATEGIES: dict[str, MaskStrategy] = {"relaxed_topk": RelaxedTopK(), "hard_concrete": HardConcrete()}
+STRATEGIES: dict[str, MaskStrategy] = dict(zip(MASK_METHODS, (RelaxedTopK(), HardConcrete()), strict=True))
 """Mask strategies by the name that ``MaskSettings.method`` and ``--mask_method`` give."""
-
-MASK_DRAWS = ("per_step", "per_micro_batch")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import UsageError, check_ranges
+from ..core.defaults import START_SPREAD
 from ..shapes import ModelShape
 from .schedule import MaskPhase
 from .settings import MaskSettings
@@ -22,9 +23,6 @@ from .unit_kinds import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUE
 
 _UNIFORM_EPS = 1e-6
 _Number = TypeVar("_Number", int, float)
-
-# How far scores of importance set the start of log_alpha apart (measured: model_cards/tried.md).
-START_SPREAD = 4.0
 
 
 class ShearingMasks(nn.Module):

@@ -7,7 +7,7 @@ from .configuration import ShearingConfig, as_family, is_masked_config
 from .family_classes import *  # noqa: F403  # a pair of classes for each family, listed there
 from .folding import MaskedLinear, MaskedRMSNorm, scale_norm_weight, scale_weight
 from .mixin import ShearingMixin, head_channel_masks, residual_write_masks
-from .shearing_model import ShearingModel, check_model, check_supported_source, copy_implementations
+from .shearing_model import ShearingModel, check_model, copy_implementations
 
 __all__ = [
     "AutoShearingModelForCausalLM",
@@ -18,7 +18,6 @@ __all__ = [
     "ShearingModel",
     "as_family",
     "check_model",
-    "check_supported_source",
     "copy_implementations",
     "head_channel_masks",
     "is_masked_config",

@@ -6,10 +6,10 @@ import os
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..shapes import family_named, family_of, find_family
+from ..shapes import check_supported_source, family_named, family_of, find_family
 from ..sources import HUB_OPTIONS, Source, open_source
 from .family_classes import SHEARING_CLASSES
-from .shearing_model import PATH, ShearingModel, check_model, check_supported_source
+from .shearing_model import PATH, ShearingModel, check_model
 
 
 class AutoShearingModelForCausalLM:

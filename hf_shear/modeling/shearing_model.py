@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from ..core import UsageError
 from ..masks import MaskSettings, ShearingMasks
-from ..shapes import ModelShape, TargetShape, family_of, find_family, supported_model_types
+from ..shapes import ModelShape, TargetShape, check_supported_source, family_of
 from ..sources import HUB_OPTIONS, Source, open_source
 from .configuration import ShearingConfig, as_family, is_masked_config
 from .mixin import ShearingMixin
@@ -161,16 +161,6 @@ def check_model(model: object) -> None:
         given = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
         raise UsageError(
             f"`model` must be a causal language model of transformers, but it is {given}. Load one with `from_pretrained`."
-        )
-
-
-def check_supported_source(config: PretrainedConfig) -> None:
-    """Refuse a source of a family that masks are not known to be exact for."""
-    family = find_family(config)
-    if family is None or type(config) is not family.config_class:
-        raise UsageError(
-            f"The source has model_type {config.model_type!r}, which can not be sheared. Supported model types:"
-            f" {', '.join(supported_model_types())}. Give one of them; to add a family: `hf-shear docs families`."
         )
 
 

@@ -19,19 +19,16 @@ from huggingface_hub import hf_hub_download
 
 from ..compensation import resolve_compensation
 from ..core import UsageError, check_ranges, check_record, of_file, read_json_object, write_json_atomically
+from ..core.defaults import ALLOCATION, COMPENSATION, CRITERION, FORMS, NUM_SHOTS
 from ..criteria import DEFAULT_KIND, Criterion, CriterionChoice, criteria_by_kind, resolve_criterion
-from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER
+from ..masks import INTERMEDIATE, KEY_VALUE_HEAD
 from ..shapes import family_named
-from ..slicing import FORMS, PRUNE_CONFIG_NAME
+from ..slicing import PRUNE_CONFIG_NAME
 from ..sources import find_place
 from .allocation import ALLOCATIONS, resolve_allocation
 
-DEFAULT_CRITERION: Mapping[str, str] = MappingProxyType(
-    {DEFAULT_KIND: "llm_surgeon", HIDDEN: "activation", LAYER: "joint_rise"}
-)
+DEFAULT_CRITERION: Mapping[str, str] = MappingProxyType(CRITERION)
 DEFAULT_UNITS = (KEY_VALUE_HEAD, INTERMEDIATE)
-NUM_STAGES = 5  # of prune_interleaved, where every stage is trained on
-PRUNING_SHARE = 0.5  # of the steps; with 1.0 the last shot had too few left to recover (model_cards/bench.md)
 
 
 @dataclass(frozen=True)
@@ -67,9 +64,9 @@ class PruneConfig:
     """
 
     criterion: CriterionChoice = field(default_factory=lambda: dict(DEFAULT_CRITERION))
-    compensation: str = "least_squares:towards=auto"
-    num_shots: int = 1
-    allocation: str = "uniform"
+    compensation: str = COMPENSATION
+    num_shots: int = NUM_SHOTS
+    allocation: str = ALLOCATION
     units: Sequence[str] | None = None
     protect: str | Sequence[int] = ""
     form: str = FORMS[0]
@@ -160,8 +157,3 @@ class PruneConfig:
 
 def _named(choice: str | Criterion) -> str:
     return choice if isinstance(choice, str) else choice.name
-
-
-def default_criterion_words() -> list[str]:
-    """``DEFAULT_CRITERION`` as a command line has it."""
-    return [choice if kind == DEFAULT_KIND else f"{kind}={choice}" for kind, choice in DEFAULT_CRITERION.items()]

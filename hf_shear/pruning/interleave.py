@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from ..compensation import add_biases
 from ..core import UsageError
+from ..core.defaults import PRUNING_SHARE
 from ..data import Calibration
 from ..distillation import sampled_digest
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel
@@ -28,7 +29,7 @@ from ..sources import on_device
 from ..training import ShearTrainer, ShearTrainingArguments
 from ..training.part import Part
 from ..training.same_run import DIGEST
-from .config import PRUNING_SHARE, PruneConfig
+from .config import PruneConfig
 from .cost import CalibrationCost
 from .plan import Target, make_plan
 from .prune import OneShotPruning, cut, remove_units

@@ -1,42 +1,51 @@
 """Runs: arguments, folders, data, stages, baselines, reports; what the examples and the command line are made of."""
 
-from .adoption import ADOPTED, adopt, open_adopting_run
-from .bench import Bench, BenchArguments
-from .choose_target import choose_target
-from .config_file import parse_arguments
-from .domain_data import DomainData, prepare_domain_data
-from .learned_arm import masked_arm
-from .learned_cut import check_learned_cut, cut_learned_masks
-from .pipeline_arguments import (
-    SHAPE_ARGUMENTS,
-    DataArguments,
-    PipelineArguments,
-    ShearArguments,
-    TargetArguments,
-    TextArguments,
-    config_from_flags,
-)
-from .report import RESULTS_NAME, judge, judge_checkpoint, pruning_results, save_results
-from .run_folder import RunFolder, finished_stages, run_settings
-from .run_time import judging_share
-from .saves import check_result
-from .stages import (
-    Run,
-    conclude,
-    judge_source,
-    learn_masks,
-    load_text,
-    open_model,
-    open_run,
-    pack,
-    prune_at_once,
-    prune_or_learn,
-    read_checkpoints,
-    read_domains,
-    recover,
-    require_same_text,
-    with_teacher_logits,
-)
+from typing import TYPE_CHECKING
+
+from ..core.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from .adoption import ADOPTED, adopt, open_adopting_run
+    from .bench import Bench, BenchArguments
+    from .config_file import parse_arguments
+    from .domain_data import DomainData, prepare_domain_data
+    from .dry_run import tell_costs
+    from .learned_arm import masked_arm
+    from .learned_cut import check_learned_cut, cut_learned_masks
+    from .pipeline_arguments import (
+        SHAPE_ARGUMENTS,
+        DataArguments,
+        PipelineArguments,
+        ShearArguments,
+        TargetArguments,
+        TextArguments,
+        config_from_flags,
+        dry_run_field,
+    )
+    from .report import RESULTS_NAME, judge, judge_checkpoint, pruning_results, save_results
+    from .run_folder import RunFolder, finished_stages, run_settings
+    from .run_time import judging_share, pruning_work
+    from .saves import check_result
+    from .stages import (
+        Run,
+        conclude,
+        judge_source,
+        learn_masks,
+        load_text,
+        open_model,
+        open_run,
+        pack,
+        prune_at_once,
+        prune_or_learn,
+        read_checkpoints,
+        read_domains,
+        recover,
+        require_same_text,
+        with_teacher_logits,
+    )
+    from .target_choice import choose_target
+else:  # unseen by type checkers, to which it would allow any name
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "ADOPTED",
@@ -59,6 +68,7 @@ __all__ = [
     "config_from_flags",
     "conclude",
     "cut_learned_masks",
+    "dry_run_field",
     "finished_stages",
     "judge",
     "judge_checkpoint",
@@ -76,11 +86,13 @@ __all__ = [
     "prune_at_once",
     "prune_or_learn",
     "pruning_results",
+    "pruning_work",
     "read_checkpoints",
     "read_domains",
     "recover",
     "require_same_text",
     "run_settings",
     "save_results",
+    "tell_costs",
     "with_teacher_logits",
 ]

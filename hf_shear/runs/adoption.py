@@ -8,8 +8,7 @@ from pathlib import Path
 
 from ..core import UsageError, collect_versions
 from ..distillation import check_same_tokens
-from ..modeling import check_supported_source
-from ..shapes import TARGET_NAMES, ModelShape
+from ..shapes import TARGET_NAMES, ModelShape, check_supported_source
 from ..slicing import PROVENANCE_NAME, read_provenance, save_checkpoint
 from ..sources import Source, open_source, read_generation_config, whole_models
 from .report import judge_checkpoint

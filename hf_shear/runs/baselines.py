@@ -7,34 +7,11 @@ from collections.abc import Iterable
 import torch
 from transformers import PreTrainedModel
 
-from ..core import RANGES, UsageError, json_object
+from ..core import UsageError
 from ..data import Calibration
 from ..modeling import ShearingModel
 from ..pruning import PruneConfig, prune_one_shot
-
-BASELINES = ("random", "taylor", "scratch")
-"""Of every run that ends with a comparison."""
-PAPER, SURGEON = "paper", "llm_surgeon"
-RIVALS = ("random", "taylor", PAPER, SURGEON, "scratch")
-"""All that there are: besides ``BASELINES`` the paper's learned masks, where units are chosen at once, and this library's
-choice at once, where masks are learned."""
-
-
-def baseline_learning_rates(text: str | None) -> dict[str, float]:
-    """Learning rate by baseline from JSON such as ``{"scratch": 0.002}``; a baseline not named takes the run's rate."""
-    rule = (
-        f"`baseline_learning_rates` must be JSON that gives some of {', '.join(RIVALS)} a rate, such as"
-        f" '{{\"scratch\": 0.002}}', but it is {text!r}"
-    )
-    try:
-        rates = json_object(text or "{}", "it")
-    except UsageError as error:
-        raise UsageError(f"{rule}: {error}") from error
-    for name, rate in rates.items():
-        if name not in RIVALS:
-            raise UsageError(f"{rule}. Leave {name!r} out.")
-        RANGES["learning_rate"].check(f"baseline_learning_rates[{name!r}]", rate)
-    return rates
+from .pipeline_arguments import PAPER, RIVALS, SURGEON
 
 
 def baseline_model(

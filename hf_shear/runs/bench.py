@@ -25,7 +25,6 @@ from ..slicing import check_saves
 from ..sources import on_device, open_source, read_generation_config
 from ..training import ShearTrainer, ShearTrainingArguments, check_mask_options
 from .bench_method import INTERLEAVED, LEARNED, ONE_SHOT, BenchMethod
-from .choose_target import choose_target
 from .domain_data import MOST_JUDGED, DomainData
 from .learned_arm import masked_arm
 from .learned_cut import cut_learned_masks
@@ -34,6 +33,7 @@ from .peak_memory import peak_memory
 from .pipeline_arguments import DataArguments, TargetArguments
 from .report import judge
 from .stages import pack, read_domains
+from .target_choice import choose_target
 
 BENCH_NAME = "bench.json"
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..core import UsageError, options_from_text
+from ..core.defaults import PRUNING_SHARE
 from ..criteria import criteria_from_words
 from ..pruning import PruneConfig
 from ..pruning.allocation import resolve_allocation
-from ..pruning.config import PRUNING_SHARE
 from .learned_arm import ARM_CHOICES, ARM_DEFAULTS
 
 ONE_SHOT, INTERLEAVED, LEARNED, SCRATCH = "one_shot", "interleaved", "learned", "scratch"

@@ -6,13 +6,15 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from datetime import date
 from pathlib import Path
-
-from transformers import HfArgumentParser
+from typing import Any
 
 from ..core import UsageError, read_yaml_mapping
-from .flags import Entry, check_text, read_values, split_words
+from .flag_help import flags_read, grouped_help, help_asked
+from .flags import Entry, check_text, flags_of, read_values, split_words
+from .source_fields import TrainingFlags
 
 
 def parse_arguments(
@@ -28,10 +30,11 @@ def parse_arguments(
     """Parse flags, and ``--config FILE.yaml`` whose entries flags override, into dataclass instances.
 
     The file's entries are read as flags are, so that 1e-4 is a number, a wrong type is an error, and an unknown name is
-    refused in both places. ``--help`` prints all of them and exits.
+    refused in both places. ``--help`` prints the usual ones by what they are for, ``--help-all`` all, and either exits.
 
     Args:
-        dataclass_types: one dataclass or several, as for ``HfArgumentParser``.
+        dataclass_types: one dataclass or several, as for ``transformers.HfArgumentParser``; ``TrainingFlags`` for
+            ``ShearTrainingArguments``, which is imported then only once nothing is wrong with the flags themselves.
         arguments: flags; default ``sys.argv[1:]``.
         default_config: file to read where no ``--config`` is given.
         unless: names of flags; where one is given, ``default_config`` is not read.
@@ -45,11 +48,12 @@ def parse_arguments(
             is unknown, given twice, or missing; or a value is of the wrong type.
     """
     program = program or Path(sys.argv[0]).name
-    parser = HfArgumentParser(dataclass_types, prog=program, allow_abbrev=False)
-    parser.add_argument("--config", help="A YAML file with any of these arguments; flags override it.")
+    classes = dataclass_types if isinstance(dataclass_types, Sequence) else (dataclass_types,)
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if any(word in ("-h", "--help") for word in words):
-        parser.print_help()
+    whole = help_asked(words)
+    if whole is not None:
+        usage = f"usage: {program} [--config FILE.yaml] [FLAGS]"
+        print("\n".join([usage, "", *grouped_help(classes, whole, list(refused or ()))]))
         sys.exit(0)
     path, flags = _take_config(split_words(words, program))
     given = {entry.name for entry in flags}
@@ -61,9 +65,10 @@ def parse_arguments(
         if refused is not None and entry.name in refused:
             where = f" It stands{entry.place}." if entry.place else ""
             raise UsageError(f"`--{entry.name}` can not be given here: {refused[entry.name]}.{where}")
-    values = read_values(parser, from_file + flags, program)
+    entries = from_file + flags
+    values = read_values(flags_read(classes), entries, program)
     try:
-        return parser.parse_dict(values)
+        return tuple(_made(cls, values, entries, program) for cls in classes)
     except ValueError as error:  # of ranges, of combinations, or of what transformers checks in its own arguments
         fix = (
             ""
@@ -71,6 +76,16 @@ def parse_arguments(
             else f"{'' if str(error).endswith('.') else '.'} Change or leave out what is named."
         )
         raise UsageError(f"{error}{fix}{_where(error, from_file)}") from error
+
+
+def _made(cls: type, values: Mapping[str, Any], entries: Sequence[Entry], program: str) -> Any:
+    """An instance of a dataclass of arguments."""
+    if cls is TrainingFlags:  # whose values were not checked against the class's own choices
+        cls = cls.load()
+        own = flags_of(cls)
+        known = {flag.name for flag in own}
+        values = read_values(own, [entry for entry in entries if entry.name in known], program)
+    return cls(**{field.name: values[field.name] for field in fields(cls) if field.init and field.name in values})
 
 
 def _where(error: ValueError, from_file: Sequence[Entry]) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from ..core import UsageError, check_ranges
 from ..data import Calibration, check_max_length, enough_documents, pack_domains, split_domains
 from ..training import STEERING_SAMPLES
+from .pipeline_arguments import check_judged_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -87,16 +87,6 @@ def judged_tokens(eval_tokens: int | None, max_length: int, num_domains: int, nu
         return eval_tokens
     share = round(JUDGED_SHARE * num_tokens / num_domains)
     return max(min(share, MOST_JUDGED), FEWEST_JUDGED, max_length)
-
-
-def check_judged_tokens(eval_tokens: int | None, max_length: int) -> None:
-    """Raise UsageError unless one sample at least is judged."""
-    check_ranges({"eval_tokens": eval_tokens, "max_length": max_length})
-    if eval_tokens is not None and eval_tokens < max_length:
-        raise UsageError(
-            f"`eval_tokens` ({eval_tokens}) must be at least one sample of `max_length` ({max_length}) tokens. Raise it,"
-            " or lower `max_length`."
-        )
 
 
 def prepare_domain_data(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..compensation import resolve_compensation
-from ..core import UsageError, check_ranges
-from ..criteria import criteria_from_words
-from ..distillation import TEACHER_PLACEMENTS
-from ..masks import MASK_DRAWS, START_SPREAD, STRATEGIES
-from ..pruning import PruneConfig, default_criterion_words
-from ..shapes import TARGET_NAMES
-from .baselines import BASELINES, PAPER, RIVALS, SURGEON, baseline_learning_rates
-from .domain_data import check_judged_tokens
+from ..core import RANGES, TARGET_NAMES, UsageError, check_ranges, json_object
+from ..core.defaults import (
+    COMPENSATION,
+    MASK_DRAWS,
+    MASK_METHODS,
+    NUM_SHOTS,
+    START_SPREAD,
+    TEACHER_PLACEMENTS,
+    default_criterion_words,
+)
+
+if TYPE_CHECKING:
+    from ..pruning import PruneConfig
 
 QUANTISATIONS = ("none", "8bit", "4bit")
 MASK_STARTS = ("taylor", "uniform")
@@ -26,11 +30,22 @@ OF_MASKS = ("mask_method", "mask_draw", "mask_start", "mask_start_spread", "pape
 LONG_RECOVERY, LONG_COMPENSATION = 0.3, "least_squares"
 """From this many training tokens per parameter on, modules are fitted to what they gave."""
 STOPS = ("teacher_logits", "pruning", "mask_learning", "recovery")
+BASELINES = ("random", "taylor", "scratch")
+"""Of every run that ends with a comparison."""
+PAPER, SURGEON = "paper", "llm_surgeon"
+RIVALS = ("random", "taylor", PAPER, SURGEON, "scratch")
+"""All that there are: besides ``BASELINES`` the paper's learned masks, where units are chosen at once, and this library's
+choice at once, where masks are learned."""
 
 
 def _one_of(choices: Iterable[str], default: str | None, help: str) -> Any:
     """The field of an argument that is one of the choices."""
     return field(default=default, metadata={"help": help, "choices": tuple(choices)})
+
+
+def dry_run_field(help: str = "Check everything, tell FLOPs and time, and end; nothing is written.") -> Any:
+    """The field of ``--dry_run``."""
+    return field(default=False, metadata={"help": help})
 
 
 @dataclass(kw_only=True)
@@ -123,7 +138,7 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
 
     model_name_or_path: str = field(metadata={"help": "A plain checkpoint of a supported family."})
     mask_tokens: int = field(default=48_000, metadata={"help": "Training tokens of mask learning."})
-    mask_method: str = _one_of(STRATEGIES, "relaxed_topk", "hard_concrete: the paper.")
+    mask_method: str = _one_of(MASK_METHODS, "relaxed_topk", "hard_concrete: the paper.")
     mask_draw: str = _one_of(MASK_DRAWS, "per_step", "per_micro_batch: reference code.")
     mask_start: str = field(
         default=MASK_STARTS[0],
@@ -143,14 +158,19 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
     )
     resume: bool = field(default=False, metadata={"help": "Continue the run in --output_dir."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the run in --output_dir."})
+    dry_run: bool = dry_run_field()
 
     def __post_init__(self):
         super().__post_init__()
         if self.learns_masks and not self.mask_tokens:
             raise UsageError("`mask_tokens` must be at least 1, but it is 0: masks are learned here. Give some.")
-        if self.compensation is not None:
+        if self.compensation not in (None, "none"):
+            from ..compensation import resolve_compensation
+
             resolve_compensation(self.compensation)
         if self.mask_start not in MASK_STARTS:
+            from ..criteria import criteria_from_words
+
             try:
                 criteria_from_words(self.mask_start.split())
             except ValueError as error:
@@ -183,7 +203,7 @@ class ShearArguments(PipelineArguments):
         metadata={"help": "Scores of the units, as in hf-shear prune; without --mask_tokens."},
     )
     num_shots: int = field(
-        default=PruneConfig.num_shots, metadata={"help": "Steps in which units are removed; without --mask_tokens."}
+        default=NUM_SHOTS, metadata={"help": "Steps in which units are removed; without --mask_tokens."}
     )
     calibration_batches: int = field(
         default=4, metadata={"help": "Batches of a step's size, for scores and compensation."}
@@ -224,13 +244,11 @@ class ShearArguments(PipelineArguments):
         if self.compensation is not None:
             return self
         is_long = self.recovery_tokens >= LONG_RECOVERY * num_parameters
-        return replace(self, compensation=LONG_COMPENSATION if is_long else PruneConfig.compensation)
+        return replace(self, compensation=LONG_COMPENSATION if is_long else COMPENSATION)
 
     def prune_config(self) -> PruneConfig:
         """The choices of pruning at once."""
-        return config_from_flags(
-            self, **({"compensation": PruneConfig.compensation} if self.compensation is None else {})
-        )
+        return config_from_flags(self, **({"compensation": COMPENSATION} if self.compensation is None else {}))
 
     def _refuse_options_of_masks(self) -> None:
         for one in fields(PipelineArguments):
@@ -242,8 +260,38 @@ class ShearArguments(PipelineArguments):
             )
 
 
+def check_judged_tokens(eval_tokens: int | None, max_length: int) -> None:
+    """Raise UsageError unless one sample at least is judged."""
+    check_ranges({"eval_tokens": eval_tokens, "max_length": max_length})
+    if eval_tokens is not None and eval_tokens < max_length:
+        raise UsageError(
+            f"`eval_tokens` ({eval_tokens}) must be at least one sample of `max_length` ({max_length}) tokens. Raise it,"
+            " or lower `max_length`."
+        )
+
+
+def baseline_learning_rates(text: str | None) -> dict[str, float]:
+    """Learning rate by baseline from JSON such as ``{"scratch": 0.002}``; a baseline not named takes the run's rate."""
+    rule = (
+        f"`baseline_learning_rates` must be JSON that gives some of {', '.join(RIVALS)} a rate, such as"
+        f" '{{\"scratch\": 0.002}}', but it is {text!r}"
+    )
+    try:
+        rates = json_object(text or "{}", "it")
+    except UsageError as error:
+        raise UsageError(f"{rule}: {error}") from error
+    for name, rate in rates.items():
+        if name not in RIVALS:
+            raise UsageError(f"{rule}. Leave {name!r} out.")
+        RANGES["learning_rate"].check(f"baseline_learning_rates[{name!r}]", rate)
+    return rates
+
+
 def config_from_flags(arguments, **more: Any) -> PruneConfig:
     """The choices of a command: those of its flags that are named as in ``PruneConfig``, and ``more``."""
+    from ..criteria import criteria_from_words
+    from ..pruning import PruneConfig
+
     flags: dict[str, Any] = {
         field.name: getattr(arguments, field.name) for field in fields(PruneConfig) if hasattr(arguments, field.name)
     }

@@ -32,7 +32,8 @@ _UNUSED = {"settings", "source", "mask_learning_start"}
 """What a run has recorded that was refused, or stopped, before any training."""
 _OF_TEXT = ("text_field", "skip_unreadable", "skip_null_text", "parse_special_tokens")
 _FREE_SETTINGS = {
-    "num_proc", "baselines", "baseline_learning_rates", "stop_after", "resume", "overwrite", "keep_adapter", "live_page",
+    "num_proc", "baselines", "baseline_learning_rates", "stop_after", "resume", "overwrite", "dry_run", "keep_adapter",
+    "live_page",
     # Compared by what they lead to: the target's shape, digests of checkpoints and of packed text.
     *TARGET_NAMES, "preset", "target_num_parameters", "model_name_or_path", "teacher_name_or_path", "pruned", "data_dir",
     *_OF_TEXT,
@@ -68,6 +69,7 @@ class RunFolder:
         resume: continue what is there.
         overwrite: replace what is there. It is deleted only when the first stage of this run is done, so that a run
             refused before that has deleted nothing.
+        dry: look as ever, but write and lock nothing.
         settings: JSON-ready facts that a resumed run must share with the run it continues (``run_settings``); those of
             stages that have not begun may be chosen anew.
 
@@ -83,12 +85,14 @@ class RunFolder:
         resume: bool = False,
         overwrite: bool = False,
         settings: dict | None = None,
+        dry: bool = False,
     ):
         if resume and overwrite:
             raise UsageError("`--resume` and `--overwrite` contradict each other; give one of them.")
         if path is None and resume:
             raise UsageError("`--resume` needs `--output_dir`: the folder of the run to continue.")
-        self.path = Path(path) if path is not None else _next_numbered(Path("runs"))
+        self._dry = dry
+        self.path = Path(path) if path is not None else Path("runs/NNN") if dry else _next_numbered(Path("runs"))
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"`--output_dir` {str(self.path)!r} is a file. Choose another name for the run's folder.")
         stages = self.path / _STAGES_NAME
@@ -100,8 +104,8 @@ class RunFolder:
                 f"`--output_dir` {str(self.path)!r} is not empty, and what it holds was not written by a run."
                 " Choose another folder."
             )
-        self._lock = lock_folder(self.path)  # what follows is looked at by one process at a time
-        if content_of(self.path) and not resume:
+        self._lock = None if dry else lock_folder(self.path)  # what follows is looked at by one process at a time
+        if self.path.is_dir() and content_of(self.path) and not resume:
             unused = _is_unused(self.path)
             if not overwrite and not unused:
                 raise UsageError(
@@ -114,7 +118,8 @@ class RunFolder:
         self._check_settings(settings or {})
         if not resume and not self._replaces:
             self._write()
-        sign(self._lock)
+        if self._lock is not None:
+            sign(self._lock)
 
     @classmethod
     def open(cls, *args, **kwargs) -> RunFolder:
@@ -130,6 +135,7 @@ class RunFolder:
             return opened[0]
         folder = cls.__new__(cls)
         folder.path, folder._stages, folder._replaces, folder._stage_seconds = path, stages, replaces, 0.0
+        folder._dry = kwargs.get("dry", False)
         return folder
 
     def require(self, settings: dict) -> None:
@@ -166,7 +172,7 @@ class RunFolder:
         return content
 
     def _write(self) -> None:
-        if not PartialState().is_main_process:
+        if self._dry or not PartialState().is_main_process:
             return
         if self._replaces:
             (self.path / _STAGES_NAME).unlink()  # first: what is left where this is cut short passes for no run

@@ -10,9 +10,8 @@ from transformers import PretrainedConfig
 from ..criteria.joint_rise import NUM_TOKENS
 from ..criteria.mask_start import LAYER_SAMPLES
 from ..shapes import TargetShape, config_for_shape, forward_flops_per_token, training_flops_per_token
-from .baselines import PAPER
 from .domain_data import DomainData
-from .pipeline_arguments import PipelineArguments
+from .pipeline_arguments import PAPER, PipelineArguments
 from .teaching import STORED
 
 SOURCE, TEACHER_LOGITS, RECOVERY = "source", "teacher_logits", "recovery"
@@ -100,6 +99,7 @@ def judging_note(planned: Mapping[str, Work], data: DomainData, max_length: int)
     return (
         f"Each model is judged on {sum(tokens.values()):,} held-out tokens of {len(tokens)} domain"
         f"{'s' * (len(tokens) != 1)}: {share:.0%} of the run's FLOPs (`eval_tokens`)."
+        " The evaluation loss in the log is of other held-out text."
     )
 
 
@@ -111,8 +111,15 @@ def judging_share(config: PretrainedConfig, judging: int, calibration: int, max_
         judging, calibration: tokens that are read.
         max_length: tokens of a sample.
     """
-    judged = 2 * judging * forward_flops_per_token(config, max_length)
-    return judged / (judged + PASSES_TO_PRUNE * calibration * training_flops_per_token(config, max_length))
+    work = pruning_work(config, judging, calibration, max_length).values()
+    return sum(one.judging for one in work) / sum(one.flops for one in work)
+
+
+def pruning_work(config: PretrainedConfig, judging: int, calibration: int, max_length: int) -> dict[str, Work]:
+    """Work of pruning at once, at most; the arguments are those of ``judging_share``."""
+    judged = judging * forward_flops_per_token(config, max_length)
+    own = PASSES_TO_PRUNE * calibration * training_flops_per_token(config, max_length)
+    return {SOURCE: Work(0.0, judged), PRUNING: Work(own, judged)}
 
 
 def seconds_left(planned: Mapping[str, float], taken: Mapping[str, float]) -> float | None:

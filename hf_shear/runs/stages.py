@@ -25,6 +25,7 @@ from ..modeling import AutoShearingModelForCausalLM, ShearingModel, as_family
 from ..pruning import make_plan, prune_one_shot, score_units
 from ..shapes import (
     TargetShape,
+    config_for_shape,
     count_parameters,
     family_named,
     family_of,
@@ -53,13 +54,20 @@ from ..training import (
     save_adapter_record,
 )
 from ..training.same_run import deciding_samples
-from .baselines import PAPER, baseline_learning_rates, baseline_model
+from .baselines import baseline_model
 from .checkpoint_digest import checkpoint_digests
-from .choose_target import choose_target
 from .domain_data import DomainData, judged_tokens, prepare_domain_data
+from .dry_run import tell_costs
 from .learned_cut import check_learned_cut, cut_learned_masks
 from .live_page import LivePage
-from .pipeline_arguments import MASK_STARTS, PipelineArguments, ShearArguments, TextArguments
+from .pipeline_arguments import (
+    MASK_STARTS,
+    PAPER,
+    PipelineArguments,
+    ShearArguments,
+    TextArguments,
+    baseline_learning_rates,
+)
 from .places import check_places
 from .report import judge_checkpoint, run_results, write_report
 from .run_folder import RunFolder, finished_stages, run_settings
@@ -77,6 +85,7 @@ from .run_time import (
     seconds_left,
 )
 from .saves import check_run
+from .target_choice import choose_target
 from .teaching import STORED, check_teaching, load_teacher, store_logits, stored_logits
 
 DRAWN_FROM = 8  # samples that are tokenised for each that is drawn, where nothing is trained
@@ -136,6 +145,14 @@ class Run:
             self.pipeline, self.data, self.source.config, self.target, teacher, self.args.samples_per_step()
         )
 
+    def tell_costs(self) -> None:
+        """Print what the stages that are not finished would cost here, for ``--dry_run``."""
+        left = {name: work.flops for name, work in self.planned().items() if not self.folder.finished(name)}
+        small = config_for_shape(self.source.config, self.target)
+        trained = {MASK_LEARNING: self.source.config, RECOVERY: small}
+        trained = {name: config for name, config in trained.items() if name in left}
+        tell_costs(left, self.source.config, self.args, self.pipeline.max_length, trained)
+
     def training_flops(self, config: PretrainedConfig) -> float:
         """FLOPs of a token of full training, forward and backward, with those of a teacher if there is one."""
         teacher = None if self.teacher is None or self.pipeline.teacher_placement == STORED else self.teacher.config
@@ -184,7 +201,7 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     domains = read_domains(pipeline, args, default_domains)
     output_dir = None if args.output_dir == "trainer_output" else args.output_dir  # transformers' name for none given
     settings |= read_checkpoints(pipeline, source, teacher)
-    folder = RunFolder.open(output_dir, pipeline.resume, pipeline.overwrite, settings)
+    folder = RunFolder.open(output_dir, pipeline.resume, pipeline.overwrite, settings, dry=pipeline.dry_run)
     said = (*source.notes, reasons, f"Target: {target}", f"Run folder: {folder.path}")
     PartialState().print("\n".join(filter(None, said)))
     data = pack(pipeline, domains, tokenizer, config, pipeline.mask_tokens + pipeline.recovery_tokens)

@@ -10,15 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core import UsageError, check_ranges
+from ..core.defaults import GAIN, MASK_SHARE
 from .curves import FLOPS_PER_PARAMETER_AND_TOKEN
 from .estimates import Estimate, number_text
 from .law_fit import LawFit
 from .recovery_run import Case
-
-DEFAULT_MASK_SHARE = 0.0
-"""Of all tokens: units are chosen at once, which lost less at equal FLOPs (``model_cards/main_job.md``)."""
-DEFAULT_GAIN = 0.01
-"""Nats of a doubling of tokens below which a run counts as saturated."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +83,8 @@ def plan_budget(
     total_flops: float,
     *,
     max_loss: float | None = None,
-    mask_share: float = DEFAULT_MASK_SHARE,
-    gain: float = DEFAULT_GAIN,
+    mask_share: float = MASK_SHARE,
+    gain: float = GAIN,
 ) -> BudgetPlan:
     """Compare candidates for a budget.
 

@@ -14,12 +14,15 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from ..core import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # importing it takes seconds, which a config does not need
 
 HIDDEN, HEADS, GROUPS, NEURONS, EXPERTS = "hidden", "heads", "key_value_heads", "intermediate", "experts"
 """What an axis of a weight stands for: d, H * D, KV * D, ff, E."""
@@ -232,6 +235,16 @@ def _by_config_class() -> dict[type[PretrainedConfig], Family]:
 def supported_model_types() -> list[str]:
     """The ``model_type`` of every family that can be sheared."""
     return sorted(family.model_type for family in _by_config_class().values())
+
+
+def check_supported_source(config: PretrainedConfig) -> None:
+    """Refuse a source of a family that masks are not known to be exact for."""
+    family = find_family(config)
+    if family is None or type(config) is not family.config_class:
+        raise UsageError(
+            f"The source has model_type {config.model_type!r}, which can not be sheared. Supported model types:"
+            f" {', '.join(supported_model_types())}. Give one of them; to add a family: `hf-shear docs families`."
+        )
 
 
 def family_named(model_type: str, where: str = "") -> Family:

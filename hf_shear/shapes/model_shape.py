@@ -70,6 +70,10 @@ class ModelShape:
                 f"`num_key_value_heads` ({self.num_key_value_heads})."
             )
 
+    def kv_cache_bytes_per_token(self, bytes_per_value: int) -> int:
+        """Bytes that one token of one sequence adds to the cache: keys and values of every layer."""
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * bytes_per_value
+
     @classmethod
     def from_config(cls, config: PretrainedConfig) -> ModelShape:
         """The shape that `config` describes.

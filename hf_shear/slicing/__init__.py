@@ -1,6 +1,7 @@
 """How it is cut: from masks to a plain checkpoint."""
 
-from .export import PROVENANCE_NAME, PRUNE_CONFIG_NAME, provenance_record, read_provenance, save_checkpoint
+from ..core.defaults import PROVENANCE_NAME, PRUNE_CONFIG_NAME
+from .export import provenance_record, read_provenance, save_checkpoint
 from .kept_units import KeptUnits
 from .nemotron_nas import (
     CONFIGURATION_NAME,

@@ -22,6 +22,7 @@ from ..core import (
     of_file,
     read_json_object,
 )
+from ..core.defaults import PROVENANCE_NAME, PRUNE_CONFIG_NAME
 from ..modeling import ShearingMixin
 from ..shapes import ModelShape
 from ..sources import savable_generation_config
@@ -30,8 +31,6 @@ from .kept_units import KeptUnits
 from .older_config_fields import add_older_config_fields
 from .tokenizer_files import save_tokenizer
 from .whole_folders import replace_folder
-
-PROVENANCE_NAME, PRUNE_CONFIG_NAME = "shear_provenance.json", "prune_config.json"
 
 
 def save_checkpoint(

@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..core import UsageError
+from ..core.defaults import FORMS
 from ..masks import ATTENTION, INTERMEDIATE, LAYER, MLP
 from ..shapes import ModelShape
 from ..sources import savable_generation_config
@@ -38,8 +39,7 @@ from .older_config_fields import older_rope_fields
 from .tokenizer_files import save_tokenizer
 from .whole_folders import replace_folder
 
-PADDED, NEMOTRON_NAS = "padded", "nemotron_nas"
-FORMS = (PADDED, NEMOTRON_NAS)
+PADDED, NEMOTRON_NAS = FORMS
 
 MLP_MULTIPLE = 256
 """Those readers round the width of an MLP up to a multiple of this."""

@@ -1,7 +1,7 @@
 """How checkpoints are read, whatever reads them: a source is what its config says, or it is refused."""
 
+from ..core.defaults import MASKED_PREFIX
 from .computing import computing_dtype, dtype_note, in_dtype, ready_to_compute
-from .config import MASKED_PREFIX
 from .generation_settings import read_generation_config, savable_generation_config
 from .loading import HUB_OPTIONS, Source, open_source
 from .places import find_place

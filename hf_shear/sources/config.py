@@ -18,10 +18,6 @@ from ..shapes import supported_model_types
 from .gguf_file import gguf_fields
 from .places import ADAPTER, Place, adapter_refusal
 
-MASKED_PREFIX = "hf_shear_"
-"""Of the model_type of masked configs, before that of the family. Without ``import hf_shear``, transformers' message that
-it does not know the model_type is all that a user sees: it names the package to import."""
-
 NEMOTRON_NAS = "nemotron-nas"
 """model_type of exports whose layers have shapes of their own."""
 

@@ -13,16 +13,17 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.hub import extract_commit_hash
 
 from ..core import UsageError
+from ..core.defaults import MASKED_PREFIX
 from ..shapes import family_of, find_family
-from .config import MASKED_PREFIX, NEMOTRON_NAS, config_fields, largest_layer_config, read_config, readable
+from .config import NEMOTRON_NAS, config_fields, largest_layer_config, read_config, readable
 from .generation_settings import load_generation_config
 from .gguf_file import check_gguf
 from .places import Place, find_place
@@ -30,6 +31,9 @@ from .quantised import check_blocks, check_quantisation, to_dequantise
 from .tokenizer import check_tokenizer, has_tokenizer
 from .weight_files import GGUF, PICKLED, Weights, find_weights
 from .whole_models import whole_models
+
+if TYPE_CHECKING:  # importing them takes seconds, which a config does not need
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
 """Arguments of ``from_pretrained`` that say where on the Hub."""
@@ -72,6 +76,8 @@ class Source:
         """
         if dtype is not None:
             options["dtype"] = dtype
+        from transformers import AutoModelForCausalLM
+
         return self.load_as(AutoModelForCausalLM.from_pretrained, self.config, **options)[0]
 
     def load_as(self, from_pretrained, config: PretrainedConfig, *arguments, new: tuple[str, ...] = (), **options: Any):
@@ -119,6 +125,8 @@ class Source:
         Raises:
             UsageError: there is none, it is broken, or it needs code of its own.
         """
+        from transformers import AutoTokenizer
+
         in_gguf = check_tokenizer(self.argument, self._place)
         options |= self._place.options if in_gguf else {}
         options |= {} if in_gguf else {"config": self.config}

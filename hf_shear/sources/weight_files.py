@@ -14,7 +14,6 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers.modeling_utils import str_to_torch_dtype
 from transformers.utils.hub import cached_file
 
 from ..core import UsageError, read_json_object
@@ -200,6 +199,8 @@ def _readable(argument: str, path: Path) -> Iterator[None]:
 
 
 def _safetensors_heads(path: Path) -> Iterator[tuple[str, TensorHead]]:
+    from transformers.modeling_utils import str_to_torch_dtype
+
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 (no mapping)
             tensor = file.get_slice(name)

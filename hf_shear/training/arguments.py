@@ -11,18 +11,14 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..core import RANGES, UsageError, bars_are_seen, check_ranges
+from ..core.defaults import FULL
 from ..data import is_stream
 from ..distillation import DistillationSettings
 from ..masks import STRATEGIES, MaskSchedule
 from .backends import check_accelerator, check_launch
 from .early_checks import check_choices, check_json_arguments, check_optimizer_arguments
-from .recovery_methods import FULL, RECOVERY_METHODS, RecoveryMethod, recovery_method
+from .recovery_methods import RECOVERY_METHODS, RecoveryMethod, recovery_method
 from .trainer_options import check_options
-
-_MASK_RATES = ", ".join(f"{strategy.learning_rate:g} for {name}" for name, strategy in STRATEGIES.items())
-_SUMMARIES = [f"{name!r}" + f" ({it.summary})" * bool(it.summary) for name, it in RECOVERY_METHODS.items()]
-_RECOVERY_METHODS = f"{', '.join(_SUMMARIES[:-1])} or {_SUMMARIES[-1]}"
-_BUDGET_WARMUPS = ", ".join(f"{strategy.budget_warmup_ratio:g} for {name}" for name, strategy in STRATEGIES.items())
 
 NO_DISTILLATION = "none"
 DAMPED, AS_MEASURED = "damped", "paper"
@@ -78,7 +74,8 @@ class ShearTrainingArguments(TrainingArguments):
     mask_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": f"Learning rate of log_alpha. Default: {_MASK_RATES}; more in few steps, so that units can swap."
+            "help": "Learning rate of log_alpha. Default: 0.05 for relaxed_topk, 1 for hard_concrete; more in few steps, so"
+            " that units can swap."
         },
     )
     multiplier_learning_rate: float = field(
@@ -94,8 +91,8 @@ class ShearTrainingArguments(TrainingArguments):
     budget_warmup_ratio: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the steps over which the size falls from the source's to the target's. Default:"
-            f" {_BUDGET_WARMUPS}."
+            "help": "Share of the steps over which the size falls from the source's to the target's. Default: 0 for"
+            " relaxed_topk, 0.2 for hard_concrete."
         },
     )
     hardening_ratio: float = field(
@@ -126,7 +123,9 @@ class ShearTrainingArguments(TrainingArguments):
     # Recovery
     recovery_method: str = field(
         default=FULL,
-        metadata={"help": f"What recovery trains: {_RECOVERY_METHODS}."},
+        metadata={
+            "help": "What recovery trains: 'full' (all weights), 'lora' (adapters of peft) or 'norms_and_biases'."
+        },
     )
     peft_config: dict | str | None = field(
         default=None,

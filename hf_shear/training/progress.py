@@ -79,7 +79,7 @@ def log_line(step: int, max_steps: int, logs: dict) -> str:
     if "eval_loss" in logs and "num_tokens" in logs:
         domains = [key.removeprefix("mixture/") for key in logs if key.startswith("mixture/")]
         parts = [f"{name} {logs[f'eval_{name}_loss']:.3f} ({logs['mixture/' + name]:.0%})" for name in domains]
-        line = f"{head}  held-out {logs['eval_loss']:.4f} = " + ", ".join(parts)
+        line = f"{head}  evaluation loss {logs['eval_loss']:.4f} = " + ", ".join(parts)
         sizes = [
             f"{label} {logs['expected/' + name]:.1f}/{logs['target/' + name]:.1f}"
             for name, label in _SHORT_NAMES.items()

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..core import UsageError
+from ..core.defaults import FULL
 from .adapters import adapter_width, add_adapters, peft_config_from, quantisation, save_adapter_record, weights_digest
 from .memory_recovery import FrozenSetup
 
@@ -22,14 +23,12 @@ class RecoveryMethod:
     """Continued pre-training of all weights (the paper), and what other methods do otherwise.
 
     Attributes:
-        summary: of the method, for the help of ``--recovery_method``.
         trained: what is trained, in words.
         trains_all: every weight is trained, as mask learning needs it.
         adapts: adapters of ``peft`` are trained beside frozen weights, which may be quantised; a checkpoint holds the
             adapters alone, and at the end they are merged into the weights they were trained on.
     """
 
-    summary = "continued pre-training"
     trained = "all weights"
     trains_all = True
     adapts = False
@@ -77,7 +76,7 @@ class RecoveryMethod:
 class Adapters(RecoveryMethod):
     """Adapters of ``peft``: LoRA of rank 16 on all linear layers by default."""
 
-    summary, trained = "adapters of peft", "adapters"
+    trained = "adapters"
     trains_all = False
     adapts = True
 
@@ -107,7 +106,7 @@ class Adapters(RecoveryMethod):
 class NormsAndBiases(RecoveryMethod):
     """Every parameter with one dimension, as in PERP (arXiv 2312.15230)."""
 
-    summary, trained = "", "norms and biases"
+    trained = "norms and biases"
     trains_all = False
 
     def prepare(self, model: PreTrainedModel, peft_config: Any = None) -> nn.Module:
@@ -122,7 +121,7 @@ class NormsAndBiases(RecoveryMethod):
         return FrozenSetup(num_trainable(model), quantize=quantisation(model.config))
 
 
-FULL, LORA = "full", "lora"
+LORA = "lora"
 RECOVERY_METHODS: dict[str, RecoveryMethod] = {
     FULL: RecoveryMethod(),
     LORA: Adapters(),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from transformers import PretrainedConfig
 
 from ..core import UsageError
-from ..modeling import as_family, check_supported_source
+from ..modeling import as_family
 from ..search import read_candidates
-from ..shapes import TARGET_NAMES, TargetShape, family_named, preset_shape, shape_for_budget
+from ..shapes import TARGET_NAMES, TargetShape, check_supported_source, family_named, preset_shape, shape_for_budget
 
 SEARCH_HINT = "All sizes shrink in balance. `hf-shear search` looks for the shape of this size that loses least."
 OTHER_WAYS = ("preset", "target_num_parameters", "from_search")
