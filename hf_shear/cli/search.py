@@ -22,6 +22,7 @@ SUMMARY = "Find the shape of a budget (parameters, FLOPs, memory, latency) whose
 EXAMPLE = "hf-shear search path/to/llama --data_dir text --max_parameters 100000000 --output_dir searched"
 POSITIONAL = ("model_name_or_path",)
 PICTURE, RECORD = "search.png", "search.json"
+MOST_CUTS, PASSES_OF_A_CUT = 12, 3  # forwards over the calibration text: one of the source, two of the cut model
 CHOSEN_ON = 8_192  # held-out tokens of all domains together that shapes are judged by
 
 
@@ -74,6 +75,7 @@ class Arguments(runs.DataArguments):
     )
     seed: int = field(default=42, metadata={"help": "Of the calibration batches, and of training finalists."})
     resume: bool = field(default=False, metadata={"help": "Go on with the search in --output_dir."})
+    dry_run: bool = runs.dry_run_field()
 
     def __post_init__(self):
         super().__post_init__()
@@ -155,10 +157,14 @@ def run(arguments: Arguments) -> None:
     )
     domains = runs.read_domains(arguments, args)
     num_samples = arguments.calibration_batches * arguments.batch_size
-    chosen_on = max(CHOSEN_ON // len(domains) // arguments.max_length, 1)
+    chosen_on = max((arguments.eval_tokens or CHOSEN_ON // len(domains)) // arguments.max_length, 1)
     most = None if arguments.finalist_tokens else num_samples + chosen_on * len(domains)
     data = runs.pack(arguments, domains, tokenizer, config, num_samples * arguments.max_length, most)
     held_out, data = _set_apart(data, chosen_on)
+    if arguments.dry_run:
+        judging = sum(map(len, held_out.values())) * arguments.max_length
+        runs.tell_costs(_work(arguments, config, budget, wanted, judging), config, args, arguments.max_length)
+        return
     model = opened.load_model()
     stored = model.dtype
     source = ready_to_compute(
@@ -190,6 +196,27 @@ def run(arguments: Arguments) -> None:
         f"Cut the first with: hf-shear prune {arguments.model_name_or_path} --from_search {folder} --data_dir"
         f" {arguments.data_dir} --output_dir PRUNED (--search_rank 2 takes the second)"
     )
+
+
+def _work(
+    arguments: Arguments, config: PretrainedConfig, budget: ShapeBudget, wanted: ShapeFilter, judging: int
+) -> dict[str, float]:
+    """FLOPs of the steps of a search: with a latency to measure, of as many cuts as there can be."""
+    from ..search import shapes_within, single_cuts
+    from ..shapes import forward_flops_per_token, training_flops_per_token
+
+    number = MOST_CUTS
+    if budget.max_latency is None:
+        number = sum(map(len, single_cuts(config, shapes_within(config, budget, wanted)).values()))
+    forward = forward_flops_per_token(config, arguments.max_length)
+    read = arguments.calibration_batches * arguments.batch_size * arguments.max_length
+    cut = (PASSES_OF_A_CUT * read + judging) * forward
+    work = {"ranking": (3 * read + judging) * forward, "cuts of one size": number * cut}
+    work["finalists"] = (arguments.num_finalists + 1) * cut
+    if arguments.finalist_tokens:
+        trained = arguments.finalist_tokens * training_flops_per_token(config, arguments.max_length)
+        work["training finalists"] = (arguments.num_finalists + 1) * trained
+    return work
 
 
 def _set_apart(data: runs.DomainData, number: int) -> tuple[dict[str, Dataset], runs.DomainData]:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .candidate import ShapeCandidate
     from .grid import Accepts, ShapeFilter, shapes_within
     from .record import SEARCH_NAME, read_candidates
+    from .rises import single_cuts
     from .search import Recover, search_shapes
     from .short_recovery import ShortRecovery
 else:  # unseen by type checkers, to which it would allow any name
@@ -25,4 +26,5 @@ __all__ = [
     "read_candidates",
     "search_shapes",
     "shapes_within",
+    "single_cuts",
 ]
