@@ -14,7 +14,7 @@ from test_families import build
 
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.calibration import Moments, ShortCalibrationWarning, stream_curvature, stream_inputs
-from hf_shear.calibration.moments import add_products, mirror
+from hf_shear.calibration.moments import add_products, full_float32, mirror
 from hf_shear.core import counted_tokens
 from hf_shear.data import Calibration
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD
@@ -240,6 +240,31 @@ def test_sums_are_in_full_float32_whatever_the_user_allows():
         assert [backend.fp32_precision for backend in backends] == allowed
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_products_of_half_precision_are_exact_on_faster_units():
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    for dtype, wanted in ((torch.bfloat16, ["tf32", "bf16"]), (torch.float16, ["tf32", "ieee"])):
+        with full_float32(dtype):
+            assert [backend.fp32_precision for backend in backends] == wanted
+    rows = torch.randn(500, 300, generator=torch.Generator().manual_seed(0)).bfloat16()
+    total = torch.zeros(300, 300)
+    add_products(total, rows)
+    exact = rows.double().t() @ rows.double()
+    assert (mirror(total) - exact).abs().max() < 2e-6 * exact.max()
+
+
+def test_gradients_may_be_read_of_the_first_samples_alone(build_llama):
+    """A is of all samples, G of the first; also where a batch holds both, and in windows of layers."""
+    ids = samples(10)
+    everything = dict(stream_curvature(build_llama(), batches_of(ids, 4)))
+    first = dict(stream_curvature(build_llama(), batches_of(ids[:6], 3)))
+    for options in ({}, {"layers_per_pass": 3}):
+        for index, found in stream_curvature(build_llama(), batches_of(ids, 4), gradient_samples=6, **options):
+            for name in NAMES:
+                torch.testing.assert_close(found.inputs[name].gram, everything[index].inputs[name].gram)
+                wanted = first[index].gradients[name].gram
+                torch.testing.assert_close(found.gradients[name].gram, wanted, rtol=1e-4, atol=1e-9)
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def full_float32(dtype: torch.dtype = torch.float32) -> Iterator[None]:
             bfloat16 in bfloat16, both at several times the speed.
     """
     mkldnn: Any = torch.backends.mkldnn  # whose settings torch adds as it is imported
-    backends = {
+    backends: dict[Any, str] = {
         torch.backends.cuda.matmul: "tf32" if dtype in (torch.bfloat16, torch.float16) else "ieee",
         mkldnn.matmul: "bf16" if dtype == torch.bfloat16 else "ieee",
     }

@@ -111,7 +111,9 @@ class _Search:
             raise UsageError(
                 "`batches` predicts no token: the loss rise of layers needs at least one calibration batch that does."
             )
-        self.influence, self._means, outputs = {}, {}, self._hidden[self.open[0]]
+        self.influence: dict[int, float] = {}
+        self._means: dict[int, Tensor] = {}
+        outputs = self._hidden[self.open[0]]
         for layer in tracked(self.open, "Influence of layers", unit="layer"):
             self._hidden[layer], inputs = outputs, outputs
             outputs = [self.runner.run(layer, *pair) for pair in zip(inputs, self._waiting, strict=True)]
