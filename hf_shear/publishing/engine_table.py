@@ -521,12 +521,12 @@ VLLM_CPU_INT8 = Engine(
     VLLM_CPU.date,
     (
         Rule(
-            "`llama`, `mistral`, as far as vLLM takes them",
-            _types(*QUANTIZED_FAMILIES),
+            f"`llama`, `mistral`, `{NAS}`, as far as vLLM takes them",
+            _types(*QUANTIZED_FAMILIES, NAS),
             ACCEPTED,
             RUN,
             "weights and activations in int8 (compressed-tensors); the rest must be in bfloat16 or float16",
-            (*SMOLLM2_LLAMA, *SMOLLM2_MISTRAL),
+            (*SMOLLM2_LLAMA, *SMOLLM2_MISTRAL, SMOLLM2_NAS),
         ),
     ),
     "vllm",
