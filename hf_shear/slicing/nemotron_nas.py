@@ -1,7 +1,7 @@
 """Write an uneven model in the nemotron-nas format (DeciLMForCausalLM), whose layers have MLP widths of their own.
 
-mlx-lm and llama.cpp, run, compute the same function from it. For vLLM and SGLang the keys and weights were checked against
-their readers' sources, untested; TensorRT-LLM, which knows the format, was neither read nor run. Per layer,
+mlx-lm, llama.cpp and vLLM, run, compute the same function from it. For SGLang the keys were checked against its reader's
+source, untested; TensorRT-LLM, which knows the format, was neither read nor run. Per layer,
 ``block_configs`` says:
 
     attention   n_heads_in_group: query heads per KV head, of the model's ``num_attention_heads``; or no_op

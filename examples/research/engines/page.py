@@ -68,7 +68,9 @@ def results_table(found: dict, engine_keys: tuple[str, ...]) -> str:
 
 
 def family_word(run: dict, key: str, precision: str, prompts: int) -> str:
-    """How one family fared in one precision of floats."""
+    """How one family fared in one precision of floats; empty where it was not run."""
+    if key not in run:
+        return ""
     facts = run[key][precision]
     if facts["status"] == "refused":
         return "refused"
