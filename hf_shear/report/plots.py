@@ -49,7 +49,7 @@ KEPT, CUT, GROUP_CUT, LINE = "#332288", "#88CCEE", "#E4E4E4", "#999999"
 REMOVED: dict[str, Any] = {"facecolor": "#F5F5F5", "edgecolor": LINE, "hatch": "////"}
 GAP_OF_GROUPS = 0.3  # between KV groups, in widths of a head
 MASK_LEARNING, RECOVERY = "mask_learning", "recovery"
-SHAPE_LABELS = dict(
+SHAPE_LABELS: dict[str, str] = dict(
     zip(
         TARGET_NAMES,
         ("hidden size", "layers", "attention heads", "key-value heads", "MLP size", "experts"),

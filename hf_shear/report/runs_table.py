@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def runs_table(record: Mapping[str, Any], width: int | None = None) -> str:
     return "\n\n".join([*blocks, said]) + "\n"
 
 
-def comparison_verdict(record: Mapping[str, Any], shown=str) -> str:
+def comparison_verdict(record: Mapping[str, Any], shown: Callable[[str], str] = str) -> str:
     """Which runs are below the first and which above, by the intervals of their mean losses.
 
     Args:

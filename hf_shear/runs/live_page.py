@@ -123,7 +123,7 @@ class LivePage:
                 others[name] = record["history"]
         before = chosen.get("tokens", 0)
         shifted = [row | {"num_tokens": row["num_tokens"] + before} for row in recovered.get("history", [])]
-        models = {"pruned": chosen.get("model"), "recovered": recovered.get("model")}
+        models: dict[str, Any] = {"pruned": chosen.get("model"), "recovered": recovered.get("model")}
         if "model" in recovered:
             models["recovered"] |= {"learning_rate": recovered["learning_rate"]}
         source = records.get(SOURCE) or {"shape": run.target.source.to_dict()}
