@@ -116,7 +116,8 @@ class ShearTrainer(TrainerHooks):
         **kwargs,
     ):
         model, processing_class = load_named(model, processing_class)
-        max_length = max_length or getattr(args, "max_length", None)  # TRL's arguments have one
+        if max_length is None:
+            max_length = getattr(args, "max_length", None)  # TRL's arguments have one
         args = shear_arguments(args)
         train_dataset = packed_domains("train_dataset", train_dataset, processing_class, max_length, model)
         eval_dataset = packed_domains("eval_dataset", eval_dataset, processing_class, max_length, model)

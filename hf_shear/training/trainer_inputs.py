@@ -117,7 +117,8 @@ def packed_domains(
             f"`{argument}` holds text that is not packed yet ({', '.join(map(str, unpacked))}), which needs the model's"
             " tokenizer. Give it as `processing_class`, or pack the text with hf_shear.data.pack_domains."
         )
-    length = max_length or min(DEFAULT_LENGTH, model.config.max_position_embeddings)
+    positions = model.config.max_position_embeddings
+    length = min(DEFAULT_LENGTH, positions) if max_length is None else max_length
     text = {name: data[name] for name in unpacked}
     packed = pack_domains(text, tokenizer, length, vocab_size=model.config.vocab_size)
     return {name: packed.get(name, dataset) for name, dataset in data.items()}
