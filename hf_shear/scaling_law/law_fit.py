@@ -342,7 +342,7 @@ def fit_law(
         _check_weighting(weighting or "absolute")
         if fixed:
             raise UsageError(
-                f"`fixed` names {next(iter(fixed))!r}; 'neighbour' has no constants that hold for all runs. Name another form."
+                f"`fixed` names {next(iter(fixed))!r}; 'neighbour' has no constants to hold. Name another form."
             )
         if len(runs) == 1:
             raise UsageError(
