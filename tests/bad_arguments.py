@@ -414,7 +414,8 @@ RANGES = [
 TOGETHER = [
     Row("plan {law} {ask} --fixed beta=1", ("`fixed`", "JSON")),
     Row("plan {law} {ask} --fixed '[1]'", ("`fixed`", "JSON object", "list")),
-    Row("plan {law} {ask} --fixed '{\"zeta\": 1}'", ("`fixed`", "'zeta'", "the constants", "beta")),
+    Row("plan {law} {ask} --fixed '{\"zeta\": 1}'", ("`fixed`", "'zeta'", "'neighbour' has no constants")),
+    Row("plan {law} {ask} --form p2 --fixed '{\"zeta\": 1}'", ("`fixed`", "'zeta'", "the constants", "beta")),
     Row('plan {law} {ask} --fixed \'{"beta": "x"}\'', ("fixed['beta']", "'x'", "finite number")),
     Row(
         "prune {model} --data_dir {text} --output_dir {out} --preset llama-9000b",

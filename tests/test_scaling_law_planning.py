@@ -285,7 +285,7 @@ def test_the_verb_takes_shapes_of_a_checkpoint(tmp_path, capsys):
         (["nowhere.csv"], "`runs` 'nowhere.csv' is neither"),
         (["RUNS", "--flops", "1e19"], "`flops` needs a source to plan for"),
         (["RUNS", "--num_parameters", "1e9"], "`source_loss` is needed"),
-        (["--fractions", "0.2"], "`runs` was not given, and no source"),
+        (["--fractions", "0.2"], "`runs` is needed, but it was not given"),
         (
             ["--num_parameters", "1e9", "--source_loss", "2", "--own_run", "x"],
             "`own_run` is one run, but `fractions` has 3",

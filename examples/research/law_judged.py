@@ -20,7 +20,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from hf_shear.core import UsageError, read_results, write_results
+from hf_shear.core import UsageError, read_results
 from hf_shear.scaling_law import TEST_NAMES, LawFit, RecoveryRun, ScalingLawCallback, ScalingLawWarning, fit_law
 from hf_shear.scaling_law.callback import PRIOR
 from hf_shear.scaling_law.curves import FLOPS_PER_PARAMETER_AND_TOKEN
@@ -300,7 +300,7 @@ def make_prior(runs: Sequence[RecoveryRun], provenance: str, decay: list[dict]) 
         fit = fit_law(runs, num_bootstrap=NUM_BOOTSTRAP, allow_different_tokens=True)
     fit = replace(fit, report=None, decay_correction=fmean(pair["loss"] for pair in decay) if decay else None)
     fit.save(PRIOR)
-    write_results(PRIOR, read_results(PRIOR) | {"provenance": provenance})
+    PRIOR.write_text(json.dumps(read_results(PRIOR) | {"provenance": provenance}) + "\n", encoding="utf-8")  # one line
     return fit
 
 

@@ -173,6 +173,9 @@ def coverage_text(coverage: Mapping[str, Mapping[str, Mapping[str, float]]]) -> 
         " loss given. Left out are each source, each fraction, or the last fifth of the tokens. The binomial interval"
         " (95 %, Clopper-Pearson) takes runs as independent, which those of one source are not."
     )
+    shares = [one["inside"] / one["of"] for found in coverage.values() for one in found.values()]
+    if min(shares) > 0.8:
+        text += f" All are too wide: they held {min(shares):.0%} to {max(shares):.0%}."
     headings = ("runs", "left out", "inside", "share", "binomial interval", "holds 80 %")
     return f"{text}\n\n{markdown_table(headings, rows)}"
 
@@ -184,6 +187,8 @@ def regret_table(regret: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
         (f"{price} nats", *(f"{100 * fmean(found[policy]):.1f} %" for policy in policies))
         for price, found in regret.items()
     ]
+    means = [fmean(value for found in regret.values() for value in found[policy]) for policy in policies]
+    rows.append(("mean", *(f"{100 * value:.1f} %" for value in means)))
     return markdown_table(("price of a whole run", *policies), rows)
 
 

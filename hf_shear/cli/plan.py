@@ -104,8 +104,8 @@ class Arguments:
 
         if self.runs is None and not self.names_a_source:
             raise UsageError(
-                "`runs` was not given, and no source to plan for either. Name a file of runs, or give `--checkpoint`, or"
-                " `--num_parameters`, and `--source_loss`, for the law of our own runs."
+                "`runs` is needed, but it was not given, and no source to plan for either. Name a file of runs, or give"
+                " `--checkpoint`, or `--num_parameters`, and `--source_loss`, for the law of our own runs."
             )
         if self.own_run is not None and len(self.fractions) != 1:
             raise UsageError(

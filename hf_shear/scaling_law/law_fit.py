@@ -339,6 +339,15 @@ def fit_law(
     check_ranges({"f_scale": f_scale})
     check_runs(runs, allow_different_tokens)
     if form in ("auto", NEIGHBOUR.name, NEIGHBOUR):
+        _check_weighting(weighting or "absolute")
+        if fixed:
+            raise UsageError(
+                f"`fixed` names {next(iter(fixed))!r}; 'neighbour' has no constants to hold. Name another form."
+            )
+        if len(runs) == 1:
+            raise UsageError(
+                f"One run only ({runs[0].name!r}) has no neighbours. Fit its own power law (form 'power_law'), or add runs."
+            )
         return _fit_neighbours([run.without_start(drop_start) for run in runs], loss, f_scale, num_bootstrap, seed)
     chosen, options = (
         _choose_form(form, runs),
@@ -414,12 +423,16 @@ def _solve(runs, form: LawForm, fixed, *, loss, f_scale, weighting, ridge, num_s
     if not (math.isfinite(ridge) and ridge >= 0):
         raise UsageError(f"`ridge` must be at least 0 and finite, but it is {ridge}. Give 0 for none.")
     weighting = form.weighting if weighting is None else weighting
-    if weighting not in WEIGHTINGS:
-        raise UsageError(f"`weighting` must be one of {', '.join(WEIGHTINGS)}, but it is {weighting!r}.")
+    _check_weighting(weighting)
     problem = Problem.of(runs, form, fixed or {}, weighting, ridge)
     _check_counts(runs, form, problem, fixed)
     f_scale = ROBUST_SCALES * scatter(runs, form.of_rise) if f_scale is None else f_scale
     return problem, solve(problem, loss, f_scale, num_starts, seed).free, f_scale
+
+
+def _check_weighting(weighting: str) -> None:
+    if weighting not in WEIGHTINGS:
+        raise UsageError(f"`weighting` must be one of {', '.join(WEIGHTINGS)}, but it is {weighting!r}.")
 
 
 def predict_run(form: LawForm, theta: NDArray, run: RecoveryRun) -> NDArray:
