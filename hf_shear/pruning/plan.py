@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -10,7 +10,8 @@ from transformers import PretrainedConfig
 
 from ..compensation import Compensation, config_with_biases, resolve_compensation
 from ..core import UsageError
-from ..criteria import Criterion, Scores, criteria_by_kind
+from ..criteria import Criterion, CriterionChoice, Scores, criteria_by_kind
+from ..criteria.joint_rise import joint_rise
 from ..masks import ATTENTION, HIDDEN, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, SUB_LAYERS, unit_kinds
 from ..modeling import as_family
 from ..shapes import TargetShape, count_parameters, family_named, family_of, parameter_budget, shape_for_budget
@@ -112,10 +113,24 @@ def make_plan(config: PretrainedConfig, target: Target, choices: PruneConfig) ->
     # Between the stages of a training, weights are no longer the source's, and modules are fitted to what they give.
     stream_changes = not allocation.uneven and choices.pruning_share is None and bool({HIDDEN, LAYER} & {*kinds})
     compensation = compensation.resolved(stream_changes, config)
-    criteria = criteria_by_kind(choices.criterion, kinds, family_of(config))
+    criteria = criteria_for(choices.criterion, kinds, config, compensation)
     if allocation.uneven:
         _check_uneven_criteria(criteria, allocation.name)
     return PruningPlan(choices, config, shape, budget, criteria, compensation, allocation, layers, protected)
+
+
+def criteria_for(
+    choice: CriterionChoice, kinds: Collection[str], config: PretrainedConfig, compensation: Compensation
+) -> dict[str, Criterion]:
+    """As ``criteria_by_kind``; ``joint_rise`` lets a removed layer's mean stand in its place where compensation can do that.
+
+    A fit to the source's residual stream can. A fit of each module to its own outputs leaves the place of a layer empty.
+    """
+    criteria = criteria_by_kind(choice, kinds, family_of(config))
+    of_layers = criteria.get(LAYER)
+    if of_layers is not None and of_layers.score is joint_rise.score and "mean" not in of_layers.options:
+        criteria[LAYER] = of_layers.with_options(mean=compensation.reads_source)
+    return criteria
 
 
 def _even_target(own: PretrainedConfig, config: PretrainedConfig, target: Target) -> tuple[TargetShape, int | None]:

@@ -19,7 +19,8 @@ MADE_AGAIN = "These commands make it again, in a POSIX shell with git and Python
 NO_COMMAND = "The command that made this model was not recorded."
 NOT_PUBLISHED = f"\n\nThis model is not published. This command publishes it:\n\n```bash\n{PUSH_COMMAND}\n```"
 ENGINE_COMMANDS = {
-    "vLLM": "vllm serve {name}",
+    "vLLM on a CPU": "vllm serve {name}",
+    "vLLM on a GPU": "vllm serve {name}",
     "llama.cpp": "python llama.cpp/convert_hf_to_gguf.py {folder} --outfile {file}.gguf && llama-cli -m {file}.gguf",
 }
 """How a checkpoint is run in an engine whose rules accept it; {name} may be on the Hub, {folder} is one here."""

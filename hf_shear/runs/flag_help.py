@@ -18,12 +18,13 @@ MAX_WIDTH = 100  # characters
 GROUPS: dict[str, tuple[str, str]] = {
     "What is sheared": (
         "model_name_or_path pruned preset hidden_size num_hidden_layers num_attention_heads num_key_value_heads"
-        " intermediate_size target_num_parameters criterion compensation num_stages",
-        "num_experts as_family num_shots pruning_share calibration_batches methods mask_rates learning_rates seeds",
+        " intermediate_size target_num_parameters from_search criterion compensation num_stages",
+        "num_experts as_family search_rank num_shots pruning_share calibration_batches methods mask_rates learning_rates"
+        " seeds",
     ),
     "The run": (
         "output_dir num_tokens resume overwrite stop_after dry_run",
-        "seed data_seed full_determinism trust_checkpoint",
+        "live_page seed data_seed full_determinism trust_checkpoint",
     ),
     "Data": (
         "data_dir max_length eval_tokens dynamic_batches",

@@ -13,6 +13,7 @@ from ..masks import RANKED_KINDS, unit_kinds
 from ..modeling import AutoShearingModelForCausalLM
 from ..pruning import PruneConfig, score_units
 from ..pruning.allocation import uniform_gates
+from ..pruning.plan import criteria_for
 from ..shapes import TargetShape
 from ..slicing import slice_model
 
@@ -40,7 +41,9 @@ class RankedSource:
         depth = min(shape.num_hidden_layers for shape in shapes)
         shallow = TargetShape.from_source(model.config, num_hidden_layers=depth)
         masked = AutoShearingModelForCausalLM.from_model(model, shallow).eval()
-        self.scores = score_units(masked, config.criterion, calibration, kinds, self._inputs)
+        method = resolve_compensation(config.compensation).resolved(True, model.config)
+        criteria = criteria_for(config.criterion, kinds, model.config, method)
+        self.scores = score_units(masked, criteria, calibration, kinds, self._inputs)
 
     def cut(self, shape: TargetShape) -> PreTrainedModel:
         """A stock model of the shape: the best units of each kind, and what remains makes up for the others.
