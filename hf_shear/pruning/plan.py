@@ -122,7 +122,7 @@ def make_plan(config: PretrainedConfig, target: Target, choices: PruneConfig) ->
 def criteria_for(
     choice: CriterionChoice, kinds: Collection[str], config: PretrainedConfig, compensation: Compensation
 ) -> dict[str, Criterion]:
-    """As ``criteria_by_kind``; ``joint_rise`` lets a removed layer's mean stand in its place where compensation can do that.
+    """As ``criteria_by_kind``; under ``joint_rise`` a layer's mean stands in its place where compensation can do that.
 
     A fit to the source's residual stream can. A fit of each module to its own outputs leaves the place of a layer empty.
     """

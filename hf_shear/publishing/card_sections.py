@@ -260,10 +260,11 @@ It is a plain checkpoint: `hf_shear` is not needed to load it.{_engines(facts)}"
 
 def _engines(facts: CardFacts) -> str:
     """Commands of the engines whose rules accept the checkpoint; nothing where there is none."""
-    blocks = []
+    blocks, shown = [], set()
     for row in facts.engines:
-        if row.engine not in ENGINE_COMMANDS or row.verdict != ACCEPTED:
+        if ENGINE_COMMANDS.get(row.engine) in (None, *shown) or row.verdict != ACCEPTED:
             continue
+        shown.add(ENGINE_COMMANDS[row.engine])
         folder = (facts.repo_id or facts.arm).split("/")[-1]
         command = ENGINE_COMMANDS[row.engine].format(name=facts.repo_id or facts.arm, folder=folder, file=folder)
         if facts.repo_id and "{folder}" in ENGINE_COMMANDS[row.engine]:
