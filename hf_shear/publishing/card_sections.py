@@ -287,7 +287,7 @@ def again(facts: CardFacts) -> str:
 
 def _install(facts: CardFacts) -> list[str]:
     """Lines that install the code of the commit that made the model; none where that was not noted."""
-    code = facts.results.get("made_by") or facts.results.get("code") or {}
+    code = facts.results.get("made_by") or {}
     commit = code.get("commit")
     if not commit:
         return []
