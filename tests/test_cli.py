@@ -454,7 +454,7 @@ def test_prune_to_a_budget_lets_layers_differ(inputs, tmp_path, form, capsys):
         (folder / "configuration_decilm.py").write_text("raise SystemExit('code beside a checkpoint was run')")
         assert main(["inspect", str(folder)]) == 0
         out = capsys.readouterr().out
-        assert "nemotron-nas" in out and "  vLLM  " in out
+        assert "nemotron-nas" in out and "  vLLM on a GPU  " in out
         assert main(["inspect", str(folder), "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["now"]["num_parameters"] == sum(weight.numel() for weight in weights.values())

@@ -222,7 +222,7 @@ def test_the_arguments_of_text_reach_the_reader_and_the_tokenizer(tmp_path, toke
 def test_every_verb_that_reads_text_says_how(tmp_path):
     verbs = {name: importlib.import_module(f"hf_shear.cli.{name}").Arguments for name in VERBS}
     reading = {name for name, arguments in verbs.items() if "data_dir" in fields_of(arguments)}
-    assert reading == {"learn", "prune", "interleave", "export", "recover", "evaluate"}
+    assert reading == {"search", "learn", "prune", "interleave", "export", "recover", "evaluate"}
     asked = fields_of(runs.TextArguments)
     assert {"text_field", "skip_unreadable", "skip_null_text", "parse_special_tokens"} < asked
     for arguments in (*(verbs[name] for name in reading), runs.PipelineArguments, runs.BenchArguments):

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, MistralForCausalLM, OPTConfig
 
 from hf_shear import ShearingLlamaForCausalLM, modeling, slice_model
+from hf_shear.core.defaults import MASKED_PREFIX
 from hf_shear.masks import EXPERT, HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
 from hf_shear.modeling import (
     AutoShearingModelForCausalLM,
@@ -219,7 +220,7 @@ def test_masks_survive_a_checkpoint_and_bfloat16(name, token_ids, tmp_path):
     source.save_pretrained(tmp_path / "source")
     target = target_of(name, "gqa", [0, 3])
     masked = AutoShearingModelForCausalLM.from_pretrained(tmp_path / "source", target_shape=target).eval()
-    assert is_masked_config(masked.config) and masked.config.model_type == f"shearing_{name}"
+    assert is_masked_config(masked.config) and masked.config.model_type == f"{MASKED_PREFIX}{name}"
     masked.save_pretrained(tmp_path / "masked")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "masked").eval()
     assert type(again) is type(masked)
@@ -269,7 +270,7 @@ def test_heads_that_are_normalised_together_stay():
 
 def test_other_families_are_refused_with_a_list():
     with pytest.raises(
-        ValueError, match="'opt', which can not be sheared. Supported model types: .*qwen3.*families.md"
+        ValueError, match="'opt', which can not be sheared. Supported model types: .*qwen3.*docs families"
     ):
         AutoShearingModelForCausalLM.from_model(type("Model", (), {"config": OPTConfig()})())
 
@@ -359,7 +360,7 @@ def test_every_family_has_classes_of_its_own_and_no_other_class_is_there():
         masked, config = SHEARING_CLASSES[name], SHEARING_CLASSES[name].config_class
         assert masked.__name__ == f"Shearing{family.model_name}" and issubclass(masked, family.model_class)
         assert config.__name__ == f"Shearing{family.config_name}" and issubclass(config, family.config_class)
-        assert config.model_type == f"shearing_{name}"
+        assert config.model_type == f"{MASKED_PREFIX}{name}"
         assert {masked.__name__, config.__name__} <= set(modeling.__all__)
 
 

@@ -62,7 +62,7 @@ def modules_of(source: str) -> set[str]:
             found.add(node.module)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("find_spec"):
             found |= {value.value for value in ast.walk(node) if isinstance(value, ast.Constant)}
-    return {name.split(".")[0] for name in found if isinstance(name, str)}
+    return {name.split(".")[0] for name in found if isinstance(name, str)} - {""}  # "": of a name that is put together
 
 
 def distribution(module: str) -> str:

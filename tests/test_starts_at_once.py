@@ -53,7 +53,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 assert AutoConfig.for_model("llama").model_type == "llama" and "hf_shear.modeling" not in sys.modules
 model = AutoModelForCausalLM.from_pretrained(FOLDER)
 assert type(model).__name__ == "ShearingLlamaForCausalLM"
-assert type(AutoConfig.for_model("shearing_qwen2")).__name__ == "ShearingQwen2Config"
+assert type(AutoConfig.for_model("hf_shear_qwen2")).__name__ == "ShearingQwen2Config"
 """
 """What transformers makes of a masked checkpoint, once hf_shear is imported."""
 

@@ -63,6 +63,8 @@ def add_products(total: Tensor, rows: Tensor) -> None:
     Args:
         rows: [N, C]; converted to the dtype of ``total``, which must hold all their values.
     """
+    if not len(total):  # a part that lost all its inputs
+        return
     steps, dtype = _steps(len(total)), rows.dtype
     rows = rows.to(total.dtype)
     charge_flops(sum(2 * rows.shape[0] * steps.step * (len(total) - start) for start in steps))
@@ -105,7 +107,7 @@ class Moments:
 
     def add(self, rows: Tensor, count: int | None = None) -> None:
         """Count rows [..., C] as ``count`` tokens; None: as many as they are."""
-        rows = rows.detach().reshape(-1, rows.shape[-1])
+        rows = rows.detach().flatten(end_dim=-2)
         add_products(self.second, rows)
         if self.first is not None:
             self.first.add_(rows.sum(dim=0, dtype=self.first.dtype))

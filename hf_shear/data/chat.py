@@ -6,6 +6,7 @@ would end the message, or take a role.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,8 @@ TEXT, MESSAGES = "text", "messages"
 
 def column_names(dataset: Any) -> list[str]:
     """Names of the columns of a data set or of a stream, of which nothing is consumed; [] for anything else."""
-    from datasets import Dataset, IterableDataset
-
-    if not isinstance(dataset, Dataset | IterableDataset):
+    datasets = sys.modules.get("datasets")  # if nobody imported it, nothing is of its classes
+    if datasets is None or not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
         return []
     return dataset.column_names or list(next(iter(dataset), {}))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 from transformers import PretrainedConfig
 from typing_extensions import Self, TypeIs
@@ -28,11 +27,6 @@ class ShearingConfig(PretrainedConfig):
     mask_phase: dict | None = None
     source_name_or_path: str | None = None
     source_revision: str | None = None
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self | tuple[Self, dict[str, Any]]:
-        """As there; the model_type is the class's, also of a checkpoint that has a former one."""
-        return super().from_dict({**config_dict, "model_type": cls.model_type}, **kwargs)
 
     def resolved_target(self) -> TargetShape:
         """The target, checked against this config's own (source) shape."""

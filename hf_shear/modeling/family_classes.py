@@ -11,7 +11,6 @@ from functools import wraps
 
 from huggingface_hub.dataclasses import strict
 from transformers import (
-    CONFIG_MAPPING,
     ArceeConfig,
     ArceeForCausalLM,
     AutoConfig,
@@ -376,9 +375,6 @@ SHEARING_CLASSES: dict[str, type[ShearingModel]] = {
 """The masked model class of every family, by the ``model_type`` of the family."""
 
 
-_FORMER_PREFIX = "shearing_"  # of checkpoints of before November 2026
-
-
 def _with_stock_signature(stock: type[PreTrainedModel]) -> Callable[..., ShearingCausalLMOutput]:
     """A masked forward from whose signature `generate` reads that it may derive an attention mask from padding."""
 
@@ -392,7 +388,6 @@ def _with_stock_signature(stock: type[PreTrainedModel]) -> Callable[..., Shearin
 for _model_type, _masked in SHEARING_CLASSES.items():
     _masked.forward = _with_stock_signature(_masked.__bases__[1])
     AutoConfig.register(_masked.config_class.model_type, _masked.config_class)
-    CONFIG_MAPPING.register(_FORMER_PREFIX + _model_type, _masked.config_class, exist_ok=True)
     AutoModelForCausalLM.register(_masked.config_class, _masked)
     # Some families keep weights on disk under other names, or in other pieces, than in memory: a mixture's experts are
     # one file entry each, and one tensor together. transformers finds the rules by model_type.

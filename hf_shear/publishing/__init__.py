@@ -6,12 +6,12 @@ from ..core.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from .card import model_card, named_license, write_card
+    from .card_picture import PICTURE_NAME, can_draw, kept_picture
     from .checkpoint_facts import CheckpointFacts, facts_of_config, has_byte_fallback, read_facts
     from .checkpoint_files import CARD_NAME, files_left_out
     from .engine_rules import EVIDENCE, REFUSED, UNTESTED, WRONG, Row, where_it_loads
     from .engine_table import ENGINES
     from .eval_entries import eval_result_files
-    from .kept_picture import PICTURE_NAME, can_draw, kept_picture
     from .push import push_to_hub
     from .run_files import find_run
     from .source_model import SourceLicense, source_license, source_metadata

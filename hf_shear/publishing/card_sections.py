@@ -9,9 +9,9 @@ from ..core.markdown import fenced_code, inline_code, markdown_text
 from ..masks import STRATEGIES
 from ..report import markdown_table
 from .card_facts import CardFacts, short_count
+from .card_picture import PICTURE_NAME
 from .citations import citations
 from .engine_rules import ACCEPTED, EVIDENCE
-from .kept_picture import PICTURE_NAME
 
 FOLDER_COMMENT = "  # the folder of that name in the run's folder"
 PUSH_COMMAND = "hf-shear push RUN_FOLDER YOUR_NAME/MODEL_NAME --private"

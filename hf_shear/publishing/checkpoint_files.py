@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from ..core import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, UsageError, read_json_object
 from ..slicing import CONFIGURATION_NAME, PROVENANCE_NAME, PRUNE_CONFIG_NAME, is_own_configuration
 from ..sources import MASKED_PREFIX
-from .kept_picture import PICTURE_NAME
+from .card_picture import PICTURE_NAME
 from .plain_files import plain_file
 from .source_model import LICENSE_NAMES
 

@@ -24,7 +24,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     ),
     "The run": (
         "output_dir num_tokens resume overwrite stop_after dry_run",
-        "live_page seed data_seed full_determinism trust_checkpoint",
+        "live_page num_train_epochs seed data_seed full_determinism trust_checkpoint",
     ),
     "Data": (
         "data_dir max_length eval_tokens dynamic_batches",

@@ -346,7 +346,8 @@ class ShearTrainingArguments(TrainingArguments):
                 )
             self.max_steps = math.ceil(self.num_train_epochs * num_samples / self.samples_per_step())
         if self.max_steps > 0:  # transformers and its model cards read both
-            self.num_train_epochs = 1.0 if streams else self.max_steps * self.samples_per_step() / num_samples
+            known = num_samples and not streams
+            self.num_train_epochs = self.max_steps * self.samples_per_step() / num_samples if known else 1.0
 
     def steps_for_tokens(self, num_tokens: int, sample_length: int) -> int:
         """Optimizer steps that see at least ``num_tokens`` tokens in samples of ``sample_length``."""

@@ -137,7 +137,7 @@ class ShearTrainer(TrainerHooks):
         self.sample_length = len(first_sample(next(iter(train_dataset.values())))["input_ids"]) if train_dataset else 0
         if train_dataset:
             args.set_steps(self.sample_length)
-            args.set_epochs(train_dataset)
+        args.set_epochs(train_dataset or {})
         self._use_cache = model.config.use_cache  # transformers switches it off for training
         if getattr(model, "generation_config", None) is not None:  # training changes it, and it is saved with the model
             model.generation_config = savable_generation_config(model.generation_config)
