@@ -60,7 +60,7 @@ def modules_of(source: str) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             found.add(node.module)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("find_spec"):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("find_spec", "import_module")):
             found |= {value.value for value in ast.walk(node) if isinstance(value, ast.Constant)}
     return {name.split(".")[0] for name in found if isinstance(name, str)} - {""}  # "": of a name that is put together
 

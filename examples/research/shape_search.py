@@ -232,7 +232,7 @@ def page(kept: dict) -> str:
             if name == SEARCHED:
                 continue
             seeds = sorted(of_seed.keys() & losses[SEARCHED].keys())
-            gap = paired_difference([of_seed[seed] for seed in seeds], [losses[SEARCHED][seed] for seed in seeds])
+            gap = paired_difference([losses[SEARCHED][seed] for seed in seeds], [of_seed[seed] for seed in seeds])
             label = "the best random" if name == best else name
             said.append(f"{label} {gap.mean:+.3f} ({gap.low:+.3f}, {gap.high:+.3f})")
             verdicts.append((name if name != best else RANDOM, gap.mean, gap.low, gap.high))
@@ -248,8 +248,8 @@ def page(kept: dict) -> str:
     parts.append("## What tells the order after training")
     parts.append(markdown_table(("source", "budget", "shapes", "foretold", "loss at the cut"), taus))
     parts.append(
-        "Kendall's tau with the loss after training, first seed (1: the same order, 0: none). What single cuts foretell"
-        " is the better guide: the loss of a shape's own cut also holds what training mends soon."
+        "Kendall's tau with the loss after training, first seed (1: the same order, 0: none). Both are guides, and neither"
+        " is better throughout; what single cuts foretell needs no cut of each shape."
     )
     worse = [one for one in verdicts if one[2] <= 0 <= one[3]], [one for one in verdicts if one[3] < 0]
     won = len(verdicts) - len(worse[0]) - len(worse[1])

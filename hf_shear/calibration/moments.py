@@ -31,7 +31,7 @@ MIN_BLOCKED_SIZE = 256  # below, the extra calls cost more than they save
 
 def _steps(size: int) -> range:
     step = -(-size // NUM_BLOCKS) if size >= MIN_BLOCKED_SIZE else size
-    return range(0, size, step)
+    return range(0, size, max(step, 1))  # a part may have lost all its inputs
 
 
 @contextmanager
@@ -63,8 +63,6 @@ def add_products(total: Tensor, rows: Tensor) -> None:
     Args:
         rows: [N, C]; converted to the dtype of ``total``, which must hold all their values.
     """
-    if not len(total):  # a part that lost all its inputs
-        return
     steps, dtype = _steps(len(total)), rows.dtype
     rows = rows.to(total.dtype)
     charge_flops(sum(2 * rows.shape[0] * steps.step * (len(total) - start) for start in steps))
