@@ -38,7 +38,7 @@ def flags(verb: str, *cases: tuple[str, str, tuple | str], program: str = "hf-sh
 
 
 WORDS = [
-    Row("shrink {model}", ("verb", "'shrink'", "inspect, learn, prune")),
+    Row("shrink {model}", ("verb", "'shrink'", "inspect, search, learn, prune")),
     Row("learn {model} {train} --no_bf16", ("`--no_bf16`", "`--bf16`")),
     Row("learn {model} {train} --no_baselines true", ("`--no_baselines`", "no value", "'true'")),
     Row("prun {model}", ("verb", "'prun'", "prune", "Did you mean")),

@@ -415,7 +415,9 @@ def test_targets_from_names_a_budget_and_a_preset(inputs):
         {"hidden_size": 12, "preset": "sheared-llama-1.3b"},
         {"hidden_size": 12, "target_num_parameters": 9},
     ):
-        with pytest.raises(ValueError, match="Name a target one way: hidden_size, .* or `--target_num_parameters`"):
+        with pytest.raises(
+            ValueError, match="Name a target one way: hidden_size, .*; or one of `--preset`, `--target_num_parameters`"
+        ):
             choose_target(arguments(**wrong), config)
     with pytest.raises(ValueError, match="model_type 'gpt2', which can not be sheared. Supported model types: .*llama"):
         choose_target(arguments(hidden_size=12), GPT2Config())
@@ -580,6 +582,7 @@ def test_options_are_frozen_and_shown(capsys):
 
 
 CHANGED_DEFAULTS = {
+    "num_train_epochs",
     "output_dir",
     "ddp_find_unused_parameters",
     "eval_strategy", "eval_steps", "adam_beta2", "remove_unused_columns", "logging_nan_inf_filter", "ignore_data_skip"

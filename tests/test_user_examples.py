@@ -96,10 +96,10 @@ def test_evaluate(folder, capsys):
     assert "books" in capsys.readouterr().out
 
 
-def test_there_are_at_most_a_dozen_and_the_page_names_them():
+def test_there_are_few_and_the_page_names_them():
     scripts = [path.name for path in EXAMPLES.glob("*.py") if path.stem != "__init__"]
     configs = [path for name in ("accelerate", "configs") for path in (EXAMPLES / name).iterdir()]
-    assert len(scripts) + len(configs) <= 12
+    assert len(scripts) + len(configs) <= 13
     page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     assert all(f"]({name})" in page for name in scripts)
     for folder in (EXAMPLES, EXAMPLES / "research"):

@@ -287,7 +287,7 @@ _CT2_NARROW = (
 CTRANSLATE2 = Engine(
     "CTranslate2",
     "ctranslate2 4.8.5, transformers 5.24.0",
-    "2026-11",
+    "2026-11-29",
     (
         _run("llama", "uniform", "untied", "attention_bias", "mlp_bias", "larger_theta"),
         _run(
@@ -300,6 +300,7 @@ CTRANSLATE2 = Engine(
         ),
         _run("mistral", *MISTRAL_FORMS),
         _WINDOW,
+        Rule(f"`{NAS}`", _types(NAS), REFUSED, RUN, "its converter knows no such model", ("nemotron_nas",)),
         _run("qwen2", "qwen2", verdict=REFUSED, note=_CT2_QWEN2),
         _run("qwen3", "qwen3", "families/qwen3"),
         _families("gemma", "gemma3_text"),
