@@ -49,7 +49,7 @@ TARGETS = {
     "heads and MLP": {"num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 1195},
     "hidden size": {"hidden_size": 504},
     "24 of 30 layers": {"num_hidden_layers": 24},
-    "all but heads": {"hidden_size": 512, "intermediate_size": 1280, "num_hidden_layers": 27},
+    "all but heads": {"hidden_size": 504, "intermediate_size": 1280, "num_hidden_layers": 27},
 }
 PLAIN = {"default": "activation", "layer": "block_influence"}
 OURS = {
