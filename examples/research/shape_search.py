@@ -1,7 +1,8 @@
 """Does the search of shapes win? Shapes of one budget, recovered for the same FLOPs, on several sources and seeds.
 
     python -m examples.research.shape_search measure --stories STORIES260K TINYSTORIES --data_dir SEVEN_DOMAINS
-    python -m examples.research.shape_search page        # build the page anew, and measure nothing
+    python -m examples.research.shape_search confirm ...  # the first budget's search again, after a change of code
+    python -m examples.research.shape_search page         # build the page anew, and measure nothing
 
 For each source and budget: the shape that ``search_shapes`` foretells to be best, the proportional one, one with fewer
 layers alone, one that is narrower alone, and ten drawn at random from all that fill the budget. Every shape is cut from the
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 from functools import cached_property
 from pathlib import Path
@@ -184,6 +186,27 @@ def measure(source: Source, kept: dict[str, Any]) -> None:
 
 
 MADE = ("cut", "loss", "tokens", "parameters")
+SAME = 1e-3  # relative difference of a loss that is made again
+
+
+def confirm(source: Source, kept: dict[str, Any]) -> None:
+    """Search the first budget of a source again, and train what is found; where both are what they were, note it.
+
+    Raises:
+        ValueError: another shape is found, or its loss differs by more than a thousandth: then measure anew.
+    """
+    share = source.settings["budgets"][0]
+    key = {"source": source.name, "budget": share, "seed": SEEDS[0], "shape": SEARCHED}
+    (run,) = (one for one in kept["runs"] if key.items() <= one.items())
+    found, _ = source.search(share, SEEDS[0])
+    made = source.run(source.target(found[0]), share, SEEDS[0], run["recovery_flops"])
+    same = [*found[0].sizes.values()] == run["sizes"] and math.isclose(made["loss"], run["loss"], rel_tol=SAME)
+    if not same:
+        raise ValueError(f"{run} was, {found[0].sizes} with {made} is. Measure anew.")
+    print(f"{source.name}: {run['loss']:.4f} was, {made['loss']:.4f} is")
+    for one in kept["code"]:
+        one["confirmed"] = code_record(todays_code())
+    write(kept)
 
 
 def todays_code() -> str:
@@ -261,6 +284,8 @@ def page(kept: dict) -> str:
         "python -m examples.research.shape_search measure --stories STORIES260K TINYSTORIES --data_dir SEVEN_DOMAINS"
     )
     code = ", ".join(f"{one['commit']} ({one['date']})" for one in kept["code"])
+    if confirmed := kept["code"][0].get("confirmed"):
+        code += f"; {confirmed['commit']} made a search of each source again, and found the same"
     parts.append(f"Again: `{command}`. Runs: [`search.json`](search.json). Code: {code}.")
     return noted(stale_note(kept["code"], todays_code(), command), "\n\n".join(parts) + "\n")
 
@@ -272,16 +297,17 @@ def kept_results() -> dict | None:
 
 def main(command_line: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "page"))
+    parser.add_argument("what", choices=("measure", "confirm", "page"))
     parser.add_argument("--stories", nargs=2, type=Path, metavar=("STORIES260K", "TINYSTORIES"))
     parser.add_argument("--data_dir", type=Path, help="Seven domains, for family-128.")
     options = parser.parse_args(command_line)
     kept = kept_results() or {"runs": []}
-    if options.what == "measure":
+    if options.what != "page":
+        do = measure if options.what == "measure" else confirm
         if options.stories:
-            measure(Source("stories260k", *options.stories), kept)
+            do(Source("stories260k", *options.stories), kept)
         if options.data_dir:
-            measure(Source("family-128", RESEARCH / "family" / "models" / "128", options.data_dir), kept)
+            do(Source("family-128", RESEARCH / "family" / "models" / "128", options.data_dir), kept)
     if not kept["runs"]:
         parser.error("nothing was measured yet.")
     PAGE.write_text(page(kept), encoding="utf-8")

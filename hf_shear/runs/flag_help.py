@@ -27,8 +27,8 @@ GROUPS: dict[str, tuple[str, str]] = {
         "live_page num_train_epochs seed data_seed full_determinism trust_checkpoint",
     ),
     "Data": (
-        "data_dir max_length eval_tokens dynamic_batches",
-        "text_field skip_unreadable skip_null_text parse_special_tokens held_out_fraction block_diagonal num_proc"
+        "data_dir text_field max_length eval_tokens dynamic_batches",
+        "skip_unreadable skip_null_text parse_special_tokens held_out_fraction block_diagonal num_proc"
         " mixture_weights reference_losses clamp_excess mixture_update mixture_floor mixture_ceiling",
     ),
     "Masks": (
