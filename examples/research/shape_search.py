@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import random
+import tempfile
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -78,13 +79,13 @@ class Source:
 
     def search(self, share: float, seed: int) -> tuple[list[ShapeCandidate], float]:
         """What a search finds without training, and its FLOPs."""
-        folder = Path(f"{self.name}-{share}-{seed}.search")
         apart = {name: part.select(range(-8 % len(part), len(part))) for name, part in self.data.steering.items()}
-        found = search_shapes(
-            self.model, self.calibration(seed), apart, self.budget(share), num_finalists=1, batch_size=2 * BATCH,
-            output_dir=folder, resume=True,
-        )  # fmt: skip
-        return found, sum(json.loads((folder / "search.json").read_text())["flops"].values())
+        with tempfile.TemporaryDirectory() as folder:
+            found = search_shapes(
+                self.model, self.calibration(seed), apart, self.budget(share), num_finalists=1, batch_size=2 * BATCH,
+                output_dir=folder,
+            )  # fmt: skip
+            return found, sum(json.loads((Path(folder) / "search.json").read_text())["flops"].values())
 
     def shapes(self, share: float, found: list[ShapeCandidate]) -> dict[str, TargetShape]:
         """All that are trained, by name."""
