@@ -27,7 +27,7 @@ ROOMS = (
     "shapes", "slicing", "sources", "training",
 )  # fmt: skip
 """Of hf_shear: what every run goes through."""
-ROOMS_IF_IMPORTED = ("evaluation", "scaling_law", "sparsity")
+ROOMS_IF_IMPORTED = ("evaluation", "scaling_law", "search", "sparsity")
 """What counts for an entry that imports it. Others (cli, publishing, report) show numbers and make none."""
 REBUILD = "python -m examples.research.pages"
 BEFORE = {"commit": None, "date": "2026-11", "digest": None}

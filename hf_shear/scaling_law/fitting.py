@@ -95,8 +95,9 @@ class Problem:
         index = np.repeat(np.arange(len(runs)), lengths)
         size = np.array([np.abs(run.rises).mean() for run in runs])
         weight = np.repeat(np.median(size) / size if weighting == "relative" else np.ones(len(runs)), lengths)
-        pull = np.zeros((len(form.ties) if ridge else 0, len(form.constants)))
-        for row, (first, second, unit) in zip(pull, form.ties, strict=False):
+        ties = form.ties if ridge else ()
+        pull = np.zeros((len(ties), len(form.constants)))
+        for row, (first, second, unit) in zip(pull, ties, strict=True):
             at = [form.constants.index(first), form.constants.index(second)]
             row[at] = np.array([1.0, -1.0]) * math.sqrt(ridge) * np.median(size) / unit
         return cls(form, target, features, shifts, form.design(features, shifts), free, start, np.array(low),

@@ -53,6 +53,8 @@ class LatencyModel:
         FailedError: the fit misses a measurement by more than a fifth, so that it tells nothing.
     """
 
+    _source_rounds: tuple[float, ...] = ()
+
     def __init__(self, model: PreTrainedModel, budget: ShapeBudget, shapes: Sequence[TargetShape]):
         self.model = model
         self.protocol = SpeedProtocol(
@@ -80,7 +82,7 @@ class LatencyModel:
         nn.Module.to(other, self.model.dtype)
         found = measure_speed(self.model, other, self.protocol)
         source = 1e3 * self.protocol.batch_size / found["source"]["decode_tokens_per_second"]
-        self._source_rounds = [*getattr(self, "_source_rounds", ()), source]
+        self._source_rounds = (*self._source_rounds, source)
         ratio = found["decode_ratio"]
         return Latency(*(source / ratio[name] for name in ("median", "high", "low")))
 

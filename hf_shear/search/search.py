@@ -14,7 +14,6 @@ found to be worse.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,12 +21,11 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel
 
 from ..core import FailedError, UsageError, check_ranges, counted_flops, tracked
-from ..data import Calibration
+from ..data import Calibration, samples_digest
 from ..modeling import check_model
 from ..pruning import PruneConfig
 from ..shapes import ModelShape, TargetShape, count_parameters, shape_for_budget
@@ -100,7 +98,7 @@ def search_shapes(
         "wanted": wanted.to_dict(),
         "prune_config": config.to_dict(),
         "calibration": calibration.digest(),
-        "held_out": _digest(held_out),
+        "held_out": {name: samples_digest(part) for name, part in held_out.items()},
         "num_finalists": num_finalists,
         "finalist_flops": finalist_flops if recover is not None else 0.0,
     }
@@ -240,11 +238,3 @@ class _Search:
 def _differs(one: TargetShape, other: TargetShape) -> bool:
     """Whether some part keeps another share of its units, by a twentieth of the source's or more."""
     return any(abs(share_kept(part, one, one.source) - share_kept(part, other, one.source)) >= APART for part in PARTS)
-
-
-def _digest(held_out: Mapping[str, Dataset]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(held_out):
-        digest.update(name.encode())
-        digest.update(np.asarray(held_out[name]["input_ids"]).tobytes())
-    return digest.hexdigest()
