@@ -76,7 +76,7 @@ class Setting:
 
 SMALL = Setting(98_304, 4, 256, 2_048)
 """96 steps of 1,024 tokens."""
-LARGE = Setting(100_352, 4, 256, 8_192)
+LARGE = Setting(100_352, 4, 256, 4_096)
 """Of SmolLM2-135M: 98 steps of 1,024 tokens."""
 
 
