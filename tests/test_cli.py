@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training_helpers import TARGET, letter_tokenizer, plain_model, random_documents
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_shear import PruneConfig
 from hf_shear.cli import main
 from hf_shear.cli.main import VERBS
 from hf_shear.core import check_results, read_results
 from hf_shear.modeling import AutoShearingModelForCausalLM
-from hf_shear.shapes import count_parameters
+from hf_shear.shapes import count_parameters, training_flops_per_token
 from hf_shear.slicing import read_provenance
 
 SIZES = [word for name, size in TARGET.items() for word in (f"--{name}", str(size))]
@@ -240,16 +240,23 @@ def test_interleave_prunes_and_trains_by_turns(inputs, tmp_path, capsys):
     assert "`num_tokens` and `output_dir` are needed" in capsys.readouterr().err
     words += ["--num_tokens", "768"]
     assert main(words) == 0
-    assert "held-out loss" in capsys.readouterr().out
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "trained")
+    assert "the loss is" in capsys.readouterr().out and (tmp_path / "run" / "report.html").is_file()
+    results = read_results(tmp_path / "run" / "results.json")
+    assert results["tokens"]["mask_learning"] == 768 and results["history"]
+    assert results["pruned"]["flops"] > 768 * training_flops_per_token(AutoConfig.from_pretrained(inputs / "model"), 1)
+    assert main(["card", str(tmp_path / "run"), "--license", "mit"]) == 0
+    card = (tmp_path / "run" / "pruned" / "README.md").read_text()
+    assert "It was trained for 768 tokens while it was pruned." in card and "None yet" not in card
+    capsys.readouterr()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "pruned")
     assert {name: getattr(model.config, name) for name in TARGET} == TARGET
-    made = read_provenance(tmp_path / "run" / "trained")
+    made = read_provenance(tmp_path / "run" / "pruned")
     assert made["interleaved"] == {"tokens": 768} and made["target_shape"] | TARGET == made["target_shape"]
-    assert PruneConfig.from_pretrained(tmp_path / "run" / "trained") == PruneConfig(num_shots=3, pruning_share=0.5)
+    assert PruneConfig.from_pretrained(tmp_path / "run" / "pruned") == PruneConfig(num_shots=3, pruning_share=0.5)
     assert main(words) == 2 and "holds a finished run" in capsys.readouterr().err
-    (tmp_path / "run" / "trained").rename(tmp_path / "first")
+    (tmp_path / "run" / "pruned").rename(tmp_path / "first")
     assert main([*words, "--resume", "true"]) == 0  # from the checkpoint of the last step
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "trained")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "pruned")
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
@@ -287,7 +294,7 @@ def test_interleave_goes_on_only_with_the_run_that_was_begun(inputs, tmp_path, m
         assert f"with other arguments: {shown}" in capsys.readouterr().err
     assert main([*words, "--resume", "true"]) == 0
     assert "There is no whole checkpoint" in capsys.readouterr().out
-    assert read_provenance(tmp_path / "run" / "trained")["interleaved"]["tokens"] == 384
+    assert read_provenance(tmp_path / "run" / "pruned")["interleaved"]["tokens"] == 384
 
 
 def test_lora_and_stored_teacher_logits_end_in_a_plain_checkpoint(inputs, tmp_path):

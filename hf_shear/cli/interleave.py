@@ -21,7 +21,8 @@ REFUSED = {name: "give --num_tokens" for name in ("max_steps", "num_train_epochs
     "push_to_hub": "use hf-shear push OUT REPO_ID",
     "recovery_method": "all weights are trained between the stages; leave it out",
 }
-TRAINED = "trained"  # folder of the result
+PRUNED, SOURCE = "pruned", "source"
+"""The result's folder, as of every run; and the record of the source, which a run that goes on does not judge again."""
 
 
 @dataclass(kw_only=True)
@@ -49,7 +50,9 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
 
 
 def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
-    """Prune and train by turns, cut, save to <output_dir>/trained."""
+    """Judge the source, prune and train by turns, cut, save to <output_dir>/pruned, judge and report."""
+    import time
+
     import torch
     from accelerate import PartialState
 
@@ -65,7 +68,7 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
         raise UsageError(
             "`num_tokens` and `output_dir` are needed: the budget of all stages together, and a folder. Give both."
         )
-    folder = Path(args.output_dir) / TRAINED
+    folder = Path(args.output_dir) / PRUNED
     if folder.exists():
         raise UsageError(f"`output_dir` {args.output_dir!r} holds a finished run. Name another folder.")
     resumes = arguments.resume and folder.parent.is_dir() and bool(content_of(folder.parent))
@@ -88,9 +91,13 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     checkpoint = run_folder.last_checkpoint(".") if resumes else None
     if arguments.resume and checkpoint is None:
         PartialState().print(f"There is no whole checkpoint in {args.output_dir!r}: training begins at its first step.")
+    started = time.perf_counter()
+    judged = run_folder.stage(SOURCE, lambda: runs.judge_checkpoint(opened, data.judged, args))
+    PartialState().print(f"Held-out loss of the source: {judged['mean']:.4f}.")
     drawn = data.calibration(args.samples_per_step(), arguments.calibration_batches, args.seed)
     source = opened.load_model(torch.float32)  # AdamW loses small steps in others
     text = Calibration.from_batches(drawn.batches, args.train_batch_size, args.seed)
+    begun = time.perf_counter()
     try:
         choices = runs.config_from_flags(arguments, num_shots=arguments.num_stages)
         found = prune_interleaved(
@@ -101,10 +108,14 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
         raise
     dtype = getattr(config, "dtype", None)
     dtype = dtype if dtype != torch.float32 else None
+    trained = time.perf_counter()
     found.save(folder, tokenizer, dtype, seed=args.seed, interleaved={"tokens": found.trainer.tokens_seen()})
-    losses = runs.judge_checkpoint(folder, data.judged, args)
+    seconds = {"pruning": trained - begun, "export": time.perf_counter() - trained}
+    record = runs.judge_checkpoint(folder, data.judged, args)
+    seconds["total"] = time.perf_counter() - started
     if args.process_index == 0:
-        shape = ModelShape.from_config(found.model.config).sizes_text()
-        print(f"{folder}: {shape}; held-out loss {losses['mean']:.3f}")
+        results = runs.interleaving_results(judged, record, found, args, seconds)
+        print(f"\n{runs.draw_report(Path(args.output_dir), results)}")
+        print(f"Wrote {folder}: {ModelShape.from_config(found.model.config).sizes_text()}.")
         for line in engine_warnings(folder):
             print(line)

@@ -216,14 +216,15 @@ def _comparison_sentence(results: Mapping[str, Any]) -> str:
 
 
 def _cut_sentence(results: Mapping[str, Any]) -> str:
-    """Of a model that was pruned, and not trained yet."""
+    """Of a model that was pruned, and not trained since."""
     if any(name not in results for name in ("source", "pruned")):
         return "There is no recovered model yet, so there is no verdict."
     source, pruned = results["source"], results["pruned"]
     share = 1 - pruned["num_parameters"] / source["num_parameters"]
     return (
         f"Pruning removed {share:.1%} of the parameters, and the loss is {pruned['mean'] - source['mean']:.3f} nats per"
-        f" token above the source's ({pruned['mean']:.3f}, {source['mean']:.3f}). No recovery yet: hf-shear recover."
+        f" token above the source's ({pruned['mean']:.3f}, {source['mean']:.3f})."
+        + ("" if results["tokens"].get("mask_learning") else " No recovery yet: hf-shear recover.")
     )
 
 

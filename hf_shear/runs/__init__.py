@@ -22,7 +22,15 @@ if TYPE_CHECKING:
         config_from_flags,
         dry_run_field,
     )
-    from .report import RESULTS_NAME, judge, judge_checkpoint, pruning_results, save_results
+    from .report import (
+        RESULTS_NAME,
+        draw_report,
+        interleaving_results,
+        judge,
+        judge_checkpoint,
+        pruning_results,
+        save_results,
+    )
     from .run_folder import RunFolder, finished_stages, run_settings
     from .run_time import judging_share, pruning_work
     from .saves import check_result
@@ -68,8 +76,10 @@ __all__ = [
     "config_from_flags",
     "conclude",
     "cut_learned_masks",
+    "draw_report",
     "dry_run_field",
     "finished_stages",
+    "interleaving_results",
     "judge",
     "judge_checkpoint",
     "judge_source",

@@ -26,8 +26,9 @@ from ..core import (
 from ..core.results import MODEL_NAMES
 from ..data import samples_digest
 from ..pruning import OneShotPruning
+from ..pruning.interleave import InterleavedPruning
 from ..report import comparison_table, plot_domains, plot_kept_units, plot_sizes, write_html_report
-from ..shapes import TARGET_NAMES, ModelShape, count_parameters
+from ..shapes import TARGET_NAMES, ModelShape, count_parameters, training_flops_per_token
 from ..sources import Source, open_source, ready_to_compute, whole_models
 from ..training import ShearTrainingArguments, evaluate_samples
 from .origin import code_origin, run_command
@@ -166,6 +167,25 @@ def pruning_results(
     }
 
 
+def interleaving_results(
+    source: dict, pruned: dict, pruning: InterleavedPruning, args: ShearTrainingArguments, seconds: dict[str, float]
+) -> dict:
+    """As ``pruning_results``, of a model that was trained while it was pruned: at the source's size, before the cut."""
+    trained = pruning.trainer.stage_record("mask_learning")
+    seconds = {name: value for name, value in seconds.items() if name != "pruning"} | {
+        "mask_learning": seconds["pruning"]
+    }
+    results = pruning_results(source, pruned, pruning, args, seconds)
+    length = pruning.trainer.sample_length
+    results["pruned"]["flops"] += trained["tokens"] * training_flops_per_token(pruning.masked_config, length)
+    results["pruned"]["learning_rate"] = args.learning_rate
+    results["tokens"] |= {
+        "mask_learning": trained["tokens"],
+        "evaluation": results["tokens"]["evaluation"] + sum(row["eval_tokens"] for row in trained["history"]),
+    }
+    return results | {"history": trained["history"], "passes": {"mask_learning": trained["passes"]}}
+
+
 def recovery_settings(args: ShearTrainingArguments) -> dict:
     """How a model was recovered: the method, and the distillation or None."""
     settings = args.distillation_settings()
@@ -207,6 +227,11 @@ def write_report(folder: Path, results: dict) -> str:
     its own start) and ``sizes`` (rows of ``size_history``).
     """
     check_results(results)
+    return draw_report(folder, results)
+
+
+def draw_report(folder: Path, results: dict) -> str:
+    """As ``write_report``, for results that need not have every model."""
     results = save_results(folder, results)
     source = results["source"]["shape"]
     if results["kept"] is not None:
