@@ -245,24 +245,46 @@ def test_reporters_see_stable_names(tmp_path):
     assert all(re.fullmatch(stable, name) for name in recorder.names)
 
 
+STABLE_NAMES = {"train/mixture/books", "train/expected/hidden_size", "train/swapped/hidden_size", "eval/books_loss"}
+
+
+def train_and_report_to(reporter: str, folder: Path) -> None:
+    args = make_args(folder, max_steps=4, eval_strategy="steps", eval_steps=2, report_to=reporter)
+    ShearTrainer(masked_model(), args, train_domains(), held_out_domains()).train()
+
+
 def test_tensorboard_holds_domains_sizes_and_swaps(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
-    args = make_args(tmp_path, max_steps=4, eval_strategy="steps", eval_steps=2, report_to="tensorboard")
-    ShearTrainer(masked_model(), args, train_domains(), held_out_domains()).train()
+    train_and_report_to("tensorboard", tmp_path)
     (file,) = (tmp_path / "events").rglob("events.out*")
     events = EventAccumulator(str(file))
     events.Reload()
-    names = set(events.Tags()["scalars"])
-    assert {
-        "train/mixture/books",
-        "train/expected/hidden_size",
-        "train/swapped/hidden_size",
-        "eval/books_loss",
-    } <= names
+    assert set(events.Tags()["scalars"]) >= STABLE_NAMES
     assert [event.step for event in events.Scalars("train/swapped/hidden_size")] == [2, 4]
+
+
+def test_wandb_holds_domains_sizes_and_swaps(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+    for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    train_and_report_to("wandb", tmp_path)
+    names = set(wandb.run.summary.keys())
+    wandb.finish()
+    assert names >= STABLE_NAMES
+
+
+def test_trackio_holds_domains_sizes_and_swaps(tmp_path, monkeypatch):
+    pytest.importorskip("trackio", reason="trackio is not installed")
+    storage = pytest.importorskip("trackio.sqlite_storage")
+    monkeypatch.setattr(storage, "TRACKIO_DIR", tmp_path / "trackio")
+    train_and_report_to("trackio", tmp_path)
+    (project,) = storage.SQLiteStorage.get_projects()
+    (run,) = storage.SQLiteStorage.get_runs(project)
+    rows = storage.SQLiteStorage.get_logs(project, run)
+    assert {name for row in rows for name in row} >= STABLE_NAMES
 
 
 # ---- the Hub ------------------------------------------------------------------------------------------------------
