@@ -2,6 +2,7 @@
 
     python -m examples.research.law_runs --data_dir SEVEN_DOMAINS --stories STORIES260K TINYSTORIES --output FILE
     python -m examples.research.law_runs --smollm SMOLLM2_135M WIKITEXT2 --output FILE   # the true held-out source
+    python -m examples.research.law_runs --data_dir ... --stories ... --output FILE --confirm  # after a change of code
 
 The design is registered in model_cards/scaling_law/registered.md. Every source is trained at the same two rates, so that
 size and rate are crossed. The control of a run is its unpruned source at the same rate, schedule, order and tokens.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Mapping
@@ -50,6 +52,7 @@ CHECKPOINTS = (0.03, 0.045, 0.065, 0.09, 0.125, 0.17, 0.24, 0.33, 0.46, 0.6, 0.7
 DECAY_SHARE = 0.3  # of the steps, at the end of a late decay, linearly to 0
 WARMUP_STEPS = 4
 MASK_STEPS = 20  # of learned masks, before the cut
+SAME = 1e-3  # of a loss: another machine rounds otherwise, and training makes more of it
 
 
 @dataclass(frozen=True)
@@ -221,6 +224,26 @@ def make_runs(arms: list[Arm], sources: Mapping[str, Source], output: Path) -> N
             logger.info(f"{asdict(arm)}: {results['runs'][-1]['seconds']:.0f} s")  # no losses: they are not read yet
 
 
+def confirm(sources: Mapping[str, Source], output: Path) -> None:
+    """Make the first pruned run of each source again; where all are what they were, note that today's code did it.
+
+    Raises:
+        ValueError: a loss differs by more than a thousandth of it: then make the runs anew.
+    """
+    results = json.loads(output.read_text(encoding="utf-8"))
+    for name, source in sources.items():
+        arm = next(arm for arm in design() if arm.source == name and arm.cut == ONE_SHOT)
+        (kept,) = (run for run in results["runs"] if asdict(arm).items() <= run.items())
+        again = source.run(arm)
+        pairs = [(kept["start_loss"], again["start_loss"]), *zip(kept["losses"], again["losses"], strict=True)]
+        if not all(math.isclose(was, now, rel_tol=SAME) for was, now in pairs):
+            raise ValueError(f"{asdict(arm)}: {kept['losses']} was, {again['losses']} is. Make the runs anew.")
+        logger.info(f"{name}: {kept['losses'][-1]:.4f} was, {again['losses'][-1]:.4f} is")
+    for one in results["code"]:
+        one["confirmed"] = code_record(todays_code())
+    write_results(output, results)
+
+
 def main(command_line: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
@@ -229,6 +252,7 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--smollm", nargs=2, metavar=("MODEL", "TEXT"), help="SmolLM2-135M and its text")
     parser.add_argument("--family", type=Path, default=RESEARCH / "family" / "models", help="%(default)s")
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the runs")
+    parser.add_argument("--confirm", action="store_true", help="make one run of each small source again, and compare")
     options = parser.parse_args(command_line)
     sources = {}
     if options.data_dir:
@@ -238,6 +262,9 @@ def main(command_line: list[str] | None = None) -> None:
         sources[STORIES] = Source(Path(options.stories[0]), options.stories[1], "text", SMALL)
     if options.smollm:
         sources[SMOLLM] = Source(Path(options.smollm[0]), options.smollm[1], "text", LARGE)
+    if options.confirm:
+        confirm({name: source for name, source in sources.items() if name != SMOLLM}, options.output)
+        return
     arms = smollm_design() if options.smollm else design()
     make_runs(arms, sources, options.output)
 
