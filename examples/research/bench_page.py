@@ -25,8 +25,10 @@ INTRODUCTION = """# Ways of pruning, compared
 
 By `examples/research/bench.py`: every method at the same target, on the same calibration text for each seed, with the
 same training tokens. How methods are written: [comparing.md](../examples/docs/comparing.md). "best" is the lowest
-mean loss after recovery; "tie": 0 is in the 95 % interval of the differences from it, paired by seed. Seconds and peaks
-were measured on a machine that others used, too: they tell orders of magnitude. What did not help: [tried.md](tried.md)."""
+mean loss after recovery; "tie": 0 is in the 95 % interval of the differences from it, paired by seed. The source is
+stories260K on TinyStories; [main_job.md](main_job.md) compares the default with its rivals on others, each at its own
+learning rate. Seconds and peaks were measured on a machine that others used, too: they tell orders of magnitude. What did
+not help: [tried.md](tried.md)."""
 COMMAND = "python -m examples.research.bench"
 
 
