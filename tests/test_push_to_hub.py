@@ -26,6 +26,7 @@ from hf_shear.core import UsageError
 from hf_shear.publishing import files_left_out, push_to_hub
 from hf_shear.publishing.checkpoint_files import other_files
 from hf_shear.publishing.hub_access import PushError
+from hf_shear.report import write_html_report
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "tester/small"
@@ -286,6 +287,22 @@ def test_tokens_in_files_of_the_run_are_not_published(hub, tmp_path):
     for name, content in hub.files(NAME).items():
         for secret in (token, "abc123", "0123abcd", "me:word", "abcde"):
             assert secret.encode() not in content, (name, secret)
+
+
+def test_the_report_is_published_without_the_paths_of_the_command(hub, tmp_path):
+    run = make_run(tmp_path / "run")
+    results = json.loads((run / "results.json").read_text())
+    results["command"] += " --data_dir /srv/secret/text --pruned /srv/secret/pruned --teacher_name_or_path ~/secret/big"
+    (run / "results.json").write_text(json.dumps(results))
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    evaluation["source"]["name"] = "/srv/secret/llama"
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    page = write_html_report(run).read_text()
+    assert "/srv/secret/text" in page and "/srv/secret/llama" in page
+    push(hub, run)
+    published = hub.files(NAME)["report.html"].decode()
+    assert "secret" not in published
+    assert "--data_dir text " in published and published.count("/svg>") == page.count("/svg>")
 
 
 @pytest.mark.parametrize("asked, found", [(None, b"license: llama3.2"), ("mit", b"license: mit")])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..core.redaction import redacted
@@ -49,6 +51,25 @@ def _without_local_paths(value: Any) -> Any:
     if isinstance(value, str):
         return _ABSOLUTE_PATH.sub(lambda found: last_part(found.group()), value)
     return value
+
+
+def paths_in(value: Any) -> Iterator[str]:
+    """Every absolute path in the strings of a JSON-ready value."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from paths_in(item)
+    if isinstance(value, str):
+        yield from (found.group() for found in _ABSOLUTE_PATH.finditer(value))
+
+
+def page_without_paths(page: str, paths: Iterable[str]) -> str:
+    """An HTML page in which these absolute paths are cut to their last part. Only these: drawings have slashes anywhere."""
+    for path in sorted(set(paths), key=len, reverse=True):
+        whole = rf"(?<![\w:/.<\\~-]){re.escape(html.escape(path))}(?![\w/\\.-])"
+        page = re.sub(whole, lambda _, path=path: html.escape(last_part(path)), page)
+    return page
 
 
 def without_source_path(config: dict) -> dict:

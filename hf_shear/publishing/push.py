@@ -20,7 +20,7 @@ from .card_sections import as_published
 from .checkpoint_files import CARD_NAME, TOKENIZER_NAMES, is_masked, other_files, weight_files
 from .eval_entries import eval_result_files
 from .hub_access import NETWORK_ERRORS, PushError, RemoteRepo, asking_the_hub, check_token, refusal, remote_repo
-from .local_paths import last_part, without_source_path
+from .local_paths import last_part, page_without_paths, paths_in, without_source_path
 from .plain_files import plain_file
 from .run_files import RunFiles, find_run
 from .source_model import (
@@ -200,14 +200,11 @@ def _without_source(path: Path) -> bytes:
 
 
 def _report(run: RunFiles, page: Path) -> bytes:
-    """The report without tokens and the folders it names. Only those: its pictures are text with slashes anywhere."""
+    """The report without tokens, and without the paths of this machine that the run's records and its folder name."""
     text = redact_tokens(page.read_text(encoding="utf-8", errors="replace"))
-    source = ((_origin(run) or {}).get("source") or {}).get("name_or_path") or ""
-    folders = [str(run.checkpoint.resolve()), str(run.checkpoint.resolve().parent), source]
-    for folder in folders:
-        if os.path.isabs(folder):
-            text = text.replace(folder, last_part(folder))
-    return text.encode()
+    records = [run.results, run.evaluation, run.provenance, _origin(run)]
+    folders = [str(run.checkpoint.resolve()), str(run.checkpoint.resolve().parent)]
+    return page_without_paths(text, [*folders, *paths_in(records)]).encode()
 
 
 def _deletions(remote: RemoteRepo, added: set[str]) -> list[CommitOperationDelete]:
