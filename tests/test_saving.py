@@ -245,6 +245,18 @@ def write(text: str):
     return into
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.parametrize("mask, others_read", [(0o022, True), (0o077, False)])
+def test_weights_are_readable_for_whom_the_folder_is(tmp_path, mask, others_read):
+    before = os.umask(mask)
+    try:
+        save_checkpoint(plain_model(), tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"] == (0o644 if others_read else 0o600)
+
+
 def test_a_process_that_dies_between_the_two_renames_loses_nothing(tmp_path, monkeypatch):
     out = tmp_path / "out"
     whole_folders.replace_folder(out, write("old"))

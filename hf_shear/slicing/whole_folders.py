@@ -52,6 +52,7 @@ def begin_folder(output_dir: Path) -> Path:
 
 def put_in_place(unfinished: Path, output_dir: Path) -> None:
     """Rename a complete folder to ``output_dir``, in place of what is there."""
+    _open_to_readers(unfinished)
     _flush(unfinished)
     replaced = _beside(output_dir, REPLACED)
     if output_dir.exists():
@@ -71,6 +72,13 @@ def put_in_place(unfinished: Path, output_dir: Path) -> None:
 
 def _beside(output_dir: Path, ending: str) -> Path:
     return output_dir.with_name(output_dir.name + ending)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Let who may read the folder read its files: safetensors 0.8 writes weights that only their owner may read."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(path.stat().st_mode | (folder.stat().st_mode & 0o666))
 
 
 def _flush(folder: Path) -> None:
