@@ -295,4 +295,6 @@ def _judge(row: Row, names: dict[str, str], code: int, said: str, before: dict, 
         return f"foreign: it does not say {missing}"
     if not ADVICE.search(said.split("error: ", 1)[1]):
         return "foreign: no advice"
+    if re.search(r"\w\.\. ", said):
+        return "foreign: a sentence ends twice"
     return ""

@@ -23,6 +23,13 @@ from hf_shear.shapes import count_parameters, training_flops_per_token
 from hf_shear.slicing import read_provenance
 
 SIZES = [word for name, size in TARGET.items() for word in (f"--{name}", str(size))]
+USAGES = {
+    "compare": "RUNS ...",
+    "docs": "[PAGE]",
+    "evaluate": "SOURCE [PRUNED]",
+    "plan": "[RUNS]",
+    "push": "FOLDER REPO_ID",
+}
 MAX_HELP_LINES = 54
 MAX_TRAINING_HELP_LINES = 72
 
@@ -63,6 +70,9 @@ def test_every_verb_keeps_the_contract_and_its_help_fits_a_screen(capsys):
         trains = getattr(verb, "TRAINS", False)
         assert main([name, "--help"]) == 0
         short = capsys.readouterr().out.splitlines()
+        assert short[0].startswith(
+            f"usage: hf-shear {name} {USAGES.get(name, verb.POSITIONAL[0].upper())} [--config"
+        ), name
         assert len(short) <= (MAX_TRAINING_HELP_LINES if trains else MAX_HELP_LINES), name
         assert main([name, "--help-all"]) == 0
         lines = capsys.readouterr().out.splitlines()

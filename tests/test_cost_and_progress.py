@@ -222,7 +222,7 @@ def test_the_cost_report(tmp_path):
                      eval_token_share=0.05, hardening_ratio=0.25)  # fmt: skip
     lines = make_trainer(masked_model(), args, held_out=held_out_domains(6)).cost_report().splitlines()
     assert lines[0] == (
-        "Mask learning: 256,000 tokens in 2,000 steps of 8 x 16 tokens (1 process(es) x 4 samples x 2 accumulated)"
+        "Mask learning: 256,000 tokens in 2,000 steps of 8 x 16 tokens (1 process x 4 samples x 2 accumulated)"
     )
     units = 18 + 3 + 3 * 3 + 3 * 3 * 2 + 3 * 24
     assert lines[1].startswith(f"  masks: relaxed_topk, {units:,} units towards ")
@@ -249,7 +249,7 @@ def test_masks_that_never_harden_say_so(tmp_path):
 
 def test_the_cost_report_of_recovery_is_short(tmp_path):
     lines = make_trainer(plain_model(), make_args(tmp_path)).cost_report().splitlines()
-    assert lines[0] == "Training: 512 tokens in 8 steps of 4 x 16 tokens (1 process(es) x 4 samples x 1 accumulated)"
+    assert lines[0] == "Training: 512 tokens in 8 steps of 4 x 16 tokens (1 process x 4 samples x 1 accumulated)"
     assert len(lines) == 2
 
 

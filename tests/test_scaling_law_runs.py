@@ -178,6 +178,7 @@ def test_a_results_file_of_this_library(tmp_path):
     (tmp_path / "one" / "results.json").write_text(json.dumps(results))
     (run,) = read_runs(tmp_path)
     assert run.name == "one" and run.tokens == (100_000, 200_000) and run.losses == pytest.approx((2.5, 2.3))
+    assert read_runs(tmp_path / "one")[0].name == "one"
     assert run.case.source_loss == pytest.approx(1.8)  # of the samples that the history is of
 
     results["history"][1]["reference_loss"] = {"a": 1.0, "b": 1.0}

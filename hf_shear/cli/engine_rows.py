@@ -14,7 +14,7 @@ PAGE = "`hf-shear docs engines` has the commands, and all rules."
 def engine_lines(rows: list[Row], of_what: str) -> list[str]:
     """One line per engine, and its notes below it."""
     meanings = "; ".join(f"{word}: {meaning}" for word, meaning in EVIDENCE.items())
-    lines = [f"Where {of_what} loads besides transformers.", f"  {meanings}"]
+    lines = [f"Engines other than transformers, and whether they load {of_what}:", f"  ({meanings})"]
     for row in rows:
         known = row.evidence if row.evidence == UNTESTED else f"{row.verdict:<10}{row.evidence}, {row.date}"
         lines.append(f"  {row.engine:<26}{known:<28}{row.version}")

@@ -93,7 +93,7 @@ def run(arguments: Arguments) -> None:
     if arguments.json:
         print(json.dumps(facts, indent=1))
         return
-    of_what = "the target, once cut and saved" if target is not None else "this checkpoint"
+    of_what = "the target once it is cut and saved" if target is not None else "this checkpoint"
     print("\n".join([_table(facts, config, arguments), "", *engine_lines(rows, of_what)]))
 
 

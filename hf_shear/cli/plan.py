@@ -36,7 +36,9 @@ class Arguments:
     )
     form: str = field(
         default="auto",
-        metadata={"help": "neighbour, p2, p2_five, damage, chinchilla, average_parameters, compute; auto: neighbour."},
+        metadata={
+            "help": "neighbour (auto), p2, p2_five, damage, chinchilla, average_parameters, compute; power_law: one run."
+        },
     )
     loss: Literal["linear", "soft_l1", "huber", "cauchy"] = field(
         default="linear", metadata={"help": "Of the fit; all but linear bound the weight of outliers."}

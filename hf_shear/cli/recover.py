@@ -49,6 +49,10 @@ def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
     run = runs.with_teacher_logits(run)
     recovered = run.stage("recovery", runs.recover, learned)
     runs.conclude(run, learned, recovered, started)
+    if args.process_index == 0:
+        folder = run.folder.path
+        print(f"\nWrote {folder}/recovered, a plain checkpoint, and {folder}/report.html.")
+        print(f"Publish it with: hf-shear push {folder} YOUR_NAME/MODEL_NAME --private")
 
 
 def _learned(pipeline: Arguments, args: ShearTrainingArguments) -> tuple[runs.Run, dict]:

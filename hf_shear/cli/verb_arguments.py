@@ -45,7 +45,7 @@ def _named(name: str, verb: ModuleType, words: list[str]) -> list[str]:
         values, flags = values[:1], [*values[1:], *flags]
     if len(values) > len(verb.POSITIONAL):
         raise UsageError(
-            f"`hf-shear {name}` takes {len(verb.POSITIONAL)} argument(s) without a flag"
+            f"`hf-shear {name}` takes {len(verb.POSITIONAL)} argument{'s' * (len(verb.POSITIONAL) != 1)} without a flag"
             f" ({' '.join(map(str.upper, verb.POSITIONAL))}), but {' '.join(values)!r} was given. Say what the others are:"
             " `--NAME VALUE`."
         )
@@ -58,11 +58,22 @@ def _named(name: str, verb: ModuleType, words: list[str]) -> list[str]:
 
 def verb_help(name: str, verb: ModuleType, whole: bool) -> str:
     """Usage, what each flag does, and an example."""
-    lines = [f"usage: hf-shear {' '.join([name, *map(str.upper, verb.POSITIONAL)])} [--config FILE.yaml] [FLAGS]", ""]
-    lines += [verb.SUMMARY, ""]
     types = argument_types(verb)
+    lines = [f"usage: hf-shear {' '.join([name, *_positional_words(verb, types[0])])} [--config FILE.yaml] [FLAGS]", ""]
+    lines += [verb.SUMMARY, ""]
     if len(types) > 1:
         lines += grouped_help(types, whole, list(getattr(verb, "REFUSED", ())))
     else:
         lines += flag_lines(dataclasses.fields(verb.Arguments))
     return "\n".join([*lines, "", "example:", f"  {verb.EXAMPLE}"])
+
+
+def _positional_words(verb: ModuleType, arguments: type) -> list[str]:
+    """The arguments without a flag as a usage line writes them: [X] may be left out, X ... may be several."""
+    fields = {field.name: field for field in dataclasses.fields(arguments)}
+    words = []
+    for name in verb.POSITIONAL:
+        field, word = fields[name], name.upper() + " ..." * bool(getattr(verb, "MANY", False))
+        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        words.append(word if needed else f"[{word}]")
+    return words

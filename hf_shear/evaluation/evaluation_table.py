@@ -132,7 +132,7 @@ def _speed_block(speed: Mapping[str, Any]) -> str:
         ratio = speed[f"{stage}_ratio"]
         speeds = [f"{speed[role][f'{stage}_tokens_per_second']:,.0f}" for role in ROLES]
         rows.append((stage, *speeds, f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"))
-    threads = "" if speed.get("threads") is None else f", {speed['threads']} thread(s)"
+    threads = "" if speed.get("threads") is None else f", {speed['threads']} thread{'s' * (speed['threads'] != 1)}"
     what = f"batch {speed['batch_size']}, prompt {speed['prompt_length']}, {speed['new_tokens']} new tokens"
     where = f"{_ascii(speed['device'])}{threads}, {speed['dtype']}"
     grid = _grid("Speed, tokens per second", ("", *ROLES, "pruned/source"), rows)

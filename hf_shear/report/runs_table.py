@@ -97,7 +97,11 @@ def comparison_page(record: Mapping[str, Any]) -> str:
     head += f'<p class="lead">{text(comparison_verdict(record))}</p>\n'
     facts = [
         ("Lowest mean loss", f"{best['mean']:.3f}", best["name"]),
-        ("Judged on", short_count(record["eval_tokens"]), f"held-out tokens of {len(best['loss'])} domain(s)"),
+        (
+            "Judged on",
+            short_count(record["eval_tokens"]),
+            f"held-out tokens of {len(best['loss'])} domain{'s' * (len(best['loss']) != 1)}",
+        ),
     ]
     sources = {row["source_mean"] for row in rows}
     if len(sources) == 1 and None not in sources:

@@ -346,7 +346,8 @@ def fit_law(
             )
         if len(runs) == 1:
             raise UsageError(
-                f"One run only ({runs[0].name!r}) has no neighbours. Fit its own power law (form 'power_law'), or add runs."
+                f"One run only ({runs[0].name!r}) has no neighbours. Fit its own power law"
+                " (`form` 'power_law'), or add runs."
             )
         return _fit_neighbours([run.without_start(drop_start) for run in runs], loss, f_scale, num_bootstrap, seed)
     chosen, options = (
@@ -452,7 +453,7 @@ def _choose_form(form: str | LawForm, runs: Sequence[RecoveryRun]) -> LawForm:
     if chosen is not POWER_LAW and len(runs) == 1:
         raise UsageError(
             f"One run only ({runs[0].name!r}) can not tell size, fraction and tokens apart: {chosen.name!r} needs runs of"
-            " several sizes and fractions. Fit its own power law (form 'power_law'), or add runs."
+            " several sizes and fractions. Fit its own power law (`form` 'power_law'), or add runs."
         )
     return chosen
 

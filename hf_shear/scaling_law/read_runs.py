@@ -45,7 +45,8 @@ def read_runs(path: str | os.PathLike) -> list[RecoveryRun]:
             raise UsageError(
                 f"`runs`: the folder {str(path)!r} holds no {RESULTS_NAME}, at any depth. Name a folder with finished runs."
             )
-        return [run_from_results(file, str(file.parent.relative_to(path))) for file in found]
+        places = [path.resolve().name if file.parent == path else str(file.parent.relative_to(path)) for file in found]
+        return [run_from_results(file, place) for file, place in zip(found, places, strict=True)]
     if not path.is_file():
         raise UsageError(f"`runs`: {str(path)!r} is neither a file nor a folder. Name a CSV, a JSON file or a folder.")
     if path.suffix == ".csv":

@@ -209,6 +209,8 @@ def _advice(
     nearest = nearest_shape(requested, named, source, acceptance)
     assert nearest is not None, f"the source itself must be an allowed shape: {source}"
     advice = f"The nearest shape that would do: {_written(nearest)}."
+    if all(size == getattr(source, name) for name, size in nearest.items()):
+        advice += " That is the source itself, with nothing removed."
     for name in ("hidden_size", "num_attention_heads"):
         if name in named and nearest[name] != requested[name]:
             other = nearest_shape(requested, named, source, acceptance, keep=(name,))

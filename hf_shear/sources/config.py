@@ -120,7 +120,8 @@ def config_fields(argument: str, place: Place, hub: dict) -> dict:
             raise UsageError(adapter_refusal(argument, place.name)) from error
         raise UsageError(
             f"`{argument}` {place.name!r} is no folder here, and it could not be loaded from the Hub:"
-            f" {str(error).splitlines()[0]} Give the path of a checkpoint, or a name on the Hub with a network."
+            f" {str(error).splitlines()[0].rstrip('. ')}. Give the path of a checkpoint, or a name on the Hub with"
+            " a network."
         ) from error
     return fields
 

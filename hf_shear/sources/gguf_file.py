@@ -46,7 +46,7 @@ def gguf_fields(argument: str, path: Path) -> dict:
             raise ValueError(f"it has {path.stat().st_size:,} bytes, and its tensors end at {end:,}")
         fields, _ = PretrainedConfig.get_config_dict(path.parent, gguf_file=path.name)
     except _OF_BROKEN_FILES as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).rstrip(".")
         raise UsageError(
             f"`{argument}` {name!r} is cut off, or no GGUF file that transformers can read: {reason}. Get it anew, or give"
             " the checkpoint that it was made of."

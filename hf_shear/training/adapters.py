@@ -76,7 +76,9 @@ def peft_config_from(description: dict | str | os.PathLike | None):
     try:
         return known[kind](**fields)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"`peft_config` does not fit {kind}: {error}. Correct its fields, {fields}.") from error
+        raise UsageError(
+            f"`peft_config` does not fit {kind}: {str(error).rstrip('.')}. Correct its fields, {fields}."
+        ) from error
 
 
 def add_adapters(model: PreTrainedModel, peft_config: Any = None) -> Any:

@@ -194,8 +194,9 @@ def cost_report(
     per_step = args.samples_per_step() * sample_length
     lines = [
         f"{'Training' if masks is None else 'Mask learning'}: {args.max_steps * per_step:,} tokens in"
-        f" {args.max_steps:,} steps of {args.samples_per_step()} x {sample_length} tokens ({args.world_size} process(es) x"
-        f" {args.train_batch_size} samples x {args.gradient_accumulation_steps} accumulated)"
+        f" {args.max_steps:,} steps of {args.samples_per_step()} x {sample_length} tokens ({args.world_size}"
+        f" process{'es' * (args.world_size != 1)} x {args.train_batch_size} samples x"
+        f" {args.gradient_accumulation_steps} accumulated)"
     ]
     if masks is not None and schedule is not None:
         hardening = schedule.hardening_steps

@@ -135,9 +135,10 @@ def check_optimizer_arguments(args) -> None:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
         optimizer = kind([nn.Parameter(torch.zeros(1))], **options)
     except (ValueError, TypeError, KeyError, ImportError) as error:
+        reason = str(error).rstrip(".")
         raise UsageError(
-            f"`optim={optim!r}` with `optim_args={args.optim_args!r}` can not be made: {error}. Correct `optim_args`, which"
-            " reads NAME=VALUE,NAME=VALUE."
+            f"`optim={optim!r}` with `optim_args={args.optim_args!r}` can not be made: {reason}. Correct `optim_args`,"
+            " which reads NAME=VALUE,NAME=VALUE."
         ) from error
     if args.optim_args:
         plain = copy.copy(args)
@@ -149,5 +150,5 @@ def check_optimizer_arguments(args) -> None:
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(
             f"`lr_scheduler_type={args.lr_scheduler_type.value!r}` with `lr_scheduler_kwargs={args.lr_scheduler_kwargs!r}`"
-            f" can not be made: {error}. Correct `lr_scheduler_kwargs`, a JSON object."
+            f" can not be made: {str(error).rstrip('.')}. Correct `lr_scheduler_kwargs`, a JSON object."
         ) from error
