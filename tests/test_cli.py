@@ -365,7 +365,9 @@ def test_recover_starts_from_what_prune_made(inputs, pruned, tmp_path, capsys):
     assert "What was kept" in (run / "report.html").read_text(encoding="utf-8")
     capsys.readouterr()
     assert main(words) == 0  # goes on: every stage has finished before
-    assert "recovery (finished before)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "recovery (finished before)" in said
+    assert f"Wrote {run}/recovered" in said and f"hf-shear push {run} YOUR_NAME/MODEL_NAME" in said
     assert main(["card", str(run), "--license", "mit"]) == 0
     card = (run / "recovered" / "README.md").read_text(encoding="utf-8")
     assert "What to keep was chosen by scores: criterion `llm_surgeon hidden=activation layer=joint_rise`," in card

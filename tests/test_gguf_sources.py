@@ -82,7 +82,8 @@ def test_what_transformers_would_leave_out_is_refused(tmp_path, monkeypatch):
     whole = path.read_bytes()
     for content in (whole[:-100], whole[:200], whole[:3], b"", b"GGUX" + whole[4:]):
         path.write_bytes(content)
-        assert "is cut off, or no GGUF file" in refusal()
+        said = refusal()
+        assert "is cut off, or no GGUF file" in said and ".. " not in said
     path.write_bytes(whole)
     shutil.copy(path, tmp_path / "tiny-00001-of-00002.gguf")
     with pytest.raises(UsageError, match="is a part of a model that was split"):
