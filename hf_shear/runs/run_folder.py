@@ -148,6 +148,10 @@ class RunFolder:
         if not self._replaces:
             self._write()
 
+    def at_first(self, name: str, value: int) -> int:
+        """What this run noted under this name when it was first started; ``value``, to be noted, if that is now."""
+        return self._stages["settings"].setdefault(name, value)
+
     def _check_settings(self, settings: dict) -> None:
         settings = json.loads(json.dumps(settings))
         before = self._stages.get("settings", settings)

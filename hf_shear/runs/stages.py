@@ -204,7 +204,9 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     folder = RunFolder.open(output_dir, pipeline.resume, pipeline.overwrite, settings, dry=pipeline.dry_run)
     said = (*source.notes, reasons, f"Target: {target}", f"Run folder: {folder.path}")
     PartialState().print("\n".join(filter(None, said)))
-    data = pack(pipeline, domains, tokenizer, config, pipeline.mask_tokens + pipeline.recovery_tokens)
+    # All models of a run are judged on the same text, also where `recovery_tokens` is chosen anew for `recover`.
+    num_tokens = folder.at_first("judged_for_tokens", pipeline.mask_tokens + pipeline.recovery_tokens)
+    data = pack(pipeline, domains, tokenizer, config, num_tokens)
     require_same_text(folder, data)
     flags = ["--resume"] * (not pipeline.resume) + [f"--output_dir {folder.path}"] * (output_dir is None)
     again = f" with `{' '.join(flags)}`" if flags else ""
