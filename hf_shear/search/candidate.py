@@ -20,6 +20,9 @@ class ShapeCandidate:
         recovered_rise: after ``recovery_tokens`` of training; None of a shape that was not trained.
         latency: measured milliseconds per token (``median``, ``low``, ``high``), where the budget limits them.
         within_noise: whether the limit of the latency lies between the fastest and the slowest round.
+        layers: query heads, key/value heads and neurons of each layer of the source, where they differ: then ``sizes`` are
+            those that they are padded to, and ``foretold_rise`` is that of the shape it began as, changed by as much as the
+            rise at the cut is.
         proportional: whether it is the shape of ``shape_for_budget``.
     """
 
@@ -33,6 +36,7 @@ class ShapeCandidate:
     latency: dict[str, float] | None = None
     within_noise: bool = False
     proportional: bool = False
+    layers: list[list[int]] | None = None
 
     @property
     def order(self) -> tuple:

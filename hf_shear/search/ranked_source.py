@@ -8,14 +8,15 @@ from transformers import PreTrainedModel
 
 from ..calibration import InputsByModule
 from ..compensation import compensate, resolve_compensation
+from ..criteria import Scores
 from ..data import Calibration
 from ..masks import RANKED_KINDS, unit_kinds
-from ..modeling import AutoShearingModelForCausalLM
+from ..modeling import AutoShearingModelForCausalLM, ShearingModel
 from ..pruning import PruneConfig, score_units
-from ..pruning.allocation import uniform_gates
+from ..pruning.allocation import per_layer_gates, uniform_gates
 from ..pruning.plan import criteria_for
-from ..shapes import TargetShape
-from ..slicing import slice_model
+from ..shapes import PerLayerShape, TargetShape
+from ..slicing import slice_model, slice_uneven
 
 
 class RankedSource:
@@ -52,10 +53,26 @@ class RankedSource:
         residual stream takes two of the pruned model and one of the source.
         """
         masked = AutoShearingModelForCausalLM.from_model(self.model, shape).eval()
-        losing = {kind.name for kind in masked.masks.constrained}
-        scores = {kind: score for kind, score in self.scores.items() if kind in losing}
-        gates = uniform_gates(scores, masked.masks.kinds, {})
-        method = resolve_compensation(self.config.compensation)
-        compensate(masked, gates, self.calibration, method, self.whole, dict(self._inputs))
+        gates = self.gates(shape)
+        self._compensate(masked, gates)
         model, _ = slice_model(masked, gates)
         return model
+
+    def gates(self, shape: TargetShape) -> Scores:
+        """1 for the best units of each kind that a shape loses some of, 0 for the others."""
+        kinds = unit_kinds(shape.source, shape)
+        losing = {name for name, kind in kinds.items() if not kind.frozen}
+        scores = {kind: score for kind, score in self.scores.items() if kind in losing}
+        return uniform_gates(scores, kinds, {})
+
+    def cut_layers(self, shape: PerLayerShape) -> PreTrainedModel:
+        """As ``cut``, of layers with widths of their own: padded with zeros to the largest."""
+        masked = AutoShearingModelForCausalLM.from_model(self.model).eval()
+        gates = per_layer_gates(self.scores, shape, masked.device)
+        self._compensate(masked, gates)
+        model, _ = slice_uneven(masked, gates)
+        return model
+
+    def _compensate(self, masked: ShearingModel, gates: Scores) -> None:
+        method = resolve_compensation(self.config.compensation)
+        compensate(masked, gates, self.calibration, method, self.whole, dict(self._inputs))
