@@ -190,7 +190,7 @@ def _check_per_layer(
     """Layers that are protected, and the kinds of units of which the criterion chooses some."""
     if allocation.uneven:
         raise UsageError(
-            f"`target` says what each layer keeps, but `allocation` is {allocation.name!r}. Allocate 'uniform', the default."
+            f"`target` says what each layer keeps, but `allocation` is {allocation.name!r}. Leave it at 'uniform'."
         )
     if choices.num_shots != 1 or choices.pruning_share is not None:
         raise UsageError("`target` says what each layer keeps, which is cut at once. Leave `num_shots` at 1.")

@@ -6,23 +6,23 @@ gains levels and others lose some, or a whole part is dropped; what is then left
 Children are cut from the source's statistics, compensated, and judged on held-out text in rounds: all on a small part of
 it, the best few on more. The last one becomes the parent if it is better on all of the text.
 
-Levels: of attention each number of key/value heads, with each number of query heads for one; of an MLP multiples of a step.
+Levels of an attention are numbers of query heads and key/value heads, those of an MLP numbers of neurons. The lowest level
+is none of them: the layer then has no such part.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PretrainedConfig
 
-from ..core import check_ranges, tracked
-from ..criteria import Scores
-from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD
-from ..shapes import LayerSizes, ModelShape, PerLayerShape
+from ..core import UsageError, tracked
+from ..masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, MLP, QUERY_HEAD, SUB_LAYERS
+from ..shapes import ModelShape, PerLayerShape
+from .grid import ShapeFilter, step_of
 
-ATTENTION, MLP = "attention", "mlp"
 MOST_SWITCHES = 3
 """Of one child. As in EvoPress, the smaller of two draws counts, so that one switch is the most frequent."""
 DROP = 0.1
@@ -30,10 +30,17 @@ DROP = 0.1
 STEPS = (1, 2, 4)
 """Levels that a part gains in one switch, one of these at random."""
 ROUNDS = ((8, 1 / 8), (2, 1 / 2), (1, 1.0))
-"""Children that are judged, and the share of the held-out text."""
+"""Children that are judged, and the share of the held-out text: three passes over all of it."""
+MOST_DRAWS = 80
+"""For the children of one generation, of which some are refused or alike."""
+
+Level = tuple[int, int]
+"""Query heads and key/value heads of an attention; neurons of an MLP, and 0."""
+Place = tuple[int, str]
+"""A layer, and its attention or its MLP."""
+GONE: Level = (0, 0)
 Judge = Callable[[PerLayerShape, float], float]
-"""The loss of a shape's cut on a share of the held-out text; lower is better."""
-Place = tuple[int, str]  # a layer and its part
+"""The loss of a shape's cut on a share of the held-out text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,149 +50,163 @@ class Levels:
     Attributes:
         config: of the source.
         budget: parameters that no shape exceeds.
-        heads: pairs of query heads and key/value heads that a layer may have, by rising parameters; without (0, 0).
-        widths: of MLPs, rising; without 0.
+        of: by attention and MLP, all levels, rising; the first is to be gone.
         accepts: whether a shape is wanted.
     """
 
     config: PretrainedConfig
     budget: int
-    heads: Sequence[tuple[int, int]]
-    widths: Sequence[int]
-    accepts: Callable[[PerLayerShape], bool] = lambda shape: True
+    of: dict[str, list[Level]]
+    accepts: Callable[[PerLayerShape], bool]
+
+    @classmethod
+    def within(cls, config: PretrainedConfig, budget: int, wanted: ShapeFilter, kinds: Collection[str]) -> Levels:
+        """Those that a filter leaves.
+
+        Args:
+            config: of the source.
+            budget: parameters.
+            wanted: filters; its ``accepts`` is asked of the shape that a candidate is padded to.
+            kinds: of units that were ranked: others stay.
+        """
+        source = ModelShape.from_config(config)
+        heads, widths = [(source.num_attention_heads, source.num_key_value_heads)], [source.intermediate_size]
+        if KEY_VALUE_HEAD in kinds:
+            numbers, fewest = wanted.sizes(source, "num_attention_heads"), source.queries_per_group
+            heads = [
+                (groups * queries, groups)
+                for groups in wanted.sizes(source, "num_key_value_heads")
+                for queries in range(1 if QUERY_HEAD in kinds else fewest, source.queries_per_group + 1)
+                if groups * queries in numbers
+            ]
+        if INTERMEDIATE in kinds:
+            widths = wanted.sizes(source, "intermediate_size", step_of(source.intermediate_size))
+        fewest_layers = wanted.at_least.get("num_hidden_layers", 1)
+
+        def accepts(shape: PerLayerShape) -> bool:
+            try:
+                padded = shape.padded(config)
+            except UsageError:  # the config's class accepts no number of heads that is large enough
+                return False
+            return padded.num_hidden_layers >= fewest_layers and (wanted.accepts is None or not wanted.accepts(padded))
+
+        of = {ATTENTION: [GONE, *sorted(heads, key=_cost)], MLP: [GONE, *((width, 0) for width in widths)]}
+        return cls(config=config, budget=budget, of=of, accepts=accepts)
+
+    def fits(self, shape: PerLayerShape) -> bool:
+        """Whether a shape keeps the budget."""
+        return shape.num_parameters(self.config) <= self.budget
+
+    def snapped(self, shape: PerLayerShape, draw: random.Random) -> PerLayerShape:
+        """A shape with every part at one of the levels: its own or the next below, and what that leaves given to parts."""
+        for place in _places(shape):
+            if _level(shape, place) not in self.of[place[1]]:
+                shape = self.moved(shape, place, -1) or shape
+        return self.filled(shape, draw)
 
     def child(self, parent: PerLayerShape, draw: random.Random) -> PerLayerShape | None:
-        """A shape some switches away that keeps the budget and leaves nothing of it that a level would fit in; None
-        where what was drawn leads to no other shape."""
+        """A shape some switches away that fills the budget; None if what was drawn leads to none."""
         shape = parent
         for _ in range(min(draw.randint(1, MOST_SWITCHES), draw.randint(1, MOST_SWITCHES))):
-            shape = self._switched(shape, draw) or shape
-        return shape if shape != parent and self.accepts(shape) else None
+            switched = self._dropped(shape, draw) if draw.random() < DROP else self._switched(shape, draw)
+            shape = switched or shape
+        return shape if shape != parent and self.fits(shape) and self.accepts(shape) else None
+
+    def _dropped(self, shape: PerLayerShape, draw: random.Random) -> PerLayerShape | None:
+        place = draw.choice([one for one in _places(shape) if _level(shape, one) != GONE])
+        smaller = _changed(shape, place, GONE)
+        return None if smaller is None else self.filled(smaller, draw)
 
     def _switched(self, shape: PerLayerShape, draw: random.Random) -> PerLayerShape | None:
-        places = [(layer, part) for layer in range(len(shape.layers)) for part in (ATTENTION, MLP)]
-        if draw.random() < DROP:
-            lost = draw.choice(places)
-            smaller = self._without(shape, lost)
-        else:
-            gains = [place for place in places if self._step(shape, place, 1) is not None]
-            if not gains:
-                return None
-            gained, smaller = draw.choice(gains), shape
-            for _ in range(draw.choice(STEPS)):
-                smaller = self._step(smaller, gained, 1) or smaller
-            losers = [place for place in places if place != gained]
-            draw.shuffle(losers)
-            lost = losers[0]
-            while smaller.num_parameters(self.config) > self.budget:
-                lost = losers[0]
-                next_one = self._step(smaller, lost, -1)
-                if next_one is None:
-                    losers.pop(0)
-                    if not losers:
-                        return None
-                    continue
-                smaller = next_one
-        return None if smaller is None else self.filled(smaller, draw, lost)
+        places = _places(shape)
+        draw.shuffle(places)
+        gained = next((one for one in places if self.moved(shape, one, 1) is not None), None)
+        if gained is None:
+            return None
+        for _ in range(draw.choice(STEPS)):
+            shape = self.moved(shape, gained, 1) or shape
+        for lost in (one for one in places if one != gained):
+            while not self.fits(shape) and (smaller := self.moved(shape, lost, -1)) is not None:
+                shape = smaller
+            if self.fits(shape):
+                return self.filled(shape, draw, spared=lost)
+        return None
 
     def filled(self, shape: PerLayerShape, draw: random.Random, spared: Place | None = None) -> PerLayerShape:
-        """With what is left of the budget given to parts at random, but for ``spared``; parts that are gone stay so."""
-        places = [(layer, part) for layer in range(len(shape.layers)) for part in (ATTENTION, MLP)]
-        open_places = [place for place in places if place != spared and not self._is_gone(shape, place)]
-        while open_places:
-            place = draw.choice(open_places)
-            larger = self._step(shape, place, 1)
-            if larger is None or larger.num_parameters(self.config) > self.budget:
-                open_places.remove(place)
-            else:
+        """With what is left of the budget given to parts at random, a level at a time; what is gone stays so."""
+        places = [place for place in _places(shape) if place != spared and _level(shape, place) != GONE]
+        while places:
+            place = draw.choice(places)
+            larger = self.moved(shape, place, 1)
+            if larger is not None and self.fits(larger):
                 shape = larger
+            else:
+                places.remove(place)
         return shape
 
-    def _step(self, shape: PerLayerShape, place: Place, by: int) -> PerLayerShape | None:
-        """With one part a level up or down; None at the end of the levels, of which the lowest is to have no such part."""
-        layer, part = place
-        sizes = shape.layers[layer]
-        levels = [(0, 0), *self.heads] if part == ATTENTION else [0, *self.widths]
-        now = (sizes.num_heads, sizes.num_key_value_heads) if part == ATTENTION else sizes.num_neurons
-        above = [level for level in levels if self._weight(level) > self._weight(now)]
-        below = [level for level in levels if self._weight(level) < self._weight(now)]
-        if not (above if by > 0 else below):
-            return None
-        return self._at(shape, place, above[0] if by > 0 else below[-1])
-
-    def _weight(self, level: tuple[int, int] | int) -> tuple[int, int]:
-        """Orders levels by what they cost."""
-        return (level, 0) if isinstance(level, int) else (level[0] + level[1], level[1])
-
-    def _without(self, shape: PerLayerShape, place: Place) -> PerLayerShape | None:
-        return None if self._is_gone(shape, place) else self._at(shape, place, (0, 0) if place[1] == ATTENTION else 0)
-
-    @staticmethod
-    def _is_gone(shape: PerLayerShape, place: Place) -> bool:
-        sizes = shape.layers[place[0]]
-        return not (sizes.num_heads if place[1] == ATTENTION else sizes.num_neurons)
-
-    @staticmethod
-    def _at(shape: PerLayerShape, place: Place, level: tuple[int, int] | int) -> PerLayerShape | None:
-        """With a part at a level; None where no layer would have such a part."""
-        layer, part = place
-        sizes = list(shape.layers)
-        if isinstance(level, int):
-            sizes[layer] = replace(sizes[layer], num_neurons=level)
-        else:
-            sizes[layer] = replace(sizes[layer], num_heads=level[0], num_key_value_heads=level[1])
-        if not any(one.num_neurons if part == MLP else one.num_heads for one in sizes):
-            return None
-        return replace(shape, layers=tuple(sizes))
+    def moved(self, shape: PerLayerShape, place: Place, by: int) -> PerLayerShape | None:
+        """With a part at the next level above (1) or below (-1); None where there is none, or no layer would have it."""
+        now = _cost(_level(shape, place))
+        beyond = [level for level in self.of[place[1]] if (_cost(level) > now if by > 0 else _cost(level) < now)]
+        return _changed(shape, place, beyond[0 if by > 0 else -1]) if beyond else None
 
 
 def mutate(
-    start: PerLayerShape, levels: Levels, judge: Judge, num_generations: int, seed: int
+    start: PerLayerShape, levels: Levels, judge: Judge, num_generations: int, draw: random.Random
 ) -> Iterator[tuple[PerLayerShape, float]]:
-    """The parent after each generation, and its loss on all of the text; first ``start`` itself.
+    """The parent after each generation, and its loss on all of the text; ``start`` before the first.
 
     Args:
         start: keeps the budget.
         levels: of its parts.
-        judge: cuts a shape and judges it; called with the same arguments it returns the same.
-        num_generations: each of which judges ``ROUNDS``, three times the text.
-        seed: of what is drawn.
+        judge: cuts a shape and judges it; the same shape has the same loss each time.
+        num_generations: each judges ``ROUNDS``.
+        draw: where chance comes from; the same one finds the same.
     """
-    check_ranges({"num_generations": num_generations})
-    draw, parent = random.Random(seed), start
-    loss = judge(parent, 1.0)
+    parent, loss = start, judge(start, 1.0)
     yield parent, loss
     for _ in tracked(range(num_generations), "Mutations", unit="generation"):
-        rivals: list[PerLayerShape] = []
-        for _ in range(10 * ROUNDS[0][0]):  # few are refused; where all are, the generation is over
-            child = levels.child(parent, draw)
-            if child is not None and child not in rivals:
-                rivals.append(child)
-            if len(rivals) == ROUNDS[0][0]:
-                break
-        found = loss
+        drawn = (levels.child(parent, draw) for _ in range(MOST_DRAWS))
+        rivals = _first_different(drawn, ROUNDS[0][0])
+        losses: dict[PerLayerShape, float] = {}
         for number, share in ROUNDS:
             losses = {rival: judge(rival, share) for rival in rivals[:number]}
-            rivals = sorted(losses, key=lambda rival: losses[rival])  # of equal ones, the first that was drawn
-            found = losses[rivals[0]] if rivals else loss
-        if found < loss:
-            parent, loss = rivals[0], found
+            rivals = sorted(losses, key=losses.__getitem__)  # of equal ones, that which was drawn first
+        if rivals and losses[rivals[0]] < loss:
+            parent, loss = rivals[0], losses[rivals[0]]
         yield parent, loss
 
 
-def shape_of_gates(gates: Scores, source: ModelShape) -> PerLayerShape:
-    """What is left of each layer under gates of 0 and 1, of which a group's query heads are as many in each group."""
+def _first_different(drawn: Iterator[PerLayerShape | None], number: int) -> list[PerLayerShape]:
+    found: list[PerLayerShape] = []
+    for one in drawn:
+        if one is not None and one not in found:
+            found.append(one)
+            if len(found) == number:
+                break
+    return found
 
-    def left(kind: str, width: int) -> list[int]:
-        rows = gates[kind].reshape(source.num_hidden_layers, -1, width) if kind in gates else None
-        return [width] * source.num_hidden_layers if rows is None else rows[:, 0].sum(dim=1).int().tolist()
 
-    groups, queries = left(KEY_VALUE_HEAD, source.num_key_value_heads), left(QUERY_HEAD, source.queries_per_group)
-    neurons = left(INTERMEDIATE, source.intermediate_size)
-    stays = gates[LAYER].tolist() if LAYER in gates else [1.0] * source.num_hidden_layers
-    layers = (
-        LayerSizes(number * each, number, width) if stay else LayerSizes(0, 0, 0)
-        for number, each, width, stay in zip(groups, queries, neurons, stays, strict=True)
-    )
-    hidden = int(gates[HIDDEN].sum()) if HIDDEN in gates else source.hidden_size
-    return PerLayerShape(source, hidden, tuple(layers))
+def _places(shape: PerLayerShape) -> list[Place]:
+    return [(layer, part) for layer in range(len(shape.layers)) for part in SUB_LAYERS]
+
+
+def _level(shape: PerLayerShape, place: Place) -> Level:
+    sizes = shape.layers[place[0]]
+    return (sizes.num_heads, sizes.num_key_value_heads) if place[1] == ATTENTION else (sizes.num_neurons, 0)
+
+
+def _cost(level: Level) -> Sequence[int]:
+    """Orders levels by their parameters: a query head (q, o) has as many as a key/value head (k, v)."""
+    return sum(level), level[1]
+
+
+def _changed(shape: PerLayerShape, place: Place, level: Level) -> PerLayerShape | None:
+    """With a part at a level; None where no layer would have such a part."""
+    layer, part = place
+    names = ("num_heads", "num_key_value_heads") if part == ATTENTION else ("num_neurons",)
+    layers = list(shape.layers)
+    layers[layer] = replace(layers[layer], **dict(zip(names, level, strict=False)))
+    if not any(getattr(sizes, names[0]) for sizes in layers):
+        return None
+    return replace(shape, layers=tuple(layers))
