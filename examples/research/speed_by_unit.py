@@ -58,7 +58,10 @@ def measure() -> dict:
     for name, model in models.items():
         kept = model.num_parameters() / source.num_parameters()
         times = {stage: [1 / one[f"{stage}_ratio"]["median"] for one in found[name]] for stage in STAGES}
-        tokens = {stage: statistics.median(one["source"][f"{stage}_tokens_per_second"] for one in found[name]) for stage in STAGES}  # fmt: skip
+        tokens = {
+            stage: statistics.median(one["source"][f"{stage}_tokens_per_second"] for one in found[name])
+            for stage in STAGES
+        }
         cuts[name] = {"sizes": CUTS[name], "parameters": kept, "times": times, "source_tokens_per_second": tokens}
     record = code_record(
         code_digest("examples.research.speed_by_unit", ("measure", "CUTS", "CONFIG", "PAIRS", "PROTOCOL"))
