@@ -6,9 +6,8 @@
 For each source and budget of `shape_search`, from one ranked source (calibration of the first seed), judged at the cut on
 the same held-out text: the uniform shape that is foretold to be best; the best of as many uniform shapes, in the order in
 which they are foretold, as the mutation search reads the text; the best of `global` allocation with several kinds of units;
-and what mutations find. Each is then cut and trained on three seeds, for as many tokens as the foretold uniform shape was in
-`search.json`, whose runs of it are taken from there. Kept in model_cards/search_uneven.json: a call goes on where the last
-one stopped.
+and what mutations find. Each is then cut and trained on three seeds, for a quarter of the tokens of `shape_search`. Kept
+in model_cards/search_uneven.json: a call goes on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from hf_shear.core import write_text_atomically
@@ -26,28 +24,27 @@ from hf_shear.pruning.allocation import close_cheapest
 from hf_shear.pruning.open_units import OpenUnits
 from hf_shear.report import paired_difference
 from hf_shear.search import search_shapes
+from hf_shear.search.divergence import SourceDivergence
 from hf_shear.search.mutation import ROUNDS
 from hf_shear.search.ranked_source import RankedSource, shape_of_gates
 from hf_shear.shapes import ModelShape, PerLayerShape, TargetShape, count_parameters, training_flops_per_token
-from hf_shear.training import evaluate_samples
 
-from . import shape_search
 from .claims.claim_results import markdown_table
 from .provenance import code_digest, code_record, noted, stale_note, with_record
-from .shape_search import BATCH, LENGTH, SEARCHED, SEEDS, Source
+from .shape_search import BATCH, LENGTH, SEEDS, Source
 from .shared import RESEARCH, ROOT, mean_and_spread
 
 RESULTS, PAGE = ROOT / "model_cards" / "search_uneven.json", ROOT / "model_cards" / "search_uneven.md"
 UNIFORM, JUDGED, GLOBAL, MUTATED = "uniform, foretold", "uniform, judged", "global", "mutations"
 ARMS = (UNIFORM, JUDGED, GLOBAL, MUTATED)
-NUM_GENERATIONS = 30
+NUM_GENERATIONS, NUM_TOKENS = 20, 25_600
 CHOSEN_ON = {"stories260k": 32, "family-128": 4}
 """Held-out samples of each domain that shapes are judged by at the cut."""
 GLOBAL_KINDS = ((INTERMEDIATE,), (KEY_VALUE_HEAD, INTERMEDIATE))
 
 
 def found_shapes(source: Source, share: float) -> dict[str, Any]:
-    """What each arm finds with the first seed: sizes, or sizes of each layer; and its loss on the text it chose by."""
+    """What each arm finds with the first seed: sizes, or sizes of each layer; and its divergence on that text."""
     ranked, seed, config = source.ranked(share, SEEDS[0]), SEEDS[0], source.config
     number = CHOSEN_ON[source.name]
     apart = {name: part.select(range(-number % len(part), len(part))) for name, part in source.data.steering.items()}
@@ -62,19 +59,17 @@ def found_shapes(source: Source, share: float) -> dict[str, Any]:
         PerLayerShape.from_list(config, one.sizes["hidden_size"], one.layers) for one in searched if one.layers
     ]
 
-    def loss(model) -> float:
-        return fmean(one.mean for one in evaluate_samples(model, apart, 2 * BATCH).values())
-
+    divergence = SourceDivergence(source.model, apart, 2 * BATCH)
     passes = round(NUM_GENERATIONS * sum(number * part for number, part in ROUNDS))
-    judged = [(loss(ranked.cut(shape)), shape) for shape in uniform[:passes]]
-    allocated = [(loss(ranked.cut_layers(shape)), shape) for shape in _allocations(source, share, ranked)]
+    judged = [(divergence(ranked.cut(shape)), shape) for shape in uniform[:passes]]
+    allocated = [(divergence(ranked.cut_layers(shape)), shape) for shape in _allocations(source, share, ranked)]
     best = {
         UNIFORM: judged[0],
         JUDGED: min(judged, key=lambda one: one[0]),
         GLOBAL: min(allocated, key=lambda one: one[0]),
-        MUTATED: (loss(ranked.cut_layers(mutated)), mutated),
+        MUTATED: (divergence(ranked.cut_layers(mutated)), mutated),
     }
-    found = {arm: {"loss": at_cut, "shape": _as_list(shape)} for arm, (at_cut, shape) in best.items()}
+    found = {arm: {"divergence": at_cut, "shape": _as_list(shape)} for arm, (at_cut, shape) in best.items()}
     return {"passes": passes, "judged": len(judged), "flops": flops, "arms": found}
 
 
@@ -115,35 +110,33 @@ def measure(source: Source, kept: dict[str, Any]) -> None:
             print(kept["found"][-1], flush=True)
             write(kept)
         (found,) = (one for one in kept["found"] if key.items() <= one.items())
-        others = (shape_search.kept_results() or {"runs": []})["runs"]
-        searched = {one["seed"]: one for one in others if (key | {"shape": SEARCHED}).items() <= one.items()}
         for seed in SEEDS:
             for arm in ARMS:
                 run = key | {"seed": seed, "arm": arm}
                 if any(run.items() <= one.items() for one in kept["runs"]):
                     continue
                 shape = _from_list(source.config, found["arms"][arm]["shape"])
-                run |= _run(source, shape, share, seed, searched[seed])
+                run |= _run(source, shape, share, seed)
                 kept["runs"].append(run)
                 print(run, flush=True)
                 write(kept)
 
 
-def _run(source: Source, shape: TargetShape | PerLayerShape, share: float, seed: int, searched: dict) -> dict[str, Any]:
-    if isinstance(shape, TargetShape) and [*shape.sizes().values()] == searched["sizes"]:
-        return {name: searched[name] for name in shape_search.MADE}
+def _run(source: Source, shape: TargetShape | PerLayerShape, share: float, seed: int) -> dict[str, Any]:
+    """Cut, judge, train, judge; parameters without padding."""
     ranked = source.ranked(share, seed)
     uneven = isinstance(shape, PerLayerShape)
     model = ranked.cut_layers(shape) if uneven else ranked.cut(shape)
-    flops = searched["tokens"] * training_flops_per_token(model.config, LENGTH)
-    made = source.trained(model, seed, flops)
+    made = source.trained(model, seed, NUM_TOKENS * training_flops_per_token(model.config, LENGTH))
     own = shape.num_parameters(source.config) if uneven else count_parameters(model.config)
     return made | {"parameters": own}
 
 
 def todays_code() -> str:
     """Digest of the code that makes the runs."""
-    return code_digest("examples.research.layer_search", ("measure", "NUM_GENERATIONS", "CHOSEN_ON", "GLOBAL_KINDS"))
+    return code_digest(
+        "examples.research.layer_search", ("measure", "NUM_GENERATIONS", "NUM_TOKENS", "CHOSEN_ON", "GLOBAL_KINDS")
+    )
 
 
 def write(kept: dict) -> None:
@@ -158,14 +151,15 @@ INTRODUCTION = """# Layers of different widths, searched and not
 Budgets and sources of [search.md](search.md). All arms begin with one ranked source and are judged at the cut on the same
 held-out text: the uniform shape that is foretold to be best; the best of the first {passes} uniform shapes, cut and judged
 themselves; the best of `global` allocation (of MLP neurons, or of these and KV heads; by scores per parameter, or as they
-are); and what {generations} generations of mutations find, which read that text {passes} times. Each is then cut and trained
-on three seeds, for the same tokens. Held-out loss on other text, nats per token, mean over the domains; parameters without padding."""
+are); and what {generations} generations of mutations find, which read that text {passes} times. Each is then cut and
+trained on three seeds, for {tokens:,} tokens. Held-out loss on other text, nats per token, mean over the domains;
+parameters without padding."""
 
 
 def page(kept: dict) -> str:
     """The page, from what is kept."""
     passes = kept["found"][0]["passes"]
-    parts, verdicts = [INTRODUCTION.format(passes=passes, generations=NUM_GENERATIONS)], []
+    parts, verdicts = [INTRODUCTION.format(passes=passes, generations=NUM_GENERATIONS, tokens=NUM_TOKENS)], []
     for found in kept["found"]:
         source, share = found["source"], found["budget"]
         runs = [one for one in kept["runs"] if (one["source"], one["budget"]) == (source, share)]
@@ -174,12 +168,12 @@ def page(kept: dict) -> str:
             continue
         rows = [
             (arm, _shape_text(found["arms"][arm]["shape"]), f"{of[arm][0]['parameters']:,}",
-             f"{found['arms'][arm]['loss']:.3f}", mean_and_spread([one["cut"] for one in of[arm]]),
+             f"{found['arms'][arm]['divergence']:.3f}", mean_and_spread([one["cut"] for one in of[arm]]),
              mean_and_spread([one["loss"] for one in of[arm]]))
             for arm in ARMS
         ]  # fmt: skip
         parts.append(f"## {source}, {share:.0%} of the parameters")
-        parts.append(markdown_table(("arm", "shape", "parameters", "chosen by", "at the cut", "trained"), rows))
+        parts.append(markdown_table(("arm", "shape", "parameters", "divergence", "at the cut", "trained"), rows))
         said = []
         for stage, label in (("cut", "at the cut"), ("loss", "trained")):
             for arm in (JUDGED, GLOBAL):

@@ -3,8 +3,8 @@
 A search in the manner of EvoPress (arXiv 2410.14649, section 3), with widths in place of its levels of compression. One
 shape is the parent. Each generation makes some children: one to three times, one part of a layer (its attention or its MLP)
 gains levels and others lose some, or a whole part is dropped; what is then left of the budget goes to parts at random.
-Children are cut from the source's statistics, compensated, and judged on held-out text in rounds: all on a small part of
-it, the best few on more. The last one becomes the parent if it is better on all of the text.
+Children are cut from the source's statistics, compensated, and judged on held-out text by their divergence from the source,
+in rounds: all on a small part of it, the best few on more. The last one becomes the parent if it is better on all of it.
 
 Levels of an attention are numbers of query heads and key/value heads, those of an MLP numbers of neurons. The lowest level
 is none of them: the layer then has no such part.
@@ -40,7 +40,7 @@ Place = tuple[int, str]
 """A layer, and its attention or its MLP."""
 GONE: Level = (0, 0)
 Judge = Callable[[PerLayerShape, float], float]
-"""The loss of a shape's cut on a share of the held-out text."""
+"""How bad a shape's cut is on a share of the held-out text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,27 +154,27 @@ class Levels:
 def mutate(
     start: PerLayerShape, levels: Levels, judge: Judge, num_generations: int, draw: random.Random
 ) -> Iterator[tuple[PerLayerShape, float]]:
-    """The parent after each generation, and its loss on all of the text; ``start`` before the first.
+    """The parent after each generation, and how bad it is on all of the text; ``start`` before the first.
 
     Args:
         start: keeps the budget.
         levels: of its parts.
-        judge: cuts a shape and judges it; the same shape has the same loss each time.
+        judge: cuts a shape and judges it; the same shape is as bad each time.
         num_generations: each judges ``ROUNDS``.
         draw: where chance comes from; the same one finds the same.
     """
-    parent, loss = start, judge(start, 1.0)
-    yield parent, loss
+    parent, best = start, judge(start, 1.0)
+    yield parent, best
     for _ in tracked(range(num_generations), "Mutations", unit="generation"):
         drawn = (levels.child(parent, draw) for _ in range(MOST_DRAWS))
         rivals = _first_different(drawn, ROUNDS[0][0])
-        losses: dict[PerLayerShape, float] = {}
+        found: dict[PerLayerShape, float] = {}
         for number, share in ROUNDS:
-            losses = {rival: judge(rival, share) for rival in rivals[:number]}
-            rivals = sorted(losses, key=losses.__getitem__)  # of equal ones, that which was drawn first
-        if rivals and losses[rivals[0]] < loss:
-            parent, loss = rivals[0], losses[rivals[0]]
-        yield parent, loss
+            found = {rival: judge(rival, share) for rival in rivals[:number]}
+            rivals = sorted(found, key=found.__getitem__)  # of equal ones, that which was drawn first
+        if rivals and found[rivals[0]] < best:
+            parent, best = rivals[0], found[rivals[0]]
+        yield parent, best
 
 
 def _first_different(drawn: Iterator[PerLayerShape | None], number: int) -> list[PerLayerShape]:

@@ -36,6 +36,7 @@ from ..shapes import ModelShape, PerLayerShape, TargetShape, count_parameters, s
 from ..training import evaluate_samples
 from .budget import ShapeBudget
 from .candidate import ShapeCandidate
+from .divergence import SourceDivergence
 from .grid import ShapeFilter, shapes_within
 from .latency import LatencyModel, shapes_to_time
 from .mutation import Levels, mutate
@@ -264,9 +265,11 @@ class _Search:
         starts = [
             levels.snapped(shape, draw) for shape in (uniform, self.source.allocated(budget)) if shape is not None
         ]
-        starts = [shape for shape in starts if levels.fits(shape) and levels.accepts(shape)]
-        start = min(starts or [uniform], key=lambda one: self._rise_of_layers(one, 1.0))
-        shape, rise = list(mutate(start, levels, self._rise_of_layers, num_generations, draw))[-1]
+        starts = [shape for shape in starts if levels.fits(shape) and levels.accepts(shape)] or [uniform]
+        judge = partial(self._divergence, SourceDivergence(self.model, self.held_out, self.batch_size))
+        start = min(starts, key=partial(judge, share=1.0))
+        shape, _ = list(mutate(start, levels, judge, num_generations, draw))[-1]
+        rise = self.record.measured("cut", shape, lambda: self._loss(self.source.cut_layers(shape)) - self.source_loss)
         padded = shape.padded(config)
         costs = self._costs(padded) | {"num_parameters": shape.num_parameters(config)}
         assert best.rise is not None
@@ -275,17 +278,16 @@ class _Search:
             foretold_by_part={}, rise=rise, layers=shape.to_list(),
         )  # fmt: skip
 
-    def _rise_of_layers(self, shape: PerLayerShape, share: float) -> float:
-        """At the cut, on the first share of each domain, measured now or before."""
-        part = {name: text.select(range(max(round(share * len(text)), 1))) for name, text in self.held_out.items()}
+    def _divergence(self, measured: SourceDivergence, shape: PerLayerShape, share: float) -> float:
+        """From the source, of a cut on a share of the text; measured now or before."""
 
         def measure() -> float:
             with counted_flops() as counted:
-                losses = evaluate_samples(self.source.cut_layers(shape), part, self.batch_size)
+                found = measured(self.source.cut_layers(shape), share)
             self.record.charge("mutations", counted.total)
-            return fmean(domain.mean for domain in losses.values()) - self.source_loss
+            return found
 
-        return self.record.measured(f"layers cut, {share:g} of the text", shape, measure)
+        return self.record.measured(f"divergence on {share:g} of the text", shape, measure)
 
     def _trained(self, shape: TargetShape, recover: Recover, flops: float) -> list[float]:
         model, tokens = recover(self.source.cut(shape), flops)
