@@ -38,7 +38,7 @@ RESULTS, PAGE = ROOT / "model_cards" / "search_uneven.json", ROOT / "model_cards
 UNIFORM, JUDGED, GLOBAL, MUTATED = "uniform, foretold", "uniform, judged", "global", "mutations"
 ARMS = (UNIFORM, JUDGED, GLOBAL, MUTATED)
 NUM_GENERATIONS, NUM_TOKENS = 20, 25_600
-CHOSEN_ON = {"stories260k": 32, "family-128": 4}
+CHOSEN_ON = {"stories260k": 16, "family-128": 2}
 """Held-out samples of each domain that shapes are judged by at the cut."""
 GLOBAL_KINDS = ((INTERMEDIATE,), (KEY_VALUE_HEAD, INTERMEDIATE))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import overload
+from typing import Any, overload
 
 from transformers import PretrainedConfig
 
@@ -33,7 +33,7 @@ def choose_target(
 ) -> tuple[TargetShape | PerLayerShape, str | None]: ...
 
 
-def choose_target(pipeline, config, *, per_layer=False):
+def choose_target(pipeline, config: PretrainedConfig, *, per_layer: bool = False) -> tuple[Any, str | None]:
     """The target, checked before any weight is loaded.
 
     Args:

@@ -13,7 +13,7 @@ is none of them: the layer then has no such part.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
 from transformers import PretrainedConfig
@@ -196,7 +196,7 @@ def _level(shape: PerLayerShape, place: Place) -> Level:
     return (sizes.num_heads, sizes.num_key_value_heads) if place[1] == ATTENTION else (sizes.num_neurons, 0)
 
 
-def _cost(level: Level) -> Sequence[int]:
+def _cost(level: Level) -> tuple[int, int]:
     """Orders levels by their parameters: a query head (q, o) has as many as a key/value head (k, v)."""
     return sum(level), level[1]
 
