@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import bench_page, main_job, model_cards, p2_law_page, real_models, recovery_page, shape_search, surgeon_tables
+from . import (
+    bench_page,
+    layer_search,
+    main_job,
+    model_cards,
+    p2_law_page,
+    real_models,
+    recovery_page,
+    shape_search,
+    surgeon_tables,
+)
 from .claims import claims_page
 from .claims.claim_results import RESULTS as CLAIMS
 from .claims.claim_results import results_of
@@ -35,6 +45,8 @@ def pages() -> dict[Path, str]:
         found[real_models.PAGE] = real_models.page(kept)
     if (kept := shape_search.kept_results()) is not None:
         found[shape_search.PAGE] = shape_search.page(kept)
+    if (kept := layer_search.kept_results()) is not None:
+        found[layer_search.PAGE] = layer_search.page(kept)
     return (
         found
         | engines_page.pages()

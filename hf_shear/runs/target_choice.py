@@ -87,8 +87,6 @@ def _found(folder: str, rank: int, config: PretrainedConfig, per_layer: bool) ->
             " another rank, or prune to this one."
         )
     try:
-        if found.layers is not None:
-            return PerLayerShape.from_list(config, found.sizes["hidden_size"], found.layers)
-        return TargetShape.from_dict(config, found.sizes)
+        return found.target(config)
     except UsageError as error:
         raise UsageError(f"`from_search` {folder!r} is a search of another source: {error}") from error

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from transformers import PretrainedConfig
+
+from ..shapes import PerLayerShape, TargetShape
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeCandidate:
@@ -45,6 +49,16 @@ class ShapeCandidate:
         if self.recovered_rise is not None:
             return 0, self.recovered_rise, sizes
         return 1, self.foretold_rise, sizes
+
+    def target(self, config: PretrainedConfig) -> TargetShape | PerLayerShape:
+        """What ``prune_one_shot`` takes; ``config`` is the source's.
+
+        Raises:
+            UsageError: it is no shape of that source.
+        """
+        if self.layers is not None:
+            return PerLayerShape.from_list(config, self.sizes["hidden_size"], self.layers)
+        return TargetShape.from_dict(config, self.sizes)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
