@@ -15,6 +15,7 @@ from hf_shear.core import UsageError
 from hf_shear.data import Calibration
 from hf_shear.pruning import PruneConfig, prune_one_shot
 from hf_shear.search import ShapeBudget, ShapeFilter, read_candidates, search_shapes
+from hf_shear.search.divergence import SourceDivergence
 from hf_shear.search.mutation import Levels, mutate
 from hf_shear.search.ranked_source import RankedSource, shape_of_gates
 from hf_shear.shapes import LayerSizes, ModelShape, PerLayerShape, TargetShape, count_parameters
@@ -156,6 +157,24 @@ def test_a_model_pruned_to_layers_of_its_own_keeps_them_after_reload(model, tmp_
         assert torch.equal(logits, pruning.model(ids).logits)
         if hidden == 32:  # hidden dimensions are ranked along with other kinds there
             torch.testing.assert_close(logits, ranked.cut_layers(shape)(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_the_divergence_is_that_of_each_token_from_the_source(model, build_llama):
+    _, held_out = written_by(model)
+    held_out = {"one": held_out["own"].select(range(5)), "other": held_out["own"].select(range(5, 7))}
+    other = build_llama(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=8, intermediate_size=48)
+    measured = SourceDivergence(model, held_out, 2)
+    assert measured(model) == pytest.approx(0, abs=1e-6)
+
+    def expected(rows):
+        with torch.no_grad():
+            wanted, found = (one(rows["input_ids"][:]).logits[:, :-1].log_softmax(-1) for one in (model, other))
+        return float((wanted.exp() * (wanted - found)).sum(-1).mean())
+
+    whole = (expected(held_out["one"]) + expected(held_out["other"])) / 2
+    part = (expected(held_out["one"].select(range(2))) + expected(held_out["other"].select(range(1)))) / 2
+    assert measured(other) == pytest.approx(whole, rel=1e-4)
+    assert measured(other, 0.4) == pytest.approx(part, rel=1e-4)
 
 
 def test_a_planted_best_shape_is_found(model):

@@ -17,6 +17,7 @@ from . import (
     real_models,
     recovery_page,
     shape_search,
+    speed_by_unit,
     surgeon_tables,
 )
 from .claims import claims_page
@@ -33,6 +34,7 @@ def pages() -> dict[Path, str]:
         p2_law_page.PAGE: p2_law_page.page(),
         recovery_page.PAGE: recovery_page.page(),
         recovery_page.ADVISED: recovery_page.advised(),
+        speed_by_unit.PAGE: speed_by_unit.page(),
         surgeon_tables.PAGE: surgeon_tables.documented(),
     }
     for module in claims_page.modules():

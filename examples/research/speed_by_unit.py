@@ -22,7 +22,7 @@ from hf_shear.evaluation import SpeedProtocol, measure_speed
 from hf_shear.shapes import TargetShape, config_for_shape
 
 from .claims.claim_results import markdown_table
-from .provenance import code_digest, code_record
+from .provenance import code_digest, code_record, stale_note
 from .shared import EXAMPLES, ROOT, put_between
 
 RESULTS, PAGE = ROOT / "model_cards" / "speed_by_unit.json", EXAMPLES / "docs" / "search.md"
@@ -63,14 +63,11 @@ def measure() -> dict:
             for stage in STAGES
         }
         cuts[name] = {"sizes": CUTS[name], "parameters": kept, "times": times, "source_tokens_per_second": tokens}
-    record = code_record(
-        code_digest("examples.research.speed_by_unit", ("measure", "CUTS", "CONFIG", "PAIRS", "PROTOCOL"))
-    )
     first = next(iter(found.values()))[0]
     machine = {
         name: first[name] for name in ("device", "threads", "dtype", "batch_size", "prompt_length", "new_tokens")
     }
-    return {"code": [record], "machine": machine, "cuts": cuts}
+    return {"code": [code_record(todays_code())], "machine": machine, "cuts": cuts}
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
@@ -114,15 +111,26 @@ def table(kept: dict) -> str:
     )
 
 
+def todays_code() -> str:
+    """Digest of the code that makes the numbers."""
+    return code_digest("examples.research.speed_by_unit", ("measure", "CUTS", "CONFIG", "PAIRS", "PROTOCOL"))
+
+
+def page() -> str:
+    """The page of the documentation, with the table of what is kept."""
+    kept = json.loads(RESULTS.read_text(encoding="utf-8"))
+    note = stale_note(kept["code"], todays_code(), "python -m examples.research.speed_by_unit measure")
+    inner = "\n\n".join(filter(None, (note, table(kept)))) + "\n"
+    return put_between(PAGE.read_text(encoding="utf-8"), MARKS, inner)
+
+
 def main(command_line: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("measure", "table"))
     if parser.parse_args(command_line).what == "measure":
         torch.set_num_threads(1)
         write_text_atomically(RESULTS, json.dumps(measure(), indent=1) + "\n")
-    kept = json.loads(RESULTS.read_text(encoding="utf-8"))
-    PAGE.write_text(put_between(PAGE.read_text(encoding="utf-8"), MARKS, table(kept) + "\n"), encoding="utf-8")
-    print(table(kept))
+    PAGE.write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":
