@@ -1,6 +1,7 @@
 """Do layers of different widths win? A mutation search, `global` allocation and uniform shapes, at equal forwards.
 
     python -m examples.research.layer_search measure --stories STORIES260K TINYSTORIES --data_dir SEVEN_DOMAINS
+    python -m examples.research.layer_search confirm ...  # the first budget's search again, after a change of code
     python -m examples.research.layer_search page  # build the page anew, and measure nothing
 
 For each source and budget of `shape_search`, from one ranked source (calibration of the first seed), judged at the cut on
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from hf_shear.shapes import ModelShape, PerLayerShape, TargetShape, count_parame
 
 from .claims.claim_results import markdown_table
 from .provenance import code_digest, code_record, noted, stale_note, with_record
-from .shape_search import BATCH, LENGTH, SEEDS, Source
+from .shape_search import BATCH, LENGTH, MADE, SAME, SEEDS, Source
 from .shared import RESEARCH, ROOT, mean_and_spread
 
 RESULTS, PAGE = ROOT / "model_cards" / "search_uneven.json", ROOT / "model_cards" / "search_uneven.md"
@@ -108,7 +110,7 @@ def measure(source: Source, kept: dict[str, Any]) -> None:
         if not any(key.items() <= one.items() for one in kept["found"]):
             kept["found"].append(key | found_shapes(source, share))
             print(kept["found"][-1], flush=True)
-            write(kept)
+            _keep(kept)
         (found,) = (one for one in kept["found"] if key.items() <= one.items())
         for seed in SEEDS:
             for arm in ARMS:
@@ -116,10 +118,41 @@ def measure(source: Source, kept: dict[str, Any]) -> None:
                 if any(run.items() <= one.items() for one in kept["runs"]):
                     continue
                 shape = _from_list(source.config, found["arms"][arm]["shape"])
-                run |= _run(source, shape, share, seed)
+                same = [
+                    one
+                    for one in kept["runs"]
+                    if (key | {"seed": seed}).items() <= one.items()
+                    and found["arms"][one["arm"]]["shape"] == found["arms"][arm]["shape"]
+                ]
+                run |= {name: same[0][name] for name in MADE} if same else _run(source, shape, share, seed)
                 kept["runs"].append(run)
                 print(run, flush=True)
-                write(kept)
+                _keep(kept)
+
+
+def _keep(kept: dict[str, Any]) -> None:
+    """With the code of today among what made it."""
+    kept["code"] = with_record(kept.get("code", ()), code_record(todays_code()))
+    write(kept)
+
+
+def confirm(source: Source, kept: dict[str, Any]) -> None:
+    """Search the first budget of a source again, and train what is found; where both are what they were, note it.
+
+    Raises:
+        ValueError: another shape is found, or its loss differs by more than a thousandth: then measure anew.
+    """
+    share = source.settings["budgets"][0]
+    key = {"source": source.name, "budget": share}
+    (was,) = (one for one in kept["found"] if key.items() <= one.items())
+    (run,) = (one for one in kept["runs"] if (key | {"seed": SEEDS[0], "arm": MUTATED}).items() <= one.items())
+    shape = found_shapes(source, share)["arms"][MUTATED]["shape"]
+    made = _run(source, _from_list(source.config, shape), share, SEEDS[0])
+    if shape != was["arms"][MUTATED]["shape"] or not math.isclose(made["loss"], run["loss"], rel_tol=SAME):
+        raise ValueError(f"{run} was, {shape} with {made} is. Measure anew.")
+    for one in kept["code"]:
+        one["confirmed"] = code_record(todays_code())
+    write(kept)
 
 
 def _run(source: Source, shape: TargetShape | PerLayerShape, share: float, seed: int) -> dict[str, Any]:
@@ -141,7 +174,6 @@ def todays_code() -> str:
 
 def write(kept: dict) -> None:
     """Keep the results, a run a line."""
-    kept["code"] = with_record(kept.get("code", ()), code_record(todays_code()))
     parts = [f'"{name}": [\n' + ",\n".join(json.dumps(one) for one in kept[name]) + "\n]" for name in ("found", "runs")]
     write_text_atomically(RESULTS, f'{{"code": {json.dumps(kept["code"])},\n' + ",\n".join(parts) + "}\n")
 
@@ -212,16 +244,17 @@ def kept_results() -> dict | None:
 
 def main(command_line: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "page"))
+    parser.add_argument("what", choices=("measure", "confirm", "page"))
     parser.add_argument("--stories", nargs=2, type=Path, metavar=("STORIES260K", "TINYSTORIES"))
     parser.add_argument("--data_dir", type=Path, help="Seven domains, for family-128.")
     options = parser.parse_args(command_line)
     kept = kept_results() or {"found": [], "runs": []}
-    if options.what == "measure":
+    if options.what != "page":
+        do = measure if options.what == "measure" else confirm
         if options.stories:
-            measure(Source("stories260k", *options.stories), kept)
+            do(Source("stories260k", *options.stories), kept)
         if options.data_dir:
-            measure(Source("family-128", RESEARCH / "family" / "models" / "128", options.data_dir), kept)
+            do(Source("family-128", RESEARCH / "family" / "models" / "128", options.data_dir), kept)
     if not kept["runs"]:
         parser.error("nothing was measured yet.")
     PAGE.write_text(page(kept), encoding="utf-8")
