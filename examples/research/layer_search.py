@@ -188,6 +188,10 @@ trained on three seeds, for {tokens:,} tokens. Held-out loss on other text, nats
 parameters without padding."""
 
 
+FLOPS_PER_PARAMETER = 6
+"""Of a training token, roughly."""
+
+
 def page(kept: dict) -> str:
     """The page, from what is kept."""
     passes = kept["found"][0]["passes"]
@@ -213,7 +217,11 @@ def page(kept: dict) -> str:
                 verdicts.append((label, arm, gap.mean, gap.low, gap.high))
                 interval = "" if gap.low is None else f" ({gap.low:+.3f}, {gap.high:+.3f})"
                 said.append(f"{label}, {arm} {gap.mean:+.3f}{interval}")
-        parts.append(f"Above the mutations, paired by seed, with 95 % intervals: {'; '.join(said)}.")
+        tokens = found["flops"]["mutations"] / (FLOPS_PER_PARAMETER * of[MUTATED][0]["parameters"])
+        parts.append(
+            f"Above the mutations, paired by seed, with 95 % intervals: {'; '.join(said)}. {found['judged']} uniform shapes"
+            f" were judged. The mutations cost as much as training on about {tokens:,.0f} tokens."
+        )
     rows = []
     for label in ("at the cut", "trained"):
         for arm in (JUDGED, GLOBAL):

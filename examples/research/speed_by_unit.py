@@ -1,6 +1,6 @@
 """What each kind of unit buys in speed: the share of time that goes for each share of parameters that goes.
 
-    python -m examples.research.speed_by_unit measure  # some ten minutes on one CPU core
+    python -m examples.research.speed_by_unit measure  # some five minutes on one CPU core
     python -m examples.research.speed_by_unit table    # the table of examples/docs/search.md anew, measuring nothing
 
 Models have SmolLM2-135M's shape and random weights; each loses one kind of unit. Each takes turns with the source, in
@@ -37,7 +37,7 @@ CUTS: dict[str, dict[str, int]] = {
     "hidden dimensions": {"hidden_size": 360},
 }
 """A third of each; of hidden dimensions the multiple of 8 and of 9 heads that is next to it."""
-PAIRS, PROTOCOL = 9, SpeedProtocol(batch_size=1, prompt_length=128, new_tokens=12, rounds=2)
+PAIRS, PROTOCOL = 5, SpeedProtocol(batch_size=1, prompt_length=128, new_tokens=12, rounds=2)
 STAGES = ("prefill", "decode")
 MARKS = ("<!-- speed by unit: start -->\n", "<!-- speed by unit: end -->")
 
@@ -58,11 +58,7 @@ def measure() -> dict:
     for name, model in models.items():
         kept = model.num_parameters() / source.num_parameters()
         times = {stage: [1 / one[f"{stage}_ratio"]["median"] for one in found[name]] for stage in STAGES}
-        tokens = {
-            stage: statistics.median(one["source"][f"{stage}_tokens_per_second"] for one in found[name])
-            for stage in STAGES
-        }
-        cuts[name] = {"sizes": CUTS[name], "parameters": kept, "times": times, "source_tokens_per_second": tokens}
+        cuts[name] = {"sizes": CUTS[name], "parameters": kept, "times": times}
     first = next(iter(found.values()))[0]
     machine = {
         name: first[name] for name in ("device", "threads", "dtype", "batch_size", "prompt_length", "new_tokens")
@@ -99,11 +95,11 @@ def table(kept: dict) -> str:
             f"{median:.2f} ({low:.2f} to {high:.2f})" for low, median, high in (worth(cut, stage) for stage in STAGES)
         ]
         rows.append((name, f"{1 - cut['parameters']:.1%}", *cells))
-    machine = kept["machine"]
+    machine, pairs = kept["machine"], len(next(iter(kept["cuts"].values()))["times"][STAGES[0]])
     return "\n\n".join(
         [
             markdown_table(("a third of the", "parameters gone", *STAGES), rows),
-            f"Share of the time that goes for each share of parameters that goes, medians and quartiles of {PAIRS} pairs:"
+            f"Share of the time that goes for each share of parameters that goes, medians and quartiles of {pairs} pairs:"
             f" SmolLM2-135M's shape, random weights, {machine['dtype']}, {machine['threads']} thread,"
             f" {machine['prompt_length']} tokens of prompt, one sequence.",
             *(f"- {stage}: {verdict(kept['cuts'], stage)}" for stage in STAGES),
