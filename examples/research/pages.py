@@ -8,7 +8,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import bench_page, main_job, model_cards, p2_law_page, real_models, recovery_page, shape_search, surgeon_tables
+from . import (
+    bench_page,
+    layer_search,
+    main_job,
+    model_cards,
+    p2_law_page,
+    real_models,
+    recovery_page,
+    shape_search,
+    speed_by_unit,
+    surgeon_tables,
+)
 from .claims import claims_page
 from .claims.claim_results import RESULTS as CLAIMS
 from .claims.claim_results import results_of
@@ -23,6 +34,7 @@ def pages() -> dict[Path, str]:
         p2_law_page.PAGE: p2_law_page.page(),
         recovery_page.PAGE: recovery_page.page(),
         recovery_page.ADVISED: recovery_page.advised(),
+        speed_by_unit.PAGE: speed_by_unit.page(),
         surgeon_tables.PAGE: surgeon_tables.documented(),
     }
     for module in claims_page.modules():
@@ -35,6 +47,8 @@ def pages() -> dict[Path, str]:
         found[real_models.PAGE] = real_models.page(kept)
     if (kept := shape_search.kept_results()) is not None:
         found[shape_search.PAGE] = shape_search.page(kept)
+    if (kept := layer_search.kept_results()) is not None:
+        found[layer_search.PAGE] = layer_search.page(kept)
     return (
         found
         | engines_page.pages()

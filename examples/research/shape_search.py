@@ -115,13 +115,20 @@ class Source:
         """Mean over the domains."""
         return fmean(one.mean for one in evaluate_samples(model, self.data.judged, 2 * BATCH).values())
 
-    def run(self, shape: TargetShape, share: float, seed: int, flops: float) -> dict:
-        """Cut, judge, train, judge."""
+    def ranked(self, share: float, seed: int) -> RankedSource:
+        """From which all shapes of a budget are cut."""
         if (seed, share) not in self._ranked:
             listed = shapes_within(self.config, self.budget(share))
             least = TargetShape.from_source(self.config, **_least(listed))
             self._ranked = {(seed, share): RankedSource(self.model, self.calibration(seed), PruneConfig(), [least])}
-        model = self._ranked[seed, share].cut(shape)
+        return self._ranked[seed, share]
+
+    def run(self, shape: TargetShape, share: float, seed: int, flops: float) -> dict:
+        """Cut, judge, train, judge."""
+        return self.trained(self.ranked(share, seed).cut(shape), seed, flops)
+
+    def trained(self, model, seed: int, flops: float) -> dict:
+        """Judge, train, judge."""
         cut = self.loss(model)
         recovery = ShortRecovery(self.data.train, self.settings["learning_rate"], BATCH // 2, LENGTH, seed)
         model, tokens = recovery(model, flops)

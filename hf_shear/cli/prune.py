@@ -14,7 +14,7 @@ from ..core.defaults import ALLOCATION, COMPENSATION, FORMS, NUM_SHOTS, default_
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from ..shapes import TargetShape
+    from ..shapes import PerLayerShape, TargetShape
 
 SUMMARY = "Choose what to keep at once, by scores on calibration text, and cut."
 EXAMPLE = "hf-shear prune path/to/llama --data_dir text --intermediate_size 5504 --output_dir pruned"
@@ -72,7 +72,7 @@ def run(arguments: Arguments) -> None:
     from ..modeling import as_family
     from ..pruning import make_plan, prune_one_shot
     from ..report import comparison_table
-    from ..shapes import ModelShape, family_named
+    from ..shapes import ModelShape, PerLayerShape, family_named
     from ..sources import dtype_note, in_dtype, ready_to_compute
     from ..training import ShearTrainingArguments
     from .engine_rows import engine_warnings
@@ -85,7 +85,8 @@ def run(arguments: Arguments) -> None:
     target = _target(arguments, config)
     choices = runs.config_from_flags(arguments)
     make_plan(config, target, choices)  # refuses before anything is loaded
-    runs.check_result(arguments.output_dir, opened.location, config, target, tokenizer, arguments.as_family)
+    result = target.padded(config) if isinstance(target, PerLayerShape) else target
+    runs.check_result(arguments.output_dir, opened.location, config, result, tokenizer, arguments.as_family)
     args = ShearTrainingArguments(
         arguments.output_dir,
         report_to="none",
@@ -148,12 +149,14 @@ def _time_note(config: PretrainedConfig, data: runs.DomainData, read: int, argum
     )
 
 
-def _target(arguments: Arguments, config: PretrainedConfig) -> TargetShape | int:
+def _target(arguments: Arguments, config: PretrainedConfig) -> TargetShape | PerLayerShape | int:
     """The shape; or the budget, where layers may differ in width."""
     from ..pruning.allocation import resolve_allocation
 
     budget = arguments.target_num_parameters
-    target, reasons = runs.choose_target(arguments, config)  # checks that one way to name a target is used
+    target, reasons = runs.choose_target(
+        arguments, config, per_layer=True
+    )  # checks that one way to name a target is used
     if budget is not None and resolve_allocation(arguments.allocation).uneven:
         print(f"Target: at most {budget:,} parameters, allocation {arguments.allocation}")
         return budget

@@ -59,6 +59,9 @@ class Arguments(runs.DataArguments):
     finalist_tokens: int = field(
         default=0, metadata={"help": "Training tokens of each finalist. 0: what is foretold decides."}
     )
+    num_generations: int = field(
+        default=0, metadata={"help": "Of a search by mutation for layers of different widths, to prune alone. 0: none."}
+    )
     learning_rate: float = field(default=2e-4, metadata={"help": "Of training finalists."})
     recovery_tokens: int = field(
         default=752_000, metadata={"help": "Of the recovery that the search is for; its cost is compared with it."}
@@ -73,7 +76,7 @@ class Arguments(runs.DataArguments):
         default="auto",
         metadata={"help": "To compute in. auto: the checkpoint's, or float32 on a processor that lacks it."},
     )
-    seed: int = field(default=42, metadata={"help": "Of the calibration batches, and of training finalists."})
+    seed: int = field(default=42, metadata={"help": "Of calibration batches, training finalists and mutations."})
     resume: bool = field(default=False, metadata={"help": "Go on with the search in --output_dir."})
     dry_run: bool = runs.dry_run_field()
 
@@ -181,15 +184,16 @@ def run(arguments: Arguments) -> None:
     text = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
     found = search_shapes(
         source, text, held_out, budget, config=choices, wanted=wanted, num_finalists=arguments.num_finalists,
-        recover=recover, finalist_flops=flops, batch_size=arguments.batch_size, output_dir=arguments.output_dir,
-        resume=arguments.resume,
+        recover=recover, finalist_flops=flops, num_generations=arguments.num_generations, seed=arguments.seed,
+        batch_size=arguments.batch_size, output_dir=arguments.output_dir, resume=arguments.resume,
     )  # fmt: skip
     folder = Path(arguments.output_dir)
     content = read_json_object(folder / RECORD)
     plot_search(content["candidates"], content["front"], content["single_cuts"], budget.limits, folder / PICTURE)
     print()
     print(search_table(content["candidates"], list(budget.limits)))
-    print(f"Rises of the held-out loss above the source's, in nats per token. {len(found):,} shapes fill the budget.")
+    number = sum(one.layers is None for one in found)
+    print(f"Rises of the held-out loss above the source's, in nats per token. {number:,} shapes fill the budget.")
     print(_cost_note(content, config, found[0], arguments))
     print(f"Wrote {folder / RECORD} and {folder / PICTURE}.")
     print(
@@ -203,6 +207,7 @@ def _work(
 ) -> dict[str, float]:
     """FLOPs of the steps of a search: with a latency to measure, of as many cuts as there can be."""
     from ..search import shapes_within, single_cuts
+    from ..search.mutation import ROUNDS
     from ..shapes import forward_flops_per_token, training_flops_per_token
 
     number = MOST_CUTS
@@ -213,6 +218,10 @@ def _work(
     cut = (PASSES_OF_A_CUT * read + judging) * forward
     work = {"ranking": (3 * read + judging) * forward, "cuts of one size": number * cut}
     work["finalists"] = (arguments.num_finalists + 1) * cut
+    if arguments.num_generations:
+        cuts, passes = sum(number for number, _ in ROUNDS), sum(number * share for number, share in ROUNDS)
+        of_one = cuts * PASSES_OF_A_CUT * read * forward + passes * judging * forward
+        work["mutations"] = arguments.num_generations * of_one
     if arguments.finalist_tokens:
         trained = arguments.finalist_tokens * training_flops_per_token(config, arguments.max_length)
         work["training finalists"] = (arguments.num_finalists + 1) * trained

@@ -228,6 +228,7 @@ RANGES: dict[str, Range] = {
     "max_latency": Range(0, above=True, optional=True, example="milliseconds per token such as 20"),
     "tensor_parallel": _count("a number of devices such as 1"),
     "finalist_tokens": Range(0, whole=True, example="a number of tokens such as 50000; 0 trains none"),
+    "num_generations": Range(0, whole=True, example="a number of generations such as 40; 0 looks at none"),
     "num_finalists": _count("a number of shapes such as 3"),
     "num_stages": _count("a number of stages such as 5"),
     "pruning_share": _share("a share of the steps such as 0.5", above=True),

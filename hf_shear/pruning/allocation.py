@@ -30,6 +30,7 @@ from ..criteria.block_influence import block_influence
 from ..data import Calibration
 from ..masks import (
     ATTENTION,
+    HIDDEN,
     INTERMEDIATE,
     KEY_VALUE_HEAD,
     LAYER,
@@ -40,7 +41,7 @@ from ..masks import (
     unit_parameters,
 )
 from ..modeling import ShearingModel
-from ..shapes import count_attention, count_mlp, count_parameters
+from ..shapes import PerLayerShape, count_attention, count_mlp, count_parameters
 from .open_units import Closed, OpenUnits, Unit, units_per_layer
 
 GLOBAL_KINDS = (LAYER, ATTENTION, MLP, KEY_VALUE_HEAD, QUERY_HEAD, INTERMEDIATE)
@@ -114,6 +115,11 @@ def uniform(shot: Shot) -> Scores:
     return uniform_gates(shot.scores, shot.model.masks.kinds, shot.model.gates_in_use, shot.progress)
 
 
+def sized_layers(shot: Shot, *, shape: PerLayerShape) -> Scores:
+    """Every layer keeps what a shape says."""
+    return per_layer_gates(shot.scores, shape, shot.model.device)
+
+
 def one_list(shot: Shot, *, per_parameter: bool = True) -> Scores:
     """The cheapest units of all layers go; see ``close_cheapest``."""
     units = shot.open_units()
@@ -185,6 +191,45 @@ def uniform_gates(
 def kept_by(kind: UnitKind, progress: float) -> int:
     """Units of each row that stay on the way from the source (0) to the target (1)."""
     return round(kind.budget(progress))
+
+
+# ---- sizes of each layer -------------------------------------------------------------------------------------------
+
+
+def per_layer_gates(scores: Scores, shape: PerLayerShape, device: torch.device | str = "cpu") -> Scores:
+    """Every layer keeps as many of its best units as a shape says.
+
+    Args:
+        scores: [*rows, units] per kind of unit, of all kinds that some layer loses; higher = keep.
+        shape: sizes of each layer.
+
+    Returns:
+        Gates of 0 and 1, [*rows, units], for the kinds of which units are lost. A removed sub-layer has closed units.
+    """
+    layers, source = shape.layers, shape.source
+    width, queries = (len(layers), source.num_key_value_heads), source.queries_per_group
+    of = {
+        KEY_VALUE_HEAD: (width, [sizes.num_key_value_heads for sizes in layers]),
+        QUERY_HEAD: (
+            (*width, queries),
+            [sizes.num_heads // sizes.num_key_value_heads if sizes.num_heads else queries for sizes in layers],
+        ),
+        INTERMEDIATE: ((len(layers), source.intermediate_size), [sizes.num_neurons for sizes in layers]),
+    }
+    gates = {}
+    for kind, (size, numbers) in of.items():
+        if all(number == size[-1] for number in numbers):
+            continue
+        whole_rows = all(number in (0, size[-1]) for number in numbers)  # in which no unit is chosen
+        score = torch.zeros(size) if whole_rows else scores[kind].cpu()
+        rank = torch.sort(score, dim=-1, descending=True, stable=True).indices.argsort(dim=-1)  # 0: the best of its row
+        most = torch.tensor(numbers).reshape(-1, *[1] * (rank.dim() - 1))
+        gates[kind] = (rank < most).float()
+    if shape.hidden_size < source.hidden_size:
+        gates[HIDDEN] = hard_topk(scores[HIDDEN], shape.hidden_size)
+    if len(shape.kept_layers) < len(layers):
+        gates[LAYER] = torch.tensor([float(bool(sizes.num_heads or sizes.num_neurons)) for sizes in layers])
+    return {kind: gate.to(device) for kind, gate in gates.items()}
 
 
 # ---- global ------------------------------------------------------------------------------------------------------

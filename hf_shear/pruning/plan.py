@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral, Real
 
 from transformers import PretrainedConfig
@@ -12,15 +13,33 @@ from ..compensation import Compensation, config_with_biases, resolve_compensatio
 from ..core import UsageError
 from ..criteria import Criterion, CriterionChoice, Scores, criteria_by_kind
 from ..criteria.joint_rise import joint_rise
-from ..masks import ATTENTION, HIDDEN, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, SUB_LAYERS, unit_kinds
+from ..masks import (
+    ATTENTION,
+    HIDDEN,
+    INTERMEDIATE,
+    KEY_VALUE_HEAD,
+    LAYER,
+    MLP,
+    QUERY_HEAD,
+    SUB_LAYERS,
+    unit_kinds,
+)
 from ..modeling import as_family
-from ..shapes import TargetShape, count_parameters, family_named, family_of, parameter_budget, shape_for_budget
+from ..shapes import (
+    PerLayerShape,
+    TargetShape,
+    count_parameters,
+    family_named,
+    family_of,
+    parameter_budget,
+    shape_for_budget,
+)
 from ..slicing import NEMOTRON_NAS, check_nemotron_nas
-from .allocation import Allocation, resolve_allocation, smallest_count, too_small
+from .allocation import GLOBAL_KINDS, Allocation, resolve_allocation, sized_layers, smallest_count, too_small
 from .config import DEFAULT_UNITS, PruneConfig
 from .open_units import OpenUnits, Unit
 
-Target = TargetShape | dict[str, int] | int | float
+Target = TargetShape | PerLayerShape | dict[str, int] | int | float
 ENDS = ("first", "last")
 
 
@@ -92,7 +111,13 @@ def make_plan(config: PretrainedConfig, target: Target, choices: PruneConfig) ->
     compensation.check(config)
     own, config = config, config_with_biases(config) if compensation.needs_bias else config
     shape, budget, kinds, protected = TargetShape.from_source(config), None, (), frozenset()
-    if not allocation.uneven:
+    stream_changes = False
+    if isinstance(target, PerLayerShape):
+        layers, kinds = _check_per_layer(config, target, choices, allocation)
+        budget = target.num_parameters(config)
+        allocation = Allocation("per_layer", partial(sized_layers, shape=target), GLOBAL_KINDS)
+        stream_changes = HIDDEN in kinds or len(target.kept_layers) < len(target.layers)
+    elif not allocation.uneven:
         shape, budget = _even_target(own, config, target)
         kinds = tuple(kind.name for kind in unit_kinds(shape.source, shape).values() if not kind.frozen)
         layers = protected_layers(choices.protect, shape.source.num_hidden_layers, shape.num_hidden_layers)
@@ -108,14 +133,17 @@ def make_plan(config: PretrainedConfig, target: Target, choices: PruneConfig) ->
         smallest = OpenUnits(config, shape.source, protected=protected)
         if smallest_count(smallest, kinds) > budget:
             raise UsageError(too_small(smallest, budget, kinds))
-    if choices.form == NEMOTRON_NAS:
+    if choices.form == NEMOTRON_NAS and not isinstance(target, PerLayerShape):
         check_nemotron_nas(config, shape, kinds if allocation.uneven else ())
     # Between the stages of a training, weights are no longer the source's, and modules are fitted to what they give.
-    stream_changes = not allocation.uneven and choices.pruning_share is None and bool({HIDDEN, LAYER} & {*kinds})
+    if not allocation.uneven:
+        stream_changes = choices.pruning_share is None and bool({HIDDEN, LAYER} & {*kinds})
     compensation = compensation.resolved(stream_changes, config)
     criteria = criteria_for(choices.criterion, kinds, config, compensation)
     if allocation.uneven:
-        _check_uneven_criteria(criteria, allocation.name)
+        _check_no_shape(criteria, allocation.name)
+    if allocation.uneven and not isinstance(target, PerLayerShape):
+        _check_uneven_criteria(criteria)
     return PruningPlan(choices, config, shape, budget, criteria, compensation, allocation, layers, protected)
 
 
@@ -156,6 +184,47 @@ def _uneven_budget(config: PretrainedConfig, whole: TargetShape, target: Target,
     return parameter_budget(count_parameters(config, whole.source), **_budget_argument(target))
 
 
+def _check_per_layer(
+    config: PretrainedConfig, target: PerLayerShape, choices: PruneConfig, allocation: Allocation
+) -> tuple[list[int], tuple[str, ...]]:
+    """Layers that are protected, and the kinds of units of which the criterion chooses some."""
+    if allocation.uneven:
+        raise UsageError(
+            f"`target` says what each layer keeps, but `allocation` is {allocation.name!r}. Leave it at 'uniform'."
+        )
+    if choices.num_shots != 1 or choices.pruning_share is not None:
+        raise UsageError("`target` says what each layer keeps, which is cut at once. Leave `num_shots` at 1.")
+    target.padded(config)  # or the config's class refuses
+    source, layers = target.source, target.layers
+    protected = protected_layers(choices.protect, source.num_hidden_layers, source.num_hidden_layers)
+    lost = [index for index in protected if not (layers[index].num_heads and layers[index].num_neurons)]
+    if lost:
+        raise UsageError(
+            f"`protect` {choices.protect!r} protects layer {lost[0]}, which `target` leaves without attention or MLP."
+            " Protect others, or take another target."
+        )
+    attentions = [sizes for sizes in layers if sizes.num_heads]
+    numbers = {
+        HIDDEN: ({target.hidden_size}, source.hidden_size),
+        KEY_VALUE_HEAD: ({sizes.num_key_value_heads for sizes in attentions}, source.num_key_value_heads),
+        QUERY_HEAD: ({sizes.num_heads // sizes.num_key_value_heads for sizes in attentions}, source.queries_per_group),
+        INTERMEDIATE: ({sizes.num_neurons for sizes in layers if sizes.num_neurons}, source.intermediate_size),
+    }
+    kinds = tuple(kind for kind, (found, whole) in numbers.items() if found != {whole})
+    _check_heads(config, kinds)
+    if choices.form == NEMOTRON_NAS:
+        gone = {ATTENTION: len(attentions) < len(layers), MLP: not all(sizes.num_neurons for sizes in layers)}
+        uneven = [kind for kind, (found, _) in numbers.items() if len(found) > 1]
+        check_nemotron_nas(config, target.padded(config), [*uneven, *(kind for kind, some in gone.items() if some)])
+        first = next(sizes for sizes in target.kept_layers)
+        if not first.num_heads:
+            raise UsageError(
+                "`form` 'nemotron_nas' needs an attention in the first layer, which `target` leaves out. Save it padded"
+                " (form='padded')."
+            )
+    return protected, kinds
+
+
 def _budget_argument(target: int | float) -> dict:
     if isinstance(target, Integral):
         return {"num_parameters": target}
@@ -177,13 +246,16 @@ def _check_heads(config: PretrainedConfig, kinds: Sequence[str]) -> None:
         )
 
 
-def _check_uneven_criteria(criteria: dict[str, Criterion], allocation: str) -> None:
+def _check_no_shape(criteria: dict[str, Criterion], allocation: str) -> None:
     shaped = sorted({found.name for found in criteria.values() if found.needs_target_shape})
     if shaped:
         raise UsageError(
             f"`criterion` {', '.join(shaped)} learns towards the numbers of a target shape, which a budget shared by"
             f" {allocation!r} allocation does not have. Name another criterion, or a target shape."
         )
+
+
+def _check_uneven_criteria(criteria: dict[str, Criterion]) -> None:
     wholes = [kind for kind in criteria if kind in (LAYER, *SUB_LAYERS)]
     if wholes and (strange := _not_comparable(criteria)):
         raise UsageError(

@@ -48,6 +48,7 @@ def search_table(candidates: Sequence[Mapping[str, Any]], limits: Sequence[str],
         row += [_rise(one["recovered_rise"])] * trained
         row.append("proportional" if one["proportional"] else "")
         row[-1] += " latency within noise" if one["within_noise"] else ""
+        row[-1] += "layers differ: the largest sizes" if one.get("layers") else ""
         rows.append(row)
     rows = [[*head, ""], *rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

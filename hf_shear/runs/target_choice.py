@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Any, overload
+
 from transformers import PretrainedConfig
 
 from ..core import UsageError
 from ..modeling import as_family
 from ..search import read_candidates
-from ..shapes import TARGET_NAMES, TargetShape, check_supported_source, family_named, preset_shape, shape_for_budget
+from ..shapes import (
+    TARGET_NAMES,
+    PerLayerShape,
+    TargetShape,
+    check_supported_source,
+    family_named,
+    preset_shape,
+    shape_for_budget,
+)
 
 SEARCH_HINT = "All sizes shrink in balance. `hf-shear search` looks for the shape of this size that loses least."
 OTHER_WAYS = ("preset", "target_num_parameters", "from_search")
 
 
-def choose_target(pipeline, config: PretrainedConfig) -> tuple[TargetShape, str | None]:
+@overload
+def choose_target(pipeline, config: PretrainedConfig) -> tuple[TargetShape, str | None]: ...
+
+
+@overload
+def choose_target(
+    pipeline, config: PretrainedConfig, *, per_layer: bool
+) -> tuple[TargetShape | PerLayerShape, str | None]: ...
+
+
+def choose_target(pipeline, config: PretrainedConfig, *, per_layer: bool = False) -> tuple[Any, str | None]:
     """The target, checked before any weight is loaded.
 
     Args:
         pipeline: arguments with the five shape names, ``preset``, ``target_num_parameters`` and ``from_search``, each
             None if not given; ``search_rank`` and ``as_family``.
         config: of the source.
+        per_layer: whether layers of the target may have widths of their own, as a search may find them.
 
     Returns:
         The target, and for a budget the reasons for its shape.
@@ -40,7 +61,7 @@ def choose_target(pipeline, config: PretrainedConfig) -> tuple[TargetShape, str 
             f"Name a target one way: {', '.join(TARGET_NAMES)}; or one of {ways}; given: {', '.join(given) or 'none'}."
         )
     if pipeline.from_search is not None:
-        return _found(pipeline.from_search, pipeline.search_rank, config), None
+        return _found(pipeline.from_search, pipeline.search_rank, config, per_layer), None
     if pipeline.preset is not None:
         return preset_shape(pipeline.preset, config), None
     if pipeline.target_num_parameters is not None:
@@ -52,14 +73,20 @@ def choose_target(pipeline, config: PretrainedConfig) -> tuple[TargetShape, str 
     return TargetShape.from_source(config, **named), None
 
 
-def _found(folder: str, rank: int, config: PretrainedConfig) -> TargetShape:
+def _found(folder: str, rank: int, config: PretrainedConfig, per_layer: bool) -> TargetShape | PerLayerShape:
     """A shape of a search."""
     candidates = read_candidates(folder)
     if rank > len(candidates):
         raise UsageError(
             f"`search_rank` must be at most {len(candidates)}, the shapes of {folder!r}, but it is {rank}."
         )
+    found = candidates[rank - 1]
+    if found.layers is not None and not per_layer:
+        raise UsageError(
+            f"`search_rank` {rank} of {folder!r} has layers of different widths, which `hf-shear prune` alone cuts. Take"
+            " another rank, or prune to this one."
+        )
     try:
-        return TargetShape.from_dict(config, candidates[rank - 1].sizes)
+        return found.target(config)
     except UsageError as error:
         raise UsageError(f"`from_search` {folder!r} is a search of another source: {error}") from error

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from transformers import PretrainedConfig
+
+from ..shapes import PerLayerShape, TargetShape
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeCandidate:
@@ -20,6 +24,9 @@ class ShapeCandidate:
         recovered_rise: after ``recovery_tokens`` of training; None of a shape that was not trained.
         latency: measured milliseconds per token (``median``, ``low``, ``high``), where the budget limits them.
         within_noise: whether the limit of the latency lies between the fastest and the slowest round.
+        layers: query heads, key/value heads and neurons of each layer of the source, where they differ: then ``sizes`` are
+            those that they are padded to, and ``foretold_rise`` is that of the shape it began as, changed by as much as the
+            rise at the cut is.
         proportional: whether it is the shape of ``shape_for_budget``.
     """
 
@@ -33,6 +40,7 @@ class ShapeCandidate:
     latency: dict[str, float] | None = None
     within_noise: bool = False
     proportional: bool = False
+    layers: list[list[int]] | None = None
 
     @property
     def order(self) -> tuple:
@@ -41,6 +49,16 @@ class ShapeCandidate:
         if self.recovered_rise is not None:
             return 0, self.recovered_rise, sizes
         return 1, self.foretold_rise, sizes
+
+    def target(self, config: PretrainedConfig) -> TargetShape | PerLayerShape:
+        """What ``prune_one_shot`` takes; ``config`` is the source's.
+
+        Raises:
+            UsageError: it is no shape of that source.
+        """
+        if self.layers is not None:
+            return PerLayerShape.from_list(config, self.sizes["hidden_size"], self.layers)
+        return TargetShape.from_dict(config, self.sizes)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""

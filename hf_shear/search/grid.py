@@ -133,7 +133,7 @@ def _widest(
     All costs are a + L (b + c w) in the layers L and the MLP's width w, for given heads and a given hidden size.
     """
     accepted = ShapeAcceptance(config)
-    step = {name: _step(getattr(source, name)) for name in ("hidden_size", "intermediate_size")}
+    step = {name: step_of(getattr(source, name)) for name in ("hidden_size", "intermediate_size")}
     of = {name: wanted.sizes(source, name, step.get(name, 1)) for name in SHAPE_NAMES}
     layers, widths = np.array(of["num_hidden_layers"])[:, None], np.array(of["intermediate_size"])
     heads_and_groups = [
@@ -165,7 +165,7 @@ def _widest(
                 yield {name: sizes[name] for name in SHAPE_NAMES}, float(share[row, column])
 
 
-def _step(size: int) -> int:
+def step_of(size: int) -> int:
     """A multiple that gives sizes from 16 to 32 values, 8 at least."""
     step = 8
     while size // (2 * step) >= 16 and size % (2 * step) == 0:

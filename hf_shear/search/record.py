@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..core import UsageError, read_json_object, write_json_atomically
-from ..shapes import ModelShape
+from ..shapes import ModelShape, PerLayerShape
 from .candidate import ShapeCandidate
 
 SEARCH_NAME = "search.json"
@@ -52,9 +52,13 @@ class SearchRecord:
             )
         return cls(path, content)
 
-    def measured(self, what: str, shape: ModelShape, measure: Callable[[], Value]) -> Value:
+    def measured(self, what: str, shape: ModelShape | PerLayerShape, measure: Callable[[], Value]) -> Value:
         """What was measured of a shape before, or is now."""
-        name = f"{what}: " + ", ".join(f"{size} {value}" for size, value in shape.sizes().items())
+        if isinstance(shape, PerLayerShape):
+            sizes = f"hidden_size {shape.hidden_size}, layers {shape.to_list()}"
+        else:
+            sizes = ", ".join(f"{size} {value}" for size, value in shape.sizes().items())
+        name = f"{what}: {sizes}"
         if name not in self.content["measured"]:
             self.content["measured"][name] = measure()
             self._write()

@@ -8,6 +8,9 @@
    judged again: the order at the cut is not the order after recovery (Minitron, arXiv 2407.14679, section 3). How well each
    of these judgements tells the order after long recovery is measured in model_cards/search.md.
 
+5. If ``num_generations`` is given, layers of different widths are looked for by mutation, from the best of these shapes and
+   from what ``global`` allocation makes of the budget (``mutation``).
+
 The proportional shape of ``shape_for_budget`` is always among the finalists, so that a search never returns a shape that it
 found to be worse.
 """
@@ -15,6 +18,7 @@ found to be worse.
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -28,13 +32,15 @@ from ..core import FailedError, UsageError, check_ranges, counted_flops, tracked
 from ..data import Calibration, samples_digest
 from ..modeling import check_model
 from ..pruning import PruneConfig
-from ..shapes import ModelShape, TargetShape, count_parameters, shape_for_budget
+from ..shapes import ModelShape, PerLayerShape, TargetShape, count_parameters, shape_for_budget
 from ..training import evaluate_samples
 from .budget import ShapeBudget
 from .candidate import ShapeCandidate
+from .divergence import SourceDivergence
 from .grid import ShapeFilter, shapes_within
 from .latency import LatencyModel, shapes_to_time
-from .ranked_source import RankedSource
+from .mutation import Levels, mutate
+from .ranked_source import RankedSource, shape_of_gates
 from .record import SearchRecord
 from .rises import PARTS, RiseForecast, share_kept, single_cuts
 
@@ -57,6 +63,8 @@ def search_shapes(
     num_finalists: int = 3,
     recover: Recover | None = None,
     finalist_flops: float = 0.0,
+    num_generations: int = 0,
+    seed: int = 42,
     batch_size: int = 8,
     output_dir: str | os.PathLike | None = None,
     resume: bool = False,
@@ -74,6 +82,9 @@ def search_shapes(
         num_finalists: that are trained.
         recover: trains a candidate; None: none is trained, and the cut decides.
         finalist_flops: of training each finalist.
+        num_generations: of mutations to layers of different widths, each of which cuts 11 shapes and reads ``held_out``
+            three times; 0: none are looked for.
+        seed: of the mutations.
         batch_size: samples of a forward that judges.
         output_dir: folder for ``search.json``, which is written after each measurement; None: nothing is written.
         resume: go on with the search in ``output_dir``.
@@ -82,15 +93,26 @@ def search_shapes(
         All shapes that were looked at, the best first.
 
     Raises:
-        UsageError: no shape keeps the budget, filters exclude each other, or ``output_dir`` holds another search.
+        UsageError: no shape keeps the budget, filters exclude each other, or ``output_dir`` holds another search; layers
+            of different widths are looked for where finalists are trained or other than parameters are limited.
         FailedError: latencies are limited, but noise hides them.
     """
-    check_ranges({"num_finalists": num_finalists, "batch_size": batch_size})
+    check_ranges({"num_finalists": num_finalists, "batch_size": batch_size, "num_generations": num_generations})
     if recover is not None and not finalist_flops > 0:
         raise UsageError(f"`finalist_flops` must be above 0 where `recover` trains, but it is {finalist_flops!r}.")
     config, wanted = config or PruneConfig(), wanted or ShapeFilter()
     if config.allocation != "uniform":
         raise UsageError(f"`allocation` must be 'uniform' in a search of shapes, but it is {config.allocation!r}.")
+    if num_generations and set(budget.limits) != {"num_parameters"}:
+        raise UsageError(
+            f"`num_generations` looks for layers of different widths, which `max_parameters` alone limits, but the budget"
+            f" limits {', '.join(budget.limits)}. Leave `num_generations` at 0, or limit the parameters."
+        )
+    if num_generations and recover is not None:
+        raise UsageError(
+            "`num_generations` looks for layers of different widths, which are judged at the cut, but finalists are to be"
+            " trained, whose losses do not compare with that. Leave out `num_generations`, or the training."
+        )
     check_model(model)
     settings = {
         "source": ModelShape.from_config(model.config).to_dict() | {"model_type": model.config.model_type},
@@ -102,11 +124,15 @@ def search_shapes(
         "num_finalists": num_finalists,
         "finalist_flops": finalist_flops if recover is not None else 0.0,
     }
+    if num_generations:
+        settings |= {"num_generations": num_generations, "seed": seed}
     record = SearchRecord.open(output_dir, settings, resume)
     search = _Search(model, calibration, held_out, budget, config, wanted, batch_size, record)
     found = search.foretold()
     chosen, rest = search.finalists(found, num_finalists)
     found = sorted([*search.judged(chosen, recover, finalist_flops), *rest], key=lambda one: one.order)
+    if num_generations:
+        found = sorted([*found, search.per_layer(found, num_generations, seed)], key=lambda one: one.order)
     record.finish(found)
     return found
 
@@ -228,6 +254,40 @@ class _Search:
                 one = replace(one, recovered_rise=rise, recovery_tokens=int(tokens))
             found.append(one)
         return found
+
+    def per_layer(self, found: list[ShapeCandidate], num_generations: int, seed: int) -> ShapeCandidate:
+        """Layers of different widths, from the best of ``found`` or what ``global`` allocation gives at the same size."""
+        best = next(one for one in found if one.rise is not None)
+        config, source, draw = self.model.config, ModelShape.from_config(self.model.config), random.Random(seed)
+        budget = int(self.budget.limits["num_parameters"])
+        levels = Levels.within(config, budget, self.wanted, self.source.scores)
+        uniform = shape_of_gates(self.source.gates(self._target(best)), source)
+        starts = [
+            levels.snapped(shape, draw) for shape in (uniform, self.source.allocated(budget)) if shape is not None
+        ]
+        starts = [shape for shape in starts if levels.fits(shape) and levels.accepts(shape)] or [uniform]
+        judge = partial(self._divergence, SourceDivergence(self.model, self.held_out, self.batch_size))
+        start = min(starts, key=partial(judge, share=1.0))
+        shape, _ = list(mutate(start, levels, judge, num_generations, draw))[-1]
+        rise = self.record.measured("cut", shape, lambda: self._loss(self.source.cut_layers(shape)) - self.source_loss)
+        padded = shape.padded(config)
+        costs = self._costs(padded) | {"num_parameters": shape.num_parameters(config)}
+        assert best.rise is not None
+        return ShapeCandidate(
+            sizes=dict(padded.sizes()), costs=costs, foretold_rise=best.foretold_rise + rise - best.rise,
+            foretold_by_part={}, rise=rise, layers=shape.to_list(),
+        )  # fmt: skip
+
+    def _divergence(self, measured: SourceDivergence, shape: PerLayerShape, share: float) -> float:
+        """From the source, of a cut on a share of the text; measured now or before."""
+
+        def measure() -> float:
+            with counted_flops() as counted:
+                found = measured(self.source.cut_layers(shape), share)
+            self.record.charge("mutations", counted.total)
+            return found
+
+        return self.record.measured(f"divergence on {share:g} of the text", shape, measure)
 
     def _trained(self, shape: TargetShape, recover: Recover, flops: float) -> list[float]:
         model, tokens = recover(self.source.cut(shape), flops)

@@ -22,6 +22,7 @@ from .family import (
 from .flops import forward_flops_per_token, training_flops_per_token
 from .model_shape import NUM_EXPERTS, ModelShape
 from .parameter_count import count_parameters
+from .per_layer_shape import PerLayerShape, smallest_holding
 from .presets import preset_shape
 from .shape_config import ShapeAcceptance, config_for_shape
 from .target_shape import TargetShape
@@ -41,6 +42,7 @@ __all__ = [
     "ModelShape",
     "NEURONS",
     "NUM_EXPERTS",
+    "PerLayerShape",
     "SHAPE_NAMES",
     "ShapeAcceptance",
     "TARGET_NAMES",
@@ -58,6 +60,7 @@ __all__ = [
     "parameter_budget",
     "preset_shape",
     "shape_for_budget",
+    "smallest_holding",
     "supported_model_types",
     "training_flops_per_token",
 ]

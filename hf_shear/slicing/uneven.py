@@ -10,7 +10,6 @@ Legend: d hidden size, g query heads per KV head.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,11 +25,10 @@ from ..shapes import (
     Axis,
     LayerSizes,
     ModelShape,
-    ShapeAcceptance,
     config_for_shape,
-    count_parameters,
     count_uneven_parameters,
     family_of,
+    smallest_holding,
 )
 from .gathering import check_dtype
 from .kept_units import KeptUnits, kept_units_from_masks
@@ -91,29 +89,14 @@ def padded_shape(config: PretrainedConfig, kept: KeptUnits) -> ModelShape:
     """
     source = ModelShape.from_config(config)
     per_group = [count for layer in kept.layers for count in _queries_per_group(kept.heads[layer], source)]
-    needed_groups = max(1, *(len(kept.key_value_heads[layer]) for layer in kept.layers))
-    needed_queries = max([1, *per_group])
-    acceptance = ShapeAcceptance(config)
-    hidden_size = len(kept.hidden)
-    fitting = [
-        replace(
-            source,
-            hidden_size=hidden_size,
-            num_hidden_layers=len(kept.layers),
-            num_attention_heads=groups * queries,
-            num_key_value_heads=groups,
-            intermediate_size=max(1, *(len(kept.intermediate[layer]) for layer in kept.layers)),
-        )
-        for groups in range(needed_groups, source.num_key_value_heads + 1)
-        for queries in range(needed_queries, source.queries_per_group + 1)
-        if acceptance.refusal(hidden_size, groups * queries, groups) is None
-    ]
-    if not fitting:
-        raise UsageError(
-            f"{acceptance.class_name} accepts no number of heads from {needed_groups * needed_queries} to the source's"
-            f" {source.num_attention_heads} at `hidden_size` {hidden_size}, so the result cannot be padded to it."
-        )
-    return min(fitting, key=lambda shape: count_parameters(config, shape))
+    return smallest_holding(
+        config,
+        hidden_size=len(kept.hidden),
+        num_layers=len(kept.layers),
+        num_groups=max(1, *(len(kept.key_value_heads[layer]) for layer in kept.layers)),
+        num_queries=max([1, *per_group]),
+        num_neurons=max(1, *(len(kept.intermediate[layer]) for layer in kept.layers)),
+    )
 
 
 def layer_sizes(kept: KeptUnits) -> Iterator[LayerSizes]:
