@@ -58,7 +58,7 @@ def joint_rise(
         others, by their influence. 0 for a layer that is closed.
 
     Raises:
-        ValueError: `protected` names what is no layer, or too many of them; no tokens to predict, or a loss that is not finite.
+        ValueError: `protected` names no layer, or too many; no tokens to predict, or a loss that is not finite.
     """
     batches, _ = split_samples(calibration.batches, calibration.num_samples_of(num_tokens))
     kind = model.masks.kinds[LAYER]
