@@ -28,8 +28,7 @@ NAME = "pretend"
 is_ours = lambda value: isinstance(value, torch.Tensor) and value.device.type == NAME  # noqa: E731
 CPU, EXTENSION = 1, 12  # kDLCPU and kDLExtDev of DLPack
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")  # the host, for the device
-READS = {"mask_learning": 1, "recovery": 1, "distillation": 2}
-"""Of values of the device by the host in a training step, those of transformers' and torch's own code among them."""
+READS = {"mask_learning": 1, "recovery": 1, "distillation": 2}  # by the host in a training step, torch's own among them
 host_reads = 0
 
 
@@ -188,8 +187,7 @@ def test_a_path_gives_what_it_gives_on_the_cpu_whose_tensors_are_noticed_and_rea
 if __name__ == "__main__":
     _device, results = register(), {}
     for name, path in PATHS.items():
-        results[name] = {"values": path(NAME), "fault": "none"}
-        counts = [host_reads]
+        results[name], counts = {"values": path(NAME), "fault": "none"}, [host_reads]
         for steps in (2, 6) if name in READS else ():  # the difference is free of what a start and an end read
             path(NAME, steps=steps)
             counts.append(host_reads)
