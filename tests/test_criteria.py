@@ -287,6 +287,31 @@ def test_joint_rise_is_the_loss_without_all_layers_that_go(build_llama, add_mask
     torch.testing.assert_close(again, scores, rtol=0, atol=2e-6)
 
 
+def test_joint_rise_searches_around_protected_layers(build_llama, add_masks, batches):
+    """What goes is chosen as if a protected layer could not: the second layer, with the first one gone that may go."""
+    source = build_llama(num_hidden_layers=5)
+    text, options = Calibration(batches), {"mean": False, "shortlist": 0, "num_tokens": 0}
+    model = add_masks(source, {"num_hidden_layers": 3})
+    first = int(joint_rise(model, text, **options)[LAYER].argmin())
+    scores = joint_rise(model, text, **options, protected=str(first))[LAYER]
+    gone = scores.argsort()[:2].tolist()
+    full, others = whole_loss(source, batches), [layer for layer in range(5) if layer != first]
+    alone = {layer: whole_loss(source, batches, [layer]) - full for layer in others}
+    best = min(others, key=lambda layer: alone[layer])
+    pairs = {layer: whole_loss(source, batches, [best, layer]) - full for layer in others if layer != best}
+    second = min(pairs, key=lambda layer: pairs[layer])
+    assert {*gone} == {best, second} and int(scores.argmax()) == first
+    assert scores[best].item() == pytest.approx(max(alone[best], 0), abs=1e-5)
+    assert scores[second].item() == pytest.approx(max(pairs[second], alone[best], 0), abs=1e-5)
+
+
+@pytest.mark.parametrize("protected", ["5", "-1", "first:1", "0 1 2 3"])
+def test_joint_rise_refuses_what_it_cannot_protect(build_llama, add_masks, batches, protected):
+    model = add_masks(build_llama(num_hidden_layers=5), {"num_hidden_layers": 3})
+    with pytest.raises(ValueError, match="`protected` of joint_rise must name at most 3 of the layers 0 to 4"):
+        joint_rise(model, Calibration(batches), protected=protected)
+
+
 def test_an_unneeded_pair_of_layers_is_found_at_less_cost(build_llama, add_masks, batches):
     source = build_llama(num_hidden_layers=12)
     with torch.no_grad():

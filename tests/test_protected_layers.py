@@ -40,7 +40,7 @@ def test_more_than_the_target_keeps_are_refused():
 
 
 @pytest.mark.parametrize("num_shots", [1, 2])
-@pytest.mark.parametrize("criterion", ["loss_rise", "block_influence", "random", "magnitude", "taylor"])
+@pytest.mark.parametrize("criterion", ["loss_rise", "joint_rise", "block_influence", "random", "magnitude", "taylor"])
 def test_protected_layers_stay(build_llama, criterion, num_shots):
     source = build_llama(num_hidden_layers=4)
     with torch.no_grad():  # layers that would be the first to go

@@ -43,6 +43,10 @@ InputsByModule = dict[tuple[int, str], Moments]
 """A of linear layers by (index of the decoder layer, name within it), handed from what collected it to what needs it."""
 
 
+MOST_HELD_OUT, HELD_OUT_SHARE = 512, 0.25
+"""Tokens of a calibration text, of each process, that choose the damping of a fit to the others, and their share."""
+
+
 class _BehindLayers(Exception):
     """Ends a forward behind its last layer."""
 
@@ -186,6 +190,11 @@ class LayerStream(LayerRunner):
         self.num_tokens = count_over_ranks(sum(batch.num_tokens for batch in self._waiting), self.device)
 
     @property
+    def num_held_out(self) -> int:
+        """Of the first tokens of this process, those that choose the damping."""
+        return min(MOST_HELD_OUT, int(HELD_OUT_SHARE * sum(batch.num_tokens for batch in self._waiting)))
+
+    @property
     def num_batches(self) -> int:
         """Of this process."""
         return len(self._waiting)
@@ -220,6 +229,7 @@ def stream_inputs(
     store: torch.device | str | None = None,
     inverted: bool = True,
     shared: InputsByModule | None = None,
+    holds_out: bool = False,
 ) -> Iterator[tuple[int, dict[str, Moments]]]:
     """A of linear layers, from forward passes alone.
 
@@ -233,6 +243,7 @@ def stream_inputs(
         inverted: whether A is going to be inverted, so that a text too short for that is worth a warning.
         shared: A of these layers that an earlier pass over the same text, model and gates has left there: it is taken
             from there, and no forward runs. An empty one is filled; None: nothing is kept.
+        holds_out: whether to keep the inputs at the tokens that choose a damping. What is shared always has them.
 
     Yields:
         (index of the decoder layer, moments by name), summed over the ranks.
@@ -250,15 +261,18 @@ def stream_inputs(
         if inverted:
             warn_if_short(model, names, stream.num_tokens)
         for index in tracked(range(len(stream.layers)), "Activations of layers", unit="layer"):
-            found = _layer_inputs(stream, index, names)
+            found = _layer_inputs(stream, index, names, stream.num_held_out if holds_out or shared is not None else 0)
             _keep(shared, index, found)
             yield index, found
 
 
-def _layer_inputs(stream: LayerStream, index: int, names: tuple[str, ...]) -> dict[str, Moments]:
+def _layer_inputs(stream: LayerStream, index: int, names: tuple[str, ...], num_held: int) -> dict[str, Moments]:
     # A function of its own, as below: its variables would keep moments from being freed by whoever consumes the stream.
     modules = {name: linear_of(stream.layers[index], name) for name in names}
-    found = {name: Moments.zeros(module.in_features, module.weight.device) for name, module in modules.items()}
+    found = {
+        name: Moments.zeros(module.in_features, module.weight.device, num_held=num_held)
+        for name, module in modules.items()
+    }
     watchers: dict[nn.Module, Watcher] = {module: into(found[name]) for name, module in modules.items()}
     for batch in stream:
         with watching(batch, watchers):
@@ -329,14 +343,20 @@ def stream_curvature(
             warn_if_short(model, names, stream.num_tokens)
         for start in range(0, num_layers, size):
             window = range(start, min(start + size, num_layers))
-            found = _window_curvature(stream, names, window, activation_checkpointing, len(first))
+            num_held = 0 if shared is None else stream.num_held_out
+            found = _window_curvature(stream, names, window, activation_checkpointing, len(first), num_held)
             for index in window:
                 _keep(shared, index, found[index].inputs)
                 yield index, found.pop(index)
 
 
 def _window_curvature(
-    stream: LayerStream, names: tuple[str, ...], window: range, activation_checkpointing: bool, num_backward: int
+    stream: LayerStream,
+    names: tuple[str, ...],
+    window: range,
+    activation_checkpointing: bool,
+    num_backward: int,
+    num_held: int,
 ) -> dict[int, LayerCurvature]:
     found, inputs, gradients = {}, {}, {}
     for index in window:
@@ -344,7 +364,7 @@ def _window_curvature(
         for name in names:
             module = linear_of(stream.layers[index], name)
             device = module.weight.device
-            found[index].inputs[name] = moments = Moments.zeros(module.in_features, device)
+            found[index].inputs[name] = moments = Moments.zeros(module.in_features, device, num_held=num_held)
             inputs[module] = into(moments)
             found[index].gradients[name] = moments = Moments.zeros(module.out_features, device, mean=False)
             gradients[module] = partial(_add_gradients, moments)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -89,19 +89,27 @@ class Moments:
         second: [C, C], sum of a a^T; only its diagonal blocks and those above are filled (see ``add_products``).
         first: [C], sum of a; None where no mean is asked for.
         count: what means are taken over: N of inputs, P of gradients.
+        num_held, held: the first rows of this process, so many, are kept as they are as well.
     """
 
     second: Tensor
     first: Tensor | None
     count: int = 0
+    num_held: int = 0
+    held: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def zeros(
-        cls, size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, mean: bool = True
+        cls,
+        size: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        mean: bool = True,
+        num_held: int = 0,
     ) -> Moments:
         """Of ``size`` channels, before any token."""
         second = torch.zeros(size, size, dtype=dtype, device=device)
-        return cls(second, torch.zeros(size, dtype=dtype, device=device) if mean else None)
+        return cls(second, torch.zeros(size, dtype=dtype, device=device) if mean else None, num_held=num_held)
 
     def add(self, rows: Tensor, count: int | None = None) -> None:
         """Count rows [..., C] as ``count`` tokens; None: as many as they are."""
@@ -110,11 +118,18 @@ class Moments:
         if self.first is not None:
             self.first.add_(rows.sum(dim=0, dtype=self.first.dtype))
         self.count += len(rows) if count is None else count
+        if (more := self.num_held - sum(map(len, self.held))) > 0:
+            self.held.append(rows[:more].clone())
 
     def over_ranks(self) -> None:
-        """Sum over the ranks."""
+        """Sum over the ranks; rows that are held stay with their rank."""
         self.count = count_over_ranks(self.count, self.second.device)
         sum_over_ranks(self.second, () if self.first is None else self.first)
+
+    @property
+    def held_rows(self) -> Tensor:
+        """[num_held, C], or as many as there were."""
+        return torch.cat(self.held) if self.held else self.second.new_zeros(0, len(self.second))
 
     @property
     def gram(self) -> Tensor:
@@ -220,4 +235,4 @@ class Sums:
         """Over the tokens of all ranks; ``count`` is theirs from then on."""
         self.count = count_over_ranks(self.count, next(iter(self._totals.values())).device)
         sum_over_ranks(self._totals.values())
-        return {name: total / self.count for name, total in self._totals.items()}
+        return {name: total / max(self.count, 1) for name, total in self._totals.items()}

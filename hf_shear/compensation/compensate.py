@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..calibration import InputsByModule, Moments, stream_inputs
+from ..calibration import InputsByModule, Moments, Sums, stream_inputs
 from ..core import UsageError
 from ..data import Calibration
 from ..masks import HIDDEN, LAYER
 from ..modeling import ShearingModel
 from .add_biases import add_biases
-from .gap import Gap
+from .gap import Gap, HeldOut, add_held_out, held_out_of, mixing_of
 from .layer_parts import Part, layer_parts
 from .methods import Compensation, resolve_compensation
 from .towards_reference import gaps_to_reference
@@ -96,7 +96,7 @@ def compensate(
     reference = type(model).from_model(model if reference is None else reference)
     if chosen.needs_bias:
         add_biases(reference)
-    for name, part, gap in gaps_to_reference(model, reference, gates, calibration, chosen.store):
+    for name, part, gap in gaps_to_reference(model, reference, gates, calibration, chosen.store, chosen.holds_out):
         _update(model, name, gap, part, chosen, report)
     return report
 
@@ -116,14 +116,19 @@ def _towards_own_outputs(
         return
     with model.use_gates(model.gates_in_use):
         for index, moments in stream_inputs(
-            model, calibration.batches, names, store=chosen.store, shared=shared_inputs or None
+            model,
+            calibration.batches,
+            names,
+            store=chosen.store,
+            shared=shared_inputs or None,
+            holds_out=chosen.holds_out,
         ):
             for name in names:
                 if (index, name) in losing:
                     part = later[index, name]
                     weight = model.model.layers[index].get_submodule(name).weight[part.rows]
                     removed = now[index, name].columns & ~part.columns
-                    gap = _gap_of_removed(weight, moments.pop(name), part.columns, removed)
+                    gap = _gap_of_removed(weight, moments.pop(name), part.columns, removed, chosen.holds_out)
                     _update(model, f"model.layers.{index}.{name}", gap, part, chosen, report)
 
 
@@ -138,8 +143,9 @@ def _writing_parts(model: ShearingModel, gates: dict[str, Tensor]) -> dict[tuple
     }
 
 
-def _gap_of_removed(weight: Tensor, moments: Moments, kept: Tensor, removed: Tensor) -> Gap:
+def _gap_of_removed(weight: Tensor, moments: Moments, kept: Tensor, removed: Tensor, holds_out: bool) -> Gap:
     """d = W_S a_S for the removed inputs S; y = W a over those that are open."""
+    held = _held_out(weight, moments, kept, removed) if holds_out else None
     weight, gram, mean = weight.double(), moments.gram.double(), moments.mean.double()
     lost, everything = weight[:, removed], weight * (kept | removed)
     return Gap(
@@ -150,7 +156,15 @@ def _gap_of_removed(weight: Tensor, moments: Moments, kept: Tensor, removed: Ten
         input_mean=mean[kept],
         wanted_power=float(((everything @ gram) * everything).sum()),
         num_tokens=moments.count,
+        held_out=held,
     )
+
+
+def _held_out(weight: Tensor, moments: Moments, kept: Tensor, removed: Tensor) -> HeldOut | None:
+    rows, mixing, sums = moments.held_rows.float(), mixing_of(len(weight), weight.device), Sums()
+    # The mixed outputs are few: weights are mixed in place of them.
+    add_held_out(sums, rows[:, kept], rows[:, removed], (mixing @ weight[:, removed].double()))
+    return held_out_of(sums, mixing, moments.count)
 
 
 def _update(

@@ -12,10 +12,58 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..calibration import Sums
+from ..calibration.moments import full_float32
 from ..core import charge_flops
 
 FIRST_DAMPING = 1e-10  # share of the mean diagonal that is tried where none was asked for and none does not suffice
 MORE_DAMPING = 10.0  # factor by which it is raised until the system can be solved
+
+
+NUM_MIXTURES = 64  # of outputs, which tell dampings apart as all outputs would, at a fraction of the cost
+DAMPINGS = (1.0, 10.0, 100.0, 1000.0)  # factors of the least one
+
+
+@dataclass
+class HeldOut:
+    """Means over the tokens that choose the damping, of random mixtures of the outputs.
+
+    Attributes:
+        mixing: [M, R], of independent normal numbers: |mixing d|^2 is |d|^2 on average, up to a factor.
+        cross: E[(mixing d) a^T], [M, K].
+        gram: E[a a^T], [K, K].
+        share: of the tokens of the gap.
+    """
+
+    mixing: Tensor
+    cross: Tensor
+    gram: Tensor
+    share: float
+
+
+def add_held_out(sums: Sums, inputs: Tensor, gap: Tensor, mixing: Tensor) -> None:
+    """Add rows of inputs [n, K] and of d [n, R] to what ``held_out_of`` is made of."""
+    with full_float32():
+        charge_flops(2 * inputs.numel() * inputs.shape[1])
+        mixed = gap @ mixing.to(gap.dtype).t()
+        sums.add(len(inputs), gram=inputs.t() @ inputs, cross=mixed.t() @ inputs)
+
+
+def held_out_of(sums: Sums, mixing: Tensor, num_tokens: int) -> HeldOut | None:
+    """From the sums ``gram`` and ``cross`` over held-out tokens of this process; None if there are too few.
+
+    Args:
+        num_tokens: of the gap, over all processes.
+    """
+    means = sums.means()
+    return HeldOut(mixing, means["cross"], means["gram"], sums.count / num_tokens) if sums.count else None
+
+
+def mixing_of(num_outputs: int, device: torch.device) -> Tensor:
+    """The mixing of ``HeldOut``, the same in every process: float64 [M, R]."""
+    generator = torch.Generator().manual_seed(num_outputs)
+    size = (min(NUM_MIXTURES, num_outputs), num_outputs)
+    return torch.randn(size, dtype=torch.float64, generator=generator).to(device)
 
 
 @dataclass
@@ -30,6 +78,7 @@ class Gap:
         input_mean: E[a], [K].
         wanted_power: E|y|^2, summed over outputs.
         num_tokens: behind the means.
+        held_out: the same of the part of these tokens that chooses the damping; None: there is none.
     """
 
     cross: Tensor
@@ -39,6 +88,7 @@ class Gap:
     input_mean: Tensor
     wanted_power: float
     num_tokens: int
+    held_out: HeldOut | None = None
 
     def error(self, update: Tensor | None = None, bias: Tensor | None = None) -> float:
         """E|d - U a - c|^2 / E|y|^2 for an update [R, K] of the weight and one [R] of the bias; 0 where y is 0."""
@@ -69,3 +119,34 @@ def ridge(cross: Tensor, gram: Tensor, damping: float) -> Tensor:
         if not failed:
             return torch.cholesky_solve(cross.t(), factor).t()
         damping = max(float(FIRST_DAMPING * scale), damping * MORE_DAMPING)
+
+
+def damping_for(gap: Gap, least: float) -> float | None:
+    """Of ``least`` and its multiples, the damping whose fit to the other tokens is best on those held out.
+
+    Dampings are tried upwards, until one is worse than the one before. Fitted to few tokens, an update of many inputs is
+    good on these alone: more damping makes it smaller.
+
+    Args:
+        least: added to the diagonal of the gram, as ``ridge`` does.
+
+    Returns:
+        None if every update is worse than none.
+    """
+    held = gap.held_out
+    if held is None:
+        return least
+    rest = 1 - held.share
+    gram = (gap.gram - held.share * held.gram) / rest
+    cross = (held.mixing @ gap.cross - held.share * held.cross) / rest
+    best, lowest = None, 0.0  # the error without an update, to which the change by it is added
+    previous = float("inf")
+    for factor in DAMPINGS:
+        update = ridge(cross, gram, factor * least)
+        change = float(((update @ held.gram) * update).sum() - 2 * (update * held.cross).sum())
+        if change < lowest:
+            best, lowest = factor * least, change
+        if change >= previous:
+            break
+        previous = change
+    return best

@@ -16,7 +16,7 @@ from ..calibration import DAMPING
 from ..core import UsageError, keyword_options, named_entry, options_from_text
 from ..shapes import family_of
 from .add_biases import check_biases
-from .gap import Gap, ridge
+from .gap import Gap, damping_for, ridge
 
 MODULE, SOURCE, AUTO = "module", "source", "auto"
 TOWARDS = (MODULE, SOURCE, AUTO)
@@ -38,9 +38,10 @@ def least_squares(gap: Gap, *, damping: float = DAMPING) -> tuple[Tensor | None,
     cancels: W_K + W_S A_SK A_KK^-1, with A = E[a a^T], kept inputs K and removed ones S.
 
     Args:
-        damping: a share of the mean diagonal of A_KK, added to its diagonal.
+        damping: a share of the mean diagonal of A_KK, added to its diagonal: the least, where held-out tokens choose it.
     """
-    return ridge(gap.cross, gap.gram, float(damping * gap.gram.diagonal().mean())), None
+    chosen = damping_for(gap, float(damping * gap.gram.diagonal().mean()))
+    return None if chosen is None else ridge(gap.cross, gap.gram, chosen), None
 
 
 def least_squares_bias(gap: Gap, *, damping: float = DAMPING) -> tuple[Tensor | None, Tensor | None]:
@@ -69,6 +70,7 @@ class Compensation:
         needs_bias: whether it updates biases.
         towards: what a layer's outputs are fitted to, "module", "source" or "auto"; see ``compensate``.
         store: where hidden states wait between layers, such as "cpu"; None: the model's device.
+        holds_out: whether part of the calibration text chooses the damping.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Compensation:
     needs_bias: bool = False
     towards: str = MODULE
     store: str | None = None
+    holds_out: bool = False
 
     @property
     def does_nothing(self) -> bool:
@@ -139,7 +142,7 @@ COMPENSATIONS: dict[str, Compensation] = {
     for found in (
         Compensation("none", None),
         Compensation("bias", bias, needs_bias=True),
-        Compensation("least_squares", least_squares),
+        Compensation("least_squares", least_squares, holds_out=True),
         Compensation("least_squares_bias", least_squares_bias, needs_bias=True),
     )
 }
@@ -156,10 +159,13 @@ def resolve_compensation(choice: str | Compensation) -> Compensation:
         return choice
     name, method, text = named_entry(COMPENSATIONS, choice, "compensation")
     known = {} if method.update is None else keyword_options(method.update) | {"towards": method.towards, "store": ""}
+    known |= {"holds_out": True} if method.holds_out else {}
     options = options_from_text(text, known, f"Compensation {name!r}")
     if method.update is None:
         return method
     towards, store = options.pop("towards", method.towards), options.pop("store", None)
+    holds_out = options.pop("holds_out", method.holds_out)
     if towards not in TOWARDS:
         raise UsageError(f"Option 'towards' of `compensation` must be one of {', '.join(TOWARDS)}: {towards!r}.")
-    return replace(method, name=choice, update=partial(method.update, **options), towards=towards, store=store or None)
+    update = partial(method.update, **options)
+    return replace(method, name=choice, update=update, towards=towards, store=store or None, holds_out=holds_out)

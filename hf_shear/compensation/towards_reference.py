@@ -28,7 +28,7 @@ from ..core import charge_flops, tracked
 from ..data import Calibration
 from ..modeling import ShearingModel
 from ..shapes import OUTPUT_PROJECTIONS
-from .gap import Gap
+from .gap import Gap, add_held_out, held_out_of, mixing_of
 from .layer_parts import ATTENTION, MLP, Part, layer_parts
 
 NORM = "post_attention_layernorm"  # what reads the residual stream behind o_proj
@@ -45,6 +45,7 @@ def gaps_to_reference(
     gates: dict[str, Tensor],
     calibration: Calibration,
     store: str | None = None,
+    holds_out: bool = False,
 ) -> Iterator[tuple[str, Part, Gap]]:
     """(name in the model, part of its layer, gap) one after another; the caller updates each before the next.
 
@@ -52,6 +53,7 @@ def gaps_to_reference(
         model: pruned by ``gates``.
         reference: of the same shape, run with all gates open.
         store: where hidden states wait between passes; None: the model's device.
+        holds_out: whether gaps tell apart the tokens that choose a damping.
     """
     with measuring(model), measuring(reference):
         with model.use_gates(gates):
@@ -71,7 +73,7 @@ def gaps_to_reference(
                 for batch in wanted:
                     batch.hidden = wanted.run(index, batch.hidden, batch)
             for parts in groups:
-                for part, gap in zip(parts, _gaps(pruned, wanted, index, parts), strict=True):
+                for part, gap in zip(parts, _gaps(pruned, wanted, index, parts, holds_out), strict=True):
                     yield f"model.layers.{index}.{part.name}", part, gap
                 if parts[0].writes:
                     for batch in pruned:
@@ -88,20 +90,22 @@ def _is_whole(pruned: LayerStream, wanted: LayerStream, index: int, groups: list
     return whole and mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def _gaps(pruned: LayerStream, wanted: LayerStream, index: int, parts: list[Part]) -> list[Gap]:
+def _gaps(pruned: LayerStream, wanted: LayerStream, index: int, parts: list[Part], holds_out: bool) -> list[Gap]:
     """The gaps of parts that read the same, from one pass of the calibration text through their half of both layers.
 
     Behind parts that write, the reference waits behind the half.
     """
     columns, sums = parts[0].columns, [Sums() for _ in parts]
-    shared = Moments.zeros(int(columns.sum()), columns.device)
+    shared, left = Moments.zeros(int(columns.sum()), columns.device), pruned.num_held_out if holds_out else 0
+    held, mixings = [Sums() for _ in parts], [mixing_of(int(part.rows.sum()), columns.device) for part in parts]
     for mine, theirs in zip(pruned, wanted, strict=True):
         stream, now = _run(pruned, index, parts, mine)
         wanted_stream, then = _run(wanted, index, parts, theirs)
         inputs = mine.rows(now[parts[0].name][0])[:, columns]
         shared.add(inputs)
-        inputs = inputs.float()
-        for part, total in zip(parts, sums, strict=True):
+        inputs, first = inputs.float(), inputs[:left].float()
+        left -= len(first)
+        for part, total, held_total, mixing in zip(parts, sums, held, mixings, strict=True):
             outputs = mine.rows(now[part.name][1]).float()[:, part.rows]
             if part.writes:
                 assert stream is not None and wanted_stream is not None
@@ -118,11 +122,16 @@ def _gaps(pruned: LayerStream, wanted: LayerStream, index: int, parts: list[Part
                     power=gap.square().sum(),
                     wanted_power=(outputs + gap).square().sum(),
                 )
+            if holds_out and (len(first) or not held_total.count):
+                add_held_out(held_total, first, gap[: len(first)], mixing)
         if wanted_stream is not None:
             theirs.hidden = wanted_stream
     shared.over_ranks()
     gram, input_mean = shared.gram.double(), shared.mean.double()
-    return [_gap(total, gram, input_mean) for total in sums]
+    gaps = [_gap(total, gram, input_mean) for total in sums]
+    for gap, held_total, mixing in zip(gaps, held, mixings, strict=True):
+        gap.held_out = held_out_of(held_total, mixing, gap.num_tokens) if holds_out else None
+    return gaps
 
 
 def _gap(sums: Sums, gram: Tensor, input_mean: Tensor) -> Gap:

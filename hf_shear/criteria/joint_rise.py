@@ -40,6 +40,7 @@ def joint_rise(
     num_tokens: int = NUM_TOKENS,
     shortlist: int = SHORTLIST,
     mean: bool = True,
+    protected: str = "",
 ) -> Scores:
     """Rise of the mean loss per token once a layer is gone, with all layers that go before it.
 
@@ -49,20 +50,23 @@ def joint_rise(
         num_tokens: of the first samples of the calibration text, which are read; 0: all.
         shortlist: candidates for each layer that goes, at least ``LEAST_CANDIDATES`` in all; 0: all layers.
         mean: whether the mean of what a layer adds stands in its place, as compensation can do. False: nothing does.
+        protected: indices of layers that no search removes, separated by blanks, such as "0 7". Pruning sets them by its
+            ``protect``.
 
     Returns:
         float32 [layers], nats per token; of layers that stay, lower bounds. Those that were no candidates follow above all
         others, by their influence. 0 for a layer that is closed.
 
     Raises:
-        ValueError: no tokens to predict, or a loss that is not finite.
+        ValueError: `protected` names no layer, or too many; no tokens to predict, or a loss that is not finite.
     """
     batches, _ = split_samples(calibration.batches, calibration.num_samples_of(num_tokens))
     kind = model.masks.kinds[LAYER]
+    stays = _layers(protected, kind.num_units, kind.num_kept)
     with measuring(model):
         search = _Search(model, batches, mean)
         num_removed = max(len(search.open) - kind.num_kept, 0)
-        candidates = sorted(search.open, key=lambda layer: (search.influence[layer], layer))
+        candidates = sorted(set(search.open) - stays, key=lambda layer: (search.influence[layer], layer))
         if num_removed and shortlist:
             candidates = candidates[: max(shortlist * num_removed, LEAST_CANDIDATES)]
         rises = {
@@ -79,10 +83,20 @@ def joint_rise(
             fresh.clear()
             if place + 1 < num_removed:
                 search.remove(best, rise)
-    found = torch.zeros(kind.num_units, device=model.device)
+    found, highest = torch.zeros(kind.num_units, device=model.device), max(scores.values(), default=0.0)
     for layer in search.open:
-        found[layer] = scores[layer] if layer in scores else max(scores.values()) + search.influence[layer]
+        found[layer] = scores[layer] if layer in scores else highest + search.influence[layer]
     return {LAYER: found}
+
+
+def _layers(protected: str, num_layers: int, num_kept: int) -> set[int]:
+    names = protected.split()
+    if not all(name.isdecimal() and int(name) < num_layers for name in names) or len(set(names)) > num_kept:
+        raise UsageError(
+            f"`protected` of joint_rise must name at most {num_kept} of the layers 0 to {num_layers - 1}, separated by"
+            f" blanks, but it is {protected!r}. To protect layers from pruning, say `protect`."
+        )
+    return {int(name) for name in names}
 
 
 class _Search:

@@ -382,7 +382,7 @@ def close_by_influence(
         if bool((shares >= 1).all()):
             raise UsageError(too_small(units, budget, scores))
         with model.use_gates(units.gates(model.device)):
-            influence = centred(block_influence(model, text)[LAYER])
+            influence = centred(block_influence(model, text)[LAYER].cpu())  # layer by layer it is read by the host
         stepped = (shares + delta * (1 - amplitude * influence)).clamp(0, 1)
         # Where all layers that may lose have lost everything, the rest lose alike.
         shares = stepped if not torch.equal(stepped, shares) else (shares + delta).clamp(0, 1)

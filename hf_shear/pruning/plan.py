@@ -139,7 +139,7 @@ def make_plan(config: PretrainedConfig, target: Target, choices: PruneConfig) ->
     if not allocation.uneven:
         stream_changes = choices.pruning_share is None and bool({HIDDEN, LAYER} & {*kinds})
     compensation = compensation.resolved(stream_changes, config)
-    criteria = criteria_for(choices.criterion, kinds, config, compensation)
+    criteria = criteria_for(choices.criterion, kinds, config, compensation, layers)
     if allocation.uneven:
         _check_no_shape(criteria, allocation.name)
     if allocation.uneven and not isinstance(target, PerLayerShape):
@@ -148,16 +148,22 @@ def make_plan(config: PretrainedConfig, target: Target, choices: PruneConfig) ->
 
 
 def criteria_for(
-    choice: CriterionChoice, kinds: Collection[str], config: PretrainedConfig, compensation: Compensation
+    choice: CriterionChoice,
+    kinds: Collection[str],
+    config: PretrainedConfig,
+    compensation: Compensation,
+    protected: Sequence[int] = (),
 ) -> dict[str, Criterion]:
-    """As ``criteria_by_kind``; under ``joint_rise`` a layer's mean stands in its place where compensation can do that.
+    """As ``criteria_by_kind``, and ``joint_rise`` is told what it has to know of the other choices.
 
-    A fit to the source's residual stream can. A fit of each module to its own outputs leaves the place of a layer empty.
+    A layer's mean stands in its place where compensation can do that: a fit to the source's residual stream can, a fit of
+    each module to its own outputs leaves the place of a layer empty. And protected layers stay while it searches.
     """
     criteria = criteria_by_kind(choice, kinds, family_of(config))
     of_layers = criteria.get(LAYER)
-    if of_layers is not None and of_layers.score is joint_rise.score and "mean" not in of_layers.options:
-        criteria[LAYER] = of_layers.with_options(mean=compensation.reads_source)
+    if of_layers is not None and of_layers.score is joint_rise.score:
+        told = {"mean": compensation.reads_source, "protected": " ".join(map(str, protected))}
+        criteria[LAYER] = of_layers.with_options(**told | dict(of_layers.options))
     return criteria
 
 
