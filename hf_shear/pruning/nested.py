@@ -33,7 +33,6 @@ from ..modeling import AutoShearingModelForCausalLM, ShearingModel
 from ..shapes import (
     ModelShape,
     TargetShape,
-    config_for_shape,
     count_parameters,
     forward_flops_per_token,
     shape_for_budget,
@@ -144,8 +143,8 @@ def nested_shapes(config: PretrainedConfig, sizes: Sequence[Target]) -> dict[str
     """
     if isinstance(sizes, (str, bytes)) or not isinstance(sizes, Sequence) or len(sizes) < LEAST_SIZES:
         raise UsageError(
-            f"`sizes` must be a list of {LEAST_SIZES} or more sizes, the largest first, but it is {sizes!r}. Give some, such"
-            " as 0.75,0.5,0.35; a single one is a target (`target_num_parameters`)."
+            f"`sizes` must be a list of {LEAST_SIZES} or more sizes, the largest first, but it is {sizes!r}. Give some,"
+            " such as 0.75,0.5,0.35; a single one is a target (`target_num_parameters`)."
         )
     num_source = count_parameters(config)
     found: dict[str, TargetShape] = {}
@@ -162,8 +161,9 @@ def nested_shapes(config: PretrainedConfig, sizes: Sequence[Target]) -> dict[str
             )
         if count >= before or name in found:
             raise UsageError(
-                f"`sizes` must fall, but {size!r} has {count:,} parameters after {before:,}, in {_written(sizes)}. The source"
-                " is too small to have a shape of its own for each, or two are alike: leave one out, or space them further."
+                f"`sizes` must fall, but {size!r} has {count:,} parameters after {before:,}, in {_written(sizes)}. The"
+                " source is too small to have a shape of its own for each, or two are alike: leave one out, or space them"
+                " further."
             )
         found[name] = shape
         within, before = shape, count
@@ -180,8 +180,8 @@ def _shape(
         raise UsageError(f"`sizes` must be numbers or shapes, but it holds {size!r}. Give such as 0.75,0.5,0.35.")
     if not isinstance(size, Integral) and not 0 < size < 1:
         raise UsageError(
-            f"`sizes` must be shares of the source's parameters, above 0 and below 1, or whole numbers of parameters, but it"
-            f" holds {size!r}. Give such as 0.75,0.5,0.35."
+            f"`sizes` must be shares of the source's parameters, above 0 and below 1, or whole numbers of parameters, but"
+            f" it holds {size!r}. Give such as 0.75,0.5,0.35."
         )
     budget = int(size) if isinstance(size, Integral) else math.floor(float(size) * num_source)
     if not 1 <= budget < num_source:
@@ -192,8 +192,7 @@ def _shape(
             f" {_written(sizes)}. Sort them, and leave out what is there twice."
         )
     try:
-        found = shape_for_budget(config_for_shape(config, within), num_parameters=min(budget, before)).shape
-        return TargetShape.from_dict(config, found.to_dict())
+        return shape_for_budget(config, num_parameters=budget, within=within).shape
     except UsageError as error:
         raise UsageError(f"`sizes`, {size!r}: {error}") from error
 
@@ -242,9 +241,7 @@ def rank_nested(
 
 
 def _gates(kinds: Mapping[str, UnitKind], scores: Mapping[str, Tensor]) -> Gates:
-    return {
-        kind.name: hard_topk(scores[kind.name], kind.num_kept).cpu() for kind in kinds.values() if not kind.frozen
-    }
+    return {kind.name: hard_topk(scores[kind.name], kind.num_kept).cpu() for kind in kinds.values() if not kind.frozen}
 
 
 def _check_largest(shapes: Mapping[str, TargetShape], config: PretrainedConfig) -> None:
@@ -252,8 +249,8 @@ def _check_largest(shapes: Mapping[str, TargetShape], config: PretrainedConfig) 
     own = ModelShape.from_config(config)
     if shape.sizes() != own.sizes():
         raise UsageError(
-            f"`model` must be of the largest size, {largest!r} ({shape.sizes_text()}), but it has {own.sizes_text()}. Cut it"
-            " first, with `prune_one_shot(source, shapes[...], calibration).model`."
+            f"`model` must be of the largest size, {largest!r} ({shape.sizes_text()}), but it has {own.sizes_text()}. Cut"
+            " it first, with `prune_one_shot(source, shapes[...], calibration).model`."
         )
 
 
@@ -263,9 +260,9 @@ def _check_largest(shapes: Mapping[str, TargetShape], config: PretrainedConfig) 
 class NestedTrainer(ShearTrainer):
     """A :class:`ShearTrainer` each of whose steps trains one of several nested sizes.
 
-    Evaluations give ``eval_size_<name>_loss`` for each size, the mean over domains, and ``eval_size_<name>_<domain>_loss``. ``eval_loss`` and the losses of domains
-    are means over sizes, by which domain weights are steered. An evaluation reads its text once for each size, and
-    ``eval_token_share`` pays for all of them.
+    Evaluations give ``eval_size_<name>_loss`` for each size, the mean over domains, and
+    ``eval_size_<name>_<domain>_loss``. ``eval_loss`` and the losses of domains are means over sizes, by which domain weights
+    are steered. An evaluation reads its text once for each size, and ``eval_token_share`` pays for all of them.
 
     Args:
         model: the largest size, plain or with masks and no target of its own, or a folder of one.
@@ -312,8 +309,8 @@ class NestedTrainer(ShearTrainer):
     def _add_teacher(self, teaching: DistillationSettings) -> None:
         if self.distiller is not None:
             raise UsageError(
-                f"`distillation={self.args.distillation!r}` gives all sizes a teacher, and `teaching` gives the smaller ones"
-                " the largest (`size_teacher` of the command line). Leave one of the two out."
+                f"`distillation={self.args.distillation!r}` gives all sizes a teacher, and `teaching` gives the smaller"
+                " ones the largest (`size_teacher` of the command line). Leave one of the two out."
             )
         check_teacher(self.model.config, self.model.config)
         self.distiller = LargestTeacher(self, teaching)
@@ -336,9 +333,7 @@ class NestedTrainer(ShearTrainer):
         for name, gates in self._gates.items():
             with self.masked_model.use_gates(gates):
                 found[name] = super().domain_losses(datasets)
-        self.size_losses = {
-            name: {domain: it.mean for domain, it in losses.items()} for name, losses in found.items()
-        }
+        self.size_losses = {name: {domain: it.mean for domain, it in losses.items()} for name, losses in found.items()}
         first = found[self.sizes.largest]
         self.evaluated_tokens = len(found) * sum(sum(it.num_tokens) for it in first.values())
         return {

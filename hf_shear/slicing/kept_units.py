@@ -42,7 +42,7 @@ class KeptUnits:
         return cls(list(kept["layers"]), list(kept["hidden"]), **layered)
 
     def within(self, outer: KeptUnits) -> KeptUnits:
-        """The same units by their indices in the model that ``outer`` was kept of, where this one was cut out of the result."""
+        """The same units by their indices one model further up: ``outer`` is what was kept of that."""
         layers = {layer: outer.layers[layer] for layer in self.layers}
 
         def indices(inner: dict[int, list[int]], of: dict[int, list[int]]) -> dict[int, list[int]]:

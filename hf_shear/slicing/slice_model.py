@@ -76,7 +76,9 @@ def slice_model(
     kinds = masks.kinds if target is None else unit_kinds(masks.source, target)
     if gates is None:
         if target is not None:
-            raise UsageError("`target` is given without `gates`: masks are learned towards their own. Give `gates`, too.")
+            raise UsageError(
+                "`target` is given without `gates`: masks are learned towards their own. Give `gates`, too."
+            )
         masks.check_finite()
         gates, kept_masks = masks.deterministic(), masks.kept_units()
     else:

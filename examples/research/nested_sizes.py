@@ -1,0 +1,176 @@
+"""Do several nested sizes from one run pay? Against a run of its own for each size, on stories260K.
+
+    python -m examples.research.nested_sizes measure STORIES260K TINYSTORIES   # minutes; goes on where it was stopped
+    python -m examples.research.nested_sizes page                              # build the page anew, and measure nothing
+
+A single run cuts one size out of the source, with compensation, and trains it on ``NUM_TOKENS``. A nested run cuts the
+largest, ranks its units once more, and trains all sizes in turns; every step costs the largest size's FLOPs. It is
+measured twice: with the FLOPs of all single runs together, cuts and ranking included (``TOTAL``); and with ``NUM_TOKENS`` for
+each of its sizes, so that each gets the FLOPs that it gets in its own run, whatever the masks cost on top (``EACH``). Shapes
+are the same in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from hf_shear import evaluate_samples, open_source, prune_one_shot
+from hf_shear.core import write_text_atomically
+from hf_shear.data import load_domains
+from hf_shear.distillation import DistillationSettings
+from hf_shear.pruning import NestedTrainer, nested_shapes, rank_nested
+from hf_shear.pruning.cost import CalibrationCost
+from hf_shear.runs import prepare_domain_data
+from hf_shear.shapes import TargetShape, count_parameters, forward_flops_per_token, training_flops_per_token
+from hf_shear.sources import ready_to_compute
+from hf_shear.training import ShearTrainer, ShearTrainingArguments
+
+from .provenance import code_digest, code_record, with_record
+from .shared import ROOT
+
+RESULTS, PAGE = ROOT / "model_cards" / "nested.json", ROOT / "model_cards" / "nested.md"
+LENGTH, BATCH, CALIBRATION_BATCHES, JUDGED = 256, 8, 2, 32_768
+NUM_TOKENS, RATE, SEEDS = 102_400, 4e-3, (0, 1, 2)
+SETS = {2: (0.75, 0.35), 3: (0.75, 0.5, 0.35), 5: (0.75, 0.65, 0.55, 0.45, 0.35)}
+"""Sizes of a run, by their number."""
+TOTAL, EACH, SINGLE = "total", "each", "single"
+MOST = 0.05
+"""Nats that nesting may cost at the smallest size before the page has to say so."""
+
+
+class Source:
+    """stories260K and its text."""
+
+    def __init__(self, path: Path, data_dir: Path):
+        opened = open_source("path", path)
+        self.config = opened.config
+        self.data = prepare_domain_data(
+            load_domains(data_dir), opened.load_tokenizer(), self.config, max_length=LENGTH, held_out_fraction=0.1,
+            eval_tokens=JUDGED,
+        )  # fmt: skip
+        self.model = ready_to_compute(opened.load_model(), "cpu", torch.float32)
+
+    def loss(self, model) -> float:
+        """Held-out, the mean over domains."""
+        return fmean(one.mean for one in evaluate_samples(model, self.data.judged, 2 * BATCH).values())
+
+    def cut(self, shape, seed: int):
+        """A size cut out of the source, with the defaults of pruning."""
+        return prune_one_shot(self.model, shape, self.data.calibration(BATCH, CALIBRATION_BATCHES, seed))
+
+    def arguments(self, folder: str, num_tokens: float, seed: int) -> ShearTrainingArguments:
+        steps = max(round(num_tokens / (BATCH // 2 * LENGTH)), 1)
+        return ShearTrainingArguments(
+            folder, max_steps=steps, per_device_train_batch_size=BATCH // 2, learning_rate=RATE,
+            lr_scheduler_type="polynomial", lr_scheduler_kwargs={"power": 0.5, "lr_end": 0.0}, warmup_steps=0.05,
+            dynamic_batches=False, eval_strategy="no", save_strategy="no", logging_strategy="no", report_to="none",
+            disable_tqdm=True, seed=seed,
+        )  # fmt: skip
+
+    def single(self, shape: TargetShape, seed: int) -> dict[str, Any]:
+        """One size in a run of its own."""
+        pruning = self.cut(shape, seed)
+        model = pruning.model
+        found = {"cut": self.loss(model), "parameters": count_parameters(model.config)}
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = ShearTrainer(model, self.arguments(folder, NUM_TOKENS, seed), self.data.train)
+            trainer.train()
+        flops = trainer.tokens_seen() * training_flops_per_token(model.config, LENGTH)
+        return found | {"loss": self.loss(model), "flops": flops + pruning.cost.flops, "tokens": trainer.tokens_seen()}
+
+    def nested(self, sizes: Sequence[float], seed: int, teacher: bool, flops: float | None) -> dict[str, Any]:
+        """All sizes from one run: of these FLOPs with its cut and ranking; or of ``NUM_TOKENS`` for each size."""
+        shapes = nested_shapes(self.config, sizes)
+        calibration = self.data.calibration(BATCH, CALIBRATION_BATCHES, seed)
+        pruning = self.cut(next(iter(shapes.values())), seed)
+        cost = CalibrationCost.on(calibration)
+        nested = rank_nested(pruning.model, shapes, calibration, cost=cost)
+        chosen = pruning.cost.flops + cost.flops
+        config, tokens = pruning.model.config, NUM_TOKENS * len(sizes)
+        if flops is not None:
+            taught = (len(sizes) - 1) / len(sizes) * forward_flops_per_token(config, LENGTH) * teacher
+            tokens = (flops - chosen) / (training_flops_per_token(config, LENGTH) + taught)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = NestedTrainer(
+                pruning.model, self.arguments(folder, tokens, seed), self.data.train, sizes=nested,
+                teaching=DistillationSettings() if teacher else None,
+            )  # fmt: skip
+            cut = [self.loss(trainer.cut(name)[0]) for name in nested.names]
+            trainer.train()
+        return {
+            "shapes": [list(shape.sizes().values()) for shape in shapes.values()],
+            "cut": cut,
+            "loss": [self.loss(trainer.cut(name)[0]) for name in nested.names],
+            "flops": trainer.flops() + chosen,
+            "tokens": trainer.tokens_seen(),
+        }
+
+
+PLAN = ((3, TOTAL, False), (3, TOTAL, True), (3, EACH, True), (2, TOTAL, True), (5, TOTAL, True), (3, EACH, False))
+"""What is measured, in this order: number of sizes, budget, whether the largest size teaches the others."""
+
+
+def measure(source: Source, kept: dict[str, Any]) -> None:
+    """Every run that is not kept yet."""
+
+    def run(key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        found = next((one for one in kept["runs"] if key.items() <= one.items()), None)
+        if found is None:
+            found = key | make()
+            kept["runs"].append(found)
+            kept["code"] = with_record(kept.get("code", ()), code_record(todays_code()))
+            print(found, flush=True)
+            write(kept)
+        return found
+
+    for number, kind, teacher in PLAN:
+        sizes = SETS[number]
+        shapes = nested_shapes(source.config, sizes)
+        for seed in SEEDS:
+            spent = 0.0
+            for shape in shapes.values():
+                key = {"kind": SINGLE, "shape": list(shape.sizes().values()), "seed": seed}
+                spent += run(key, partial(source.single, shape, seed))["flops"]
+            key = {"kind": kind, "sizes": list(sizes), "teacher": teacher, "seed": seed}
+            run(key, partial(source.nested, sizes, seed, teacher, spent if kind == TOTAL else None))
+
+
+def todays_code() -> str:
+    """Digest of the code that makes the runs."""
+    return code_digest("examples.research.nested_sizes", ("measure", "Source", "SETS", "PLAN"))
+
+
+def write(kept: dict) -> None:
+    """Keep the results, a run a line."""
+    lines = ",\n".join(json.dumps(run) for run in kept["runs"])
+    write_text_atomically(RESULTS, f'{{"code": {json.dumps(kept["code"])},\n"runs": [\n{lines}\n]}}\n')
+
+
+def kept_results() -> dict | None:
+    """What was measured; None if nothing was."""
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else None
+
+
+def main(command_line: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("measure", "page"))
+    parser.add_argument("source", nargs="*", type=Path, metavar="STORIES260K TINYSTORIES")
+    options = parser.parse_args(command_line)
+    kept = kept_results() or {"runs": []}
+    if options.what == "measure":
+        if len(options.source) != 2:
+            parser.error("give the folders of the source and of its text.")
+        measure(Source(*options.source), kept)
+
+
+if __name__ == "__main__":
+    main()
