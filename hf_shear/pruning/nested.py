@@ -261,8 +261,8 @@ class NestedTrainer(ShearTrainer):
     """A :class:`ShearTrainer` each of whose steps trains one of several nested sizes.
 
     Evaluations give ``eval_size_<name>_loss`` for each size, the mean over domains, and
-    ``eval_size_<name>_<domain>_loss``. ``eval_loss`` and the losses of domains are means over sizes, by which domain weights
-    are steered. An evaluation reads its text once for each size, and ``eval_token_share`` pays for all of them.
+    ``eval_size_<name>_<domain>_loss``. ``eval_loss`` and the losses of domains are means over sizes, by which domain
+    weights are steered. An evaluation reads its text once for each size, and ``eval_token_share`` pays for all of them.
 
     Args:
         model: the largest size, plain or with masks and no target of its own, or a folder of one.
