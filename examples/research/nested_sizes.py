@@ -5,9 +5,9 @@
 
 A single run cuts one size out of the source, with compensation, and trains it on ``NUM_TOKENS``. A nested run cuts the
 largest, ranks its units once more, and trains all sizes in turns; every step costs the largest size's FLOPs. It is
-measured twice: with the FLOPs of all single runs together, cuts and ranking included (``TOTAL``); and with ``NUM_TOKENS`` for
-each of its sizes, so that each gets the FLOPs that it gets in its own run, whatever the masks cost on top (``EACH``). Shapes
-are the same in both.
+measured twice: with the FLOPs of all single runs together, cuts and ranking included (``TOTAL``); and with
+``NUM_TOKENS`` for each of its sizes, so that each gets the FLOPs that it gets in its own run, whatever the masks cost on
+top (``EACH``). Shapes are the same in both.
 """
 
 from __future__ import annotations

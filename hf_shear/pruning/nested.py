@@ -160,11 +160,7 @@ def nested_shapes(config: PretrainedConfig, sizes: Sequence[Target]) -> dict[str
                 f" before it ({within.sizes()[wider[0]]}). Give shapes that are no larger in any dimension."
             )
         if count >= before or name in found:
-            raise UsageError(
-                f"`sizes` must fall, but {size!r} has {count:,} parameters after {before:,}, in {_written(sizes)}. The"
-                " source is too small to have a shape of its own for each, or two are alike: leave one out, or space them"
-                " further."
-            )
+            raise UsageError(_not_falling(size, count, before, sizes))
         found[name] = shape
         within, before = shape, count
     return found
@@ -186,23 +182,23 @@ def _shape(
     budget = int(size) if isinstance(size, Integral) else math.floor(float(size) * num_source)
     if not 1 <= budget < num_source:
         raise UsageError(f"`sizes` must be below the source's {num_source:,} parameters, but it holds {size!r}.")
-    if within.sizes() != ModelShape.from_config(config).sizes() and budget >= before:
-        raise UsageError(
-            f"`sizes` must fall, the largest first, but {size!r} ({budget:,} parameters) follows a size of {before:,}, in"
-            f" {_written(sizes)}. Sort them, and leave out what is there twice."
-        )
+    if budget >= before:
+        raise UsageError(_not_falling(size, budget, before, sizes))
     try:
         return shape_for_budget(config, num_parameters=budget, within=within).shape
     except UsageError as error:
         raise UsageError(f"`sizes`, {size!r}: {error}") from error
 
 
+def _not_falling(size: Target, count: int, before: int, sizes: Sequence[Target]) -> str:
+    return (
+        f"`sizes` must fall, the largest first, but {size!r} ({count:,} parameters) follows a size of {before:,}, in"
+        f" {', '.join(map(str, sizes))}. Sort them, and leave out what is there twice or hardly smaller."
+    )
+
+
 def _is_share(size: Target) -> bool:
     return isinstance(size, Real) and not isinstance(size, Integral)
-
-
-def _written(sizes: Sequence[Target]) -> str:
-    return ", ".join(map(str, sizes))
 
 
 # ---- the ranking ------------------------------------------------------------------------------------------------------
