@@ -14,7 +14,6 @@ import torch
 from training_helpers import held_out_domains, make_args, train_domains
 
 from hf_shear import AutoShearingModelForCausalLM, save_checkpoint
-from hf_shear.distillation import DistillationSettings
 from hf_shear.pruning import NestedSizes, NestedTrainer
 
 ACCUMULATION, SAMPLES_PER_STEP = 2, 8
@@ -34,7 +33,7 @@ def main(folder: Path, source: Path, teaching: str, *more: str) -> None:
     model = AutoShearingModelForCausalLM.from_pretrained(source, target_shape={})
     trainer = NestedTrainer(
         model, args, train_domains(), held_out_domains(), sizes=NestedSizes.load(source, model.config),
-        teaching=DistillationSettings() if teaching == "largest" else None,
+        size_teacher=teaching,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint="--resume" in more)
     for name in trainer.sizes.names:

@@ -29,7 +29,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
 from hf_shear import AutoShearingModelForCausalLM, Calibration, save_checkpoint
 from hf_shear.cli import main
 from hf_shear.core import UsageError, check_results, read_results
-from hf_shear.distillation import DistillationSettings
 from hf_shear.masks import unit_kinds
 from hf_shear.pruning import NestedSizes, NestedTrainer, nested_shapes, rank_nested
 from hf_shear.pruning.nested import _gates
@@ -203,12 +202,12 @@ def test_units_of_a_cut_within_a_cut_are_named_as_those_of_the_source():
 # ---- the training -----------------------------------------------------------------------------------------------------
 
 
-def train(folder, teaching=None, resume=False, callbacks=None, **changes) -> NestedTrainer:
+def train(folder, size_teacher="none", resume=False, callbacks=None, **changes) -> NestedTrainer:
     model = plain_model()
     options = {"max_steps": 9, "eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps", "save_steps": 2}
     trainer = NestedTrainer(
         model, make_args(folder, **options | changes), train_domains(), held_out_domains(), sizes=nested(model),
-        teaching=teaching, callbacks=callbacks,
+        size_teacher=size_teacher, callbacks=callbacks,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume)
     return trainer
@@ -228,12 +227,12 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("teaching", [None, DistillationSettings()])
-def test_a_killed_run_goes_on_as_the_one_that_was_not_killed(tmp_path, teaching):
-    whole = train(tmp_path / "a", teaching)
+@pytest.mark.parametrize("size_teacher", ["none", "largest"])
+def test_a_killed_run_goes_on_as_the_one_that_was_not_killed(tmp_path, size_teacher):
+    whole = train(tmp_path / "a", size_teacher)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "b", teaching, callbacks=[Stop()])
-    again = train(tmp_path / "b", teaching, resume=True)
+        train(tmp_path / "b", size_teacher, callbacks=[Stop()])
+    again = train(tmp_path / "b", size_teacher, resume=True)
     assert rows_of(again) == rows_of(whole)
     for name, value in whole.masked_model.state_dict().items():
         assert torch.equal(value, again.masked_model.state_dict()[name]), name
@@ -277,7 +276,7 @@ def test_a_step_changes_the_units_of_its_size_alone(tmp_path):
 
 
 def test_the_largest_size_teaches_the_others_without_a_gradient_of_its_own(tmp_path):
-    trainer = train(tmp_path, DistillationSettings(), save_strategy="no", eval_strategy="no")
+    trainer = train(tmp_path, "largest", save_strategy="no", eval_strategy="no")
     plain = train(tmp_path / "plain", save_strategy="no", eval_strategy="no")
     rows = [row for row in rows_of(trainer) if "loss" in row]
     for step, row in enumerate(rows):
@@ -292,13 +291,15 @@ def test_trainings_that_do_not_fit_are_refused(tmp_path):
     model, args = plain_model(), make_args(tmp_path)
     with pytest.raises(UsageError, match="must be of the largest size, '0'"):
         NestedTrainer(plain_model(intermediate_size=20), args, train_domains(), sizes=nested(model))
+    with pytest.raises(UsageError, match="`size_teacher` must be one of none, largest"):
+        NestedTrainer(model, args, train_domains(), sizes=nested(model), size_teacher="0")
     masked = AutoShearingModelForCausalLM.from_model(model, SHAPES[1])
     with pytest.raises(UsageError, match="no target of its own"):
         NestedTrainer(masked, args, train_domains(), sizes=nested(model))
     with pytest.raises(UsageError, match="Leave one of the two out"):
         NestedTrainer(
             model, make_args(tmp_path, distillation="forward_kl"), train_domains(), sizes=nested(model),
-            teacher=plain_model(1), teaching=DistillationSettings(),
+            teacher=plain_model(1), size_teacher="largest",
         )  # fmt: skip
     train(tmp_path / "run")
     other = NestedTrainer(

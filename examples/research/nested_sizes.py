@@ -26,7 +26,6 @@ import torch
 from hf_shear import evaluate_samples, open_source, prune_one_shot
 from hf_shear.core import write_text_atomically
 from hf_shear.data import load_domains
-from hf_shear.distillation import DistillationSettings
 from hf_shear.pruning import NestedTrainer, nested_shapes, rank_nested
 from hf_shear.pruning.cost import CalibrationCost
 from hf_shear.runs import prepare_domain_data
@@ -102,7 +101,7 @@ class Source:
         with tempfile.TemporaryDirectory() as folder:
             trainer = NestedTrainer(
                 pruning.model, self.arguments(folder, tokens, seed), self.data.train, sizes=nested,
-                teaching=DistillationSettings() if teacher else None,
+                size_teacher="largest" if teacher else "none",
             )  # fmt: skip
             cut = [self.loss(trainer.cut(name)[0]) for name in nested.names]
             trainer.train()

@@ -13,7 +13,7 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -51,6 +51,10 @@ from .prune import Gates, score_units
 
 GATES_NAME, SHAPES_NAME = "nested_gates.safetensors", "nested_sizes.json"
 LEAST_SIZES = 2
+LARGEST, NO_TEACHER = "largest", "none"
+SIZE_TEACHERS = (NO_TEACHER, LARGEST)
+TEACHING = DistillationSettings()
+"""How the smaller sizes learn from the largest: half cross-entropy, half forward divergence at temperature 1."""
 
 
 @dataclass(frozen=True)
@@ -264,8 +268,8 @@ class NestedTrainer(ShearTrainer):
         model: the largest size, plain or with masks and no target of its own, or a folder of one.
         args, arguments, kwargs: as for :class:`ShearTrainer`; ``num_tokens`` are those of all sizes together.
         sizes: as ``rank_nested`` gave them.
-        teaching: how the smaller sizes learn from the largest, which says without gradient what it predicts of the same
-            batch; None: they do not.
+        size_teacher: "largest": the smaller sizes learn from the largest, too, which says without gradient what it predicts
+            of the same batch (half cross-entropy, half forward divergence); "none": they do not.
 
     Raises:
         UsageError: the model is not of the largest size, or there would be two teachers, or as :class:`ShearTrainer`.
@@ -277,9 +281,11 @@ class NestedTrainer(ShearTrainer):
         args: ShearTrainingArguments | None = None,
         *arguments,
         sizes: NestedSizes,
-        teaching: DistillationSettings | None = None,
+        size_teacher: str = NO_TEACHER,
         **kwargs,
     ):
+        if size_teacher not in SIZE_TEACHERS:
+            raise UsageError(f"`size_teacher` must be one of {', '.join(SIZE_TEACHERS)}, but it is {size_teacher!r}.")
         model, _ = load_named(model, None)
         if not isinstance(model, ShearingModel):
             model = AutoShearingModelForCausalLM.from_model(model)
@@ -291,7 +297,7 @@ class NestedTrainer(ShearTrainer):
         _check_largest(sizes.shapes, model.config)
         args = shear_arguments(args)
         args = replace(args, eval_token_share=args.eval_token_share / len(sizes.names))
-        self.sizes, self.teaching = sizes, teaching
+        self.sizes, self.size_teacher = sizes, size_teacher
         self.size_losses: dict[str, dict[str, float]] = {}
         self.evaluated_tokens = 0
         super().__init__(model, args, *arguments, **kwargs)
@@ -299,17 +305,17 @@ class NestedTrainer(ShearTrainer):
             name: {kind: gate.to(self.args.device) for kind, gate in gates.items()}
             for name, gates in sizes.gates.items()
         }
-        if teaching is not None:
-            self._add_teacher(teaching)
+        if size_teacher == LARGEST:
+            self._add_teacher()
 
-    def _add_teacher(self, teaching: DistillationSettings) -> None:
+    def _add_teacher(self) -> None:
         if self.distiller is not None:
             raise UsageError(
-                f"`distillation={self.args.distillation!r}` gives all sizes a teacher, and `teaching` gives the smaller"
-                " ones the largest (`size_teacher` of the command line). Leave one of the two out."
+                f"`distillation={self.args.distillation!r}` gives all sizes a teacher, and `size_teacher` 'largest' gives"
+                " the smaller ones a second. Leave one of the two out."
             )
         check_teacher(self.model.config, self.model.config)
-        self.distiller = LargestTeacher(self, teaching)
+        self.distiller = LargestTeacher(self, TEACHING)
         self.compute_loss_func = self.distiller.loss
         self.parts.append(self.distiller)
 
@@ -369,14 +375,14 @@ class NestedTrainer(ShearTrainer):
         return {
             "the sizes": {name: shape.sizes() for name, shape in self.sizes.shapes.items()},
             "the units of the sizes": DIGEST + self.sizes.digest(),
-            "the teaching of sizes": None if self.teaching is None else asdict(self.teaching),
+            "size_teacher": self.size_teacher,
         }
 
     def flops(self) -> float:
         """Of all training steps so far: each is the largest size's, and with it as teacher a forward pass more."""
         config, length = self.masked_model.config, self.sample_length
         taught = 0.0
-        if self.teaching is not None:
+        if self.size_teacher == LARGEST:
             steps = range(self.state.global_step)
             taught = sum(self.sizes.at_step(step, self.args.seed) != self.sizes.largest for step in steps)
             taught *= self.args.samples_per_step() * length * forward_flops_per_token(config, length)

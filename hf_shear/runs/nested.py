@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from ..core import UsageError, by_main_process, write_json_atomically
 from ..data import Calibration
-from ..distillation import DistillationSettings, check_teacher
+from ..distillation import check_teacher
 from ..modeling import AutoShearingModelForCausalLM
 from ..pruning import NestedSizes, NestedTrainer, nested_shapes, rank_nested
 from ..pruning.cost import CalibrationCost
+from ..pruning.nested import LARGEST, NO_TEACHER
 from ..shapes import TARGET_NAMES, TargetShape, count_parameters
 from ..slicing import KeptUnits, read_provenance, save_checkpoint
 from ..sources import on_device, whole_models
@@ -27,8 +28,6 @@ from .teaching import load_teacher
 
 SIZES = "sizes"
 """The folder of the results."""
-LARGEST, NO_TEACHER = "largest", "none"
-SIZE_TEACHERS = (NO_TEACHER, LARGEST)
 
 
 @dataclass(kw_only=True)
@@ -167,7 +166,7 @@ def recover_sizes(run: Run, cut: dict, ranked: dict) -> dict:
         model, args, run.train, run.data.first_steering(number) if number else None, run.tokenizer,
         teacher=load_teacher(pipeline, args, run.teacher), reference_samples=cut.get("reference_samples"),
         sizes=NestedSizes.load(folder.path / SIZES, model.config),
-        teaching=DistillationSettings() if pipeline.size_teacher == LARGEST else None,
+        size_teacher=pipeline.size_teacher,
     )  # fmt: skip
     run.live.watch(trainer)
     trainer.train(resume_from_checkpoint=folder.last_checkpoint(RECOVERY))
@@ -199,8 +198,7 @@ def _provenance(run: Run, trainer: NestedTrainer, name: str, kept: KeptUnits, to
         "num_parameters": count_parameters(trainer.masked_model.config, shape),
         "num_padded_parameters": count_parameters(trainer.masked_model.config, shape),
         "budget": None,
-        "nested": {"size": name, "sizes": trainer.sizes.names,
-                   "teaching": None if trainer.teaching is None else asdict(trainer.teaching)},
+        "nested": {"size": name, "sizes": trainer.sizes.names, "size_teacher": trainer.size_teacher},
         RECOVERY: tokens,
     }  # fmt: skip
 
