@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,13 +29,15 @@ from hf_shear.core import write_text_atomically
 from hf_shear.data import load_domains
 from hf_shear.pruning import NestedTrainer, nested_shapes, rank_nested
 from hf_shear.pruning.cost import CalibrationCost
+from hf_shear.report import paired_difference
 from hf_shear.runs import prepare_domain_data
 from hf_shear.shapes import TargetShape, count_parameters, forward_flops_per_token, training_flops_per_token
 from hf_shear.sources import ready_to_compute
 from hf_shear.training import ShearTrainer, ShearTrainingArguments
 
-from .provenance import code_digest, code_record, with_record
-from .shared import ROOT
+from .claims.claim_results import markdown_table
+from .provenance import code_digest, code_record, noted, stale_note, with_record
+from .shared import ROOT, mean_and_spread
 
 RESULTS, PAGE = ROOT / "model_cards" / "nested.json", ROOT / "model_cards" / "nested.md"
 LENGTH, BATCH, CALIBRATION_BATCHES, JUDGED = 256, 8, 2, 32_768
@@ -120,6 +123,7 @@ PLAN = ((3, TOTAL, False), (3, TOTAL, True), (3, EACH, True), (2, TOTAL, True), 
 
 def measure(source: Source, kept: dict[str, Any]) -> None:
     """Every run that is not kept yet."""
+    kept.setdefault("source", source.loss(source.model))
 
     def run(key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         found = next((one for one in kept["runs"] if key.items() <= one.items()), None)
@@ -151,7 +155,9 @@ def todays_code() -> str:
 def write(kept: dict) -> None:
     """Keep the results, a run a line."""
     lines = ",\n".join(json.dumps(run) for run in kept["runs"])
-    write_text_atomically(RESULTS, f'{{"code": {json.dumps(kept["code"])},\n"runs": [\n{lines}\n]}}\n')
+    write_text_atomically(
+        RESULTS, f'{{"code": {json.dumps(kept["code"])}, "source": {kept["source"]},\n"runs": [\n{lines}\n]}}\n'
+    )
 
 
 def kept_results() -> dict | None:
@@ -159,16 +165,154 @@ def kept_results() -> dict | None:
     return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else None
 
 
+COMMAND = "python -m examples.research.nested_sizes measure STORIES260K TINYSTORIES"
+INTRODUCTION = """# Several nested sizes from one run
+
+stories260K (TinyStories; held-out loss {source}). A single run cuts one size out of the source, with compensation, and
+trains it on {tokens:,} tokens. A nested run cuts the largest size, ranks its units once more, and trains one size in each
+step (`hf-shear recover --sizes`); a smaller size is a part of the larger one. Every step costs the largest size's FLOPs,
+and with the largest as teacher (`--size_teacher largest`) a forward pass more. Cuts and rankings are charged. Both ways
+have the same shapes, learning rate ({rate:g}, not tuned for either) and schedule. Nats per token, means and standard
+deviations over seeds. Differences are nested less single, paired by seed, with 95 % intervals: below 0, nesting is
+ahead."""
+TITLES = {
+    TOTAL: "equal total FLOPs",
+    EACH: f"{NUM_TOKENS:,} tokens for each size, whatever it costs",
+}
+
+
+def page(kept: dict) -> str:
+    """The page, from what is kept."""
+    runs = kept["runs"]
+    parts = [INTRODUCTION.format(source=f"{kept['source']:.3f}", tokens=NUM_TOKENS, rate=RATE)]
+    smallest = []
+    for number, sizes in sorted(SETS.items()):
+        own = [one for one in runs if one["kind"] != SINGLE and one["sizes"] == list(sizes)]
+        if not own:
+            continue
+        parts.append(f"## {number} sizes: {', '.join(f'{size:.0%}' for size in sizes)} of the parameters")
+        rows = []
+        alone = [_alone(runs, shape) for shape in own[0]["shapes"]]
+        shapes = [" ".join(map(str, shape)) for shape in own[0]["shapes"]]
+        rows.append(("single runs", "", _flops([sum(of.values()) for of in _by_seed(runs, own[0]["shapes"])]),
+                     *(mean_and_spread([one["loss"] for one in of.values()]) for of in alone)))  # fmt: skip
+        for kind, teacher in dict.fromkeys((one["kind"], one["teacher"]) for one in own):
+            of_kind = sorted((o for o in own if (o["kind"], o["teacher"]) == (kind, teacher)), key=lambda o: o["seed"])
+            losses = list(zip(*(one["loss"] for one in of_kind), strict=True))
+            name = f"nested, {TITLES[kind]}{', largest as teacher' * teacher}"
+            rows.append((name, f"{of_kind[0]['tokens']:,}", _flops([one["flops"] for one in of_kind]),
+                         *map(mean_and_spread, losses)))  # fmt: skip
+            gaps = [
+                paired_difference(found, [singles[one["seed"]]["loss"] for one in of_kind])
+                for found, singles in zip(losses, alone, strict=True)
+            ]
+            rows.append(
+                (f"less single ({len(of_kind)} seed{'s' * (len(of_kind) > 1)})", "", "", *map(_difference, gaps))
+            )
+            smallest.append((number, name, gaps[-1], gaps[0]))
+        parts.append(markdown_table(("run", "tokens", "FLOPs", *shapes), rows))
+        cuts = [fmean(one["cut"][place] for one in own) for place in range(len(sizes))]
+        before = [fmean(one["cut"] for one in of.values()) for of in alone]
+        parts.append(
+            f"Columns are the sizes: hidden, layers, heads, KV heads, MLP. Before any training the nested sizes are at"
+            f" {', '.join(f'{cut:.2f}' for cut in cuts)}, the single cuts, which are compensated, at"
+            f" {', '.join(f'{cut:.2f}' for cut in before)}."
+        )
+    parts += ["## Does it pay?", *map(_verdict, smallest), _least_number(smallest)]
+    code = ", ".join(f"{one['commit']} ({one['date']})" for one in kept["code"])
+    if confirmed := kept["code"][0].get("confirmed"):
+        code += f"; {confirmed['commit']} made a single and a nested run again, and found the same"
+    parts.append(f"Again: `{COMMAND}`. Runs: [`nested.json`](nested.json). Code: {code}.")
+    return noted(stale_note(kept["code"], todays_code(), COMMAND), "\n\n".join(parts) + "\n")
+
+
+def _alone(runs: list[dict], shape: list[int]) -> dict[int, dict]:
+    """Single runs of one shape, by seed."""
+    return {one["seed"]: one for one in runs if one["kind"] == SINGLE and one["shape"] == shape}
+
+
+def _by_seed(runs: list[dict], shapes: list[list[int]]) -> list[dict[int, float]]:
+    """For each seed, the FLOPs of the single runs by place."""
+    of = [_alone(runs, shape) for shape in shapes]
+    return [
+        {place: one[seed]["flops"] for place, one in enumerate(of)} for seed in of[0] if all(seed in one for one in of)
+    ]
+
+
+def _flops(values: list[float]) -> str:
+    return f"{fmean(values) / 1e9:,.0f} G"
+
+
+def _difference(gap) -> str:
+    ends = "" if gap.low is None else f" ({-gap.high:+.3f}, {-gap.low:+.3f})"
+    return f"{-gap.mean:+.3f}{ends}"
+
+
+def _verdict(found: tuple) -> str:
+    number, name, smallest, largest = found
+    costs = -smallest.mean
+    said = f"costs {costs:.3f} nats" if costs > 0 else f"gains {-costs:.3f} nats"
+    rule = f", more than the {MOST} that were allowed" if costs > MOST else ""
+    return (
+        f"- {number} sizes, {name}: nesting {said} at the smallest size{rule}. At the largest: {_difference(largest)}."
+    )
+
+
+def _least_number(found: list[tuple]) -> str:
+    """From how many sizes on nesting pays, at equal total FLOPs, by what was measured."""
+    total = [(number, small, large) for number, name, small, large in found if TITLES[TOTAL] in name]
+    measured = ", ".join(map(str, sorted({number for number, *_ in total})))
+    gains = sorted({number for number, small, _ in total if small.is_ahead})
+    loses = sorted({number for number, _, large in total if large.is_behind})
+    first = f"the smallest size gains from {gains[0]} sizes on" if gains else "no smallest size gains for certain"
+    then = (
+        f"the largest loses for certain with {', '.join(map(str, loses))}"
+        if loses
+        else "no largest size loses for certain"
+    )
+    return f"At equal total FLOPs, {first}, and {then} (intervals without 0). Measured were {measured} sizes."
+
+
+SAME = 1e-3  # relative difference of a loss that is made again
+
+
+def confirm(source: Source, kept: dict[str, Any]) -> None:
+    """Make one single and one nested run again; where both are what they were, note it.
+
+    Raises:
+        ValueError: a loss differs by more than a thousandth: then measure anew.
+    """
+    nested = next(one for one in kept["runs"] if one["kind"] == TOTAL and one["seed"] == SEEDS[0])
+    shapes = list(nested_shapes(source.config, nested["sizes"]).values())
+    single = _alone(kept["runs"], list(shapes[-1].sizes().values()))[SEEDS[0]]
+    budget = sum(_alone(kept["runs"], list(shape.sizes().values()))[SEEDS[0]]["flops"] for shape in shapes)
+    made = {
+        "single": [source.single(shapes[-1], SEEDS[0])["loss"]],
+        "nested": source.nested(nested["sizes"], SEEDS[0], nested["teacher"], budget)["loss"],
+    }
+    was = {"single": [single["loss"]], "nested": nested["loss"]}
+    print(was, made)
+    if not all(
+        math.isclose(one, two, rel_tol=SAME) for name in was for one, two in zip(was[name], made[name], strict=True)
+    ):
+        raise ValueError(f"{was} was, {made} is. Measure anew.")
+    for one in kept["code"]:
+        one["confirmed"] = code_record(todays_code())
+    write(kept)
+
+
 def main(command_line: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "page"))
-    parser.add_argument("source", nargs="*", type=Path, metavar="STORIES260K TINYSTORIES")
+    parser.add_argument("what", choices=("measure", "confirm", "page"))
+    parser.add_argument("paths", nargs="*", type=Path, metavar="STORIES260K TINYSTORIES")
     options = parser.parse_args(command_line)
     kept = kept_results() or {"runs": []}
-    if options.what == "measure":
-        if len(options.source) != 2:
+    if options.what != "page":
+        if len(options.paths) != 2:
             parser.error("give the folders of the source and of its text.")
-        measure(Source(*options.source), kept)
+        source = Source(*options.paths)
+        (measure if options.what == "measure" else confirm)(source, kept)
+    PAGE.write_text(page(kept), encoding="utf-8")
 
 
 if __name__ == "__main__":
