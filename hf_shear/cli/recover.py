@@ -32,7 +32,7 @@ class Arguments(learn.Arguments):
     )
     sizes: str | None = field(
         default=None,
-        metadata={"help": "Cut and train several nested sizes in one run, such as 0.75,0.5,0.35 of the parameters."},
+        metadata={"help": "Train several nested sizes in one run: 0.75,0.5,0.35."},
     )
     size_teacher: str = field(
         default="none",
