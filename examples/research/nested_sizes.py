@@ -117,7 +117,7 @@ class Source:
         }
 
 
-PLAN = ((3, TOTAL, False), (3, TOTAL, True), (3, EACH, True), (2, TOTAL, True), (5, TOTAL, True), (3, EACH, False))
+PLAN = ((3, TOTAL, False), (2, TOTAL, False), (3, EACH, False), (3, TOTAL, True), (5, TOTAL, False))
 """What is measured, in this order: number of sizes, budget, whether the largest size teaches the others."""
 
 
