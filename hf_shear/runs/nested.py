@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from ..core import UsageError, by_main_process, write_json_atomically
 from ..data import Calibration
@@ -85,10 +86,11 @@ def open_nested_run(pipeline, args: ShearTrainingArguments) -> Run:
             " `--sizes`."
         )
     known = {one.name for one in fields(NestedArguments)}
-    given = {one.name: getattr(pipeline, one.name) for one in fields(pipeline) if one.name in known}
+    given: dict[str, Any] = {one.name: getattr(pipeline, one.name) for one in fields(pipeline) if one.name in known}
     given |= {"mask_tokens": 0, "compensation": None if pipeline.compensation == "none" else pipeline.compensation}
     given |= {"resume": finished is not None, "stop_after": RECOVERY, "baselines": False}
-    nested = NestedArguments(**given | next(iter(shapes.values())).sizes())
+    given |= next(iter(shapes.values())).sizes()
+    nested = NestedArguments(**given)
     return replace(open_run(nested, args), continued_by="")
 
 
@@ -179,7 +181,7 @@ def recover_sizes(run: Run, cut: dict, ranked: dict) -> dict:
     for name in trainer.sizes.names:
         saved = folder.path / SIZES / name / "recovered"
         sliced, kept = trainer.cut(name, run.source_dtype)
-        save_checkpoint(sliced, saved, run.tokenizer, _provenance(run, trainer, name, kept, record["tokens"]))
+        save_checkpoint(sliced, saved, run.tokenizer, _provenance(run, trainer, name, kept))
         found[name] = {
             "model": judge_checkpoint(saved, run.data.judged, args),
             "history": trainer.history_of(name, RECOVERY),
@@ -188,7 +190,7 @@ def recover_sizes(run: Run, cut: dict, ranked: dict) -> dict:
     return record | {"seconds": trained - start, "model": largest, "nested": found}
 
 
-def _provenance(run: Run, trainer: NestedTrainer, name: str, kept: KeptUnits, tokens: int) -> dict:
+def _provenance(run: Run, trainer: NestedTrainer, name: str, kept: KeptUnits) -> dict:
     """That of the largest size's cut, as a smaller size has it: its units are named as those of the source."""
     record = read_provenance(run.folder.path / "pruned")
     shape = trainer.sizes.shapes[name]
@@ -199,7 +201,7 @@ def _provenance(run: Run, trainer: NestedTrainer, name: str, kept: KeptUnits, to
         "num_padded_parameters": count_parameters(trainer.masked_model.config, shape),
         "budget": None,
         "nested": {"size": name, "sizes": trainer.sizes.names, "size_teacher": trainer.size_teacher},
-        RECOVERY: tokens,
+        RECOVERY: trainer.tokens_seen(),
     }  # fmt: skip
 
 
