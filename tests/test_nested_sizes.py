@@ -327,7 +327,7 @@ def launch(backend: str, folder, source, teaching: str, *more: str, processes: i
 
 @pytest.mark.slow
 @pytest.mark.parametrize("teaching", ["none", "largest"])
-@pytest.mark.parametrize("backend", ["ddp", "zero2", "zero3", "fsdp2"])
+@pytest.mark.parametrize("backend", ["ddp", "zero2", "zero3"])
 def test_every_backend_trains_what_one_process_trains(backend, teaching, tmp_path):
     pytest.importorskip("deepspeed")
     model = plain_model(attention_dropout=0.0)
