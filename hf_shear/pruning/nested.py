@@ -265,7 +265,8 @@ class NestedTrainer(ShearTrainer):
     weights are steered. An evaluation reads its text once for each size, and ``eval_token_share`` pays for all of them.
 
     Args:
-        model: the largest size, plain or with masks and no target of its own, or a folder of one.
+        model: the largest size, plain or with masks and no target of its own, or a folder of one; its
+            weights are trained in place.
         args, arguments, kwargs: as for :class:`ShearTrainer`; ``num_tokens`` are those of all sizes together.
         sizes: as ``rank_nested`` gave them.
         size_teacher: "largest": the smaller sizes learn from the largest, too, which says without gradient what it predicts
@@ -286,7 +287,9 @@ class NestedTrainer(ShearTrainer):
     ):
         if size_teacher not in SIZE_TEACHERS:
             raise UsageError(f"`size_teacher` must be one of {', '.join(SIZE_TEACHERS)}, but it is {size_teacher!r}.")
-        model, _ = load_named(model, None)
+        model, tokenizer = load_named(model, None)
+        if tokenizer is not None and len(arguments) < 3:  # train_dataset, eval_dataset, processing_class
+            kwargs.setdefault("processing_class", tokenizer)
         if not isinstance(model, ShearingModel):
             model = AutoShearingModelForCausalLM.from_model(model)
         if model.masks.constrained:
