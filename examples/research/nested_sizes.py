@@ -218,7 +218,7 @@ def page(kept: dict) -> str:
             f" {', '.join(f'{cut:.2f}' for cut in cuts)}, the single cuts, which are compensated, at"
             f" {', '.join(f'{cut:.2f}' for cut in before)}."
         )
-    parts += ["## Does it pay?", *map(_verdict, smallest), _least_number(smallest)]
+    parts += ["## Does it pay?", "\n".join(map(_verdict, smallest)), _least_number(smallest)]
     code = ", ".join(f"{one['commit']} ({one['date']})" for one in kept["code"])
     if confirmed := kept["code"][0].get("confirmed"):
         code += f"; {confirmed['commit']} made a single and a nested run again, and found the same"
