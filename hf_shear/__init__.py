@@ -18,7 +18,15 @@ if TYPE_CHECKING:
         ShearingQwen2ForCausalLM,
         ShearingQwen3ForCausalLM,
     )
-    from .pruning import PruneConfig, prune_interleaved, prune_one_shot
+    from .pruning import (
+        NestedSizes,
+        NestedTrainer,
+        PruneConfig,
+        nested_shapes,
+        prune_interleaved,
+        prune_one_shot,
+        rank_nested,
+    )
     from .shapes import TargetShape
     from .slicing import provenance_record, save_checkpoint, slice_model
     from .sources import open_source
@@ -33,6 +41,8 @@ __all__ = [
     "Calibration",
     "DynamicBatchSampler",
     "MaskSettings",
+    "NestedSizes",
+    "NestedTrainer",
     "PruneConfig",
     "ShearTrainer",
     "ShearTrainingArguments",
@@ -47,11 +57,13 @@ __all__ = [
     "evaluate_samples",
     "load_domains",
     "merge_adapter",
+    "nested_shapes",
     "open_source",
     "pack_domains",
     "provenance_record",
     "prune_interleaved",
     "prune_one_shot",
+    "rank_nested",
     "save_checkpoint",
     "slice_model",
     "split_domains",

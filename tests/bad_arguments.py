@@ -439,6 +439,12 @@ TOGETHER = [
     Row("interleave {model} --data_dir {text} --hidden_size 12 --num_tokens 99", ("`output_dir`", "needed")),
     Row("interleave {model} --data_dir {text} --hidden_size 12 --output_dir {out}", ("`num_tokens`", "needed")),
     Row("recover {model} --data_dir {text}", ("`output_dir`", "needed")),
+    Row("recover {model} {again} --sizes 0.75,0.5", ("`sizes`", "0.75,0.5", "leave out `--pruned`")),
+    Row("recover {model} --data_dir {text} --output_dir {out} --sizes 0.5", ("`sizes`", "0.5", "2 or more")),
+    Row(
+        "recover {model} --data_dir {text} --output_dir {out} --sizes 0.5,a", ("`sizes`", "'a'", "numbers with commas")
+    ),
+    Row("recover {model} {again} --size_teacher largest", ("`size_teacher`", "largest", "`sizes`")),
     Row("recover {model} {train} --pruned {small}", ("`pruned`", "hidden_size", "has its shape already")),
     Row("learn {model} {train} --resume --overwrite --output_dir {out}", ("`--resume`", "`--overwrite`", "contradict")),
     Row("learn {model} {train} --resume", ("`--resume`", "{out}", "no run")),

@@ -13,6 +13,7 @@ from . import (
     layer_search,
     main_job,
     model_cards,
+    nested_sizes,
     p2_law_page,
     real_models,
     recovery_page,
@@ -49,6 +50,8 @@ def pages() -> dict[Path, str]:
         found[shape_search.PAGE] = shape_search.page(kept)
     if (kept := layer_search.kept_results()) is not None:
         found[layer_search.PAGE] = layer_search.page(kept)
+    if (kept := nested_sizes.kept_results()) is not None:
+        found[nested_sizes.PAGE] = nested_sizes.page(kept)
     return (
         found
         | engines_page.pages()

@@ -1,4 +1,4 @@
-"""``hf-shear recover``: train a pruned model back to strength, one of ``hf-shear learn`` or from anywhere."""
+"""``hf-shear recover``: train a pruned model back, one of ``hf-shear learn`` or from anywhere; or several nested sizes."""
 
 from __future__ import annotations
 
@@ -30,6 +30,21 @@ class Arguments(learn.Arguments):
     pruned: str | None = field(
         default=None, metadata={"help": "Start from this plain checkpoint, in place of one of `hf-shear learn`."}
     )
+    sizes: str | None = field(
+        default=None,
+        metadata={"help": "Train several nested sizes in one run: 0.75,0.5,0.35."},
+    )
+    size_teacher: str = field(
+        default="none",
+        metadata={"help": "Of --sizes. largest: the smaller sizes learn from it, too.", "choices": ("none", "largest")},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.sizes is None and self.size_teacher != "none":
+            raise UsageError(f"`size_teacher` {self.size_teacher!r} is of `sizes`, which are not given. Leave it out.")
+        if self.sizes is not None:
+            runs.read_sizes(self.sizes)
 
 
 def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
@@ -40,6 +55,9 @@ def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
     if args.output_dir == "trainer_output":
         raise UsageError("`output_dir` is needed. Give the folder of the run that `hf-shear learn` made, or a new one.")
     require_matplotlib()  # for the report; now, not after the training
+    if pipeline.sizes is not None:
+        _recover_sizes(pipeline, args, started)
+        return
     if pipeline.dry_run:
         adopts = pipeline.pruned is not None
         run = runs.open_adopting_run(pipeline, args) if adopts else _learned(pipeline, args)[0]
@@ -53,6 +71,20 @@ def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
         folder = run.folder.path
         print(f"\nWrote {folder}/recovered, a plain checkpoint, and {folder}/report.html.")
         print(f"Publish it with: hf-shear push {folder} YOUR_NAME/MODEL_NAME --private")
+
+
+def _recover_sizes(pipeline: Arguments, args: ShearTrainingArguments, started: float) -> None:
+    """Cut the largest size, rank its units, train all sizes, report."""
+    run = runs.open_nested_run(pipeline, args)
+    if pipeline.dry_run:
+        run.tell_costs()
+        return
+    run.stage("source", runs.judge_source)
+    run = runs.with_teacher_logits(run)
+    cut = runs.prune_or_learn(run)
+    ranked = run.stage("ranking", runs.rank_sizes, cut)
+    recovered = run.stage("recovery", runs.recover_sizes, cut, ranked)
+    runs.conclude_sizes(run, cut, ranked, recovered, started)
 
 
 def _learned(pipeline: Arguments, args: ShearTrainingArguments) -> tuple[runs.Run, dict]:

@@ -37,6 +37,7 @@ class DistillationTarget:
         settings: the divergence, its temperature and weight.
         teacher_hidden, teacher_head: [b, S, d] last hidden states of a teacher, and its head; or
         teacher_log_probs, teacher_ids: [b, S, k + 1] and [b, S, k], stored before (``store_teacher_logits``).
+            Without either, there is nothing to compare with, and the divergence is 0.
     """
 
     labels: Tensor
@@ -52,12 +53,20 @@ class DistillationHead(nn.Module):
     """Mixed into the class of a model's output head; ``make_distilling`` does it.
 
     While ``distillation_target`` is set, its forward returns [2]: the sums over tokens of the cross-entropy and of the
-    divergence, in nats. Else it returns logits, as the stock head does.
+    divergence, in nats. While ``gives_hidden_states`` is True, it returns what it is given. Else it returns logits, as the
+    stock head does.
     """
 
     distillation_target: DistillationTarget | None = None
+    gives_hidden_states: bool = False
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """Of the stock head."""
+        return super().forward(hidden_states)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        if self.gives_hidden_states:
+            return hidden_states
         target = self.distillation_target
         if target is None:
             return super().forward(hidden_states)
@@ -96,8 +105,7 @@ def distillation_sums(
     columns = [_rows(hidden_states), labels]
     if target.teacher_hidden is not None:
         columns.append(_rows(target.teacher_hidden))
-    else:
-        assert target.teacher_log_probs is not None and target.teacher_ids is not None
+    elif target.teacher_log_probs is not None and target.teacher_ids is not None:
         columns += [_rows(target.teacher_log_probs), _rows(target.teacher_ids)]
     size = max(1, max_chunk_logits // target.vocab_size)
     sums = partial(_chunk_sums, head, target)
@@ -116,6 +124,8 @@ def _chunk_sums(head, target: DistillationTarget, hidden: Tensor, labels: Tensor
     settings = target.settings
     logits = head(hidden).float()
     cross_entropy = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED_LABEL)
+    if not teacher:
+        return torch.stack([cross_entropy, torch.zeros_like(cross_entropy)])
     if len(teacher) == 1:
         assert target.teacher_head is not None
         with torch.no_grad():

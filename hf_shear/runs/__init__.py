@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .dry_run import tell_costs
     from .learned_arm import masked_arm
     from .learned_cut import check_learned_cut, cut_learned_masks
+    from .nested import conclude_sizes, open_nested_run, rank_sizes, read_sizes, recover_sizes
     from .pipeline_arguments import (
         SHAPE_ARGUMENTS,
         DataArguments,
@@ -75,6 +76,7 @@ __all__ = [
     "choose_target",
     "config_from_flags",
     "conclude",
+    "conclude_sizes",
     "cut_learned_masks",
     "draw_report",
     "dry_run_field",
@@ -89,6 +91,7 @@ __all__ = [
     "masked_arm",
     "open_adopting_run",
     "open_model",
+    "open_nested_run",
     "open_run",
     "pack",
     "parse_arguments",
@@ -97,9 +100,12 @@ __all__ = [
     "prune_or_learn",
     "pruning_results",
     "pruning_work",
+    "rank_sizes",
     "read_checkpoints",
     "read_domains",
+    "read_sizes",
     "recover",
+    "recover_sizes",
     "require_same_text",
     "run_settings",
     "save_results",

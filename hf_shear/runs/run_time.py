@@ -15,6 +15,7 @@ from .pipeline_arguments import PAPER, PipelineArguments
 from .teaching import STORED
 
 SOURCE, TEACHER_LOGITS, RECOVERY = "source", "teacher_logits", "recovery"
+RANKING = "ranking"  # of nested sizes
 PRUNING, MASK_LEARNING = "pruning", "mask_learning"  # at once, or in training: a run has one of them
 PAPER_MASKS = "paper_masks"
 PAPER_MASK_SHARE = 0.15  # of a rival's tokens, for the paper's masks (model_cards/tried.md)
@@ -75,7 +76,12 @@ def planned_work(
             stages[PRUNING] = Work(own, judged)
     if pipeline.stop_after in (PRUNING, MASK_LEARNING):
         return stages
-    stages[RECOVERY] = Work(pipeline.recovery_tokens * of_target, judged)
+    sizes = getattr(pipeline, "num_sizes", 1)
+    if sizes > 1:
+        of_target += _taught(pipeline, sizes) * forward_flops_per_token(small, length)
+        read = pipeline.calibration_batches * samples_per_step * length
+        stages[RANKING] = Work(read * of_target, sizes * judged)
+    stages[RECOVERY] = Work(pipeline.recovery_tokens * of_target, sizes * judged)
     for name in pipeline.rivals if pipeline.baselines and pipeline.stop_after is None else ():
         own = trained * of_target
         if name == PAPER:
@@ -83,6 +89,11 @@ def planned_work(
             stages[PAPER_MASKS] = Work(PAPER_MASK_SHARE * trained * of_source, judged)
         stages[name] = Work(own, judged)
     return stages
+
+
+def _taught(pipeline: PipelineArguments, sizes: int) -> float:
+    """Share of the steps in which the largest of several sizes is run once more, as a teacher."""
+    return (sizes - 1) / sizes * (getattr(pipeline, "size_teacher", "none") != "none")
 
 
 def _layer_choice(source: PretrainedConfig, target: TargetShape, num_tokens: int, length: int) -> float:

@@ -91,7 +91,11 @@ class BudgetChoice:
 
 
 def shape_for_budget(
-    source_config: PretrainedConfig, *, num_parameters: int | None = None, fraction_kept: float | None = None
+    source_config: PretrainedConfig,
+    *,
+    num_parameters: int | None = None,
+    fraction_kept: float | None = None,
+    within: ModelShape | None = None,
 ) -> BudgetChoice:
     """The best balanced target shape that has at most `num_parameters`, or `fraction_kept` of the source's.
 
@@ -101,6 +105,7 @@ def shape_for_budget(
     Args:
         num_parameters: all parameters of the target, embeddings included, tied weights counted once.
         fraction_kept: the same as a fraction of the source's count, above 0 and at most 1.
+        within: no size is larger than this shape's; None: than the source's.
 
     Raises:
         ValueError: both or neither are given, or the budget is out of range; the text names the range.
@@ -116,7 +121,7 @@ def shape_for_budget(
     smallest = _smallest_shape(source_config, source)
     if budget < count_parameters(source_config, smallest):
         raise UsageError(_too_small(source_config, smallest, budget))
-    sizes, multiples = _search(source_config, source, budget)
+    sizes, multiples = _search(source_config, source, budget, source if within is None else within)
     shape = TargetShape.from_source(source_config, **sizes)
     return BudgetChoice(
         shape=shape,
@@ -223,7 +228,9 @@ def _ideal_sizes(config: PretrainedConfig, source: ModelShape, budget: int) -> d
     return at_width(high)
 
 
-def _search(config: PretrainedConfig, source: ModelShape, budget: int) -> tuple[dict[str, int], dict[str, int]]:
+def _search(
+    config: PretrainedConfig, source: ModelShape, budget: int, within: ModelShape
+) -> tuple[dict[str, int], dict[str, int]]:
     """The sizes nearest to the ideal that fill the budget but for `TOLERANCE`, and their multiples.
 
     The coarsest multiples that reach so far are taken; where none do, the sizes that fill most of the budget.
@@ -233,7 +240,7 @@ def _search(config: PretrainedConfig, source: ModelShape, budget: int) -> tuple[
     fullest_count = -1
     for multiples in _multiples_to_try(source):
         nearest, nearest_distance = None, math.inf
-        for sizes, count in _candidates(config, source, budget, multiples):
+        for sizes, count in _candidates(config, within, budget, multiples):
             if count > fullest_count:
                 fullest, fullest_count = (sizes, multiples), count
             if count >= (1 - TOLERANCE) * budget:

@@ -31,6 +31,32 @@ class KeptUnits:
     intermediate: dict[int, list[int]]
     experts: dict[int, list[int]] = field(default_factory=dict)
 
+    @classmethod
+    def from_dict(cls, kept: dict) -> KeptUnits:
+        """What ``to_dict`` wrote."""
+        layered = {
+            name: {int(layer): list(indices) for layer, indices in kept[name].items()}
+            for name in ("key_value_heads", "heads", "intermediate", "experts")
+            if name in kept
+        }
+        return cls(list(kept["layers"]), list(kept["hidden"]), **layered)
+
+    def within(self, outer: KeptUnits) -> KeptUnits:
+        """The same units by their indices one model further up: ``outer`` is what was kept of that."""
+        layers = {layer: outer.layers[layer] for layer in self.layers}
+
+        def indices(inner: dict[int, list[int]], of: dict[int, list[int]]) -> dict[int, list[int]]:
+            return {layers[layer]: [of[layers[layer]][unit] for unit in units] for layer, units in inner.items()}
+
+        return KeptUnits(
+            list(layers.values()),
+            [outer.hidden[dimension] for dimension in self.hidden],
+            indices(self.key_value_heads, outer.key_value_heads),
+            indices(self.heads, outer.heads),
+            indices(self.intermediate, outer.intermediate),
+            indices(self.experts, outer.experts),
+        )
+
     def to_dict(self) -> dict:
         """JSON-ready, layer indices as strings; without ``experts`` where there are none."""
         names = ("key_value_heads", "heads", "intermediate", *(["experts"] if self.experts else []))

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..core import UsageError, is_main_process
-from ..masks import EXPERT, HIDDEN, INTERMEDIATE, ShearingMasks
+from ..masks import EXPERT, HIDDEN, INTERMEDIATE, ShearingMasks, unit_kinds
 from ..modeling import (
     ShearingModel,
     copy_implementations,
@@ -24,7 +24,7 @@ from ..modeling import (
     scale_norm_weight,
     scale_weight,
 )
-from ..shapes import OUTPUT_PROJECTIONS, Family, ModelShape, config_for_shape
+from ..shapes import OUTPUT_PROJECTIONS, Family, ModelShape, TargetShape, config_for_shape
 from ..sources import savable_generation_config
 from .gathering import check_dtype, full_parameters, is_sharded
 from .kept_units import KeptUnits, kept_units_from_masks
@@ -39,6 +39,7 @@ def slice_model(
     gates: dict[str, Tensor] | None = None,
     dtype: torch.dtype | None = None,
     release_source: bool = False,
+    target: TargetShape | None = None,
 ) -> tuple[PreTrainedModel, KeptUnits]:
     """Slice a masked model to its target shape.
 
@@ -55,6 +56,8 @@ def slice_model(
         release_source: let go of each weight of ``model`` once it is cut, which leaves it without weights (on the meta
             device): the two models are then never in memory together. Not for a sharded model, which its backend holds.
 
+        target: the shape to cut to, out of the model's own, in place of the one that its masks have; needs ``gates``.
+
     Returns:
         A stock model of the target's shape, in the dtype and on the device of the source if nothing else is said, in
         evaluation mode, and the units that were kept. Its logits equal the masked model's in evaluation mode.
@@ -70,19 +73,24 @@ def slice_model(
         )
     check_dtype(dtype)
     masks = _whole_masks(model.masks)
+    kinds = masks.kinds if target is None else unit_kinds(masks.source, target)
     if gates is None:
+        if target is not None:
+            raise UsageError(
+                "`target` is given without `gates`: masks are learned towards their own. Give `gates`, too."
+            )
         masks.check_finite()
         gates, kept_masks = masks.deterministic(), masks.kept_units()
     else:
-        _check_gates(gates, masks.kinds)
+        _check_gates(gates, kinds)
         kept_masks = {
             kind.name: gates[kind.name].bool().cpu()
             if kind.name in gates
             else torch.ones(kind.mask_shape, dtype=torch.bool)
-            for kind in masks.kinds.values()
+            for kind in kinds.values()
         }
-    kept = kept_units_from_masks(kept_masks, masks.kinds, masks.source)
-    config = config_for_shape(model.config, masks.target, kept.layers, config_class=model.family.config_class)
+    kept = kept_units_from_masks(kept_masks, kinds, masks.source)
+    config = config_for_shape(model.config, target or masks.target, kept.layers, config_class=model.family.config_class)
     return build_sliced(model, config, gates, kept, dtype, release_source=release_source), kept
 
 

@@ -94,6 +94,10 @@ class Distiller(Part):
         means = sums / count
         detached = means.detach()
         self.sums = detached.clone() if self.sums is None else self.sums + detached
+        return self.weighted(means)
+
+    def weighted(self, means: Tensor) -> Tensor:
+        """The loss of cross-entropy and divergence, [2]."""
         weight, temperature = self.settings.weight, self.settings.temperature
         return (1 - weight) * means[0] + weight * temperature**2 * means[1]
 
@@ -106,7 +110,7 @@ class Distiller(Part):
         self.sums = None
         return {"cross_entropy": cross_entropy, "divergence": distance}
 
-    def teaching_setup(self, sample: Mapping) -> TeachingSetup:
+    def teaching_setup(self, sample: Mapping) -> TeachingSetup | None:
         """What the memory of a step depends on: the teacher, or the stored logits of a training sample."""
         if self.teacher is None:
             return TeachingSetup(None, STORED, top_k=len(sample[TEACHER_IDS]) // len(sample["input_ids"]))

@@ -389,6 +389,7 @@ class ShearTrainer(TrainerHooks):
         metrics |= {f"{metric_key_prefix}_{name}_loss": loss for name, loss in losses.items()}
         seconds = round(time.perf_counter() - start, 4)
         metrics |= {f"{metric_key_prefix}_tokens": num_tokens, f"{metric_key_prefix}_runtime": seconds}
+        metrics |= self.more_metrics(metric_key_prefix)
         if in_training:
             self.domains.update(found)
             metrics["num_tokens"] = self.tokens_seen()
@@ -417,6 +418,10 @@ class ShearTrainer(TrainerHooks):
             reduce=reduce,
             context=autocast,
         )
+
+    def more_metrics(self, prefix: str) -> dict[str, float]:
+        """Entries to add to those of an evaluation, or to put in their place; for subclasses."""
+        return {}
 
     def source_losses(self) -> dict[str, SampleLosses]:
         """Losses before any training, with all masks open."""
