@@ -483,7 +483,7 @@ def test_prune_to_a_budget_lets_layers_differ(inputs, tmp_path, form, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ([*SIZES, "--allocation", "global"], "is a shape, which every layer has alike"),
+        ([*SIZES, "--allocation", "global"], "`target` is a shape, but `allocation`"),
         (["--target_num_parameters", "9000", "--allocation", "best"], "`allocation` must be one of"),
         (
             ["--target_num_parameters", "9000", "--allocation", "global", "--units", "hidden"],

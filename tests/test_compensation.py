@@ -148,6 +148,7 @@ def test_held_out_tokens_are_the_same_however_they_are_collected(build_llama, ca
     """By batches of any size, in the pass of scores or one of its own, and fitted to the module or to the source."""
     seen = []
     monkeypatch.setattr(methods, "damping_for", lambda gap, least: seen.append(gap.held_out) or least)
+    monkeypatch.setattr("hf_shear.calibration.layer_stream.PLENTY", 1_000)
     ids = torch.cat([batch["input_ids"] for batch in calibration.batches])
     whole, source = Calibration([{"input_ids": ids, "labels": ids}], seed=5), build_llama(num_hidden_layers=2)
     for text, criterion, towards in (
@@ -176,6 +177,12 @@ def test_held_out_tokens_are_the_same_however_they_are_collected(build_llama, ca
     seen.clear()
     prune_one_shot(source, {"intermediate_size": 13}, whole, PruneConfig("magnitude", "least_squares:holds_out=false"))
     assert seen == [None, None]
+    monkeypatch.setattr("hf_shear.calibration.layer_stream.PLENTY", 1)
+    for towards, number in (("module", 2), ("source", 4)):
+        seen.clear()
+        choices = PruneConfig("magnitude", f"least_squares:towards={towards}")
+        prune_one_shot(source, {"intermediate_size": 13}, whole, choices)
+        assert seen == [None] * number  # tokens are plenty
 
 
 def test_a_system_without_a_cholesky_factor_is_damped_until_it_has_one():

@@ -45,6 +45,8 @@ InputsByModule = dict[tuple[int, str], Moments]
 
 MOST_HELD_OUT, HELD_OUT_SHARE = 512, 0.25
 """Tokens of a calibration text, of each process, that choose the damping of a fit to the others, and their share."""
+PLENTY = 8
+"""Tokens for each input of a module from which on the least damping is right (measured: model_cards/tried.md)."""
 
 
 class _BehindLayers(Exception):
@@ -189,9 +191,10 @@ class LayerStream(LayerRunner):
         self._waiting = [self.in_front_of_layers(batch).to(self.store) for batch in shown(batches, self.device)]
         self.num_tokens = count_over_ranks(sum(batch.num_tokens for batch in self._waiting), self.device)
 
-    @property
-    def num_held_out(self) -> int:
-        """Of the first tokens of this process, those that choose the damping."""
+    def num_held_out(self, num_inputs: int) -> int:
+        """Of the first tokens of this process, those that choose the damping of a module; 0 where tokens are plenty."""
+        if self.num_tokens >= PLENTY * num_inputs:
+            return 0
         return min(MOST_HELD_OUT, int(HELD_OUT_SHARE * sum(batch.num_tokens for batch in self._waiting)))
 
     @property
@@ -261,18 +264,15 @@ def stream_inputs(
         if inverted:
             warn_if_short(model, names, stream.num_tokens)
         for index in tracked(range(len(stream.layers)), "Activations of layers", unit="layer"):
-            found = _layer_inputs(stream, index, names, stream.num_held_out if holds_out or shared is not None else 0)
+            found = _layer_inputs(stream, index, names, holds_out or shared is not None)
             _keep(shared, index, found)
             yield index, found
 
 
-def _layer_inputs(stream: LayerStream, index: int, names: tuple[str, ...], num_held: int) -> dict[str, Moments]:
+def _layer_inputs(stream: LayerStream, index: int, names: tuple[str, ...], holds_out: bool) -> dict[str, Moments]:
     # A function of its own, as below: its variables would keep moments from being freed by whoever consumes the stream.
     modules = {name: linear_of(stream.layers[index], name) for name in names}
-    found = {
-        name: Moments.zeros(module.in_features, module.weight.device, num_held=num_held)
-        for name, module in modules.items()
-    }
+    found = {name: _no_inputs(stream, module, holds_out) for name, module in modules.items()}
     watchers: dict[nn.Module, Watcher] = {module: into(found[name]) for name, module in modules.items()}
     for batch in stream:
         with watching(batch, watchers):
@@ -280,6 +280,11 @@ def _layer_inputs(stream: LayerStream, index: int, names: tuple[str, ...], num_h
     for moments in found.values():
         moments.over_ranks()
     return found
+
+
+def _no_inputs(stream: LayerStream, module: nn.Linear, holds_out: bool) -> Moments:
+    num_held = stream.num_held_out(module.in_features) if holds_out else 0
+    return Moments.zeros(module.in_features, module.weight.device, num_held=num_held)
 
 
 def _keep(shared: InputsByModule | None, index: int, found: dict[str, Moments]) -> None:
@@ -343,8 +348,7 @@ def stream_curvature(
             warn_if_short(model, names, stream.num_tokens)
         for start in range(0, num_layers, size):
             window = range(start, min(start + size, num_layers))
-            num_held = 0 if shared is None else stream.num_held_out
-            found = _window_curvature(stream, names, window, activation_checkpointing, len(first), num_held)
+            found = _window_curvature(stream, names, window, activation_checkpointing, len(first), shared is not None)
             for index in window:
                 _keep(shared, index, found[index].inputs)
                 yield index, found.pop(index)
@@ -356,7 +360,7 @@ def _window_curvature(
     window: range,
     activation_checkpointing: bool,
     num_backward: int,
-    num_held: int,
+    holds_out: bool,
 ) -> dict[int, LayerCurvature]:
     found, inputs, gradients = {}, {}, {}
     for index in window:
@@ -364,7 +368,7 @@ def _window_curvature(
         for name in names:
             module = linear_of(stream.layers[index], name)
             device = module.weight.device
-            found[index].inputs[name] = moments = Moments.zeros(module.in_features, device, num_held=num_held)
+            found[index].inputs[name] = moments = _no_inputs(stream, module, holds_out)
             inputs[module] = into(moments)
             found[index].gradients[name] = moments = Moments.zeros(module.out_features, device, mean=False)
             gradients[module] = partial(_add_gradients, moments)

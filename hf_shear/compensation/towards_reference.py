@@ -96,7 +96,11 @@ def _gaps(pruned: LayerStream, wanted: LayerStream, index: int, parts: list[Part
     Behind parts that write, the reference waits behind the half.
     """
     columns, sums = parts[0].columns, [Sums() for _ in parts]
-    shared, left = Moments.zeros(int(columns.sum()), columns.device), pruned.num_held_out if holds_out else 0
+    shared, left = (
+        Moments.zeros(int(columns.sum()), columns.device),
+        pruned.num_held_out(len(columns)) if holds_out else 0,
+    )
+    holds_out = left > 0
     held, mixings = [Sums() for _ in parts], [mixing_of(int(part.rows.sum()), columns.device) for part in parts]
     for mine, theirs in zip(pruned, wanted, strict=True):
         stream, now = _run(pruned, index, parts, mine)
@@ -136,8 +140,8 @@ def _gaps(pruned: LayerStream, wanted: LayerStream, index: int, parts: list[Part
 
 def _gap(sums: Sums, gram: Tensor, input_mean: Tensor) -> Gap:
     means = sums.means()
-    power, wanted_power = float(means.pop("power")), float(means.pop("wanted_power"))
-    return Gap(**means, gram=gram, input_mean=input_mean, power=power, wanted_power=wanted_power, num_tokens=sums.count)
+    power, wanted_power = float(means["power"]), float(means["wanted_power"])
+    return Gap(means["cross"], means["mean"], power, gram, input_mean, wanted_power, sums.count)
 
 
 def _run(

@@ -178,7 +178,7 @@ def _shape(
         return TargetShape.from_dict(config, size.to_dict() if isinstance(size, TargetShape) else size)
     if isinstance(size, bool) or not isinstance(size, Real) or not math.isfinite(size):
         raise UsageError(f"`sizes` must be numbers or shapes, but it holds {size!r}. Give such as 0.75,0.5,0.35.")
-    if not isinstance(size, Integral) and not 0 < size < 1:
+    if not isinstance(size, Integral) and not 0 < float(size) < 1:
         raise UsageError(
             f"`sizes` must be shares of the source's parameters, above 0 and below 1, or whole numbers of parameters, but"
             f" it holds {size!r}. Give such as 0.75,0.5,0.35."

@@ -167,7 +167,9 @@ def criteria_for(
     return criteria
 
 
-def _even_target(own: PretrainedConfig, config: PretrainedConfig, target: Target) -> tuple[TargetShape, int | None]:
+def _even_target(
+    own: PretrainedConfig, config: PretrainedConfig, target: TargetShape | dict[str, int] | int | float
+) -> tuple[TargetShape, int | None]:
     if isinstance(target, TargetShape):
         return target, None
     if isinstance(target, dict):
@@ -182,9 +184,9 @@ def _uneven_budget(config: PretrainedConfig, whole: TargetShape, target: Target,
             f"`allocation` must be 'uniform' for a mixture of experts, but it is {name!r}: its config has one number of"
             " experts for all layers."
         )
-    if isinstance(target, (TargetShape, dict)):
+    if isinstance(target, (TargetShape, PerLayerShape, dict)):
         raise UsageError(
-            f"`target` is a shape, which every layer has alike, but `allocation` is {name!r}. Give a parameter budget"
+            f"`target` is a shape, but `allocation` is {name!r}. Give a parameter budget"
             " (an int, or the share to keep as a float), or allocate 'uniform'."
         )
     return parameter_budget(count_parameters(config, whole.source), **_budget_argument(target))
