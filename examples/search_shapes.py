@@ -42,7 +42,7 @@ def main(words=None):
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     found = search_shapes(model, calibration, judged, ShapeBudget(max_parameters=arguments.max_parameters))
     for shape in found[:3]:
-        print(f"+{shape.foretold_rise:.3f} nats per token foretold: {shape.sizes}")
+        print(f"+{shape.predicted_rise:.3f} nats per token predicted: {shape.sizes}")
 
     pruning = prune_one_shot(model, found[0].sizes, calibration)
     pruning.save(arguments.output_dir, tokenizer)

@@ -431,6 +431,9 @@ TOGETHER = [
     Row("inspect {model} --num_experts 2", ("`num_experts`", "2", "experts")),
     Row("prune {model} --data_dir {text} --output_dir {out}", ("`--preset`", "one way")),
     Row("prune {model} {cut} --allocation global", ("`allocation`", "global", "budget")),
+    Row(
+        "prune {model} --data_dir {text} --output_dir {out} --intermediate_size 24", ("`--intermediate_size 24`", "own")
+    ),
     Row("prune {model} {cut} --units intermediate", ("`units`", "allocation")),
     Row("prune {model} {cut} --form nemotron_nas", ("`form", "nemotron_nas")),
     Row("prune {model} --hidden_size 12 --output_dir {out}", ("`data_dir`", "needed")),

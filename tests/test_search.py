@@ -164,8 +164,8 @@ def test_a_planted_best_shape_is_found(build_llama):
     budget = ShapeBudget(max_parameters=count_parameters(model.config, two_layers))
     best, *others = search_shapes(model, *text, budget, config=CHEAP)
     assert best.sizes == two_layers.sizes()
-    assert best.foretold_rise == pytest.approx(0, abs=1e-3) and best.rise == pytest.approx(0, abs=1e-3)
-    assert min(other.foretold_rise for other in others) > 0.05
+    assert best.predicted_rise == pytest.approx(0, abs=1e-3) and best.rise == pytest.approx(0, abs=1e-3)
+    assert min(other.predicted_rise for other in others) > 0.05
     assert sum(other.proportional for other in others) == 1 and all(
         other.rise > 0 for other in others if other.proportional
     )

@@ -60,7 +60,7 @@ def test_search_shapes(folder, capsys):
     search_shapes.main([*words, "--num_batches", "2", "--max_parameters", "6000", "--output_dir", f"{folder}/found"])
     model = AutoModelForCausalLM.from_pretrained(folder / "found")
     assert type(model) is LlamaForCausalLM and model.num_parameters() <= 6000
-    assert "nats per token foretold" in capsys.readouterr().out
+    assert "nats per token predicted" in capsys.readouterr().out
 
 
 def test_learn_masks(folder):

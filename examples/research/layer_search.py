@@ -5,10 +5,10 @@
     python -m examples.research.layer_search page  # build the page anew, and measure nothing
 
 For each source and budget of `shape_search`, from one ranked source (calibration of the first seed), judged at the cut on
-the same held-out text: the uniform shape that is foretold to be best; the best of as many uniform shapes, in the order in
-which they are foretold, as the mutation search reads the text; the best of `global` allocation with several kinds of units;
-and what mutations find. Each is then cut and trained on three seeds, for a quarter of the tokens of `shape_search`. Kept
-in model_cards/search_uneven.json: a call goes on where the last one stopped.
+the same held-out text: the uniform shape that is predicted to be best; the best of as many uniform shapes, in the order in
+which they are predicted, as the mutation search reads the text; the best of `global` allocation with several kinds of
+units; and what mutations find. Each is then cut and trained on three seeds, for a quarter of the tokens of `shape_search`.
+Kept in model_cards/search_uneven.json: a call goes on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .shape_search import BATCH, LENGTH, MADE, SAME, SEEDS, Source
 from .shared import RESEARCH, ROOT, mean_and_spread
 
 RESULTS, PAGE = ROOT / "model_cards" / "search_uneven.json", ROOT / "model_cards" / "search_uneven.md"
-UNIFORM, JUDGED, GLOBAL, MUTATED = "uniform, foretold", "uniform, judged", "global", "mutations"
+UNIFORM, JUDGED, GLOBAL, MUTATED = "uniform, predicted", "uniform, judged", "global", "mutations"
 ARMS = (UNIFORM, JUDGED, GLOBAL, MUTATED)
 NUM_GENERATIONS, NUM_TOKENS = 20, 25_600
 CHOSEN_ON = {"stories260k": 16, "family-128": 2}
@@ -181,7 +181,7 @@ def write(kept: dict) -> None:
 INTRODUCTION = """# Layers of different widths, searched and not
 
 Budgets and sources of [search.md](search.md). All arms begin with one ranked source and are judged at the cut on the same
-held-out text: the uniform shape that is foretold to be best; the best of the first {passes} uniform shapes, cut and judged
+held-out text: the uniform shape that is predicted to be best; the best of the first {passes} uniform shapes, cut and judged
 themselves; the best of `global` allocation (of MLP neurons, or of these and KV heads; by scores per parameter, or as they
 are); and what {generations} generations of mutations find, which read that text {passes} times. Each is then cut and
 trained on three seeds, for {tokens:,} tokens. Held-out loss on other text, nats per token, mean over the domains;

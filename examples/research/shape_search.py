@@ -4,7 +4,7 @@
     python -m examples.research.shape_search confirm ...  # the first budget's search again, after a change of code
     python -m examples.research.shape_search page         # build the page anew, and measure nothing
 
-For each source and budget: the shape that ``search_shapes`` foretells to be best, the proportional one, one with fewer
+For each source and budget: the shape that ``search_shapes`` predicts to be best, the proportional one, one with fewer
 layers alone, one that is narrower alone, and ten drawn at random from all that fill the budget. Every shape is cut from the
 same ranked source and trained for the FLOPs that ``num_tokens`` cost the proportional shape. The first seed trains all; the
 others train those that have names, and the random one that did best on the first. Runs are kept one by one, in
@@ -169,7 +169,7 @@ def measure(source: Source, kept: dict[str, Any]) -> None:
         runs = [one for one in kept["runs"] if (one["source"], one["budget"]) == (source.name, share)]
         found, spent = source.search(share, SEEDS[0])
         shapes = source.shapes(share, found)
-        rises = {tuple(one.sizes.items()): one.foretold_rise for one in found}
+        rises = {tuple(one.sizes.items()): one.predicted_rise for one in found}
         config = config_for_shape(source.config, shapes[PROPORTIONAL])
         flops = source.settings["num_tokens"] * training_flops_per_token(config, LENGTH)
         for seed in SEEDS:
@@ -183,7 +183,7 @@ def measure(source: Source, kept: dict[str, Any]) -> None:
                 if any(key.items() <= one.items() for one in runs):
                     continue
                 sizes = shapes[name].sizes()
-                run = key | {"sizes": list(sizes.values()), "foretold": rises.get(tuple(sizes.items()))}
+                run = key | {"sizes": list(sizes.values()), "predicted": rises.get(tuple(sizes.items()))}
                 same = [one for one in runs if one["seed"] == seed and one["sizes"] == run["sizes"]]
                 made = {key: same[0][key] for key in MADE} if same else source.run(shapes[name], share, seed, flops)
                 runs.append(run | made | {"search_flops": spent, "recovery_flops": flops})
@@ -232,7 +232,7 @@ INTRODUCTION = """# Shapes of one budget, searched and not
 
 A budget is a share of the source's parameters. Each shape is cut from the same ranked source, compensated, and trained for
 the FLOPs that {tokens:,} tokens cost the proportional shape (`--target_num_parameters`). `searched` is what `hf-shear
-search` foretells to be best, without training any; `fewer layers` and `narrower` lose depth or width alone; `best of ten
+search` predicts to be best, without training any; `fewer layers` and `narrower` lose depth or width alone; `best of ten
 random` is that of the first seed, trained on the other seeds too. Held-out loss in nats per token, mean over the domains,
 and over seeds with their standard deviation. Sizes: hidden, layers, heads, KV heads, MLP."""
 
@@ -272,15 +272,15 @@ def page(kept: dict) -> str:
             f"Above the searched shape, paired by seed, with 95 % intervals: {'; '.join(said)}. The search cost {spent:.0f}"
             " % of this recovery's FLOPs."
         )
-        known = [one for one in {tuple(one["sizes"]): one for one in first}.values() if one["foretold"] is not None]
+        known = [one for one in {tuple(one["sizes"]): one for one in first}.values() if one["predicted"] is not None]
         end = [one["loss"] for one in known]
-        tau = {what: kendalltau([one[what] for one in known], end)[0] for what in ("foretold", "cut")}
-        taus.append((source, f"{share:.0%}", str(len(known)), f"{tau['foretold']:.2f}", f"{tau['cut']:.2f}"))
+        tau = {what: kendalltau([one[what] for one in known], end)[0] for what in ("predicted", "cut")}
+        taus.append((source, f"{share:.0%}", str(len(known)), f"{tau['predicted']:.2f}", f"{tau['cut']:.2f}"))
     parts.append("## What tells the order after training")
-    parts.append(markdown_table(("source", "budget", "shapes", "foretold", "loss at the cut"), taus))
+    parts.append(markdown_table(("source", "budget", "shapes", "predicted", "loss at the cut"), taus))
     parts.append(
         "Kendall's tau with the loss after training, first seed (1: the same order, 0: none). Both are guides, and neither"
-        " is better throughout; what single cuts foretell needs no cut of each shape."
+        " is better throughout; what single cuts predict needs no cut of each shape."
     )
     worse = [one for one in verdicts if one[2] <= 0 <= one[3]], [one for one in verdicts if one[3] < 0]
     won = len(verdicts) - len(worse[0]) - len(worse[1])

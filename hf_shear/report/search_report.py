@@ -37,14 +37,14 @@ def search_table(candidates: Sequence[Mapping[str, Any]], limits: Sequence[str],
     """
     costs = [*limits, *(["num_parameters"] if "num_parameters" not in limits else [])]
     trained = any(one["recovered_rise"] is not None for one in candidates)
-    head = ["", *SHORT.values(), *(COSTS[name][0] for name in costs), "foretold", "at the cut", *["trained"] * trained]
+    head = ["", *SHORT.values(), *(COSTS[name][0] for name in costs), "predicted", "at the cut", *["trained"] * trained]
     rows = []
     for rank, one in enumerate(candidates, 1):
         if rank > most and one["rise"] is None and not one["proportional"]:
             continue
         row = [str(rank), *(str(one["sizes"][name]) for name in SHORT)]
         row += [COSTS[name][2].format(_cost(one, name) / COSTS[name][1]) for name in costs]
-        row += [f"+{one['foretold_rise']:.3f}", _rise(one["rise"])]
+        row += [f"+{one['predicted_rise']:.3f}", _rise(one["rise"])]
         row += [_rise(one["recovered_rise"])] * trained
         row.append("proportional" if one["proportional"] else "")
         row[-1] += " latency within noise" if one["within_noise"] else ""
@@ -78,7 +78,7 @@ def plot_search(
 
     Args:
         candidates: ``ShapeCandidate.to_dict()``, the best first.
-        front: the best foretold shape of this budget and of larger ones (``sizes``, ``costs``, ``foretold_rise``).
+        front: the best predicted shape of this budget and of larger ones (``sizes``, ``costs``, ``predicted_rise``).
         single_cuts: by part, pairs of the share that is kept and the rise.
         limits: of the budget, by cost; the first one is drawn.
         path: where to save the picture, if anywhere.
@@ -89,13 +89,13 @@ def plot_search(
     unit, scale, _ = COSTS[name]
     figure = _new_figure(4.2)
     shapes, parts = figure.subplots(1, 2)
-    points = sorted((one["costs"][name] / scale, one["foretold_rise"]) for one in front)
+    points = sorted((one["costs"][name] / scale, one["predicted_rise"]) for one in front)
     others = [one for one in candidates if one["rise"] is None]
     shapes.scatter(
-        [one["costs"][name] / scale for one in others], [one["foretold_rise"] for one in others], s=8, color=LINE,
-        label="other shapes, foretold", zorder=1,
+        [one["costs"][name] / scale for one in others], [one["predicted_rise"] for one in others], s=8, color=LINE,
+        label="other shapes, predicted", zorder=1,
     )  # fmt: skip
-    shapes.plot(*zip(*points, strict=True), color=COLOURS[0], marker=".", label="best foretold (front)", zorder=2)
+    shapes.plot(*zip(*points, strict=True), color=COLOURS[0], marker=".", label="best predicted (front)", zorder=2)
     for index, one in enumerate([one for one in candidates if one["rise"] is not None][:6]):
         text = " ".join(str(one["sizes"][key]) for key in SHORT) + (" (proportional)" if one["proportional"] else "")
         rise = one["rise"] if one["recovered_rise"] is None else one["recovered_rise"]

@@ -70,7 +70,11 @@ def choose_target(pipeline, config: PretrainedConfig, *, per_layer: bool = False
         except UsageError as error:
             raise UsageError(f"`target_num_parameters`: {error}") from error
         return choice.shape, f"{choice.describe()}\n{SEARCH_HINT}"
-    return TargetShape.from_source(config, **named), None
+    target = TargetShape.from_source(config, **named)
+    if pipeline.as_family is None and target.sizes() == target.source.sizes():
+        sizes = ", ".join(f"`--{name} {size}`" for name, size in named.items())
+        raise UsageError(f"{sizes} is the source's own size, so nothing would be removed. Give a smaller one.")
+    return target, None
 
 
 def _found(folder: str, rank: int, config: PretrainedConfig, per_layer: bool) -> TargetShape | PerLayerShape:

@@ -17,23 +17,23 @@ class ShapeCandidate:
     Attributes:
         sizes: by name; what ``TargetShape.from_dict`` takes.
         costs: ``num_parameters``, ``flops_per_token`` (forward), ``memory_bytes`` and, where it was limited,
-            ``latency_ms`` as foretold.
-        foretold_rise: at the cut, by ``RiseForecast``.
-        foretold_by_part: what each size alone adds to it.
+            ``latency_ms`` as predicted.
+        predicted_rise: at the cut, by ``RiseForecast``.
+        predicted_by_part: what each size alone adds to it.
         rise: at the cut, measured; None of a shape that was not cut.
         recovered_rise: after ``recovery_tokens`` of training; None of a shape that was not trained.
         latency: measured milliseconds per token (``median``, ``low``, ``high``), where the budget limits them.
         within_noise: whether the limit of the latency lies between the fastest and the slowest round.
         layers: query heads, key/value heads and neurons of each layer of the source, where they differ: then ``sizes`` are
-            those that they are padded to, and ``foretold_rise`` is that of the shape it began as, changed by as much as the
-            rise at the cut is.
+            those that they are padded to, and ``predicted_rise`` is that of the shape it began as, changed by as much as
+            the rise at the cut is.
         proportional: whether it is the shape of ``shape_for_budget``.
     """
 
     sizes: dict[str, int]
     costs: dict[str, float]
-    foretold_rise: float
-    foretold_by_part: dict[str, float]
+    predicted_rise: float
+    predicted_by_part: dict[str, float]
     rise: float | None = None
     recovered_rise: float | None = None
     recovery_tokens: int = 0
@@ -44,11 +44,11 @@ class ShapeCandidate:
 
     @property
     def order(self) -> tuple:
-        """Sorts from the best to the worst: trained shapes by their loss then, behind them others as they are foretold."""
+        """Sorts from the best to the worst: trained shapes by their loss then, behind them others as they are predicted."""
         sizes = tuple(self.sizes.values())
         if self.recovered_rise is not None:
             return 0, self.recovered_rise, sizes
-        return 1, self.foretold_rise, sizes
+        return 1, self.predicted_rise, sizes
 
     def target(self, config: PretrainedConfig) -> TargetShape | PerLayerShape:
         """What ``prune_one_shot`` takes; ``config`` is the source's.

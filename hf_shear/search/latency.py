@@ -1,4 +1,4 @@
-"""Milliseconds per token of decoding with transformers: measured on a few models with random weights, foretold for others.
+"""Milliseconds per token of decoding with transformers: measured on a few models with random weights, predicted for others.
 
 Each model takes turns with the source, round by round, so that the machine's drift does not count: what is kept is the
 ratio to the source within a round.

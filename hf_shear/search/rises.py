@@ -1,4 +1,4 @@
-"""How far the loss of a shape rises at the cut, foretold from cuts of a single size each.
+"""How far the loss of a shape rises at the cut, predicted from cuts of a single size each.
 
 A few models are cut in one size alone, and judged. A curve through each size's rises gives the rise of every other value
 of it, and a shape's rise is put together from those of its sizes. So some twelve cuts rank thousands of shapes, in no
@@ -84,5 +84,5 @@ class RiseForecast:
         ) and all(share_kept(part, shape, self.source) == 1 for part in PARTS if part not in self.points)
 
     def __call__(self, shape: ModelShape) -> float:
-        """The foretold rise: the sum of the parts' rises (model_cards/search.md)."""
+        """The predicted rise: the sum of the parts' rises (model_cards/search.md)."""
         return math.fsum(self.parts(shape).values())

@@ -1,10 +1,10 @@
-"""The best shape for a budget: foretold for all shapes, and trained for the best few.
+"""The best shape for a budget: predicted for all shapes, and trained for the best few.
 
 1. Every shape that fills the budget is listed (``grid``).
 2. The source's units are ranked once (``ranked_source``).
-3. Some twelve models are cut in one size each, compensated and judged on held-out text. They foretell how far the loss of
+3. Some twelve models are cut in one size each, compensated and judged on held-out text. They predict how far the loss of
    every shape rises (``rises``).
-4. The ``num_finalists`` that are foretold to lose least are cut, trained for a short while with the same FLOPs each, and
+4. The ``num_finalists`` that are predicted to lose least are cut, trained for a short while with the same FLOPs each, and
    judged again: the order at the cut is not the order after recovery (Minitron, arXiv 2407.14679, section 3). How well each
    of these judgements tells the order after long recovery is measured in model_cards/search.md.
 
@@ -128,7 +128,7 @@ def search_shapes(
         settings |= {"num_generations": num_generations, "seed": seed}
     record = SearchRecord.open(output_dir, settings, resume)
     search = _Search(model, calibration, held_out, budget, config, wanted, batch_size, record)
-    found = search.foretold()
+    found = search.predicted()
     chosen, rest = search.finalists(found, num_finalists)
     found = sorted([*search.judged(chosen, recover, finalist_flops), *rest], key=lambda one: one.order)
     if num_generations:
@@ -165,8 +165,8 @@ class _Search:
         return shape if self.budget.used(costs) <= 1 and wanted.refusal(shape) is None else None
 
     def _costs(self, shape: ModelShape) -> dict[str, float]:
-        foretold = {} if self.latency is None else {"latency_ms": self.latency(shape)}
-        return self.budget.costs(self.model.config, shape) | foretold
+        predicted = {} if self.latency is None else {"latency_ms": self.latency(shape)}
+        return self.budget.costs(self.model.config, shape) | predicted
 
     def _loss(self, model: PreTrainedModel) -> float:
         """Mean over the domains of the held-out loss."""
@@ -184,8 +184,8 @@ class _Search:
 
         return self.record.measured("cut", shape, measure)
 
-    def foretold(self) -> list[ShapeCandidate]:
-        """All shapes, the best first, with the rises that are foretold."""
+    def predicted(self) -> list[ShapeCandidate]:
+        """All shapes, the best first, with the rises that are predicted."""
         alone = single_cuts(self.model.config, self.shapes)
         cuts = [(part, shape) for part, shapes in alone.items() for shape in shapes]
         rises: dict[str, list[tuple[ModelShape, float]]] = {part: [] for part in alone}
@@ -197,15 +197,15 @@ class _Search:
         shapes = self.shapes if self.proportional in (None, *self.shapes) else [*self.shapes, self.proportional]
         found = [
             ShapeCandidate(
-                sizes=dict(shape.sizes()), costs=self._costs(shape), foretold_rise=forecast(shape),
-                foretold_by_part=forecast.parts(shape), proportional=shape == self.proportional,
+                sizes=dict(shape.sizes()), costs=self._costs(shape), predicted_rise=forecast(shape),
+                predicted_by_part=forecast.parts(shape), proportional=shape == self.proportional,
             )
             for shape in shapes
         ]  # fmt: skip
         return sorted(found, key=lambda one: one.order)
 
     def _front(self, forecast: RiseForecast) -> list[dict[str, Any]]:
-        """The best foretold shape of this budget and of larger ones, up to the source."""
+        """The best predicted shape of this budget and of larger ones, up to the source."""
         config, found = self.model.config, []
         whole = self.budget.used(self._costs(ModelShape.from_config(config)))
         for step in range(NUM_BUDGETS):
@@ -213,7 +213,7 @@ class _Search:
             shapes = [one for one in shapes_within(config, budget, self.wanted, self.latency) if forecast.knows(one)]
             best = min(shapes, key=forecast, default=None)
             if best is not None:
-                found.append({"sizes": best.sizes(), "costs": self._costs(best), "foretold_rise": forecast(best)})
+                found.append({"sizes": best.sizes(), "costs": self._costs(best), "predicted_rise": forecast(best)})
         return found
 
     def _target(self, candidate: ShapeCandidate) -> TargetShape:
@@ -238,7 +238,7 @@ class _Search:
                     chosen.append(replace(one, latency=taken.to_dict(), within_noise=limit < taken.high))
         if not chosen:
             raise FailedError(
-                f"Of {len(found)} shapes that were foretold to keep `max_latency` ({self.budget.max_latency} ms per token)"
+                f"Of {len(found)} shapes that were predicted to keep `max_latency` ({self.budget.max_latency} ms per token)"
                 " none does when it is measured. Other processes may slow the machine down. Free it, or raise the limit."
             )
         return chosen, rest
@@ -274,8 +274,8 @@ class _Search:
         costs = self._costs(padded) | {"num_parameters": shape.num_parameters(config)}
         assert best.rise is not None
         return ShapeCandidate(
-            sizes=dict(padded.sizes()), costs=costs, foretold_rise=best.foretold_rise + rise - best.rise,
-            foretold_by_part={}, rise=rise, layers=shape.to_list(),
+            sizes=dict(padded.sizes()), costs=costs, predicted_rise=best.predicted_rise + rise - best.rise,
+            predicted_by_part={}, rise=rise, layers=shape.to_list(),
         )  # fmt: skip
 
     def _divergence(self, measured: SourceDivergence, shape: PerLayerShape, share: float) -> float:
