@@ -161,7 +161,7 @@ def confirm(model: Path, wikitext: Path) -> None:
     """Measure our arms of the first target and seed again; where they are what they were, note that this code did it.
 
     Raises:
-        ValueError: a loss differs by more than a thousandth: then measure anew.
+        ValueError: a loss differs by more than a thousandth: then measure anew. Or this machine computes in another dtype.
     """
     kept, text = kept_results(), texts(wikitext, model)
     assert kept is not None, "nothing was measured yet"
@@ -170,6 +170,9 @@ def confirm(model: Path, wikitext: Path) -> None:
     for run in kept["runs"]:
         if (run["target"], run["seed"]) == (first, 0) and run["arm"] in OURS:
             source = ready_to_compute(open_source("model", model).load_model(), "cpu")
+            dtype = str(source.dtype).removeprefix("torch.")
+            if dtype != run["dtype"]:
+                raise ValueError(f"The runs were computed in {run['dtype']}, and this processor computes in {dtype}.")
             result = arms()[run["arm"]](source, TARGETS[first], calibration(text, 0))
             loss = evaluate_samples(result.eval(), judged, BATCH)["valid"].mean
             if not math.isclose(loss, run["loss"], rel_tol=1e-3):
