@@ -144,6 +144,9 @@ def confirm(source: Source, kept: dict[str, Any]) -> None:
     """
     share = source.settings["budgets"][0]
     key = {"source": source.name, "budget": share}
+    if not any(key.items() <= one.items() for one in kept["found"]):
+        print(f"{source.name}: nothing is kept to compare with")
+        return
     (was,) = (one for one in kept["found"] if key.items() <= one.items())
     (run,) = (one for one in kept["runs"] if (key | {"seed": SEEDS[0], "arm": MUTATED}).items() <= one.items())
     shape = found_shapes(source, share)["arms"][MUTATED]["shape"]

@@ -109,7 +109,8 @@ def run(arguments: Arguments) -> None:
         model, args.device, None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     )
     print(*filter(None, [dtype_note(stored, source.dtype), _time_note(config, data, read, arguments)]), sep="\n")
-    judged = runs.judge(source, data.judged, args, with_samples=True) | {"dtype": str(stored).removeprefix("torch.")}
+    judged = runs.judge(source, data.judged, args, with_samples=True, compute_dtype=source.dtype)
+    judged |= {"dtype": str(stored).removeprefix("torch.")}
     begun = time.perf_counter()
     print(f"Held-out loss of the source: {judged['mean']:.4f} ({duration_text(begun - started)}).")
     text = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import torch
 from accelerate.utils import reduce
 from transformers import PreTrainedModel
 
@@ -37,15 +38,22 @@ SAMPLES = "samples"
 """In a model's record: ``digest`` of the text that judged it, and ``num_tokens`` and ``nats`` of each sample, by domain."""
 
 
-def judge(model: PreTrainedModel, datasets: dict, args: ShearTrainingArguments, with_samples: bool = False) -> dict:
+def judge(
+    model: PreTrainedModel,
+    datasets: dict,
+    args: ShearTrainingArguments,
+    with_samples: bool = False,
+    compute_dtype: torch.dtype | None = None,
+) -> dict:
     """A model's record for the results: shape, parameters, dtype, held-out losses, and the seconds that took.
 
     ``with_samples`` adds the losses of each sample, under ``SAMPLES``, for ``save_results``.
     Every process has the model and takes its share of the samples. A loss that is not finite is refused. ``dtype`` is that
-    of the weights as they came; ``computed_in`` is another where the device has no instructions for it.
+    of the weights as they came; ``computed_in`` is ``compute_dtype`` or, by default, another where the device has no
+    instructions for it.
     """
     start, dtype = time.perf_counter(), model.dtype
-    ready_to_compute(model, args.device)
+    ready_to_compute(model, args.device, compute_dtype)
     share = {"rank": args.process_index, "world_size": args.world_size, "reduce": partial(reduce, reduction="sum")}
     found = evaluate_samples(model, datasets, args.eval_batch_size, **(share if args.world_size > 1 else {}))
     losses = {name: it.mean for name, it in found.items()}

@@ -71,7 +71,8 @@ def choose_target(pipeline, config: PretrainedConfig, *, per_layer: bool = False
             raise UsageError(f"`target_num_parameters`: {error}") from error
         return choice.shape, f"{choice.describe()}\n{SEARCH_HINT}"
     target = TargetShape.from_source(config, **named)
-    if pipeline.as_family is None and target.sizes() == target.source.sizes():
+    is_new = pipeline.as_family is None and getattr(pipeline, "pruned", None) is None
+    if is_new and target.sizes() == target.source.sizes():
         sizes = ", ".join(f"`--{name} {size}`" for name, size in named.items())
         raise UsageError(f"{sizes} is the source's own size, so nothing would be removed. Give a smaller one.")
     return target, None
