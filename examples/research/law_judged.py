@@ -332,9 +332,12 @@ def judge_fresh(path: Path) -> dict:
         f" {max(r.case.num_parameters for r in every):,.0f} parameters; for 135 M and above an extrapolation."
     )
     make_prior([*every, *curves], provenance, decay)
+    inside, large = leave_out(curves), splits(results).get("SmolLM2")
+    if large is not None:
+        inside["SmolLM2"] = coverage(large)
     return {
         "num_runs": len(results["runs"]), "curves": [run.name for run in curves], "code": results["code"],
         "settings": results["settings"], "directions": directions, "verdict": verdict(directions),
-        "coverage": {name: binomial(inside) for name, inside in leave_out(curves).items()},
+        "coverage": {name: binomial(found) for name, found in inside.items()},
         "size_and_rate": size_and_rate(curves), "late_decay": decay,
     }  # fmt: skip

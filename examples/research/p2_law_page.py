@@ -70,7 +70,8 @@ def page() -> str:
         fresh_text(facts),
         directions_table(facts["directions"], facts["verdict"]["scores"]),
     ]
-    parts += [verdict_text(facts["verdict"]), f"![Errors by direction](scaling_law/{ERRORS.name})"]
+    parts += [verdict_text(facts["verdict"]), large_text(facts["directions"], facts["verdict"]["default"])]
+    parts += [f"![Errors by direction](scaling_law/{ERRORS.name})"]
     parts += ["## Kept runs", KEPT_TEXT, kept_table(kept["errors"])]
     parts += ["## Intervals", coverage_text(coverage), f"![Sources left out](scaling_law/{CURVES.name})"]
     parts += ["## When to stop", REGRET_TEXT, regret_table(kept["regret"])]
@@ -95,10 +96,10 @@ def fresh_text(facts: dict) -> str:
     """What there is."""
     curves = facts["curves"]
     sources = ", ".join(dict.fromkeys(name.split()[0] for name in curves))
-    setting = next(iter(facts["settings"].values()))
+    tokens = sorted({setting["num_tokens"] for setting in facts["settings"].values()})
     missing = [name for name in (*DIRECTIONS, *EXTRA) if name not in facts["directions"]]
     text = (
-        f"{facts['num_runs']} runs with their controls, of {setting['num_tokens']:,} tokens each; {len(curves)} of them are"
+        f"{facts['num_runs']} runs with their controls, of {' or '.join(f'{n:,}' for n in tokens)} tokens; {len(curves)} of them are"
         f" one-shot cuts at a constant rate, of {sources}, which is what laws are fitted to. One seed."
     )
     if missing:
@@ -111,7 +112,7 @@ def fresh_text(facts: dict) -> str:
 def directions_table(directions: Mapping[str, Mapping[str, Mapping[str, float]]], scores: Mapping[str, float]) -> str:
     """Errors of each predictor in each direction, the lowest in bold; the score is the mean over the registered ones."""
     names = [name for name in (*DIRECTIONS, *EXTRA) if name in directions]
-    means = {name: {method: 100 * fmean(row.values()) for method, row in directions[name].items()} for name in names}
+    means = {name: _mean_errors(directions[name]) for name in names}
     rows = []
     for method in METHODS:
         cells = []
@@ -127,6 +128,24 @@ def directions_table(directions: Mapping[str, Mapping[str, Mapping[str, float]]]
         "\n\nIn brackets: judged runs. `compute` and `average_parameters` are of the family alone, whose training tokens"
         " are known, and have no score. For later tokens a run is its own neighbour: there the score counts guesses that"
         " need one as `carried`."
+    )
+
+
+def _mean_errors(direction: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """In %, by predictor."""
+    return {method: 100 * fmean(row.values()) for method, row in direction.items()}
+
+
+def large_text(directions: Mapping[str, Mapping[str, Mapping[str, float]]], default: str) -> str:
+    """What the source that chose nothing says of the default; "" where it was not run."""
+    if "SmolLM2" not in directions:
+        return ""
+    means = _mean_errors(directions["SmolLM2"])
+    best, number = min(means, key=means.__getitem__), len(directions["SmolLM2"][default])
+    return (
+        f"SmolLM2-135M chose nothing, and is far larger than the sources that laws are fitted to. There `{best}` has"
+        f" the lowest error ({means[best]:.1f} %) and the default `{default}` {means[default]:.1f} % ({number} runs, too"
+        " few for a spread)."
     )
 
 
