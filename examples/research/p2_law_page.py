@@ -99,8 +99,8 @@ def fresh_text(facts: dict) -> str:
     tokens = sorted({setting["num_tokens"] for setting in facts["settings"].values()})
     missing = [name for name in (*DIRECTIONS, *EXTRA) if name not in facts["directions"]]
     text = (
-        f"{facts['num_runs']} runs with their controls, of {' or '.join(f'{n:,}' for n in tokens)} tokens; {len(curves)} of them are"
-        f" one-shot cuts at a constant rate, of {sources}, which is what laws are fitted to. One seed."
+        f"{facts['num_runs']} runs with their controls, of {' or '.join(f'{n:,}' for n in tokens)} tokens; {len(curves)} of"
+        f" them are one-shot cuts at a constant rate, of {sources}, which is what laws are fitted to. One seed."
     )
     if missing:
         text += (
