@@ -6,9 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from typing import IO
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads than one slow torch down
 
@@ -45,28 +43,8 @@ TINY_SIZES = {
 }
 
 
-TYPE_CHECK = pytest.StashKey[tuple[subprocess.Popen, IO[str]]]()
-
-
 def pytest_configure(config):
     transformers.utils.logging.disable_progress_bar()
-
-
-def pytest_collection_finish(session):
-    """Start the type checker of test_types.py: it takes most of a minute, on a core that other tests leave idle."""
-    wanted = any(item.path.name == "test_types.py" for item in session.items) and not session.config.option.collectonly
-    if wanted and importlib.util.find_spec("basedpyright"):
-        root, output = Path(__file__).parent.parent, tempfile.TemporaryFile("w+")
-        command = [sys.executable, "-m", "basedpyright", "--outputjson", "--pythonpath", sys.executable]
-        command += ["hf_shear", "tests/typed_user.py"]
-        started = subprocess.Popen(command, cwd=root, stdout=output, text=True)
-        session.config.stash[TYPE_CHECK] = started, output
-
-
-def pytest_unconfigure(config):
-    started, _ = config.stash.get(TYPE_CHECK, (None, None))
-    if started is not None and started.poll() is None:
-        started.terminate()
 
 
 @pytest.fixture(scope="session")
