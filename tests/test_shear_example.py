@@ -563,8 +563,10 @@ TRAINING_OPTIONS = """activation_checkpointing activation_checkpointing_kwargs b
     shape_gap_tolerance start_noise start_temperature trust_checkpoint""".split()
 
 
-def test_options_are_frozen_and_shown(capsys):
+def test_options_are_frozen_and_shown(capsys, monkeypatch):
     """A change here is a change of the interface."""
+    monkeypatch.delenv("COLUMNS", raising=False)  # the width of a screen is the default one
+    monkeypatch.delenv("COLUMNS", raising=False)  # the width of a screen is the default one
     assert sorted(shear.PipelineArguments.__dataclass_fields__) == PIPELINE_OPTIONS
     ours = set(ShearTrainingArguments.__annotations__) - CHANGED_DEFAULTS - {"_VALID_DICT_FIELDS"}
     assert sorted(ours) == TRAINING_OPTIONS
