@@ -566,7 +566,6 @@ TRAINING_OPTIONS = """activation_checkpointing activation_checkpointing_kwargs b
 def test_options_are_frozen_and_shown(capsys, monkeypatch):
     """A change here is a change of the interface."""
     monkeypatch.delenv("COLUMNS", raising=False)  # the width of a screen is the default one
-    monkeypatch.delenv("COLUMNS", raising=False)  # the width of a screen is the default one
     assert sorted(shear.PipelineArguments.__dataclass_fields__) == PIPELINE_OPTIONS
     ours = set(ShearTrainingArguments.__annotations__) - CHANGED_DEFAULTS - {"_VALID_DICT_FIELDS"}
     assert sorted(ours) == TRAINING_OPTIONS
