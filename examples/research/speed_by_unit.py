@@ -99,8 +99,8 @@ def table(kept: dict) -> str:
     return "\n\n".join(
         [
             markdown_table(("a third of the", "parameters removed", *STAGES), rows),
-            "Time saved for each share of parameters removed (1.0: a tenth of the parameters is a tenth of the time), medians"
-            f" and quartiles of {pairs} pairs:"
+            "Time saved for each share of parameters removed (1.0: a tenth of the parameters is a tenth of the time),"
+            f" medians and quartiles of {pairs} pairs:"
             f" SmolLM2-135M's shape, random weights, {machine['dtype']}, {machine['threads']} thread,"
             f" {machine['prompt_length']} tokens of prompt, one sequence.",
             *(f"- {stage}: {verdict(kept['cuts'], stage)}" for stage in STAGES),
