@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_helpers import written_by
 from transformers import LlamaConfig
 
 from hf_shear.cli import main
@@ -146,15 +147,6 @@ def planted(build_llama):
             for name in ("self_attn.o_proj", "mlp.down_proj"):
                 model.model.layers[index].get_submodule(name).weight.zero_()
     return model
-
-
-def written_by(model):
-    torch.manual_seed(0)
-    ids = model.generate(
-        torch.ones(64, 1, dtype=torch.long), do_sample=True, top_k=0, max_new_tokens=31, eos_token_id=None
-    )
-    calibration = Calibration.from_batches([{"input_ids": ids[:16], "labels": ids[:16]}], 8)
-    return calibration, {"own": Dataset.from_dict({"input_ids": ids[16:].tolist()}).with_format("torch")}
 
 
 def test_a_planted_best_shape_is_found(build_llama):

@@ -5,14 +5,13 @@ import random
 
 import pytest
 import torch
-from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_helpers import written_by
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hf_shear.cli import main
 from hf_shear.core import UsageError
-from hf_shear.data import Calibration
 from hf_shear.pruning import PruneConfig, prune_one_shot
 from hf_shear.search import ShapeBudget, ShapeFilter, read_candidates, search_shapes
 from hf_shear.search.divergence import SourceDivergence
@@ -28,15 +27,6 @@ SOURCE = ModelShape.from_config(CONFIG)
 KINDS = ("key_value_head", "query_head", "intermediate")
 CHEAP = PruneConfig({"default": "activation", "layer": "block_influence"}, compensation="none")
 TAYLOR = PruneConfig("taylor", compensation="least_squares")
-
-
-def written_by(model):
-    torch.manual_seed(0)
-    ids = model.generate(
-        torch.ones(64, 1, dtype=torch.long), do_sample=True, top_k=0, max_new_tokens=31, eos_token_id=None
-    )
-    calibration = Calibration.from_batches([{"input_ids": ids[:16], "labels": ids[:16]}], 8)
-    return calibration, {"own": Dataset.from_dict({"input_ids": ids[16:].tolist()}).with_format("torch")}
 
 
 @pytest.fixture

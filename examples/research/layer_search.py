@@ -13,7 +13,6 @@ Kept in model_cards/search_uneven.json: a call goes on where the last one stoppe
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import tempfile
@@ -33,8 +32,8 @@ from hf_shear.shapes import ModelShape, PerLayerShape, TargetShape, count_parame
 
 from .claims.claim_results import markdown_table
 from .provenance import code_digest, code_record, noted, stale_note, with_record
-from .shape_search import BATCH, LENGTH, MADE, SAME, SEEDS, Source
-from .shared import RESEARCH, ROOT, mean_and_spread
+from .shape_search import BATCH, LENGTH, MADE, SAME, SEEDS, Source, read_kept, run_study
+from .shared import ROOT, mean_and_spread
 
 RESULTS, PAGE = ROOT / "model_cards" / "search_uneven.json", ROOT / "model_cards" / "search_uneven.md"
 UNIFORM, JUDGED, GLOBAL, MUTATED = "uniform, predicted", "uniform, judged", "global", "mutations"
@@ -250,25 +249,11 @@ def _shape_text(shape: dict[str, Any]) -> str:
 
 def kept_results() -> dict | None:
     """What was measured; None if nothing was."""
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else None
+    return read_kept(RESULTS)
 
 
 def main(command_line: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "confirm", "page"))
-    parser.add_argument("--stories", nargs=2, type=Path, metavar=("STORIES260K", "TINYSTORIES"))
-    parser.add_argument("--data_dir", type=Path, help="Seven domains, for family-128.")
-    options = parser.parse_args(command_line)
-    kept = kept_results() or {"found": [], "runs": []}
-    if options.what != "page":
-        do = measure if options.what == "measure" else confirm
-        if options.stories:
-            do(Source("stories260k", *options.stories), kept)
-        if options.data_dir:
-            do(Source("family-128", RESEARCH / "family" / "models" / "128", options.data_dir), kept)
-    if not kept["runs"]:
-        parser.error("nothing was measured yet.")
-    PAGE.write_text(page(kept), encoding="utf-8")
+    run_study(__doc__, kept_results() or {"found": [], "runs": []}, measure, confirm, page, PAGE, command_line)
 
 
 if __name__ == "__main__":

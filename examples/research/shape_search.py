@@ -18,6 +18,7 @@ import json
 import math
 import random
 import tempfile
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -49,6 +50,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "family-128": {"budgets": (0.75, 0.6), "num_tokens": 102_400, "learning_rate": 1e-3, "judged": 8_192},
 }
 """Budgets are shares of the source's parameters; the rates are where the sweeps of main_job.md start."""
+
+
+Study = Callable[["Source", dict], None]
+"""Measures a source, or confirms what was measured of it, and keeps that."""
 
 
 class Source:
@@ -300,16 +305,30 @@ def page(kept: dict) -> str:
 
 def kept_results() -> dict | None:
     """What was measured; None if nothing was."""
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else None
+    return read_kept(RESULTS)
 
 
-def main(command_line: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def read_kept(results: Path) -> dict | None:
+    """A study's results; None if there are none."""
+    return json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
+
+
+def run_study(
+    description: str | None, kept: dict, measure: Study, confirm: Study, page: Callable[[dict], str], place: Path,
+    command_line: list[str] | None,
+) -> None:  # fmt: skip
+    """The command of a study of these sources: measure or confirm each that is named, then build the page.
+
+    Args:
+        description: of the help.
+        kept: results so far, with ``runs``.
+        place: of the page.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("measure", "confirm", "page"))
     parser.add_argument("--stories", nargs=2, type=Path, metavar=("STORIES260K", "TINYSTORIES"))
     parser.add_argument("--data_dir", type=Path, help="Seven domains, for family-128.")
     options = parser.parse_args(command_line)
-    kept = kept_results() or {"runs": []}
     if options.what != "page":
         do = measure if options.what == "measure" else confirm
         if options.stories:
@@ -318,7 +337,11 @@ def main(command_line: list[str] | None = None) -> None:
             do(Source("family-128", RESEARCH / "family" / "models" / "128", options.data_dir), kept)
     if not kept["runs"]:
         parser.error("nothing was measured yet.")
-    PAGE.write_text(page(kept), encoding="utf-8")
+    place.write_text(page(kept), encoding="utf-8")
+
+
+def main(command_line: list[str] | None = None) -> None:
+    run_study(__doc__, kept_results() or {"runs": []}, measure, confirm, page, PAGE, command_line)
 
 
 if __name__ == "__main__":

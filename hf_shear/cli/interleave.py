@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,8 +52,6 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
 
 def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     """Judge the source, prune and train by turns, cut, save to <output_dir>/pruned, judge and report."""
-    import time
-
     import torch
     from accelerate import PartialState
 

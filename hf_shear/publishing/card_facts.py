@@ -50,6 +50,11 @@ class CardFacts:
         return self.results[self.arm]
 
     @property
+    def is_interleaved(self) -> bool:
+        """Whether it was trained while it was pruned."""
+        return "interleaved" in self.provenance
+
+    @property
     def source_in_prose(self) -> str:
         """The source as a sentence names it: linked where the Hub has it, and as a folder where it was one."""
         if self.base_model:

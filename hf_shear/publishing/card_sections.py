@@ -38,7 +38,7 @@ def summary(facts: CardFacts) -> str:
         f"A language model with {own:,} parameters, cut out of {facts.source_in_prose} ({source:,} parameters) by"
         f" structured pruning: {100 * own / source:.1f} % of the source is left."
     )
-    if "interleaved" in facts.provenance:
+    if facts.is_interleaved:
         return f"{text} It was trained for {facts.results['tokens']['mask_learning']:,} tokens while it was pruned."
     if facts.arm == "pruned":
         return f"{text} It has not been trained after the cut: it is a start for training, not for use."
@@ -69,7 +69,7 @@ def made(facts: CardFacts) -> str:
         lines.append(f"- Calibration, for {purpose}: {tokens['calibration']:,} tokens.")
     if facts.arm == "recovered":
         lines.append(_recovery(facts, tokens["recovery"]))
-    elif "interleaved" in facts.provenance:
+    elif facts.is_interleaved:
         lines.append(f"- Training between and after the shots: all weights, {tokens['mask_learning']:,} tokens.")
     else:
         lines.append("- Recovery: none yet.")
@@ -133,7 +133,7 @@ def _data(facts: CardFacts) -> str:
     last = {row["stage"]: row.get("mixture_weights") for row in facts.results.get("history", []) if "stage" in row}
     passes = facts.results.get("passes", {})
     columns = []
-    first = "training" if "interleaved" in facts.provenance else "mask learning"
+    first = "training" if facts.is_interleaved else "mask learning"
     for stage, heading in (("mask_learning", first), ("recovery", "recovery")):
         if stage == "recovery" and facts.arm == "pruned":
             continue
