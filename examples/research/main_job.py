@@ -88,10 +88,9 @@ class MainJob(Study):
             eval_tokens=self.eval_tokens,
         )  # fmt: skip
 
-    def calibration(self, seed: int, num_batches: int | None = None) -> Calibration:
+    def calibration(self, seed: int) -> Calibration:
         """A draw of calibration text, in batches of a size of its own; one batch where nothing is chosen by it."""
-        num_batches = num_batches or self._num_batches
-        return self.data.calibration(self.calibration_batch_size, num_batches, seed)
+        return self.data.calibration(self.calibration_batch_size, self._num_batches, seed)
 
     def compare(self) -> None:
         """All arms that are not there yet: first each one's sweep, then all seeds at its best rate."""

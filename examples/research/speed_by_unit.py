@@ -6,15 +6,19 @@
 Models have SmolLM2-135M's shape and random weights; each loses one kind of unit. Each takes turns with the source, in
 pairs of rounds of which either begins one, and times are compared within a pair, so that other work on the machine strikes
 both. 1.0: 10 % fewer parameters are 10 % less time.
+
+Layers of different widths are timed against a uniform shape of as many parameters (claim of Sheared LLaMA, section 4).
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_shear.core import write_text_atomically
@@ -37,8 +41,11 @@ CUTS: dict[str, dict[str, int]] = {
     "hidden dimensions": {"hidden_size": 360},
 }
 """A third of each; of hidden dimensions the multiple of 8 and of 9 heads that is next to it."""
+UNIFORM, WIDTHS = "MLP neurons", (512, 1536)
+"""The cut that layers of different widths are timed against, and these, which take turns: as many neurons in all."""
 PAIRS, PROTOCOL = 5, SpeedProtocol(batch_size=1, prompt_length=128, new_tokens=12, rounds=2)
 STAGES = ("prefill", "decode")
+UNEVEN = "uneven"
 MARKS = ("<!-- speed by unit: start -->\n", "<!-- speed by unit: end -->")
 
 
@@ -50,20 +57,39 @@ def measure() -> dict:
         name: LlamaForCausalLM(config_for_shape(CONFIG, TargetShape.from_source(CONFIG, **sizes))).eval()
         for name, sizes in CUTS.items()
     }
-    found: dict[str, list[dict]] = {name: [] for name in models}
+    pairs = {name: (source, model) for name, model in models.items()} | {
+        UNEVEN: (uneven(models[UNIFORM]), models[UNIFORM])
+    }
+    found: dict[str, list[dict]] = {name: [] for name in pairs}
     for number in range(PAIRS):
-        for name, model in models.items():
-            found[name].append(measure_speed(source, model, PROTOCOL))
+        for name, pair in pairs.items():
+            found[name].append(measure_speed(*pair, PROTOCOL))
             print(number, name, *(f"{stage} {found[name][-1][f'{stage}_ratio']}" for stage in STAGES), flush=True)
     for name, model in models.items():
         kept = model.num_parameters() / source.num_parameters()
-        times = {stage: [1 / one[f"{stage}_ratio"]["median"] for one in found[name]] for stage in STAGES}
-        cuts[name] = {"sizes": CUTS[name], "parameters": kept, "times": times}
+        cuts[name] = {"sizes": CUTS[name], "parameters": kept, "times": times(found[name])}
     first = next(iter(found.values()))[0]
     machine = {
         name: first[name] for name in ("device", "threads", "dtype", "batch_size", "prompt_length", "new_tokens")
     }
-    return {"code": [code_record(todays_code())], "machine": machine, "cuts": cuts}
+    return {"code": [code_record(todays_code())], "machine": machine, "cuts": cuts, UNEVEN: times(found[UNEVEN])}
+
+
+def times(measured: list[dict]) -> dict[str, list[float]]:
+    """Of the second model of a pair, in those of the first: [pair] of each stage."""
+    return {stage: [1 / one[f"{stage}_ratio"]["median"] for one in measured] for stage in STAGES}
+
+
+def uneven(uniform: LlamaForCausalLM) -> LlamaForCausalLM:
+    """A model whose MLPs have ``WIDTHS`` in turns."""
+    model = copy.deepcopy(uniform)
+    for number, layer in enumerate(model.model.layers):
+        width, mlp = WIDTHS[number % len(WIDTHS)], layer.mlp
+        mlp.gate_proj, mlp.up_proj = (nn.Linear(CONFIG.hidden_size, width, bias=False) for _ in range(2))
+        mlp.down_proj = nn.Linear(width, CONFIG.hidden_size, bias=False)
+    if model.num_parameters() != uniform.num_parameters():
+        raise AssertionError(f"{model.num_parameters():,} parameters are not the uniform {uniform.num_parameters():,}.")
+    return model
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
@@ -104,7 +130,23 @@ def table(kept: dict) -> str:
             f" SmolLM2-135M's shape, random weights, {machine['dtype']}, {machine['threads']} thread,"
             f" {machine['prompt_length']} tokens of prompt, one sequence.",
             *(f"- {stage}: {verdict(kept['cuts'], stage)}" for stage in STAGES),
+            uniform_against_uneven(kept),
         ]
+    )
+
+
+def uniform_against_uneven(kept: dict) -> str:
+    """What a uniform shape gains over layers of different widths, as a sentence for each stage."""
+    width = CUTS[UNIFORM]["intermediate_size"]
+    words = []
+    for stage in STAGES:
+        low, median, high = quartiles(kept[UNEVEN][stage])
+        state = "faster" if high < 1 else "slower" if low > 1 else "neither faster nor slower"
+        words.append(f"{state} in {stage} ({median:.2f} of the time, {low:.2f} to {high:.2f})")
+    return (
+        f"A uniform shape is {' and '.join(words)} than MLPs of {' and '.join(map(str, WIDTHS))} neurons in turns, with as"
+        f" many parameters as {width:,} everywhere. Sheared LLaMA (section 4) says that uniform shapes are faster; its"
+        " reason, kernels on a GPU, was not tried here."
     )
 
 

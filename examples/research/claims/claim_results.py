@@ -38,8 +38,6 @@ STORIES = "stories260k"
 WORKS = {
     "sheared_llama": ("Sheared LLaMA", "2310.06694"),
     "llm_surgeon": ("LLM Surgeon", "2312.17244"),
-    "p2_law": ("P2 law", "2411.10272"),
-    "beyond": ("Beyond them", None),
 }
 
 
@@ -119,9 +117,9 @@ class SourceResults:
         return [run["mean"] for run in self.tuned(**key)]
 
 
-def calibration_tokens(settings: dict[str, Any], num_batches: int | None = None) -> int:
-    """Of one pass over the calibration text, on the config's number of batches or another."""
-    return (num_batches or settings["calibration_batches"]) * settings["batch_size"] * settings["max_length"]
+def calibration_tokens(settings: dict[str, Any]) -> int:
+    """Of one pass over the calibration text."""
+    return settings["calibration_batches"] * settings["batch_size"] * settings["max_length"]
 
 
 def compare(text: str, lower: Sequence[float], higher: Sequence[float], digits: int = 3) -> Check:

@@ -25,19 +25,22 @@ from .claim_results import (
 )
 
 INDEX = RESULTS.parent / "claims.md"
-RECIPE = "beyond_1_recipe"
 INTRODUCTION = """# The papers' claims, in miniature
 
-Each headline claim of the three works, and one of ours, measured on models that anyone can make or get: members of
+Headline claims of Sheared LLaMA and of the LLM Surgeon, measured on models that anyone can make or get: members of
 [`examples/research/family`](../examples/research/family) (`family-128` is the one of 128 hidden dimensions; seven text
 domains) and stories260K (TinyStories), which we did not train. Arms have equal tokens and shapes unless a page says
 otherwise. Arms are compared in pairs of one seed each: a comparison is held if the 95 % interval of Student's t of the
 differences lies on the claimed side of 0, and a tie if 0 is in it, unless its line names another limit; a claim is held if
 all of its comparisons are, partly if some are; a tie counts as not held. With three seeds only large and steady
-differences pass. Sheared LLaMA 2 and 3 and Beyond 1 sweep learning rates for each arm; they choose on one half of the
-held-out text and report the other, but the numbers that are kept here were chosen and reported on the same text.
-Sheared LLaMA 6 takes the rates of 2; the other pages that train have one rate for all arms. These models are small and
-have seen little text: what does not hold here may hold at the papers' size, and the other way round.
+differences pass. Sheared LLaMA 2 sweeps learning rates for each arm: it chooses on one half of the held-out text and
+reports the other. Sheared LLaMA 6 takes the rates of 2; the other pages that train have one rate for all arms. These models
+are small and have seen little text: what does not hold here may hold at the papers' size, and the other way round.
+
+Other claims are measured on pages of their own: learned masks against one-shot criteria (Sheared LLaMA 3), and the tokens
+and FLOPs of each way, on [the main job's page](main_job.md); the speed of uniform shapes (Sheared LLaMA 7) in
+[search.md](../examples/docs/search.md#what-each-kind-of-unit-buys-in-speed); the P2 law on
+[its page](scaling_law.md).
 
 What to give:
 
@@ -53,9 +56,6 @@ What to give:
   stories separated by a line `<|endoftext|>`.
 
 Mixtures start uniform. What was tried and did not help is on [a page of its own](tried.md)."""
-SHARED_RUNS = "p2_law_2_extrapolation", "p2_law_3_how_many_tokens"
-"""Claims that are read off the runs of another one:"""
-THEIR_RUNS = "[claim 1](p2_law_1_one_law.md)"
 GPU_SECONDS_PER_STEP = 0.05
 """A guess, said to be one: models this small leave a GPU waiting for its kernels to be launched."""
 
@@ -82,9 +82,7 @@ def claim_page(module, sources: list[SourceResults]) -> str:
             )
         parts.append(module.table(source))
         parts.append("\n".join(f"- {check.state}: {check.text}." for check in found))
-        shared = f"Passes over the text: those of the runs of {THEIR_RUNS}."
-        passes = shared if claim.name in SHARED_RUNS else passes_line(source)
-        if passes:
+        if passes := passes_line(source):
             parts.append(passes)
     parts += [f"![{claim.statement}]({claim.name}.png)", "## Again", again(claim, sources)]
     return noted(note_of(claim, sources), "\n\n".join(parts) + "\n")
@@ -116,19 +114,14 @@ def command(claim: Claim, sources: list[SourceResults]) -> str:
 
 def again(claim: Claim, sources: list[SourceResults]) -> str:
     """The command, and how long it takes."""
-    seconds = sum(run["run_seconds"] + run.get("training_seconds", 0) for source in sources for run in source.runs)
+    seconds = sum(run["run_seconds"] for source in sources for run in source.runs)
     steps = sum(
         run.get("tokens", 0) / (run.get("batch", source.settings["batch_size"]) * source.settings["max_length"])
         for source in sources
         for run in source.runs
     )
     time = f"{max(1, round(seconds / 60))} min of one CPU thread, beside other work: at most that on two cores"
-    if claim.name in SHARED_RUNS:
-        gpu = (
-            f"The runs it reads are made first where they are not there, which takes what {THEIR_RUNS} says,"
-            " on two cores and on one GPU."
-        )
-    elif steps:
+    if steps:
         minutes = max(1, round(steps * GPU_SECONDS_PER_STEP / 60))
         gpu = f"On one GPU, where it was not run: about {minutes} min if a step takes {GPU_SECONDS_PER_STEP} s."
     else:
@@ -167,16 +160,9 @@ def claims_table() -> str:
     return markdown_table(("claim", "what", "verdict"), rows)
 
 
-def headline() -> str:
-    """What the recipe's claim found, on every source."""
-    module = importlib.import_module(f"{__package__}.{RECIPE}")
-    found = module.headline(results_of(RESULTS / f"{RECIPE}.json"))
-    return f"**{found} ([how, and on what](claims/{RECIPE}.md)).**"
-
-
 def index() -> str:
     """The text of model_cards/claims.md."""
-    return f"{INTRODUCTION}\n\n{headline()}\n\n{claims_table()}\n"
+    return f"{INTRODUCTION}\n\n{claims_table()}\n"
 
 
 def main() -> None:

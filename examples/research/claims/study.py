@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from hf_shear import PruneConfig, ShearTrainer, ShearTrainingArguments, prune_one_shot
 from hf_shear.core.counted_flops import counted_flops
 from hf_shear.data import Calibration, load_domains
-from hf_shear.distillation import Teacher
 from hf_shear.runs import cut_learned_masks, judge, masked_arm, prepare_domain_data
 from hf_shear.shapes import TargetShape, training_flops_per_token
 from hf_shear.sources import Source, open_source
@@ -84,10 +83,9 @@ class Study:
         """Of the source."""
         return self.opened.config
 
-    def flops_per_token(self, model: PreTrainedModel | None = None, teacher: PretrainedConfig | None = None) -> float:
-        """Of training, forward and backward: a pruned model's, with its teacher's; without a model the source's."""
-        config = self.config if model is None else model.config
-        return training_flops_per_token(config, self.max_length, teacher=teacher)
+    def flops_per_token(self, model: PreTrainedModel | None = None) -> float:
+        """Of training, forward and backward: a pruned model's; without a model the source's."""
+        return training_flops_per_token(self.config if model is None else model.config, self.max_length)
 
     @cached_property
     def tokenizer(self):
@@ -110,10 +108,9 @@ class Study:
         """The config's target shape, or another one."""
         return TargetShape.from_dict(self.config, sizes or self.settings["target"])
 
-    def calibration(self, seed: int, num_batches: int | None = None) -> Calibration:
+    def calibration(self, seed: int) -> Calibration:
         """A draw of calibration text."""
-        num_batches = num_batches or self.calibration_batches
-        return self.data.calibration(self.batch_size, num_batches, seed)
+        return self.data.calibration(self.batch_size, self.calibration_batches, seed)
 
     @cached_property
     def source_losses(self) -> dict[str, float]:
@@ -201,20 +198,14 @@ class Study:
             choice = {"mean_choice": judge(model, chooses, args)["mean"]} if chooses else {}
         return {name: found[name] for name in ("loss", "mean", "num_parameters", "shape")} | choice
 
-    def train(
-        self, model: PreTrainedModel, num_tokens: int, seed: int, teacher: PreTrainedModel | None = None, **changes
-    ) -> tuple[PreTrainedModel, dict]:
+    def train(self, model: PreTrainedModel, num_tokens: int, seed: int, **changes) -> tuple[PreTrainedModel, dict]:
         """Train in place on ``num_tokens``; the model, and its tokens and passes over each domain."""
-        trainer = self._trained(model, num_tokens, seed, teacher, **changes)
+        trainer = self._trained(model, num_tokens, seed, **changes)
         return trainer.accelerator.unwrap_model(trainer.model), _facts(trainer)
 
-    def _trained(
-        self, model: PreTrainedModel, num_tokens: int, seed: int, teacher: PreTrainedModel | None = None, **changes
-    ) -> ShearTrainer:
+    def _trained(self, model: PreTrainedModel, num_tokens: int, seed: int, **changes) -> ShearTrainer:
         with tempfile.TemporaryDirectory() as folder:
             args = self._arguments(folder, num_tokens, seed, **changes)
-            on_device = None if teacher is None else Teacher(teacher, "device", args.device)
-
             args.set_steps(self.max_length)
             plan, references = plan_evaluations(args, len(self.data.steering)), {}
             if plan.steers:
@@ -226,7 +217,6 @@ class Study:
                 args,
                 self.data.train,
                 self.data.steering,
-                teacher=on_device,
                 reference_samples=references or None,
             )
             trainer.train()
@@ -260,9 +250,9 @@ class Study:
         facts["expected_shapes"] = [(row["num_tokens"] / facts["tokens"], row["expected_shape"]) for row in rows]
         return model, facts
 
-    def prune(self, target: TargetShape, seed: int, num_batches: int | None = None, **options) -> PreTrainedModel:
-        """The source pruned in one shot, or several, on the config's number of calibration batches or another."""
-        return prune_one_shot(self.source(), target, self.calibration(seed, num_batches), PruneConfig(**options)).model
+    def prune(self, target: TargetShape, seed: int, **options) -> PreTrainedModel:
+        """The source pruned in one shot, or several."""
+        return prune_one_shot(self.source(), target, self.calibration(seed), PruneConfig(**options)).model
 
     def scratch(self, target: TargetShape, seed: int) -> PreTrainedModel:
         """Random weights of the target's shape."""
