@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from examples.research import bench_page, recovery_page, shared
+from hf_shear.runs.bench_method import BenchMethod
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -78,7 +80,12 @@ def test_rates_at_the_edge_of_the_sweep_are_said():
 
 def test_the_bench_page_is_built_from_the_results():
     assert bench_page.PAGE.read_text(encoding="utf-8") == bench_page.page()
-    assert list(bench_page.RESULTS.glob("*.json"))
+    benches = yaml.safe_load(bench_page.CONFIG.read_text(encoding="utf-8"))["benches"]
+    assert {path.stem for path in bench_page.RESULTS.glob("*.json")} == set(benches)
+    for name, own in benches.items():
+        words = bench_page.flags(name, ["MODEL", "TEXT"], Path("out"), seeds=[7])
+        assert words[words.index("--seeds") + 1] == "7" and words[words.index("--source") + 1] == "MODEL"
+        assert all(BenchMethod.parse(text).text == text and text in words for text in own["methods"])
 
 
 # Sweeps of learning rates

@@ -1,25 +1,36 @@
-"""Build model_cards/bench.md from the results of examples/research/bench.py.
+"""The benches of model_cards/bench.md: run, made again in part, and the page.
 
-    python -m examples.research.bench_page  # rebuild from model_cards/bench
-    python -m examples.research.bench_page --add stories260k-half bench  # keep a bench's results and picture first
+    python -m examples.research.bench_page run STORIES260K TINYSTORIES      # what is missing (about an hour of one core)
+    python -m examples.research.bench_page confirm STORIES260K TINYSTORIES  # a run of each, after a change of code
+    python -m examples.research.bench_page page                             # the page, from what is kept
 
-Every number on the page comes from model_cards/bench/*.json; a test rebuilds the page and compares.
+Targets, methods and settings: examples/research/configs/bench.yaml. Every number on the page comes from
+model_cards/bench/*.json; a test rebuilds the page and compares.
 """
 
 import argparse
 import json
+import math
 import shutil
+import tempfile
 from pathlib import Path
 
+import yaml
+
+from hf_shear.core import write_text_atomically
 from hf_shear.report import bench_markdown
+from hf_shear.runs.bench import BENCH_NAME
 
-from .bench import todays_code
-from .provenance import stale_note
-from .shared import ROOT, few_colours
+from . import bench
+from .provenance import code_record, stale_note
+from .shared import RESEARCH, ROOT, few_colours
 
+CONFIG = RESEARCH / "configs" / "bench.yaml"
 RESULTS = ROOT / "model_cards" / "bench"
 PAGE = ROOT / "model_cards" / "bench.md"
 LEFT_OUT = ("command",)  # names folders of a machine
+SAME = 1e-3
+"""Relative, between a loss kept and made again: another machine rounds otherwise, and training makes more of it."""
 
 INTRODUCTION = """# Ways of pruning, compared
 
@@ -29,7 +40,7 @@ mean loss after recovery; "tie": 0 is in the 95 % interval of the differences fr
 stories260K on TinyStories; [main_job.md](main_job.md) compares the default with its rivals on others, each at its own
 learning rate. Seconds and peaks were measured on a machine that others used, too: they tell orders of magnitude. What did
 not help: [tried.md](tried.md)."""
-COMMAND = "python -m examples.research.bench"
+COMMAND = "python -m examples.research.bench_page run STORIES260K TINYSTORIES"
 
 
 def page() -> str:
@@ -39,9 +50,7 @@ def page() -> str:
         note = path.with_suffix(".md")
         results = json.loads(path.read_text(encoding="utf-8"))
         parts.append(f"## {path.stem}")
-        if stale := stale_note(
-            results.get("code"), todays_code(), f"{COMMAND} ..., with the settings and methods below"
-        ):
+        if stale := stale_note(results.get("code"), bench.todays_code(), COMMAND):
             parts.append(stale)
         if note.is_file():
             parts.append(note.read_text(encoding="utf-8").strip())
@@ -50,22 +59,67 @@ def page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def add(name: str, folder: Path) -> None:
-    """Keep the results and the picture of one bench."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    results = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
-    results = {key: value for key, value in results.items() if key not in LEFT_OUT}
-    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+def flags(name: str, stories: list[str], folder: Path, **changes) -> list[str]:
+    """The command line of one bench."""
+    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    own = config["benches"][name]
+    given = config["settings"] | own["target"] | own.get("settings", {}) | {"methods": own["methods"]} | changes
+    given |= {"source": stories[0], "data_dir": stories[1], "output_dir": folder}
+    words = []
+    for flag, value in given.items():
+        words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+def kept(name: str) -> dict:
+    """The results of a bench."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def keep(name: str, results: dict) -> None:
+    text = json.dumps({key: value for key, value in results.items() if key not in LEFT_OUT}, indent=1)
+    write_text_atomically(RESULTS / f"{name}.json", text + "\n")
+
+
+def run(name: str, stories: list[str]) -> None:
+    """Run what is missing of a bench, and keep its results and its picture."""
+    folder = Path("benches") / name
+    bench.main(flags(name, stories, folder))
+    keep(name, json.loads((folder / BENCH_NAME).read_text(encoding="utf-8")))
     shutil.copyfile(folder / "bench.png", RESULTS / f"{name}.png")
     few_colours(RESULTS / f"{name}.png")
 
 
-def main() -> None:
+def confirm(name: str, stories: list[str]) -> None:
+    """Make the first run of a bench again; if it is what it was, note that this code made it.
+
+    Raises:
+        ValueError: a loss differs.
+    """
+    results = kept(name)
+    was = results["runs"][0]
+    with tempfile.TemporaryDirectory() as folder:
+        bench.main(flags(name, stories, Path(folder), methods=[was["method"]], seeds=[was["seed"]]))
+        (now,) = json.loads((Path(folder) / BENCH_NAME).read_text(encoding="utf-8"))["runs"]
+    for when in ("before", "after"):
+        if not math.isclose(now[when]["mean"], was[when]["mean"], rel_tol=SAME):
+            raise ValueError(f"{name}: {when} was {was[when]}, {now[when]} is measured. Run it anew.")
+    for one in results["code"]:
+        one["confirmed"] = code_record(bench.todays_code())
+    keep(name, results)
+
+
+def main(command_line: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--add", nargs=2, metavar=("NAME", "FOLDER"), help="keep the results of a bench first")
-    arguments = parser.parse_args()
-    if arguments.add:
-        add(arguments.add[0], Path(arguments.add[1]))
+    parser.add_argument("what", choices=("run", "confirm", "page"))
+    parser.add_argument("stories", nargs="*", help="stories260K and TinyStories")
+    parser.add_argument("--benches", nargs="+", help="only these (default: all)")
+    options = parser.parse_args(command_line)
+    if options.what != "page":
+        if len(options.stories) != 2:
+            parser.error(f"{options.what} needs STORIES260K TINYSTORIES.")
+        for name in options.benches or yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["benches"]:
+            {"run": run, "confirm": confirm}[options.what](name, options.stories)
     PAGE.write_text(page(), encoding="utf-8")
 
 
