@@ -108,6 +108,9 @@ def test_arms_are_kept_and_go_on(tiny, capsys):
     assert json.loads(output.read_text()) == kept
     with pytest.raises(ValueError, match="holds runs of 'tiny' with other settings .num_tokens."):
         new(num_tokens=512)
+    with pytest.raises(ValueError, match="holds runs of 'tiny' with other settings .seeds."):
+        new(seeds=[1, 0, 2])
+    assert len(new(seeds=[0, 1, 2]).runs) == 6  # one more seed may follow
     with pytest.raises(ValueError, match="must not be named as the arm's key is: .'seed'."):
         new().run({"arm": "x", "seed": 0}, lambda: {"seed": 1})
     with pytest.raises(AttributeError, match="Neither a study nor the config has 'surprise'"):

@@ -1,4 +1,4 @@
-"""The default way to shear against its rivals, which get the same chances: five seeds, three sources.
+"""The default way to shear against its rivals, which get the same chances, on three sources.
 
     python -m examples.research.main_job                                     # the embedded model, which needs no data
     python -m examples.research.main_job --data_dir SEVEN_DOMAINS --stories STORIES260K TINYSTORIES
@@ -252,7 +252,8 @@ Each arm's rate is the best of a sweep by factors of two on the first seed. It w
 losses here are of the other half. At equal tokens every arm trains on as many, mask learning included. At equal FLOPs an
 arm's choice of units is taken off its training: FLOPs of matrix products in calibration, compensation and starts
 were counted as they ran; those of training are `hf_shear.shapes.training_flops_per_token`. Comparisons are paired by
-seed: an arm is ahead of another if the 95 % interval (Student's t) of their differences does not hold 0.
+seed: an arm is ahead of another if the 95 % interval (Student's t) of their differences does not hold 0. With five seeds
+Taylor was not to be told from the default on two sources; all arms got five more there, and no others were run.
 [What else was tried](tried.md)."""
 
 

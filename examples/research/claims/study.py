@@ -48,8 +48,10 @@ class Study:
         self.claim, self.name, self.path, self.data_dir, self.output = claim, name, path, data_dir, output
         self.settings = settings
         kept = read(output)["sources"].get(name, {"settings": settings, "runs": []})
-        if kept["settings"] != settings:
-            changed = sorted(k for k in settings | kept["settings"] if settings.get(k) != kept["settings"].get(k))
+        changed = sorted(k for k in settings | kept["settings"] if settings.get(k) != kept["settings"].get(k))
+        if changed == ["seeds"] and settings["seeds"][: len(kept["settings"]["seeds"])] == kept["settings"]["seeds"]:
+            changed = []  # seeds that follow those that are kept
+        if changed:
             raise ValueError(
                 f"{output} holds runs of {name!r} with other settings ({', '.join(changed)}). Delete them there, or give"
                 " another `--output`."
