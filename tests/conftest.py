@@ -37,8 +37,24 @@ TINY_SIZES = {
 }
 
 
+LONGEST = (
+    "test_distributed",
+    "test_types",
+    "test_shear_example",
+    "test_gathering",
+    "test_pretend_device",
+    "test_families",
+)
+"""Files of most seconds. They come first, so that of two workers none is left with one of them at the end."""
+
+
 def pytest_configure(config):
     transformers.utils.logging.disable_progress_bar()
+    config.option.loadscopereorder = False  # xdist starts with the files of most tests, which are not the longest
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="session")
