@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads than one slow torch down
@@ -13,7 +10,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads than
 import pytest
 import torch
 import transformers
-from launching import free_port
 from masked_llama_helpers import PAPER, TARGET, scatter_masks
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -23,8 +19,6 @@ from hf_shear.shapes import TargetShape
 
 # Their assertions explain themselves like those in test modules.
 pytest.register_assert_rewrite("mask_helpers", "slicing_helpers")
-
-SHARDED_RUN_SECONDS = 900  # it takes 25 on an idle machine with two cores
 
 # Sizes that a wrong index, divisor or default does not survive: no two alike, and head_dim 4 where transformers would
 # compute 18 / 9 = 2. A target of hidden 12 and 4 heads would be computed as 3.
@@ -43,8 +37,24 @@ TINY_SIZES = {
 }
 
 
+LONGEST = (
+    "test_distributed",
+    "test_types",
+    "test_shear_example",
+    "test_gathering",
+    "test_pretend_device",
+    "test_families",
+)
+"""Files of most seconds. They come first, so that of two workers none is left with one of them at the end."""
+
+
 def pytest_configure(config):
     transformers.utils.logging.disable_progress_bar()
+    config.option.loadscopereorder = False  # xdist starts with the files of most tests, which are not the longest
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="session")
@@ -121,29 +131,6 @@ def masked_folder(source_folder, tmp_path_factory):
     model.set_mask_phase(MaskPhase(7, 1, 0.25, 0.125, 0.5, 0.75))
     folder = tmp_path_factory.mktemp("masked")
     model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def sharded_run(tmp_path_factory) -> Path:
-    """What tests/sharded_run.py wrote in two processes, started once for all tests that look at it."""
-    folder = tmp_path_factory.mktemp("sharded")
-    parts = ["fsdp2", "training"] + ["zero3"] * (importlib.util.find_spec("deepspeed") is not None)
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, str(Path(__file__).with_name("sharded_run.py")), "--output_dir", str(folder), "--parts"]
-    logs = [folder / f"log {rank}" for rank in range(2)]
-    processes = []
-    for rank, log in enumerate(logs):
-        environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        with log.open("w") as output:
-            processes.append(subprocess.Popen(command + parts, env=environment, stdout=output, stderr=output))
-    try:
-        failed = [process.wait(timeout=SHARDED_RUN_SECONDS) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert failed == [0, 0], "\n".join(log.read_text()[-4000:] for log in logs)
     return folder
 
 

@@ -95,7 +95,7 @@ class NotingTrainer(ShearTrainer):
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--source", type=Path, required=True, help="A plain checkpoint.")
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--fault_at", type=int, help="Step of the fault.")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--arguments", type=json.loads, default={}, help="JSON: more training arguments.")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         from deepspeed.ops import __compatible_ops__
@@ -146,7 +146,8 @@ def main() -> None:
         model, args, train_domains(), held_out_domains(), teacher=teacher, notes=notes, options=options
     )
     assert trainer.sample_length == LENGTH and model.config.vocab_size == VOCAB_SIZE
-    trainer.train(resume_from_checkpoint=options.resume)
+    with trainer.notes:
+        trainer.train(resume_from_checkpoint=options.resume)
     trainer.save_model(str(options.output_dir / "end"))
     drifted = None
     if settings is not None:

@@ -1,8 +1,7 @@
-"""Numbers that a change of the code's structure must not move: the embedded job's, and five studies' of the claims.
+"""Numbers that a change of the code's structure must not move: the embedded job's, and three studies' of the claims.
 
 ``golden_values.json`` names the versions and the commit that it was recorded with. To record anew, after a change that is
-meant to move numbers (a few minutes): ``HF_SHEAR_TEST_DATA=... python tests/test_golden_values.py``. The P2 law's were
-recorded once more, by the same commit, when the family's largest member was no longer kept.
+meant to move numbers (a few minutes): ``HF_SHEAR_TEST_DATA=... python tests/test_golden_values.py``.
 """
 
 from __future__ import annotations
@@ -23,8 +22,6 @@ GOLDEN = Path(__file__).with_name("golden_values.json")
 CLAIMS = (
     "llm_surgeon_4_correlated",
     "llm_surgeon_5_semi_structured",
-    "p2_law_1_one_law",
-    "sheared_llama_3_one_shot",
     "sheared_llama_4_dynamic_batches",
 )
 MEASURED = ("mean", "loss", "before", "rise", "errors")

@@ -65,14 +65,13 @@ def modules_of(source: str) -> set[str]:
     return {name.split(".")[0] for name in found if isinstance(name, str)} - {""}  # "": of a name that is put together
 
 
-def distribution(module: str) -> str:
-    return DISTRIBUTIONS.get(module) or packages_distributions().get(module, [module])[0].lower().replace("_", "-")
-
-
 def imported_distributions() -> set[str]:
     """Of all code of hf_shear."""
     modules = set().union(*(modules_of(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")))
-    return {distribution(name) for name in modules - set(sys.stdlib_module_names) - {"hf_shear", "__future__"}}
+    modules -= set(sys.stdlib_module_names) | {"hf_shear", "__future__"}
+    installed = packages_distributions()
+    names = {DISTRIBUTIONS.get(module) or installed.get(module, [module])[0] for module in modules}
+    return {name.lower().replace("_", "-") for name in names}
 
 
 def test_the_walk_sees_imports_wherever_they_stand():
