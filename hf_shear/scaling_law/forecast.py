@@ -85,7 +85,7 @@ def forecast(law: LawFit, case: Case, tokens: Sequence[float], losses: Sequence[
         )
     x, y = np.log(np.asarray(tokens, dtype=float)), np.asarray(losses, dtype=float)
     seen = float(tokens[-1]) if len(x) else 0.0
-    widen = 1 + sum(map(math.log, law.extrapolation(case, seen or None).values()))
+    widen = law.widening(case, seen or None)
     curve = law.curve(case)
     assert isinstance(curve, PowerCurve), "laws of L - L0 are powers of tokens"
     scales = np.array([

@@ -94,19 +94,23 @@ class LawFit:
         return self.theta[drawn] if drawn else np.zeros((0, self.theta.shape[1]))
 
     def sample_curves(self, case: Case, tokens: float | None = None) -> list[LossCurve]:
-        """The same for each fit of the bootstrap, each as far from its law as single runs are at ``tokens``.
+        """The same for each fit of the bootstrap, together as far from the law as single runs are at ``tokens``.
 
         Beyond the fitted sizes, fractions or tokens that is farther: by as much again for each e-fold.
         """
-        if self.spread is None:
-            return [curve_of(self.form, theta, case) for theta in self.samples_for(case)]
+        thetas = self.samples_for(case)
+        curves = [curve_of(self.form, theta, case) for theta in thetas]
+        if self.spread is None or not curves:
+            return curves
         tokens = self.fitted["tokens"][1] if tokens is None or not math.isfinite(tokens) else tokens
-        widen = 1 + sum(map(math.log, self.extrapolation(case, tokens).values()))
-        shifts = self.spread.draws(len(self.samples)) * self.spread.log_scale(tokens, self.anchored_at) * widen
-        return [
-            curve_of(self.form, self._at_level(theta, s), case)
-            for theta, s in zip(self.samples_for(case), shifts, strict=True)
-        ]
+        scale = self.spread.log_scale(tokens, self.anchored_at) * self.widening(case, tokens)
+        shown = np.std(np.log([float(curve.predict(tokens)) - case.source_loss for curve in curves]))
+        shifts = self.spread.draws(len(thetas)) * math.sqrt(max(scale**2 - shown**2, 0.0))
+        return [curve_of(self.form, self._at_level(theta, s), case) for theta, s in zip(thetas, shifts, strict=True)]
+
+    def widening(self, case: Case, tokens: float | None) -> float:
+        """What standard deviations are multiplied with, outside of what was fitted."""
+        return 1 + sum(map(math.log, self.extrapolation(case, tokens).values()))
 
     def _at_level(self, theta: NDArray, log_factor: float) -> NDArray:
         """``theta`` with every term times a factor."""
@@ -260,7 +264,7 @@ def _saved_fit(path: str, saved: Mapping) -> LawFit:
     has_controls = part("has_controls", "true or false", lambda value: isinstance(value, bool))
     spread = saved.get("spread")
     if spread is not None:
-        facts = ("level", "drift", "noise", "num_groups")
+        facts = ("level", "drift", "noise", "num_errors")
         rule = f"a dict with a finite number of at least 0 for each of {', '.join(facts)}"
         part("spread", rule, lambda value: isinstance(value, dict) and set(value) == set(facts)
              and numbers(list(value.values()), 4) and min(value.values()) >= 0)  # fmt: skip
