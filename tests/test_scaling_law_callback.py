@@ -13,8 +13,9 @@ from training_helpers import make_args, make_trainer, plain_model
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from hf_shear.scaling_law import Case, LawFit, RecoveryRun, ScalingLawCallback, fit_law
-from hf_shear.scaling_law.callback import DOUBLING_GAIN, FINAL_LOSS, GAIN_PER_FLOP, MIN_CHECKPOINTS, MORE_TOKENS, PRIOR
+from hf_shear.scaling_law.callback import DOUBLING_GAIN, FINAL_LOSS, GAIN_PER_FLOP, MORE_TOKENS, PRIOR
 from hf_shear.scaling_law.forecast import forecast
+from hf_shear.scaling_law.law_fit import OWN_CHECKPOINTS
 from hf_shear.training.progress import log_line
 
 STEP_TOKENS = 1_000_000
@@ -53,7 +54,7 @@ def test_a_known_curve_is_predicted_to_its_end():
     for number, step in enumerate(range(20, 401, 20), start=1):
         evaluate(callback, step, curve(step))
         late = sum(earlier >= 0.1 * step for earlier in range(20, step + 1, 20))
-        assert bool(predictions(callback)) == (late >= MIN_CHECKPOINTS), number
+        assert bool(predictions(callback)) == (late >= OWN_CHECKPOINTS), number
     assert predictions(callback)[-1] == pytest.approx(float(curve(MAX_STEPS)), abs=1e-4)
     assert predictions(callback, DOUBLING_GAIN)[-1] == pytest.approx(float(curve(400) - curve(800)), abs=1e-4)
 
@@ -144,7 +145,7 @@ def test_it_stops_after_patience_and_not_before():
     gains = predictions(callback, DOUBLING_GAIN)
     below = [gain < 0.05 for gain in gains]
     first = next(index for index in range(len(below)) if all(below[max(index - 2, 0) : index + 1]) and index >= 2)
-    assert stopped and stopped[0] == 20 * (first + MIN_CHECKPOINTS)
+    assert stopped and stopped[0] == 20 * (first + OWN_CHECKPOINTS)
     never = ScalingLawCallback(LogOnly(), tokens_per_step=STEP_TOKENS)
     assert not any(evaluate(never, step, curve(step)) for step in range(20, 1000, 20))
 
