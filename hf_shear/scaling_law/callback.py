@@ -21,6 +21,8 @@ logger = logging.get_logger(__name__)
 
 FINAL_LOSS, DOUBLING_GAIN, LAW_TOKENS = "law/final_loss", "law/doubling_gain", "law/num_tokens"
 MORE_TOKENS, GAIN_PER_FLOP = "law/more_tokens", "law/gain_per_flop"
+PATIENCE = 4
+"""Evaluations: the least regret on the kept runs of one seed, and less than 2 on those of the others."""
 CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
 PRIOR = Path(__file__).with_name("prior.json")
 """The law of our own small runs, with its provenance: for a user without runs of the kind."""
@@ -63,7 +65,7 @@ class ScalingLawCallback(TrainerCallback):
         target_loss: float | None = None,
         price: float | None = None,
         min_gain: float | None = None,
-        patience: int = 2,
+        patience: int = PATIENCE,
         ends_training: bool = True,
         tokens_per_step: float | None = None,
     ):
