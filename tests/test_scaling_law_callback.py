@@ -13,9 +13,9 @@ from training_helpers import make_args, make_trainer, plain_model
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from hf_shear.scaling_law import Case, LawFit, RecoveryRun, ScalingLawCallback, fit_law
-from hf_shear.scaling_law.callback import DOUBLING_GAIN, FINAL_LOSS, GAIN_PER_FLOP, MORE_TOKENS, PRIOR
-from hf_shear.scaling_law.forecast import forecast
-from hf_shear.scaling_law.law_fit import OWN_CHECKPOINTS
+from hf_shear.scaling_law.callback import DOUBLING_GAIN, FINAL_LOSS, GAIN_PER_FLOP, MORE_TOKENS, PATIENCE, PRIOR
+from hf_shear.scaling_law.forecast import GAIN_SPREAD, forecast
+from hf_shear.scaling_law.law_fit import FAR_SIZE, OWN_CHECKPOINTS
 from hf_shear.training.progress import log_line
 
 STEP_TOKENS = 1_000_000
@@ -124,7 +124,7 @@ def test_a_price_proposes_to_stop(law, ends, capsys):
     first = next(
         step for step, gain in zip(steps, predictions(callback, GAIN_PER_FLOP), strict=True) if gain < callback.price
     )
-    assert abs(first - 400) <= 80 and (not ends or stopped[0] == first + 40)
+    assert abs(first - 400) <= 80 and (not ends or stopped[0] == first + 40 * (PATIENCE - 1))
 
 
 def test_the_law_that_ships_speaks_for_a_user_without_runs():
@@ -137,6 +137,34 @@ def test_the_law_that_ships_speaks_for_a_user_without_runs():
     near, far = (law.predict(Case(size, 0.25, 3.0), 100_000) for size in (1e6, 135e6))
     spans = [(found.high - 3.0) / (found.low - 3.0) for found in (near, far)]
     assert spans[1] > 2 * spans[0] > 2
+
+
+def test_a_far_larger_source_is_left_to_its_own_run(law, capsys):
+    """From six evaluations on; its course is one that the law does not know."""
+    far = Case(FAR_SIZE * 1.01 * 3e9, 0.25, 2.0)
+    callback = ScalingLawCallback(LogOnly(), law=law, case=far, tokens_per_step=STEP_TOKENS)
+    steps = np.geomspace(40, 400, 8).astype(int).tolist()
+    alone = []
+    for step in steps:
+        evaluate(callback, step, curve(step))
+        text = capsys.readouterr().out
+        alone.append("by the run's own power law: its source is 4.0 x the largest" in text)
+        assert ("outside the fitted sizes; so large a source predicts itself better" in text) != alone[-1]
+    assert alone == [False] * (OWN_CHECKPOINTS - 1) + [True] * (len(steps) - OWN_CHECKPOINTS + 1)
+    assert predictions(callback)[-1] == pytest.approx(float(curve(MAX_STEPS)), abs=1e-4)
+    near = forecast(law, Case(FAR_SIZE * 0.99 * 3e9, 0.25, 2.0), np.array(steps) * 1e6, curve(steps))
+    assert not any("own power law" in note for note in near.notes)
+
+
+def test_an_interval_is_of_what_the_run_still_gains(law):
+    """Its ends lie as far from the likely curve as 80 % of the errors, and it widens with the tokens asked about."""
+    case, steps = Case(1e9, 0.25, source_loss(1e9)), np.array([50, 100, 200, 300])
+    found = forecast(law, case, steps * 1e6, case.source_loss + true_rise(1e9, 0.25, steps * 1e6))
+    now = float(found.curve.predict(3e8))
+    low, high = found.loss(1e9).low, found.loss(1e9).high
+    gains = np.log([(now - end) / (now - found.loss(1e9).value) for end in (high, low)])
+    assert (gains[1] - gains[0]) / 2 == pytest.approx(1.28 * GAIN_SPREAD, rel=0.2)  # and the noise of a checkpoint
+    assert found.loss(2e9).high - found.loss(2e9).low > 1.3 * (high - low)
 
 
 def test_it_stops_after_patience_and_not_before():

@@ -22,7 +22,7 @@ from hf_shear.scaling_law.fit_report import slope_difference
 from hf_shear.scaling_law.fitting import Problem, scatter
 from hf_shear.scaling_law.forms import FORMS, P2
 from hf_shear.scaling_law.generalisation import split_runs
-from hf_shear.scaling_law.law_fit import predict_run
+from hf_shear.scaling_law.law_fit import FAR_SIZE, predict_run
 
 NOISE = 0.003  # nats; rises are .02 to .25
 QUIET = {"num_bootstrap": 0}
@@ -114,6 +114,22 @@ def test_an_anchored_law_is_right_for_a_run_at_another_level(noisy):
     assert fit.constants["beta"] == noisy.constants["beta"]
     with pytest.raises(ValueError, match="there is nothing to anchor"):
         fit_each_run([run])[run.name].anchored(run)
+
+
+def test_after_a_part_of_a_run_a_far_larger_source_speaks_for_itself(noisy, tmp_path):
+    run = draw_run(SIZES[-1] * 1.01 * FAR_SIZE, 0.25, num_checkpoints=20)
+    odd = RecoveryRun("odd", run.case, run.tokens, 2.0 + 30 * np.array(run.tokens) ** -0.3)  # of another exponent
+    own = noisy.after(odd.between(high=3e8))
+    assert own.form.name == "power_law" and own.anchored_at == 3e8
+    found = own.predict(run.case, 1e9)
+    assert found.value == pytest.approx(odd.losses[-1], abs=1e-4) and found.low < found.value < found.high
+    assert found.notes == ("extrapolation: 3.3 x outside the fitted tokens",)
+    own.save(tmp_path / "own.json")
+    assert LawFit.load(tmp_path / "own.json").predict(run.case, 1e9) == found
+    few = noisy.after(odd.between(high=2.5e8))  # five checkpoints
+    assert few.form is P2 and "so large a source predicts itself better" in few.predict(run.case, 1e9).notes[-1]
+    near = draw_run(SIZES[-1] * 0.99 * FAR_SIZE, 0.25).between(high=3e8)
+    assert noisy.after(near).form is P2 and not noisy.leaves_it_to(near.case, 100)
 
 
 def test_fixed_constants_are_kept_and_the_others_found():
