@@ -263,23 +263,38 @@ def stop_of(gains: Sequence[float], price: float, patience: int = PATIENCE) -> i
     return below[0] if below else len(gains) - 1
 
 
-def regrets(seeds: Sequence[Sequence[RecoveryRun]]) -> dict[str, dict[str, list[float]]]:
-    """By price and policy: FLOPs worse than the best stop in hindsight, as a share of the FLOPs of the whole run."""
-    found = {f"{price:g}": {"with the law": [], "the run alone": [], "no stop": []} for price in PRICES}
-    for runs in seeds:
+def regrets(seeds: Sequence[Sequence[RecoveryRun]]) -> list[dict]:
+    """FLOPs worse than the best stop in hindsight, as a share of the FLOPs of the whole run: a record for each seed.
+
+    By price and policy. The run alone is of the first seed, because it takes a fit at each checkpoint.
+    """
+    found = []
+    for number, runs in enumerate(seeds):
+        policies = ("with the law", *(["the run alone"] if number == 0 else []), "no stop")
+        found.append({f"{nats:g}": {policy: [] for policy in policies} for nats in PRICES})
         for size in sorted({run.case.num_parameters for run in runs}):
             rest = [run for run in runs if run.case.num_parameters != size]
             with quietly():
                 law = fit_law(rest, num_bootstrap=8, allow_different_tokens=True)
             for run in (run for run in runs if run.case.num_parameters == size):
-                flops = FLOPS_PER_PARAMETER_AND_TOKEN * run.case.pruned_size * np.array(run.tokens)
-                gains = {"with the law": gains_of(run, law), "the run alone": gains_of(run, None)}
-                for nats in PRICES:
-                    price = nats / flops[-1]
-                    worth = np.array(run.losses) + price * flops
-                    stops = {policy: stop_of(values, price) for policy, values in gains.items()}
-                    for policy, stop in (stops | {"no stop": len(flops) - 1}).items():
-                        found[f"{nats:g}"][policy].append(float((worth[stop] - worth.min()) / nats))
+                gains = {"with the law": gains_of(run, law)}
+                gains |= {"the run alone": gains_of(run, None)} if number == 0 else {}
+                for price, row in stops(run, gains).items():
+                    for policy, regret in row.items():
+                        found[number][price][policy].append(regret)
+    return found
+
+
+def stops(run: RecoveryRun, gains: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """The regret of one run, by price and policy, from what each policy says that the next FLOP gains."""
+    flops = FLOPS_PER_PARAMETER_AND_TOKEN * run.case.pruned_size * np.array(run.tokens)
+    found = {}
+    for nats in PRICES:
+        worth = np.array(run.losses) + nats / flops[-1] * flops
+        at = {policy: stop_of(values, nats / flops[-1]) for policy, values in gains.items()} | {
+            "no stop": len(flops) - 1
+        }
+        found[f"{nats:g}"] = {policy: float((worth[stop] - worth.min()) / nats) for policy, stop in at.items()}
     return found
 
 

@@ -35,7 +35,7 @@ MAX_FACTOR = 1.05
 
 FAR_SIZE = 4.0
 """A source of more than so many times the largest fitted one is left to its own run. Laws were judged at up to 2.6 times,
-where the nearest run is better, and at 42 times, where the run's own power law is (model_cards/scaling_law.md)."""
+where the nearest run is better, and at 107 times, where the run's own power law is (model_cards/scaling_law.md)."""
 OWN_CHECKPOINTS = 6
 """From which on a run alone is fitted: a power law has three constants."""
 OWN_GAIN_SPREAD = 0.85
