@@ -102,7 +102,7 @@ def forecast(law: LawFit, case: Case, tokens: Sequence[float], losses: Sequence[
         max(law.spread.drift, LEAST_EXPONENT_SPREAD) * widen,
         SOURCE_SLOPE_SPREAD,
     ])  # fmt: skip
-    expected = np.maximum(curve.predict(tokens) - case.source_loss, np.maximum(y - y[-1], 0.0))
+    expected = np.maximum(curve.predict(np.exp(x)) - case.source_loss, np.maximum(y - y[-1], 0.0))
     noise = np.hypot(law.spread.noise * expected, LEAST_NOISE)
     source_tokens = math.inf if case.source_tokens is None else case.source_tokens
     prior = np.array([curve.floor, curve.log_amplitude, curve.exponent, SOURCE_SLOPE])
