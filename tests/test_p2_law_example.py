@@ -171,7 +171,7 @@ def test_a_late_decay_is_a_difference_at_equal_tokens():
 @pytest.mark.slow  # a forecast at each checkpoint of each run
 def test_regret_is_never_below_the_best_stop():
     runs = [run for run in law_judged.fresh_runs(known_fresh(), "constant", "one_shot") if run.learning_rate == 1.5e-3]
-    found = law_judged.regrets([runs])
+    (found,) = law_judged.regrets([runs])
     assert all(min(values) >= 0 for policies in found.values() for values in policies.values())
     assert all(len(values) == len(runs) for policies in found.values() for values in policies.values())
 

@@ -13,8 +13,9 @@ from training_helpers import make_args, make_trainer, plain_model
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from hf_shear.scaling_law import Case, LawFit, RecoveryRun, ScalingLawCallback, fit_law
-from hf_shear.scaling_law.callback import DOUBLING_GAIN, FINAL_LOSS, GAIN_PER_FLOP, MIN_CHECKPOINTS, MORE_TOKENS, PRIOR
-from hf_shear.scaling_law.forecast import forecast
+from hf_shear.scaling_law.callback import DOUBLING_GAIN, FINAL_LOSS, GAIN_PER_FLOP, MORE_TOKENS, PATIENCE, PRIOR
+from hf_shear.scaling_law.forecast import GAIN_SPREAD, forecast
+from hf_shear.scaling_law.law_fit import FAR_SIZE, OWN_CHECKPOINTS
 from hf_shear.training.progress import log_line
 
 STEP_TOKENS = 1_000_000
@@ -53,7 +54,7 @@ def test_a_known_curve_is_predicted_to_its_end():
     for number, step in enumerate(range(20, 401, 20), start=1):
         evaluate(callback, step, curve(step))
         late = sum(earlier >= 0.1 * step for earlier in range(20, step + 1, 20))
-        assert bool(predictions(callback)) == (late >= MIN_CHECKPOINTS), number
+        assert bool(predictions(callback)) == (late >= OWN_CHECKPOINTS), number
     assert predictions(callback)[-1] == pytest.approx(float(curve(MAX_STEPS)), abs=1e-4)
     assert predictions(callback, DOUBLING_GAIN)[-1] == pytest.approx(float(curve(400) - curve(800)), abs=1e-4)
 
@@ -123,7 +124,7 @@ def test_a_price_proposes_to_stop(law, ends, capsys):
     first = next(
         step for step, gain in zip(steps, predictions(callback, GAIN_PER_FLOP), strict=True) if gain < callback.price
     )
-    assert abs(first - 400) <= 80 and (not ends or stopped[0] == first + 40)
+    assert abs(first - 400) <= 80 and (not ends or stopped[0] == first + 40 * (PATIENCE - 1))
 
 
 def test_the_law_that_ships_speaks_for_a_user_without_runs():
@@ -138,13 +139,41 @@ def test_the_law_that_ships_speaks_for_a_user_without_runs():
     assert spans[1] > 2 * spans[0] > 2
 
 
+def test_a_far_larger_source_is_left_to_its_own_run(law, capsys):
+    """From six evaluations on; its course is one that the law does not know."""
+    far = Case(FAR_SIZE * 1.01 * 3e9, 0.25, 2.0)
+    callback = ScalingLawCallback(LogOnly(), law=law, case=far, tokens_per_step=STEP_TOKENS)
+    steps = np.geomspace(40, 400, 8).astype(int).tolist()
+    alone = []
+    for step in steps:
+        evaluate(callback, step, curve(step))
+        text = capsys.readouterr().out
+        alone.append("by the run's own power law: its source is 4.0 x the largest" in text)
+        assert ("outside the fitted sizes; so large a source predicts itself better" in text) != alone[-1]
+    assert alone == [False] * (OWN_CHECKPOINTS - 1) + [True] * (len(steps) - OWN_CHECKPOINTS + 1)
+    assert predictions(callback)[-1] == pytest.approx(float(curve(MAX_STEPS)), abs=1e-4)
+    near = forecast(law, Case(FAR_SIZE * 0.99 * 3e9, 0.25, 2.0), np.array(steps) * 1e6, curve(steps))
+    assert not any("own power law" in note for note in near.notes)
+
+
+def test_an_interval_is_of_what_the_run_still_gains(law):
+    """Its ends lie as far from the likely curve as 80 % of the errors, and it widens with the tokens asked about."""
+    case, steps = Case(1e9, 0.25, source_loss(1e9)), np.array([50, 100, 200, 300])
+    found = forecast(law, case, steps * 1e6, case.source_loss + true_rise(1e9, 0.25, steps * 1e6))
+    now = float(found.curve.predict(3e8))
+    low, high = found.loss(1e9).low, found.loss(1e9).high
+    gains = np.log([(now - end) / (now - found.loss(1e9).value) for end in (high, low)])
+    assert (gains[1] - gains[0]) / 2 == pytest.approx(1.28 * GAIN_SPREAD, rel=0.2)  # and the noise of a checkpoint
+    assert found.loss(2e9).high - found.loss(2e9).low > 1.3 * (high - low)
+
+
 def test_it_stops_after_patience_and_not_before():
     callback = ScalingLawCallback(LogOnly(), min_gain=0.05, patience=3, tokens_per_step=STEP_TOKENS)
     stopped = next(step for step in range(20, 1000, 20) if evaluate(callback, step, curve(step)))
     gains = predictions(callback, DOUBLING_GAIN)
     below = [gain < 0.05 for gain in gains]
     first = next(index for index in range(len(below)) if all(below[max(index - 2, 0) : index + 1]) and index >= 2)
-    assert stopped == 20 * (first + MIN_CHECKPOINTS)
+    assert stopped == 20 * (first + OWN_CHECKPOINTS)
     never = ScalingLawCallback(LogOnly(), tokens_per_step=STEP_TOKENS)
     assert not any(evaluate(never, step, curve(step)) for step in range(20, stopped + 100, 20))
 

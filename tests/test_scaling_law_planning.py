@@ -254,9 +254,21 @@ def test_the_verb_plans_without_runs_and_goes_on_from_the_run_itself(tmp_path, c
     assert main(words) == 0
     text = capsys.readouterr().out
     assert "Your run, at 80 k tokens" in text and "has reached 3.2" in text and "proposal: stop here" in text
+    assert "careful: so large a source predicts itself better" in text and "own power law" not in text
     assert main([*words, "--json"]) == 0
     own = json.loads(capsys.readouterr().out)["own_run"]
     assert own["at_twice_the_tokens"]["low"] < 3.05 + 40 * 160_000**-0.5 < own["at_twice_the_tokens"]["high"]
+    history += [{"step": step, "eval_loss": 3.05 + 40 * (step * 1_000) ** -0.5} for step in (120, 140, 160)]
+    state.write_text(json.dumps({"log_history": history}))
+    assert main([*words, "--plot", str(tmp_path / "own.png")]) == 0 and (tmp_path / "own.png").exists()
+    text = capsys.readouterr().out
+    assert "careful: by the run's own power law: its source is 41.9 x the largest" in text
+    assert main([*words, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    end = facts["own_run"]["at_twice_the_tokens"]
+    assert end["value"] == pytest.approx(3.05 + 40 * 320_000**-0.5, abs=1e-3)
+    (candidate,) = facts["candidates"]
+    assert candidate["floor"]["value"] == pytest.approx(3.05, abs=5e-3) and candidate["floor"]["low"] < 3.05
 
 
 def test_the_verb_takes_shapes_of_a_checkpoint(tmp_path, capsys):

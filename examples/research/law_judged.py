@@ -22,8 +22,10 @@ import numpy as np
 
 from hf_shear.core import UsageError, read_results
 from hf_shear.scaling_law import TEST_NAMES, LawFit, RecoveryRun, ScalingLawCallback, ScalingLawWarning, fit_law
-from hf_shear.scaling_law.callback import PRIOR
+from hf_shear.scaling_law.callback import PATIENCE, PRIOR
 from hf_shear.scaling_law.curves import FLOPS_PER_PARAMETER_AND_TOKEN
+from hf_shear.scaling_law.estimates import Estimate
+from hf_shear.scaling_law.forecast import forecast, own_forecast
 from hf_shear.scaling_law.generalisation import (
     BLEND,
     GUESSES,
@@ -53,7 +55,8 @@ WITHOUT_NEIGHBOUR = ("neighbour", "neighbour_anchored", "guess_mean")
 NUM_BOOTSTRAP = 60
 PRICES = (0.05, 0.1, 0.2)
 """Of a whole kept run, in nats: what its FLOPs must gain."""
-PATIENCE = 2
+SEEN_UNDER_WAY = (0.2, 0.4, 0.8)
+"""Shares of a run's tokens at which forecasts of it are judged."""
 
 
 @contextmanager
@@ -170,30 +173,58 @@ def better(rival: dict[str, float], law: dict[str, float]) -> bool:
     return bool(differences.mean() - half > 0)
 
 
-def coverage(split: Split) -> list[bool]:
-    """Whether the 80 % interval of the library's default, anchored, holds the last loss of each judged run."""
+def ends(split: Split, law_of: Callable[[LawFit, RecoveryRun], LawFit] = LawFit.after) -> list[dict]:
+    """The last loss of each judged run, and its 80 % interval by the library's default once the run's start was seen."""
     with quietly():
         fit = fit_law(split.fitted, num_bootstrap=NUM_BOOTSTRAP, allow_different_tokens=True)
-    inside = []
+    found = []
     for seen, run in zip(split.seen, split.judged, strict=True):
         case = replace(run.case, source_loss=float(run.reference[-1]))
-        found = fit.anchored(seen).predict(case, run.tokens[-1])
-        assert found.low is not None and found.high is not None
-        inside.append(found.low <= run.losses[-1] <= found.high)
-    return inside
+        found.append(_end(run, law_of(fit, seen).predict(case, run.tokens[-1])))
+    return found
+
+
+def _end(run: RecoveryRun, said: Estimate) -> dict:
+    assert said.low is not None and said.high is not None and said.value is not None
+    return {"name": run.name, "measured": run.losses[-1], "predicted": said.value, "low": said.low, "high": said.high}
+
+
+def inside(rows: Sequence[dict]) -> list[bool]:
+    return [row["low"] <= row["measured"] <= row["high"] for row in rows]
+
+
+def left_out(runs: Sequence[RecoveryRun], group_of: Callable[[RecoveryRun], str]) -> Iterator[tuple[list, list]]:
+    """Of each group: the other runs, and the group's."""
+    for group in dict.fromkeys(map(group_of, runs)):
+        yield [run for run in runs if group_of(run) != group], [run for run in runs if group_of(run) == group]
 
 
 def leave_out(runs: Sequence[RecoveryRun]) -> dict[str, list[bool]]:
     """Coverage with each source, each fraction and the last fifth of the tokens left out."""
-    found: dict[str, list[bool]] = {"later tokens": coverage(Split("tokens", *[cut_runs(runs, SEEN_OF_TOKENS)[0]] * 2,
-                                                                   cut_runs(runs, SEEN_OF_TOKENS)[1]))}  # fmt: skip
-    groups = {"source": lambda run: run.name.split()[0], "fraction": lambda run: run.name.split()[-1]}
-    for name, group_of in groups.items():
-        found[name] = []
-        for group in dict.fromkeys(map(group_of, runs)):
-            asked = [run for run in runs if group_of(run) == group]
-            rest = [run for run in runs if group_of(run) != group]
-            found[name] += coverage(Split(name, rest, *cut_runs(asked, SEEN_AT_START)))
+    seen, judged = cut_runs(runs, SEEN_OF_TOKENS)
+    found = {"later tokens": inside(ends(Split("tokens", seen, seen, judged)))}
+    for name, group_of in (("source", source_of), ("fraction", lambda run: run.name.split()[-1])):
+        parts = [Split(name, rest, *cut_runs(asked, SEEN_AT_START)) for rest, asked in left_out(runs, group_of)]
+        found[name] = [one for part in parts for one in inside(ends(part))]
+    return found | forecasts(runs)
+
+
+def forecasts(runs: Sequence[RecoveryRun]) -> dict[str, list[bool]]:
+    """Coverage of forecasts of runs under way, without a control: by a law of other sources, and by the run alone."""
+    found: dict[str, list[bool]] = {}
+    for rest, asked in left_out(runs, source_of):
+        with quietly():
+            law = fit_law(rest, num_bootstrap=NUM_BOOTSTRAP, allow_different_tokens=True)
+        for run in asked:
+            for share in SEEN_UNDER_WAY:
+                part = run.between(high=share * run.tokens[-1])
+                both = {
+                    "callback": forecast(law, run.case, part.tokens, part.losses),
+                    "callback, run alone": own_forecast(part.tokens, part.losses),
+                }
+                for name, said in both.items():
+                    row = _end(run, said.loss(run.tokens[-1]))
+                    found.setdefault(f"{name}, {share:.0%} of tokens seen", []).extend(inside([row]))
     return found
 
 
@@ -226,29 +257,44 @@ def gains_of(run: RecoveryRun, law: LawFit | None) -> list[float]:
     return gains
 
 
-def stop_of(gains: Sequence[float], price: float) -> int:
+def stop_of(gains: Sequence[float], price: float, patience: int = PATIENCE) -> int:
     """The checkpoint at which the callback would stop, or the last."""
-    below = [index for index in range(PATIENCE - 1, len(gains)) if max(gains[index - PATIENCE + 1 : index + 1]) < price]
+    below = [index for index in range(patience - 1, len(gains)) if max(gains[index - patience + 1 : index + 1]) < price]
     return below[0] if below else len(gains) - 1
 
 
-def regrets(seeds: Sequence[Sequence[RecoveryRun]]) -> dict[str, dict[str, list[float]]]:
-    """By price and policy: FLOPs worse than the best stop in hindsight, as a share of the FLOPs of the whole run."""
-    found = {f"{price:g}": {"with the law": [], "the run alone": [], "no stop": []} for price in PRICES}
-    for runs in seeds:
+def regrets(seeds: Sequence[Sequence[RecoveryRun]]) -> list[dict]:
+    """FLOPs worse than the best stop in hindsight, as a share of the FLOPs of the whole run: a record for each seed.
+
+    By price and policy. The run alone is of the first seed, because it takes a fit at each checkpoint.
+    """
+    found = []
+    for number, runs in enumerate(seeds):
+        policies = ("with the law", *(["the run alone"] if number == 0 else []), "no stop")
+        found.append({f"{nats:g}": {policy: [] for policy in policies} for nats in PRICES})
         for size in sorted({run.case.num_parameters for run in runs}):
+            rest = [run for run in runs if run.case.num_parameters != size]
             with quietly():
-                law = fit_law([run for run in runs if run.case.num_parameters != size], num_bootstrap=8)
-            law = replace(law, samples=law.samples[:0])  # a stop is decided by the most likely curve
+                law = fit_law(rest, num_bootstrap=8, allow_different_tokens=True)
             for run in (run for run in runs if run.case.num_parameters == size):
-                flops = FLOPS_PER_PARAMETER_AND_TOKEN * run.case.pruned_size * np.array(run.tokens)
-                gains = {"with the law": gains_of(run, law), "the run alone": gains_of(run, None)}
-                for nats in PRICES:
-                    price = nats / flops[-1]
-                    worth = np.array(run.losses) + price * flops
-                    stops = {policy: stop_of(values, price) for policy, values in gains.items()}
-                    for policy, stop in (stops | {"no stop": len(flops) - 1}).items():
-                        found[f"{nats:g}"][policy].append(float((worth[stop] - worth.min()) / nats))
+                gains = {"with the law": gains_of(run, law)}
+                gains |= {"the run alone": gains_of(run, None)} if number == 0 else {}
+                for price, row in stops(run, gains).items():
+                    for policy, regret in row.items():
+                        found[number][price][policy].append(regret)
+    return found
+
+
+def stops(run: RecoveryRun, gains: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """The regret of one run, by price and policy, from what each policy says that the next FLOP gains."""
+    flops = FLOPS_PER_PARAMETER_AND_TOKEN * run.case.pruned_size * np.array(run.tokens)
+    found = {}
+    for nats in PRICES:
+        worth = np.array(run.losses) + nats / flops[-1] * flops
+        at = {policy: stop_of(values, nats / flops[-1]) for policy, values in gains.items()} | {
+            "no stop": len(flops) - 1
+        }
+        found[f"{nats:g}"] = {policy: float((worth[stop] - worth.min()) / nats) for policy, stop in at.items()}
     return found
 
 
@@ -311,10 +357,10 @@ def judge_kept() -> dict:
         rows = [{row["method"]: row["relative_error"] for row in generalisation_errors(runs, test, (*LAWS, BLEND))}
                 for runs in seeds]  # fmt: skip
         errors[test] = {method: [row[method] for row in rows] for method in rows[0]}
-    inside = [leave_out(runs) for runs in seeds]
+    found = [leave_out(runs) for runs in seeds]
     return {
         "errors": errors, "regret": regrets(seeds), "laws": {form: law_facts(seeds[0], form) for form in ("p2", "damage")},
-        "coverage": {name: binomial([one for seed in inside for one in seed[name]]) for name in inside[0]},
+        "coverage": {name: binomial([one for seed in found for one in seed[name]]) for name in found[0]},
     }  # fmt: skip
 
 
@@ -332,12 +378,11 @@ def judge_fresh(path: Path) -> dict:
         f" {max(r.case.num_parameters for r in every):,.0f} parameters; for 135 M and above an extrapolation."
     )
     make_prior([*every, *curves], provenance, decay)
-    inside, large = leave_out(curves), splits(results).get("SmolLM2")
-    if large is not None:
-        inside["SmolLM2"] = coverage(large)
+    large = splits(results).get("SmolLM2")
+    far = {} if large is None else {"default": ends(large), "nearest small run": ends(large, LawFit.anchored)}
     return {
         "num_runs": len(results["runs"]), "curves": [run.name for run in curves], "code": results["code"],
         "settings": results["settings"], "directions": directions, "verdict": verdict(directions),
-        "coverage": {name: binomial(found) for name, found in inside.items()},
-        "size_and_rate": size_and_rate(curves), "late_decay": decay,
+        "coverage": {name: binomial(found) for name, found in leave_out(curves).items()}, "SmolLM2": far,
+        "regret": regrets([curves]), "size_and_rate": size_and_rate(curves), "late_decay": decay,
     }  # fmt: skip

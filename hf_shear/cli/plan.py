@@ -128,6 +128,7 @@ class Arguments:
 def run(arguments: Arguments) -> None:
     """Fit or load the law, ask it about each candidate, print."""
     from ..scaling_law import plan_budget
+    from ..scaling_law.forecast import forecast, law_after
 
     candidates = make_candidates(arguments) if arguments.names_a_source else []  # refused before a fit that takes long
     fit = load_law(arguments)
@@ -137,6 +138,9 @@ def run(arguments: Arguments) -> None:
     facts["report"] = None if fit.report is None else fit.report.to_dict()
     parts = [_law_text(fit, arguments)]
     if arguments.names_a_source:
+        own = None if arguments.own_run is None else own_checkpoints(arguments)
+        found = None if own is None else forecast(fit, candidates[0].case, *own)
+        fit = fit if own is None else law_after(fit, candidates[0].case, *own)
         rows = [candidate_facts(fit, candidate, arguments) for candidate in candidates]
         plan = None
         if arguments.flops is not None:
@@ -147,8 +151,7 @@ def run(arguments: Arguments) -> None:
         facts["candidates"] = [{name: _plain(value) for name, value in row.items()} for row in rows]
         facts["plan"] = None if plan is None else _plan_facts(plan)
         parts += [_candidates_text(rows, arguments)] + ([] if plan is None else [_plan_text(plan)])
-        if arguments.own_run is not None:
-            found = own_forecast(fit, candidates[0], arguments)
+        if found is not None:
             facts["own_run"] = _forecast_facts(found, candidates[0], arguments)
             parts.append(_forecast_text(found, candidates[0], arguments))
         if arguments.plot is not None:
@@ -227,9 +230,8 @@ def candidate_facts(fit: LawFit, candidate: Candidate, arguments: Arguments) -> 
     return facts
 
 
-def own_forecast(fit: LawFit, candidate: Candidate, arguments: Arguments) -> Forecast:
-    """The run so far, and the law behind it."""
-    from ..scaling_law.forecast import forecast
+def own_checkpoints(arguments: Arguments) -> tuple[list[float], list[float]]:
+    """Tokens and losses of the run so far."""
     from ..scaling_law.read_runs import checkpoints_of_log
 
     assert arguments.own_run is not None, "asked by the caller"
@@ -243,7 +245,7 @@ def own_forecast(fit: LawFit, candidate: Candidate, arguments: Arguments) -> For
         raise UsageError(
             f"`own_run` {arguments.own_run!r} has no evaluation yet. Evaluate during the run (`eval_strategy`)."
         )
-    return forecast(fit, candidate.case, tokens, losses)
+    return tokens, losses
 
 
 def _forecast_facts(found: Forecast, candidate: Candidate, arguments: Arguments) -> dict:
@@ -284,7 +286,7 @@ def draw(fit: LawFit, candidates: list[Candidate], plan: BudgetPlan | None, argu
     for candidate in candidates:
         found = [fit.predict(candidate.case, value) for value in tokens]
         row = {"name": candidate.name, "tokens": tokens, "loss": np.array([one.value for one in found])}
-        if len(fit.samples):
+        if found[0].low is not None:
             row |= {"low": np.array([one.low for one in found]), "high": np.array([one.high for one in found])}
         if candidate.name in plans:
             planned = plans[candidate.name]

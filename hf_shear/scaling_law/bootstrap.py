@@ -2,6 +2,7 @@
 
 Whole runs are drawn: checkpoints of one run are autocorrelated, and drawing those would make intervals far too narrow.
 The constants say where the law is. A new run lies beside it, as far as runs do that were left out of a fit (``Spread``).
+Those lie as far as they do because the law is uncertain as well, so what fits to runs drawn anew show of it counts once.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ class Spread:
         level: of a run from the law.
         drift: of a run from the law at the run's own level, for each e-fold of tokens since that level was measured.
         noise: of a checkpoint from its run's own course.
-        num_groups: of runs that were left out, one after the other.
+        num_errors: from so many courses of runs that were left out.
     """
 
     level: float
     drift: float
     noise: float
-    num_groups: int
+    num_errors: int
 
     def log_scale(self, tokens: float, anchored_at: float | None) -> float:
         """Standard deviation of ln (L - L0) at ``tokens``, for a law as it is or anchored to a run at some tokens."""
@@ -49,10 +50,10 @@ class Spread:
         return math.hypot(self.drift * math.log(max(tokens / anchored_at, 1.0)), self.noise)
 
     def draws(self, number: int) -> NDArray:
-        """[number] in units of ``log_scale``: quantiles of Student's t for so few groups, in an order of chance."""
+        """[number] in units of ``log_scale``: quantiles of Student's t for so many errors, in an order of chance."""
         from scipy.stats import t
 
-        quantiles = t.ppf((np.arange(number) + 0.5) / number, self.num_groups)
+        quantiles = t.ppf((np.arange(number) + 0.5) / number, self.num_errors)
         return np.random.default_rng(0).permutation(quantiles)
 
 
@@ -84,10 +85,10 @@ def spread_of(
         for index in group:
             rows = problem.run_index == index
             pairs.append((np.array(runs[index].tokens), problem.target[rows], predicted[rows]))
-    return spread_of_errors(pairs, len(groups))
+    return spread_of_errors(pairs)
 
 
-def spread_of_errors(pairs: Sequence[tuple[NDArray, NDArray, NDArray]], num_groups: int) -> Spread:
+def spread_of_errors(pairs: Sequence[tuple[NDArray, NDArray, NDArray]]) -> Spread:
     """The spread of runs that were left out: tokens, observed and predicted L - L0 of each."""
     levels, drifts, noises = [], [], []
     for tokens, observed, predicted in pairs:
@@ -102,7 +103,7 @@ def spread_of_errors(pairs: Sequence[tuple[NDArray, NDArray, NDArray]], num_grou
             course = np.polyval(np.polyfit(np.log(tokens), errors, 1), np.log(tokens))
             noises.append(np.sqrt(((errors - course) ** 2).sum() / (len(tokens) - 2)))
     level, drift, noise = (float(np.sqrt(np.mean(np.square(one)))) if one else 0.0 for one in (levels, drifts, noises))
-    return Spread(level, drift, noise, num_groups)
+    return Spread(level, drift, noise, len(pairs))
 
 
 def bootstrap(

@@ -10,24 +10,22 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from ..core import UsageError, check_ranges
-from .curves import FLOPS_PER_PARAMETER_AND_TOKEN, PowerCurve
+from .curves import FLOPS_PER_PARAMETER_AND_TOKEN
 from .estimates import LEVEL, Estimate, number_text
-from .forecast import Forecast, forecast
-from .law_fit import LawFit, fit_constants
+from .forecast import Forecast, check_law, forecast, late_checkpoints, own_forecast
+from .law_fit import OWN_CHECKPOINTS, LawFit
 from .read_runs import checkpoints_of_log
-from .recovery_run import Case, RecoveryRun, rising_slope
+from .recovery_run import Case, rising_slope
 
 logger = logging.get_logger(__name__)
 
 FINAL_LOSS, DOUBLING_GAIN, LAW_TOKENS = "law/final_loss", "law/doubling_gain", "law/num_tokens"
 MORE_TOKENS, GAIN_PER_FLOP = "law/more_tokens", "law/gain_per_flop"
-MIN_CHECKPOINTS = 6
-"""Evaluations after the start from which on a run alone is fitted: a curve has three constants."""
-DROP_START = 0.1
+PATIENCE = 4
+"""Evaluations: the least regret on the kept runs of one seed, and less than 2 on those of the others."""
 CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
 PRIOR = Path(__file__).with_name("prior.json")
 """The law of our own small runs, with its provenance: for a user without runs of the kind."""
-_ANY_SIZE = 1e6  # a run alone is fitted in its tokens; the size of its model does not enter
 
 
 class ScalingLawCallback(TrainerCallback):
@@ -36,8 +34,8 @@ class ScalingLawCallback(TrainerCallback):
         trainer.add_callback(ScalingLawCallback(trainer, case=case, target_loss=2.45, price=1e-20))
 
     With ``case``, a law of earlier runs speaks first, and every evaluation of this run corrects it
-    (:func:`~hf_shear.scaling_law.forecast.forecast`); without ``case``, a power law of this run alone, after six
-    evaluations.
+    (:func:`~hf_shear.scaling_law.forecast.forecast`). From six evaluations on it is a power law of this run alone without
+    ``case``, and where the source has more than four times the parameters of the largest that the law was fitted to.
     Everything is computed from the Trainer's log, which its checkpoints hold, so a resumed run goes on as if it had not
     stopped.
 
@@ -67,7 +65,7 @@ class ScalingLawCallback(TrainerCallback):
         target_loss: float | None = None,
         price: float | None = None,
         min_gain: float | None = None,
-        patience: int = 2,
+        patience: int = PATIENCE,
         ends_training: bool = True,
         tokens_per_step: float | None = None,
     ):
@@ -80,8 +78,8 @@ class ScalingLawCallback(TrainerCallback):
         self.law = LawFit.load(PRIOR) if law is None and case is not None else law
         self.min_gain, self.patience, self.ends_training = min_gain, patience, ends_training
         self.tokens_per_step = tokens_per_step
-        if self.law is not None and case is not None:
-            forecast(self.law, case, [], [])  # refused at once
+        if self.law is not None:
+            check_law(self.law)
 
     def on_train_begin(self, args, state, control, **kwargs):
         if str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) not in CONSTANT_SCHEDULES:
@@ -106,7 +104,7 @@ class ScalingLawCallback(TrainerCallback):
         }
         if self.case is not None:
             entries[GAIN_PER_FLOP] = found.gain_per_flop(FLOPS_PER_PARAMETER_AND_TOKEN * self.case.pruned_size)
-        lines = [f"ends at {_with_interval(found.loss(final))}"] if found.samples else []
+        lines = [f"ends at {_with_interval(found.loss(final))}"]
         if self.target_loss is not None:
             more = found.tokens_to(self.target_loss)
             entries |= {} if more.value is None else {MORE_TOKENS: more.value}
@@ -115,14 +113,13 @@ class ScalingLawCallback(TrainerCallback):
         if self.gains_too_little(state.log_history):
             control.should_training_stop = control.should_training_stop or self.ends_training
             lines.append(f"{'stops' if self.ends_training else 'proposal: stop'} here, because {self._reason(entries)}")
-        if lines and state.is_world_process_zero:
-            tqdm.write(f"  law at {number_text(found.seen)} tokens: {'; '.join(lines)}")
+        if state.is_world_process_zero:
+            tqdm.write(f"  law at {number_text(found.seen)} tokens: {'; '.join([*lines, *found.notes])}")
 
     def forecast(self, tokens: list[float], losses: list[float]) -> Forecast | None:
         """Of the run in progress; None before anything can be said."""
-        late = [index for index, value in enumerate(tokens) if value >= DROP_START * tokens[-1]] if tokens else []
-        late_tokens, late_losses = [tokens[i] for i in late], [losses[i] for i in late]
-        if not late or (self.law is None and len(late) < MIN_CHECKPOINTS):
+        late_tokens, late_losses = late_checkpoints(tokens, losses)
+        if not late_tokens or (self.law is None and len(late_tokens) < OWN_CHECKPOINTS):
             return None
         if rising_slope(late_tokens, late_losses) > 0:
             logger.warning(
@@ -130,12 +127,8 @@ class ScalingLawCallback(TrainerCallback):
             )
             return None
         if self.law is not None and self.case is not None:
-            return forecast(self.law, self.case, late_tokens, late_losses)
-        case = Case(_ANY_SIZE, 0.5, max(losses))
-        run = RecoveryRun("this run", case, late_tokens, late_losses)
-        curve = fit_constants([run], "power_law", drop_start=0.0, num_starts=4).curve(case)
-        assert isinstance(curve, PowerCurve), "a power law is one"
-        return Forecast(curve, (), tokens[-1])
+            return forecast(self.law, self.case, tokens, losses)
+        return own_forecast(tokens, losses)
 
     def gains_too_little(self, log_history: list[dict]) -> bool:
         """Whether the last ``patience`` predictions all say so, of one threshold."""

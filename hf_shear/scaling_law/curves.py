@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ FLOPS_PER_PARAMETER_AND_TOKEN = 6
 """Forward 2, backward 4 (arXiv 2001.08361)."""
 LOG_TOKENS_SEARCHED = (0.0, math.log(1e18))
 NUM_GRID = 2_000
+NUM_DRAWS = 100
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,12 @@ class PowerCurve:
         price = math.log(nats_per_flop) + math.log(flops_per_token)
         return (math.log(self.exponent) + self.log_amplitude - price) / (1 + self.exponent)
 
+    def with_gain(self, tokens: float, factor: float, shift: float) -> PowerCurve:
+        """The curve that gains ``factor`` times as much as this one after ``tokens``, plus ``shift`` nats."""
+        now = float(self.predict(tokens))
+        floor = now - factor * (now - self.floor) + shift
+        return PowerCurve(floor, self.log_amplitude + math.log(factor), self.exponent)
+
 
 @dataclass(frozen=True)
 class NumericCurve:
@@ -87,8 +95,28 @@ class NumericCurve:
     def log_tokens_at_price(self, nats_per_flop: float, flops_per_token: float) -> float:
         return _first_below(lambda tokens: -self.slope(tokens) - nats_per_flop * flops_per_token)
 
+    def with_gain(self, tokens: float, factor: float, shift: float) -> NumericCurve:
+        now = float(self.predict(tokens))
+        return NumericCurve(
+            lambda asked: now - factor * (now - self.law(asked)) + shift, now - factor * (now - self.floor) + shift
+        )
+
 
 LossCurve = PowerCurve | NumericCurve
+
+
+def gain_draws(curve: LossCurve, seen: float, log_spread: float, noise: float = 0.0) -> list[LossCurve]:
+    """Courses that a run may take after the tokens seen, for an interval.
+
+    Args:
+        curve: the most likely one.
+        log_spread: standard deviation of ln (gain / gain of ``curve``), the gain being what the loss still falls by.
+        noise: nats, of a checkpoint from its run's own course.
+    """
+    quantiles, random = NormalDist(), np.random.default_rng(0)
+    normal = [quantiles.inv_cdf((number + 0.5) / NUM_DRAWS) for number in range(NUM_DRAWS)]
+    shifts = noise * random.permutation(normal)
+    return [curve.with_gain(seen, math.exp(log_spread * z), shift) for z, shift in zip(normal, shifts, strict=True)]
 
 
 def _first_below(excess: Callable[[NDArray], NDArray]) -> float:

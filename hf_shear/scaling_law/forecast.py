@@ -4,8 +4,10 @@
 
 The law gives the first three, and how far single runs lie from it (``Spread``). The last term is what the unpruned source
 would still learn, D0 being the tokens that it has seen; without ``source_tokens`` it is left out. The run's own checkpoints
-move all four: the most likely curve under both is the forecast. Its interval is of curves fitted in the same way, each to
-another fit of the law's bootstrap, moved by chance as far as runs differ, and to checkpoints with noise.
+move all four: the most likely curve under both is the forecast. Where the source is far larger than those of the law, the
+forecast is the run's own power law as soon as it has enough checkpoints (``LawFit.leaves_it_to``).
+
+Intervals are of what the loss still falls by: by how much that was misjudged on the kept runs of model_cards/scaling_law.
 """
 
 from __future__ import annotations
@@ -18,20 +20,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core import UsageError
-from .curves import LossCurve, NumericCurve, PowerCurve
+from .curves import LossCurve, NumericCurve, PowerCurve, gain_draws
 from .estimates import Estimate, interval
-from .law_fit import LawFit, curve_of
-from .recovery_run import Case
+from .law_fit import OWN_LAW, LawFit, own_law
+from .recovery_run import Case, RecoveryRun
 
+DROP_START = 0.1
+"""Share of the tokens so far that a forecast leaves out at their start."""
 FLOOR_SPREAD = 0.1
 """Nats by which training moves the source itself, on text that it does not know well: controls of the kept runs moved by
 .05 to .08. Without a control this is part of the floor."""
 SOURCE_SLOPE, SOURCE_SLOPE_SPREAD = 0.35, 0.15
 """Nats that the source learns for each e-fold of all its training tokens, from the controls of the kept runs."""
+GAIN_SPREAD = 0.22
+"""Standard deviation of ln (gain / predicted gain) after the tokens seen, on the kept runs, each by a law of other sizes;
+times the law's widening."""
 LEAST_EXPONENT_SPREAD = 0.05
 INDEPENDENT = 4
 """Checkpoints of one run are alike: however many, they count as so many."""
 LEAST_NOISE = 1e-3  # nats
+_ANY_SIZE = 1e6  # a run alone is fitted in its tokens; the size of its model does not enter
 
 
 @dataclass(frozen=True)
@@ -40,13 +48,13 @@ class Forecast:
 
     Attributes:
         curve: the most likely one.
-        samples: others that the law and the run allow; none without a law.
+        samples: others that are as likely as the errors of earlier forecasts say.
         seen: tokens so far.
-        notes: how far the law is stretched.
+        notes: how far the law is stretched, and whether the run speaks for itself.
     """
 
     curve: LossCurve
-    samples: tuple[LossCurve, ...]
+    samples: Sequence[LossCurve]
     seen: float
     notes: tuple[str, ...] = ()
 
@@ -73,19 +81,19 @@ class Forecast:
 
 
 def forecast(law: LawFit, case: Case, tokens: Sequence[float], losses: Sequence[float]) -> Forecast:
-    """The forecast of a run by a law and its checkpoints so far, which may be none.
+    """The forecast of a run by a law and its checkpoints so far.
 
     Raises:
         UsageError: the law has no spread (it was fitted without a bootstrap), or is not one of L - L0.
     """
-    if not law.form.of_rise or law.spread is None:
-        raise UsageError(
-            f"`law` must be of L - L0 and have intervals, but it is {law.form.name!r} with {len(law.samples)} fits of a"
-            " bootstrap. Fit 'damage' or 'p2' with `num_bootstrap` above 0."
-        )
-    x, y = np.log(np.asarray(tokens, dtype=float)), np.asarray(losses, dtype=float)
-    seen = float(tokens[-1]) if len(x) else 0.0
-    widen = 1 + sum(map(math.log, law.extrapolation(case, seen or None).values()))
+    check_law(law)
+    own = law_after(law, case, tokens, losses)
+    if own is not law:
+        return _alone(own, case, (OWN_LAW.format(law.extrapolation(case)["num_parameters"]),))
+    assert law.spread is not None, "checked"
+    tokens, losses = late_checkpoints(tokens, losses)
+    x, y, seen = np.log(np.array(tokens)), np.array(losses), float(tokens[-1])
+    widen = law.widening(case, seen)
     curve = law.curve(case)
     assert isinstance(curve, PowerCurve), "laws of L - L0 are powers of tokens"
     scales = np.array([
@@ -94,29 +102,46 @@ def forecast(law: LawFit, case: Case, tokens: Sequence[float], losses: Sequence[
         max(law.spread.drift, LEAST_EXPONENT_SPREAD) * widen,
         SOURCE_SLOPE_SPREAD,
     ])  # fmt: skip
+    expected = np.maximum(curve.predict(np.exp(x)) - case.source_loss, np.maximum(y - y[-1], 0.0))
+    noise = np.hypot(law.spread.noise * expected, LEAST_NOISE)
     source_tokens = math.inf if case.source_tokens is None else case.source_tokens
-    random, samples = np.random.default_rng(0), []
-    noise = _noise(law, curve, case, x, y)
-    for theta in law.samples_for(case):
-        start = _parts(curve_of(law.form, theta, case))
-        moved = start + scales * random.standard_normal(len(scales))
-        scattered = y + noise * random.standard_normal(len(y))
-        samples.append(_most_likely(moved, scales, x, scattered, noise, source_tokens))
-    notes = tuple(law.stretch(case, seen or None))
-    most_likely = _most_likely(_parts(curve), scales, x, y, noise, source_tokens)
-    return Forecast(most_likely, tuple(samples), seen, notes)
+    prior = np.array([curve.floor, curve.log_amplitude, curve.exponent, SOURCE_SLOPE])
+    counted = noise * math.sqrt(max(len(x) / INDEPENDENT, 1.0))
+    likely = _most_likely(prior, scales, x, y, counted, source_tokens)
+    samples = gain_draws(likely, seen, GAIN_SPREAD * widen, float(noise[-1]))
+    return Forecast(likely, samples, seen, tuple(law.stretch(case, seen)))
 
 
-def _noise(law: LawFit, curve: PowerCurve, case: Case, x: NDArray, y: NDArray) -> NDArray:
-    """Nats at each checkpoint."""
-    assert law.spread is not None
-    expected = np.maximum(curve.predict(np.exp(x)) - case.source_loss, np.maximum(y - y[-1:].sum(), 0.0))
-    return np.hypot(law.spread.noise * expected, LEAST_NOISE) * math.sqrt(max(len(x) / INDEPENDENT, 1.0))
+def check_law(law: LawFit) -> None:
+    """Refuse a law that forecasts cannot start from."""
+    if not law.form.of_rise or law.spread is None:
+        raise UsageError(
+            f"`law` must be of L - L0 and have intervals, but it is {law.form.name!r} with {len(law.samples)} fits of a"
+            " bootstrap. Fit 'damage' or 'p2' with `num_bootstrap` above 0."
+        )
 
 
-def _parts(curve) -> NDArray:
-    """Floor, ln amplitude, exponent, slope of the source."""
-    return np.array([curve.floor, curve.log_amplitude, curve.exponent, SOURCE_SLOPE])
+def late_checkpoints(tokens: Sequence[float], losses: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Without those at the start, where the loss falls faster than any power law."""
+    late = [index for index, value in enumerate(tokens) if value >= DROP_START * tokens[-1]]
+    return [tokens[index] for index in late], [losses[index] for index in late]
+
+
+def law_after(law: LawFit, case: Case, tokens: Sequence[float], losses: Sequence[float]) -> LawFit:
+    """``law``, or in its place the power law of the run so far, where the law leaves it to the run."""
+    late = late_checkpoints(tokens, losses)
+    return own_law(RecoveryRun("this run", case, *late)) if law.leaves_it_to(case, len(late[0])) else law
+
+
+def own_forecast(tokens: Sequence[float], losses: Sequence[float]) -> Forecast:
+    """By a power law of the run alone, of whose model nothing is known."""
+    case = Case(_ANY_SIZE, 0.5, max(losses))
+    return _alone(own_law(RecoveryRun("this run", case, *late_checkpoints(tokens, losses))), case, ())
+
+
+def _alone(law: LawFit, case: Case, notes: tuple[str, ...]) -> Forecast:
+    assert law.anchored_at is not None, "the end of the run so far"
+    return Forecast(law.curve(case), law.sample_curves(case), law.anchored_at, notes)
 
 
 def _most_likely(

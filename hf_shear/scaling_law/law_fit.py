@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from ..core import UsageError, check_ranges, read_results, write_results
 from .bootstrap import Spread, bootstrap, level_of, spread_of
 from .check_runs import check_runs
-from .curves import FLOPS_PER_PARAMETER_AND_TOKEN, LossCurve, NumericCurve, PowerCurve
+from .curves import FLOPS_PER_PARAMETER_AND_TOKEN, LossCurve, NumericCurve, PowerCurve, gain_draws
 from .estimates import Estimate, interval, tokens_estimate
 from .fit_report import FitReport, fit_warnings, run_quality
 from .fitting import RIDGE, ROBUST_LOSSES, ROBUST_SCALES, WEIGHTINGS, Problem, scatter, solve
 from .forms import FORMS, NEIGHBOUR, POWER_LAW, TOKENS, LawForm, feature_values, resolve_form, term_values
 from .identifiability import Identifiability, identifiability
-from .neighbours import draw_runs, nearest, own_curves, spread_of_neighbours
+from .neighbours import STARTS_OF_A_RUN, draw_runs, nearest, own_curves, spread_of_neighbours
 from .recovery_run import Case, RecoveryRun
 
 DROP_START = 0.1
@@ -31,6 +31,16 @@ NUM_BOOTSTRAP = 100
 _SAVE_FIX = "Save the fit again (`hf-shear plan --save`)."
 MAX_FACTOR = 1.05
 """Beyond this multiple of what was fitted an answer is noted as extrapolation, and its interval widens."""
+
+
+FAR_SIZE = 4.0
+"""A source of more than so many times the largest fitted one is left to its own run. Laws were judged at up to 2.6 times,
+where the nearest run is better, and at 107 times, where the run's own power law is (model_cards/scaling_law.md)."""
+OWN_CHECKPOINTS = 6
+"""From which on a run alone is fitted: a power law has three constants."""
+OWN_GAIN_SPREAD = 0.85
+"""Standard deviation of ln (gain / predicted gain) of power laws of single runs after the tokens seen, on the kept runs."""
+OWN_LAW = "by the run's own power law: its source is {:.1f} x the largest that the law was fitted to"
 
 
 class ScalingLawWarning(UserWarning):
@@ -50,7 +60,8 @@ class LawFit:
         has_controls: whether L0 was the control's loss at the same tokens.
         report: how good it is.
         spread: of runs that were left out of the fit, for the intervals; None without a bootstrap.
-        anchored_at: tokens up to which a run was seen that the law has been anchored to; None for the law as it is.
+        anchored_at: tokens up to which a run was seen that the law has been anchored to, or that it is of alone; None
+            for the law as it is.
         decay_correction: nats to add for a run whose rate decays at its end, as measured at equal tokens; None: not
             measured. The law itself speaks for the schedule of its runs, a constant rate.
         cases: of "neighbour", the model of each run.
@@ -94,19 +105,25 @@ class LawFit:
         return self.theta[drawn] if drawn else np.zeros((0, self.theta.shape[1]))
 
     def sample_curves(self, case: Case, tokens: float | None = None) -> list[LossCurve]:
-        """The same for each fit of the bootstrap, each as far from its law as single runs are at ``tokens``.
+        """The same for each fit of the bootstrap, together as far from the law as single runs are at ``tokens``.
 
         Beyond the fitted sizes, fractions or tokens that is farther: by as much again for each e-fold.
         """
-        if self.spread is None:
-            return [curve_of(self.form, theta, case) for theta in self.samples_for(case)]
+        if self.form is POWER_LAW and self.anchored_at is not None:
+            return gain_draws(self.curve(case), self.anchored_at, OWN_GAIN_SPREAD)
+        thetas = self.samples_for(case)
+        curves = [curve_of(self.form, theta, case) for theta in thetas]
+        if self.spread is None or not curves:
+            return curves
         tokens = self.fitted["tokens"][1] if tokens is None or not math.isfinite(tokens) else tokens
-        widen = 1 + sum(map(math.log, self.extrapolation(case, tokens).values()))
-        shifts = self.spread.draws(len(self.samples)) * self.spread.log_scale(tokens, self.anchored_at) * widen
-        return [
-            curve_of(self.form, self._at_level(theta, s), case)
-            for theta, s in zip(self.samples_for(case), shifts, strict=True)
-        ]
+        scale = self.spread.log_scale(tokens, self.anchored_at) * self.widening(case, tokens)
+        shown = np.std(np.log([float(curve.predict(tokens)) - case.source_loss for curve in curves]))
+        shifts = self.spread.draws(len(thetas)) * math.sqrt(max(scale**2 - shown**2, 0.0))
+        return [curve_of(self.form, self._at_level(theta, s), case) for theta, s in zip(thetas, shifts, strict=True)]
+
+    def widening(self, case: Case, tokens: float | None) -> float:
+        """What standard deviations are multiplied with, outside of what was fitted."""
+        return 1 + sum(map(math.log, self.extrapolation(case, tokens).values()))
 
     def _at_level(self, theta: NDArray, log_factor: float) -> NDArray:
         """``theta`` with every term times a factor."""
@@ -133,6 +150,19 @@ class LawFit:
         theta, samples = shifted(self.theta_for(run.case)), self.samples_for(run.case)
         samples = np.array([shifted(one) for one in samples]).reshape(samples.shape)
         return replace(self, theta=theta, samples=samples, anchored_at=run.tokens[-1], cases=())
+
+    def after(self, run: RecoveryRun) -> LawFit:
+        """What predicts a run best of which a part was seen: the law, anchored, or the run alone where that is better.
+
+        Args:
+            run: its checkpoints so far, as for :meth:`anchored`.
+        """
+        return own_law(run) if self.leaves_it_to(run.case, len(run.tokens)) else self.anchored(run)
+
+    def leaves_it_to(self, case: Case, num_checkpoints: int) -> bool:
+        """Whether a run with so many checkpoints predicts itself better: that of a source far larger than the fitted."""
+        is_far = case.num_parameters > FAR_SIZE * self.fitted["num_parameters"][1]
+        return is_far and num_checkpoints >= OWN_CHECKPOINTS
 
     def floor(self, case: Case) -> Estimate:
         """Loss at infinitely many tokens."""
@@ -200,6 +230,8 @@ class LawFit:
         low, high = self.fitted["fraction_removed"]
         if factors["fraction_removed"] > MAX_FACTOR:
             notes.append(f"fraction removed {case.fraction_removed:.2f} outside the fitted {low:.2f} to {high:.2f}")
+        if self.leaves_it_to(case, OWN_CHECKPOINTS):
+            notes.append(f"so large a source predicts itself better, once its run has {OWN_CHECKPOINTS} evaluations")
         return notes
 
     def save(self, path: str | os.PathLike) -> None:
@@ -260,7 +292,7 @@ def _saved_fit(path: str, saved: Mapping) -> LawFit:
     has_controls = part("has_controls", "true or false", lambda value: isinstance(value, bool))
     spread = saved.get("spread")
     if spread is not None:
-        facts = ("level", "drift", "noise", "num_groups")
+        facts = ("level", "drift", "noise", "num_errors")
         rule = f"a dict with a finite number of at least 0 for each of {', '.join(facts)}"
         part("spread", rule, lambda value: isinstance(value, dict) and set(value) == set(facts)
              and numbers(list(value.values()), 4) and min(value.values()) >= 0)  # fmt: skip
@@ -407,6 +439,12 @@ def fit_constants(
     theta = chosen.natural(problem.whole(solution), problem.shifts)
     none = np.zeros((0, len(theta)))
     return LawFit(chosen, theta, none, _ranges(runs), runs[0].control_losses is not None, None)
+
+
+def own_law(run: RecoveryRun) -> LawFit:
+    """A power law of the part of a run that was seen, with intervals as wide as such laws were wrong on the kept runs."""
+    law = fit_constants([run], POWER_LAW, drop_start=0.0, num_starts=STARTS_OF_A_RUN)
+    return replace(law, anchored_at=run.tokens[-1])
 
 
 def fit_each_run(runs: Sequence[RecoveryRun], **options) -> dict[str, LawFit]:

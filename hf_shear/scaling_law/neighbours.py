@@ -28,11 +28,15 @@ def nearest(case: Case, cases: Sequence[Case], allowed: Sequence[int] | None = N
 
     def distance(index: int) -> tuple[float, float]:
         other = cases[index]
-        fraction = abs(math.log(other.fraction_removed / case.fraction_removed))
         size = abs(math.log(other.num_parameters / case.num_parameters))
-        return round(fraction / SAME_FRACTION), round(size, 6)
+        return _steps(case, other), round(size, 6)
 
     return min(range(len(cases)) if allowed is None else allowed, key=distance)
+
+
+def _steps(one: Case, other: Case) -> int:
+    """Between their fractions."""
+    return round(abs(math.log(other.fraction_removed / one.fraction_removed)) / SAME_FRACTION)
 
 
 def own_curves(runs: Sequence[RecoveryRun], loss: str, f_scale: float | None, seed: int) -> NDArray:
@@ -54,17 +58,19 @@ def draw_runs(number: int, num_runs: int, seed: int) -> NDArray:
 
 
 def spread_of_neighbours(runs: Sequence[RecoveryRun], theta: NDArray) -> Spread | None:
-    """How far runs lie from their nearest run of another size; of fewer than three sizes, from any other run."""
+    """How far runs lie from their nearest run of another size, and from that of another fraction.
+
+    Where all have one size and one fraction, it is any other run.
+    """
     if len(runs) < MIN_RUNS:
         return None
-    cases = [run.case for run in runs]
-    sizes = {case.num_parameters for case in cases}
-    pairs = []
+    cases, pairs = [run.case for run in runs], []
     for index, run in enumerate(runs):
-        others = [i for i, case in enumerate(cases) if i != index
-                  and (len(sizes) < 3 or case.num_parameters != run.case.num_parameters)]  # fmt: skip
-        features = {name: np.log(run.tokens) for name in NEIGHBOUR.features}
-        design = NEIGHBOUR.design(features)
-        predicted = term_values(design, theta[nearest(run.case, cases, others)]).sum(axis=0)
-        pairs.append((np.array(run.tokens), run.rises, predicted))
-    return spread_of_errors(pairs, len(sizes) if len(sizes) >= 3 else len(runs))
+        others = [i for i in range(len(runs)) if i != index]
+        other_size = [i for i in others if cases[i].num_parameters != run.case.num_parameters]
+        other_fraction = [i for i in others if _steps(cases[i], run.case)]
+        design = NEIGHBOUR.design({name: np.log(run.tokens) for name in NEIGHBOUR.features})
+        for allowed in [one for one in (other_size, other_fraction) if one] or [others]:
+            predicted = term_values(design, theta[nearest(run.case, cases, allowed)]).sum(axis=0)
+            pairs.append((np.array(run.tokens), run.rises, predicted))
+    return spread_of_errors(pairs)
