@@ -79,7 +79,7 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     settings = runs.run_settings(arguments, target, args) | runs.read_checkpoints(arguments, opened)
     run_folder = runs.RunFolder.open(args.output_dir, resumes, settings=settings, dry=arguments.dry_run)
     PartialState().print("\n".join(filter(None, (*opened.notes, reasons, f"Target: {target}"))))
-    data = runs.pack(arguments, domains, tokenizer, config, args.num_tokens)
+    data = runs.pack(arguments, domains, tokenizer, config)
     runs.require_same_text(run_folder, data)
     if arguments.dry_run:
         read = arguments.num_stages * arguments.calibration_batches * args.samples_per_step() * arguments.max_length
@@ -108,12 +108,15 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     dtype = getattr(config, "dtype", None)
     dtype = dtype if dtype != torch.float32 else None
     trained = time.perf_counter()
-    found.save(folder, tokenizer, dtype, seed=args.seed, interleaved={"tokens": found.trainer.tokens_seen()})
+    commands = runs.commands_for(opened.name)
+    found.save(
+        folder, tokenizer, dtype, seed=args.seed, commands=commands, interleaved={"tokens": found.trainer.tokens_seen()}
+    )
     seconds = {"pruning": trained - begun, "export": time.perf_counter() - trained}
     record = runs.judge_checkpoint(folder, data.judged, args)
     seconds["total"] = time.perf_counter() - started
     if args.process_index == 0:
-        results = runs.interleaving_results(judged, record, found, args, seconds)
+        results = runs.interleaving_results(judged, record, found, args, seconds, commands)
         print(f"\n{runs.draw_report(Path(args.output_dir), results)}")
         print(f"Wrote {folder}: {ModelShape.from_config(found.model.config).sizes_text()}.")
         for line in engine_warnings(folder):

@@ -162,7 +162,7 @@ def run(arguments: Arguments) -> None:
     num_samples = arguments.calibration_batches * arguments.batch_size
     chosen_on = max((arguments.eval_tokens or CHOSEN_ON // len(domains)) // arguments.max_length, 1)
     most = None if arguments.finalist_tokens else num_samples + chosen_on * len(domains)
-    data = runs.pack(arguments, domains, tokenizer, config, num_samples * arguments.max_length, most)
+    data = runs.pack(arguments, domains, tokenizer, config, most)
     held_out, data = _set_apart(data, chosen_on)
     if arguments.dry_run:
         judging = sum(map(len, held_out.values())) * arguments.max_length

@@ -116,7 +116,7 @@ PRUNE_CONFIG = {
 }  # fmt: skip
 PROVENANCE = {
     "source": {"name_or_path": TEXT, "revision": TEXT, "shape": SHAPE}, "mask_settings": {"method": TEXT},
-    "prune_config": PRUNE_CONFIG, "versions": Each(any=TEXT), "kept": RESULTS["kept"],
+    "prune_config": PRUNE_CONFIG, "versions": Each(any=TEXT), "kept": RESULTS["kept"], "commands": [TEXT],
 }  # fmt: skip
 SAMPLE_LOSSES = Needs(
     "digest num_tokens models", digest=Each(any=TEXT), num_tokens=Each(any=[SIZE]), models=Each(any=Each(any=[NUMBER]))
