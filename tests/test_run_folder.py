@@ -214,7 +214,7 @@ def test_resuming_with_other_settings_is_refused():
     with pytest.raises(ValueError) as caught:
         RunFolder("run", resume=True, settings=other)
     text = str(caught.value)
-    assert text.startswith("`--resume` would continue 'run' with other arguments: ")
+    assert text.startswith("The run in 'run' can not go on with other arguments: ")
     assert "seed was 1 and is now 2" in text
     assert "target_shape was {'hidden_size': 12} and is now {'hidden_size': 8}" in text
     assert "data_dir" not in text
