@@ -392,7 +392,10 @@ def test_recover_starts_from_what_prune_made(inputs, pruned, tmp_path, capsys, m
     assert main([*words, "--recovery_tokens", "768"]) == 2
     assert "The recovery of the run in '" in (said := capsys.readouterr().err) and "--resume" not in said
     assert main([*words[: words.index("--pruned")], "--output_dir", str(tmp_path / "none")]) == 2
-    assert f"`output_dir` must be the folder of `hf-shear learn`, but {str(tmp_path / 'none')!r} holds" in capsys.readouterr().err
+    assert (
+        f"`output_dir` must be the folder of `hf-shear learn`, but {str(tmp_path / 'none')!r} holds"
+        in capsys.readouterr().err
+    )
 
 
 def test_recover_runs_without_evaluations_and_charges_the_choice(inputs, pruned, tmp_path):

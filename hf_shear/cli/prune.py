@@ -51,7 +51,10 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
         metadata={"help": "To compute in. auto: the checkpoint's, or float32 on a processor that lacks it."},
     )
     eval_tokens: int | None = field(
-        default=None, metadata={"help": "Held-out tokens per domain that judge both models. Default: 8192; of over four domains 32768 in all."}
+        default=None,
+        metadata={
+            "help": "Held-out tokens per domain that judge both models. Default: 8192; of over four domains 32768 in all."
+        },
     )
     batch_size: int = field(default=8, metadata={"help": "Samples of a batch."})
     seed: int = field(default=42, metadata={"help": "Of the calibration batches, or of the random choice."})

@@ -91,8 +91,8 @@ def _learned(pipeline: Arguments, args: ShearTrainingArguments) -> tuple[runs.Ru
     """The run of ``hf-shear learn``, and its record."""
     if runs.finished_stages(args.output_dir) is None:
         raise UsageError(
-            f"`output_dir` must be the folder of `hf-shear learn`, but {args.output_dir!r} holds no run. Name that folder, or"
-            " start from a pruned checkpoint with `--pruned`."
+            f"`output_dir` must be the folder of `hf-shear learn`, but {args.output_dir!r} holds no run. Name that folder,"
+            " or start from a pruned checkpoint with `--pruned`."
         )
     run = runs.open_run(replace(pipeline, resume=True), args)
     learned = run.folder.finished("mask_learning")

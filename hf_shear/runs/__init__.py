@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .learned_arm import masked_arm
     from .learned_cut import check_learned_cut, cut_learned_masks
     from .nested import conclude_sizes, open_nested_run, rank_sizes, read_sizes, recover_sizes
+    from .origin import commands_for
     from .pipeline_arguments import (
         SHAPE_ARGUMENTS,
         DataArguments,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
         config_from_flags,
         dry_run_field,
     )
-    from .origin import commands_for
     from .report import (
         RESULTS_NAME,
         draw_report,

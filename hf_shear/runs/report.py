@@ -86,7 +86,13 @@ def judge_checkpoint(source: Source | str | os.PathLike, datasets: dict, args: S
 
 
 def run_results(
-    source: dict, learned: dict, recovered: dict, baselines: dict[str, dict], target: ModelShape, args, commands: list[str]
+    source: dict,
+    learned: dict,
+    recovered: dict,
+    baselines: dict[str, dict],
+    target: ModelShape,
+    args,
+    commands: list[str],
 ) -> dict:
     """The results of a run from the records of its stages, and the commands that made it (``seconds.total`` is left to the
     caller)."""

@@ -60,6 +60,7 @@ from .domain_data import DomainData, judged_tokens, prepare_domain_data
 from .dry_run import tell_costs
 from .learned_cut import check_learned_cut, cut_learned_masks
 from .live_page import LivePage
+from .origin import COMMANDS, commands_for, with_command
 from .pipeline_arguments import (
     MASK_STARTS,
     PAPER,
@@ -68,7 +69,6 @@ from .pipeline_arguments import (
     TextArguments,
     baseline_learning_rates,
 )
-from .origin import COMMANDS, commands_for, with_command
 from .places import check_places
 from .report import judge_checkpoint, run_results, write_report
 from .run_folder import RunFolder, finished_stages, run_settings
