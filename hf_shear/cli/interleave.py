@@ -56,7 +56,8 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     from accelerate import PartialState
 
     from ..data import Calibration
-    from ..pruning import prune_interleaved
+    from ..pruning import make_plan, prune_interleaved
+    from ..pruning.interleave import pruning_steps
     from ..runs.run_time import PASSES_TO_PRUNE
     from ..shapes import ModelShape, training_flops_per_token
     from ..training import check_mask_options
@@ -67,6 +68,8 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
         raise UsageError(
             "`num_tokens` and `output_dir` are needed: the budget of all stages together, and a folder. Give both."
         )
+    choices = runs.config_from_flags(arguments, num_shots=arguments.num_stages)
+    pruning_steps(args.steps_for_tokens(args.num_tokens, arguments.max_length), choices)  # refuses what it would later
     folder = Path(args.output_dir) / PRUNED
     if folder.exists():
         raise UsageError(f"`output_dir` {args.output_dir!r} holds a finished run. Name another folder.")
@@ -74,6 +77,7 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     opened = runs.open_model(arguments)
     config, tokenizer = opened.config, opened.load_tokenizer()
     target, reasons = runs.choose_target(arguments, config)
+    make_plan(config, target, choices)  # as above
     runs.check_result(args.output_dir, opened.location, config, target, tokenizer, arguments.as_family)
     domains = runs.read_domains(arguments, args)
     settings = runs.run_settings(arguments, target, args) | runs.read_checkpoints(arguments, opened)
@@ -98,7 +102,6 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     text = Calibration.from_batches(drawn.batches, args.train_batch_size, args.seed)
     begun = time.perf_counter()
     try:
-        choices = runs.config_from_flags(arguments, num_shots=arguments.num_stages)
         found = prune_interleaved(
             source, target, text, choices, args, data.train, data.steering, resume_from_checkpoint=checkpoint
         )
