@@ -68,8 +68,6 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
         raise UsageError(
             "`num_tokens` and `output_dir` are needed: the budget of all stages together, and a folder. Give both."
         )
-    choices = runs.config_from_flags(arguments, num_shots=arguments.num_stages)
-    pruning_steps(args.steps_for_tokens(args.num_tokens, arguments.max_length), choices)  # refuses what it would later
     folder = Path(args.output_dir) / PRUNED
     if folder.exists():
         raise UsageError(f"`output_dir` {args.output_dir!r} holds a finished run. Name another folder.")
@@ -77,9 +75,11 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     opened = runs.open_model(arguments)
     config, tokenizer = opened.config, opened.load_tokenizer()
     target, reasons = runs.choose_target(arguments, config)
-    make_plan(config, target, choices)  # as above
+    choices = runs.config_from_flags(arguments, num_shots=arguments.num_stages)
+    make_plan(config, target, choices)  # these refuse before anything is loaded
     runs.check_result(args.output_dir, opened.location, config, target, tokenizer, arguments.as_family)
     domains = runs.read_domains(arguments, args)
+    pruning_steps(args.steps_for_tokens(args.num_tokens, arguments.max_length), choices)
     settings = runs.run_settings(arguments, target, args) | runs.read_checkpoints(arguments, opened)
     run_folder = runs.RunFolder.open(args.output_dir, resumes, settings=settings, dry=arguments.dry_run)
     PartialState().print("\n".join(filter(None, (*opened.notes, reasons, f"Target: {target}"))))
