@@ -275,7 +275,7 @@ def write_card(card: ModelCard, path: str | os.PathLike, overwrite: bool = False
 
     Raises:
         ValueError: there is another card at ``path``, perhaps edited by hand, and ``overwrite`` was not asked for.
-        OSError: it could not be written, on a full disk for example; what was there is as it was.
+        FailedError: it could not be written, on a full disk for example; what was there is as it was.
     """
     path, text = Path(path), str(card)
     if path.is_dir():
@@ -285,13 +285,7 @@ def write_card(card: ModelCard, path: str | os.PathLike, overwrite: bool = False
             f"{str(path)!r} is there already, with other content. Replace it with `--overwrite`, or write elsewhere with"
             " `--output FILE`."
         )
-    try:
-        return write_text_atomically(path, text)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(
-            error.errno, f"the card was not written ({reason}); what was there is as it was", str(path)
-        ) from error
+    return write_text_atomically(path, text)
 
 
 def published_json(content: dict) -> bytes:
