@@ -139,6 +139,15 @@ def check_record(record: Mapping[str, Any], kind: str) -> None:
     _check(record, TYPES[kind], kind)
 
 
+def without_nulls(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Results without the parts that are null: there is no such part, as where it is missing."""
+    return {
+        name: without_nulls(value) if name == "kept" and value else value
+        for name, value in results.items()
+        if value is not None
+    }
+
+
 def _check(value: Any, kind: Any, path: str) -> None:
     if isinstance(kind, tuple):
         holds: Callable[[Any], bool] = kind[0]

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..core import UsageError
 from ..core.markdown import fenced_code, markdown_text, shown
+from ..core.record_types import without_nulls
 from ..core.results import TARGET_NAMES, write_text_atomically
 from . import card_sections
 from .card_facts import CardFacts, arm_name, check_facts
@@ -87,7 +88,7 @@ def model_card(
         for value in ids:
             if value is not None and not is_hub_id(value):
                 raise UsageError(f"`{argument}` must be an id on the Hub, such as 'name/model', but it is {value!r}.")
-    found, evaluation = publishable(results or {}), publishable(evaluation)
+    found, evaluation = without_nulls(publishable(results or {})), publishable(evaluation)
     for code in language or []:
         if not is_language(code):
             raise UsageError(f"`language` must be a code such as 'en' or 'pt-BR', but it is {code!r}.")
