@@ -441,6 +441,7 @@ TOGETHER = [
     Row("interleave {model} --hidden_size 12 --num_tokens 99 --output_dir {out}", ("`data_dir`", "needed")),
     Row("interleave {model} --data_dir {text} --hidden_size 12 --num_tokens 99", ("`output_dir`", "needed")),
     Row("interleave {model} --data_dir {text} --hidden_size 12 --output_dir {out}", ("`num_tokens`", "needed")),
+    Row("interleave {model} {turns} --num_stages 99", ("`num_stages`", "99", "optimizer steps")),
     Row("recover {model} --data_dir {text}", ("`output_dir`", "needed")),
     Row("recover {model} {again} --sizes 0.75,0.5", ("`sizes`", "0.75,0.5", "leave out `--pruned`")),
     Row("recover {model} --data_dir {text} --output_dir {out} --sizes 0.5", ("`sizes`", "0.5", "2 or more")),

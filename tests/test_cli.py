@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import shlex
 import shutil
+import sys
 
 import datasets
 import pytest
@@ -114,8 +116,10 @@ def test_inspect_knows_published_counts(tmp_path, capsys):
     assert facts["target"]["num_parameters"] == 1_345_423_360
     assert facts["now"]["kv_cache_bytes_per_token"] == 2 * 32 * 4096 * 2
     assert facts["now"]["embedding_parameters"] == 2 * 32_000 * 4096
-    assert main(["inspect", str(tmp_path), "--preset", "sheared-llama-1.3b"]) == 0
-    assert "6,738,415,616" in capsys.readouterr().out
+    assert facts["sequence_length"] == 2048  # the model's positions
+    assert main(["inspect", str(tmp_path), "--preset", "sheared-llama-1.3b", "--sequence_length", "128"]) == 0
+    said = capsys.readouterr().out
+    assert "6,738,415,616" in said and "FLOPs are those of a sequence of 128 tokens" in said
     assert main(["inspect", str(tmp_path), "--hidden_size", "8192"]) == 2
 
 
@@ -337,7 +341,10 @@ def pruned(inputs):
     """What ``hf-shear prune`` made."""
     flags = ["--data_dir", str(inputs / "text"), "--max_length", "16", "--eval_tokens", "64", *SIZES]
     flags += ["--held_out_fraction", "0.3", "--calibration_batches", "2", "--output_dir", str(inputs / "pruned")]
-    assert main(["prune", str(inputs / "model"), *flags]) == 0
+    words = ["prune", str(inputs / "model"), *flags]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["hf-shear", *words])
+        assert main(words) == 0
     return inputs / "pruned"
 
 
@@ -346,10 +353,13 @@ def recovery_words(inputs, pruned, folder) -> list[str]:
     return ["recover", str(inputs / "model"), *flags]
 
 
-def test_recover_starts_from_what_prune_made(inputs, pruned, tmp_path, capsys):
+def test_recover_starts_from_what_prune_made(inputs, pruned, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     words = [*recovery_words(inputs, pruned, run), "--distillation", "forward_kl"]
+    monkeypatch.setattr(sys, "argv", ["hf-shear", *words])
     assert main(words) == 0
+    commands = [*read_provenance(pruned)["commands"], f"hf-shear {shlex.join(words)}"]
+    assert len(commands) == 2 and read_provenance(run / "recovered")["commands"] == commands
     results = read_results(run / "results.json")
     check_results(results)
     assert results["masks"] is None and results["tokens"]["mask_learning"] == 0
@@ -374,6 +384,17 @@ def test_recover_starts_from_what_prune_made(inputs, pruned, tmp_path, capsys):
     assert "What to keep was chosen by scores: criterion `llm_surgeon hidden=activation layer=joint_rise`," in card
     assert (
         " compensation `least_squares:towards=auto`, allocation `uniform`, in one shot. `prune_config.json` has" in card
+    )
+    again = card.partition("make it again")[2]
+    assert again.index("hf-shear prune model ") < again.index("hf-shear recover model ")
+    assert results["command"] == "\n".join(commands)
+    capsys.readouterr()
+    assert main([*words, "--recovery_tokens", "768"]) == 2
+    assert "The recovery of the run in '" in (said := capsys.readouterr().err) and "--resume" not in said
+    assert main([*words[: words.index("--pruned")], "--output_dir", str(tmp_path / "none")]) == 2
+    assert (
+        f"`output_dir` must be the folder of `hf-shear learn`, but {str(tmp_path / 'none')!r} holds"
+        in capsys.readouterr().err
     )
 
 

@@ -68,12 +68,10 @@ def test_no_more_text_is_tokenised_than_is_read(domains, tokenizer, data, monkey
         assert all(len(found.train[name]) < len(data.train[name]) for name in data.domains)
 
 
-def test_judging_costs_a_tenth_of_what_it_judges():
-    assert judged_tokens(77, 16, 2, 10**9) == 77
-    assert judged_tokens(None, 256, 7, 700_000) == 10_000
-    assert judged_tokens(None, 256, 7, 10**9) == 16_384
-    assert judged_tokens(None, 256, 7, 7) == 2_048
-    assert judged_tokens(None, 4096, 7, 7) == 4_096
+def test_the_text_alone_decides_how_much_is_judged():
+    assert judged_tokens(77, 16, 2) == 77
+    assert [judged_tokens(None, 256, num_domains) for num_domains in (1, 4, 8, 100)] == [8_192, 8_192, 4_096, 2_048]
+    assert judged_tokens(None, 4096, 100) == 4_096
 
 
 def test_models_are_judged_by_the_first_held_out_samples(data):
@@ -214,7 +212,7 @@ def test_the_arguments_of_text_reach_the_reader_and_the_tokenizer(tmp_path, toke
     ):
         arguments = runs.DataArguments(max_length=30 + len(ending), eval_tokens=40, held_out_fraction=0.3,
                                        parse_special_tokens=parse, **options)  # fmt: skip
-        data = runs.pack(arguments, domains, tokenizer, tiny_config(max_position_embeddings=64), 0)
+        data = runs.pack(arguments, domains, tokenizer, tiny_config(max_position_embeddings=64))
         samples = [*data.train["code"]["input_ids"], *data.held_out["code"]["input_ids"]]
         assert [sample[30:] for sample in samples] == [ending] * 12
 

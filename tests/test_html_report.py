@@ -317,6 +317,9 @@ def test_each_part_may_be_missing(part):
     results.pop(part, None)
     page = Page(html_report(results, evaluated()))
     assert all(title in page.text for title in SECTIONS)
+    # null is as missing; but a number and a text can not be null
+    if part != "nothing" and part not in ("seed", "command"):
+        assert html_report(results | {part: None}, evaluated()) == html_report(results, evaluated())
 
 
 @pytest.mark.parametrize("part", [*evaluated(), "nothing"])

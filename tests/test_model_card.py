@@ -18,7 +18,7 @@ from training_helpers import plain_model
 from transformers import AutoModelForCausalLM
 
 from hf_shear.cli.main import main
-from hf_shear.core import UsageError
+from hf_shear.core import FailedError, UsageError
 from hf_shear.publishing import (
     ENGINES,
     SourceLicense,
@@ -424,7 +424,7 @@ def test_a_full_disk_leaves_the_old_card(files, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="the card was not written.*No space left"):
+    with pytest.raises(FailedError, match="README.md' could not be written: No space left on device. What was there"):
         write_card(card(files), path, overwrite=True)
     assert path.read_text() == "old" and [item.name for item in tmp_path.iterdir()] == ["README.md"]
 

@@ -22,8 +22,9 @@ from training_helpers import weights_of as weights_by_name
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_shear import PruneConfig
+from hf_shear.cli import main
 from hf_shear.core import UsageError
-from hf_shear.publishing import files_left_out, push_to_hub
+from hf_shear.publishing import files_left_out, planned_push, push_to_hub
 from hf_shear.publishing.checkpoint_files import other_files
 from hf_shear.publishing.hub_access import PushError
 from hf_shear.report import write_html_report
@@ -92,6 +93,22 @@ def test_everything_goes_in_one_commit(hub, run):
     assert f'name = "{NAME}"'.encode() in files["README.md"]
     assert contents(run) == before
     assert not hub.repos[NAME].private
+
+
+def test_a_dry_run_shows_what_a_push_would_send_without_a_network(hub, run, monkeypatch, capsys):
+    push(hub, run)
+    before, sent = contents(run), hub.files(NAME)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a dry run asked the network"))
+    planned = planned_push(run, NAME)
+    planned = {name: one if isinstance(one, bytes) else Path(one).read_bytes() for name, one in planned.items()}
+    assert planned == {name: content for name, content in sent.items() if name != ".gitattributes"}
+    assert main(["push", str(run), NAME, "--private", "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert f"Repository: {NAME}, branch main; private, if it is new" in said and "nothing was sent" in said
+    assert all(re.search(rf"^{name} +{len(content):,} bytes$", said, re.M) for name, content in planned.items())
+    assert "\n  # small: " in said and "model-index" not in said
+    assert main(["push", str(run), "a/b/c", "--dry_run"]) == 2
+    assert contents(run) == before
 
 
 def test_the_choices_of_pruning_are_published_as_the_record_has_them(hub, tmp_path):

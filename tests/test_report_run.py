@@ -58,7 +58,7 @@ def stages(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(stages):
-    results = run_results(*stages, ShearTrainingArguments("unused", seed=3, report_to="none", use_cpu=True))
+    results = run_results(*stages, ShearTrainingArguments("unused", seed=3, report_to="none", use_cpu=True), ["a", "b"])
     results["seconds"]["total"] = 100.0
     return results
 

@@ -13,7 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_shear.core import SHAPE_NAMES, check_results, collect_versions, model_record, read_results, write_results
+from hf_shear.core import (
+    SHAPE_NAMES,
+    FailedError,
+    check_results,
+    collect_versions,
+    model_record,
+    read_results,
+    write_results,
+)
 
 SOURCE = dict(zip(SHAPE_NAMES, (64, 5, 8, 4, 172), strict=True), head_dim=8)
 TARGET = dict(zip(SHAPE_NAMES, (48, 4, 4, 2, 86), strict=True), head_dim=8)
@@ -137,7 +145,7 @@ def test_a_failed_write_keeps_the_previous_file(tmp_path, monkeypatch, step):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, step, fail)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(FailedError, match="could not be written: No space left"):
             write_results(path, {"seed": 2})
     assert read_results(path) == {"seed": 1}
     assert os.listdir(tmp_path) == ["results.json"]

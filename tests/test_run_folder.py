@@ -41,15 +41,6 @@ def test_a_new_folder_and_an_empty_one_are_taken():
     assert tree(RunFolder("empty").path) == ["stages.json"]
 
 
-def test_what_was_noted_at_first_stays_when_the_run_goes_on():
-    folder = RunFolder("run", settings=SETTINGS)
-    assert folder.at_first("judged_for_tokens", 772_000) == 772_000
-    folder.require({})
-    del folder
-    again = RunFolder("run", resume=True, settings=SETTINGS)
-    assert again.at_first("judged_for_tokens", 20_000) == 772_000
-
-
 def test_a_folder_with_a_run_is_refused_and_left_alone():
     folder = RunFolder("run", settings=SETTINGS)
     folder.stage("mask_learning", lambda: {"loss": 1.0})
@@ -223,7 +214,7 @@ def test_resuming_with_other_settings_is_refused():
     with pytest.raises(ValueError) as caught:
         RunFolder("run", resume=True, settings=other)
     text = str(caught.value)
-    assert text.startswith("`--resume` would continue 'run' with other arguments: ")
+    assert text.startswith("The run in 'run' can not go on with other arguments: ")
     assert "seed was 1 and is now 2" in text
     assert "target_shape was {'hidden_size': 12} and is now {'hidden_size': 8}" in text
     assert "data_dir" not in text

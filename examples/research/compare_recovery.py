@@ -63,7 +63,7 @@ class Comparison:
         self.source, tokenizer = opened.config, opened.load_tokenizer()
         pipeline = replace(pipeline, data_dir=options.data_dir)
         domains = runs.load_text(pipeline) if options.data_dir else stdlib_domains()
-        self.data = runs.pack(pipeline, domains, tokenizer, self.source, pipeline.recovery_tokens)
+        self.data = runs.pack(pipeline, domains, tokenizer, self.source)
         self.peft_config = {"r": options.rank, "lora_alpha": 2 * options.rank, "target_modules": "all-linear"}
         self.path = Path(options.output)
         empty = {"runs": [], "sweep": [], "versions": collect_versions()}

@@ -115,7 +115,7 @@ def run(arguments: Arguments) -> None:
                 return
             masked = AutoShearingModelForCausalLM.from_pretrained(opened)
             model, kept, facts = _cut(arguments, masked, text, dtype)
-            provenance = provenance_record(masked, kept, **facts)
+            provenance = provenance_record(masked, kept, commands=runs.commands_for(opened.name), **facts)
             dtype = None  # what was cut is in it
         else:
             check_saves(arguments.output_dir, config, tokenizer, read_generation_config(opened.location))
@@ -150,7 +150,7 @@ def _calibration(arguments: Arguments, opened: Source) -> Calibration | None:
     args = ShearTrainingArguments(arguments.output_dir, report_to="none")
     num_samples = arguments.calibration_batches * arguments.batch_size
     domains = runs.read_domains(arguments, args)
-    data = runs.pack(arguments, domains, opened.load_tokenizer(), opened.config, 0, num_samples)
+    data = runs.pack(arguments, domains, opened.load_tokenizer(), opened.config, num_samples)
     return data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
 
 

@@ -23,6 +23,7 @@ EXAMPLE = "hf-shear inspect path/to/llama --hidden_size 2048 --num_attention_hea
 POSITIONAL = ("checkpoint",)
 
 GIB = 2**30
+LONGEST = 4096  # tokens of a sequence, where nobody says how many
 
 
 @dataclass(kw_only=True)
@@ -30,7 +31,10 @@ class Arguments(TargetArguments):
     """Which checkpoint, towards which shape."""
 
     checkpoint: str = field(metadata={"help": "Folder or Hub name; only its config is read."})
-    sequence_length: int = field(default=4096, metadata={"help": "Tokens of a sequence, for memory and FLOPs."})
+    sequence_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens of a sequence, for memory and FLOPs. Default: the model's positions, up to 4096."},
+    )
     json: bool = field(default=False, metadata={"help": "Write one JSON object in place of the table."})
 
     @property
@@ -65,9 +69,11 @@ def run(arguments: Arguments) -> None:
     model_type = source.fields["model_type"] if source.is_nemotron_nas else config.model_type
     facts = {"checkpoint": arguments.checkpoint, "model_type": model_type, "has_masks": masked}
     facts["notes"] = [*source.notes, *([] if reasons is None else [reasons])]
-    facts["now"] = describe(config, ModelShape.from_config(config), arguments.sequence_length)
+    length = arguments.sequence_length or min(LONGEST, config.max_position_embeddings)
+    facts["sequence_length"] = length
+    facts["now"] = describe(config, ModelShape.from_config(config), length)
     if source.is_nemotron_nas:
-        facts["now"] |= _of_uneven_layers(source, arguments.sequence_length)
+        facts["now"] |= _of_uneven_layers(source, length)
     provenance = Path(arguments.checkpoint) / PROVENANCE_NAME
     if provenance.exists():
         from ..slicing import read_provenance
@@ -82,9 +88,9 @@ def run(arguments: Arguments) -> None:
         facts["prune_config"] = PruneConfig.from_pretrained(arguments.checkpoint).to_dict()
         facts["notes"].append(f"Pruned by scores: {chosen_by(facts['prune_config'])}.".replace("`", ""))
     if target is not None:
-        facts["target"] = describe(config, target, arguments.sequence_length)
+        facts["target"] = describe(config, target, length)
         if target.num_experts is None:
-            facts["training_memory_bytes"] = _training_memory(config, arguments.sequence_length)
+            facts["training_memory_bytes"] = _training_memory(config, length)
     known = engine_facts(source)
     if target is not None:
         known = known.resized(**target.sizes())
@@ -214,6 +220,7 @@ def _table(facts: dict, config: PretrainedConfig, arguments: Arguments) -> str:
     for name, before, after in rows:
         line = f"{name:<26}{_number(before):>18}"
         lines.append(line + (f"{_number(after):>18}{after / before:>9.1%}" if after is not None else ""))
+    lines += ["", f"FLOPs are those of a sequence of {facts['sequence_length']:,} tokens (`--sequence_length`)."]
     lines += _widths_table(facts.get("kept_per_layer", []))
     if target:
         decode = now["bfloat16_bytes"] / target["bfloat16_bytes"]
@@ -227,7 +234,7 @@ def _table(facts: dict, config: PretrainedConfig, arguments: Arguments) -> str:
         peak = facts["training_memory_bytes"]["mask_learning_one_device"] / GIB
         lines += [
             f"Mask learning needs about {peak:.1f} GiB on one device (bf16 autocast, AdamW, checkpointing, one sequence of"
-            f" {arguments.sequence_length:,});",
+            f" {facts['sequence_length']:,} tokens);",
             "`hf-shear docs memory` has the ways to shard it.",
         ]
     return "\n".join(lines)

@@ -56,7 +56,8 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     from accelerate import PartialState
 
     from ..data import Calibration
-    from ..pruning import prune_interleaved
+    from ..pruning import make_plan, prune_interleaved
+    from ..pruning.interleave import pruning_steps
     from ..runs.run_time import PASSES_TO_PRUNE
     from ..shapes import ModelShape, training_flops_per_token
     from ..training import check_mask_options
@@ -74,12 +75,15 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     opened = runs.open_model(arguments)
     config, tokenizer = opened.config, opened.load_tokenizer()
     target, reasons = runs.choose_target(arguments, config)
+    choices = runs.config_from_flags(arguments, num_shots=arguments.num_stages)
+    make_plan(config, target, choices)  # these refuse before anything is loaded
     runs.check_result(args.output_dir, opened.location, config, target, tokenizer, arguments.as_family)
     domains = runs.read_domains(arguments, args)
+    pruning_steps(args.steps_for_tokens(args.num_tokens, arguments.max_length), choices)
     settings = runs.run_settings(arguments, target, args) | runs.read_checkpoints(arguments, opened)
     run_folder = runs.RunFolder.open(args.output_dir, resumes, settings=settings, dry=arguments.dry_run)
     PartialState().print("\n".join(filter(None, (*opened.notes, reasons, f"Target: {target}"))))
-    data = runs.pack(arguments, domains, tokenizer, config, args.num_tokens)
+    data = runs.pack(arguments, domains, tokenizer, config)
     runs.require_same_text(run_folder, data)
     if arguments.dry_run:
         read = arguments.num_stages * arguments.calibration_batches * args.samples_per_step() * arguments.max_length
@@ -98,7 +102,6 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     text = Calibration.from_batches(drawn.batches, args.train_batch_size, args.seed)
     begun = time.perf_counter()
     try:
-        choices = runs.config_from_flags(arguments, num_shots=arguments.num_stages)
         found = prune_interleaved(
             source, target, text, choices, args, data.train, data.steering, resume_from_checkpoint=checkpoint
         )
@@ -108,12 +111,15 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     dtype = getattr(config, "dtype", None)
     dtype = dtype if dtype != torch.float32 else None
     trained = time.perf_counter()
-    found.save(folder, tokenizer, dtype, seed=args.seed, interleaved={"tokens": found.trainer.tokens_seen()})
+    commands = runs.commands_for(opened.name)
+    found.save(
+        folder, tokenizer, dtype, seed=args.seed, commands=commands, interleaved={"tokens": found.trainer.tokens_seen()}
+    )
     seconds = {"pruning": trained - begun, "export": time.perf_counter() - trained}
     record = runs.judge_checkpoint(folder, data.judged, args)
     seconds["total"] = time.perf_counter() - started
     if args.process_index == 0:
-        results = runs.interleaving_results(judged, record, found, args, seconds)
+        results = runs.interleaving_results(judged, record, found, args, seconds, commands)
         print(f"\n{runs.draw_report(Path(args.output_dir), results)}")
         print(f"Wrote {folder}: {ModelShape.from_config(found.model.config).sizes_text()}.")
         for line in engine_warnings(folder):

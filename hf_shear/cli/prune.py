@@ -51,7 +51,10 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
         metadata={"help": "To compute in. auto: the checkpoint's, or float32 on a processor that lacks it."},
     )
     eval_tokens: int | None = field(
-        default=None, metadata={"help": "Held-out tokens per domain that judge both models. Default: 2048 to 16384."}
+        default=None,
+        metadata={
+            "help": "Held-out tokens per domain that judge both models. Default: 8192; of over four domains 32768 in all."
+        },
     )
     batch_size: int = field(default=8, metadata={"help": "Samples of a batch."})
     seed: int = field(default=42, metadata={"help": "Of the calibration batches, or of the random choice."})
@@ -96,7 +99,7 @@ def run(arguments: Arguments) -> None:
     )
     num_samples = arguments.calibration_batches * arguments.batch_size
     read = num_samples * arguments.max_length
-    data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, config, read, num_samples)
+    data = runs.pack(arguments, runs.read_domains(arguments, args), tokenizer, config, num_samples)
     if arguments.dry_run:
         judging = sum(map(len, data.judged.values())) * arguments.max_length
         work = runs.pruning_work(config, judging, read, arguments.max_length)
@@ -116,11 +119,12 @@ def run(arguments: Arguments) -> None:
     text = data.calibration(arguments.batch_size, arguments.calibration_batches, arguments.seed)
     pruning = prune_one_shot(source, target, text, choices, release_source=True)
     seconds = {"pruning": time.perf_counter() - begun}
-    pruning.save(arguments.output_dir, tokenizer, stored, seed=arguments.seed)
+    commands = runs.commands_for(opened.name)
+    pruning.save(arguments.output_dir, tokenizer, stored, seed=arguments.seed, commands=commands)
     seconds["export"] = time.perf_counter() - begun - seconds["pruning"]
     cut = runs.judge(in_dtype(pruning.model, stored), data.judged, args, with_samples=True)  # as it was saved
     seconds["total"] = time.perf_counter() - started
-    results = runs.pruning_results(judged, cut, pruning, args, seconds)
+    results = runs.pruning_results(judged, cut, pruning, args, seconds, commands)
     results = runs.save_results(arguments.output_dir, results)
     print()
     print(comparison_table(results))

@@ -89,6 +89,11 @@ def _recover_sizes(pipeline: Arguments, args: ShearTrainingArguments, started: f
 
 def _learned(pipeline: Arguments, args: ShearTrainingArguments) -> tuple[runs.Run, dict]:
     """The run of ``hf-shear learn``, and its record."""
+    if runs.finished_stages(args.output_dir) is None:
+        raise UsageError(
+            f"`output_dir` must be the folder of `hf-shear learn`, but {args.output_dir!r} holds no run. Name that folder,"
+            " or start from a pruned checkpoint with `--pruned`."
+        )
     run = runs.open_run(replace(pipeline, resume=True), args)
     learned = run.folder.finished("mask_learning")
     if learned is None:
@@ -103,4 +108,4 @@ def _adopted(pipeline: Arguments, args: ShearTrainingArguments) -> tuple[runs.Ru
     """A run from a checkpoint that is pruned already, and the record of that."""
     run = runs.open_adopting_run(pipeline, args)
     run.stage("source", runs.judge_source)
-    return run, run.stage(runs.ADOPTED, runs.adopt, pipeline.pruned)
+    return run, run.stage(runs.STARTING_POINT, runs.adopt, pipeline.pruned)

@@ -10,8 +10,14 @@ from ..core import EVALUATION_NAME, RESULTS_NAME, UsageError, check_output_file
 SUMMARY = "Show a run on one page: what was kept, losses, comparison, speed. One HTML file, no network."
 EXAMPLE = "hf-shear report runs/001"
 POSITIONAL = ("run_folder",)
-_STAGES = ("source", "mask_learning", "recovery")  # every run has them; baselines may follow
-_INSTEAD = {"mask_learning": "adopted"}  # of a run that started from a pruned checkpoint
+_STAGES = {
+    "the judging of the source": {"source"},
+    "the cut": {"mask_learning", "pruning", "pruned_checkpoint"},
+    "recovery": {"recovery"},
+}
+"""What every run goes through, and by which stages; baselines may follow."""
+
+_GO_ON = "Go on with it by the same command (with `--resume`, except `hf-shear recover`)"
 
 
 @dataclass
@@ -47,10 +53,10 @@ def _why_no_results(folder: Path) -> str:
     finished = finished_stages(folder)
     if finished is None:
         return "no run wrote there. Name the `--output_dir` of a run."
-    missing = [stage for stage in _STAGES if not {stage, _INSTEAD.get(stage, stage)} & set(finished)]
+    missing = [name for name, stages in _STAGES.items() if not stages & set(finished)]
     if missing:
-        return f"its run has not finished {', '.join(missing)}. Continue it with `--resume`; it writes them at its end."
-    return "its stages are finished, but not its baselines or its last step. Continue it with `--resume`."
+        return f"its run has not finished {', '.join(missing)}. {_GO_ON}; it writes them at its end."
+    return f"its stages are finished, but not its baselines or its last step. {_GO_ON}."
 
 
 def run(arguments: Arguments) -> None:

@@ -145,6 +145,7 @@ def run(arguments: Arguments) -> None:
     from ..report import plot_search, require_matplotlib, search_table
     from ..search import ShortRecovery, search_shapes
     from ..shapes import training_flops_per_token
+    from ..slicing import check_saves
     from ..sources import dtype_note, open_source, ready_to_compute
     from ..training import ShearTrainingArguments
     from .inspect import engine_facts
@@ -158,11 +159,12 @@ def run(arguments: Arguments) -> None:
     args = ShearTrainingArguments(
         arguments.output_dir, report_to="none", seed=arguments.seed, per_device_eval_batch_size=arguments.batch_size
     )
+    check_saves(arguments.output_dir)
     domains = runs.read_domains(arguments, args)
     num_samples = arguments.calibration_batches * arguments.batch_size
     chosen_on = max((arguments.eval_tokens or CHOSEN_ON // len(domains)) // arguments.max_length, 1)
     most = None if arguments.finalist_tokens else num_samples + chosen_on * len(domains)
-    data = runs.pack(arguments, domains, tokenizer, config, num_samples * arguments.max_length, most)
+    data = runs.pack(arguments, domains, tokenizer, config, most)
     held_out, data = _set_apart(data, chosen_on)
     if arguments.dry_run:
         judging = sum(map(len, held_out.values())) * arguments.max_length

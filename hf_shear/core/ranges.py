@@ -255,7 +255,7 @@ RANGES: dict[str, Range] = {
     "rounds": _count("a number of rounds such as 7"),
     "speed_batch_size": _count("a number of sequences such as 1"),
     # Memory and FLOPs
-    "sequence_length": _count("a number of tokens such as 4096"),
+    "sequence_length": _count("a number of tokens such as 4096", optional=True),
     "micro_batch_size": _count("a number of sequences such as 1"),
     "num_devices": _count("a number of devices such as 8"),
     "reduce_bucket_size": _count("a number of elements such as 500000000"),

@@ -116,7 +116,7 @@ PRUNE_CONFIG = {
 }  # fmt: skip
 PROVENANCE = {
     "source": {"name_or_path": TEXT, "revision": TEXT, "shape": SHAPE}, "mask_settings": {"method": TEXT},
-    "prune_config": PRUNE_CONFIG, "versions": Each(any=TEXT), "kept": RESULTS["kept"],
+    "prune_config": PRUNE_CONFIG, "versions": Each(any=TEXT), "kept": RESULTS["kept"], "commands": [TEXT],
 }  # fmt: skip
 SAMPLE_LOSSES = Needs(
     "digest num_tokens models", digest=Each(any=TEXT), num_tokens=Each(any=[SIZE]), models=Each(any=Each(any=[NUMBER]))
@@ -137,6 +137,15 @@ def check_record(record: Mapping[str, Any], kind: str) -> None:
         UsageError: a value is of another kind; the text names its key path.
     """
     _check(record, TYPES[kind], kind)
+
+
+def without_nulls(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Results without the parts that are null: there is no such part, as where it is missing."""
+    return {
+        name: without_nulls(value) if name == "kept" and value else value
+        for name, value in results.items()
+        if value is not None
+    }
 
 
 def _check(value: Any, kind: Any, path: str) -> None:

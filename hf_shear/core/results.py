@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .errors import UsageError
+from .errors import FailedError, UsageError
 from .json_files import read_json_object
 
 SHAPE_NAMES = (
@@ -113,17 +113,27 @@ def write_text_atomically(path: str | os.PathLike, text: str) -> Path:
 
 
 def write_file_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -> Path:
-    """Let `write` make a file under another name of the same ending, which then replaces `path`; makes its folder."""
+    """Let `write` make a file under another name of the same ending, which then replaces `path`; makes its folder.
+
+    Raises:
+        FailedError: it could not be written, on a full disk for example.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        write(temporary)
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            with open(temporary, "rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise FailedError(
+            f"{str(path)!r} could not be written: {error.strerror or error}. What was there before is as it was. Mend what"
+            " stopped it (room on the disk, rights), or name another place."
+        ) from error
     return path
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .engine_rules import EVIDENCE, REFUSED, UNTESTED, WRONG, Row, where_it_loads
     from .engine_table import ENGINES
     from .eval_entries import eval_result_files
-    from .push import push_to_hub
+    from .push import planned_push, push_to_hub
     from .run_files import find_run
     from .source_model import SourceLicense, source_license, source_metadata
 else:  # unseen by type checkers, to which it would allow any name
@@ -38,6 +38,7 @@ __all__ = [
     "kept_picture",
     "model_card",
     "named_license",
+    "planned_push",
     "push_to_hub",
     "read_facts",
     "source_license",

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..core import UsageError
 from ..core.markdown import fenced_code, markdown_text, shown
+from ..core.record_types import without_nulls
 from ..core.results import TARGET_NAMES, write_text_atomically
 from . import card_sections
 from .card_facts import CardFacts, arm_name, check_facts
@@ -87,7 +88,7 @@ def model_card(
         for value in ids:
             if value is not None and not is_hub_id(value):
                 raise UsageError(f"`{argument}` must be an id on the Hub, such as 'name/model', but it is {value!r}.")
-    found, evaluation = publishable(results or {}), publishable(evaluation)
+    found, evaluation = without_nulls(publishable(results or {})), publishable(evaluation)
     for code in language or []:
         if not is_language(code):
             raise UsageError(f"`language` must be a code such as 'en' or 'pt-BR', but it is {code!r}.")
@@ -275,7 +276,7 @@ def write_card(card: ModelCard, path: str | os.PathLike, overwrite: bool = False
 
     Raises:
         ValueError: there is another card at ``path``, perhaps edited by hand, and ``overwrite`` was not asked for.
-        OSError: it could not be written, on a full disk for example; what was there is as it was.
+        FailedError: it could not be written, on a full disk for example; what was there is as it was.
     """
     path, text = Path(path), str(card)
     if path.is_dir():
@@ -285,13 +286,7 @@ def write_card(card: ModelCard, path: str | os.PathLike, overwrite: bool = False
             f"{str(path)!r} is there already, with other content. Replace it with `--overwrite`, or write elsewhere with"
             " `--output FILE`."
         )
-    try:
-        return write_text_atomically(path, text)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(
-            error.errno, f"the card was not written ({reason}); what was there is as it was", str(path)
-        ) from error
+    return write_text_atomically(path, text)
 
 
 def published_json(content: dict) -> bytes:

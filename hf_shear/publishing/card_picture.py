@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.record_types import without_nulls
 from ..report import plot_kept_units
 
 PICTURE_NAME = "kept.png"
@@ -19,8 +20,9 @@ def kept_picture(results: Mapping[str, Any] | None, provenance: Mapping[str, Any
     Args:
         results, provenance: contents of results.json and shear_provenance.json.
     """
-    kept = (results or {}).get("kept") or (provenance or {}).get("kept")
-    shape = ((results or {}).get("source") or {}).get("shape")
+    results = without_nulls(results or {})
+    kept = results.get("kept") or (provenance or {}).get("kept")
+    shape = results.get("source", {}).get("shape")
     if not kept or not shape or not can_draw():
         return None
     with tempfile.TemporaryDirectory() as folder:

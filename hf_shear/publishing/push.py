@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import yaml
@@ -76,13 +77,9 @@ def push_to_hub(
             write, or the name is taken.
         PushError: the Hub can not be reached, or the upload stopped; the text says how to go on.
     """
-    run = find_run(folder)
-    weights = {name: run.checkpoint / name for name in weight_files(run.checkpoint)}
-    _check_before_network(run, repo_id, masked, license_file, base_model, revision)
+    run, weights = _checked_run(folder, repo_id, masked, license_file, base_model, revision)
     own_card, files = _own_card(run.checkpoint / CARD_NAME), _files(run, weights, license_file)
-    if license is None and license_file is not None:
-        license = text_license(Path(license_file))
-    license = check_license(license)
+    license = _named(license, license_file)
     api = HfApi(endpoint=endpoint, token=token)
     user = check_token(api)
     repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
@@ -92,21 +89,80 @@ def push_to_hub(
             f"{repo_id!r} already holds another model. Choose another name, or replace it with `--overwrite`"
             " (`overwrite=True`); its history keeps the old one."
         )
-    if own_card is not None:
-        card = as_published(own_card, repo_id)
-    else:
-        with asking_the_hub(api):
-            license = license or source_license(_origin(run), run.checkpoint, api)
-            metadata = source_metadata(_origin(run), api)
-        picture = kept_picture(run.results, run.provenance) if run.results else None
-        files |= {PICTURE_NAME: picture} if picture else {}
-        card = _card(run, license, base_model, repo_id, metadata, PICTURE_NAME in files)
-    files[CARD_NAME] = card.encode()
+    files |= _card_files(run, own_card, license, base_model, repo_id, PICTURE_NAME in files, api)
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
     if not (remote.free or remote.same_model):
         operations += _deletions(remote, {operation.path_in_repo for operation in operations})
     message = commit_message or f"Publish {last_part(repo_id)} with hf_shear"
     return _upload(api, repo_id, operations, private, revision, message)
+
+
+def planned_push(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    masked: bool = False,
+    license: SourceLicense | str | None = None,
+    license_file: str | os.PathLike | None = None,
+    base_model: str | None = None,
+) -> dict[str, str | bytes]:
+    """What ``push_to_hub`` would send, with all of its checks that need no network; nothing is sent or written.
+
+    What the source's card on the Hub says is not asked for.
+
+    Args:
+        folder, repo_id, revision, masked, license, license_file, base_model: as for ``push_to_hub``.
+
+    Returns:
+        Files by their names on the Hub: the path of one that is sent as it is, or the content of one that is written anew.
+
+    Raises:
+        UsageError: as ``push_to_hub``.
+    """
+    run, weights = _checked_run(folder, repo_id, masked, license_file, base_model, revision)
+    own_card, files = _own_card(run.checkpoint / CARD_NAME), _files(run, weights, license_file)
+    return files | _card_files(
+        run, own_card, _named(license, license_file), base_model, repo_id, PICTURE_NAME in files, None
+    )
+
+
+def _checked_run(
+    folder, repo_id: str, masked: bool, license_file, base_model, revision
+) -> tuple[RunFiles, dict[str, Path]]:
+    """What is published, and the paths of its weights by name."""
+    run = find_run(folder)
+    weights = {name: run.checkpoint / name for name in weight_files(run.checkpoint)}
+    _check_before_network(run, repo_id, masked, license_file, base_model, revision)
+    return run, weights
+
+
+def _named(license: SourceLicense | str | None, license_file: str | os.PathLike | None) -> SourceLicense | None:
+    """The licence that was given, by name or by its text."""
+    if license is None and license_file is not None:
+        license = text_license(Path(license_file))
+    return check_license(license)
+
+
+def _card_files(
+    run: RunFiles, own_card: str | None, license: SourceLicense | None, base_model: str | None, repo_id: str,
+    has_picture: bool, api: HfApi | None,
+) -> dict[str, bytes]:  # fmt: skip
+    """The card, and its picture if one is drawn.
+
+    Args:
+        own_card: that lies in the checkpoint's folder.
+        has_picture: whether a picture lies there.
+        api: asks the Hub of the source's card; without it nothing leaves the machine.
+    """
+    if own_card is not None:
+        return {CARD_NAME: as_published(own_card, repo_id).encode()}
+    with nullcontext() if api is None else asking_the_hub(api):
+        license = license or source_license(_origin(run), run.checkpoint, api)
+        metadata = source_metadata(_origin(run), api)
+    picture = kept_picture(run.results, run.provenance) if run.results else None
+    card = _card(run, license, base_model, repo_id, metadata, has_picture or picture is not None)
+    return {CARD_NAME: card.encode()} | ({PICTURE_NAME: picture} if picture else {})
 
 
 def _check_before_network(run: RunFiles, repo_id: str, masked: bool, license_file, base_model, revision) -> None:

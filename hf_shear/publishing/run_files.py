@@ -114,7 +114,7 @@ def _check_same_model(results: dict, arm: str, config: dict, checkpoint: Path) -
     if not results.get(arm):
         raise UsageError(
             f"The results beside {str(checkpoint)!r} have no record `{arm}`, so a card could not say how good it is."
-            " Finish the run (`--resume`), and publish it then."
+            " Finish the run, and publish it then."
         )
     shape = results[arm].get("shape", {})
     sizes = {name: _size(config, name) for name in TARGET_NAMES}

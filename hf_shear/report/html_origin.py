@@ -88,7 +88,8 @@ def _stages(results: Mapping[str, Any]) -> str:
 def origin_section(results: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
     """What repeats the run."""
     command = results.get("command")
-    parts = [note("The exact command:") + _code(command)] if command else [note("This run did not record its command.")]
+    what = "The exact commands, in order:" if command and "\n" in command else "The exact command:"
+    parts = [note(what) + _code(command)] if command else [note("This run did not record its command.")]
     facts = [("seed", text(results["seed"]))] if "seed" in results else []
     facts += _recovery_facts(results.get("recovery") or {})
     if (results.get("tokens") or {}).get("calibration"):

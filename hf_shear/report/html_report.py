@@ -17,7 +17,7 @@ from typing import Any
 
 from ..core import of_file
 from ..core.json_files import read_json_object
-from ..core.record_types import check_record
+from ..core.record_types import check_record, without_nulls
 from ..core.results import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, read_results, write_text_atomically
 from .arms_table import verdict
 from .html_curves import domains_section, loss_curves_section
@@ -41,6 +41,7 @@ def html_report(results: Mapping[str, Any], evaluation: Mapping[str, Any] | None
         check_record(results, "results")
     with of_file(EVALUATION_NAME):
         check_record(evaluation or {}, "evaluation")
+    results = without_nulls(results)
     title = _title(results)
     body = [
         shape_section(results),

@@ -15,7 +15,7 @@ body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-
 "Noto Sans","DejaVu Sans",sans-serif;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
 main,header,footer{max-width:1120px;margin:0 auto;padding:0 20px}
 header{padding-top:36px}
-.eyebrow{margin:0;color:var(--kept);font-weight:650;font-size:13px;letter-spacing:.06em;text-transform:uppercase}
+.eyebrow{margin:0;color:var(--kept);font-weight:650;font-size:13px}
 h1{margin:.1em 0 .25em;font-size:clamp(27px,5vw,44px);line-height:1.12;letter-spacing:-.02em}
 h2{margin:0 0 .15em;font-size:21px;letter-spacing:-.01em}
 h3{margin:1.5em 0 .3em;font-size:15.5px}h3 small{font-weight:400;color:var(--soft);font-size:13px}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from ..core.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from .adoption import ADOPTED, adopt, open_adopting_run
+    from .adoption import adopt, open_adopting_run
     from .bench import Bench, BenchArguments
     from .config_file import parse_arguments
     from .domain_data import DomainData, prepare_domain_data
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .learned_arm import masked_arm
     from .learned_cut import check_learned_cut, cut_learned_masks
     from .nested import conclude_sizes, open_nested_run, rank_sizes, read_sizes, recover_sizes
+    from .origin import commands_for
     from .pipeline_arguments import (
         SHAPE_ARGUMENTS,
         DataArguments,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
         save_results,
     )
     from .run_folder import RunFolder, finished_stages, run_settings
-    from .run_time import judging_share, pruning_work
+    from .run_time import STARTING_POINT, judging_share, pruning_work
     from .saves import check_result
     from .stages import (
         Run,
@@ -57,7 +58,6 @@ else:  # unseen by type checkers, to which it would allow any name
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
-    "ADOPTED",
     "RESULTS_NAME",
     "Bench",
     "BenchArguments",
@@ -67,6 +67,7 @@ __all__ = [
     "Run",
     "ShearArguments",
     "SHAPE_ARGUMENTS",
+    "STARTING_POINT",
     "RunFolder",
     "TargetArguments",
     "TextArguments",
@@ -74,6 +75,7 @@ __all__ = [
     "check_learned_cut",
     "check_result",
     "choose_target",
+    "commands_for",
     "config_from_flags",
     "conclude",
     "conclude_sizes",

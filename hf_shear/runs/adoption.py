@@ -15,7 +15,6 @@ from .report import judge_checkpoint
 from .run_folder import finished_stages
 from .stages import MASK_LEARNING, PRUNING, Run, open_model, open_run, source_references
 
-ADOPTED = "adopted"
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 

@@ -25,7 +25,7 @@ from ..slicing import check_saves
 from ..sources import on_device, open_source, read_generation_config
 from ..training import ShearTrainer, ShearTrainingArguments, check_mask_options
 from .bench_method import INTERLEAVED, LEARNED, ONE_SHOT, BenchMethod
-from .domain_data import MOST_JUDGED, DomainData
+from .domain_data import DomainData
 from .learned_arm import masked_arm
 from .learned_cut import cut_learned_masks
 from .origin import run_command
@@ -45,7 +45,7 @@ class BenchArguments(TargetArguments, DataArguments):
     source: str = field(metadata={"help": "A plain checkpoint."})
     methods: list[str] = field(metadata={"help": "Such as taylor 'flap layer=loss_rise+least_squares@5' learned."})
     eval_tokens: int = field(  # pyright: ignore[reportIncompatibleVariableOverride]  # the same for every method
-        default=MOST_JUDGED, metadata={"help": "Held-out tokens per domain behind the results."}
+        default=16_384, metadata={"help": "Held-out tokens per domain behind the results."}
     )
     recovery_tokens: int = field(default=150_000, metadata={"help": "Training tokens of every method, masks included."})
     seeds: list[int] = field(
@@ -107,7 +107,7 @@ class Bench:
         check_saves(args.output_dir)
         read_generation_config(self.source.location)  # refused now if training could not go on with it
         domains = read_domains(arguments, args)
-        self.data: DomainData = pack(arguments, domains, self.tokenizer, config, arguments.recovery_tokens)
+        self.data: DomainData = pack(arguments, domains, self.tokenizer, config)
         self.path = Path(args.output_dir) / BENCH_NAME
         self._lock = lock_folder(args.output_dir)  # while this object lives
         self.results = self._open(config)

@@ -67,26 +67,23 @@ class DomainData:
         return Calibration.from_domains(drawn_from, batch_size, num_batches, seed)
 
 
-MOST_JUDGED, FEWEST_JUDGED = 16_384, 2_048  # tokens of a domain, where nobody says how many
-JUDGED_SHARE = 0.1  # of the tokens that a run trains on: those of all domains together, between these two
+MOST_JUDGED, FEWEST_JUDGED = 8_192, 2_048  # tokens of a domain, where nobody says how many
+ALL_JUDGED = 32_768  # of all domains together, between these two
 
 
-def judged_tokens(eval_tokens: int | None, max_length: int, num_domains: int, num_tokens: int) -> int:
+def judged_tokens(eval_tokens: int | None, max_length: int, num_domains: int) -> int:
     """Held-out tokens of each domain that models are judged by, where ``eval_tokens`` does not say it.
 
-    Judging is for the sake of the work that it judges. So it reads a tenth of its tokens, 16,384 of a domain at most,
-    but 2,048 (or one sample) in any case.
+    The text alone decides it, so that the losses of a source are equal in every command that reads the same text.
 
     Args:
         eval_tokens: what the user asked for; None: nothing.
-        max_length: tokens of a sample.
+        max_length: tokens of a sample; one is judged in any case.
         num_domains: of text.
-        num_tokens: that the run trains on, or calibrates on if it does not train.
     """
     if eval_tokens is not None:
         return eval_tokens
-    share = round(JUDGED_SHARE * num_tokens / num_domains)
-    return max(min(share, MOST_JUDGED), FEWEST_JUDGED, max_length)
+    return max(min(ALL_JUDGED // num_domains, MOST_JUDGED), FEWEST_JUDGED, max_length)
 
 
 def prepare_domain_data(

@@ -21,7 +21,7 @@ from ..core import REPORT_NAME, StoppedBySignal, is_main_process, num_processes,
 from ..report import live_report
 from ..slicing.kept_units import kept_units_from_masks
 from ..training import ShearTrainer
-from .run_time import MASK_LEARNING, PAPER_MASKS, PRUNING, RECOVERY, SOURCE, Work, seconds_left
+from .run_time import MASK_LEARNING, PAPER_MASKS, PRUNING, RECOVERY, SOURCE, STARTING_POINT, Work, seconds_left
 
 if TYPE_CHECKING:
     from .stages import Run
@@ -116,10 +116,10 @@ class LivePage:
         training = self._trainer is not None and self._trainer.domains.loader is not None
         if training and self._trainer is not None:
             records[self._name] = self._trainer.stage_record(self._name) | self._kept_now()
-        chosen = next((records[name] for name in (MASK_LEARNING, PRUNING, "adopted") if name in records), {})
+        chosen = next((records[name] for name in (MASK_LEARNING, PRUNING, STARTING_POINT) if name in records), {})
         recovered, others = records.get(RECOVERY, {}), {}
         for name, record in records.items():
-            if name not in (SOURCE, MASK_LEARNING, PRUNING, "adopted", RECOVERY) and "history" in record:
+            if name not in (SOURCE, MASK_LEARNING, PRUNING, STARTING_POINT, RECOVERY) and "history" in record:
                 others[name] = record["history"]
         before = chosen.get("tokens", 0)
         shifted = [row | {"num_tokens": row["num_tokens"] + before} for row in recovered.get("history", [])]

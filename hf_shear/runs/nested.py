@@ -18,11 +18,11 @@ from ..shapes import TARGET_NAMES, TargetShape, count_parameters
 from ..slicing import KeptUnits, read_provenance, save_checkpoint
 from ..sources import on_device, whole_models
 from ..training import ShearTrainingArguments, check_mask_options
-from .adoption import ADOPTED
+from .origin import COMMANDS, commands_for, with_command
 from .pipeline_arguments import PipelineArguments, ShearArguments
 from .report import judge, judge_checkpoint, run_results, write_report
 from .run_folder import finished_stages
-from .run_time import MASK_LEARNING, RECOVERY
+from .run_time import MASK_LEARNING, RECOVERY, STARTING_POINT
 from .stages import TRAINED_DTYPE, Run, calibration, load_trained, open_model, open_run
 from .target_choice import OTHER_WAYS
 from .teaching import load_teacher
@@ -80,7 +80,7 @@ def open_nested_run(pipeline, args: ShearTrainingArguments) -> Run:
     if pipeline.size_teacher == LARGEST:
         check_teacher(config, config)
     finished = finished_stages(args.output_dir)
-    if {MASK_LEARNING, ADOPTED} & set(finished or ()):
+    if {MASK_LEARNING, STARTING_POINT} & set(finished or ()):
         raise UsageError(
             f"The run in {str(args.output_dir)!r} has a pruned model of one size. Name another `--output_dir` for"
             " `--sizes`."
@@ -202,6 +202,7 @@ def _provenance(run: Run, trainer: NestedTrainer, name: str, kept: KeptUnits) ->
         "budget": None,
         "nested": {"size": name, "sizes": trainer.sizes.names, "size_teacher": trainer.size_teacher},
         RECOVERY: trainer.tokens_seen(),
+        COMMANDS: with_command(*record.get(COMMANDS, ())),
     }  # fmt: skip
 
 
@@ -225,7 +226,8 @@ def conclude_sizes(run: Run, cut: dict, ranked: dict, recovered: dict, started: 
             "calibration_tokens": cut["calibration_tokens"] + ranked["calibration_tokens"],
             "seconds": cut["seconds"] + ranked["seconds"],
         }
-        results = run_results(source, learned, recovered | after, {}, shape, run.args)
+        commands = commands_for(run.folder.path / SIZES / name / "recovered")
+        results = run_results(source, learned, recovered | after, {}, shape, run.args, commands)
         results["seconds"]["total"] = total
         results["nested"] = {"size": name, "sizes": list(shapes)}
         folder = run.folder.path / SIZES / name

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..core import redact_command
+from ..slicing import PROVENANCE_NAME, read_provenance
 
+COMMANDS = "commands"
+"""In a provenance record: the commands that made the checkpoint, in order, from the first cut on."""
 _ROOT = Path(__file__).resolve().parents[2]  # of a clone, where this is one
 
 
@@ -28,6 +31,21 @@ def run_command() -> str:
     else:
         words = [program.name]
     return redact_command(shlex.join([*words, *sys.argv[1:]]))
+
+
+def with_command(*before: str) -> list[str]:
+    """Commands that were given before, in order, and this process's, each once."""
+    return list(dict.fromkeys([*before, run_command()]))
+
+
+def commands_for(checkpoint: str | os.PathLike) -> list[str]:
+    """The commands that make what this process makes of a checkpoint: those that made the checkpoint, and this process's.
+
+    Args:
+        checkpoint: a folder, or a name on the Hub. One that is no folder, or has no provenance, is where it begins.
+    """
+    recorded = (Path(checkpoint) / PROVENANCE_NAME).is_file()
+    return with_command(*(read_provenance(checkpoint).get(COMMANDS) or () if recorded else ()))
 
 
 def code_origin() -> dict[str, Any]:

@@ -32,7 +32,7 @@ from ..report import comparison_table, plot_domains, plot_kept_units, plot_sizes
 from ..shapes import TARGET_NAMES, ModelShape, count_parameters, training_flops_per_token
 from ..sources import Source, open_source, ready_to_compute, whole_models
 from ..training import ShearTrainingArguments, evaluate_samples
-from .origin import code_origin, run_command
+from .origin import code_origin
 
 SAMPLES = "samples"
 """In a model's record: ``digest`` of the text that judged it, and ``num_tokens`` and ``nats`` of each sample, by domain."""
@@ -86,9 +86,16 @@ def judge_checkpoint(source: Source | str | os.PathLike, datasets: dict, args: S
 
 
 def run_results(
-    source: dict, learned: dict, recovered: dict, baselines: dict[str, dict], target: ModelShape, args
+    source: dict,
+    learned: dict,
+    recovered: dict,
+    baselines: dict[str, dict],
+    target: ModelShape,
+    args,
+    commands: list[str],
 ) -> dict:
-    """The results of a run from the records of its stages (``seconds.total`` is left to the caller)."""
+    """The results of a run from the records of its stages, and the commands that made it (``seconds.total`` is left to the
+    caller)."""
     trained = [learned, recovered, *baselines.values()]
     judged = [source, *(stage["model"] for stage in trained)]
     in_training = [row for stage in trained for row in stage["history"]]
@@ -130,7 +137,7 @@ def run_results(
         "versions": collect_versions(),
         "seed": args.seed,
         "recovery": recovery_settings(args),
-        "command": run_command(),
+        "command": "\n".join(commands),
         "made_by": code_origin(),
         "kept": learned["kept"],
         "passes": {"mask_learning": learned["passes"], "recovery": recovered["passes"]},
@@ -141,13 +148,15 @@ def run_results(
 
 
 def pruning_results(
-    source: dict, pruned: dict, pruning: OneShotPruning, args: ShearTrainingArguments, seconds: dict[str, float]
-) -> dict:
+    source: dict, pruned: dict, pruning: OneShotPruning, args: ShearTrainingArguments, seconds: dict[str, float],
+    commands: list[str],
+) -> dict:  # fmt: skip
     """The results of pruning alone: what ``run_results`` holds, without a recovered model.
 
     Args:
         source, pruned: what ``judge`` says of both.
         seconds: of ``pruning``, ``export`` and ``total``.
+        commands: that made it, in order.
     """
     return {
         "source": source,
@@ -167,7 +176,7 @@ def pruning_results(
         "baselines": {},
         "versions": collect_versions(),
         "seed": args.seed,
-        "command": run_command(),
+        "command": "\n".join(commands),
         "made_by": code_origin(),
         "kept": pruning.kept.to_dict(),
         "history": [],
@@ -176,14 +185,15 @@ def pruning_results(
 
 
 def interleaving_results(
-    source: dict, pruned: dict, pruning: InterleavedPruning, args: ShearTrainingArguments, seconds: dict[str, float]
-) -> dict:
+    source: dict, pruned: dict, pruning: InterleavedPruning, args: ShearTrainingArguments, seconds: dict[str, float],
+    commands: list[str],
+) -> dict:  # fmt: skip
     """As ``pruning_results``, of a model that was trained while it was pruned: at the source's size, before the cut."""
     trained = pruning.trainer.stage_record("mask_learning")
     seconds = {name: value for name, value in seconds.items() if name != "pruning"} | {
         "mask_learning": seconds["pruning"]
     }
-    results = pruning_results(source, pruned, pruning, args, seconds)
+    results = pruning_results(source, pruned, pruning, args, seconds, commands)
     length = pruning.trainer.sample_length
     results["pruned"]["flops"] += trained["tokens"] * training_flops_per_token(pruning.masked_config, length)
     results["pruned"]["learning_rate"] = args.learning_rate

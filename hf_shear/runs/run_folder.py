@@ -148,19 +148,17 @@ class RunFolder:
         if not self._replaces:
             self._write()
 
-    def at_first(self, name: str, value: int) -> int:
-        """What this run noted under this name when it was first started; ``value``, to be noted, if that is now."""
-        return self._stages["settings"].setdefault(name, value)
-
     def _check_settings(self, settings: dict) -> None:
         settings = json.loads(json.dumps(settings))
         before = self._stages.get("settings", settings)
-        what = f"`--resume` would continue {str(self.path)!r}"
+        what = f"The run in {str(self.path)!r} can not go on"
         told = check_same_run(_without(before, _MAY_CHANGE, _UNTIL), _without(settings, _MAY_CHANGE, _UNTIL), what)
         told += differences(before.get(_MAY_CHANGE, {}), settings.get(_MAY_CHANGE, {}))
         for stage, values in settings.get(_UNTIL, {}).items():
-            begun, earlier = self._has_begun(stage), before.get(_UNTIL, {}).get(stage, {})
-            told += check_same_run(earlier, values, what) if begun else differences(earlier, values)
+            earlier = before.get(_UNTIL, {}).get(stage, {})
+            if stage in self._stages:
+                what = f"The {stage} of the run in {str(self.path)!r} is finished, and can not be done again"
+            told += check_same_run(earlier, values, what) if self._has_begun(stage) else differences(earlier, values)
         if told:
             PartialState().print(f"Since this run was last started, {', '.join(told)}.")
         self._stages["settings"] = self._stages.get("settings", {}) | settings
@@ -230,7 +228,7 @@ class RunFolder:
             ours = any((checkpoint / name).is_file() for name in (STATE_NAME, FILES_NAME))
             if (checkpoint / TRAINER_STATE_NAME).is_file() and not ours:
                 raise UsageError(
-                    f"`--resume`: {str(checkpoint)!r} was written with `save_only_model`, so training cannot go on from"
+                    f"{str(checkpoint)!r} was written with `save_only_model`, so training cannot go on from"
                     " it. Delete it to train this stage again, or start a run in another folder."
                 )
         return last_whole_checkpoint(self.path / stage, PartialState().print)

@@ -16,7 +16,8 @@ from .teaching import STORED
 
 SOURCE, TEACHER_LOGITS, RECOVERY = "source", "teacher_logits", "recovery"
 RANKING = "ranking"  # of nested sizes
-PRUNING, MASK_LEARNING = "pruning", "mask_learning"  # at once, or in training: a run has one of them
+PRUNING, MASK_LEARNING = "pruning", "mask_learning"  # at once, or in training: a run has one of them,
+STARTING_POINT = "pruned_checkpoint"  # or this, where a checkpoint is recovered that another run pruned
 PAPER_MASKS = "paper_masks"
 PAPER_MASK_SHARE = 0.15  # of a rival's tokens, for the paper's masks (model_cards/tried.md)
 PASSES_TO_PRUNE = 2  # what scores and compensation take, in training passes over the calibration text

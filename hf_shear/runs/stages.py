@@ -60,6 +60,7 @@ from .domain_data import DomainData, judged_tokens, prepare_domain_data
 from .dry_run import tell_costs
 from .learned_cut import check_learned_cut, cut_learned_masks
 from .live_page import LivePage
+from .origin import COMMANDS, commands_for, with_command
 from .pipeline_arguments import (
     MASK_STARTS,
     PAPER,
@@ -204,9 +205,7 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     folder = RunFolder.open(output_dir, pipeline.resume, pipeline.overwrite, settings, dry=pipeline.dry_run)
     said = (*source.notes, reasons, f"Target: {target}", f"Run folder: {folder.path}")
     PartialState().print("\n".join(filter(None, said)))
-    # All models of a run are judged on the same text, also where `recovery_tokens` is chosen anew for `recover`.
-    num_tokens = folder.at_first("judged_for_tokens", pipeline.mask_tokens + pipeline.recovery_tokens)
-    data = pack(pipeline, domains, tokenizer, config, num_tokens)
+    data = pack(pipeline, domains, tokenizer, config)
     require_same_text(folder, data)
     flags = ["--resume"] * (not pipeline.resume) + [f"--output_dir {folder.path}"] * (output_dir is None)
     again = f" with `{' '.join(flags)}`" if flags else ""
@@ -272,17 +271,14 @@ def load_text(arguments: TextArguments):
     )  # fmt: skip
 
 
-def pack(
-    pipeline, domains, tokenizer, config: PretrainedConfig, num_tokens: int, num_samples: int | None = None
-) -> DomainData:
+def pack(pipeline, domains, tokenizer, config: PretrainedConfig, num_samples: int | None = None) -> DomainData:
     """Split, tokenise and pack, as the pipeline's arguments say.
 
     Args:
-        num_tokens: as in ``judged_tokens``.
         num_samples: that are drawn for calibration, where nothing is trained. They are drawn from eight times as many, and
             no more text is tokenised than that takes.
     """
-    judged = judged_tokens(pipeline.eval_tokens, pipeline.max_length, len(domains), num_tokens)
+    judged = judged_tokens(pipeline.eval_tokens, pipeline.max_length, len(domains))
     with PartialState().local_main_process_first():
         return prepare_domain_data(
             domains, tokenizer, config, max_length=pipeline.max_length, held_out_fraction=pipeline.held_out_fraction,
@@ -344,7 +340,8 @@ def prune_at_once(run: Run) -> dict:
     references = source_references(run, source)
     pruning = prune_one_shot(source, run.target, text, run.pipeline.prune_config(), release_source=True)
     pruned = time.perf_counter()
-    pruning.save(run.folder.path / "pruned", run.tokenizer, run.source_dtype, seed=args.seed)
+    commands = commands_for(run.source.name)
+    pruning.save(run.folder.path / "pruned", run.tokenizer, run.source_dtype, seed=args.seed, commands=commands)
     exported = time.perf_counter()
     return {
         "masks": None,
@@ -403,7 +400,7 @@ def learn_masks(run: Run, name: str = MASK_LEARNING, place: str = "pruned") -> d
         begun = folder.finished(f"{name}_start")  # by the process that made it
         if begun is None:
             raise UsageError(
-                f"`--resume`: the run in {str(folder.path)!r} does not say what its masks' start cost, as one of another"
+                f"The run in {str(folder.path)!r} does not say what its masks' start cost, as one of another"
                 " version of hf_shear. Go on with that version, or start a run in another folder."
             )
         choosing += begun["flops"]
@@ -428,6 +425,7 @@ def learn_masks(run: Run, name: str = MASK_LEARNING, place: str = "pruned") -> d
         record |= source_references(run)
     facts = {"masks": trainer.mask_report, "kept": kept.to_dict(), **compensation}
     found = {name: record[name] for name in ("reference_losses", "mixture_weights")}  # what recovery starts from
+    found[COMMANDS] = commands_for(run.source.name)
     provenance = provenance_record(model, seed=args.seed, mask_learning=record["tokens"], **found, **facts)
     save_checkpoint(sliced, folder.path / place, run.tokenizer, provenance)
     exported = time.perf_counter()
@@ -519,7 +517,8 @@ def train_plain(run: Run, name: str, model, start_path: Path | None, num_tokens:
         "seconds": time.perf_counter() - start, "learning_rate": args.learning_rate,
         "flops": trainer.tokens_seen() * run.training_flops(model.config),
     }  # fmt: skip
-    provenance = None if provenance is None else provenance | {name: record["tokens"]}
+    if provenance is not None:
+        provenance = provenance | {name: record["tokens"], COMMANDS: with_command(*provenance.get(COMMANDS, ()))}
     if adapts:
         kept = saved_as.with_name("adapter") if run.pipeline.keep_adapter else folder.path / name / "adapter"
         trained = _merged(trainer, start_path, kept)
@@ -598,7 +597,8 @@ def conclude(run: Run, learned: dict, recovered: dict, started: float) -> None:
     if PAPER in names:
         run.stage(PAPER_MASKS, learn_paper_masks, learned)
     baselines = {name: run.stage(name, train_baseline, name, learned) for name in names}
-    results = run_results(run.folder.recorded(SOURCE), learned, recovered, baselines, run.target, run.args)
+    commands = commands_for(run.folder.path / "recovered")
+    results = run_results(run.folder.recorded(SOURCE), learned, recovered, baselines, run.target, run.args, commands)
     results["seconds"]["total"] = run.folder.total_seconds(started)
     if run.args.process_index == 0:
         print(write_report(run.folder.path, results))

@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
-from ..core import UsageError, by_main_process, locked_run, noted_signals, stop_of
+from ..core import FailedError, UsageError, by_main_process, locked_run, noted_signals, stop_of
 from ..core.transformers_private import TrainerHooks
 from ..data import TEACHER_COLUMNS, DynamicDataLoader, StreamDataLoader, collate_domain_samples, first_sample
 from ..modeling import ShearingMixin, ShearingModel
@@ -536,7 +536,10 @@ class ShearTrainer(TrainerHooks):
             note_files(checkpoint)
         try:
             note_trusted(checkpoint, backend_name(self))
-        except OSError as error:  # the checkpoint is as good; only this user's next resume has to say that it is theirs
+        except (
+            OSError,
+            FailedError,
+        ) as error:  # the checkpoint is as good; only this user's next resume has to say that it is theirs
             self._tell(f"{record_folder()} could not be written ({error}): resuming will need `--trust_checkpoint`.")
 
     def check_resume(self, checkpoint: str) -> None:
