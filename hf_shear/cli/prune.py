@@ -53,7 +53,7 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
     eval_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "Held-out tokens per domain that judge both models. Default: 8192; of over four domains 32768 in all."
+            "help": "Held-out tokens per domain that judge both models. Default: 8192; of over two domains 16384 in all."
         },
     )
     batch_size: int = field(default=8, metadata={"help": "Samples of a batch."})

@@ -274,7 +274,7 @@ RANGES: dict[str, Range] = {
     "max_loss": _positive("a loss in nats per token such as 2.6", optional=True),
     "gain": _positive("a gain in nats such as 0.01"),
     "min_gain": _positive("a gain in nats such as 0.01", optional=True),
-    "patience": _count("a number of evaluations such as 2"),
+    "patience": _count("a number of evaluations such as 4"),
     "tokens_per_step": _positive("a number of tokens such as 65536", optional=True),
     "price": _positive("a price in nats per FLOP such as 1e-20", optional=True),
     "flops": _positive("a budget such as 1e19", optional=True),

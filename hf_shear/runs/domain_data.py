@@ -68,7 +68,7 @@ class DomainData:
 
 
 MOST_JUDGED, FEWEST_JUDGED = 8_192, 2_048  # tokens of a domain, where nobody says how many
-ALL_JUDGED = 32_768  # of all domains together, between these two
+ALL_JUDGED = 16_384  # of all domains together, between these two
 
 
 def judged_tokens(eval_tokens: int | None, max_length: int, num_domains: int) -> int:

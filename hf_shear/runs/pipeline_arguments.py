@@ -81,7 +81,7 @@ class DataArguments(TextArguments):
     eval_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "Held-out tokens per domain behind the results. Default: 8192; of over four domains 32768 in all."
+            "help": "Held-out tokens per domain behind the results. Default: 8192; of over two domains 16384 in all."
         },
     )
     held_out_fraction: float = field(default=0.1, metadata={"help": "Share of the documents kept from training."})
