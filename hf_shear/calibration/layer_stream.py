@@ -49,6 +49,11 @@ PLENTY = 8
 """Tokens for each input of a module from which on the least damping is right (measured: model_cards/tried.md)."""
 
 
+def is_plenty(num_tokens: int, num_inputs: int) -> bool:
+    """Whether a calibration text, of all processes, holds out no tokens for a module with so many inputs."""
+    return num_tokens >= PLENTY * num_inputs
+
+
 class _BehindLayers(Exception):
     """Ends a forward behind its last layer."""
 
@@ -193,7 +198,7 @@ class LayerStream(LayerRunner):
 
     def num_held_out(self, num_inputs: int) -> int:
         """Of the first tokens of this process, those that choose the damping of a module; 0 where tokens are plenty."""
-        if self.num_tokens >= PLENTY * num_inputs:
+        if is_plenty(self.num_tokens, num_inputs):
             return 0
         return min(MOST_HELD_OUT, int(HELD_OUT_SHARE * sum(batch.num_tokens for batch in self._waiting)))
 

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..calibration import InputsByModule, Moments, Sums, stream_inputs
+from ..calibration import InputsByModule, Moments, stream_inputs
+from ..calibration.layer_stream import is_plenty
+from ..calibration.moments import full_float32
 from ..core import UsageError
 from ..data import Calibration
 from ..masks import HIDDEN, LAYER
 from ..modeling import ShearingModel
 from .add_biases import add_biases
-from .gap import Gap, HeldOut, add_held_out, held_out_of, mixing_of
+from .gap import Gap, HeldOut, HeldOutSums
 from .layer_parts import Part, layer_parts
 from .methods import Compensation, resolve_compensation
 from .towards_reference import gaps_to_reference
@@ -145,6 +147,7 @@ def _writing_parts(model: ShearingModel, gates: dict[str, Tensor]) -> dict[tuple
 
 def _gap_of_removed(weight: Tensor, moments: Moments, kept: Tensor, removed: Tensor, holds_out: bool) -> Gap:
     """d = W_S a_S for the removed inputs S; y = W a over those that are open."""
+    holds_out = holds_out and not is_plenty(moments.count, len(kept))
     held = _held_out(weight, moments, kept, removed) if holds_out else None
     weight, gram, mean = weight.double(), moments.gram.double(), moments.mean.double()
     lost, everything = weight[:, removed], weight * (kept | removed)
@@ -161,10 +164,11 @@ def _gap_of_removed(weight: Tensor, moments: Moments, kept: Tensor, removed: Ten
 
 
 def _held_out(weight: Tensor, moments: Moments, kept: Tensor, removed: Tensor) -> HeldOut | None:
-    rows, mixing, sums = moments.held_rows.float(), mixing_of(len(weight), weight.device), Sums()
-    # The mixed outputs are few: weights are mixed in place of them.
-    add_held_out(sums, rows[:, kept], rows[:, removed], (mixing @ weight[:, removed].double()))
-    return held_out_of(sums, mixing, moments.count)
+    rows, sums = moments.held_rows.float(), HeldOutSums(len(weight), weight.device)
+    with full_float32():
+        lost = rows[:, removed] @ weight[:, removed].float().t()
+    sums.add(rows[:, kept], lost)
+    return sums.means(moments.count)
 
 
 def _update(

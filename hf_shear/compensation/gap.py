@@ -41,29 +41,36 @@ class HeldOut:
     share: float
 
 
-def add_held_out(sums: Sums, inputs: Tensor, gap: Tensor, mixing: Tensor) -> None:
-    """Add rows of inputs [n, K] and of d [n, R] to what ``held_out_of`` is made of."""
-    with full_float32():
-        charge_flops(2 * inputs.numel() * inputs.shape[1])
-        mixed = gap @ mixing.to(gap.dtype).t()
-        sums.add(len(inputs), gram=inputs.t() @ inputs, cross=mixed.t() @ inputs)
-
-
-def held_out_of(sums: Sums, mixing: Tensor, num_tokens: int) -> HeldOut | None:
-    """From the sums ``gram`` and ``cross`` over held-out tokens of this process; None if there are too few.
+class HeldOutSums:
+    """Sums over the held-out tokens of this process.
 
     Args:
-        num_tokens: of the gap, over all processes.
+        num_outputs: R.
+        device: of what is added.
     """
-    means = sums.means()
-    return HeldOut(mixing, means["cross"], means["gram"], sums.count / num_tokens) if sums.count else None
 
+    def __init__(self, num_outputs: int, device: torch.device):
+        generator = torch.Generator().manual_seed(num_outputs)  # the same in every process
+        size = (min(NUM_MIXTURES, num_outputs), num_outputs)
+        self._mixing = torch.randn(size, dtype=torch.float64, generator=generator).to(device)
+        self._sums = Sums()
 
-def mixing_of(num_outputs: int, device: torch.device) -> Tensor:
-    """The mixing of ``HeldOut``, the same in every process: float64 [M, R]."""
-    generator = torch.Generator().manual_seed(num_outputs)
-    size = (min(NUM_MIXTURES, num_outputs), num_outputs)
-    return torch.randn(size, dtype=torch.float64, generator=generator).to(device)
+    def add(self, inputs: Tensor, gap: Tensor) -> None:
+        """Count rows of inputs [n, K] and of d [n, R]; at least once, if with no row."""
+        if len(inputs) or not self._sums.count:
+            with full_float32():
+                charge_flops(2 * inputs.numel() * inputs.shape[1])
+                mixed = gap @ self._mixing.to(gap.dtype).t()
+                self._sums.add(len(inputs), gram=inputs.t() @ inputs, cross=mixed.t() @ inputs)
+
+    def means(self, num_tokens: int) -> HeldOut | None:
+        """Over all processes; None if they hold out nothing.
+
+        Args:
+            num_tokens: of the gap, over all processes.
+        """
+        means, count = self._sums.means(), self._sums.count
+        return HeldOut(self._mixing, means["cross"], means["gram"], count / num_tokens) if count else None
 
 
 @dataclass
