@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from hf_shear.compensation import Compensation, add_biases, compensate, methods, resolve_compensation
-from hf_shear.compensation.gap import DAMPINGS, Gap, HeldOut, damping_for, ridge
+from hf_shear.compensation.gap import DAMPINGS, Gap, HeldOut, HeldOutRows, damping_for, ridge
 from hf_shear.compensation.methods import COMPENSATIONS
 from hf_shear.data import Calibration
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER
@@ -133,6 +133,21 @@ def test_the_damping_is_that_of_the_fit_to_the_others_which_is_best_on_held_out_
     assert (chosen == least) == (num_tokens == 4000)
     update, _ = resolve_compensation("least_squares").update(gap)
     assert update is None if chosen is None else torch.equal(update, ridge(gap.cross, gap.gram, chosen))
+
+
+@pytest.mark.parametrize("num_tokens", [12, 25])
+def test_token_by_token_the_choice_is_that_of_the_moments(num_tokens):
+    generator = torch.Generator().manual_seed(num_tokens)
+    inputs = torch.randn(num_tokens, 30, generator=generator).double()
+    inputs[:, 20:] = inputs[:, :10] + torch.randn(num_tokens, 10, generator=generator)
+    weight, num_held = torch.randn(4, 30, generator=generator).double(), num_tokens // 4
+    gap = held_out_gap(inputs, weight, 20, num_held)
+    lost = inputs[:, 20:] @ weight[:, 20:].t()
+    least, of_moments = float(0.01 * gap.gram.diagonal().mean()), gap.held_out.changes(gap)
+    of_rows = HeldOutRows(inputs[:, :20], lost, num_held).changes(gap)
+    for factor in DAMPINGS:
+        assert of_rows(factor * least) == pytest.approx(of_moments(factor * least), rel=1e-3)
+    assert of_rows(1e3) < 0
 
 
 def test_an_update_that_is_no_good_on_held_out_tokens_is_not_made():

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from ..core import IGNORED_LABEL, UsageError, check_ranges, count_over_ranks, tracked
+from ..core import IGNORED_LABEL, UsageError, check_ranges, count_over_ranks, num_processes, tracked
 from ..shapes import OUTPUT_PROJECTIONS
 from .engine import Batch, Watcher, Watchers, into, measuring, shown, split_samples, watching
 from .factors import check_finite
@@ -52,6 +52,16 @@ PLENTY = 8
 def is_plenty(num_tokens: int, num_inputs: int) -> bool:
     """Whether a calibration text, of all processes, holds out no tokens for a module with so many inputs."""
     return num_tokens >= PLENTY * num_inputs
+
+
+def is_few(num_tokens: int, num_inputs: int) -> bool:
+    """Whether all tokens are kept for a module with so many inputs: they take less room than the moments of the inputs."""
+    return num_tokens < num_inputs and num_processes() == 1
+
+
+def num_held_of(num_tokens: int) -> int:
+    """Of the first tokens of a process, those that choose dampings."""
+    return min(MOST_HELD_OUT, int(HELD_OUT_SHARE * num_tokens))
 
 
 class _BehindLayers(Exception):
@@ -185,7 +195,7 @@ class LayerStream(LayerRunner):
         ValueError: no token counts.
 
     Attributes:
-        num_tokens: that count, over all ranks.
+        num_tokens, num_own_tokens: that count, over all ranks and in this process.
     """
 
     def __init__(
@@ -194,13 +204,14 @@ class LayerStream(LayerRunner):
         super().__init__(model)
         self.store = self.device if store is None else torch.device(store)
         self._waiting = [self.in_front_of_layers(batch).to(self.store) for batch in shown(batches, self.device)]
-        self.num_tokens = count_over_ranks(sum(batch.num_tokens for batch in self._waiting), self.device)
+        self.num_own_tokens = sum(batch.num_tokens for batch in self._waiting)
+        self.num_tokens = count_over_ranks(self.num_own_tokens, self.device)
 
-    def num_held_out(self, num_inputs: int) -> int:
-        """Of the first tokens of this process, those that choose the damping of a module; 0 where tokens are plenty."""
+    def num_rows_kept(self, num_inputs: int) -> int:
+        """Of the first tokens of this process, those that choosing the damping of a module with so many inputs needs."""
         if is_plenty(self.num_tokens, num_inputs):
             return 0
-        return min(MOST_HELD_OUT, int(HELD_OUT_SHARE * sum(batch.num_tokens for batch in self._waiting)))
+        return self.num_tokens if is_few(self.num_tokens, num_inputs) else num_held_of(self.num_own_tokens)
 
     @property
     def num_batches(self) -> int:
@@ -288,8 +299,8 @@ def _layer_inputs(stream: LayerStream, index: int, names: tuple[str, ...], holds
 
 
 def _no_inputs(stream: LayerStream, module: nn.Linear, holds_out: bool) -> Moments:
-    num_held = stream.num_held_out(module.in_features) if holds_out else 0
-    return Moments.zeros(module.in_features, module.weight.device, num_held=num_held)
+    num_rows = stream.num_rows_kept(module.in_features) if holds_out else 0
+    return Moments.zeros(module.in_features, module.weight.device, num_leading=num_rows)
 
 
 def _keep(shared: InputsByModule | None, index: int, found: dict[str, Moments]) -> None:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import InputsByModule, Moments, stream_inputs
-from ..calibration.layer_stream import is_plenty
+from ..calibration.layer_stream import is_few, is_plenty, num_held_of
 from ..calibration.moments import full_float32
 from ..core import UsageError
 from ..data import Calibration
 from ..masks import HIDDEN, LAYER
 from ..modeling import ShearingModel
 from .add_biases import add_biases
-from .gap import Gap, HeldOut, HeldOutSums
+from .gap import Gap, HeldOut, HeldOutRows, HeldOutTokens
 from .layer_parts import Part, layer_parts
 from .methods import Compensation, resolve_compensation
 from .towards_reference import gaps_to_reference
@@ -163,12 +163,13 @@ def _gap_of_removed(weight: Tensor, moments: Moments, kept: Tensor, removed: Ten
     )
 
 
-def _held_out(weight: Tensor, moments: Moments, kept: Tensor, removed: Tensor) -> HeldOut | None:
-    rows, sums = moments.held_rows.float(), HeldOutSums(len(weight), weight.device)
+def _held_out(weight: Tensor, moments: Moments, kept: Tensor, removed: Tensor) -> HeldOut | HeldOutRows | None:
+    rows, few = moments.leading_rows.float(), is_few(moments.count, len(kept))
+    tokens = HeldOutTokens(num_held_of(len(rows)) if few else len(rows), few, len(weight), weight.device)
     with full_float32():
         lost = rows[:, removed] @ weight[:, removed].float().t()
-    sums.add(rows[:, kept], lost)
-    return sums.means(moments.count)
+    tokens.add(rows[:, kept], lost)
+    return tokens.found(moments.count)
 
 
 def _update(

@@ -7,6 +7,7 @@ c = 0 are always among those it may choose, so that this error never rises.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ MORE_DAMPING = 10.0  # factor by which it is raised until the system can be solv
 
 
 NUM_MIXTURES = 64  # of outputs, which tell dampings apart as all outputs would, at a fraction of the cost
-DAMPINGS = (1.0, 10.0, 100.0, 1000.0)  # factors of the least one
+DAMPINGS = (1.0, 10.0, 100.0, 1000.0, 10_000.0)  # factors of the least one
 
 
 @dataclass
@@ -40,37 +41,94 @@ class HeldOut:
     gram: Tensor
     share: float
 
+    def changes(self, gap: Gap) -> Callable[[float], float]:
+        """By damping: what the error on these tokens changes by with the update that fits the others best.
 
-class HeldOutSums:
-    """Sums over the held-out tokens of this process.
+        In float32, which tells dampings apart.
+        """
+        held, held_cross, rest = self.gram.float(), self.cross.float(), 1 - self.share
+        gram = (gap.gram.float() - self.share * held) / rest
+        cross = (self.mixing @ gap.cross).float().sub_(held_cross, alpha=self.share) / rest
+
+        def change(damping: float) -> float:
+            with full_float32():
+                update = ridge(cross, gram, damping)
+                return float(((update @ held) * update).sum() - 2 * (update * held_cross).sum())
+
+        return change
+
+
+@dataclass
+class HeldOutRows:
+    """All tokens of a text that has fewer than a module has inputs: fits to them are solved token by token.
+
+    Attributes:
+        inputs: a, [n, K].
+        mixed: d, mixed as in ``HeldOut``, [n, M].
+        num_held: of the first ones, which choose the damping.
+    """
+
+    inputs: Tensor
+    mixed: Tensor
+    num_held: int
+
+    def changes(self, gap: Gap) -> Callable[[float], float]:
+        """As of ``HeldOut``, by ridge regression in its dual form, of as many unknowns as there are other tokens."""
+        held, rest = slice(self.num_held), slice(self.num_held, None)
+        others = self.inputs[rest]
+        with full_float32():
+            charge_flops(2 * self.inputs.numel() * len(others))
+            products = (self.inputs @ others.t()).double() / len(others)
+        wanted, known = self.mixed[held].double(), self.mixed[rest].double().t()
+
+        def change(damping: float) -> float:
+            predicted = products[held] @ ridge(known, products[rest], damping).t()
+            return float((predicted * (predicted - 2 * wanted)).sum()) / self.num_held
+
+        return change
+
+
+class HeldOutTokens:
+    """The tokens of this process that choose a damping, as they are read.
 
     Args:
+        num_held: of the first ones.
+        keeps_all: whether to keep the others as well, as ``HeldOutRows`` does; this process then reads all there are.
         num_outputs: R.
         device: of what is added.
     """
 
-    def __init__(self, num_outputs: int, device: torch.device):
+    def __init__(self, num_held: int, keeps_all: bool, num_outputs: int, device: torch.device):
         generator = torch.Generator().manual_seed(num_outputs)  # the same in every process
         size = (min(NUM_MIXTURES, num_outputs), num_outputs)
         self._mixing = torch.randn(size, dtype=torch.float64, generator=generator).to(device)
-        self._sums = Sums()
+        self._num_held, self._keeps_all, self._num_read = num_held, keeps_all, 0
+        self._inputs: list[Tensor] = []
+        self._mixed: list[Tensor] = []
 
     def add(self, inputs: Tensor, gap: Tensor) -> None:
-        """Count rows of inputs [n, K] and of d [n, R]; at least once, if with no row."""
-        if len(inputs) or not self._sums.count:
-            with full_float32():
-                charge_flops(2 * inputs.numel() * inputs.shape[1])
-                mixed = gap @ self._mixing.to(gap.dtype).t()
-                self._sums.add(len(inputs), gram=inputs.t() @ inputs, cross=mixed.t() @ inputs)
+        """Count rows of inputs [n, K] and of d [n, R], float32 or wider."""
+        wanted = len(inputs) if self._keeps_all else max(self._num_held - self._num_read, 0)
+        self._num_read += len(inputs)
+        with full_float32():
+            self._inputs.append(inputs[:wanted].clone())
+            self._mixed.append(gap[:wanted] @ self._mixing.to(gap.dtype).t())
 
-    def means(self, num_tokens: int) -> HeldOut | None:
+    def found(self, num_tokens: int) -> HeldOut | HeldOutRows | None:
         """Over all processes; None if they hold out nothing.
 
         Args:
             num_tokens: of the gap, over all processes.
         """
-        means, count = self._sums.means(), self._sums.count
-        return HeldOut(self._mixing, means["cross"], means["gram"], count / num_tokens) if count else None
+        inputs, mixed = torch.cat(self._inputs), torch.cat(self._mixed)
+        if self._keeps_all:
+            return HeldOutRows(inputs, mixed, self._num_held) if self._num_held else None
+        sums = Sums()
+        with full_float32():
+            charge_flops(2 * inputs.numel() * inputs.shape[1])
+            sums.add(len(inputs), gram=inputs.t() @ inputs, cross=mixed.t() @ inputs)
+        means = sums.means()
+        return HeldOut(self._mixing, means["cross"], means["gram"], sums.count / num_tokens) if sums.count else None
 
 
 @dataclass
@@ -85,7 +143,7 @@ class Gap:
         input_mean: E[a], [K].
         wanted_power: E|y|^2, summed over outputs.
         num_tokens: behind the means.
-        held_out: the same of the part of these tokens that chooses the damping; None: there is none.
+        held_out: the part of these tokens that chooses the damping; None: there is none.
     """
 
     cross: Tensor
@@ -95,7 +153,7 @@ class Gap:
     input_mean: Tensor
     wanted_power: float
     num_tokens: int
-    held_out: HeldOut | None = None
+    held_out: HeldOut | HeldOutRows | None = None
 
     def error(self, update: Tensor | None = None, bias: Tensor | None = None) -> float:
         """E|d - U a - c|^2 / E|y|^2 for an update [R, K] of the weight and one [R] of the bias; 0 where y is 0."""
@@ -140,17 +198,12 @@ def damping_for(gap: Gap, least: float) -> float | None:
     Returns:
         None if every update is worse than none.
     """
-    held = gap.held_out
-    if held is None:
+    if gap.held_out is None:
         return least
-    rest = 1 - held.share
-    gram = (gap.gram - held.share * held.gram) / rest
-    cross = (held.mixing @ gap.cross - held.share * held.cross) / rest
     best, lowest = None, 0.0  # the error without an update, to which the change by it is added
-    previous = float("inf")
+    change_by, previous = gap.held_out.changes(gap), float("inf")
     for factor in DAMPINGS:
-        update = ridge(cross, gram, factor * least)
-        change = float(((update @ held.gram) * update).sum() - 2 * (update * held.cross).sum())
+        change = change_by(factor * least)
         if change < lowest:
             best, lowest = factor * least, change
         if change >= previous:

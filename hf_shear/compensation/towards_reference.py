@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import Batch, LayerStream, Moments, Sums, measuring, watching
-from ..calibration.layer_stream import WaitingBatch, forwards_replaced, is_plenty, warn_if_short
+from ..calibration.layer_stream import WaitingBatch, forwards_replaced, is_few, is_plenty, num_held_of, warn_if_short
 from ..calibration.moments import full_float32
 from ..core import charge_flops, tracked
 from ..data import Calibration
 from ..modeling import ShearingModel
 from ..shapes import OUTPUT_PROJECTIONS
-from .gap import Gap, HeldOutSums
+from .gap import Gap, HeldOutTokens
 from .layer_parts import ATTENTION, MLP, Part, layer_parts
 
 NORM = "post_attention_layernorm"  # what reads the residual stream behind o_proj
@@ -98,15 +98,14 @@ def _gaps(pruned: LayerStream, wanted: LayerStream, index: int, parts: list[Part
     columns, sums = parts[0].columns, [Sums() for _ in parts]
     shared = Moments.zeros(int(columns.sum()), columns.device)
     holds_out = holds_out and not is_plenty(pruned.num_tokens, len(columns))
-    left = pruned.num_held_out(len(columns)) if holds_out else 0
-    held = [HeldOutSums(int(part.rows.sum()), columns.device) if holds_out else None for part in parts]
+    few, num_held = is_few(pruned.num_tokens, len(columns)), num_held_of(pruned.num_own_tokens)
+    held = [HeldOutTokens(num_held, few, int(part.rows.sum()), columns.device) if holds_out else None for part in parts]
     for mine, theirs in zip(pruned, wanted, strict=True):
         stream, now = _run(pruned, index, parts, mine)
         wanted_stream, then = _run(wanted, index, parts, theirs)
         inputs = mine.rows(now[parts[0].name][0])[:, columns]
         shared.add(inputs)
-        inputs, first = inputs.float(), inputs[:left].float()
-        left -= len(first)
+        inputs = inputs.float()
         for part, total, held_total in zip(parts, sums, held, strict=True):
             outputs = mine.rows(now[part.name][1]).float()[:, part.rows]
             if part.writes:
@@ -125,7 +124,7 @@ def _gaps(pruned: LayerStream, wanted: LayerStream, index: int, parts: list[Part
                     wanted_power=(outputs + gap).square().sum(),
                 )
             if held_total is not None:
-                held_total.add(first, gap[: len(first)])
+                held_total.add(inputs, gap)
         if wanted_stream is not None:
             theirs.hidden = wanted_stream
     shared.over_ranks()
@@ -133,8 +132,8 @@ def _gaps(pruned: LayerStream, wanted: LayerStream, index: int, parts: list[Part
     return [_gap(total, gram, input_mean, held_total) for total, held_total in zip(sums, held, strict=True)]
 
 
-def _gap(sums: Sums, gram: Tensor, input_mean: Tensor, held: HeldOutSums | None) -> Gap:
-    means, held_out = sums.means(), None if held is None else held.means(sums.count)
+def _gap(sums: Sums, gram: Tensor, input_mean: Tensor, held: HeldOutTokens | None) -> Gap:
+    means, held_out = sums.means(), None if held is None else held.found(sums.count)
     power, wanted_power = float(means["power"]), float(means["wanted_power"])
     return Gap(means["cross"], means["mean"], power, gram, input_mean, wanted_power, sums.count, held_out)
 
