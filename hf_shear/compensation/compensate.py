@@ -68,8 +68,9 @@ def compensate(
         method: a name with options, such as "least_squares:damping=0.1" (``hf_shear.compensation.methods.COMPENSATIONS``).
         reference: a masked model with the source's shape and other weights, run with all gates open, for
             ``towards=source``; default: ``model`` as it comes.
-        shared_inputs: A of o_proj and down_proj of every layer, as collected on ``calibration`` from ``model`` with the
-            weights and gates that it has now, for ``towards=module``; used up. Without it, or empty, A is collected here.
+        shared_inputs: A of o_proj or down_proj of every layer, or both, as collected on ``calibration`` from ``model``
+            with the weights and gates that it has now, for ``towards=module``; used up. Where it lacks some, A is
+            collected here.
 
     Returns:
         The errors of every module that was looked at.
@@ -116,13 +117,15 @@ def _towards_own_outputs(
     names = sorted({name for _, name in losing})
     if not losing:
         return
+    known = shared_inputs or {}
+    all_known = all((index, name) in known for index in range(len(model.model.layers)) for name in names)
     with model.use_gates(model.gates_in_use):
         for index, moments in stream_inputs(
             model,
             calibration.batches,
             names,
             store=chosen.store,
-            shared=shared_inputs or None,
+            shared=known if all_known else None,
             holds_out=chosen.holds_out,
         ):
             for name in names:
