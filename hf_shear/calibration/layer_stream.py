@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from ..core import IGNORED_LABEL, UsageError, check_ranges, count_over_ranks, num_processes, tracked
+from ..core import IGNORED_LABEL, UsageError, check_ranges, count_over_ranks, tracked
 from ..shapes import OUTPUT_PROJECTIONS
 from .engine import Batch, Watcher, Watchers, into, measuring, shown, split_samples, watching
 from .factors import check_finite
@@ -43,25 +43,15 @@ InputsByModule = dict[tuple[int, str], Moments]
 """A of linear layers by (index of the decoder layer, name within it), handed from what collected it to what needs it."""
 
 
-MOST_HELD_OUT, HELD_OUT_SHARE = 512, 0.25
-"""Tokens of a calibration text, of each process, that choose the damping of a fit to the others, and their share."""
+MOST_CHOOSING = 512
+"""Tokens of a calibration text, of each process, that choose the damping of a module."""
 PLENTY = 8
 """Tokens for each input of a module from which on the least damping is right (measured: model_cards/tried.md)."""
 
 
 def is_plenty(num_tokens: int, num_inputs: int) -> bool:
-    """Whether a calibration text, of all processes, holds out no tokens for a module with so many inputs."""
+    """Whether a calibration text, of all processes, chooses no damping of a module with so many inputs."""
     return num_tokens >= PLENTY * num_inputs
-
-
-def is_few(num_tokens: int, num_inputs: int) -> bool:
-    """Whether all tokens are kept for a module with so many inputs: they take less room than the moments of the inputs."""
-    return num_tokens < num_inputs and num_processes() == 1
-
-
-def num_held_of(num_tokens: int) -> int:
-    """Of the first tokens of a process, those that choose dampings."""
-    return min(MOST_HELD_OUT, int(HELD_OUT_SHARE * num_tokens))
 
 
 class _BehindLayers(Exception):
@@ -195,7 +185,7 @@ class LayerStream(LayerRunner):
         ValueError: no token counts.
 
     Attributes:
-        num_tokens, num_own_tokens: that count, over all ranks and in this process.
+        num_tokens: that count, over all ranks.
     """
 
     def __init__(
@@ -204,14 +194,7 @@ class LayerStream(LayerRunner):
         super().__init__(model)
         self.store = self.device if store is None else torch.device(store)
         self._waiting = [self.in_front_of_layers(batch).to(self.store) for batch in shown(batches, self.device)]
-        self.num_own_tokens = sum(batch.num_tokens for batch in self._waiting)
-        self.num_tokens = count_over_ranks(self.num_own_tokens, self.device)
-
-    def num_rows_kept(self, num_inputs: int) -> int:
-        """Of the first tokens of this process, those that choosing the damping of a module with so many inputs needs."""
-        if is_plenty(self.num_tokens, num_inputs):
-            return 0
-        return self.num_tokens if is_few(self.num_tokens, num_inputs) else num_held_of(self.num_own_tokens)
+        self.num_tokens = count_over_ranks(sum(batch.num_tokens for batch in self._waiting), self.device)
 
     @property
     def num_batches(self) -> int:
@@ -299,7 +282,7 @@ def _layer_inputs(stream: LayerStream, index: int, names: tuple[str, ...], holds
 
 
 def _no_inputs(stream: LayerStream, module: nn.Linear, holds_out: bool) -> Moments:
-    num_rows = stream.num_rows_kept(module.in_features) if holds_out else 0
+    num_rows = MOST_CHOOSING if holds_out and not is_plenty(stream.num_tokens, module.in_features) else 0
     return Moments.zeros(module.in_features, module.weight.device, num_leading=num_rows)
 
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import InputsByModule, Moments, stream_inputs
-from ..calibration.layer_stream import is_few, is_plenty, num_held_of
+from ..calibration.layer_stream import MOST_CHOOSING, is_plenty
 from ..calibration.moments import full_float32
 from ..core import UsageError
 from ..data import Calibration
 from ..masks import HIDDEN, LAYER
 from ..modeling import ShearingModel
 from .add_biases import add_biases
-from .gap import Gap, HeldOut, HeldOutRows, HeldOutTokens
+from .gap import ChoosingTokenRows, ChoosingTokens, Gap
 from .layer_parts import Part, layer_parts
 from .methods import Compensation, resolve_compensation
 from .towards_reference import gaps_to_reference
@@ -151,7 +151,7 @@ def _writing_parts(model: ShearingModel, gates: dict[str, Tensor]) -> dict[tuple
 def _gap_of_removed(weight: Tensor, moments: Moments, kept: Tensor, removed: Tensor, holds_out: bool) -> Gap:
     """d = W_S a_S for the removed inputs S; y = W a over those that are open."""
     holds_out = holds_out and not is_plenty(moments.count, len(kept))
-    held = _held_out(weight, moments, kept, removed) if holds_out else None
+    choosing = _choosing(weight, moments, kept, removed) if holds_out else None
     weight, gram, mean = weight.double(), moments.gram.double(), moments.mean.double()
     lost, everything = weight[:, removed], weight * (kept | removed)
     return Gap(
@@ -162,17 +162,16 @@ def _gap_of_removed(weight: Tensor, moments: Moments, kept: Tensor, removed: Ten
         input_mean=mean[kept],
         wanted_power=float(((everything @ gram) * everything).sum()),
         num_tokens=moments.count,
-        held_out=held,
+        choosing=choosing,
     )
 
 
-def _held_out(weight: Tensor, moments: Moments, kept: Tensor, removed: Tensor) -> HeldOut | HeldOutRows | None:
-    rows, few = moments.leading_rows.float(), is_few(moments.count, len(kept))
-    tokens = HeldOutTokens(num_held_of(len(rows)) if few else len(rows), few, len(weight), weight.device)
+def _choosing(weight: Tensor, moments: Moments, kept: Tensor, removed: Tensor) -> ChoosingTokens:
+    inputs, rows = moments.leading_rows.float(), ChoosingTokenRows(MOST_CHOOSING, len(weight), weight.device)
     with full_float32():
-        lost = rows[:, removed] @ weight[:, removed].float().t()
-    tokens.add(rows[:, kept], lost)
-    return tokens.found(moments.count)
+        lost = inputs[:, removed] @ weight[:, removed].float().t()
+    rows.add(inputs[:, kept], lost)
+    return rows.found(int(kept.sum()), moments.count)
 
 
 def _update(

@@ -7,15 +7,14 @@ c = 0 are always among those it may choose, so that this error never rises.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..calibration import Sums
 from ..calibration.moments import full_float32
-from ..core import charge_flops
+from ..core import charge_flops, count_over_ranks, num_processes, sum_over_ranks
 
 FIRST_DAMPING = 1e-10  # share of the mean diagonal that is tried where none was asked for and none does not suffice
 MORE_DAMPING = 10.0  # factor by which it is raised until the system can be solved
@@ -23,112 +22,77 @@ MORE_DAMPING = 10.0  # factor by which it is raised until the system can be solv
 
 NUM_MIXTURES = 64  # of outputs, which tell dampings apart as all outputs would, at a fraction of the cost
 DAMPINGS = (1.0, 10.0, 100.0, 1000.0, 10_000.0)  # factors of the least one
+HELD_OUT_SHARE = 0.25  # of the tokens that choose a damping, those on which fits to the others are judged
 
 
 @dataclass
-class HeldOut:
-    """Means over the tokens that choose the damping, of random mixtures of the outputs.
-
-    Attributes:
-        mixing: [M, R], of independent normal numbers: |mixing d|^2 is |d|^2 on average, up to a factor.
-        cross: E[(mixing d) a^T], [M, K].
-        gram: E[a a^T], [K, K].
-        share: of the tokens of the gap.
-    """
-
-    mixing: Tensor
-    cross: Tensor
-    gram: Tensor
-    share: float
-
-    def changes(self, gap: Gap) -> Callable[[float], float]:
-        """By damping: what the error on these tokens changes by with the update that fits the others best.
-
-        In float32, which tells dampings apart.
-        """
-        held, held_cross, rest = self.gram.float(), self.cross.float(), 1 - self.share
-        gram = (gap.gram.float() - self.share * held) / rest
-        cross = (self.mixing @ gap.cross).float().sub_(held_cross, alpha=self.share) / rest
-
-        def change(damping: float) -> float:
-            with full_float32():
-                update = ridge(cross, gram, damping)
-                return float(((update @ held) * update).sum() - 2 * (update * held_cross).sum())
-
-        return change
-
-
-@dataclass
-class HeldOutRows:
-    """All tokens of a text that has fewer than a module has inputs: fits to them are solved token by token.
+class ChoosingTokens:
+    """The first tokens of this process, which choose the damping.
 
     Attributes:
         inputs: a, [n, K].
-        mixed: d, mixed as in ``HeldOut``, [n, M].
-        num_held: of the first ones, which choose the damping.
+        mixed: random mixtures of d, [n, M]: their squares add up to |d|^2 on average, up to a factor.
+        share: n, as a mean over the processes, of all tokens of the gap.
     """
 
     inputs: Tensor
     mixed: Tensor
-    num_held: int
+    share: float
 
-    def changes(self, gap: Gap) -> Callable[[float], float]:
-        """As of ``HeldOut``, by ridge regression in its dual form, of as many unknowns as there are other tokens."""
-        held, rest = slice(self.num_held), slice(self.num_held, None)
-        others = self.inputs[rest]
-        with full_float32():
-            charge_flops(2 * self.inputs.numel() * len(others))
-            products = (self.inputs @ others.t()).double() / len(others)
-        wanted, known = self.mixed[held].double(), self.mixed[rest].double().t()
+    def changes(self, dampings: Sequence[float]) -> Tensor:
+        """By damping: what the update that fits the last tokens best changes the squared error on the first by, [dampings].
 
-        def change(damping: float) -> float:
-            predicted = products[held] @ ridge(known, products[rest], damping).t()
-            return float((predicted * (predicted - 2 * wanted)).sum()) / self.num_held
+        Summed over tokens and processes. Ridge regression in its dual form, of as many unknowns as there are tokens.
+        """
+        num_held = int(HELD_OUT_SHARE * len(self.inputs))
+        held, others = self.mixed[:num_held].double(), self.mixed[num_held:].double()
+        found = torch.zeros(len(dampings), dtype=torch.float64, device=self.inputs.device)
+        if num_held:
+            with full_float32():
+                charge_flops(2 * self.inputs.numel() * len(others))
+                products = (self.inputs @ self.inputs[num_held:].t()).double() / len(others)
+            for index, damping in enumerate(dampings):
+                predicted = products[:num_held] @ ridge(others.t(), products[num_held:], damping).t()
+                found[index] = (predicted * (predicted - 2 * held)).sum()
+        sum_over_ranks(found)
+        return found
 
-        return change
 
-
-class HeldOutTokens:
-    """The tokens of this process that choose a damping, as they are read.
+class ChoosingTokenRows:
+    """``ChoosingTokens``, as they are read.
 
     Args:
-        num_held: of the first ones.
-        keeps_all: whether to keep the others as well, as ``HeldOutRows`` does; this process then reads all there are.
+        most: of them.
         num_outputs: R.
         device: of what is added.
     """
 
-    def __init__(self, num_held: int, keeps_all: bool, num_outputs: int, device: torch.device):
+    def __init__(self, most: int, num_outputs: int, device: torch.device):
         generator = torch.Generator().manual_seed(num_outputs)  # the same in every process
-        size = (min(NUM_MIXTURES, num_outputs), num_outputs)
-        self._mixing = torch.randn(size, dtype=torch.float64, generator=generator).to(device)
-        self._num_held, self._keeps_all, self._num_read = num_held, keeps_all, 0
+        size = (num_outputs, min(NUM_MIXTURES, num_outputs))
+        self._mixing, self._left = torch.randn(size, generator=generator).to(device), most
         self._inputs: list[Tensor] = []
         self._mixed: list[Tensor] = []
 
     def add(self, inputs: Tensor, gap: Tensor) -> None:
-        """Count rows of inputs [n, K] and of d [n, R], float32 or wider."""
-        wanted = len(inputs) if self._keeps_all else max(self._num_held - self._num_read, 0)
-        self._num_read += len(inputs)
-        with full_float32():
-            self._inputs.append(inputs[:wanted].clone())
-            self._mixed.append(gap[:wanted] @ self._mixing.to(gap.dtype).t())
+        """Count rows of inputs [n, K] and of d [n, R], in float32."""
+        if len(inputs := inputs[: self._left]):
+            with full_float32():
+                self._mixed.append(gap[: self._left] @ self._mixing)
+            self._inputs.append(inputs.clone())
+            self._left -= len(inputs)
 
-    def found(self, num_tokens: int) -> HeldOut | HeldOutRows | None:
-        """Over all processes; None if they hold out nothing.
+    def found(self, num_inputs: int, num_tokens: int) -> ChoosingTokens:
+        """What was added.
 
         Args:
+            num_inputs: K.
             num_tokens: of the gap, over all processes.
         """
-        inputs, mixed = torch.cat(self._inputs), torch.cat(self._mixed)
-        if self._keeps_all:
-            return HeldOutRows(inputs, mixed, self._num_held) if self._num_held else None
-        sums = Sums()
-        with full_float32():
-            charge_flops(2 * inputs.numel() * inputs.shape[1])
-            sums.add(len(inputs), gram=inputs.t() @ inputs, cross=mixed.t() @ inputs)
-        means = sums.means()
-        return HeldOut(self._mixing, means["cross"], means["gram"], sums.count / num_tokens) if sums.count else None
+        none = self._mixing.new_zeros(0, num_inputs), self._mixing.new_zeros(0, self._mixing.shape[1])
+        inputs, mixed = torch.cat([none[0], *self._inputs]), torch.cat([none[1], *self._mixed])
+        mean = count_over_ranks(len(inputs), inputs.device) / num_processes()
+        return ChoosingTokens(inputs, mixed, mean / num_tokens)
 
 
 @dataclass
@@ -143,7 +107,7 @@ class Gap:
         input_mean: E[a], [K].
         wanted_power: E|y|^2, summed over outputs.
         num_tokens: behind the means.
-        held_out: the part of these tokens that chooses the damping; None: there is none.
+        choosing: some of these tokens, which choose the damping; None: it is the least one.
     """
 
     cross: Tensor
@@ -153,7 +117,7 @@ class Gap:
     input_mean: Tensor
     wanted_power: float
     num_tokens: int
-    held_out: HeldOut | HeldOutRows | None = None
+    choosing: ChoosingTokens | None = None
 
     def error(self, update: Tensor | None = None, bias: Tensor | None = None) -> float:
         """E|d - U a - c|^2 / E|y|^2 for an update [R, K] of the weight and one [R] of the bias; 0 where y is 0."""
@@ -187,10 +151,10 @@ def ridge(cross: Tensor, gram: Tensor, damping: float) -> Tensor:
 
 
 def damping_for(gap: Gap, least: float) -> float | None:
-    """Of ``least`` and its multiples, the damping whose fit to the other tokens is best on those held out.
+    """Of ``least`` and its multiples, the damping whose fit to some tokens is best on others that are held out.
 
-    Dampings are tried upwards, until one is worse than the one before. Fitted to few tokens, an update of many inputs is
-    good on these alone: more damping makes it smaller.
+    Fitted to few tokens, an update of many inputs is good on these alone: more damping makes it smaller. What a damping
+    weighs against is a sum over tokens: a fit to ten times as many tokens as have chosen has a tenth of it, but ``least``.
 
     Args:
         least: added to the diagonal of the gram, as ``ridge`` does.
@@ -198,15 +162,9 @@ def damping_for(gap: Gap, least: float) -> float | None:
     Returns:
         None if every update is worse than none.
     """
-    if gap.held_out is None:
+    if gap.choosing is None:
         return least
-    best, lowest = None, 0.0  # the error without an update, to which the change by it is added
-    change_by, previous = gap.held_out.changes(gap), float("inf")
-    for factor in DAMPINGS:
-        change = change_by(factor * least)
-        if change < lowest:
-            best, lowest = factor * least, change
-        if change >= previous:
-            break
-        previous = change
-    return best
+    dampings = [factor * least for factor in DAMPINGS]
+    changes = gap.choosing.changes(dampings)
+    best = int(changes.argmin())
+    return max(least, dampings[best] * gap.choosing.share) if float(changes[best]) < 0 else None

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import Batch, LayerStream, Moments, Sums, measuring, watching
-from ..calibration.layer_stream import WaitingBatch, forwards_replaced, is_few, is_plenty, num_held_of, warn_if_short
+from ..calibration.layer_stream import MOST_CHOOSING, WaitingBatch, forwards_replaced, is_plenty, warn_if_short
 from ..calibration.moments import full_float32
 from ..core import charge_flops, tracked
 from ..data import Calibration
 from ..modeling import ShearingModel
 from ..shapes import OUTPUT_PROJECTIONS
-from .gap import Gap, HeldOutTokens
+from .gap import ChoosingTokenRows, Gap
 from .layer_parts import ATTENTION, MLP, Part, layer_parts
 
 NORM = "post_attention_layernorm"  # what reads the residual stream behind o_proj
@@ -98,15 +98,16 @@ def _gaps(pruned: LayerStream, wanted: LayerStream, index: int, parts: list[Part
     columns, sums = parts[0].columns, [Sums() for _ in parts]
     shared = Moments.zeros(int(columns.sum()), columns.device)
     holds_out = holds_out and not is_plenty(pruned.num_tokens, len(columns))
-    few, num_held = is_few(pruned.num_tokens, len(columns)), num_held_of(pruned.num_own_tokens)
-    held = [HeldOutTokens(num_held, few, int(part.rows.sum()), columns.device) if holds_out else None for part in parts]
+    choosing = [
+        ChoosingTokenRows(MOST_CHOOSING, int(part.rows.sum()), columns.device) if holds_out else None for part in parts
+    ]
     for mine, theirs in zip(pruned, wanted, strict=True):
         stream, now = _run(pruned, index, parts, mine)
         wanted_stream, then = _run(wanted, index, parts, theirs)
         inputs = mine.rows(now[parts[0].name][0])[:, columns]
         shared.add(inputs)
         inputs = inputs.float()
-        for part, total, held_total in zip(parts, sums, held, strict=True):
+        for part, total, rows in zip(parts, sums, choosing, strict=True):
             outputs = mine.rows(now[part.name][1]).float()[:, part.rows]
             if part.writes:
                 assert stream is not None and wanted_stream is not None
@@ -123,19 +124,19 @@ def _gaps(pruned: LayerStream, wanted: LayerStream, index: int, parts: list[Part
                     power=gap.square().sum(),
                     wanted_power=(outputs + gap).square().sum(),
                 )
-            if held_total is not None:
-                held_total.add(inputs, gap)
+            if rows is not None:
+                rows.add(inputs, gap)
         if wanted_stream is not None:
             theirs.hidden = wanted_stream
     shared.over_ranks()
     gram, input_mean = shared.gram.double(), shared.mean.double()
-    return [_gap(total, gram, input_mean, held_total) for total, held_total in zip(sums, held, strict=True)]
+    return [_gap(total, gram, input_mean, rows) for total, rows in zip(sums, choosing, strict=True)]
 
 
-def _gap(sums: Sums, gram: Tensor, input_mean: Tensor, held: HeldOutTokens | None) -> Gap:
-    means, held_out = sums.means(), None if held is None else held.found(sums.count)
+def _gap(sums: Sums, gram: Tensor, input_mean: Tensor, rows: ChoosingTokenRows | None) -> Gap:
+    means, choosing = sums.means(), None if rows is None else rows.found(len(gram), sums.count)
     power, wanted_power = float(means["power"]), float(means["wanted_power"])
-    return Gap(means["cross"], means["mean"], power, gram, input_mean, wanted_power, sums.count, held_out)
+    return Gap(means["cross"], means["mean"], power, gram, input_mean, wanted_power, sums.count, choosing)
 
 
 def _run(
