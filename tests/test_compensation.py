@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from hf_shear.compensation import Compensation, add_biases, compensate, methods, resolve_compensation
-from hf_shear.compensation.gap import DAMPINGS, Gap, HeldOut, damping_for, ridge
+from hf_shear.compensation.gap import DAMPINGS, ChoosingTokens, Gap, damping_for, ridge
 from hf_shear.compensation.methods import COMPENSATIONS
 from hf_shear.data import Calibration
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER
@@ -106,10 +106,10 @@ def test_the_updates_are_the_least_squares_solutions():
     assert gap.error(None, bias) == pytest.approx(float(left.square().sum() / wanted.square().sum()))
 
 
-def held_out_gap(inputs, weight, num_kept, num_held):
-    """The gap on all tokens, the first of which are held out and tell every output from the others."""
-    gap, first = gap_of(weight, inputs, num_kept), gap_of(weight, inputs[:num_held], num_kept)
-    gap.held_out = HeldOut(torch.eye(len(weight)).double(), first.cross, first.gram, num_held / len(inputs))
+def choosing_gap(inputs, weight, num_kept, share=1.0):
+    """The gap on all tokens, which choose the damping by every output."""
+    gap = gap_of(weight, inputs, num_kept)
+    gap.choosing = ChoosingTokens(inputs[:, :num_kept], inputs[:, num_kept:] @ weight[:, num_kept:].t(), share)
     return gap
 
 
@@ -122,7 +122,7 @@ def test_the_damping_is_that_of_the_fit_to_the_others_which_is_best_on_held_out_
     )
     inputs += torch.randn(num_tokens, 30, generator=generator).double()
     weight, num_held, num_kept = torch.randn(4, 30, generator=generator).double(), num_tokens // 4, 20
-    gap = held_out_gap(inputs, weight, num_kept, num_held)
+    gap = choosing_gap(inputs, weight, num_kept)
     least, rest = float(0.01 * gap.gram.diagonal().mean()), gap_of(weight, inputs[num_held:], num_kept)
     a, wanted = inputs[:num_held, :num_kept], inputs[:num_held, num_kept:] @ weight[:, num_kept:].t()
     errors = {None: float(wanted.square().sum())}
@@ -135,19 +135,30 @@ def test_the_damping_is_that_of_the_fit_to_the_others_which_is_best_on_held_out_
     assert update is None if chosen is None else torch.equal(update, ridge(gap.cross, gap.gram, chosen))
 
 
+def test_more_tokens_than_have_chosen_need_less_damping():
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(60, 30, generator=generator).double()
+    inputs[:, 20:] += inputs[:, :10]
+    weight = torch.randn(4, 30, generator=generator).double()
+    all_of_them, some = (choosing_gap(inputs, weight, 20, share) for share in (1.0, 0.5))
+    assert 0.01 < damping_for(all_of_them, 0.01) == 2 * damping_for(some, 0.01)
+    some.choosing.share = 1e-6
+    assert damping_for(some, 0.01) == 0.01  # never less than was asked for
+
+
 def test_an_update_that_is_no_good_on_held_out_tokens_is_not_made():
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(40, 12, generator=generator).double()
     inputs[10:, 8:] = inputs[10:, :4]  # what the others have in common, the held-out ones have the other way round
     inputs[:10, 8:] = -inputs[:10, :4]
-    gap = held_out_gap(inputs, torch.randn(3, 12, generator=generator).double(), 8, 10)
+    gap = choosing_gap(inputs, torch.randn(3, 12, generator=generator).double(), 8)
     assert damping_for(gap, 0.01) is None and resolve_compensation("least_squares").update(gap) == (None, None)
 
 
-def test_held_out_tokens_are_the_same_however_they_are_collected(build_llama, calibration, monkeypatch):
+def test_choosing_tokens_are_the_same_however_they_are_collected(build_llama, calibration, monkeypatch):
     """By batches of any size, in the pass of scores or one of its own, and fitted to the module or to the source."""
     seen = []
-    monkeypatch.setattr(methods, "damping_for", lambda gap, least: seen.append(gap.held_out) or least)
+    monkeypatch.setattr(methods, "damping_for", lambda gap, least: seen.append(gap.choosing) or least)
     monkeypatch.setattr("hf_shear.calibration.layer_stream.PLENTY", 1_000)
     ids = torch.cat([batch["input_ids"] for batch in calibration.batches])
     whole, source = Calibration([{"input_ids": ids, "labels": ids}], seed=5), build_llama(num_hidden_layers=2)
@@ -160,20 +171,20 @@ def test_held_out_tokens_are_the_same_however_they_are_collected(build_llama, ca
             source, {"intermediate_size": 13}, text, PruneConfig(criterion, f"least_squares:towards={towards}")
         )
     # Of down_proj of the first layer, which reads the same in all cases: with towards=source o_proj is fitted, too.
-    first, *others = [held for held in seen if len(held.gram) == 13][::2]
+    first, *others = [rows for rows in seen if rows.inputs.shape[1] == 13][::2]
     assert len(others) == 2
-    assert first.share == 0.25
+    assert first.share == 1
     for other in others:
-        assert other.share == 0.25
-        torch.testing.assert_close(other.gram, first.gram, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(other.cross, first.cross, rtol=1e-3, atol=1e-4)
+        assert other.share == 1
+        torch.testing.assert_close(other.inputs, first.inputs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other.mixed, first.mixed, rtol=1e-3, atol=1e-4)
     seen.clear()
     for layers_per_pass in (0, 1):  # A is shared, or collected anew
         criterion = f"llm_surgeon:layers_per_pass={layers_per_pass}"
         prune_one_shot(source, {"intermediate_size": 13}, whole, PruneConfig(criterion, "least_squares"))
     assert len(seen) == 4
     for shared, own in zip(seen[:2], seen[2:], strict=True):
-        torch.testing.assert_close(shared.gram, own.gram, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(shared.inputs, own.inputs, rtol=1e-4, atol=1e-5)
     seen.clear()
     prune_one_shot(source, {"intermediate_size": 13}, whole, PruneConfig("magnitude", "least_squares:holds_out=false"))
     assert seen == [None, None]

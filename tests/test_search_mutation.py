@@ -59,7 +59,7 @@ def test_children_keep_the_budget_fill_it_and_have_known_levels(share, seed, fam
         assert child != parent and child.num_parameters(CONFIG) <= budget
         for sizes in child.layers:
             assert (sizes.num_heads, sizes.num_key_value_heads) in levels.of["attention"]
-            assert (sizes.num_neurons, 0) in levels.of["mlp"]
+            assert (sizes.num_neurons,) in levels.of["mlp"]
         parent = child
     # What is left would not hold another level of any part that is there, but for the one that paid for the last switch.
     fitting = [

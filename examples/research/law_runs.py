@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import tempfile
 import time
 from collections.abc import Mapping
@@ -35,7 +34,7 @@ from hf_shear.shapes import count_parameters, shape_for_budget
 from hf_shear.sources import open_source
 from hf_shear.training import evaluate_domains
 
-from .provenance import code_digest, code_record, with_record
+from .provenance import check_made_again, code_digest, code_record, note_confirmed, with_record
 from .shared import RESEARCH
 
 logger = logging.getLogger("law_runs")
@@ -52,7 +51,6 @@ CHECKPOINTS = (0.03, 0.045, 0.065, 0.09, 0.125, 0.17, 0.24, 0.33, 0.46, 0.6, 0.7
 DECAY_SHARE = 0.3  # of the steps, at the end of a late decay, linearly to 0
 WARMUP_STEPS = 4
 MASK_STEPS = 20  # of learned masks, before the cut
-SAME = 1e-3  # of a loss: another machine rounds otherwise, and training makes more of it
 
 
 @dataclass(frozen=True)
@@ -235,12 +233,8 @@ def confirm(sources: Mapping[str, Source], output: Path) -> None:
         arm = next(arm for arm in design() if arm.source == name and arm.cut == ONE_SHOT)
         (kept,) = (run for run in results["runs"] if asdict(arm).items() <= run.items())
         again = source.run(arm)
-        pairs = [(kept["start_loss"], again["start_loss"]), *zip(kept["losses"], again["losses"], strict=True)]
-        if not all(math.isclose(was, now, rel_tol=SAME) for was, now in pairs):
-            raise ValueError(f"{asdict(arm)}: {kept['losses']} was, {again['losses']} is. Make the runs anew.")
-        logger.info(f"{name}: {kept['losses'][-1]:.4f} was, {again['losses'][-1]:.4f} is")
-    for one in results["code"]:
-        one["confirmed"] = code_record(todays_code())
+        check_made_again(name, *([run["start_loss"], *run["losses"]] for run in (kept, again)))
+    note_confirmed(results["code"], todays_code())
     write_results(output, results)
 
 

@@ -14,7 +14,6 @@ Kept in model_cards/search_uneven.json: a call goes on where the last one stoppe
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,8 @@ from hf_shear.search.ranked_source import RankedSource, shape_of_gates
 from hf_shear.shapes import ModelShape, PerLayerShape, TargetShape, count_parameters, training_flops_per_token
 
 from .claims.claim_results import markdown_table
-from .provenance import code_digest, code_record, noted, stale_note, with_record
-from .shape_search import BATCH, LENGTH, MADE, SAME, SEEDS, Source, read_kept, run_study
+from .provenance import check_made_again, code_digest, code_record, note_confirmed, noted, stale_note, with_record
+from .shape_search import BATCH, LENGTH, MADE, SEEDS, Source, read_kept, run_study
 from .shared import ROOT, mean_and_spread
 
 RESULTS, PAGE = ROOT / "model_cards" / "search_uneven.json", ROOT / "model_cards" / "search_uneven.md"
@@ -150,10 +149,10 @@ def confirm(source: Source, kept: dict[str, Any]) -> None:
     (run,) = (one for one in kept["runs"] if (key | {"seed": SEEDS[0], "arm": MUTATED}).items() <= one.items())
     shape = found_shapes(source, share)["arms"][MUTATED]["shape"]
     made = _run(source, _from_list(source.config, shape), share, SEEDS[0])
-    if shape != was["arms"][MUTATED]["shape"] or not math.isclose(made["loss"], run["loss"], rel_tol=SAME):
-        raise ValueError(f"{run} was, {shape} with {made} is. Measure anew.")
-    for one in kept["code"]:
-        one["confirmed"] = code_record(todays_code())
+    if shape != was["arms"][MUTATED]["shape"]:
+        raise ValueError(f"{source.name}: {was['arms'][MUTATED]['shape']} was found, {shape} is. Measure anew.")
+    check_made_again(source.name, [run["loss"]], [made["loss"]])
+    note_confirmed(kept["code"], todays_code())
     write(kept)
 
 

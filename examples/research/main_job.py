@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
@@ -34,7 +33,7 @@ from hf_shear.training import TrainingDivergedError
 
 from .claims.claim_results import STORIES, Claim, SourceResults, markdown_table, results_of, write
 from .claims.study import Study
-from .provenance import code_digest, code_record, noted, stale_note
+from .provenance import check_made_again, code_digest, note_confirmed, noted, stale_note
 from .shared import (
     EXAMPLES,
     RESEARCH,
@@ -52,7 +51,6 @@ RESULTS, PAGE = ROOT / "model_cards" / "main_job.json", ROOT / "model_cards" / "
 EMBEDDED = "embedded"
 TOKENS, FLOPS = "equal tokens", "equal FLOPs"
 BUDGETS = (TOKENS, FLOPS)
-SAME = 1e-3  # relative difference of a loss that is made again
 WORDS = {"share": "tokens for masks", "mask_rate": "mask rate", "num_batches": "calibration batches"}
 CLAIM = Claim(name="main_job", statement="The default beats its rivals at equal training tokens and at equal FLOPs")
 SMALL_FOLDER = Path("main_job_small")
@@ -447,15 +445,9 @@ def confirm(path: Path, given: dict) -> None:
             kept = arm_runs(source, arm)[-1]
             key = {name: kept[name] for name in ("arm", *choices.get("tried", {}), "budget", "rate", "seed")}
             again = job.cut(key)[1] | (job.make(key) if arm == source.settings["default"] else {})
-            for name in ("before", "mean"):
-                if not math.isclose(again.get(name, kept[name]), kept[name], rel_tol=SAME):
-                    raise ValueError(
-                        f"{source.name}, {arm}: {name} was {kept[name]!r}, {again[name]!r} is measured. Measure anew."
-                    )
-            print(f"{source.name}, {arm}: as it was")
+            check_made_again(f"{source.name}, {arm}", *([run["before"], run["mean"]] for run in (kept, kept | again)))
     results = json.loads(path.read_text(encoding="utf-8"))
-    for one in results["code"]:
-        one["confirmed"] = code_record(todays_code())
+    note_confirmed(results["code"], todays_code())
     write(path, results["sources"], results["code"])
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -36,7 +35,7 @@ from hf_shear.sources import ready_to_compute
 from hf_shear.training import ShearTrainer, ShearTrainingArguments
 
 from .claims.claim_results import markdown_table
-from .provenance import code_digest, code_record, noted, stale_note, with_record
+from .provenance import check_made_again, code_digest, code_record, note_confirmed, noted, stale_note, with_record
 from .shared import ROOT, mean_and_spread
 
 RESULTS, PAGE = ROOT / "model_cards" / "nested.json", ROOT / "model_cards" / "nested.md"
@@ -273,9 +272,6 @@ def _least_number(found: list[tuple]) -> str:
     return f"At equal total FLOPs, {first}, and {then} (intervals without 0). Measured were {measured} sizes."
 
 
-SAME = 1e-3  # relative difference of a loss that is made again
-
-
 def confirm(source: Source, kept: dict[str, Any]) -> None:
     """Make one single and one nested run again; where both are what they were, note it.
 
@@ -286,18 +282,10 @@ def confirm(source: Source, kept: dict[str, Any]) -> None:
     shapes = list(nested_shapes(source.config, nested["sizes"]).values())
     single = _alone(kept["runs"], list(shapes[-1].sizes().values()))[SEEDS[0]]
     budget = sum(_alone(kept["runs"], list(shape.sizes().values()))[SEEDS[0]]["flops"] for shape in shapes)
-    made = {
-        "single": [source.single(shapes[-1], SEEDS[0])["loss"]],
-        "nested": source.nested(nested["sizes"], SEEDS[0], nested["teacher"], budget)["loss"],
-    }
-    was = {"single": [single["loss"]], "nested": nested["loss"]}
-    print(was, made)
-    if not all(
-        math.isclose(one, two, rel_tol=SAME) for name in was for one, two in zip(was[name], made[name], strict=True)
-    ):
-        raise ValueError(f"{was} was, {made} is. Measure anew.")
-    for one in kept["code"]:
-        one["confirmed"] = code_record(todays_code())
+    check_made_again("single", [single["loss"]], [source.single(shapes[-1], SEEDS[0])["loss"]])
+    again = source.nested(nested["sizes"], SEEDS[0], nested["teacher"], budget)
+    check_made_again("nested", nested["loss"], again["loss"])
+    note_confirmed(kept["code"], todays_code())
     write(kept)
 
 

@@ -12,6 +12,7 @@ import copy
 import datetime
 import hashlib
 import json
+import math
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -205,6 +206,34 @@ def with_record(kept: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) ->
     """Records of all code that made a file of results, with one more unless it is there."""
     known = any(one["digest"] == record["digest"] for one in kept)
     return [dict(one) for one in kept] + ([] if known else [dict(record)])
+
+
+SAME = 1e-3
+"""Relative difference of a number that is made again: another machine rounds otherwise, and training makes more of it."""
+
+
+def check_made_again(what: str, was: Sequence[float], now: Sequence[float]) -> None:
+    """Compare numbers that are kept with those that today's code makes, and print both.
+
+    Args:
+        what: was made again, for messages.
+
+    Raises:
+        ValueError: one differs by more than ``SAME`` of it: then measure anew.
+    """
+    print(f"{what}: {_numbers(was)} was, {_numbers(now)} is", flush=True)
+    if len(was) != len(now) or not all(math.isclose(*pair, rel_tol=SAME) for pair in zip(was, now, strict=True)):
+        raise ValueError(f"{what}: {list(was)} was, {list(now)} is. Measure anew.")
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)
+
+
+def note_confirmed(kept: Iterable[dict[str, Any]], digest: str) -> None:
+    """Add to the records of a file of results that today's code made some again and found the same numbers."""
+    for one in kept:
+        one["confirmed"] = code_record(digest)
 
 
 def is_current(kept: Sequence[Mapping[str, Any]] | None, digest: str) -> bool:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import math
 import subprocess
 import sys
 import tempfile
@@ -36,7 +35,7 @@ from hf_shear.data import Calibration
 from hf_shear.sources import ready_to_compute
 
 from .claims.claim_results import markdown_table
-from .provenance import code_digest, code_record, noted, stale_note, with_record
+from .provenance import check_made_again, code_digest, code_record, note_confirmed, noted, stale_note, with_record
 from .shared import ROOT, mean_and_spread
 
 RESULTS, PAGE = ROOT / "model_cards" / "real_models.json", ROOT / "model_cards" / "real_models.md"
@@ -128,31 +127,42 @@ def todays_code() -> str:
     )
 
 
+def run_of(model: Path, text: dict[str, Dataset], key: dict) -> dict | None:
+    """One arm's model of one target, cut and judged; None where the arm has no way to this shape.
+
+    Args:
+        model: folder of the source, which is loaded anew.
+        text: as ``texts`` gives it.
+        key: with the target, the arm and the seed of the calibration text.
+    """
+    source = ready_to_compute(open_source("model", model).load_model(), "cpu")
+    drawn, target = calibration(text, key["seed"]), TARGETS.get(key["target"], {})
+    dtype, start = source.dtype, time.process_time()
+    result = source if key["arm"] == SOURCE else arms()[key["arm"]](source, target, drawn)
+    seconds = time.process_time() - start
+    if result is None:
+        return None
+    lost = [name for name, size in target.items() if getattr(result.config, name) != size]
+    assert not lost, f"{key}: another shape than was asked for: {lost}"
+    judged = {"valid": text["valid"].select(range(NUM_JUDGED))}
+    loss = evaluate_samples(result.eval(), judged, BATCH)["valid"].mean
+    return key | {"loss": loss, "parameters": result.num_parameters(), "cpu_seconds": seconds,
+                  "dtype": str(dtype).removeprefix("torch.")}  # fmt: skip
+
+
 def cut(model: Path, wikitext: Path) -> None:
     """Measure every arm that is not kept yet."""
-    text, kept = texts(wikitext, model), json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    runs = kept.setdefault("runs", [])
-    judged = {"valid": text["valid"].select(range(NUM_JUDGED))}
+    text, kept = texts(wikitext, model), kept_results() or {"runs": []}
+    runs = kept["runs"]
     wanted = [{"target": name, "arm": arm, "seed": seed} for seed in SEEDS for name in TARGETS for arm in arms()]
     for key in [{"target": "", "arm": SOURCE, "seed": 0}, *wanted]:
         if any(key.items() <= run.items() for run in runs):
             continue
-        source, drawn = (
-            ready_to_compute(open_source("model", model).load_model(), "cpu"),
-            calibration(text, key["seed"]),
-        )
-        dtype, start = source.dtype, time.process_time()
-        target = TARGETS.get(key["target"], {})
-        result = source if key["arm"] == SOURCE else arms()[key["arm"]](source, target, drawn)
-        seconds = time.process_time() - start
-        if result is None:
+        run = run_of(model, text, key)
+        if run is None:
             continue
-        lost = [name for name, size in target.items() if getattr(result.config, name) != size]
-        assert not lost, f"{key}: another shape than was asked for: {lost}"
-        losses = evaluate_samples(result.eval(), judged, BATCH)["valid"]
-        runs.append(key | {"loss": losses.mean, "parameters": result.num_parameters(), "cpu_seconds": seconds,
-                           "dtype": str(dtype).removeprefix("torch.")})  # fmt: skip
-        print(runs[-1], flush=True)
+        runs.append(run)
+        print(run, flush=True)
         kept["code"] = with_record(kept.get("code", ()), code_record(todays_code()))
         write(kept)
 
@@ -165,23 +175,17 @@ def confirm(model: Path, wikitext: Path) -> None:
     """
     kept, text = kept_results(), texts(wikitext, model)
     assert kept is not None, "nothing was measured yet"
-    judged = {"valid": text["valid"].select(range(NUM_JUDGED))}
     first = next(iter(TARGETS))
     for run in kept["runs"]:
         if (run["target"], run["seed"]) == (first, 0) and run["arm"] in OURS:
-            source = ready_to_compute(open_source("model", model).load_model(), "cpu")
-            dtype = str(source.dtype).removeprefix("torch.")
-            if dtype != run["dtype"]:
-                raise ValueError(f"The runs were computed in {run['dtype']}, and this processor computes in {dtype}.")
-            result = arms()[run["arm"]](source, TARGETS[first], calibration(text, 0))
-            loss = evaluate_samples(result.eval(), judged, BATCH)["valid"].mean
-            if not math.isclose(loss, run["loss"], rel_tol=1e-3):
+            again = run_of(model, text, {name: run[name] for name in ("target", "arm", "seed")})
+            assert again is not None, "our arms have a way to every shape"
+            if again["dtype"] != run["dtype"]:
                 raise ValueError(
-                    f"{first}, {run['arm']}: the loss was {run['loss']}, {loss} is measured. Measure anew."
+                    f"The runs were computed in {run['dtype']}, and this processor computes in {again['dtype']}."
                 )
-            print(f"{first}, {run['arm']}: {run['loss']:.4f} was, {loss:.4f} is", flush=True)
-    for one in kept["code"]:
-        one["confirmed"] = code_record(todays_code())
+            check_made_again(f"{first}, {run['arm']}", [run["loss"]], [again["loss"]])
+    note_confirmed(kept["code"], todays_code())
     write(kept)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import tempfile
 from collections.abc import Callable
@@ -38,7 +37,7 @@ from hf_shear.shapes import ModelShape, TargetShape, config_for_shape, count_par
 from hf_shear.sources import ready_to_compute
 
 from .claims.claim_results import markdown_table
-from .provenance import code_digest, code_record, noted, stale_note, with_record
+from .provenance import check_made_again, code_digest, code_record, note_confirmed, noted, stale_note, with_record
 from .shared import RESEARCH, ROOT, mean_and_spread
 
 RESULTS, PAGE = ROOT / "model_cards" / "search.json", ROOT / "model_cards" / "search.md"
@@ -199,7 +198,6 @@ def measure(source: Source, kept: dict[str, Any]) -> None:
 
 
 MADE = ("cut", "loss", "tokens", "parameters")
-SAME = 1e-3  # relative difference of a loss that is made again
 
 
 def confirm(source: Source, kept: dict[str, Any]) -> None:
@@ -213,12 +211,10 @@ def confirm(source: Source, kept: dict[str, Any]) -> None:
     (run,) = (one for one in kept["runs"] if key.items() <= one.items())
     found, _ = source.search(share, SEEDS[0])
     made = source.run(source.target(found[0]), share, SEEDS[0], run["recovery_flops"])
-    same = [*found[0].sizes.values()] == run["sizes"] and math.isclose(made["loss"], run["loss"], rel_tol=SAME)
-    if not same:
-        raise ValueError(f"{run} was, {found[0].sizes} with {made} is. Measure anew.")
-    print(f"{source.name}: {run['loss']:.4f} was, {made['loss']:.4f} is")
-    for one in kept["code"]:
-        one["confirmed"] = code_record(todays_code())
+    if [*found[0].sizes.values()] != run["sizes"]:
+        raise ValueError(f"{source.name}: {run['sizes']} was found, {found[0].sizes} is. Measure anew.")
+    check_made_again(source.name, [run["loss"]], [made["loss"]])
+    note_confirmed(kept["code"], todays_code())
     write(kept)
 
 

@@ -43,10 +43,15 @@ InputsByModule = dict[tuple[int, str], Moments]
 """A of linear layers by (index of the decoder layer, name within it), handed from what collected it to what needs it."""
 
 
-MOST_HELD_OUT, HELD_OUT_SHARE = 512, 0.25
-"""Tokens of a calibration text, of each process, that choose the damping of a fit to the others, and their share."""
+MOST_CHOOSING = 512
+"""Tokens of a calibration text, of each process, that choose the damping of a module."""
 PLENTY = 8
 """Tokens for each input of a module from which on the least damping is right (measured: model_cards/tried.md)."""
+
+
+def is_plenty(num_tokens: int, num_inputs: int) -> bool:
+    """Whether a calibration text, of all processes, chooses no damping of a module with so many inputs."""
+    return num_tokens >= PLENTY * num_inputs
 
 
 class _BehindLayers(Exception):
@@ -191,12 +196,6 @@ class LayerStream(LayerRunner):
         self._waiting = [self.in_front_of_layers(batch).to(self.store) for batch in shown(batches, self.device)]
         self.num_tokens = count_over_ranks(sum(batch.num_tokens for batch in self._waiting), self.device)
 
-    def num_held_out(self, num_inputs: int) -> int:
-        """Of the first tokens of this process, those that choose the damping of a module; 0 where tokens are plenty."""
-        if self.num_tokens >= PLENTY * num_inputs:
-            return 0
-        return min(MOST_HELD_OUT, int(HELD_OUT_SHARE * sum(batch.num_tokens for batch in self._waiting)))
-
     @property
     def num_batches(self) -> int:
         """Of this process."""
@@ -283,8 +282,8 @@ def _layer_inputs(stream: LayerStream, index: int, names: tuple[str, ...], holds
 
 
 def _no_inputs(stream: LayerStream, module: nn.Linear, holds_out: bool) -> Moments:
-    num_held = stream.num_held_out(module.in_features) if holds_out else 0
-    return Moments.zeros(module.in_features, module.weight.device, num_held=num_held)
+    num_rows = MOST_CHOOSING if holds_out and not is_plenty(stream.num_tokens, module.in_features) else 0
+    return Moments.zeros(module.in_features, module.weight.device, num_leading=num_rows)
 
 
 def _keep(shared: InputsByModule | None, index: int, found: dict[str, Moments]) -> None:

@@ -89,14 +89,14 @@ class Moments:
         second: [C, C], sum of a a^T; only its diagonal blocks and those above are filled (see ``add_products``).
         first: [C], sum of a; None where no mean is asked for.
         count: what means are taken over: N of inputs, P of gradients.
-        num_held, held: the first rows of this process, so many, are kept as they are as well.
+        num_leading, leading_parts: the first rows of this process, so many, are kept as they are as well.
     """
 
     second: Tensor
     first: Tensor | None
     count: int = 0
-    num_held: int = 0
-    held: list[Tensor] = field(default_factory=list)
+    num_leading: int = 0
+    leading_parts: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def zeros(
@@ -105,11 +105,11 @@ class Moments:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         mean: bool = True,
-        num_held: int = 0,
+        num_leading: int = 0,
     ) -> Moments:
         """Of ``size`` channels, before any token."""
         second = torch.zeros(size, size, dtype=dtype, device=device)
-        return cls(second, torch.zeros(size, dtype=dtype, device=device) if mean else None, num_held=num_held)
+        return cls(second, torch.zeros(size, dtype=dtype, device=device) if mean else None, num_leading=num_leading)
 
     def add(self, rows: Tensor, count: int | None = None) -> None:
         """Count rows [..., C] as ``count`` tokens; None: as many as they are."""
@@ -118,18 +118,18 @@ class Moments:
         if self.first is not None:
             self.first.add_(rows.sum(dim=0, dtype=self.first.dtype))
         self.count += len(rows) if count is None else count
-        if (more := self.num_held - sum(map(len, self.held))) > 0:
-            self.held.append(rows[:more].clone())
+        if (more := self.num_leading - sum(map(len, self.leading_parts))) > 0:
+            self.leading_parts.append(rows[:more].clone())
 
     def over_ranks(self) -> None:
-        """Sum over the ranks; rows that are held stay with their rank."""
+        """Sum over the ranks; rows that are kept stay with their rank."""
         self.count = count_over_ranks(self.count, self.second.device)
         sum_over_ranks(self.second, () if self.first is None else self.first)
 
     @property
-    def held_rows(self) -> Tensor:
-        """[num_held, C], or as many as there were."""
-        return torch.cat(self.held) if self.held else self.second.new_zeros(0, len(self.second))
+    def leading_rows(self) -> Tensor:
+        """[num_leading, C], or as many as there were."""
+        return torch.cat(self.leading_parts) if self.leading_parts else self.second.new_zeros(0, len(self.second))
 
     @property
     def gram(self) -> Tensor:

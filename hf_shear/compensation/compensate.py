@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..calibration import InputsByModule, Moments, Sums, stream_inputs
+from ..calibration import InputsByModule, Moments, stream_inputs
+from ..calibration.layer_stream import MOST_CHOOSING, is_plenty
+from ..calibration.moments import full_float32
 from ..core import UsageError
 from ..data import Calibration
 from ..masks import HIDDEN, LAYER
 from ..modeling import ShearingModel
 from .add_biases import add_biases
-from .gap import Gap, HeldOut, add_held_out, held_out_of, mixing_of
+from .gap import ChoosingTokenRows, ChoosingTokens, Gap
 from .layer_parts import Part, layer_parts
 from .methods import Compensation, resolve_compensation
 from .towards_reference import gaps_to_reference
@@ -66,8 +68,9 @@ def compensate(
         method: a name with options, such as "least_squares:damping=0.1" (``hf_shear.compensation.methods.COMPENSATIONS``).
         reference: a masked model with the source's shape and other weights, run with all gates open, for
             ``towards=source``; default: ``model`` as it comes.
-        shared_inputs: A of o_proj and down_proj of every layer, as collected on ``calibration`` from ``model`` with the
-            weights and gates that it has now, for ``towards=module``; used up. Without it, or empty, A is collected here.
+        shared_inputs: A of o_proj or down_proj of every layer, or both, as collected on ``calibration`` from ``model``
+            with the weights and gates that it has now, for ``towards=module``; used up. Where it lacks some, A is
+            collected here.
 
     Returns:
         The errors of every module that was looked at.
@@ -114,13 +117,15 @@ def _towards_own_outputs(
     names = sorted({name for _, name in losing})
     if not losing:
         return
+    known = shared_inputs or {}
+    all_known = all((index, name) in known for index in range(len(model.model.layers)) for name in names)
     with model.use_gates(model.gates_in_use):
         for index, moments in stream_inputs(
             model,
             calibration.batches,
             names,
             store=chosen.store,
-            shared=shared_inputs or None,
+            shared=known if all_known else None,
             holds_out=chosen.holds_out,
         ):
             for name in names:
@@ -145,7 +150,8 @@ def _writing_parts(model: ShearingModel, gates: dict[str, Tensor]) -> dict[tuple
 
 def _gap_of_removed(weight: Tensor, moments: Moments, kept: Tensor, removed: Tensor, holds_out: bool) -> Gap:
     """d = W_S a_S for the removed inputs S; y = W a over those that are open."""
-    held = _held_out(weight, moments, kept, removed) if holds_out else None
+    holds_out = holds_out and not is_plenty(moments.count, len(kept))
+    choosing = _choosing(weight, moments, kept, removed) if holds_out else None
     weight, gram, mean = weight.double(), moments.gram.double(), moments.mean.double()
     lost, everything = weight[:, removed], weight * (kept | removed)
     return Gap(
@@ -156,15 +162,16 @@ def _gap_of_removed(weight: Tensor, moments: Moments, kept: Tensor, removed: Ten
         input_mean=mean[kept],
         wanted_power=float(((everything @ gram) * everything).sum()),
         num_tokens=moments.count,
-        held_out=held,
+        choosing=choosing,
     )
 
 
-def _held_out(weight: Tensor, moments: Moments, kept: Tensor, removed: Tensor) -> HeldOut | None:
-    rows, mixing, sums = moments.held_rows.float(), mixing_of(len(weight), weight.device), Sums()
-    # The mixed outputs are few: weights are mixed in place of them.
-    add_held_out(sums, rows[:, kept], rows[:, removed], (mixing @ weight[:, removed].double()))
-    return held_out_of(sums, mixing, moments.count)
+def _choosing(weight: Tensor, moments: Moments, kept: Tensor, removed: Tensor) -> ChoosingTokens:
+    inputs, rows = moments.leading_rows.float(), ChoosingTokenRows(MOST_CHOOSING, len(weight), weight.device)
+    with full_float32():
+        lost = inputs[:, removed] @ weight[:, removed].float().t()
+    rows.add(inputs[:, kept], lost)
+    return rows.found(int(kept.sum()), moments.count)
 
 
 def _update(

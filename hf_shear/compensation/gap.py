@@ -7,63 +7,92 @@ c = 0 are always among those it may choose, so that this error never rises.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..calibration import Sums
 from ..calibration.moments import full_float32
-from ..core import charge_flops
+from ..core import charge_flops, count_over_ranks, num_processes, sum_over_ranks
 
 FIRST_DAMPING = 1e-10  # share of the mean diagonal that is tried where none was asked for and none does not suffice
 MORE_DAMPING = 10.0  # factor by which it is raised until the system can be solved
 
 
 NUM_MIXTURES = 64  # of outputs, which tell dampings apart as all outputs would, at a fraction of the cost
-DAMPINGS = (1.0, 10.0, 100.0, 1000.0)  # factors of the least one
+DAMPINGS = (1.0, 10.0, 100.0, 1000.0, 10_000.0)  # factors of the least one
+HELD_OUT_SHARE = 0.25  # of the tokens that choose a damping, those on which fits to the others are judged
 
 
 @dataclass
-class HeldOut:
-    """Means over the tokens that choose the damping, of random mixtures of the outputs.
+class ChoosingTokens:
+    """The first tokens of this process, which choose the damping.
 
     Attributes:
-        mixing: [M, R], of independent normal numbers: |mixing d|^2 is |d|^2 on average, up to a factor.
-        cross: E[(mixing d) a^T], [M, K].
-        gram: E[a a^T], [K, K].
-        share: of the tokens of the gap.
+        inputs: a, [n, K].
+        mixed: random mixtures of d, [n, M]: their squares add up to |d|^2 on average, up to a factor.
+        share: n, as a mean over the processes, of all tokens of the gap.
     """
 
-    mixing: Tensor
-    cross: Tensor
-    gram: Tensor
+    inputs: Tensor
+    mixed: Tensor
     share: float
 
+    def changes(self, dampings: Sequence[float]) -> Tensor:
+        """By damping: what the update that fits the last tokens best changes the squared error on the first by, [dampings].
 
-def add_held_out(sums: Sums, inputs: Tensor, gap: Tensor, mixing: Tensor) -> None:
-    """Add rows of inputs [n, K] and of d [n, R] to what ``held_out_of`` is made of."""
-    with full_float32():
-        charge_flops(2 * inputs.numel() * inputs.shape[1])
-        mixed = gap @ mixing.to(gap.dtype).t()
-        sums.add(len(inputs), gram=inputs.t() @ inputs, cross=mixed.t() @ inputs)
+        Summed over tokens and processes. Ridge regression in its dual form, of as many unknowns as there are tokens.
+        """
+        num_held = int(HELD_OUT_SHARE * len(self.inputs))
+        held, others = self.mixed[:num_held].double(), self.mixed[num_held:].double()
+        found = torch.zeros(len(dampings), dtype=torch.float64, device=self.inputs.device)
+        if num_held:
+            with full_float32():
+                charge_flops(2 * self.inputs.numel() * len(others))
+                products = (self.inputs @ self.inputs[num_held:].t()).double() / len(others)
+            for index, damping in enumerate(dampings):
+                predicted = products[:num_held] @ ridge(others.t(), products[num_held:], damping).t()
+                found[index] = (predicted * (predicted - 2 * held)).sum()
+        sum_over_ranks(found)
+        return found
 
 
-def held_out_of(sums: Sums, mixing: Tensor, num_tokens: int) -> HeldOut | None:
-    """From the sums ``gram`` and ``cross`` over held-out tokens of this process; None if there are too few.
+class ChoosingTokenRows:
+    """``ChoosingTokens``, as they are read.
 
     Args:
-        num_tokens: of the gap, over all processes.
+        most: of them.
+        num_outputs: R.
+        device: of what is added.
     """
-    means = sums.means()
-    return HeldOut(mixing, means["cross"], means["gram"], sums.count / num_tokens) if sums.count else None
 
+    def __init__(self, most: int, num_outputs: int, device: torch.device):
+        generator = torch.Generator().manual_seed(num_outputs)  # the same in every process
+        size = (num_outputs, min(NUM_MIXTURES, num_outputs))
+        self._mixing, self._left = torch.randn(size, generator=generator).to(device), most
+        self._inputs: list[Tensor] = []
+        self._mixed: list[Tensor] = []
 
-def mixing_of(num_outputs: int, device: torch.device) -> Tensor:
-    """The mixing of ``HeldOut``, the same in every process: float64 [M, R]."""
-    generator = torch.Generator().manual_seed(num_outputs)
-    size = (min(NUM_MIXTURES, num_outputs), num_outputs)
-    return torch.randn(size, dtype=torch.float64, generator=generator).to(device)
+    def add(self, inputs: Tensor, gap: Tensor) -> None:
+        """Count rows of inputs [n, K] and of d [n, R], in float32."""
+        if len(inputs := inputs[: self._left]):
+            with full_float32():
+                self._mixed.append(gap[: self._left] @ self._mixing)
+            self._inputs.append(inputs.clone())
+            self._left -= len(inputs)
+
+    def found(self, num_inputs: int, num_tokens: int) -> ChoosingTokens:
+        """What was added.
+
+        Args:
+            num_inputs: K.
+            num_tokens: of the gap, over all processes.
+        """
+        none = self._mixing.new_zeros(0, num_inputs), self._mixing.new_zeros(0, self._mixing.shape[1])
+        inputs, mixed = torch.cat([none[0], *self._inputs]), torch.cat([none[1], *self._mixed])
+        mean = count_over_ranks(len(inputs), inputs.device) / num_processes()
+        return ChoosingTokens(inputs, mixed, mean / num_tokens)
 
 
 @dataclass
@@ -78,7 +107,7 @@ class Gap:
         input_mean: E[a], [K].
         wanted_power: E|y|^2, summed over outputs.
         num_tokens: behind the means.
-        held_out: the same of the part of these tokens that chooses the damping; None: there is none.
+        choosing: some of these tokens, which choose the damping; None: it is the least one.
     """
 
     cross: Tensor
@@ -88,7 +117,7 @@ class Gap:
     input_mean: Tensor
     wanted_power: float
     num_tokens: int
-    held_out: HeldOut | None = None
+    choosing: ChoosingTokens | None = None
 
     def error(self, update: Tensor | None = None, bias: Tensor | None = None) -> float:
         """E|d - U a - c|^2 / E|y|^2 for an update [R, K] of the weight and one [R] of the bias; 0 where y is 0."""
@@ -122,10 +151,10 @@ def ridge(cross: Tensor, gram: Tensor, damping: float) -> Tensor:
 
 
 def damping_for(gap: Gap, least: float) -> float | None:
-    """Of ``least`` and its multiples, the damping whose fit to the other tokens is best on those held out.
+    """Of ``least`` and its multiples, the damping whose fit to some tokens is best on others that are held out.
 
-    Dampings are tried upwards, until one is worse than the one before. Fitted to few tokens, an update of many inputs is
-    good on these alone: more damping makes it smaller.
+    Fitted to few tokens, an update of many inputs is good on these alone: more damping makes it smaller. What a damping
+    weighs against is a sum over tokens: a fit to ten times as many tokens as have chosen has a tenth of it, but ``least``.
 
     Args:
         least: added to the diagonal of the gram, as ``ridge`` does.
@@ -133,20 +162,9 @@ def damping_for(gap: Gap, least: float) -> float | None:
     Returns:
         None if every update is worse than none.
     """
-    held = gap.held_out
-    if held is None:
+    if gap.choosing is None:
         return least
-    rest = 1 - held.share
-    gram = (gap.gram - held.share * held.gram) / rest
-    cross = (held.mixing @ gap.cross - held.share * held.cross) / rest
-    best, lowest = None, 0.0  # the error without an update, to which the change by it is added
-    previous = float("inf")
-    for factor in DAMPINGS:
-        update = ridge(cross, gram, factor * least)
-        change = float(((update @ held.gram) * update).sum() - 2 * (update * held.cross).sum())
-        if change < lowest:
-            best, lowest = factor * least, change
-        if change >= previous:
-            break
-        previous = change
-    return best
+    dampings = [factor * least for factor in DAMPINGS]
+    changes = gap.choosing.changes(dampings)
+    best = int(changes.argmin())
+    return max(least, dampings[best] * gap.choosing.share) if float(changes[best]) < 0 else None

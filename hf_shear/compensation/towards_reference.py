@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import Batch, LayerStream, Moments, Sums, measuring, watching
-from ..calibration.layer_stream import WaitingBatch, forwards_replaced, warn_if_short
+from ..calibration.layer_stream import MOST_CHOOSING, WaitingBatch, forwards_replaced, is_plenty, warn_if_short
 from ..calibration.moments import full_float32
 from ..core import charge_flops, tracked
 from ..data import Calibration
 from ..modeling import ShearingModel
 from ..shapes import OUTPUT_PROJECTIONS
-from .gap import Gap, add_held_out, held_out_of, mixing_of
+from .gap import ChoosingTokenRows, Gap
 from .layer_parts import ATTENTION, MLP, Part, layer_parts
 
 NORM = "post_attention_layernorm"  # what reads the residual stream behind o_proj
@@ -96,20 +96,18 @@ def _gaps(pruned: LayerStream, wanted: LayerStream, index: int, parts: list[Part
     Behind parts that write, the reference waits behind the half.
     """
     columns, sums = parts[0].columns, [Sums() for _ in parts]
-    shared, left = (
-        Moments.zeros(int(columns.sum()), columns.device),
-        pruned.num_held_out(len(columns)) if holds_out else 0,
-    )
-    holds_out = left > 0
-    held, mixings = [Sums() for _ in parts], [mixing_of(int(part.rows.sum()), columns.device) for part in parts]
+    shared = Moments.zeros(int(columns.sum()), columns.device)
+    holds_out = holds_out and not is_plenty(pruned.num_tokens, len(columns))
+    choosing = [
+        ChoosingTokenRows(MOST_CHOOSING, int(part.rows.sum()), columns.device) if holds_out else None for part in parts
+    ]
     for mine, theirs in zip(pruned, wanted, strict=True):
         stream, now = _run(pruned, index, parts, mine)
         wanted_stream, then = _run(wanted, index, parts, theirs)
         inputs = mine.rows(now[parts[0].name][0])[:, columns]
         shared.add(inputs)
-        inputs, first = inputs.float(), inputs[:left].float()
-        left -= len(first)
-        for part, total, held_total, mixing in zip(parts, sums, held, mixings, strict=True):
+        inputs = inputs.float()
+        for part, total, rows in zip(parts, sums, choosing, strict=True):
             outputs = mine.rows(now[part.name][1]).float()[:, part.rows]
             if part.writes:
                 assert stream is not None and wanted_stream is not None
@@ -126,22 +124,19 @@ def _gaps(pruned: LayerStream, wanted: LayerStream, index: int, parts: list[Part
                     power=gap.square().sum(),
                     wanted_power=(outputs + gap).square().sum(),
                 )
-            if holds_out and (len(first) or not held_total.count):
-                add_held_out(held_total, first, gap[: len(first)], mixing)
+            if rows is not None:
+                rows.add(inputs, gap)
         if wanted_stream is not None:
             theirs.hidden = wanted_stream
     shared.over_ranks()
     gram, input_mean = shared.gram.double(), shared.mean.double()
-    gaps = [_gap(total, gram, input_mean) for total in sums]
-    for gap, held_total, mixing in zip(gaps, held, mixings, strict=True):
-        gap.held_out = held_out_of(held_total, mixing, gap.num_tokens) if holds_out else None
-    return gaps
+    return [_gap(total, gram, input_mean, rows) for total, rows in zip(sums, choosing, strict=True)]
 
 
-def _gap(sums: Sums, gram: Tensor, input_mean: Tensor) -> Gap:
-    means = sums.means()
+def _gap(sums: Sums, gram: Tensor, input_mean: Tensor, rows: ChoosingTokenRows | None) -> Gap:
+    means, choosing = sums.means(), None if rows is None else rows.found(len(gram), sums.count)
     power, wanted_power = float(means["power"]), float(means["wanted_power"])
-    return Gap(means["cross"], means["mean"], power, gram, input_mean, wanted_power, sums.count)
+    return Gap(means["cross"], means["mean"], power, gram, input_mean, wanted_power, sums.count, choosing)
 
 
 def _run(

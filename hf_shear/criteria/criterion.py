@@ -49,7 +49,12 @@ class Criterion:
         object.__setattr__(self, "__doc__", self.score.__doc__)
 
     def __call__(
-        self, model: ShearingMixin, calibration: Calibration, shared_inputs: dict | None = None, **options: object
+        self,
+        model: ShearingMixin,
+        calibration: Calibration,
+        shared_inputs: dict | None = None,
+        kinds: Collection[str] | None = None,
+        **options: object,
     ) -> Scores:
         """Score the units of ``model`` on ``calibration``.
 
@@ -57,14 +62,15 @@ class Criterion:
             model: a masked model, scored under its gates in use and left as it is.
             calibration: text.
             shared_inputs: filled by a criterion that shares inputs; others ignore it.
+            kinds: of units whose scores are wanted, None: all; a criterion that shares inputs may leave others out.
             **options: as in ``with_options``.
 
         Returns:
             scores [*rows, units] for the kinds in ``ranks``, and perhaps others; higher = keep.
         """
         if options:
-            return self.with_options(**options)(model, calibration, shared_inputs)
-        shared = (shared_inputs,) if self.shares_inputs else ()
+            return self.with_options(**options)(model, calibration, shared_inputs, kinds)
+        shared = (shared_inputs, kinds) if self.shares_inputs else ()
         return self.score(model, calibration, *shared, **self.options)
 
     def with_options(self, **options: object) -> Criterion:
@@ -124,8 +130,10 @@ def criterion(
             layers standardises them layer by layer.
         needs_target_shape: whether it asks the masked model how many units each row keeps, which only a target shape
             tells.
-        shares_inputs: whether it takes a third argument, None or a dict (``hf_shear.calibration.InputsByModule``). It may
-            fill the dict with second moments that it collects anyway, so that compensation need not collect them again.
+        shares_inputs: whether it takes two arguments more. The third is None or a dict
+            (``hf_shear.calibration.InputsByModule``), which it may fill with second moments that it collects anyway, so
+            that compensation need not collect them again. The fourth is None or the kinds of units that are wanted; it may
+            leave out the others, and what only these need.
         scores_the_cut: whether it ranks whole layers better once the layers' own units are chosen and compensated for, as
             what measures a loss does. Where all layers shall have one shape, it is then asked last.
     """

@@ -12,6 +12,9 @@ Legend: L layers, KV key/value heads, g query heads of each, ff MLP width.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import partial
+
 import torch
 
 from ..calibration import DAMPING, ColumnCosts, InputsByModule, stream_curvature, stream_inputs
@@ -19,12 +22,14 @@ from ..core import tracked
 from ..data import Calibration
 from ..masks import ATTENTION, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, MLP, QUERY_HEAD, SUB_LAYERS
 from ..modeling import ShearingMixin, open_columns, written_weight
-from ..shapes import MLP_OUTPUT, OUTPUT_PROJECTIONS
+from ..shapes import ATTENTION_OUTPUT, MLP_OUTPUT
 from .criterion import Scores, criterion
 
 GRADIENT_TOKENS = 4096
 """Outputs have far fewer channels than there are neurons: G takes less text than A (examples/docs/calibration_cost.md)."""
 KINDS = (KEY_VALUE_HEAD, QUERY_HEAD, INTERMEDIATE, LAYER, *SUB_LAYERS)
+KINDS_OF_MODULES = {ATTENTION_OUTPUT: (ATTENTION, KEY_VALUE_HEAD, QUERY_HEAD), MLP_OUTPUT: (MLP, INTERMEDIATE)}
+"""By the matrix whose columns are what units of these kinds write."""
 
 
 @criterion(
@@ -37,6 +42,7 @@ def llm_surgeon(
     model: ShearingMixin,
     calibration: Calibration,
     shared_inputs: InputsByModule | None = None,
+    kinds: Collection[str] | None = None,
     *,
     gradients: bool = True,
     damping: float = DAMPING,
@@ -49,6 +55,7 @@ def llm_surgeon(
 
     Args:
         shared_inputs: filled with A of all layers where all are held at once: with gradients and no layers_per_pass.
+        kinds: as in ``removal_costs``.
         gradients: False: the activation-only variant, G = I, from forward passes alone; units of error, not nats.
         damping: a share of the mean diagonal, added to the diagonals of A and G.
         layers_per_pass: layers whose statistics are held at once; 0: all, the fastest.
@@ -61,7 +68,7 @@ def llm_surgeon(
     """
     passes = (layers_per_pass or None, activation_checkpointing, store or None, gradient_tokens)
     held = shared_inputs if gradients and not layers_per_pass else None
-    return removal_costs(model, calibration, True, gradients, damping, *passes, held)
+    return removal_costs(model, calibration, True, gradients, damping, *passes, held, kinds)
 
 
 @criterion(ranks=KINDS, comparable_across_layers=lambda options: options["gradients"])
@@ -98,8 +105,9 @@ def removal_costs(
     store: str | None = None,
     gradient_tokens: int = 0,
     shared_inputs: InputsByModule | None = None,
+    kinds: Collection[str] | None = None,
 ) -> Scores:
-    """Costs of all units that ``model.gates_in_use`` leaves open.
+    """Costs of the units that ``model.gates_in_use`` leaves open.
 
     Args:
         model: a masked model; left as it is.
@@ -109,21 +117,25 @@ def removal_costs(
         damping: as in ``ColumnCosts``.
         layers_per_pass, activation_checkpointing, store: as in ``stream_curvature``.
         gradient_tokens: as in ``llm_surgeon``.
-        shared_inputs: filled with A of o_proj and down_proj of every layer; None: A is dropped layer by layer.
+        shared_inputs: filled with A of every layer's o_proj and down_proj, or that of the two which kinds need; None: A
+            is dropped layer by layer.
+        kinds: of units that are wanted; None: all.
 
     Returns:
         float64 [*rows, units] for the kinds key_value_head, query_head, intermediate and layer, and [L] for whole
-        sub-layers, attention and mlp. 0: closed or dead.
+        sub-layers, attention and mlp; not of kinds that are not wanted. 0: closed or dead.
 
     Raises:
         ValueError: as ``stream_curvature`` and ``ColumnCosts``.
     """
     gates = model.gates_in_use
     is_open, shape = open_columns(model, gates), model.masks.source
-    found = {kind: [] for kind in (KEY_VALUE_HEAD, QUERY_HEAD, INTERMEDIATE, ATTENTION, MLP)}
+    wanted = {*(KINDS if kinds is None else kinds)}
+    wanted |= {*SUB_LAYERS} if LAYER in wanted else set()
+    names = [name for name, own in KINDS_OF_MODULES.items() if wanted & {*own}]
+    found = {kind: [] for name in names for kind in KINDS_OF_MODULES[name] if kind in wanted}
     places = torch.arange(shape.num_attention_heads * shape.head_dim, device=model.device)
     groups, heads = places.view(shape.num_key_value_heads, -1), places.view(shape.num_attention_heads, -1)
-    names = OUTPUT_PROJECTIONS
     options = {"store": store, "inverted": update, "shared": shared_inputs}
     if gradients:
         passes = stream_curvature(
@@ -149,13 +161,17 @@ def removal_costs(
                 update,
                 f"model.layers.{index}.{name}",
             )
-            if name == MLP_OUTPUT:
-                found[MLP].append(columns.everything())
-                found[INTERMEDIATE].append(columns.single())
-            else:
-                found[ATTENTION].append(columns.everything())
-                found[KEY_VALUE_HEAD].append(columns.sets(groups))
-                found[QUERY_HEAD].append(columns.sets(heads).view(len(groups), -1))
-            del columns  # with its float64 matrices, before the next ones are made
+            cost_of = {
+                MLP: columns.everything,
+                INTERMEDIATE: columns.single,
+                ATTENTION: columns.everything,
+                KEY_VALUE_HEAD: partial(columns.sets, groups),
+                QUERY_HEAD: partial(columns.sets, heads),
+            }
+            for kind in wanted & {*KINDS_OF_MODULES[name]}:
+                found[kind].append(cost_of[kind]())
+            del columns, cost_of  # with float64 matrices, before the next ones are made
     costs = {kind: torch.stack(rows) for kind, rows in found.items()}
-    return costs | {LAYER: costs[ATTENTION] + costs[MLP]}
+    if QUERY_HEAD in costs:
+        costs[QUERY_HEAD] = costs[QUERY_HEAD].view(len(is_open), len(groups), -1)
+    return costs | ({LAYER: costs[ATTENTION] + costs[MLP]} if LAYER in wanted else {})

@@ -261,7 +261,7 @@ def close_cheapest(
             units.reopen(unit)
         closed = _close_in_order(units, _largest_first(units, scores), budget)
     if units.num_parameters > budget:
-        raise UsageError(too_small(units, budget, scores))
+        raise UsageError(too_small(units.num_parameters, budget, scores))
     give_back(units, closed, budget)
 
 
@@ -286,9 +286,12 @@ def give_back(units: OpenUnits, closed: list[Closed], budget: int) -> None:
 
 
 def smallest_count(units: OpenUnits, kinds: Collection[str]) -> int:
-    """Parameters that remain once everything of ``kinds`` is closed that may be; closes it."""
-    _close_in_order(units, _largest_first(units, kinds), 0)
-    return units.num_parameters
+    """Parameters that remain once everything of ``kinds`` is closed that may be; ``units`` are left as they are."""
+    closed = _close_in_order(units, _largest_first(units, kinds), 0)
+    smallest = units.num_parameters
+    for unit in reversed(closed):
+        units.reopen(unit)
+    return smallest
 
 
 def _largest_first(units: OpenUnits, kinds: Collection[str]) -> Iterator[Unit]:
@@ -299,10 +302,10 @@ def _largest_first(units: OpenUnits, kinds: Collection[str]) -> Iterator[Unit]:
                 yield Unit(kind, layer, index)
 
 
-def too_small(units: OpenUnits, budget: int, kinds: Collection[str]) -> str:
-    """The text of the error for a budget that cannot be met."""
+def too_small(smallest: int, budget: int, kinds: Collection[str]) -> str:
+    """The text of the error for a budget that cannot be met, since ``smallest`` parameters remain."""
     return (
-        f"`target` is a budget of {budget:,} parameters, but {units.num_parameters:,} remain when everything is removed"
+        f"`target` is a budget of {budget:,} parameters, but {smallest:,} remain when everything is removed"
         f" of {', '.join(kinds)} that may be (one unit of each row stays; embeddings and hidden_size do too). Raise the"
         " budget, or name more kinds in `units`."
     )
@@ -380,7 +383,7 @@ def close_by_influence(
     order = {kind: score.cpu().argsort(dim=-1, stable=True).tolist() for kind, score in scores.items()}
     while units.num_parameters > budget:
         if bool((shares >= 1).all()):
-            raise UsageError(too_small(units, budget, scores))
+            raise UsageError(too_small(units.num_parameters, budget, scores))
         with model.use_gates(units.gates(model.device)):
             influence = centred(block_influence(model, text)[LAYER].cpu())  # layer by layer it is read by the host
         stepped = (shares + delta * (1 - amplitude * influence)).clamp(0, 1)

@@ -43,7 +43,7 @@ from ..training import SampleLosses, ShearTrainer, ShearTrainingArguments
 from ..training.distilling import Distiller
 from ..training.history import evaluation_history
 from ..training.same_run import DIGEST
-from ..training.trainer_inputs import load_named, shear_arguments
+from ..training.trainer_inputs import shear_arguments
 from .config import DEFAULT_CRITERION
 from .cost import CalibrationCost
 from .plan import Target
@@ -287,17 +287,6 @@ class NestedTrainer(ShearTrainer):
     ):
         if size_teacher not in SIZE_TEACHERS:
             raise UsageError(f"`size_teacher` must be one of {', '.join(SIZE_TEACHERS)}, but it is {size_teacher!r}.")
-        model, tokenizer = load_named(model, None)
-        if tokenizer is not None and len(arguments) < 3:  # train_dataset, eval_dataset, processing_class
-            kwargs.setdefault("processing_class", tokenizer)
-        if not isinstance(model, ShearingModel):
-            model = AutoShearingModelForCausalLM.from_model(model)
-        if model.masks.constrained:
-            raise UsageError(
-                "`model` must have no target of its own, since sizes are chosen and not learned. Give a plain model, or"
-                " AutoShearingModelForCausalLM.from_model(largest)."
-            )
-        _check_largest(sizes.shapes, model.config)
         args = shear_arguments(args)
         args = replace(args, eval_token_share=args.eval_token_share / len(sizes.names))
         self.sizes, self.size_teacher = sizes, size_teacher
@@ -310,6 +299,21 @@ class NestedTrainer(ShearTrainer):
         }
         if size_teacher == LARGEST:
             self._add_teacher()
+
+    def load_model_and_tokenizer(
+        self, model: PreTrainedModel | str | os.PathLike, processing_class
+    ) -> tuple[PreTrainedModel, Any]:
+        """Overridden: the model has masks, and is of the largest size."""
+        model, processing_class = super().load_model_and_tokenizer(model, processing_class)
+        if not isinstance(model, ShearingModel):
+            model = AutoShearingModelForCausalLM.from_model(model)
+        if model.masks.constrained:
+            raise UsageError(
+                "`model` must have no target of its own, since sizes are chosen and not learned. Give a plain model, or"
+                " AutoShearingModelForCausalLM.from_model(largest)."
+            )
+        _check_largest(self.sizes.shapes, model.config)
+        return model, processing_class
 
     def _add_teacher(self) -> None:
         if self.distiller is not None:

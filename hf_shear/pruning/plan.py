@@ -130,8 +130,8 @@ def make_plan(config: PretrainedConfig, target: Target, choices: PruneConfig) ->
         protected = frozenset(Unit(kind, layer, 0) for layer in layers for kind in (LAYER, *SUB_LAYERS))
         if choices.form == NEMOTRON_NAS:
             protected |= {Unit(LAYER, 0, 0), Unit(ATTENTION, 0, 0)}
-        smallest = OpenUnits(config, shape.source, protected=protected)
-        if smallest_count(smallest, kinds) > budget:
+        smallest = smallest_count(OpenUnits(config, shape.source, protected=protected), kinds)
+        if smallest > budget:
             raise UsageError(too_small(smallest, budget, kinds))
     if choices.form == NEMOTRON_NAS and not isinstance(target, PerLayerShape):
         check_nemotron_nas(config, shape, kinds if allocation.uneven else ())

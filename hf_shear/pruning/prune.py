@@ -279,7 +279,8 @@ def score_units(
         for kind, criterion in chosen.items():
             known = next((result for done, result in found if done == criterion), None)
             if known is None:
-                known = criterion(model, calibration, shared_inputs)
+                asked = [other for other, one in chosen.items() if one == criterion]
+                known = criterion(model, calibration, shared_inputs, asked)
                 found.append((criterion, known))
             scores[kind] = known[kind].float()
     bad = [kind for kind, score in scores.items() if not bool(torch.isfinite(score).all())]

@@ -34,11 +34,13 @@ ROUNDS = ((8, 1 / 8), (2, 1 / 2), (1, 1.0))
 MOST_DRAWS = 80
 """For the children of one generation, of which some are refused or alike."""
 
-Level = tuple[int, int]
-"""Query heads and key/value heads of an attention; neurons of an MLP, and 0."""
+Level = tuple[int, ...]
+"""Query heads and key/value heads of an attention; neurons of an MLP."""
 Place = tuple[int, str]
 """A layer, and its attention or its MLP."""
-GONE: Level = (0, 0)
+SIZES = {ATTENTION: ("num_heads", "num_key_value_heads"), MLP: ("num_neurons",)}
+"""What a level says of a layer's part."""
+GONE: dict[str, Level] = {part: (0,) * len(names) for part, names in SIZES.items()}
 Judge = Callable[[PerLayerShape, float], float]
 """How bad a shape's cut is on a share of the held-out text."""
 
@@ -90,7 +92,8 @@ class Levels:
                 return False
             return padded.num_hidden_layers >= fewest_layers and (wanted.accepts is None or not wanted.accepts(padded))
 
-        of = {ATTENTION: [GONE, *sorted(heads, key=_cost)], MLP: [GONE, *((width, 0) for width in widths)]}
+        levels: dict[str, list[Level]] = {ATTENTION: sorted(heads, key=_cost), MLP: [(width,) for width in widths]}
+        of = {part: [GONE[part], *found] for part, found in levels.items()}
         return cls(config=config, budget=budget, of=of, accepts=accepts)
 
     def fits(self, shape: PerLayerShape) -> bool:
@@ -113,8 +116,8 @@ class Levels:
         return shape if shape != parent and self.fits(shape) and self.accepts(shape) else None
 
     def _dropped(self, shape: PerLayerShape, draw: random.Random) -> PerLayerShape | None:
-        place = draw.choice([one for one in _places(shape) if _level(shape, one) != GONE])
-        smaller = _changed(shape, place, GONE)
+        place = draw.choice([one for one in _places(shape) if not _is_gone(shape, one)])
+        smaller = _changed(shape, place, GONE[place[1]])
         return None if smaller is None else self.filled(smaller, draw)
 
     def _switched(self, shape: PerLayerShape, draw: random.Random) -> PerLayerShape | None:
@@ -134,7 +137,7 @@ class Levels:
 
     def filled(self, shape: PerLayerShape, draw: random.Random, spared: Place | None = None) -> PerLayerShape:
         """With what is left of the budget given to parts at random, a level at a time; what is gone stays so."""
-        places = [place for place in _places(shape) if place != spared and _level(shape, place) != GONE]
+        places = [place for place in _places(shape) if place != spared and not _is_gone(shape, place)]
         while places:
             place = draw.choice(places)
             larger = self.moved(shape, place, 1)
@@ -192,21 +195,23 @@ def _places(shape: PerLayerShape) -> list[Place]:
 
 
 def _level(shape: PerLayerShape, place: Place) -> Level:
-    sizes = shape.layers[place[0]]
-    return (sizes.num_heads, sizes.num_key_value_heads) if place[1] == ATTENTION else (sizes.num_neurons, 0)
+    return tuple(getattr(shape.layers[place[0]], name) for name in SIZES[place[1]])
+
+
+def _is_gone(shape: PerLayerShape, place: Place) -> bool:
+    return _level(shape, place) == GONE[place[1]]
 
 
 def _cost(level: Level) -> tuple[int, int]:
     """Orders levels by their parameters: a query head (q, o) has as many as a key/value head (k, v)."""
-    return sum(level), level[1]
+    return sum(level), level[-1]
 
 
 def _changed(shape: PerLayerShape, place: Place, level: Level) -> PerLayerShape | None:
     """With a part at a level; None where no layer would have such a part."""
     layer, part = place
-    names = ("num_heads", "num_key_value_heads") if part == ATTENTION else ("num_neurons",)
     layers = list(shape.layers)
-    layers[layer] = replace(layers[layer], **dict(zip(names, level, strict=False)))
-    if not any(getattr(sizes, names[0]) for sizes in layers):
+    layers[layer] = replace(layers[layer], **dict(zip(SIZES[part], level, strict=True)))
+    if not any(getattr(sizes, SIZES[part][0]) for sizes in layers):
         return None
     return replace(shape, layers=tuple(layers))

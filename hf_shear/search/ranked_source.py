@@ -75,7 +75,6 @@ class RankedSource:
         units = OpenUnits(self.model.config, ModelShape.from_config(self.model.config))
         if smallest_count(units, kinds) > budget:
             return None
-        units = OpenUnits(self.model.config, units.source)
         comparable = all(
             criterion.comparable_across_layers for kind, criterion in self.criteria.items() if kind in kinds
         )

@@ -115,7 +115,7 @@ class ShearTrainer(TrainerHooks):
         max_length: int | None = None,
         **kwargs,
     ):
-        model, processing_class = load_named(model, processing_class)
+        model, processing_class = self.load_model_and_tokenizer(model, processing_class)
         if max_length is None:
             max_length = getattr(args, "max_length", None)  # TRL's arguments have one
         args = shear_arguments(args)
@@ -180,6 +180,12 @@ class ShearTrainer(TrainerHooks):
         self._decides_result: dict | None = None
         self._stop_request: StopRequest | None = None
         self.micro_batch = 0
+
+    def load_model_and_tokenizer(
+        self, model: PreTrainedModel | str | os.PathLike, processing_class
+    ) -> tuple[PreTrainedModel, Any]:
+        """The model to train and its tokenizer, of what ``__init__`` was given, as in ``load_named``."""
+        return load_named(model, processing_class)
 
     @property
     def masked_model(self) -> ShearingModel:
