@@ -8,6 +8,7 @@ from hf_shear.sources import computing_dtype, dtype_note, ready_to_compute
 
 OLD = {"architecture": "x86_64", "avx2": True, "avx512_bf16": False}
 NEW = OLD | {"avx512_bf16": True}
+MATRIX_UNITS = NEW | {"avx512_fp16": True, "amx_bf16": True}
 OTHER = {"architecture": "aarch64"}
 
 
@@ -19,6 +20,9 @@ OTHER = {"architecture": "aarch64"}
         (OLD, torch.float32, torch.float32),
         (NEW, torch.bfloat16, torch.bfloat16),
         (NEW, torch.float16, torch.float32),
+        (MATRIX_UNITS, torch.bfloat16, torch.bfloat16),
+        (MATRIX_UNITS | {"amx_bf16": False}, torch.bfloat16, torch.float32),  # as virtual machines may show it
+        (MATRIX_UNITS | {"amx_bf16": False}, torch.float16, torch.float16),
         (OTHER, torch.bfloat16, torch.bfloat16),
     ],
 )

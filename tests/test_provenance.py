@@ -9,10 +9,10 @@ import json
 import pytest
 
 from examples.research import main_job, provenance
-from examples.research.claims.claim_command import SAME, OneArm, sources_of
+from examples.research.claims.claim_command import OneArm, sources_of
 from examples.research.claims.claim_results import CONFIGS, RESULTS, STORIES, code_of, results_of
 from examples.research.pages import pages
-from examples.research.provenance import code_digest, fingerprint, is_current, reached, stale_note, with_record
+from examples.research.provenance import SAME, code_digest, fingerprint, is_current, reached, stale_note, with_record
 
 CODE = '''
 from dataclasses import field
@@ -172,7 +172,7 @@ def test_an_arm_that_gives_another_number_is_found(tmp_path):
     study.runs = [kept, {"arm": "b", "mean": 3.0, "run_seconds": 9.0}]
     assert study.run({"arm": "a"}, lambda: {"mean": 1.0 + SAME / 2}) is kept
     assert study.run({"arm": "b"}, lambda: {"mean": 9.0})["mean"] == 3.0  # the cheapest alone is made again
-    with pytest.raises(ValueError, match="'mean': '1.0, now 1.01'"):
+    with pytest.raises(ValueError, match=r"mean: \[1.0\] was, \[1.01\] is"):
         study.run({"arm": "a"}, lambda: {"mean": 1.01})
     with pytest.raises(ValueError, match="out.json lacks .*'c'.*, which the study makes today"):
         study.run({"arm": "c"}, dict)

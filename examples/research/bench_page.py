@@ -10,7 +10,6 @@ model_cards/bench/*.json; a test rebuilds the page and compares.
 
 import argparse
 import json
-import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -22,15 +21,13 @@ from hf_shear.report import bench_markdown
 from hf_shear.runs.bench import BENCH_NAME
 
 from . import bench
-from .provenance import code_record, stale_note
+from .provenance import check_made_again, note_confirmed, stale_note
 from .shared import RESEARCH, ROOT, few_colours
 
 CONFIG = RESEARCH / "configs" / "bench.yaml"
 RESULTS = ROOT / "model_cards" / "bench"
 PAGE = ROOT / "model_cards" / "bench.md"
 LEFT_OUT = ("command",)  # names folders of a machine
-SAME = 1e-3
-"""Relative, between a loss kept and made again: another machine rounds otherwise, and training makes more of it."""
 
 INTRODUCTION = """# Ways of pruning, compared
 
@@ -101,11 +98,9 @@ def confirm(name: str, stories: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench.main(flags(name, stories, Path(folder), methods=[was["method"]], seeds=[was["seed"]]))
         (now,) = json.loads((Path(folder) / BENCH_NAME).read_text(encoding="utf-8"))["runs"]
-    for when in ("before", "after"):
-        if not math.isclose(now[when]["mean"], was[when]["mean"], rel_tol=SAME):
-            raise ValueError(f"{name}: {when} was {was[when]}, {now[when]} is measured. Run it anew.")
-    for one in results["code"]:
-        one["confirmed"] = code_record(bench.todays_code())
+    losses = ([run[when]["mean"] for when in ("before", "after")] for run in (was, now))
+    check_made_again(f"{name}, {was['method']}", *losses)
+    note_confirmed(results["code"], bench.todays_code())
     keep(name, results)
 
 

@@ -32,7 +32,6 @@ from transformers import PreTrainedModel
 from hf_shear import PruneConfig, evaluate_samples, open_source, pack_domains, prune_one_shot, save_checkpoint
 from hf_shear.core import write_text_atomically
 from hf_shear.data import Calibration
-from hf_shear.sources import ready_to_compute
 
 from .claims.claim_results import markdown_table
 from .provenance import check_made_again, code_digest, code_record, note_confirmed, noted, stale_note, with_record
@@ -135,9 +134,9 @@ def run_of(model: Path, text: dict[str, Dataset], key: dict) -> dict | None:
         text: as ``texts`` gives it.
         key: with the target, the arm and the seed of the calibration text.
     """
-    source = ready_to_compute(open_source("model", model).load_model(), "cpu")
+    source = open_source("model", model).load_model(torch.float32)  # which every machine computes alike
     drawn, target = calibration(text, key["seed"]), TARGETS.get(key["target"], {})
-    dtype, start = source.dtype, time.process_time()
+    start = time.process_time()
     result = source if key["arm"] == SOURCE else arms()[key["arm"]](source, target, drawn)
     seconds = time.process_time() - start
     if result is None:
@@ -146,8 +145,7 @@ def run_of(model: Path, text: dict[str, Dataset], key: dict) -> dict | None:
     assert not lost, f"{key}: another shape than was asked for: {lost}"
     judged = {"valid": text["valid"].select(range(NUM_JUDGED))}
     loss = evaluate_samples(result.eval(), judged, BATCH)["valid"].mean
-    return key | {"loss": loss, "parameters": result.num_parameters(), "cpu_seconds": seconds,
-                  "dtype": str(dtype).removeprefix("torch.")}  # fmt: skip
+    return key | {"loss": loss, "parameters": result.num_parameters(), "cpu_seconds": seconds}
 
 
 def cut(model: Path, wikitext: Path) -> None:
@@ -171,7 +169,7 @@ def confirm(model: Path, wikitext: Path) -> None:
     """Measure our arms of the first target and seed again; where they are what they were, note that this code did it.
 
     Raises:
-        ValueError: a loss differs by more than a thousandth: then measure anew. Or this machine computes in another dtype.
+        ValueError: a loss differs by more than a thousandth: then measure anew.
     """
     kept, text = kept_results(), texts(wikitext, model)
     assert kept is not None, "nothing was measured yet"
@@ -180,10 +178,6 @@ def confirm(model: Path, wikitext: Path) -> None:
         if (run["target"], run["seed"]) == (first, 0) and run["arm"] in OURS:
             again = run_of(model, text, {name: run[name] for name in ("target", "arm", "seed")})
             assert again is not None, "our arms have a way to every shape"
-            if again["dtype"] != run["dtype"]:
-                raise ValueError(
-                    f"The runs were computed in {run['dtype']}, and this processor computes in {again['dtype']}."
-                )
             check_made_again(f"{first}, {run['arm']}", [run["loss"]], [again["loss"]])
     note_confirmed(kept["code"], todays_code())
     write(kept)
@@ -199,7 +193,7 @@ INTRODUCTION = """# A model that people use: SmolLM2-135M
 
 {model} (134,515,008 parameters, 30 layers), cut at once and not trained after it. Every arm reads the same {tokens:,}
 tokens of wikitext-2's `train` ({seeds}) and is judged on {judged:,} tokens of its `valid`. The source's loss there is
-**{source:.3f}** nats per token. Computed in {dtype}, on one CPU thread beside other work; CPU seconds are those of choosing
+**{source:.3f}** nats per token. Computed in float32, on one CPU thread beside other work; CPU seconds are those of choosing
 and cutting. The peer cuts MLPs (`MAW` with data) and layers (by cosine); the other targets it does not have."""
 
 
@@ -224,7 +218,7 @@ def page(kept: dict) -> str:
         rows.append((target, f"{found[lowest][0]['parameters']:,}", *cells))
     seeds = sorted({run["seed"] for run in runs if run["arm"] != SOURCE})
     head = INTRODUCTION.format(
-        model=MODEL, tokens=TOKENS, judged=NUM_JUDGED * WINDOW, source=source["loss"], dtype=source["dtype"],
+        model=MODEL, tokens=TOKENS, judged=NUM_JUDGED * WINDOW, source=source["loss"],
         seeds=f"{len(seeds)} seed" + "s" * (len(seeds) != 1) + " of the draw",
     )  # fmt: skip
     table = markdown_table(("target", "parameters", *(f"{name}: loss (CPU s)" for name in names)), rows)

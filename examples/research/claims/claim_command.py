@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,15 +13,13 @@ import yaml
 
 from hf_shear.report import require_matplotlib
 
-from ..provenance import code_record
+from ..provenance import check_made_again, note_confirmed
 from ..shared import RESEARCH, save_picture
 from .claim_results import CONFIGS, RESULTS, STORIES, Claim, code_of, read, results_of, write
 from .claims_page import claim_page
 from .study import Study
 
 SMALL_FOLDER = Path("claims_small")
-SAME = 1e-3
-"""Relative, between an arm kept and made again: another machine rounds otherwise, and training makes more of it."""
 
 
 def read_settings(claim: Claim, source: str, small: bool) -> dict:
@@ -69,15 +66,9 @@ class OneArm(Study):
             raise ValueError(f"{self.output.name} lacks {key}, which the study makes today. Measure it anew.")
         if kept is min(self.runs, key=lambda run: run["run_seconds"]):
             made = make()
-            wrong = {
-                name: f"{kept[name]!r}, now {made[name]!r}"
-                for name in made.keys() & kept.keys()
-                if isinstance(kept[name], float)
-                and not math.isclose(made[name], kept[name], rel_tol=SAME, abs_tol=1e-6)
-            }
-            if wrong:
-                raise ValueError(f"{self.claim.name}, {self.name}, {key}: {wrong}. Measure it anew.")
-            print(f"{self.claim.name}, {self.name}, {key}: as it was", flush=True)
+            names = [name for name in made if isinstance(kept.get(name), float)]
+            numbers = ([run[name] for name in names] for run in (kept, made))
+            check_made_again(f"{self.claim.name}, {self.name}, {key}: {', '.join(names)}", *numbers)
         return kept
 
 
@@ -90,8 +81,7 @@ def confirm(module, path: Path, compared: Sequence[str]) -> None:
     kept = read(path)
     if left := sorted(kept["sources"].keys() - set(compared)):
         raise ValueError(f"{path.name} holds {', '.join(left)}, too, which was not compared. Give its text.")
-    for one in kept["code"]:
-        one["confirmed"] = code_record(code_of(module.CLAIM))
+    note_confirmed(kept["code"], code_of(module.CLAIM))
     write(path, kept["sources"], kept["code"])
 
 
