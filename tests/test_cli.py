@@ -551,7 +551,7 @@ def test_a_dry_run_checks_tells_and_leaves_nothing(inputs, learned, pruned, tmp_
         "learn, numbered": (["learn", model, *flags], ("mask_learning",)),
         "recover": (recovery_words(inputs, pruned, "run"), ("recovery", "scratch", "Memory of recovery")),
         "interleave": (
-            ["interleave", model, *turns, "--num_tokens", "384", "--output_dir", "run"],
+            ["interleave", model, *turns, "--num_tokens", "384", "--num_stages", "2", "--output_dir", "run"],
             ("scores", "training"),
         ),
         "evaluate": (
