@@ -84,7 +84,7 @@ def _choice(facts: CardFacts, tokens: dict) -> str:
     if config:
         return f"- What to keep was chosen by scores: {chosen_by(config)}. `prune_config.json` has these choices."
     masks = (facts.provenance.get("mask_settings") or {}).get("method")
-    if masks is None and facts.results.get("masks", {}) is None:
+    if masks is None and not tokens.get("mask_learning"):
         return "- What to keep was chosen before this run; by which method was not recorded."
     how = STRATEGIES[masks].in_words if masks in STRATEGIES else "learned masks (the method was not recorded)"
     return (
