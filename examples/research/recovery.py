@@ -158,11 +158,11 @@ def confirm(path: Path, given: dict) -> None:
 COMMAND = "python -m examples.research.recovery run STORIES260K TINYSTORIES"
 INTRODUCTION = """# Ways of recovery, measured
 
-The same pruned models, one for each of three seeds, trained back in different ways. Each seed cuts the source by the
+The same pruned models, one for each of {seeds} seeds, trained back in different ways. Each seed cuts the source by the
 defaults of `hf-shear prune` on its own calibration text. Numbers are held-out losses in nats per token, mean ± sample
 standard deviation over the seeds.
 
-- `full`: all weights. `lora`: adapters of rank 8 on all linear layers. `norms_and_biases`: those alone.
+- `full`: all weights. `lora`: adapters of rank {rank} on all linear layers. `norms_and_biases`: those alone.
 - `distilled`: all weights, half cross-entropy and half forward KL from the source, temperature 1. `lora_distilled`:
   adapters with the same loss.
 
@@ -170,7 +170,7 @@ A budget is a number of training tokens of `full`. "Equal FLOPs" gives each way 
 for, forward passes of a teacher included (`hf_shear.shapes.training_flops_per_token`). The learning rate falls late, as in
 [the main job](main_job.md). Its peak is the best of a sweep by factors of two for each way, at the smaller budget. One half
 of the held-out text chose it; losses here are of the other half. "Above `full`" is the difference paired by seed with its
-95 % interval (Student's t). A way is ahead or behind if the interval does not hold 0, else it is a tie. With three seeds
+95 % interval (Student's t). A way is ahead or behind if the interval does not hold 0, else it is a tie. With so few seeds
 intervals are wide."""
 
 
@@ -185,7 +185,8 @@ def above_full(source: SourceResults, arm: str, budget: int, equal: str) -> Pair
 
 def page(sources: list[SourceResults]) -> str:
     """The page's text."""
-    parts = [INTRODUCTION]
+    seeds, arms = len(sources[0].settings["seeds"]), sources[0].settings["arms"]
+    parts = [INTRODUCTION.format(seeds=seeds, rank=arms["lora_distilled"]["peft_config"]["r"])]
     for source in sources:
         settings, tables = source.settings, []
         cut = source.select(arm="cut")
@@ -250,9 +251,11 @@ WAYS = {
 
 
 def advice(sources: list[SourceResults]) -> str:
-    """How each way did beside all weights without a teacher, over sources and budgets."""
+    """How each other way did beside all weights without a teacher, over sources and budgets."""
     parts = []
-    for arm, words in WAYS.items():
+    for arm in sources[0].settings["arms"]:
+        if arm == FULL:
+            continue
         told = []
         for equal in (TOKENS, FLOPS):
             found = [above_full(one, arm, budget, equal) for one in sources for budget in one.settings["budgets"]]
@@ -260,7 +263,7 @@ def advice(sources: list[SourceResults]) -> str:
             counts = [f"{name} in {states.count(name)}" for name in ("ahead", "tie", "behind") if name in states]
             least, most = min(one.mean for one in found), max(one.mean for one in found)
             told.append(f"at equal {equal} {', '.join(counts)} of {len(found)} ({least:+.3f} to {most:+.3f} nats)")
-        parts.append(f"- {words} (`{arm}`): {'; '.join(told)}")
+        parts.append(f"- {WAYS[arm]} (`{arm}`): {'; '.join(told)}")
     return (
         "Beside all weights without a teacher (`full`), on each of"
         f" {len(sources)} small models at two budgets ([all numbers](../../model_cards/recovery.md)); FLOPs include"
