@@ -57,7 +57,7 @@ def test_ways_of_recovery_have_equal_tokens_and_equal_flops_and_a_page(tmp_path,
     assert page.count("Behind it: ") == page.count("| lora_distilled | ") == 2 and "that these numbers" not in page
     assert "- adapters with a teacher (`lora_distilled`): at equal tokens " in recovery.advice([found])
     recovery.confirm(path, {"tiny": (source, text)})
-    assert "tiny, lora_distilled: as it was" in capsys.readouterr().out
+    assert "tiny, lora_distilled: " in capsys.readouterr().out
     assert results_of(path)[0].code[0]["confirmed"]["digest"] == recovery.todays_code()
 
 
