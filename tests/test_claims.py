@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from training_helpers import letter_tokenizer, plain_model, random_documents
+from training_helpers import tiny_source_and_text
 
 from examples.research import shared
 
@@ -29,11 +29,7 @@ def load(name: str):
 @pytest.fixture
 def tiny(tmp_path):
     """A tiny checkpoint and two domains of text."""
-    plain_model(attention_dropout=0.0).save_pretrained(tmp_path / "source")
-    letter_tokenizer().save_pretrained(tmp_path / "source")
-    for number, name in enumerate(("books", "code")):
-        (tmp_path / "text" / name).mkdir(parents=True)
-        (tmp_path / "text" / name / "a.txt").write_text("\n<|endoftext|>\n".join(random_documents(number, 60)))
+    tiny_source_and_text(tmp_path)
     return tmp_path
 
 

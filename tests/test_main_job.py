@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from training_helpers import letter_tokenizer, plain_model, random_documents
+from training_helpers import tiny_source_and_text
 
 from examples.research import main_job
 from examples.research.claims.claim_results import SourceResults, results_of
@@ -32,13 +32,8 @@ SETTINGS = {
 @pytest.fixture
 def job(tmp_path):
     """Of a tiny checkpoint on two domains of text."""
-    plain_model(attention_dropout=0.0).save_pretrained(tmp_path / "source")
-    letter_tokenizer().save_pretrained(tmp_path / "source")
-    for number, name in enumerate(("books", "code")):
-        (tmp_path / "text" / name).mkdir(parents=True)
-        (tmp_path / "text" / name / "a.txt").write_text("\n<|endoftext|>\n".join(random_documents(number, 60)))
     return main_job.MainJob(
-        main_job.CLAIM, "tiny", tmp_path / "source", str(tmp_path / "text"), SETTINGS, tmp_path / "main_job.json"
+        main_job.CLAIM, "tiny", *tiny_source_and_text(tmp_path), SETTINGS, tmp_path / "main_job.json"
     )
 
 

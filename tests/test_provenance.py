@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from examples.research import main_job, provenance
+from examples.research import main_job, provenance, recovery
 from examples.research.claims.claim_command import OneArm, sources_of
 from examples.research.claims.claim_results import CONFIGS, RESULTS, STORIES, code_of, results_of
 from examples.research.pages import pages
@@ -163,6 +163,16 @@ def test_one_cut_of_the_main_job_again():
     kept = source.select(arm="random", budget=main_job.TOKENS, seed=0)[0]
     _, cost = job.cut({name: kept[name] for name in ("arm", "budget", "rate", "seed")})
     assert cost["before"] == pytest.approx(kept["before"], rel=SAME)
+
+
+def test_one_cut_of_the_ways_of_recovery_again(shared_data):
+    source = next(one for one in results_of(recovery.RESULTS) if one.name == STORIES)
+    if not is_current(source.code, recovery.todays_code()):
+        pytest.skip("stale, as its page says: run it again")
+    place = shared_data / "models" / "stories260K", str(shared_data / "data" / "tinystories")
+    study = recovery.Recovery(recovery.CLAIM, source.name, *place, source.settings, recovery.RESULTS)
+    (kept,) = source.select(arm="cut", seed=0)
+    assert study.judged(study.cut(0))["mean"] == pytest.approx(kept["mean"], rel=SAME)
 
 
 def test_an_arm_that_gives_another_number_is_found(tmp_path):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import yaml
+from training_helpers import tiny_source_and_text
 
-from examples.research import bench_page, recovery_page, shared
+from examples.research import bench_page, recovery, shared
+from examples.research.claims.claim_results import SourceResults, results_of
 from hf_shear.runs.bench_method import BenchMethod
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,62 +18,58 @@ ROOT = Path(__file__).resolve().parent.parent
 # model_cards/recovery.md
 
 
-def row(arm: str, equal: str, mean: float, budget: int = 10, run: int = 0, rate: float = 1.0) -> dict:
-    return {"arm": arm, "equal": equal, "mean": mean, "budget": budget, "run": run, "learning_rate": rate}
+SMALL = {
+    "seeds": [0, 1], "max_length": 16, "batch_size": 2, "calibration_batches": 2, "eval_tokens": 64,
+    "held_out_fraction": 0.3, "learning_rate": 1e-2, "budgets": [256], "sweep_rates": False,
+    "target": {"intermediate_size": 16},
+}  # fmt: skip
 
 
-def test_the_recovery_page_is_built_from_the_results():
-    assert recovery_page.PAGE.read_text(encoding="utf-8") == recovery_page.page()
-    assert recovery_page.ADVISED.read_text(encoding="utf-8") == recovery_page.advised()
+def test_the_recovery_pages_are_built_from_the_results():
+    sources = results_of(recovery.RESULTS)
+    assert [source.name for source in sources] == [recovery.EMBEDDED, recovery.STORIES]
+    assert recovery.PAGE.read_text(encoding="utf-8") == recovery.page(sources)
+    assert recovery.DOCS.read_text(encoding="utf-8") == recovery.documented(sources)
 
 
-def test_a_table_has_the_mean_the_spread_and_the_winner():
-    rows = [row("full", "tokens", 2.0), row("full", "tokens", 4.0, run=1), row("lora", "flops", 5.0)]
-    rows += [row("lora", "flops", 5.0, run=1), row("lora", "tokens", 1.0), row("lora", "tokens", 1.0, run=1)]
-    assert "| full | **3.000 ± 1.414** |\n| lora | 5.000 ± 0.000 |" in recovery_page.table(rows, "flops")
-    assert "| full | 3.000 ± 1.414 |\n| lora | **1.000 ± 0.000** |" in recovery_page.table(rows, "tokens")
-
-
-def test_parts_are_put_together_and_budgets_without_all_runs_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(recovery_page, "RESULTS", tmp_path)
-    first = [row("full", "tokens", 2.0, budget, run) for budget in (10, 20) for run in (0, 1)]
-    second = [
-        row("lora", equal, 3.0, budget, run)
-        for budget, run in ((10, 0), (10, 1), (20, 0))
-        for equal in ("tokens", "flops")
-    ]
-    for name, runs in (("first", first), ("second", second)):
-        content = {"setup": {"mask_tokens": 5}, "runs": runs, "sweep": [], "versions": {}}
-        (tmp_path / name).write_text(json.dumps(content))
-    recovery_page.add("both", [tmp_path / "second", tmp_path / "first"])
-    found = recovery_page.results_by_source()["both"]
-    assert len(json.loads((tmp_path / "both.json").read_text())["runs"]) == len(first) + len(second)
-    assert recovery_page.complete_budgets(found["runs"]) == [10]
-    assert {(one["arm"], one["equal"], one["run"]) for one in found["runs"]} == {
-        ("full", "tokens", 0), ("full", "tokens", 1), ("lora", "tokens", 0), ("lora", "tokens", 1),
-        ("lora", "flops", 0), ("lora", "flops", 1),
-    }  # fmt: skip
-    (tmp_path / "second").write_text(json.dumps({"setup": {"mask_tokens": 6}, "runs": [], "sweep": [], "versions": {}}))
-    with pytest.raises(ValueError, match="not of the same models and data"):
-        recovery_page.add("both", [tmp_path / "second", tmp_path / "first"])
-
-
-def test_a_narrow_win_is_said():
-    assert recovery_page.winner({"full": [1.0, 1.2], "lora": [3.0, 3.21]}) == ("full", False)
-    assert recovery_page.winner({"full": [1.0, 1.2], "lora": [1.3, 1.1]}) == ("full", True)
-    text = recovery_page.counted([("full", False), ("full", True), ("lora", False)])
-    assert text == "`full` in 2 of 3, 1 not beyond doubt; `lora` in 1 of 3"
-
-
-def test_rates_at_the_edge_of_the_sweep_are_said():
-    swept = [row(arm, "tokens", 1.0, rate=rate) for arm in ("full", "lora") for rate in (1.0, 2.0, 4.0)]
-    results = {"runs": [row("full", "tokens", 1.0, rate=2.0), row("lora", "tokens", 1.0, rate=4.0)], "sweep": swept}
-    assert (
-        recovery_page.rates_text(results)
-        == "Learning rates: full 2, lora 4. Those of lora lie at the edge of what was tried."
+@pytest.mark.filterwarnings(
+    "ignore:These domains have fewer", "ignore:Even one held-out sample", "ignore:.*calibration"
+)
+def test_ways_of_recovery_have_equal_tokens_and_equal_flops_and_a_page(tmp_path, capsys):
+    source, text = tiny_source_and_text(tmp_path)
+    settings = recovery.settings_of(recovery.EMBEDDED) | SMALL
+    arm = "lora_distilled"
+    settings["arms"] = {name: settings["arms"][name] for name in ("full", arm)}
+    path = tmp_path / "recovery.json"
+    recovery.Recovery(recovery.CLAIM, "tiny", source, text, settings, path).compare()
+    (found,) = results_of(path)
+    assert len(found.tuned(arm="full", budget=256, equal=recovery.TOKENS)) == 2
+    assert not found.select(arm="full", equal=recovery.FLOPS)
+    full, taught, paid = (
+        found.tuned(arm=name, budget=256, equal=equal)[0]
+        for name, equal in (("full", recovery.TOKENS), (arm, recovery.TOKENS), (arm, recovery.FLOPS))
     )
-    results["runs"][1]["learning_rate"] = 2.0
-    assert recovery_page.rates_text(results).endswith("Each lies between two others that were tried.")
+    assert full["tokens"] == taught["tokens"] == 256 > paid["tokens"] and full["flops"] < taught["flops"]
+    step = settings["batch_size"] * settings["max_length"] * taught["flops"] / 256
+    assert abs(paid["flops"] - full["flops"]) <= step
+    assert full["num_parameters"] == taught["num_parameters"]  # adapters were merged
+    page = recovery.page([found])
+    assert page.count("Behind it: ") == page.count("| lora_distilled | ") == 2 and "that these numbers" not in page
+    assert "- adapters with a teacher (`lora_distilled`): at equal tokens " in recovery.advice([found])
+    recovery.confirm(path, {"tiny": (source, text)})
+    assert "tiny, lora_distilled: " in capsys.readouterr().out
+    assert results_of(path)[0].code[0]["confirmed"]["digest"] == recovery.todays_code()
+
+
+def test_a_way_is_beside_full_by_its_interval():
+    runs = [
+        {"arm": arm, "budget": 10, "equal": "tokens", "rate": 1.0, "seed": seed, "mean": mean}
+        for arm, means in {"full": [2.0, 2.5], "better": [1.8, 2.29], "worse": [2.2, 2.71], "like": [2.1, 2.4]}.items()
+        for seed, mean in enumerate(means)
+    ]
+    settings = {"seeds": [0, 1], "arms": {"full": {}, "better": {}, "worse": {}, "like": {}}}
+    text = recovery.verdict(SourceResults("known", settings, runs), 10, recovery.TOKENS)
+    assert text == "Ahead of `full`: `better`. Ties with it: `like`. Behind it: `worse`."
 
 
 # model_cards/bench.md

@@ -82,6 +82,16 @@ def plain_model(seed: int = 0, **changes) -> LlamaForCausalLM:
     return LlamaForCausalLM(tiny_config(**changes))
 
 
+def tiny_source_and_text(folder: Path) -> tuple[Path, str]:
+    """A checkpoint of a tiny Llama with its tokenizer, and two domains of text."""
+    plain_model(attention_dropout=0.0).save_pretrained(folder / "source")
+    letter_tokenizer().save_pretrained(folder / "source")
+    for number, name in enumerate(("books", "code")):
+        (folder / "text" / name).mkdir(parents=True)
+        (folder / "text" / name / "a.txt").write_text("\n<|endoftext|>\n".join(random_documents(number, 60)))
+    return folder / "source", str(folder / "text")
+
+
 def masked_model(settings: MaskSettings | str = "relaxed_topk", **changes) -> ShearingLlamaForCausalLM:
     """The same tiny Llama with masks towards TARGET."""
     source = plain_model(**changes)

@@ -17,8 +17,7 @@ from hf_shear.evaluation import evaluation_table
 from hf_shear.publishing import SourceLicense, find_run, model_card, named_license, source_license
 from hf_shear.publishing.local_paths import publishable
 
-from .compare_seeds import todays_code
-from .provenance import noted, stale_note
+from .provenance import code_digest, noted, stale_note
 from .shared import EXAMPLES, ROOT
 
 MODELS = ROOT / "model_cards" / "models"
@@ -27,6 +26,11 @@ FILES = {"results": "results.json", "evaluation": "evaluation.json", "provenance
 FACTS = "card.json"  # what a card says that is in none of the run's files
 DOCS = EXAMPLES / "docs" / "evaluation.md"
 SHOWN, START, END = "embedded", "<!-- evaluation: start -->", "<!-- evaluation: end -->"
+
+
+def todays_code() -> str:
+    """Digest of the code that makes the numbers of a run of examples/shear.py."""
+    return code_digest("examples.shear", ("main",))
 
 
 def slimmed(name: str, content: dict) -> dict:

@@ -16,7 +16,7 @@ from . import (
     nested_sizes,
     p2_law_page,
     real_models,
-    recovery_page,
+    recovery,
     shape_search,
     speed_by_unit,
     surgeon_tables,
@@ -33,8 +33,6 @@ def pages() -> dict[Path, str]:
         bench_page.PAGE: bench_page.page(),
         claims_page.INDEX: claims_page.index(),
         p2_law_page.PAGE: p2_law_page.page(),
-        recovery_page.PAGE: recovery_page.page(),
-        recovery_page.ADVISED: recovery_page.advised(),
         speed_by_unit.PAGE: speed_by_unit.page(),
         surgeon_tables.PAGE: surgeon_tables.documented(),
     }
@@ -44,6 +42,8 @@ def pages() -> dict[Path, str]:
             found[path.with_suffix(".md")] = claims_page.claim_page(module, results_of(path))
     if sources := main_job.sources_of_page():
         found[main_job.PAGE], found[main_job.README] = main_job.page(sources), main_job.readme(sources)
+    if sources := results_of(recovery.RESULTS):
+        found[recovery.PAGE], found[recovery.DOCS] = recovery.page(sources), recovery.documented(sources)
     if (kept := real_models.kept_results()) is not None:
         found[real_models.PAGE] = real_models.page(kept)
     if (kept := shape_search.kept_results()) is not None:
