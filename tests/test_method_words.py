@@ -19,6 +19,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "model_cards" / "bench"
         ("flap layer=loss_rise+least_squares@5", "FLAP (layers: loss rise) + least squares, 5 shots"),
         ("taylor allocation=global+bias", "Taylor (global allocation) + bias"),
         ("taylor+least_squares_bias:towards=source", "Taylor + least squares with bias towards the source"),
+        ("taylor+least_squares:towards=auto", "Taylor + least squares towards the chosen reference"),
         ("taylor+least_squares:damping=0.1,towards=source", "Taylor + least squares 0.1 damping towards the source"),
         ("learned:share=0.15,start=uniform", "learned masks (15 % of the tokens, uniform start)"),
         ("learned+least_squares", "learned masks + least squares"),

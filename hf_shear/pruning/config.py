@@ -2,8 +2,9 @@
 
 Its defaults are the bench's choice (model_cards/bench.md): at equal training tokens over three seeds the LLM Surgeon's
 costs with least squares lost least. The Surgeon ranks heads and neurons. Hidden dimensions, which it cannot rank, go by
-the size of their activations, which lost less than Taylor scores there; whole layers, which are too far from a small
-change for costs of second order, by the loss without them, one after another (model_cards/real_models.md).
+the size of their activations, which needs no gradients and is level with Taylor scores there; whole layers, which are too
+far from a small change for costs of second order, by the loss without them, one after another
+(model_cards/real_models.md).
 """
 
 from __future__ import annotations

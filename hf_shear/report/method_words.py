@@ -71,7 +71,7 @@ def _option(option: str) -> str:
     if name == "restart":
         return "AdamW restarted" if value == "true" else "AdamW not restarted"
     if name == "towards":
-        return f"towards the {_name(value)}"
+        return f"towards the {'chosen reference' if value == 'auto' else _name(value)}"
     if name == "masks":
         return _name(value)
     return f"{_name(value)} {_name(name)}"
