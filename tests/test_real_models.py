@@ -40,7 +40,12 @@ def test_each_arm_is_measured_once_and_shown(study, capsys):
     real_models.cut(study / "model", study)
     assert (study / "kept.json").read_text(encoding="utf-8") == before
     text = real_models.page(kept)
-    assert "| narrow |" in text and "| shallow |" in text and "lowest mean in" in text and "1 seed" in text
+    assert (
+        "| narrow |" in text
+        and "| shallow |" in text
+        and "lowest mean, alone or with another, in" in text
+        and "1 seed" in text
+    )
     lowest = min(run["loss"] for run in kept["runs"] if run["target"] == "narrow")
     assert f"**{lowest:.3f}**" in text
 

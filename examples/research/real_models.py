@@ -224,7 +224,7 @@ def page(kept: dict) -> str:
     table = markdown_table(("target", "parameters", *(f"{name}: loss (CPU s)" for name in names)), rows)
     won = sum(lowest == "default" for _, lowest in best)
     lost = [f"{target} ({lowest})" for target, lowest in best if lowest != "default"]
-    said = f"The default has the lowest mean in {won} of {len(best)} targets" + (
+    said = f"The default has the lowest mean, alone or with another, in {won} of {len(best)} targets" + (
         f"; another is below it in {', '.join(lost)}." if lost else "."
     )
     code = ", ".join(f"{one['commit']} ({one['date']})" for one in kept["code"])
