@@ -53,8 +53,7 @@ def _head(results: Mapping[str, Any], live: Mapping[str, Any]) -> str:
     if live["state"] == RUNNING:
         when += (
             f" The page loads itself again every {live['refresh_seconds']} s while the run goes. If this time is long past,"
-            " the run was killed: the same command goes on (with --resume, except"
-            " hf-shear recover)."
+            " the run was killed: the same command goes on (with --resume, except hf-shear recover)."
         )
     done = sum(row["share"] for row in live["stages"] if row["state"] == FINISHED) + _share_of_stage(live)
     bar = f'<div class="track whole"><b style="left:0;width:{100 * min(done, 1):.1f}%"></b></div>\n'

@@ -542,10 +542,8 @@ class ShearTrainer(TrainerHooks):
             note_files(checkpoint)
         try:
             note_trusted(checkpoint, backend_name(self))
-        except (
-            OSError,
-            FailedError,
-        ) as error:  # the checkpoint is as good; only this user's next resume has to say that it is theirs
+        except (OSError, FailedError) as error:
+            # The checkpoint is as good; only this user's next resume has to say that it is theirs.
             self._tell(f"{record_folder()} could not be written ({error}): resuming will need `--trust_checkpoint`.")
 
     def check_resume(self, checkpoint: str) -> None:
