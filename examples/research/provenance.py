@@ -208,6 +208,8 @@ def with_record(kept: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) ->
     return [dict(one) for one in kept] + ([] if known else [dict(record)])
 
 
+MadeAgain = tuple[str, Sequence[float], Sequence[float]]
+"""What was made again, its kept numbers and today's."""
 SAME = 1e-3
 """Relative difference of a number that is made again: another machine rounds otherwise, and training makes more of it."""
 
@@ -228,6 +230,31 @@ def check_made_again(what: str, was: Sequence[float], now: Sequence[float]) -> N
 
 def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.4f}" for value in values)
+
+
+def confirm(
+    kept: Mapping[str, Any], digest: str, made_again: Iterable[MadeAgain], sources: Iterable[str] = (),
+    given: Iterable[str] = (),
+) -> None:  # fmt: skip
+    """Make some results again; where all are what they were, note in ``kept`` that today's code made them.
+
+    Args:
+        kept: results, with the records of their code as ``code``.
+        digest: of today's code.
+        made_again: is made one by one, as it is compared.
+        sources: that ``kept`` has results of, where there are several.
+        given: those that results are made again of.
+
+    Raises:
+        ValueError: a source is not given, in which case nothing is made; or a number differs: then measure anew.
+    """
+    if left := sorted(set(sources) - set(given)):
+        raise ValueError(
+            f"Results of {', '.join(left)} are kept, too, and are not compared. Give the source and its text."
+        )
+    for what, was, now in made_again:
+        check_made_again(what, was, now)
+    note_confirmed(kept["code"], digest)
 
 
 def note_confirmed(kept: Iterable[dict[str, Any]], digest: str) -> None:
