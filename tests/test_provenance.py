@@ -113,6 +113,11 @@ def test_a_page_says_where_the_code_has_moved():
     assert with_record([one], {**one, "commit": "new"}) == [one] and with_record([one], other) == [one, other]
     assert provenance.noted("> note", "# Title\n\ntext\n") == "# Title\n\n> note\n\ntext\n"
     assert provenance.noted("", "# Title\n\ntext\n") == "# Title\n\ntext\n"
+    assert provenance.made_by([], "a run") == "" and provenance.made_by([one, other], "a run") == (
+        "Code: abc (2026-11-24), def+ (x)."
+    )
+    same = "; ghi made a run again, and found the same within 0.1 %."
+    assert provenance.made_by([again, again], "a run") == "Code: abc (2026-11-24)" + same
     record = provenance.code_record("1")
     assert record["digest"] == "1" and set(record) == set(one)
 

@@ -32,7 +32,7 @@ from hf_shear.shapes import ModelShape, PerLayerShape, TargetShape, count_parame
 
 from . import kept_runs
 from .claims.claim_results import STORIES, markdown_table
-from .provenance import MadeAgain, code_digest, noted, stale_note
+from .provenance import MadeAgain, code_digest, made_by, noted, stale_note
 from .shape_search import BATCH, FAMILY, LENGTH, MADE, SEEDS, Source, run_study
 from .shared import ROOT, mean_and_spread
 
@@ -212,8 +212,8 @@ def page(kept: dict) -> str:
     command = (
         "python -m examples.research.layer_search measure --stories STORIES260K TINYSTORIES --data_dir SEVEN_DOMAINS"
     )
-    code = ", ".join(f"{one['commit']} ({one['date']})" for one in kept["code"])
-    parts.append(f"Again: `{command}`. Runs: [`search_uneven.json`](search_uneven.json). Code: {code}.")
+    code = made_by(kept["code"], "a search of each source")
+    parts.append(f"Again: `{command}`. Runs: [`search_uneven.json`](search_uneven.json). {code}")
     return noted(stale_note(kept["code"], todays_code(), command), "\n\n".join(parts) + "\n")
 
 

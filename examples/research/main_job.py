@@ -38,7 +38,7 @@ from .claims.claim_results import (
     results_of,
 )
 from .claims.study import Study, settings_of, sources_of
-from .provenance import MadeAgain, code_digest, noted, stale_note
+from .provenance import MadeAgain, code_digest, made_by, noted, stale_note
 from .shared import (
     FLOPS,
     RESEARCH,
@@ -343,23 +343,13 @@ def again(sources: list[SourceResults]) -> str:
     return (
         f"```bash\n{command(sources)}\n```\n\ntook {round(seconds / 60)} min of one CPU thread beside other work."
         " [What to give](claims.md). Settings: [`main_job.yaml`](../examples/research/configs/main_job.yaml). Numbers:"
-        " [`main_job.json`](main_job.json)." + made_by(sources[0])
+        f" [`main_job.json`](main_job.json). {made_by(sources[0].code, 'a cut of each arm')}"
     )
 
 
 def readme(sources: list[SourceResults]) -> str:
     """The README with today's table between its markers."""
     return put_between(README.read_text(encoding="utf-8"), MARKS, f"\n{readme_table(sources)}\n")
-
-
-def made_by(source: SourceResults) -> str:
-    """Which code made the numbers, and which made some of them again."""
-    parts = []
-    for one in source.code or []:
-        again = one.get("confirmed")
-        told = f"; {again['commit']} made a cut of each arm again, and found the same within 0.1 %" if again else ""
-        parts.append(f"{one['commit']} ({one['date']}{told})")
-    return f" Code: {', '.join(parts)}." if parts else ""
 
 
 def command(sources: list[SourceResults]) -> str:

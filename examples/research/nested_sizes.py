@@ -30,7 +30,7 @@ from hf_shear.training import ShearTrainer, ShearTrainingArguments
 
 from . import kept_runs
 from .claims.claim_results import STORIES, markdown_table
-from .provenance import MadeAgain, code_digest, confirm, noted, stale_note
+from .provenance import MadeAgain, code_digest, confirm, made_by, noted, stale_note
 from .shape_search import BATCH, LENGTH, SEEDS, Source
 from .shared import ROOT, mean_and_spread
 
@@ -181,10 +181,8 @@ def page(kept: dict) -> str:
             f" {', '.join(f'{cut:.2f}' for cut in before)}."
         )
     parts += ["## Does it pay?", "\n".join(map(_verdict, smallest)), _least_number(smallest)]
-    code = ", ".join(f"{one['commit']} ({one['date']})" for one in kept["code"])
-    if confirmed := kept["code"][0].get("confirmed"):
-        code += f"; {confirmed['commit']} made a single and a nested run again, and found the same"
-    parts.append(f"Again: `{COMMAND}`. Runs: [`nested.json`](nested.json). Code: {code}.")
+    code = made_by(kept["code"], "a single and a nested run")
+    parts.append(f"Again: `{COMMAND}`. Runs: [`nested.json`](nested.json). {code}")
     return noted(stale_note(kept["code"], todays_code(), COMMAND), "\n\n".join(parts) + "\n")
 
 

@@ -286,6 +286,18 @@ def stale_note(kept: Sequence[Mapping[str, Any]] | None, digest: str, command: s
     return f"> {start}: they may differ today. Run again: `{command}`."
 
 
+def made_by(kept: Sequence[Mapping[str, Any]], again: str) -> str:
+    """The sentence of a page's end about the code of its results; "" where they do not name it.
+
+    Args:
+        again: what ``confirm`` makes again.
+    """
+    made = ", ".join(dict.fromkeys(f"{one['commit'] or 'unknown'} ({one['date']})" for one in kept))
+    confirmed = " and ".join(dict.fromkeys(one["confirmed"]["commit"] for one in kept if "confirmed" in one))
+    same = f"; {confirmed} made {again} again, and found the same within {100 * SAME:g} %" if confirmed else ""
+    return f"Code: {made}{same}." if made else ""
+
+
 def noted(note: str, text: str) -> str:
     """A text with a note under its first heading, if there is a note."""
     heading, _, rest = text.partition("\n")

@@ -31,7 +31,7 @@ from hf_shear.training.arguments import NO_DISTILLATION
 
 from .claims.claim_results import Claim, SourceResults, confirm_results, markdown_table, results_of
 from .claims.study import Study, settings_of, sources_of
-from .provenance import MadeAgain, code_digest, noted, stale_note
+from .provenance import MadeAgain, code_digest, made_by, noted, stale_note
 from .shared import EXAMPLES, FLOPS, RESEARCH, ROOT, TOKENS, difference, mean_and_spread, put_between
 
 CONFIG = RESEARCH / "configs" / "recovery.yaml"
@@ -177,13 +177,10 @@ def page(sources: list[SourceResults]) -> str:
                 tables += [verdict(source, budget, equal), table(source, budget, equal)]
         parts += tables
     seconds = sum(run["run_seconds"] for source in sources for run in source.runs)
-    code = ", ".join(f"{one['commit']} ({one['date']})" for one in sources[0].code)
-    if again := sources[0].code[0].get("confirmed"):
-        code += f"; {again['commit']} made a run of each way again, and found the same within 0.1 %"
     parts.append(
         f"```bash\n{COMMAND}\n```\n\ntook {seconds / 60:.0f} min of one CPU thread beside other work."
         " Settings: [`recovery.yaml`](../examples/research/configs/recovery.yaml). Numbers:"
-        f" [`recovery.json`](recovery.json). Code: {code}."
+        f" [`recovery.json`](recovery.json). {made_by(sources[0].code, 'a run of each way')}"
     )
     return noted(stale_note(sources[0].code, todays_code(), COMMAND), "\n\n".join(parts) + "\n")
 

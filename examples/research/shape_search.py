@@ -38,7 +38,7 @@ from hf_shear.sources import ready_to_compute
 
 from . import kept_runs
 from .claims.claim_results import STORIES, markdown_table
-from .provenance import MadeAgain, code_digest, confirm, noted, stale_note
+from .provenance import MadeAgain, code_digest, confirm, made_by, noted, stale_note
 from .shared import RESEARCH, ROOT, mean_and_spread
 
 RESULTS, PAGE = ROOT / "model_cards" / "search.json", ROOT / "model_cards" / "search.md"
@@ -276,10 +276,8 @@ def page(kept: dict) -> str:
     command = (
         "python -m examples.research.shape_search measure --stories STORIES260K TINYSTORIES --data_dir SEVEN_DOMAINS"
     )
-    code = ", ".join(f"{one['commit']} ({one['date']})" for one in kept["code"])
-    if confirmed := kept["code"][0].get("confirmed"):
-        code += f"; {confirmed['commit']} made a search of each source again, and found the same"
-    parts.append(f"Again: `{command}`. Runs: [`search.json`](search.json). Code: {code}.")
+    code = made_by(kept["code"], "a search of each source")
+    parts.append(f"Again: `{command}`. Runs: [`search.json`](search.json). {code}")
     return noted(stale_note(kept["code"], todays_code(), command), "\n\n".join(parts) + "\n")
 
 

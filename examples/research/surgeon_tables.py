@@ -31,7 +31,7 @@ from hf_shear.data import Calibration, load_domains
 from hf_shear.sources import open_source
 from hf_shear.sparsity import STRUCTURES, SurgeonSettings, prune_to_zeros
 
-from .provenance import BEFORE, MadeAgain, code_digest, code_record, confirm, stale_note
+from .provenance import BEFORE, MadeAgain, code_digest, code_record, confirm, made_by, stale_note
 from .shared import ROOT, put_between
 
 METHODS = {
@@ -220,9 +220,12 @@ def documented() -> str:
     """The docs' page with the kept table between its marks, under a note where the code has moved since."""
     kept, short = (json.loads(path.read_text(encoding="utf-8")) for path in (RESULTS, SHORT))
     code = [*kept.get("code", [BEFORE]), *short.get("code", [BEFORE])]
-    note = stale_note(code, todays_code(), COMMAND)
-    shown = f"{note}\n\n{table(kept)}" if note else table(kept)
-    return put_between(PAGE.read_text(encoding="utf-8"), MARKS, shown)
+    parts = (
+        stale_note(code, todays_code(), COMMAND),
+        table(kept).rstrip(),
+        made_by(code, "the first size of each structure"),
+    )
+    return put_between(PAGE.read_text(encoding="utf-8"), MARKS, "\n\n".join(filter(None, parts)) + "\n")
 
 
 def table(results: dict) -> str:
