@@ -240,6 +240,20 @@ def test_a_study_of_several_sources_is_confirmed_with_all_of_them(tmp_path, monk
     assert code["confirmed"]["digest"] == shape_search.todays_code() and (tmp_path / "kept.md").read_text() == "whole"
 
 
+def test_a_study_that_does_not_make_its_cheapest_arm_confirms_nothing(tmp_path):
+    claim = importlib.import_module("examples.research.claims.llm_surgeon_1_update").CLAIM
+    study = OneArm(claim, "known", "", "", {}, tmp_path / "out.json")
+    study.runs = [{"arm": "a", "mean": 1.0, "run_seconds": 2.0}, {"arm": "b", "mean": 3.0, "run_seconds": 9.0}]
+
+    class Module:
+        @staticmethod
+        def runs(study):
+            study.run({"arm": "b"}, lambda: {"mean": 3.0})
+
+    with pytest.raises(ValueError, match="known: the study no longer makes the cheapest kept arm"):
+        next(made_again(Module, [study]))
+
+
 def test_an_arm_that_gives_another_number_is_found(tmp_path):
     claim = importlib.import_module("examples.research.claims.llm_surgeon_1_update").CLAIM
     study = OneArm(claim, "known", "", "", {}, tmp_path / "out.json")

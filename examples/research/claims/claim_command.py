@@ -55,6 +55,8 @@ def made_again(module, studies: Sequence[OneArm]) -> Iterator[MadeAgain]:
     """The cheapest arm of each source."""
     for study in studies:
         module.runs(study)
+        if "made_again" not in vars(study):
+            raise ValueError(f"{study.name}: the study no longer makes the cheapest kept arm. Measure it anew.")
         yield study.made_again
 
 
