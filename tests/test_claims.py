@@ -42,12 +42,12 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_claim_is_a_script_with_a_config(name):
-    command = load("claim_command")
-    module = load(name)
+    study, module = load("study"), load(name)
     assert module.CLAIM.name == name and (CLAIMS / f"{name}.py").is_file()
     assert not module.CLAIM.statement.endswith(".")
-    for source in command.yaml.safe_load((CLAIMS / "configs" / f"{name}.yaml").read_text())["sources"]:
-        full, small = (command.read_settings(module.CLAIM, source, small) for small in (False, True))
+    config = CLAIMS / "configs" / f"{name}.yaml"
+    for source in study.sources_of(config, ("model", "text"), "domains"):
+        full, small = (study.settings_of(config, source, small) for small in (False, True))
         assert full.keys() <= small.keys() and full != small
 
 

@@ -8,7 +8,8 @@ import pytest
 from training_helpers import tiny_source_and_text
 
 from examples.research import main_job
-from examples.research.claims.claim_results import SourceResults, results_of
+from examples.research.claims.claim_results import SourceResults, confirm_results, results_of
+from examples.research.claims.study import settings_of, sources_of
 
 QUIET = pytest.mark.filterwarnings(
     "ignore:These domains have fewer", "ignore:Even one held-out sample", "ignore:.*calibration text has",
@@ -49,7 +50,7 @@ def test_arms_have_equal_tokens_and_equal_flops_and_a_page(job, capsys):
     assert source.settings["seeds"] == [0, 1]
     step = SETTINGS["batch_size"] * SETTINGS["max_length"]
     free = main_job.arm_runs(source, "random")
-    assert main_job.arm_runs(source, "random", main_job.FLOPS) == free and not free[0]["chosen_flops"]
+    assert main_job.arm_runs(source, "random", main_job.EQUAL_FLOPS) == free and not free[0]["chosen_flops"]
     for arm in ("taylor", "paper"):
         equal, paid = (main_job.arm_runs(source, arm, budget) for budget in main_job.BUDGETS)
         assert {run["tokens"] for run in equal} == {SETTINGS["num_tokens"]}
@@ -65,6 +66,10 @@ def test_arms_have_equal_tokens_and_equal_flops_and_a_page(job, capsys):
     assert text == main_job.page([source]) and path.with_suffix(".png").stat().st_size > 10_000
     assert "### tiny: equal FLOPs" in text and "| **taylor** (calibration batches" in text and "2 seeds" in text
     assert "that these numbers depend on" not in text  # the code is today's
+    given = {"tiny": (job.path, job.data_dir)}
+    confirm_results(path, main_job.todays_code(), main_job.made_again(path, given), given)
+    assert "tiny, taylor: " in capsys.readouterr().out and results_of(path)[0].code[0]["confirmed"]
+    assert json.loads(path.read_text())["sources"] == kept["sources"]
 
 
 def runs_of(losses: dict[str, list[float]], chosen: float = 1.0) -> list[dict]:
@@ -110,8 +115,8 @@ def test_only_seeds_that_all_arms_have_are_shown(tmp_path):
 
 
 def test_settings_name_what_is_run():
-    for name in (main_job.EMBEDDED, main_job.STORIES, "family-128"):
-        settings, small = (main_job.settings_of(name, small) for small in (False, True))
+    for name in sources_of(main_job.CONFIG, ("model", "text"), "domains"):
+        settings, small = (settings_of(main_job.CONFIG, name, small) for small in (False, True))
         assert settings["default"] in settings["arms"] and len(settings["seeds"]) >= 5 and small["num_tokens"] < 30_000
         assert set(settings["target"]) >= {"hidden_size", "num_hidden_layers"}
         assert set(main_job.first_choices(settings, "paper's recipe")) == {"share", "mask_rate"}

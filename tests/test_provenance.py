@@ -8,11 +8,22 @@ import json
 
 import pytest
 
-from examples.research import main_job, provenance, recovery
-from examples.research.claims.claim_command import OneArm, sources_of
-from examples.research.claims.claim_results import CONFIGS, RESULTS, STORIES, code_of, results_of
+from examples.research import kept_runs, layer_search, main_job, nested_sizes, provenance, recovery, shape_search
+from examples.research.claims.claim_command import OneArm, made_again
+from examples.research.claims.claim_results import CONFIGS, EMBEDDED, RESULTS, STORIES, code_of, results_of
+from examples.research.claims.study import sources_of
 from examples.research.pages import pages
-from examples.research.provenance import SAME, code_digest, fingerprint, is_current, reached, stale_note, with_record
+from examples.research.provenance import (
+    SAME,
+    check_made_again,
+    code_digest,
+    confirm,
+    fingerprint,
+    is_current,
+    reached,
+    stale_note,
+    with_record,
+)
 
 CODE = '''
 from dataclasses import field
@@ -102,6 +113,11 @@ def test_a_page_says_where_the_code_has_moved():
     assert with_record([one], {**one, "commit": "new"}) == [one] and with_record([one], other) == [one, other]
     assert provenance.noted("> note", "# Title\n\ntext\n") == "# Title\n\n> note\n\ntext\n"
     assert provenance.noted("", "# Title\n\ntext\n") == "# Title\n\ntext\n"
+    assert provenance.made_by([], "a run") == "" and provenance.made_by([one, other], "a run") == (
+        "Code: abc (2026-11-24), def+ (x)."
+    )
+    same = "; ghi made a run again, and found the same within 0.1 %."
+    assert provenance.made_by([again, again], "a run") == "Code: abc (2026-11-24)" + same
     record = provenance.code_record("1")
     assert record["digest"] == "1" and set(record) == set(one)
 
@@ -140,27 +156,24 @@ def test_one_arm_of_a_claim_again(name, shared_data, capsys):
     sources = {source.name: source for source in results_of(path)}
     if not is_current(next(iter(sources.values())).code, code_of(module.CLAIM)):
         pytest.skip("stale, as its page says: run it again")
-    assert (CONFIGS / f"{name}.yaml").is_file()
-
-    class Options:
-        data_dir = str(shared_data / "data" / "redpajama_sample")
-        stories = shared_data / "models" / "stories260K", str(shared_data / "data" / "tinystories")
-
+    stories = shared_data / "models" / "stories260K", str(shared_data / "data" / "tinystories")
+    places = sources_of(CONFIGS / f"{name}.yaml", stories, str(shared_data / "data" / "redpajama_sample"))
     chosen = cheapest_source(sources)
-    place = next(place for place in sources_of(module.CLAIM, Options) if place[0] == chosen)
-    module.runs(OneArm(module.CLAIM, *place, sources[chosen].settings, path))
+    study = OneArm(module.CLAIM, chosen, *places[chosen], sources[chosen].settings, path)
+    for one in made_again(module, [study]):
+        check_made_again(*one)
     assert f"{name}, {chosen}" in capsys.readouterr().out
 
 
 def test_one_cut_of_the_main_job_again():
     if not main_job.RESULTS.is_file():
         pytest.skip("it was not run yet")
-    source = next((one for one in results_of(main_job.RESULTS) if one.name == main_job.EMBEDDED), None)
+    source = next((one for one in results_of(main_job.RESULTS) if one.name == EMBEDDED), None)
     if source is None or not is_current(source.code, main_job.todays_code()):
         pytest.skip("stale, as its page says: run it again")
     place = main_job.EXAMPLES / "embedded" / "model"
     job = main_job.MainJob(main_job.CLAIM, source.name, place, None, source.settings, main_job.RESULTS)
-    kept = source.select(arm="random", budget=main_job.TOKENS, seed=0)[0]
+    kept = source.select(arm="random", budget=main_job.EQUAL_TOKENS, seed=0)[0]
     _, cost = job.cut({name: kept[name] for name in ("arm", "budget", "rate", "seed")})
     assert cost["before"] == pytest.approx(kept["before"], rel=SAME)
 
@@ -175,6 +188,72 @@ def test_one_cut_of_the_ways_of_recovery_again(shared_data):
     assert study.judged(study.cut(0))["mean"] == pytest.approx(kept["mean"], rel=SAME)
 
 
+def test_results_are_confirmed_where_all_sources_are_compared_and_all_numbers_are_the_same():
+    made = []
+
+    def made_again(*numbers):
+        for number in numbers:
+            made.append(number)
+            yield "a", [1.0], [number]
+
+    kept = {"code": [{"digest": "1"}, {"digest": "2"}]}
+    with pytest.raises(ValueError, match="Results of b, c are kept, too, and are not compared"):
+        confirm(kept, "3", made_again(1.0), {"c", "a", "b"}, {"a", "d"})
+    assert not made
+    with pytest.raises(ValueError, match=r"a: \[1.0\] was, \[1.01\] is"):
+        confirm(kept, "3", made_again(1.0, 1.01, 1.0), {"a"}, {"a"})
+    assert made == [1.0, 1.01] and kept == {"code": [{"digest": "1"}, {"digest": "2"}]}
+    confirm(kept, "3", made_again(1.0, 1.0 + SAME / 2))
+    assert [one["confirmed"]["digest"] for one in kept["code"]] == ["3", "3"] and is_current(kept["code"], "3")
+
+
+@pytest.mark.parametrize("study", [shape_search, layer_search, nested_sizes])
+def test_results_that_are_kept_run_by_run_are_read_as_they_were_written(study, tmp_path):
+    kept = kept_runs.read(study.RESULTS)
+    kept_runs.write(tmp_path / "kept.json", kept)
+    assert kept_runs.read(tmp_path / "kept.json") == kept
+    run = {"key": 1, "loss": 2.0}
+    assert kept_runs.find(kept["runs"], key=1) is None
+    kept_runs.add(tmp_path / "kept.json", kept, "runs", run, "new")
+    again = kept_runs.read(tmp_path / "kept.json")
+    assert again == kept and again["runs"][-1] == run == kept_runs.find(again["runs"], key=1)
+    assert again["code"][-1]["digest"] == "new" and kept_runs.read(tmp_path / "none.json", "runs") == {"runs": []}
+
+
+def test_a_study_of_several_sources_is_confirmed_with_all_of_them(tmp_path, monkeypatch):
+    kept = {
+        "code": [{"digest": "1"}],
+        "runs": [{"source": name, "loss": 2.0} for name in ("stories260k", "family-128")],
+    }
+    kept_runs.write(tmp_path / "kept.json", kept)
+    for name, value in {
+        "RESULTS": tmp_path / "kept.json", "PAGE": tmp_path / "kept.md", "Source": lambda name, *place: name,
+        "made_again": lambda name, kept: [(name, [2.0], [kept_runs.find(kept["runs"], source=name)["loss"]])],
+        "page": lambda kept: "whole",
+    }.items():  # fmt: skip
+        monkeypatch.setattr(shape_search, name, value)
+    with pytest.raises(ValueError, match="Results of family-128 are kept, too"):
+        shape_search.run_study(shape_search, ["confirm", "--stories", "model", "text"])
+    assert kept_runs.read(tmp_path / "kept.json") == kept
+    shape_search.run_study(shape_search, ["confirm", "--stories", "model", "text", "--data_dir", "domains"])
+    (code,) = kept_runs.read(tmp_path / "kept.json")["code"]
+    assert code["confirmed"]["digest"] == shape_search.todays_code() and (tmp_path / "kept.md").read_text() == "whole"
+
+
+def test_a_study_that_does_not_make_its_cheapest_arm_confirms_nothing(tmp_path):
+    claim = importlib.import_module("examples.research.claims.llm_surgeon_1_update").CLAIM
+    study = OneArm(claim, "known", "", "", {}, tmp_path / "out.json")
+    study.runs = [{"arm": "a", "mean": 1.0, "run_seconds": 2.0}, {"arm": "b", "mean": 3.0, "run_seconds": 9.0}]
+
+    class Module:
+        @staticmethod
+        def runs(study):
+            study.run({"arm": "b"}, lambda: {"mean": 3.0})
+
+    with pytest.raises(ValueError, match="known: the study no longer makes the cheapest kept arm"):
+        next(made_again(Module, [study]))
+
+
 def test_an_arm_that_gives_another_number_is_found(tmp_path):
     claim = importlib.import_module("examples.research.claims.llm_surgeon_1_update").CLAIM
     study = OneArm(claim, "known", "", "", {}, tmp_path / "out.json")
@@ -182,7 +261,9 @@ def test_an_arm_that_gives_another_number_is_found(tmp_path):
     study.runs = [kept, {"arm": "b", "mean": 3.0, "run_seconds": 9.0}]
     assert study.run({"arm": "a"}, lambda: {"mean": 1.0 + SAME / 2}) is kept
     assert study.run({"arm": "b"}, lambda: {"mean": 9.0})["mean"] == 3.0  # the cheapest alone is made again
+    check_made_again(*study.made_again)
+    study.run({"arm": "a"}, lambda: {"mean": 1.01})
     with pytest.raises(ValueError, match=r"mean: \[1.0\] was, \[1.01\] is"):
-        study.run({"arm": "a"}, lambda: {"mean": 1.01})
+        check_made_again(*study.made_again)
     with pytest.raises(ValueError, match="out.json lacks .*'c'.*, which the study makes today"):
         study.run({"arm": "c"}, dict)

@@ -9,7 +9,8 @@ import yaml
 from training_helpers import tiny_source_and_text
 
 from examples.research import bench_page, recovery, shared
-from examples.research.claims.claim_results import SourceResults, results_of
+from examples.research.claims.claim_results import EMBEDDED, STORIES, SourceResults, confirm_results, results_of
+from examples.research.claims.study import settings_of
 from hf_shear.runs.bench_method import BenchMethod
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +28,7 @@ SMALL = {
 
 def test_the_recovery_pages_are_built_from_the_results():
     sources = results_of(recovery.RESULTS)
-    assert [source.name for source in sources] == [recovery.EMBEDDED, recovery.STORIES]
+    assert [source.name for source in sources] == [EMBEDDED, STORIES]
     assert recovery.PAGE.read_text(encoding="utf-8") == recovery.page(sources)
     assert recovery.DOCS.read_text(encoding="utf-8") == recovery.documented(sources)
 
@@ -37,7 +38,7 @@ def test_the_recovery_pages_are_built_from_the_results():
 )
 def test_ways_of_recovery_have_equal_tokens_and_equal_flops_and_a_page(tmp_path, capsys):
     source, text = tiny_source_and_text(tmp_path)
-    settings = recovery.settings_of(recovery.EMBEDDED) | SMALL
+    settings = settings_of(recovery.CONFIG, EMBEDDED) | SMALL
     arm = "lora_distilled"
     settings["arms"] = {name: settings["arms"][name] for name in ("full", arm)}
     path = tmp_path / "recovery.json"
@@ -56,7 +57,8 @@ def test_ways_of_recovery_have_equal_tokens_and_equal_flops_and_a_page(tmp_path,
     page = recovery.page([found])
     assert page.count("Behind it: ") == page.count("| lora_distilled | ") == 2 and "that these numbers" not in page
     assert "- adapters with a teacher (`lora_distilled`): at equal tokens " in recovery.advice([found])
-    recovery.confirm(path, {"tiny": (source, text)})
+    given = {"tiny": (source, text)}
+    confirm_results(path, recovery.todays_code(), recovery.made_again(path, given), given)
     assert "tiny, lora_distilled: " in capsys.readouterr().out
     assert results_of(path)[0].code[0]["confirmed"]["digest"] == recovery.todays_code()
 

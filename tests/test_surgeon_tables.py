@@ -18,12 +18,14 @@ PAGE, RESULTS = tables.PAGE, tables.RESULTS
 @pytest.fixture
 def data_dir(tmp_path):
     words = "The zeros of a model are counted, row by row and column by column, until the table is full. ".split()
+    folder = tmp_path / "text"
+    folder.mkdir()
     for name, step in (("train", 7), ("test", 5)):
         lines = [
             json.dumps({"text": " ".join(words[(step * i + j) % len(words)] for j in range(40))}) for i in range(60)
         ]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return tmp_path
+        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def model_folder(tmp_path_factory, build_llama):
     return folder
 
 
-def test_tables_of_every_method(model_folder, data_dir, capsys):
+def test_tables_of_every_method(model_folder, data_dir, tmp_path, capsys, monkeypatch):
     flags = "--small --num_samples 8 --max_length 64 --max_evaluated 4 --num_shots 2 --sizes 90 70 --batch_size 4"
     arguments = [
         "--model",
@@ -45,18 +47,28 @@ def test_tables_of_every_method(model_folder, data_dir, capsys):
         "--data_dir",
         str(data_dir),
         "--output",
-        str(data_dir / "out" / "opt-1.3b"),
+        str(tmp_path / "out" / "opt-1.3b"),
     ]
-    results = tables.main([*arguments, *flags.split(), "--structure", "columns", "2:4"])
-    out = capsys.readouterr().out
-    written = data_dir / "out" / "opt-1.json"
-    assert not written.exists() and json.loads((data_dir / "out" / "opt-1.3b.json").read_text()) == results
-    assert (data_dir / "out" / "opt-1.3b.md").read_text() == tables.table(results) and tables.table(results) in out
+    tables.main([*arguments, *flags.split(), "--structure", "columns", "2:4"])
+    out, path = capsys.readouterr().out, tmp_path / "out" / "opt-1.3b.json"
+    results = json.loads(path.read_text())
+    assert not (tmp_path / "out" / "opt-1.json").exists()
+    assert (tmp_path / "out" / "opt-1.3b.md").read_text() == tables.table(results) and tables.table(results) in out
     assert [row["method"] for row in results["records"][:6:2]] == ["magnitude", "kobd", "surgeon"]
     for row in results["records"]:
         assert row["target_size"] <= row["size"] < row["target_size"] + 1 and math.isfinite(row["perplexity"])
         assert sum(shot["loss_before"] > 0 for shot in row["shots"]) == len(row["shots"]) == 1
     assert str(data_dir) not in json.dumps(results)
+    # Made again, by the options that are kept.
+    monkeypatch.setattr(tables, "PAGE", tmp_path / "page.md")
+    (tmp_path / "page.md").write_text("".join(tables.MARKS))
+    tables.main([*arguments[:4], "--confirm", str(path)])
+    again, out = json.loads(path.read_text()), capsys.readouterr().out
+    assert again["code"][0].pop("confirmed")["digest"] == tables.todays_code() and again == results
+    assert all(f"opt-1.3b.json, {what}: " in out for what in ("dense", "columns, surgeon", "2:4, surgeon"))
+    path.write_text(json.dumps(results | {"dense_perplexity": 1.01 * results["dense_perplexity"]}))
+    with pytest.raises(ValueError, match="opt-1.3b.json, dense: .* Measure anew"):
+        tables.main([*arguments[:4], "--confirm", str(path)])
 
 
 def test_perplexity_is_that_of_all_predicted_tokens(build_llama):
@@ -102,7 +114,7 @@ def test_what_the_page_says_of_the_order_is_what_was_measured():
         rows = json.loads(RESULTS.with_name(name).read_text(encoding="utf-8"))["records"]
         return {(row["structure"], row["method"], row["target_size"]): row["perplexity"] for row in rows}
 
-    full, short = perplexities(RESULTS.name), perplexities("stories260k-32-samples.json")
+    full, short = perplexities(RESULTS.name), perplexities(tables.SHORT.name)
     for structure, method, size in full:
         if method == "surgeon":
             assert full[structure, "surgeon", size] < full[structure, "kobd", size]

@@ -12,6 +12,7 @@ import argparse
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -21,7 +22,7 @@ from hf_shear.report import bench_markdown
 from hf_shear.runs.bench import BENCH_NAME
 
 from . import bench
-from .provenance import check_made_again, note_confirmed, stale_note
+from .provenance import MadeAgain, confirm, stale_note
 from .shared import RESEARCH, ROOT, few_colours
 
 CONFIG = RESEARCH / "configs" / "bench.yaml"
@@ -87,20 +88,18 @@ def run(name: str, stories: list[str]) -> None:
     few_colours(RESULTS / f"{name}.png")
 
 
-def confirm(name: str, stories: list[str]) -> None:
-    """Make the first run of a bench again; if it is what it was, note that this code made it.
-
-    Raises:
-        ValueError: a loss differs.
-    """
-    results = kept(name)
-    was = results["runs"][0]
+def made_again(name: str, stories: list[str], was: dict) -> Iterator[MadeAgain]:
+    """One run of a bench: its losses before and after recovery."""
     with tempfile.TemporaryDirectory() as folder:
         bench.main(flags(name, stories, Path(folder), methods=[was["method"]], seeds=[was["seed"]]))
         (now,) = json.loads((Path(folder) / BENCH_NAME).read_text(encoding="utf-8"))["runs"]
-    losses = ([run[when]["mean"] for when in ("before", "after")] for run in (was, now))
-    check_made_again(f"{name}, {was['method']}", *losses)
-    note_confirmed(results["code"], bench.todays_code())
+    yield f"{name}, {was['method']}", *([run[when]["mean"] for when in ("before", "after")] for run in (was, now))
+
+
+def confirm_bench(name: str, stories: list[str]) -> None:
+    """By its first run."""
+    results = kept(name)
+    confirm(results, bench.todays_code(), made_again(name, stories, results["runs"][0]))
     keep(name, results)
 
 
@@ -114,7 +113,7 @@ def main(command_line: list[str] | None = None) -> None:
         if len(options.stories) != 2:
             parser.error(f"{options.what} needs STORIES260K TINYSTORIES.")
         for name in options.benches or yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["benches"]:
-            {"run": run, "confirm": confirm}[options.what](name, options.stories)
+            {"run": run, "confirm": confirm_bench}[options.what](name, options.stories)
     PAGE.write_text(page(), encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from hf_shear.shapes import count_parameters, shape_for_budget
 from hf_shear.sources import open_source
 from hf_shear.training import evaluate_domains
 
-from .provenance import check_made_again, code_digest, code_record, note_confirmed, with_record
+from .provenance import MadeAgain, code_digest, code_record, confirm, with_record
 from .shared import RESEARCH
 
 logger = logging.getLogger("law_runs")
@@ -222,19 +222,18 @@ def make_runs(arms: list[Arm], sources: Mapping[str, Source], output: Path) -> N
             logger.info(f"{asdict(arm)}: {results['runs'][-1]['seconds']:.0f} s")  # no losses: they are not read yet
 
 
-def confirm(sources: Mapping[str, Source], output: Path) -> None:
-    """Make the first pruned run of each source again; where all are what they were, note that today's code did it.
-
-    Raises:
-        ValueError: a loss differs by more than a thousandth of it: then make the runs anew.
-    """
+def confirm_runs(sources: Mapping[str, Source], output: Path) -> None:
+    """By the first pruned run of each small source that has runs."""
     results = json.loads(output.read_text(encoding="utf-8"))
-    for name, source in sources.items():
-        arm = next(arm for arm in design() if arm.source == name and arm.cut == ONE_SHOT)
-        (kept,) = (run for run in results["runs"] if asdict(arm).items() <= run.items())
-        again = source.run(arm)
-        check_made_again(name, *([run["start_loss"], *run["losses"]] for run in (kept, again)))
-    note_confirmed(results["code"], todays_code())
+    names = {run["source"] for run in results["runs"]} - {SMOLLM}
+
+    def made_again() -> Iterator[MadeAgain]:
+        for name in sorted(names):
+            arm = next(arm for arm in design() if arm.source == name and arm.cut == ONE_SHOT)
+            (kept,) = (run for run in results["runs"] if asdict(arm).items() <= run.items())
+            yield name, *([run["start_loss"], *run["losses"]] for run in (kept, sources[name].run(arm)))
+
+    confirm(results, todays_code(), made_again(), names, sources)
     write_results(output, results)
 
 
@@ -257,7 +256,7 @@ def main(command_line: list[str] | None = None) -> None:
     if options.smollm:
         sources[SMOLLM] = Source(Path(options.smollm[0]), options.smollm[1], "text", LARGE)
     if options.confirm:
-        confirm({name: source for name, source in sources.items() if name != SMOLLM}, options.output)
+        confirm_runs(sources, options.output)
         return
     arms = smollm_design() if options.smollm else design()
     make_runs(arms, sources, options.output)

@@ -14,11 +14,12 @@ Kept in model_cards/search_uneven.json: a call goes on where the last one stoppe
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hf_shear.core import write_text_atomically
 from hf_shear.masks import INTERMEDIATE, KEY_VALUE_HEAD
 from hf_shear.pruning.allocation import close_cheapest
 from hf_shear.pruning.open_units import OpenUnits
@@ -29,16 +30,18 @@ from hf_shear.search.mutation import ROUNDS
 from hf_shear.search.ranked_source import RankedSource, shape_of_gates
 from hf_shear.shapes import ModelShape, PerLayerShape, TargetShape, count_parameters, training_flops_per_token
 
-from .claims.claim_results import markdown_table
-from .provenance import check_made_again, code_digest, code_record, note_confirmed, noted, stale_note, with_record
-from .shape_search import BATCH, LENGTH, MADE, SEEDS, Source, read_kept, run_study
+from . import kept_runs
+from .claims.claim_results import STORIES, markdown_table
+from .provenance import MadeAgain, code_digest, made_by, noted, stale_note
+from .shape_search import BATCH, FAMILY, LENGTH, MADE, SEEDS, Source, run_study
 from .shared import ROOT, mean_and_spread
 
 RESULTS, PAGE = ROOT / "model_cards" / "search_uneven.json", ROOT / "model_cards" / "search_uneven.md"
+LISTS = ("found", "runs")
 UNIFORM, JUDGED, GLOBAL, MUTATED = "uniform, predicted", "uniform, judged", "global", "mutations"
 ARMS = (UNIFORM, JUDGED, GLOBAL, MUTATED)
 NUM_GENERATIONS, NUM_TOKENS = 20, 25_600
-CHOSEN_ON = {"stories260k": 16, "family-128": 2}
+CHOSEN_ON = {STORIES: 16, FAMILY: 2}
 """Held-out samples of each domain that shapes are judged by at the cut."""
 GLOBAL_KINDS = ((INTERMEDIATE,), (KEY_VALUE_HEAD, INTERMEDIATE))
 
@@ -105,15 +108,13 @@ def measure(source: Source, kept: dict[str, Any]) -> None:
     """Every search and every run that is not kept yet."""
     for share in source.settings["budgets"]:
         key = {"source": source.name, "budget": share}
-        if not any(key.items() <= one.items() for one in kept["found"]):
-            kept["found"].append(key | found_shapes(source, share))
-            print(kept["found"][-1], flush=True)
-            _keep(kept)
-        (found,) = (one for one in kept["found"] if key.items() <= one.items())
+        found = kept_runs.find(kept["found"], **key) or kept_runs.add(
+            RESULTS, kept, "found", key | found_shapes(source, share), todays_code()
+        )
         for seed in SEEDS:
             for arm in ARMS:
                 run = key | {"seed": seed, "arm": arm}
-                if any(run.items() <= one.items() for one in kept["runs"]):
+                if kept_runs.find(kept["runs"], **run):
                     continue
                 shape = _from_list(source.config, found["arms"][arm]["shape"])
                 same = [
@@ -123,37 +124,20 @@ def measure(source: Source, kept: dict[str, Any]) -> None:
                     and found["arms"][one["arm"]]["shape"] == found["arms"][arm]["shape"]
                 ]
                 run |= {name: same[0][name] for name in MADE} if same else _run(source, shape, share, seed)
-                kept["runs"].append(run)
-                print(run, flush=True)
-                _keep(kept)
+                kept_runs.add(RESULTS, kept, "runs", run, todays_code())
 
 
-def _keep(kept: dict[str, Any]) -> None:
-    """With the code of today among what made it."""
-    kept["code"] = with_record(kept.get("code", ()), code_record(todays_code()))
-    write(kept)
-
-
-def confirm(source: Source, kept: dict[str, Any]) -> None:
-    """Search the first budget of a source again, and train what is found; where both are what they were, note it.
-
-    Raises:
-        ValueError: another shape is found, or its loss differs by more than a thousandth: then measure anew.
-    """
+def made_again(source: Source, kept: dict[str, Any]) -> Iterator[MadeAgain]:
+    """The loss of what mutations find for the first budget, which must be the kept shape."""
     share = source.settings["budgets"][0]
-    key = {"source": source.name, "budget": share}
-    if not any(key.items() <= one.items() for one in kept["found"]):
-        print(f"{source.name}: nothing is kept to compare with")
-        return
-    (was,) = (one for one in kept["found"] if key.items() <= one.items())
-    (run,) = (one for one in kept["runs"] if (key | {"seed": SEEDS[0], "arm": MUTATED}).items() <= one.items())
+    was = kept_runs.find(kept["found"], source=source.name, budget=share)
+    run = kept_runs.find(kept["runs"], source=source.name, budget=share, seed=SEEDS[0], arm=MUTATED)
+    assert was is not None and run is not None, f"{source.name} has runs, but none of {MUTATED}"
     shape = found_shapes(source, share)["arms"][MUTATED]["shape"]
-    made = _run(source, _from_list(source.config, shape), share, SEEDS[0])
     if shape != was["arms"][MUTATED]["shape"]:
         raise ValueError(f"{source.name}: {was['arms'][MUTATED]['shape']} was found, {shape} is. Measure anew.")
-    check_made_again(source.name, [run["loss"]], [made["loss"]])
-    note_confirmed(kept["code"], todays_code())
-    write(kept)
+    made = _run(source, _from_list(source.config, shape), share, SEEDS[0])
+    yield source.name, [run["loss"]], [made["loss"]]
 
 
 def _run(source: Source, shape: TargetShape | PerLayerShape, share: float, seed: int) -> dict[str, Any]:
@@ -171,12 +155,6 @@ def todays_code() -> str:
     return code_digest(
         "examples.research.layer_search", ("measure", "NUM_GENERATIONS", "NUM_TOKENS", "CHOSEN_ON", "GLOBAL_KINDS")
     )
-
-
-def write(kept: dict) -> None:
-    """Keep the results, a run a line."""
-    parts = [f'"{name}": [\n' + ",\n".join(json.dumps(one) for one in kept[name]) + "\n]" for name in ("found", "runs")]
-    write_text_atomically(RESULTS, f'{{"code": {json.dumps(kept["code"])},\n' + ",\n".join(parts) + "}\n")
 
 
 INTRODUCTION = """# Layers of different widths, searched and not
@@ -234,8 +212,8 @@ def page(kept: dict) -> str:
     command = (
         "python -m examples.research.layer_search measure --stories STORIES260K TINYSTORIES --data_dir SEVEN_DOMAINS"
     )
-    code = ", ".join(f"{one['commit']} ({one['date']})" for one in kept["code"])
-    parts.append(f"Again: `{command}`. Runs: [`search_uneven.json`](search_uneven.json). Code: {code}.")
+    code = made_by(kept["code"], "a search of each source")
+    parts.append(f"Again: `{command}`. Runs: [`search_uneven.json`](search_uneven.json). {code}")
     return noted(stale_note(kept["code"], todays_code(), command), "\n\n".join(parts) + "\n")
 
 
@@ -246,14 +224,5 @@ def _shape_text(shape: dict[str, Any]) -> str:
     return f"{shape['hidden_size']}: " + ", ".join("/".join(map(str, sizes)) for sizes in shape["layers"])
 
 
-def kept_results() -> dict | None:
-    """What was measured; None if nothing was."""
-    return read_kept(RESULTS)
-
-
-def main(command_line: list[str] | None = None) -> None:
-    run_study(__doc__, kept_results() or {"found": [], "runs": []}, measure, confirm, page, PAGE, command_line)
-
-
 if __name__ == "__main__":
-    main()
+    run_study(sys.modules[__name__])

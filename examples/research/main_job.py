@@ -16,28 +16,34 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 
-import yaml
 from transformers import PreTrainedModel
 
-from examples.embedded.stdlib_domains import stdlib_domains
 from hf_shear.core.counted_flops import counted_flops
 from hf_shear.data import Calibration
 from hf_shear.report import paired_difference, require_matplotlib
-from hf_shear.runs import prepare_domain_data
 from hf_shear.training import TrainingDivergedError
 
-from .claims.claim_results import STORIES, Claim, SourceResults, markdown_table, results_of, write
-from .claims.study import Study
-from .provenance import check_made_again, code_digest, note_confirmed, noted, stale_note
+from .claims.claim_results import (
+    EMBEDDED,
+    STORIES,
+    Claim,
+    SourceResults,
+    confirm_results,
+    markdown_table,
+    results_of,
+)
+from .claims.study import Study, settings_of, sources_of
+from .provenance import MadeAgain, code_digest, made_by, noted, stale_note
 from .shared import (
-    EXAMPLES,
+    FLOPS,
     RESEARCH,
     ROOT,
+    TOKENS,
     best_rate,
     loss_to_choose_by,
     mean_and_spread,
@@ -48,9 +54,7 @@ from .shared import (
 
 CONFIG = RESEARCH / "configs" / "main_job.yaml"
 RESULTS, PAGE = ROOT / "model_cards" / "main_job.json", ROOT / "model_cards" / "main_job.md"
-EMBEDDED = "embedded"
-TOKENS, FLOPS = "equal tokens", "equal FLOPs"
-BUDGETS = (TOKENS, FLOPS)
+BUDGETS = EQUAL_TOKENS, EQUAL_FLOPS = f"equal {TOKENS}", f"equal {FLOPS}"
 WORDS = {"share": "tokens for masks", "mask_rate": "mask rate", "num_batches": "calibration batches"}
 CLAIM = Claim(name="main_job", statement="The default beats its rivals at equal training tokens and at equal FLOPs")
 SMALL_FOLDER = Path("main_job_small")
@@ -76,16 +80,6 @@ class MainJob(Study):
     _cut: tuple[dict, PreTrainedModel, dict] | None = None
     """The last cut: its key, the model and what it cost. Rates of one arm and seed start from the same one."""
 
-    @cached_property
-    def data(self):
-        """As a study's; without a folder of text the embedded model's own."""
-        if self.data_dir is not None:
-            return super().data
-        return prepare_domain_data(
-            stdlib_domains(), self.tokenizer, self.config, max_length=self.max_length, held_out_fraction=0.1,
-            eval_tokens=self.eval_tokens,
-        )  # fmt: skip
-
     def calibration(self, seed: int) -> Calibration:
         """A draw of calibration text, in batches of a size of its own; one batch where nothing is chosen by it."""
         return self.data.calibration(self.calibration_batch_size, self._num_batches, seed)
@@ -105,7 +99,7 @@ class MainJob(Study):
         first = self.learning_rate * self.arms[arm].get("first_rate", 1)
         tried = first_choices(self.settings, arm)
         for name, values in self.arms[arm].get("tried", {}).items():
-            budget = FLOPS if name == "num_batches" else TOKENS  # more text costs nothing at equal tokens
+            budget = EQUAL_FLOPS if name == "num_batches" else EQUAL_TOKENS  # more text costs nothing at equal tokens
             losses = {value: self.attempt(arm, tried | {name: value}, first, budget) for value in values}
             tried[name] = best_rate(losses)
         found, wanted = {}, [first]
@@ -116,7 +110,7 @@ class MainJob(Study):
             raise ValueError(f"{arm} diverged at every rate that was tried: {[*found]}.")
         return tried, best_rate(found)
 
-    def attempt(self, arm: str, tried: dict, rate: float, budget: str = TOKENS) -> float | None:
+    def attempt(self, arm: str, tried: dict, rate: float, budget: str = EQUAL_TOKENS) -> float | None:
         """The loss of the first seed to choose by; None where training diverged."""
         key = {"arm": arm, **tried, "budget": budget, "rate": rate, "seed": self.seeds[0]}
 
@@ -144,7 +138,7 @@ class MainJob(Study):
         model, cost = self.cut(key)
         per_token = self.flops_per_token(model)
         tokens = self.num_tokens - cost["mask_tokens"]
-        if key["budget"] == FLOPS:
+        if key["budget"] == EQUAL_FLOPS:
             tokens = int(self.num_tokens - cost["chosen_flops"] / per_token)
         if tokens < self.batch_size * self.max_length:
             raise ValueError(f"{key['arm']}: the choice takes all of {self.num_tokens:,} tokens. Raise `num_tokens`.")
@@ -199,19 +193,19 @@ def first_choices(settings: dict, arm: str) -> dict:
 # Reading what was measured
 
 
-def arm_runs(source: SourceResults, arm: str, budget: str = TOKENS) -> list[dict]:
+def arm_runs(source: SourceResults, arm: str, budget: str = EQUAL_TOKENS) -> list[dict]:
     """The runs of all seeds at what an arm did best with on the first one, as far as they are there.
 
     An arm whose choice costs nothing has one run for both budgets.
     """
     settings = source.settings
-    swept = source.select(arm=arm, budget=TOKENS, seed=settings["seeds"][0])
+    swept = source.select(arm=arm, budget=EQUAL_TOKENS, seed=settings["seeds"][0])
     swept = [run for run in swept if run["mean"] is not None]
     if not swept:
         return []
     names = [*settings["arms"][arm].get("tried", {}), "rate"]
     best = min(swept, key=lambda run: (loss_to_choose_by(run), *(run[name] for name in names)))
-    paid = budget if best["chosen_flops"] else TOKENS
+    paid = budget if best["chosen_flops"] else EQUAL_TOKENS
     runs = source.select(arm=arm, budget=paid, **{name: best[name] for name in names})
     return [run for run in runs if run["mean"] is not None]
 
@@ -322,7 +316,7 @@ def sweep_table(source: SourceResults) -> str:
     """What the first seed lost at every rate; the best of a row in bold."""
     sweeps: dict[str, dict[float, float | None]] = {}
     for run in source.runs:
-        if run.get("budget") == TOKENS and run["seed"] == source.settings["seeds"][0]:
+        if run.get("budget") == EQUAL_TOKENS and run["seed"] == source.settings["seeds"][0]:
             label = run["arm"] + tried_text(source, run)
             sweeps.setdefault(label, {})[run["rate"]] = loss_to_choose_by(run)
     rates = sorted({rate for swept in sweeps.values() for rate in swept})
@@ -349,23 +343,13 @@ def again(sources: list[SourceResults]) -> str:
     return (
         f"```bash\n{command(sources)}\n```\n\ntook {round(seconds / 60)} min of one CPU thread beside other work."
         " [What to give](claims.md). Settings: [`main_job.yaml`](../examples/research/configs/main_job.yaml). Numbers:"
-        " [`main_job.json`](main_job.json)." + made_by(sources[0])
+        f" [`main_job.json`](main_job.json). {made_by(sources[0].code, 'a cut of each arm')}"
     )
 
 
 def readme(sources: list[SourceResults]) -> str:
     """The README with today's table between its markers."""
     return put_between(README.read_text(encoding="utf-8"), MARKS, f"\n{readme_table(sources)}\n")
-
-
-def made_by(source: SourceResults) -> str:
-    """Which code made the numbers, and which made some of them again."""
-    parts = []
-    for one in source.code or []:
-        again = one.get("confirmed")
-        told = f"; {again['commit']} made a cut of each arm again, and found the same within 0.1 %" if again else ""
-        parts.append(f"{one['commit']} ({one['date']}{told})")
-    return f" Code: {', '.join(parts)}." if parts else ""
 
 
 def command(sources: list[SourceResults]) -> str:
@@ -429,33 +413,15 @@ def build(path: Path = RESULTS) -> None:
         README.write_text(readme(sources), encoding="utf-8")
 
 
-def confirm(path: Path, given: dict) -> None:
-    """Make each arm's last cut again, and the default's last run; where all are what they were, note that this code did.
-
-    Losses may differ by a thousandth of them: another machine rounds otherwise, and training makes more of it.
-
-    Raises:
-        ValueError: a source's text is not given, or a number differs: then measure anew.
-    """
+def made_again(path: Path, given: Mapping[str, tuple]) -> Iterator[MadeAgain]:
+    """Each arm's last cut, and the default's last run: losses at the cut and at the end."""
     for source in results_of(path):
-        if source.name not in given:
-            raise ValueError(f"{source.name!r} needs its text: {', '.join(given)} are given.")
         job = MainJob(CLAIM, source.name, *given[source.name], source.settings, path)
         for arm, choices in source.settings["arms"].items():
             kept = arm_runs(source, arm)[-1]
             key = {name: kept[name] for name in ("arm", *choices.get("tried", {}), "budget", "rate", "seed")}
-            again = job.cut(key)[1] | (job.make(key) if arm == source.settings["default"] else {})
-            check_made_again(f"{source.name}, {arm}", *([run["before"], run["mean"]] for run in (kept, kept | again)))
-    results = json.loads(path.read_text(encoding="utf-8"))
-    note_confirmed(results["code"], todays_code())
-    write(path, results["sources"], results["code"])
-
-
-def settings_of(source: str, small: bool = False) -> dict:
-    """The config for one source."""
-    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
-    settings = config["settings"] | config["sources"][source]
-    return settings | config["small"] if small else settings
+            made = job.make(key) if arm == source.settings["default"] else kept | job.cut(key)[1]
+            yield f"{source.name}, {arm}", *([run["before"], run["mean"]] for run in (kept, made))
 
 
 def main(command_line: list[str] | None = None) -> None:
@@ -469,17 +435,13 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help=f"JSON file (default: {RESULTS.relative_to(ROOT)})")
     options = parser.parse_args(command_line)
     path = options.output or (SMALL_FOLDER / RESULTS.name if options.small else RESULTS)
-    given = {EMBEDDED: (EXAMPLES / "embedded" / "model", None)}
-    if options.stories:
-        given[STORIES] = options.stories
-    if options.data_dir:
-        given["family-128"] = RESEARCH / "family" / "models" / "128", options.data_dir
+    given = sources_of(CONFIG, options.stories, options.data_dir)
     if options.confirm:
-        confirm(path, given)
+        confirm_results(path, todays_code(), made_again(path, given), given)
     for name in [] if options.page or options.confirm else options.sources or given:
         if name not in given:
             parser.error(f"{name!r} needs its text: {', '.join(given)} are given.")
-        MainJob(CLAIM, name, *given[name], settings_of(name, options.small), path).compare()
+        MainJob(CLAIM, name, *given[name], settings_of(CONFIG, name, options.small), path).compare()
     build(path)
 
 

@@ -1,6 +1,7 @@
 """Do several nested sizes from one run pay? Against a run of its own for each size, on stories260K.
 
     python -m examples.research.nested_sizes measure STORIES260K TINYSTORIES   # minutes; goes on where it was stopped
+    python -m examples.research.nested_sizes confirm STORIES260K TINYSTORIES   # two runs again, after a change of code
     python -m examples.research.nested_sizes page                              # build the page anew, and measure nothing
 
 A single run cuts one size out of the source, with compensation, and trains it on ``NUM_TOKENS``. A nested run cuts the
@@ -13,34 +14,28 @@ top (``EACH``). Shapes are the same in both.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
-from hf_shear import evaluate_samples, open_source, prune_one_shot
-from hf_shear.core import write_text_atomically
-from hf_shear.data import load_domains
+from hf_shear import prune_one_shot
 from hf_shear.pruning import NestedTrainer, nested_shapes, rank_nested
 from hf_shear.pruning.cost import CalibrationCost
 from hf_shear.report import paired_difference
-from hf_shear.runs import prepare_domain_data
 from hf_shear.shapes import TargetShape, count_parameters, forward_flops_per_token, training_flops_per_token
-from hf_shear.sources import ready_to_compute
 from hf_shear.training import ShearTrainer, ShearTrainingArguments
 
-from .claims.claim_results import markdown_table
-from .provenance import check_made_again, code_digest, code_record, note_confirmed, noted, stale_note, with_record
+from . import kept_runs
+from .claims.claim_results import STORIES, markdown_table
+from .provenance import MadeAgain, code_digest, confirm, made_by, noted, stale_note
+from .shape_search import BATCH, LENGTH, SEEDS, Source
 from .shared import ROOT, mean_and_spread
 
 RESULTS, PAGE = ROOT / "model_cards" / "nested.json", ROOT / "model_cards" / "nested.md"
-LENGTH, BATCH, CALIBRATION_BATCHES, JUDGED = 256, 8, 2, 32_768
-NUM_TOKENS, RATE, SEEDS = 102_400, 4e-3, (0, 1, 2)
+NUM_TOKENS, RATE = 102_400, 4e-3
 SETS = {2: (0.75, 0.35), 3: (0.75, 0.5, 0.35), 5: (0.75, 0.65, 0.55, 0.45, 0.35)}
 """Sizes of a run, by their number."""
 TOTAL, EACH, SINGLE = "total", "each", "single"
@@ -48,25 +43,12 @@ MOST = 0.05
 """Nats that nesting may cost at the smallest size before the page has to say so."""
 
 
-class Source:
-    """stories260K and its text."""
-
-    def __init__(self, path: Path, data_dir: Path):
-        opened = open_source("path", path)
-        self.config = opened.config
-        self.data = prepare_domain_data(
-            load_domains(data_dir), opened.load_tokenizer(), self.config, max_length=LENGTH, held_out_fraction=0.1,
-            eval_tokens=JUDGED,
-        )  # fmt: skip
-        self.model = ready_to_compute(opened.load_model(), "cpu", torch.float32)
-
-    def loss(self, model) -> float:
-        """Held-out, the mean over domains."""
-        return fmean(one.mean for one in evaluate_samples(model, self.data.judged, 2 * BATCH).values())
+class NestedSource(Source):
+    """With runs of one size, and of several."""
 
     def cut(self, shape, seed: int):
         """A size cut out of the source, with the defaults of pruning."""
-        return prune_one_shot(self.model, shape, self.data.calibration(BATCH, CALIBRATION_BATCHES, seed))
+        return prune_one_shot(self.model, shape, self.calibration(seed))
 
     def arguments(self, folder: str, num_tokens: float, seed: int) -> ShearTrainingArguments:
         steps = max(round(num_tokens / (BATCH // 2 * LENGTH)), 1)
@@ -91,7 +73,7 @@ class Source:
     def nested(self, sizes: Sequence[float], seed: int, teacher: bool, flops: float | None) -> dict[str, Any]:
         """All sizes from one run: of these FLOPs with its cut and ranking; or of ``NUM_TOKENS`` for each size."""
         shapes = nested_shapes(self.config, sizes)
-        calibration = self.data.calibration(BATCH, CALIBRATION_BATCHES, seed)
+        calibration = self.calibration(seed)
         pruning = self.cut(next(iter(shapes.values())), seed)
         cost = CalibrationCost.on(calibration)
         nested = rank_nested(pruning.model, shapes, calibration, cost=cost)
@@ -120,19 +102,13 @@ PLAN = ((3, TOTAL, False), (2, TOTAL, False), (3, EACH, False), (3, TOTAL, True)
 """What is measured, in this order: number of sizes, budget, whether the largest size teaches the others."""
 
 
-def measure(source: Source, kept: dict[str, Any]) -> None:
+def measure(source: NestedSource, kept: dict[str, Any]) -> None:
     """Every run that is not kept yet."""
     kept.setdefault("source", source.loss(source.model))
 
     def run(key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        found = next((one for one in kept["runs"] if key.items() <= one.items()), None)
-        if found is None:
-            found = key | make()
-            kept["runs"].append(found)
-            kept["code"] = with_record(kept.get("code", ()), code_record(todays_code()))
-            print(found, flush=True)
-            write(kept)
-        return found
+        found = kept_runs.find(kept["runs"], **key)
+        return found or kept_runs.add(RESULTS, kept, "runs", key | make(), todays_code())
 
     for number, kind, teacher in PLAN:
         sizes = SETS[number]
@@ -148,20 +124,7 @@ def measure(source: Source, kept: dict[str, Any]) -> None:
 
 def todays_code() -> str:
     """Digest of the code that makes the runs."""
-    return code_digest("examples.research.nested_sizes", ("measure", "Source", "SETS", "PLAN"))
-
-
-def write(kept: dict) -> None:
-    """Keep the results, a run a line."""
-    lines = ",\n".join(json.dumps(run) for run in kept["runs"])
-    write_text_atomically(
-        RESULTS, f'{{"code": {json.dumps(kept["code"])}, "source": {kept["source"]},\n"runs": [\n{lines}\n]}}\n'
-    )
-
-
-def kept_results() -> dict | None:
-    """What was measured; None if nothing was."""
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else None
+    return code_digest("examples.research.nested_sizes", ("measure", "NestedSource", "SETS", "PLAN"))
 
 
 COMMAND = "python -m examples.research.nested_sizes measure STORIES260K TINYSTORIES"
@@ -218,10 +181,8 @@ def page(kept: dict) -> str:
             f" {', '.join(f'{cut:.2f}' for cut in before)}."
         )
     parts += ["## Does it pay?", "\n".join(map(_verdict, smallest)), _least_number(smallest)]
-    code = ", ".join(f"{one['commit']} ({one['date']})" for one in kept["code"])
-    if confirmed := kept["code"][0].get("confirmed"):
-        code += f"; {confirmed['commit']} made a single and a nested run again, and found the same"
-    parts.append(f"Again: `{COMMAND}`. Runs: [`nested.json`](nested.json). Code: {code}.")
+    code = made_by(kept["code"], "a single and a nested run")
+    parts.append(f"Again: `{COMMAND}`. Runs: [`nested.json`](nested.json). {code}")
     return noted(stale_note(kept["code"], todays_code(), COMMAND), "\n\n".join(parts) + "\n")
 
 
@@ -272,21 +233,15 @@ def _least_number(found: list[tuple]) -> str:
     return f"At equal total FLOPs, {first}, and {then} (intervals without 0). Measured were {measured} sizes."
 
 
-def confirm(source: Source, kept: dict[str, Any]) -> None:
-    """Make one single and one nested run again; where both are what they were, note it.
-
-    Raises:
-        ValueError: a loss differs by more than a thousandth: then measure anew.
-    """
+def made_again(source: NestedSource, kept: dict[str, Any]) -> Iterator[MadeAgain]:
+    """The losses of a single and of a nested run."""
     nested = next(one for one in kept["runs"] if one["kind"] == TOTAL and one["seed"] == SEEDS[0])
     shapes = list(nested_shapes(source.config, nested["sizes"]).values())
     single = _alone(kept["runs"], list(shapes[-1].sizes().values()))[SEEDS[0]]
     budget = sum(_alone(kept["runs"], list(shape.sizes().values()))[SEEDS[0]]["flops"] for shape in shapes)
-    check_made_again("single", [single["loss"]], [source.single(shapes[-1], SEEDS[0])["loss"]])
+    yield "single", [single["loss"]], [source.single(shapes[-1], SEEDS[0])["loss"]]
     again = source.nested(nested["sizes"], SEEDS[0], nested["teacher"], budget)
-    check_made_again("nested", nested["loss"], again["loss"])
-    note_confirmed(kept["code"], todays_code())
-    write(kept)
+    yield "nested", nested["loss"], again["loss"]
 
 
 def main(command_line: list[str] | None = None) -> None:
@@ -294,12 +249,16 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("what", choices=("measure", "confirm", "page"))
     parser.add_argument("paths", nargs="*", type=Path, metavar="STORIES260K TINYSTORIES")
     options = parser.parse_args(command_line)
-    kept = kept_results() or {"runs": []}
+    kept = kept_runs.read(RESULTS, "runs")
     if options.what != "page":
         if len(options.paths) != 2:
             parser.error("give the folders of the source and of its text.")
-        source = Source(*options.paths)
-        (measure if options.what == "measure" else confirm)(source, kept)
+        source = NestedSource(STORIES, *options.paths)
+        if options.what == "measure":
+            measure(source, kept)
+        else:
+            confirm(kept, todays_code(), made_again(source, kept))
+            kept_runs.write(RESULTS, kept)
     PAGE.write_text(page(kept), encoding="utf-8")
 
 

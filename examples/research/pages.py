@@ -10,6 +10,7 @@ from pathlib import Path
 
 from . import (
     bench_page,
+    kept_runs,
     layer_search,
     main_job,
     model_cards,
@@ -44,14 +45,9 @@ def pages() -> dict[Path, str]:
         found[main_job.PAGE], found[main_job.README] = main_job.page(sources), main_job.readme(sources)
     if sources := results_of(recovery.RESULTS):
         found[recovery.PAGE], found[recovery.DOCS] = recovery.page(sources), recovery.documented(sources)
-    if (kept := real_models.kept_results()) is not None:
-        found[real_models.PAGE] = real_models.page(kept)
-    if (kept := shape_search.kept_results()) is not None:
-        found[shape_search.PAGE] = shape_search.page(kept)
-    if (kept := layer_search.kept_results()) is not None:
-        found[layer_search.PAGE] = layer_search.page(kept)
-    if (kept := nested_sizes.kept_results()) is not None:
-        found[nested_sizes.PAGE] = nested_sizes.page(kept)
+    for study in (real_models, shape_search, layer_search, nested_sizes):
+        if kept := kept_runs.read(study.RESULTS):
+            found[study.PAGE] = study.page(kept)
     return (
         found
         | engines_page.pages()

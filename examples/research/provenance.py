@@ -208,6 +208,8 @@ def with_record(kept: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) ->
     return [dict(one) for one in kept] + ([] if known else [dict(record)])
 
 
+MadeAgain = tuple[str, Sequence[float], Sequence[float]]
+"""What was made again, its kept numbers and today's."""
 SAME = 1e-3
 """Relative difference of a number that is made again: another machine rounds otherwise, and training makes more of it."""
 
@@ -228,6 +230,31 @@ def check_made_again(what: str, was: Sequence[float], now: Sequence[float]) -> N
 
 def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.4f}" for value in values)
+
+
+def confirm(
+    kept: Mapping[str, Any], digest: str, made_again: Iterable[MadeAgain], sources: Iterable[str] = (),
+    given: Iterable[str] = (),
+) -> None:  # fmt: skip
+    """Make some results again; where all are what they were, note in ``kept`` that today's code made them.
+
+    Args:
+        kept: results, with the records of their code as ``code``.
+        digest: of today's code.
+        made_again: is made one by one, as it is compared.
+        sources: that ``kept`` has results of, where there are several.
+        given: those that results are made again of.
+
+    Raises:
+        ValueError: a source is not given, in which case nothing is made; or a number differs: then measure anew.
+    """
+    if left := sorted(set(sources) - set(given)):
+        raise ValueError(
+            f"Results of {', '.join(left)} are kept, too, and are not compared. Give the source and its text."
+        )
+    for what, was, now in made_again:
+        check_made_again(what, was, now)
+    note_confirmed(kept["code"], digest)
 
 
 def note_confirmed(kept: Iterable[dict[str, Any]], digest: str) -> None:
@@ -257,6 +284,18 @@ def stale_note(kept: Sequence[Mapping[str, Any]] | None, digest: str, command: s
     else:
         start = f"The code that these numbers depend on has changed since they were made (commit {made})"
     return f"> {start}: they may differ today. Run again: `{command}`."
+
+
+def made_by(kept: Sequence[Mapping[str, Any]], again: str) -> str:
+    """The sentence of a page's end about the code of its results; "" where they do not name it.
+
+    Args:
+        again: what ``confirm`` makes again.
+    """
+    made = ", ".join(dict.fromkeys(f"{one['commit'] or 'unknown'} ({one['date']})" for one in kept))
+    confirmed = " and ".join(dict.fromkeys(one["confirmed"]["commit"] for one in kept if "confirmed" in one))
+    same = f"; {confirmed} made {again} again, and found the same within {100 * SAME:g} %" if confirmed else ""
+    return f"Code: {made}{same}." if made else ""
 
 
 def noted(note: str, text: str) -> str:

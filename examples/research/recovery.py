@@ -15,32 +15,29 @@ import argparse
 import copy
 import tempfile
 import textwrap
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 
-import yaml
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from examples.embedded.stdlib_domains import stdlib_domains
 from hf_shear import ShearTrainer
 from hf_shear.report import PairedDifference
-from hf_shear.runs import prepare_domain_data
 from hf_shear.shapes import training_flops_per_token
 from hf_shear.training import num_trainable, recovery_method
 from hf_shear.training.adapters import peft_config_from
 from hf_shear.training.arguments import NO_DISTILLATION
 
-from .claims.claim_results import STORIES, Claim, SourceResults, markdown_table, read, results_of, write
-from .claims.study import Study
-from .provenance import check_made_again, code_digest, note_confirmed, noted, stale_note
-from .shared import EXAMPLES, RESEARCH, ROOT, difference, mean_and_spread, put_between
+from .claims.claim_results import Claim, SourceResults, confirm_results, markdown_table, results_of
+from .claims.study import Study, settings_of, sources_of
+from .provenance import MadeAgain, code_digest, made_by, noted, stale_note
+from .shared import EXAMPLES, FLOPS, RESEARCH, ROOT, TOKENS, difference, mean_and_spread, put_between
 
 CONFIG = RESEARCH / "configs" / "recovery.yaml"
 RESULTS, PAGE = ROOT / "model_cards" / "recovery.json", ROOT / "model_cards" / "recovery.md"
 DOCS, MARKS = EXAMPLES / "docs" / "recovery.md", ("<!-- recovery: start -->", "<!-- recovery: end -->")
-EMBEDDED, FULL = "embedded", "full"
-TOKENS, FLOPS = "tokens", "FLOPs"
+FULL = "full"
 CLAIM = Claim(name="recovery", statement="Ways of recovery at equal tokens and at equal FLOPs")
 
 
@@ -50,16 +47,6 @@ class Recovery(Study):
     @cached_property
     def code(self) -> str:
         return todays_code()
-
-    @cached_property
-    def data(self):
-        """As a study's; without a folder of text the embedded model's own."""
-        if self.data_dir is not None:
-            return super().data
-        return prepare_domain_data(
-            stdlib_domains(), self.tokenizer, self.config, max_length=self.max_length, held_out_fraction=0.1,
-            eval_tokens=self.eval_tokens,
-        )  # fmt: skip
 
     @cached_property
     def cuts(self) -> dict[int, PreTrainedModel]:
@@ -127,21 +114,14 @@ def todays_code() -> str:
     return code_digest("examples.research.recovery", ("Recovery",), CONFIG)
 
 
-def confirm(path: Path, given: dict) -> None:
-    """Make a run of each way at the smaller budget again; where all are what they were, note that this code made them.
-
-    Raises:
-        ValueError: a source's text is not given, or a loss differs: then measure anew.
-    """
+def made_again(path: Path, given: Mapping[str, tuple]) -> Iterator[MadeAgain]:
+    """The loss of a run of each way at the smaller budget."""
     for source in results_of(path):
         study = Recovery(CLAIM, source.name, *given[source.name], source.settings, path)
         for arm in source.settings["arms"]:
             was = source.tuned(arm=arm, budget=source.settings["budgets"][0], equal=TOKENS)[0]
             now = study.make(**{name: was[name] for name in ("rate", "seed", "arm", "budget", "equal")})
-            check_made_again(f"{source.name}, {arm}", [was["mean"]], [now["mean"]])
-    kept = read(path)
-    note_confirmed(kept["code"], todays_code())
-    write(path, kept["sources"], kept["code"])
+            yield f"{source.name}, {arm}", [was["mean"]], [now["mean"]]
 
 
 # The pages
@@ -197,13 +177,10 @@ def page(sources: list[SourceResults]) -> str:
                 tables += [verdict(source, budget, equal), table(source, budget, equal)]
         parts += tables
     seconds = sum(run["run_seconds"] for source in sources for run in source.runs)
-    code = ", ".join(f"{one['commit']} ({one['date']})" for one in sources[0].code)
-    if again := sources[0].code[0].get("confirmed"):
-        code += f"; {again['commit']} made a run of each way again, and found the same within 0.1 %"
     parts.append(
         f"```bash\n{COMMAND}\n```\n\ntook {seconds / 60:.0f} min of one CPU thread beside other work."
         " Settings: [`recovery.yaml`](../examples/research/configs/recovery.yaml). Numbers:"
-        f" [`recovery.json`](recovery.json). Code: {code}."
+        f" [`recovery.json`](recovery.json). {made_by(sources[0].code, 'a run of each way')}"
     )
     return noted(stale_note(sources[0].code, todays_code(), COMMAND), "\n\n".join(parts) + "\n")
 
@@ -273,12 +250,6 @@ def documented(sources: list[SourceResults]) -> str:
     return put_between(DOCS.read_text(encoding="utf-8"), MARKS, f"\n{advice(sources)}\n")
 
 
-def settings_of(source: str) -> dict:
-    """The config for one source."""
-    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
-    return config["settings"] | config["sources"][source]
-
-
 def main(command_line: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "confirm", "page"))
@@ -286,12 +257,12 @@ def main(command_line: list[str] | None = None) -> None:
     options = parser.parse_args(command_line)
     if options.what != "page" and len(options.stories) != 2:
         parser.error(f"{options.what} needs STORIES260K TINYSTORIES.")
-    given = {EMBEDDED: (EXAMPLES / "embedded" / "model", None), STORIES: options.stories}
+    given = sources_of(CONFIG, options.stories, None)
     if options.what == "run":
         for name, place in given.items():
-            Recovery(CLAIM, name, *place, settings_of(name), RESULTS).compare()
+            Recovery(CLAIM, name, *place, settings_of(CONFIG, name), RESULTS).compare()
     elif options.what == "confirm":
-        confirm(RESULTS, given)
+        confirm_results(RESULTS, todays_code(), made_again(RESULTS, given), given)
     sources = results_of(RESULTS)
     PAGE.write_text(page(sources), encoding="utf-8")
     DOCS.write_text(documented(sources), encoding="utf-8")

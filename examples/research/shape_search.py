@@ -16,8 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -27,7 +28,6 @@ import torch
 from scipy.stats import kendalltau
 
 from hf_shear import PruneConfig, evaluate_samples, open_source
-from hf_shear.core import write_text_atomically
 from hf_shear.data import load_domains
 from hf_shear.report import paired_difference
 from hf_shear.runs import prepare_domain_data
@@ -36,23 +36,22 @@ from hf_shear.search.ranked_source import RankedSource
 from hf_shear.shapes import ModelShape, TargetShape, config_for_shape, count_parameters, training_flops_per_token
 from hf_shear.sources import ready_to_compute
 
-from .claims.claim_results import markdown_table
-from .provenance import check_made_again, code_digest, code_record, note_confirmed, noted, stale_note, with_record
+from . import kept_runs
+from .claims.claim_results import STORIES, markdown_table
+from .provenance import MadeAgain, code_digest, confirm, made_by, noted, stale_note
 from .shared import RESEARCH, ROOT, mean_and_spread
 
 RESULTS, PAGE = ROOT / "model_cards" / "search.json", ROOT / "model_cards" / "search.md"
+LISTS = ("runs",)
+FAMILY = "family-128"
 LENGTH, BATCH, CALIBRATION_BATCHES = 256, 8, 2
 SEARCHED, PROPORTIONAL, DEPTH, WIDTH, RANDOM = "searched", "proportional", "fewer layers", "narrower", "random"
 NUM_RANDOM, SEEDS = 10, (0, 1, 2)
 SETTINGS: dict[str, dict[str, Any]] = {
-    "stories260k": {"budgets": (0.75, 0.5), "num_tokens": 102_400, "learning_rate": 4e-3, "judged": 32_768},
-    "family-128": {"budgets": (0.75, 0.6), "num_tokens": 102_400, "learning_rate": 1e-3, "judged": 8_192},
+    STORIES: {"budgets": (0.75, 0.5), "num_tokens": 102_400, "learning_rate": 4e-3, "judged": 32_768},
+    FAMILY: {"budgets": (0.75, 0.6), "num_tokens": 102_400, "learning_rate": 1e-3, "judged": 8_192},
 }
 """Budgets are shares of the source's parameters; the rates are where the sweeps of main_job.md start."""
-
-
-Study = Callable[["Source", dict], None]
-"""Measures a source, or confirms what was measured of it, and keeps that."""
 
 
 class Source:
@@ -184,49 +183,34 @@ def measure(source: Source, kept: dict[str, Any]) -> None:
                 names = [name for name in shapes if not name.startswith(RANDOM)] + [best]
             for name in names:
                 key = {"source": source.name, "budget": share, "seed": seed, "shape": name}
-                if any(key.items() <= one.items() for one in runs):
+                if kept_runs.find(runs, **key):
                     continue
                 sizes = shapes[name].sizes()
                 run = key | {"sizes": list(sizes.values()), "predicted": rises.get(tuple(sizes.items()))}
                 same = [one for one in runs if one["seed"] == seed and one["sizes"] == run["sizes"]]
                 made = {key: same[0][key] for key in MADE} if same else source.run(shapes[name], share, seed, flops)
-                runs.append(run | made | {"search_flops": spent, "recovery_flops": flops})
-                kept["runs"].append(runs[-1])
-                kept["code"] = with_record(kept.get("code", ()), code_record(todays_code()))
-                print(runs[-1], flush=True)
-                write(kept)
+                run |= made | {"search_flops": spent, "recovery_flops": flops}
+                runs.append(kept_runs.add(RESULTS, kept, "runs", run, todays_code()))
 
 
 MADE = ("cut", "loss", "tokens", "parameters")
 
 
-def confirm(source: Source, kept: dict[str, Any]) -> None:
-    """Search the first budget of a source again, and train what is found; where both are what they were, note it.
-
-    Raises:
-        ValueError: another shape is found, or its loss differs by more than a thousandth: then measure anew.
-    """
+def made_again(source: Source, kept: dict[str, Any]) -> Iterator[MadeAgain]:
+    """The loss of what a search of the first budget finds, which must be the kept shape."""
     share = source.settings["budgets"][0]
-    key = {"source": source.name, "budget": share, "seed": SEEDS[0], "shape": SEARCHED}
-    (run,) = (one for one in kept["runs"] if key.items() <= one.items())
+    run = kept_runs.find(kept["runs"], source=source.name, budget=share, seed=SEEDS[0], shape=SEARCHED)
+    assert run is not None, f"{source.name} has runs, but none of {SEARCHED}"
     found, _ = source.search(share, SEEDS[0])
-    made = source.run(source.target(found[0]), share, SEEDS[0], run["recovery_flops"])
     if [*found[0].sizes.values()] != run["sizes"]:
         raise ValueError(f"{source.name}: {run['sizes']} was found, {found[0].sizes} is. Measure anew.")
-    check_made_again(source.name, [run["loss"]], [made["loss"]])
-    note_confirmed(kept["code"], todays_code())
-    write(kept)
+    made = source.run(source.target(found[0]), share, SEEDS[0], run["recovery_flops"])
+    yield source.name, [run["loss"]], [made["loss"]]
 
 
 def todays_code() -> str:
     """Digest of the code that makes the runs."""
     return code_digest("examples.research.shape_search", ("measure", "SETTINGS"))
-
-
-def write(kept: dict) -> None:
-    """Keep the results, a run a line."""
-    lines = ",\n".join(json.dumps(run) for run in kept["runs"])
-    write_text_atomically(RESULTS, f'{{"code": {json.dumps(kept["code"])},\n"runs": [\n{lines}\n]}}\n')
 
 
 INTRODUCTION = """# Shapes of one budget, searched and not
@@ -240,7 +224,7 @@ and over seeds with their standard deviation. Sizes: hidden, layers, heads, KV h
 
 def page(kept: dict) -> str:
     """The page, from what is kept."""
-    parts, verdicts = [INTRODUCTION.format(tokens=SETTINGS["stories260k"]["num_tokens"])], []
+    parts, verdicts = [INTRODUCTION.format(tokens=SETTINGS[STORIES]["num_tokens"])], []
     keys = list(dict.fromkeys((one["source"], one["budget"]) for one in kept["runs"]))
     taus = []
     for source, share in keys:
@@ -292,53 +276,38 @@ def page(kept: dict) -> str:
     command = (
         "python -m examples.research.shape_search measure --stories STORIES260K TINYSTORIES --data_dir SEVEN_DOMAINS"
     )
-    code = ", ".join(f"{one['commit']} ({one['date']})" for one in kept["code"])
-    if confirmed := kept["code"][0].get("confirmed"):
-        code += f"; {confirmed['commit']} made a search of each source again, and found the same"
-    parts.append(f"Again: `{command}`. Runs: [`search.json`](search.json). Code: {code}.")
+    code = made_by(kept["code"], "a search of each source")
+    parts.append(f"Again: `{command}`. Runs: [`search.json`](search.json). {code}")
     return noted(stale_note(kept["code"], todays_code(), command), "\n\n".join(parts) + "\n")
 
 
-def kept_results() -> dict | None:
-    """What was measured; None if nothing was."""
-    return read_kept(RESULTS)
-
-
-def read_kept(results: Path) -> dict | None:
-    """A study's results; None if there are none."""
-    return json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
-
-
-def run_study(
-    description: str | None, kept: dict, measure: Study, confirm: Study, page: Callable[[dict], str], place: Path,
-    command_line: list[str] | None,
-) -> None:  # fmt: skip
-    """The command of a study of these sources: measure or confirm each that is named, then build the page.
+def run_study(study, command_line: list[str] | None = None) -> None:
+    """The command of a study of these sources: measure or confirm each that is given, then build the page.
 
     Args:
-        description: of the help.
-        kept: results so far, with ``runs``.
-        place: of the page.
+        study: a module with ``RESULTS``, ``LISTS`` of them, ``Source``, ``measure``, ``made_again``, ``todays_code``,
+            ``page`` and ``PAGE``.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=study.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("measure", "confirm", "page"))
     parser.add_argument("--stories", nargs=2, type=Path, metavar=("STORIES260K", "TINYSTORIES"))
     parser.add_argument("--data_dir", type=Path, help="Seven domains, for family-128.")
     options = parser.parse_args(command_line)
-    if options.what != "page":
-        do = measure if options.what == "measure" else confirm
-        if options.stories:
-            do(Source("stories260k", *options.stories), kept)
-        if options.data_dir:
-            do(Source("family-128", RESEARCH / "family" / "models" / "128", options.data_dir), kept)
+    given = {STORIES: options.stories} if options.stories else {}
+    given |= {FAMILY: (RESEARCH / "family" / "models" / "128", options.data_dir)} if options.data_dir else {}
+    kept = kept_runs.read(study.RESULTS, *study.LISTS)
+    if options.what == "measure":
+        for name, place in given.items():
+            study.measure(study.Source(name, *place), kept)
+    elif options.what == "confirm":
+        names = sorted({run["source"] for run in kept["runs"]})
+        made_again = (one for name in names for one in study.made_again(study.Source(name, *given[name]), kept))
+        confirm(kept, study.todays_code(), made_again, names, given)
+        kept_runs.write(study.RESULTS, kept)
     if not kept["runs"]:
         parser.error("nothing was measured yet.")
-    place.write_text(page(kept), encoding="utf-8")
-
-
-def main(command_line: list[str] | None = None) -> None:
-    run_study(__doc__, kept_results() or {"runs": []}, measure, confirm, page, PAGE, command_line)
+    study.PAGE.write_text(study.page(kept), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    run_study(sys.modules[__name__])

@@ -13,6 +13,8 @@ from hf_shear.report import PairedDifference, paired_difference
 RESEARCH = Path(__file__).resolve().parent
 EXAMPLES, ROOT = RESEARCH.parent, RESEARCH.parent.parent
 
+TOKENS, FLOPS = "tokens", "FLOPs"
+"""What arms that are compared have equal."""
 HELD, TIE, LOST, UNKNOWN = "held", "tie", "not held", "no verdict"
 
 

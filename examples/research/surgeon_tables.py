@@ -3,6 +3,7 @@
     python -m examples.research.surgeon_tables --model meta-llama/Llama-2-7b-hf --data_dir WIKITEXT2 --device cuda
     python -m examples.research.surgeon_tables --model facebook/opt-125m --data_dir WIKITEXT2 --structure unstructured
     python -m examples.research.surgeon_tables --model LLAMA --data_dir stories.txt --small
+    python -m examples.research.surgeon_tables --model LLAMA --data_dir stories.txt --confirm KEPT.json ...
 
 `--data_dir` is a folder of text files, of which `--calibration` names the one that curvature is estimated on and
 `--evaluation` the one that is judged on (WikiText-2: train and test); or one .txt file, whose last tenth is judged on.
@@ -10,7 +11,8 @@ Documents are joined by blank lines and cut into samples of `--max_length` token
 code. Each method passes through all sizes in one run: `--num_shots` shots in all, spread evenly over what is removed.
 
 Sizes are the paper's: weights of the decoder's linear layers that are not zero, over all of them. Zeros make a model
-neither smaller nor faster; `hf_shear.prune_one_shot` does. Writes OUTPUT.json and OUTPUT.md.
+neither smaller nor faster; `hf_shear.prune_one_shot` does. Writes OUTPUT.json and OUTPUT.md. `--confirm` makes the first
+size of each structure in such files again, after a change of the code, and notes in them whether it is the same.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import copy
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,7 +31,7 @@ from hf_shear.data import Calibration, load_domains
 from hf_shear.sources import open_source
 from hf_shear.sparsity import STRUCTURES, SurgeonSettings, prune_to_zeros
 
-from .provenance import code_digest, code_record, stale_note
+from .provenance import BEFORE, MadeAgain, code_digest, code_record, confirm, made_by, stale_note
 from .shared import ROOT, put_between
 
 METHODS = {
@@ -40,6 +43,12 @@ PAPER = {"max_length": 2048, "num_samples": 128, "num_shots": 40, "max_evaluated
 SMALL = {"max_length": 256, "num_samples": 64, "num_shots": 5, "max_evaluated": 32}
 PAGE = ROOT / "examples" / "docs" / "surgeon_structures.md"
 RESULTS = ROOT / "model_cards" / "surgeon" / "stories260k.json"
+SHORT = RESULTS.with_name("stories260k-32-samples.json")
+"""Of half the calibration text and half the shots: the page tells of it."""
+COMMAND = (
+    "python -m examples.research.surgeon_tables --model STORIES260K --data_dir TINYSTORIES.txt --small --num_shots 10"
+    " --batch_size 8 --structure rows_and_columns 2:4 unstructured --output stories260k"
+)
 MARKS = "<!-- results: start -->\n", "<!-- results: end -->"
 HELD_OUT = 0.1  # of a single text file
 TEXT_BLOCK = 10_000  # documents tokenised at once: bounds memory
@@ -72,6 +81,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     add("--device", default="cpu")
     add("--seed", type=int, default=0, help="of the draw of the calibration samples")
+    add(
+        "--confirm", nargs="+", type=Path, metavar="JSON", help="kept results to compare with, whose options then apply"
+    )
     add("--output", type=Path, default=Path("surgeon_tables"), help="path of the results without suffix")
     options = parser.parse_args(arguments)
     for name, value in (SMALL if options.small else PAPER).items():
@@ -138,43 +150,82 @@ def shots_of(sizes: list[float], num_shots: int) -> list[int]:
     return [max(1, end - start) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def run(model, structure: str, method: str, text: Calibration, samples, options) -> list[dict]:
+def opened(options: argparse.Namespace):
+    """The model, the calibration text, and the samples that are judged."""
+    source = open_source("model", options.model)
+    tokenizer, model = source.load_tokenizer(), source.load_model(options.dtype)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    options.max_length = min(options.max_length, positions or options.max_length)
+    calibration_documents, documents = read_texts(options)
+    text = draw_calibration(calibration_documents, tokenizer, options)
+    return model, text, samples_of(documents, tokenizer, options.max_length, options.max_evaluated)
+
+
+def dense(model, samples, options: argparse.Namespace) -> float:
+    """Perplexity without zeros."""
+    found = perplexity(model.to(options.device), samples, options.batch_size)
+    model.to("cpu")
+    return found
+
+
+def run(source, structure: str, method: str, text: Calibration, samples, options) -> Iterator[dict]:
     """One record per size."""
+    model = copy.deepcopy(source).to(options.device)
     settings = {"structure": structure, "damping": options.damping, "layers_at_once": options.layers_at_once}
     settings |= METHODS[method]
     if method == "surgeon" and not SurgeonSettings(structure).is_grid:
         settings["update"] = options.update
     settings = SurgeonSettings(**settings)
     sizes = [size for size in options.sizes if size / 100 >= settings.smallest_size]
-    records, masks = [], None
+    masks = None
     for size, num_shots in zip(sizes, shots_of(sizes, options.num_shots), strict=True):
         start = time.perf_counter()
         done = prune_to_zeros(model, size / 100, text, settings, num_shots, masks)
         masks, seconds = done.masks, time.perf_counter() - start
-        records.append({
+        perplexed = perplexity(model, samples, options.batch_size)
+        print(f"{structure:17}{method:11}{100 * done.size:7.2f} %{perplexed:12.3f}{seconds:9.1f} s", flush=True)
+        yield {
             "structure": structure, "method": method, "target_size": size, "size": 100 * done.size,
-            "perplexity": perplexity(model, samples, options.batch_size), "calibration_loss": done.loss_after,
-            "seconds": seconds, "shots": [asdict(shot) for shot in done.shots],
-        })  # fmt: skip
-        print(f"{structure:17}{method:11}{100 * done.size:7.2f} %{records[-1]['perplexity']:12.3f}{seconds:9.1f} s")
-    return records
+            "perplexity": perplexed, "calibration_loss": done.loss_after, "seconds": seconds,
+            "shots": [asdict(shot) for shot in done.shots],
+        }  # fmt: skip
 
 
 def todays_code() -> str:
     """Digest of the code that makes the numbers."""
-    return code_digest("examples.research.surgeon_tables", ("run", "perplexity", "read_texts", "samples_of"))
+    return code_digest("examples.research.surgeon_tables", ("opened", "dense", "run"))
 
 
-def noted_table(results: dict) -> str:
-    """As ``table``, under a note where the code has moved since."""
-    note = stale_note(results.get("code"), todays_code(), "python -m examples.research.surgeon_tables ...")
-    return f"{note}\n\n{table(results)}" if note else table(results)
+def confirm_tables(options: argparse.Namespace, path: Path) -> None:
+    """By what a structure's last method, the surgeon as a rule, gives at its first size."""
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    applied = {"num_samples": kept["num_calibration_samples"], "max_evaluated": kept["num_evaluated"]}
+    applied |= kept["options"] | {"max_length": kept["max_length"]}
+    options = argparse.Namespace(**vars(options) | applied)
+
+    def made_again() -> Iterator[MadeAgain]:
+        source, text, samples = opened(options)
+        yield f"{path.name}, dense", [kept["dense_perplexity"]], [dense(source, samples, options)]
+        for structure, method in {row["structure"]: row["method"] for row in kept["records"]}.items():
+            was = next(row for row in kept["records"] if (row["structure"], row["method"]) == (structure, method))
+            now = next(run(source, structure, method, text, samples, options))
+            yield f"{path.name}, {structure}, {method}", [was["perplexity"]], [now["perplexity"]]
+
+    kept.setdefault("code", [dict(BEFORE)])
+    confirm(kept, todays_code(), made_again())
+    write_results(path, kept)
 
 
 def documented() -> str:
-    """The docs' page with the kept table between its marks."""
-    shown = noted_table(json.loads(RESULTS.read_text(encoding="utf-8")))
-    return put_between(PAGE.read_text(encoding="utf-8"), MARKS, shown)
+    """The docs' page with the kept table between its marks, under a note where the code has moved since."""
+    kept, short = (json.loads(path.read_text(encoding="utf-8")) for path in (RESULTS, SHORT))
+    code = [*kept.get("code", [BEFORE]), *short.get("code", [BEFORE])]
+    parts = (
+        stale_note(code, todays_code(), COMMAND),
+        table(kept).rstrip(),
+        made_by(code, "the first size of each structure"),
+    )
+    return put_between(PAGE.read_text(encoding="utf-8"), MARKS, "\n\n".join(filter(None, parts)) + "\n")
 
 
 def table(results: dict) -> str:
@@ -195,25 +246,21 @@ def table(results: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: list[str] | None = None) -> dict:
+def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    opened = open_source("model", options.model)
-    tokenizer, source = opened.load_tokenizer(), opened.load_model(options.dtype)
-    positions = getattr(source.config, "max_position_embeddings", None)
-    options.max_length = min(options.max_length, positions or options.max_length)
-    calibration_documents, documents = read_texts(options)
-    text = draw_calibration(calibration_documents, tokenizer, options)
-    samples = samples_of(documents, tokenizer, options.max_length, options.max_evaluated)
-    dense = perplexity(source.to(options.device), samples, options.batch_size)
-    source.to("cpu")
-    records = []
+    for path in options.confirm or ():
+        confirm_tables(options, path)
+    if options.confirm:
+        PAGE.write_text(documented(), encoding="utf-8")
+        return
+    source, text, samples = opened(options)
+    whole, records = dense(source, samples, options), []
     for structure in options.structure:
         for method in options.methods:
-            model = copy.deepcopy(source).to(options.device)
-            records += run(model, structure, method, text, samples, options)
+            records += run(source, structure, method, text, samples, options)
     kept = ("sizes", "num_shots", "batch_size", "layers_at_once", "update", "damping", "dtype", "seed")
     results = {
-        "model": Path(options.model).name, "dense_perplexity": dense, "records": records,
+        "model": Path(options.model).name, "dense_perplexity": whole, "records": records,
         "num_calibration_samples": text.num_samples, "max_length": options.max_length, "num_evaluated": len(samples),
         "options": {name: getattr(options, name) for name in kept}, "code": [code_record(todays_code())],
         "versions": collect_versions(),
@@ -221,7 +268,6 @@ def main(arguments: list[str] | None = None) -> dict:
     write_results(f"{options.output}.json", results)
     Path(f"{options.output}.md").write_text(table(results), encoding="utf-8")
     print("\n" + table(results))
-    return results
 
 
 if __name__ == "__main__":

@@ -6,27 +6,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-import yaml
 
 from hf_shear.report import require_matplotlib
 
-from ..provenance import check_made_again, note_confirmed
-from ..shared import RESEARCH, save_picture
-from .claim_results import CONFIGS, RESULTS, STORIES, Claim, code_of, read, results_of, write
+from ..provenance import MadeAgain
+from ..shared import save_picture
+from .claim_results import CONFIGS, RESULTS, Claim, code_of, confirm_results, results_of
 from .claims_page import claim_page
-from .study import Study
+from .study import Study, settings_of, sources_of
 
 SMALL_FOLDER = Path("claims_small")
-
-
-def read_settings(claim: Claim, source: str, small: bool) -> dict:
-    """The claim's config for one source: its own entries over the common ones, those of ``small`` over all."""
-    config = yaml.safe_load((CONFIGS / f"{claim.name}.yaml").read_text(encoding="utf-8"))
-    settings = config["settings"] | config["sources"][source]
-    return settings | config["small"] if small else settings
 
 
 def parse(claim: Claim, command_line: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,22 +34,10 @@ def parse(claim: Claim, command_line: Sequence[str] | None = None) -> argparse.N
     return options
 
 
-def sources_of(claim: Claim, options: argparse.Namespace) -> list[tuple[str, str | Path, str]]:
-    """Name, checkpoint and text of the sources that were asked for and that the config has."""
-    config = yaml.safe_load((CONFIGS / f"{claim.name}.yaml").read_text(encoding="utf-8"))
-    found = []
-    for name in config["sources"]:
-        if name == STORIES and options.stories:
-            found.append((name, *options.stories))
-        elif name != STORIES and options.data_dir:
-            found.append((name, RESEARCH / "family" / "models" / name.rpartition("-")[2], options.data_dir))
-    if not found:
-        raise SystemExit(f"{claim.name} is measured on {', '.join(config['sources'])}; give what that needs (--help).")
-    return found
-
-
 class OneArm(Study):
     """A study that takes every kept arm as it is, but makes the cheapest one again."""
+
+    made_again: MadeAgain
 
     def run(self, key: dict, make: Callable[[], dict]) -> dict:
         kept = next((run for run in self.runs if key.items() <= run.items()), None)
@@ -67,22 +46,18 @@ class OneArm(Study):
         if kept is min(self.runs, key=lambda run: run["run_seconds"]):
             made = make()
             names = [name for name in made if isinstance(kept.get(name), float)]
-            numbers = ([run[name] for name in names] for run in (kept, made))
-            check_made_again(f"{self.claim.name}, {self.name}, {key}: {', '.join(names)}", *numbers)
+            was, now = ([run[name] for name in names] for run in (kept, made))
+            self.made_again = f"{self.claim.name}, {self.name}, {key}: {', '.join(names)}", was, now
         return kept
 
 
-def confirm(module, path: Path, compared: Sequence[str]) -> None:
-    """Note that the code of today made one arm of each source again, and found the same.
-
-    Raises:
-        ValueError: a source was not compared.
-    """
-    kept = read(path)
-    if left := sorted(kept["sources"].keys() - set(compared)):
-        raise ValueError(f"{path.name} holds {', '.join(left)}, too, which was not compared. Give its text.")
-    note_confirmed(kept["code"], code_of(module.CLAIM))
-    write(path, kept["sources"], kept["code"])
+def made_again(module, studies: Sequence[OneArm]) -> Iterator[MadeAgain]:
+    """The cheapest arm of each source."""
+    for study in studies:
+        module.runs(study)
+        if "made_again" not in vars(study):
+            raise ValueError(f"{study.name}: the study no longer makes the cheapest kept arm. Measure it anew.")
+        yield study.made_again
 
 
 def draw(module, path: Path) -> None:
@@ -101,15 +76,20 @@ def draw(module, path: Path) -> None:
 
 def main(module, command_line: Sequence[str] | None = None) -> None:
     """Run a claim's script."""
-    options = parse(module.CLAIM, command_line)
-    path = options.output / f"{module.CLAIM.name}.json"
-    sources = sources_of(module.CLAIM, options)
-    for name, checkpoint, data_dir in sources:
-        settings = read_settings(module.CLAIM, name, options.small)
-        study = (OneArm if options.confirm else Study)(module.CLAIM, name, checkpoint, data_dir, settings, path)
-        module.runs(study)
+    claim, options = module.CLAIM, parse(module.CLAIM, command_line)
+    path, config = options.output / f"{claim.name}.json", CONFIGS / f"{claim.name}.yaml"
+    sources = sources_of(config, options.stories, options.data_dir)
+    if not sources:
+        raise SystemExit(f"{claim.name} is measured on what {config} names as sources; give what that needs (--help).")
+    kind = OneArm if options.confirm else Study
+    studies = [
+        kind(claim, name, *place, settings_of(config, name, options.small), path) for name, place in sources.items()
+    ]
     if options.confirm:
-        confirm(module, path, [name for name, *_ in sources])
+        confirm_results(path, code_of(claim), made_again(module, studies), sources)
+    else:
+        for study in studies:
+            module.runs(study)
     draw(module, path)
     path.with_suffix(".md").write_text(claim_page(module, results_of(path)), encoding="utf-8")
     for source in results_of(path):

@@ -7,7 +7,7 @@ A claim's script declares ``CLAIM``, ``runs(study)`` (its arms), ``checks(source
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from hf_shear.core import collect_versions
 from hf_shear.core.results import write_text_atomically
 
-from ..provenance import code_digest
+from ..provenance import MadeAgain, code_digest, confirm
 from ..shared import (
     HELD,
     LOST,
@@ -32,8 +32,8 @@ from ..shared import (
 
 CONFIGS = RESEARCH / "claims" / "configs"
 RESULTS = ROOT / "model_cards" / "claims"
-STORIES = "stories260k"
-"""Name of the source that is given by ``--stories``."""
+EMBEDDED, STORIES = "embedded", "stories260k"
+"""Names of the source that needs no text, and of the one that is given by ``--stories``."""
 
 WORKS = {
     "sheared_llama": ("Sheared LLaMA", "2310.06694"),
@@ -163,6 +163,13 @@ def write(path: Path, sources: dict, code: Sequence[dict]) -> None:
     versions = json.dumps(collect_versions())
     made = f'"code": {json.dumps(code)},\n"versions": {versions}'
     write_text_atomically(path, f'{{"sources": {{\n{",".join(parts)}\n}},\n{made}}}\n')
+
+
+def confirm_results(path: Path, digest: str, made_again: Iterable[MadeAgain], given: Iterable[str]) -> None:
+    """``provenance.confirm`` of a file of results."""
+    kept = read(path)
+    confirm(kept, digest, made_again, kept["sources"], given)
+    write(path, kept["sources"], kept["code"])
 
 
 def code_of(claim: Claim) -> str:

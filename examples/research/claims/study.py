@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from examples.embedded.stdlib_domains import stdlib_domains
 from hf_shear import PruneConfig, ShearTrainer, ShearTrainingArguments, prune_one_shot
 from hf_shear.core.counted_flops import counted_flops
 from hf_shear.data import Calibration, load_domains
@@ -25,8 +27,33 @@ from hf_shear.sources import Source, open_source
 from hf_shear.training import SampleLosses, TrainingDivergedError, evaluate_samples, plan_evaluations
 
 from ..provenance import BEFORE, code_record, with_record
-from ..shared import best_rate, next_rates
-from .claim_results import Claim, SourceResults, code_of, read, write
+from ..shared import EXAMPLES, RESEARCH, best_rate, next_rates
+from .claim_results import EMBEDDED, STORIES, Claim, SourceResults, code_of, read, write
+
+
+def settings_of(config: Path, source: str, small: bool = False) -> dict:
+    """A config's settings for one source: its own over the common ones, those of ``small`` over all."""
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings = content["settings"] | content["sources"][source]
+    return settings | content["small"] if small else settings
+
+
+def sources_of(config: Path, stories: Sequence | None, data_dir: str | None) -> dict[str, tuple]:
+    """Checkpoint and text, by name, of a config's sources that are given; the embedded model needs no text.
+
+    Args:
+        stories: stories260K and its text.
+        data_dir: text of the seven domains, for members of the family.
+    """
+    found = {}
+    for name in yaml.safe_load(config.read_text(encoding="utf-8"))["sources"]:
+        if name == EMBEDDED:
+            found[name] = EXAMPLES / "embedded" / "model", None
+        elif name == STORIES and stories:
+            found[name] = tuple(stories)
+        elif name != STORIES and data_dir:
+            found[name] = RESEARCH / "family" / "models" / name.rpartition("-")[2], data_dir
+    return found
 
 
 class Study:
@@ -36,7 +63,7 @@ class Study:
         claim: whose arms.
         name: of the source.
         path: of its checkpoint.
-        data_dir: text per domain.
+        data_dir: text per domain; None: the embedded model's own.
         settings: of the claim's config, for this source.
         output: JSON file of the claim.
 
@@ -44,7 +71,7 @@ class Study:
         ValueError: ``output`` holds runs of this source with other settings.
     """
 
-    def __init__(self, claim: Claim, name: str, path: str | Path, data_dir: str, settings: dict, output: Path):
+    def __init__(self, claim: Claim, name: str, path: str | Path, data_dir: str | None, settings: dict, output: Path):
         self.claim, self.name, self.path, self.data_dir, self.output = claim, name, path, data_dir, output
         self.settings = settings
         kept = read(output)["sources"].get(name, {"settings": settings, "runs": []})
@@ -97,7 +124,7 @@ class Study:
     def data(self):
         """Packed text of the source's tokenizer, split by document."""
         return prepare_domain_data(
-            load_domains(self.data_dir), self.tokenizer, self.config,
+            stdlib_domains() if self.data_dir is None else load_domains(self.data_dir), self.tokenizer, self.config,
             max_length=self.max_length, held_out_fraction=self.settings.get("held_out_fraction", 0.1),
             eval_tokens=self.eval_tokens,
         )  # fmt: skip
