@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy
 
 from ..distillation.teachers import OFFLOADED, ON_DEVICE, STORED
@@ -18,7 +18,6 @@ from .arguments import ShearTrainingArguments
 from .memory import estimate_memory
 from .memory_recovery import TeachingSetup
 from .memory_setup import TrainingSetup
-from .progress import tell
 
 STEERING_SAMPLES = 16
 """Least samples of each domain that an evaluation reads to change domain weights: losses of fewer are mostly noise."""
@@ -237,33 +236,3 @@ def _evaluation_lines(args: ShearTrainingArguments, sample_length: int, held_out
 
 def _gib(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**27 else f"{num_bytes / 2**20:.1f} MiB"
-
-
-class CostCallback(TrainerCallback):
-    """Prints the cost report when training starts.
-
-    Args:
-        report: makes the report.
-    """
-
-    def __init__(self, report: Callable[[], str]):
-        self.report = report
-
-    def on_train_begin(self, args: ShearTrainingArguments, state, control, **kwargs):
-        if state.is_world_process_zero:
-            tell(args, self.report())
-
-
-class PlannedEvaluations(TrainerCallback):
-    """Evaluates after the steps of ``plan_evaluations``, where ``eval_steps`` leaves them to it.
-
-    Args:
-        num_domains: that are evaluated on.
-    """
-
-    def __init__(self, num_domains: int):
-        self.num_domains = num_domains
-
-    def on_step_end(self, args: ShearTrainingArguments, state, control, **kwargs):
-        if args.has_planned_evaluations:
-            control.should_evaluate = state.global_step in plan_evaluations(args, self.num_domains).steps

@@ -59,13 +59,6 @@ def tell(args, text: str) -> None:
         tqdm.write(text)
 
 
-class EpochCallback(TrainerCallback):
-    """Keeps ``state.epoch`` the share of the run that is done, also after a resume without replayed data."""
-
-    def on_step_end(self, args, state, control, **kwargs):
-        state.epoch = state.global_step / state.max_steps
-
-
 def log_line(step: int, max_steps: int, logs: dict) -> str:
     """One line for a training log, an evaluation or the end; empty for anything else."""
     head = _head(step, max_steps)
