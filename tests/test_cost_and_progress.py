@@ -23,8 +23,7 @@ from hf_shear.training import progress
 from hf_shear.training.cost import memory_line, plan_evaluations, training_setup
 from hf_shear.training.history import evaluation_history
 from hf_shear.training.mask_learning import mask_report, warn_if_off_target
-from hf_shear.training.memory_recovery import FrozenSetup, TeachingSetup
-from hf_shear.training.memory_setup import TrainingSetup
+from hf_shear.training.memory_setup import FrozenSetup, TeachingSetup, TrainingSetup
 from hf_shear.training.progress import LinePrinterCallback, ShearProgressCallback, log_line
 
 # ---- cost -----------------------------------------------------------------------------------------------------

@@ -16,8 +16,7 @@ from ..distillation.teachers import OFFLOADED, ON_DEVICE, STORED
 from ..masks import MaskSchedule, ShearingMasks
 from .arguments import ShearTrainingArguments
 from .memory import estimate_memory
-from .memory_recovery import TeachingSetup
-from .memory_setup import TrainingSetup
+from .memory_setup import TeachingSetup, TrainingSetup
 
 STEERING_SAMPLES = 16
 """Least samples of each domain that an evaluation reads to change domain weights: losses of fewer are mostly noise."""

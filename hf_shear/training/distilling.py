@@ -23,7 +23,7 @@ from ..distillation import (
 from ..distillation.distillation_head import make_distilling, make_plain
 from ..distillation.teachers import STORED
 from ..modeling import ShearingMixin
-from .memory_recovery import TeachingSetup
+from .memory_setup import TeachingSetup
 from .part import Part
 
 
