@@ -95,7 +95,7 @@ def _learned(pipeline: Arguments, args: ShearTrainingArguments) -> tuple[runs.Ru
             " or start from a pruned checkpoint with `--pruned`."
         )
     run = runs.open_run(replace(pipeline, resume=True), args)
-    learned = run.folder.finished("mask_learning")
+    learned = run.folder.records.get("mask_learning")
     if learned is None:
         raise UsageError(
             f"The run in {str(run.folder.path)!r} has no pruned model yet. Finish `hf-shear learn` first, or start from"

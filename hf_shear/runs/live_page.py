@@ -21,6 +21,7 @@ from ..core import REPORT_NAME, StoppedBySignal, is_main_process, num_processes,
 from ..report import live_report
 from ..slicing.kept_units import kept_units_from_masks
 from ..training import ShearTrainer
+from .report import shifted
 from .run_time import MASK_LEARNING, PAPER_MASKS, PRUNING, RECOVERY, SOURCE, STARTING_POINT, Work, seconds_left
 
 if TYPE_CHECKING:
@@ -111,8 +112,7 @@ class LivePage:
 
     def _results(self) -> dict[str, Any]:
         """What ``results.json`` will hold, as far as it is known."""
-        run, folder = self._run, self._run.folder
-        records = {name: found for name in folder.stage_names() if (found := folder.finished(name)) is not None}
+        run, records = self._run, dict(self._run.folder.records)
         training = self._trainer is not None and self._trainer.domains.loader is not None
         if training and self._trainer is not None:
             records[self._name] = self._trainer.stage_record(self._name) | self._kept_now()
@@ -122,7 +122,6 @@ class LivePage:
             if name not in (SOURCE, MASK_LEARNING, PRUNING, STARTING_POINT, RECOVERY) and "history" in record:
                 others[name] = record["history"]
         before = chosen.get("tokens", 0)
-        shifted = [row | {"num_tokens": row["num_tokens"] + before} for row in recovered.get("history", [])]
         models: dict[str, Any] = {"pruned": chosen.get("model"), "recovered": recovered.get("model")}
         if "model" in recovered:
             models["recovered"] |= {"learning_rate": recovered["learning_rate"]}
@@ -133,7 +132,7 @@ class LivePage:
             "kept": chosen.get("kept"),
             "masks": chosen.get("masks"),
             "prune_config": chosen.get("prune_config"),
-            "history": [*chosen.get("history", []), *shifted],
+            "history": chosen.get("history", []) + shifted(recovered.get("history", []), before),
             "baseline_history": others,
             "sizes": chosen.get("sizes") or [],
             "tokens": {
@@ -158,8 +157,8 @@ class LivePage:
         return {"kept": kept_units_from_masks(masks.kept_units(), masks.kinds, masks.source).to_dict()}
 
     def _live(self, state: str, said: str) -> dict[str, Any]:
-        folder, planned, now = self._run.folder, self._planned, time.perf_counter()
-        finished = {name: folder.seconds(name) for name in planned if folder.finished(name)}
+        records, planned, now = self._run.folder.records, self._planned, time.perf_counter()
+        finished = {name: records[name]["stage_seconds"] for name in planned if name in records}
         whole = sum(work.flops for work in planned.values()) or 1.0
         live: dict[str, Any] = {
             "state": state,
@@ -180,7 +179,7 @@ class LivePage:
                 for name, work in planned.items()
             ],
         }
-        done = [folder.recorded(name) for name in finished]
+        done = [records[name] for name in finished]
         live["tokens"] = sum(record.get("tokens", 0) for record in done)
         live["flops"] = sum(record.get("flops") or 0.0 for record in done)
         return live | self._of_training(live)

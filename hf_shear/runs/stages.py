@@ -132,11 +132,11 @@ class Run:
 
     def _where(self, name: str) -> str:
         """Whether a stage ran before; or how long the run still takes."""
-        if self.folder.finished(name):
+        records = self.folder.records
+        if name in records:
             return " (finished before)"
-        planned = {name: work.flops for name, work in self.planned().items()}
-        finished = [stage for stage in planned if self.folder.finished(stage)]
-        left = seconds_left(planned, {stage: self.folder.seconds(stage) for stage in finished})
+        planned = {stage: work.flops for stage, work in self.planned().items()}
+        left = seconds_left(planned, {stage: records[stage]["stage_seconds"] for stage in planned if stage in records})
         return "" if left is None else f" (about {duration_text(left)} left of the run)"
 
     def planned(self) -> dict[str, Work]:
@@ -148,7 +148,7 @@ class Run:
 
     def tell_costs(self) -> None:
         """Print what the stages that are not finished would cost here, for ``--dry_run``."""
-        left = {name: work.flops for name, work in self.planned().items() if not self.folder.finished(name)}
+        left = {name: work.flops for name, work in self.planned().items() if name not in self.folder.records}
         small = config_for_shape(self.source.config, self.target)
         trained = {MASK_LEARNING: self.source.config, RECOVERY: small}
         trained = {name: config for name, config in trained.items() if name in left}
@@ -162,7 +162,7 @@ class Run:
     @property
     def source_dtype(self) -> torch.dtype:
         """In which every model of the run is saved."""
-        return getattr(torch, self.folder.recorded(SOURCE)["dtype"])
+        return getattr(torch, self.folder.records[SOURCE]["dtype"])
 
 
 def open_model(pipeline) -> Source:
@@ -397,7 +397,7 @@ def learn_masks(run: Run, name: str = MASK_LEARNING, place: str = "pruned") -> d
             importance = _mask_start(run)
         folder.record(f"{name}_start", {"flops": count_over_ranks(counted.total, run.args.device)})
     if calibrated:
-        begun = folder.finished(f"{name}_start")  # by the process that made it
+        begun = folder.records.get(f"{name}_start")  # by the process that made it
         if begun is None:
             raise UsageError(
                 f"The run in {str(folder.path)!r} does not say what its masks' start cost, as one of another"
@@ -563,7 +563,7 @@ def train_baseline(run: Run, name: str, learned: dict) -> dict:
     rate, num_tokens = _terms(run, name, learned)
     saved_as, start, chosen, changes = run.folder.path / name / "trained", None, {}, {}
     if name == PAPER:
-        chosen = run.folder.recorded(PAPER_MASKS)
+        chosen = run.folder.records[PAPER_MASKS]
         start, num_tokens = run.folder.path / PAPER / "start", num_tokens - chosen["tokens"]
         changes["mixture_weights"] = chosen["mixture_weights"]
         model = load_trained(start, run.pipeline.quantize)
@@ -583,7 +583,7 @@ def train_baseline(run: Run, name: str, learned: dict) -> dict:
 def _terms(run: Run, name: str, learned: dict) -> tuple[float, int]:
     """Learning rate and training tokens of a baseline."""
     rate = baseline_learning_rates(run.pipeline.baseline_learning_rates).get(name, run.args.learning_rate)
-    return rate, learned["tokens"] + run.folder.recorded(RECOVERY)["tokens"]
+    return rate, learned["tokens"] + run.folder.records[RECOVERY]["tokens"]
 
 
 def conclude(run: Run, learned: dict, recovered: dict, started: float) -> None:
@@ -598,7 +598,7 @@ def conclude(run: Run, learned: dict, recovered: dict, started: float) -> None:
         run.stage(PAPER_MASKS, learn_paper_masks, learned)
     baselines = {name: run.stage(name, train_baseline, name, learned) for name in names}
     commands = commands_for(run.folder.path / "recovered")
-    results = run_results(run.folder.recorded(SOURCE), learned, recovered, baselines, run.target, run.args, commands)
+    results = run_results(run.folder.records[SOURCE], learned, recovered, baselines, run.target, run.args, commands)
     results["seconds"]["total"] = run.folder.total_seconds(started)
     if run.args.process_index == 0:
         print(write_report(run.folder.path, results))

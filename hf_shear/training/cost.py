@@ -104,7 +104,7 @@ def training_setup(
     """
     weights = (p for name, p in model.named_parameters() if p.is_floating_point() and not name.startswith("masks."))
     dtype = str(next(weights).dtype).removeprefix("torch.")
-    backend, more = "ddp" if args.world_size > 1 else "single", {}
+    more: dict[str, Any] = {}
     if state.distributed_type == DistributedType.DEEPSPEED:
         deepspeed: Any = state.deepspeed_plugin
         config = deepspeed.deepspeed_config
@@ -112,26 +112,27 @@ def training_setup(
         if config.get("bf16", {}).get("enabled") is True:
             dtype = "bfloat16"
         if deepspeed.zero_stage > 0:
-            backend = f"zero{deepspeed.zero_stage}"
+            more["backend"] = f"zero{deepspeed.zero_stage}"
             more["offload"] = zero.get("offload_optimizer", {}).get("device", "none") != "none"
             if isinstance(zero.get("reduce_bucket_size"), int):  # else absent, or "auto" until DeepSpeed has started
                 more["reduce_bucket_size"] = zero["reduce_bucket_size"]
     elif state.distributed_type == DistributedType.FSDP:
         fsdp: Any = state.fsdp_plugin
-        backend, more["offload"] = "fsdp2", bool(fsdp.cpu_offload)
-    return TrainingSetup(
-        args.train_batch_size,
-        sample_length,
-        weight_dtype=dtype,
-        autocast=dtype == "float32" and (args.bf16 or args.fp16),
-        activation_checkpointing=bool(args.activation_checkpointing),
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        backend=backend,
-        num_devices=args.world_size,
-        frozen=args.recovery.frozen_setup(model),
-        teaching=teaching,
-        **more,
-    )
+        more |= {"backend": "fsdp2", "offload": bool(fsdp.cpu_offload)}
+    return setup_of(args, sample_length, dtype, frozen=args.recovery.frozen_setup(model), teaching=teaching, **more)
+
+
+def setup_of(args: ShearTrainingArguments, sample_length: int, dtype: str = "float32", **more: Any) -> TrainingSetup:
+    """What the arguments alone say of the memory of a step; ``more`` are fields of ``TrainingSetup``."""
+    own: dict[str, Any] = {
+        "weight_dtype": dtype,
+        "autocast": dtype == "float32" and (args.bf16 or args.fp16),
+        "activation_checkpointing": bool(args.activation_checkpointing),
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "backend": "ddp" if args.world_size > 1 else "single",
+        "num_devices": args.world_size,
+    }
+    return TrainingSetup(args.train_batch_size, sample_length, **own | more)
 
 
 def memory_line(
