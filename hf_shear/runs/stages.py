@@ -58,6 +58,7 @@ from .baselines import baseline_model
 from .checkpoint_digest import checkpoint_digests
 from .domain_data import DomainData, judged_tokens, prepare_domain_data
 from .dry_run import tell_costs
+from .learned_arm import mask_stage
 from .learned_cut import check_learned_cut, cut_learned_masks
 from .live_page import LivePage
 from .origin import COMMANDS, commands_for, with_command
@@ -407,10 +408,8 @@ def learn_masks(run: Run, name: str = MASK_LEARNING, place: str = "pruned") -> d
     model = masked_source(run)
     if importance is not None:
         model.masks.start_from_importance(importance, pipeline.mask_start_spread)
-    constant = {"lr_scheduler_type": "constant_with_warmup", "lr_scheduler_kwargs": {}}
-    stage = PAPER_MASK_LEARNING if pipeline.paper else constant
     args = replace(run.args, output_dir=str(folder.path / name), num_tokens=pipeline.mask_tokens,
-                   recovery_method="full", peft_config=None, **stage)  # fmt: skip
+                   recovery_method="full", peft_config=None, **mask_stage(pipeline.paper))  # fmt: skip
     start = time.perf_counter()
     teacher = load_teacher(pipeline, args, run.teacher)
     trainer = ShearTrainer(model, args, run.train, run.data.steering, run.tokenizer, teacher=teacher)
