@@ -20,6 +20,7 @@ from ..compensation import resolve_compensation
 from ..core import StoppedBySignal, UsageError, by_main_process, count_over_ranks, counted_flops, duration_text
 from ..criteria import criteria_by_kind, criteria_from_words, mask_start_importance
 from ..data import Calibration, check_max_length, load_domains, warn_of_shared_text
+from ..distillation.teachers import STORED
 from ..masks import STRATEGIES, MaskSettings, unit_kinds
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel, as_family
 from ..pruning import make_plan, prune_one_shot, score_units
@@ -88,7 +89,7 @@ from .run_time import (
 )
 from .saves import check_run
 from .target_choice import choose_target
-from .teaching import STORED, check_teaching, load_teacher, store_logits, stored_logits
+from .teaching import check_teaching, load_teacher, store_logits, stored_logits
 
 DRAWN_FROM = 8  # samples that are tokenised for each that is drawn, where nothing is trained
 TRAINED_DTYPE = torch.float32  # AdamW loses small steps in half precision; --bf16 still computes in bfloat16
@@ -298,8 +299,7 @@ def with_teacher_logits(run: Run) -> Run:
     """The run with stored teacher logits in its training samples, if it is to have them; stored first if need be."""
     if run.teacher is None or run.pipeline.teacher_placement != STORED:
         return run
-    arguments = (run.pipeline, run.args, run.teacher, run.data.train, run.folder.path)
-    run.stage(TEACHER_LOGITS, lambda run: store_logits(*arguments))
+    run.stage(TEACHER_LOGITS, store_logits)
     return replace(run, train=stored_logits(run.folder.path))
 
 
