@@ -52,7 +52,7 @@ def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
     from ..report import require_matplotlib
 
     started = time.perf_counter()
-    if args.output_dir == "trainer_output":
+    if args.named_output_dir is None:
         raise UsageError("`output_dir` is needed. Give the folder of the run that `hf-shear learn` made, or a new one.")
     require_matplotlib()  # for the report; now, not after the training
     if pipeline.sizes is not None:

@@ -202,14 +202,13 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     check_max_length(pipeline.max_length, source.config.max_position_embeddings)
     check_run(pipeline, args, source, target, tokenizer)
     domains = read_domains(pipeline, args, default_domains)
-    output_dir = None if args.output_dir == "trainer_output" else args.output_dir  # transformers' name for none given
     settings |= read_checkpoints(pipeline, source, teacher)
-    folder = RunFolder.open(output_dir, pipeline.resume, pipeline.overwrite, settings, dry=pipeline.dry_run)
+    folder = RunFolder.open(args.named_output_dir, pipeline.resume, pipeline.overwrite, settings, dry=pipeline.dry_run)
     said = (*source.notes, reasons, f"Target: {target}", f"Run folder: {folder.path}")
     PartialState().print("\n".join(filter(None, said)))
     data = pack(pipeline, domains, tokenizer, config)
     require_same_text(folder, data)
-    flags = ["--resume"] * (not pipeline.resume) + [f"--output_dir {folder.path}"] * (output_dir is None)
+    flags = ["--resume"] * (not pipeline.resume) + [f"--output_dir {folder.path}"] * (args.named_output_dir is None)
     again = f" with `{' '.join(flags)}`" if flags else ""
     run = Run(pipeline, args, source, teacher, target, data, data.train, tokenizer, folder, again,
               LivePage(pipeline.live_page))  # fmt: skip
@@ -250,7 +249,7 @@ def read_domains(pipeline, args: ShearTrainingArguments, default_domains=None):
     """Text per domain, checked against the arguments."""
     if pipeline.data_dir is None and default_domains is None:
         raise _no_data_dir()
-    check_places(pipeline, None if args.output_dir == "trainer_output" else args.output_dir)
+    check_places(pipeline, args.named_output_dir)
     with PartialState().local_main_process_first():  # reads; the others find it cached
         domains = default_domains() if not pipeline.data_dir and default_domains is not None else load_text(pipeline)
     check_domain_arguments(args, [str(name) for name in domains])
