@@ -39,7 +39,7 @@ from .checkpoints import (
 )
 from .checks import check_datasets
 from .cost import cost_report, memory_line
-from .distilling import make_distiller
+from .distilling import computing_of, make_distiller
 from .domain_evaluation import SampleLosses, evaluate_samples
 from .domain_mixture import DomainMixture
 from .finite_guard import FiniteGuard
@@ -149,9 +149,8 @@ class ShearTrainer(TrainerHooks):
         if self.pop_callback(PrinterCallback) is not None:
             self.add_callback(LinePrinterCallback())
         self.distiller = make_distiller(
-            args.distillation_settings(), self.model, teacher, train_dataset, self.sample_length, self.accelerator.autocast,
-            self.reduce, "sum" if args.average_tokens_across_devices else "mean", args.device,
-        )  # fmt: skip
+            args, self.model, teacher, train_dataset, self.sample_length, **computing_of(self)
+        )
         if self.distiller is not None:
             self.compute_loss_func = self.distiller.loss
         learns_masks = isinstance(model, ShearingMixin) and bool(model.masks.constrained)
