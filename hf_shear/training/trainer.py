@@ -227,7 +227,7 @@ class ShearTrainer(TrainerHooks):
         before = masks.lagrangian.clone()
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.guard.note(loss)
-        if self.accelerator.sync_gradients and masks.optimizer is not None:
+        if self.accelerator.sync_gradients:
             masks.optimizer.reduce_gradients()
         return loss - (masks.lagrangian - before)
 
@@ -326,7 +326,7 @@ class ShearTrainer(TrainerHooks):
 
     def model_is_wrapped(self) -> None:
         """Hook: reference losses of the model as it comes, and a signal that came before the first step."""
-        if self.mask_learning is not None and self.mask_learning.optimizer is not None:
+        if self.mask_learning is not None:
             self.mask_learning.optimizer.share()
         if self.domains.needs_references:
             self.domains.set_references(self.source_losses())
@@ -476,11 +476,7 @@ class ShearTrainer(TrainerHooks):
     @contextmanager
     def saving(self, checkpoint: str) -> Iterator[None]:
         """Hook: masks are compared over processes first; a failure to write names the last good checkpoint."""
-        if (
-            self.mask_learning is not None
-            and self.mask_learning.optimizer is not None
-            and self.mask_learning.optimizer.drifted()
-        ):
+        if self.mask_learning is not None and self.mask_learning.optimizer.drifted():
             raise RuntimeError(
                 f"Masks differ between processes at step {self.state.global_step}; they are kept equal by construction,"
                 " so a device computes wrongly, or something else wrote to them. No checkpoint was written."
@@ -593,8 +589,7 @@ class ShearTrainer(TrainerHooks):
         return {name: value for name, value in changing_arguments(self.args).items() if "learning_rate" not in name}
 
     def _peak_rates(self) -> dict[str, float]:
-        masks = self.mask_learning
-        rates = {} if masks is None or masks.optimizer is None else masks.optimizer.rates
+        rates = {} if self.mask_learning is None else self.mask_learning.optimizer.rates
         return {"weights": self.args.learning_rate} | rates
 
 
