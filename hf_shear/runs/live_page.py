@@ -57,7 +57,8 @@ class LivePage:
     def stage(self, run: Run, name: str) -> Iterator[None]:
         """Draw when a stage begins, and when it ends the run."""
         self._run, self._name, self._trainer = run, name, None
-        self._begun = time.perf_counter()
+        self._begun = self._train_begun = time.perf_counter()
+        self._first_step = 0
         self._planned = run.planned() if self.is_on else {}
         self._draw(_RUNNING)
         try:
@@ -113,9 +114,8 @@ class LivePage:
     def _results(self) -> dict[str, Any]:
         """What ``results.json`` will hold, as far as it is known."""
         run, records = self._run, dict(self._run.folder.records)
-        training = self._trainer is not None and self._trainer.domains.loader is not None
-        if training and self._trainer is not None:
-            records[self._name] = self._trainer.stage_record(self._name) | self._kept_now()
+        if (trainer := self._begun_trainer) is not None:
+            records[self._name] = trainer.stage_record(self._name) | self._kept_now(trainer)
         chosen = next((records[name] for name in (MASK_LEARNING, PRUNING, STARTING_POINT) if name in records), {})
         recovered, others = records.get(RECOVERY, {}), {}
         for name, record in records.items():
@@ -148,9 +148,14 @@ class LivePage:
             },
         }
 
-    def _kept_now(self) -> dict[str, Any]:
+    @property
+    def _begun_trainer(self) -> ShearTrainer | None:
+        """The trainer of this stage, once it trains."""
+        return None if self._trainer is None or self._trainer.domains.loader is None else self._trainer
+
+    def _kept_now(self, trainer: ShearTrainer) -> dict[str, Any]:
         """The units that a cut would keep now, where this stage learns the run's masks."""
-        learning = None if self._trainer is None else self._trainer.mask_learning
+        learning = trainer.mask_learning
         if learning is None or self._name != MASK_LEARNING:
             return {}
         masks = learning.masks
@@ -186,8 +191,7 @@ class LivePage:
 
     def _of_training(self, live: dict[str, Any]) -> dict[str, Any]:
         """Of the training that goes, if one does."""
-        trainer = self._trainer
-        if trainer is None or trainer.domains.loader is None:
+        if (trainer := self._begun_trainer) is None:
             return {}
         learning, log = trainer.mask_learning, trainer.state.log_history
         config = self._run.source.config if learning is not None else trainer.model.config
@@ -211,10 +215,7 @@ class LivePage:
         """Of the run: the training that goes at its own speed, and the rest at that of all that is done."""
         planned = {name: work.flops for name, work in self._planned.items()}
         trainer = self._trainer
-        steps = (
-            0 if trainer is None or not hasattr(self, "_first_step") else trainer.state.global_step - self._first_step
-        )
-        if trainer is None or steps <= 0:
+        if trainer is None or (steps := trainer.state.global_step - self._first_step) <= 0:
             return seconds_left(planned, finished)
         took = time.perf_counter() - self._train_begun
         own = took / steps * (trainer.state.max_steps - trainer.state.global_step)
