@@ -74,14 +74,10 @@ def test_nothing_need_be_known_yet():
 @pytest.fixture
 def run(tmp_path):
     """A run of two stages, the first of them finished."""
-    records = {"source": {"model": 1}}
-    folder = SimpleNamespace(
-        path=tmp_path, holds_another_run=False, stage_names=lambda: [*records], finished=records.get,
-        recorded=records.__getitem__, seconds=lambda name: 2.0,
-    )  # fmt: skip
+    records = {"source": complete()["source"] | {"stage_seconds": 2.0}}
+    folder = SimpleNamespace(path=tmp_path, holds_another_run=False, records=records)
     sizes = complete()["target_shape"]
     target = SimpleNamespace(sizes=lambda: sizes, source=SimpleNamespace(to_dict=lambda: complete()["source"]["shape"]))
-    records["source"] = complete()["source"]
     return SimpleNamespace(
         folder=folder, target=target, source=SimpleNamespace(name="/home/me/llama"),
         pipeline=SimpleNamespace(stop_after=None),

@@ -12,8 +12,7 @@ from transformers import LlamaConfig, OPTConfig
 from hf_shear import MaskSettings, ShearingLlamaConfig, TargetShape
 from hf_shear.shapes import count_parameters, preset_shape
 from hf_shear.training.memory import estimate_memory, estimate_moments
-from hf_shear.training.memory_recovery import FrozenSetup, TeachingSetup
-from hf_shear.training.memory_setup import BACKENDS, ModelParts, TrainingSetup
+from hf_shear.training.memory_setup import BACKENDS, FrozenSetup, ModelParts, TeachingSetup, TrainingSetup
 
 SHARED = [backend for backend in BACKENDS if backend != "single"]
 BASE = TrainingSetup(2, 64)

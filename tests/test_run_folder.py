@@ -58,7 +58,7 @@ def test_a_run_that_did_not_begin_does_not_block_its_folder():
     assert json.loads(Path("run/stages.json").read_text())["settings"]["seed"] == 2
     other.stage("source", lambda: {"loss": 1.0})  # judged, and refused only then
     third = RunFolder("run", settings=SETTINGS)
-    assert list(json.loads(Path("run/stages.json").read_text())) == ["settings"] and third.finished("source") is None
+    assert list(json.loads(Path("run/stages.json").read_text())) == ["settings"] and third.records.get("source") is None
     (other.path / "mask_learning").mkdir()  # training had begun
     with pytest.raises(ValueError, match="already holds a run"):
         RunFolder("run", settings=SETTINGS)
@@ -79,14 +79,14 @@ def test_overwriting_deletes_the_run_when_the_first_stage_of_the_new_one_is_done
     (folder.path / "pruned").mkdir()
     before = json.loads(Path("run/stages.json").read_text())
     again = RunFolder.open("run", False, True, SETTINGS | {"seed": 2})
-    assert again.finished("source") is None
+    assert again.records.get("source") is None
     with pytest.raises(KeyError):  # such as data that can not be read
         again.stage("source", lambda: {}["nothing"])
     assert tree(again.path) == ["pruned", "stages.json"]
     assert json.loads(Path("run/stages.json").read_text()) == before
     again.stage("source", lambda: {"loss": 2.0})
     assert tree(again.path) == ["stages.json"]
-    assert RunFolder("run", resume=True, settings=SETTINGS | {"seed": 2}).finished("source")["loss"] == 2.0
+    assert RunFolder("run", resume=True, settings=SETTINGS | {"seed": 2}).records["source"]["loss"] == 2.0
     assert RunFolder("fresh", overwrite=True).path.is_dir()
 
 
@@ -184,18 +184,18 @@ def test_a_stage_runs_once_over_all_processes_of_a_run():
     first = folder.stage("source", run)
     assert folder.stage("source", run) == first
     resumed = RunFolder("run", resume=True, settings=SETTINGS)
-    assert resumed.stage("source", run) == first == resumed.finished("source")
+    assert resumed.stage("source", run) == first == resumed.records.get("source")
     assert calls == [1]
     assert first["loss"] == 0.1 + 0.2
     assert first["stage_seconds"] >= 0
-    assert resumed.finished("recovery") is None
+    assert resumed.records.get("recovery") is None
 
 
 def test_a_failed_stage_is_not_finished():
     folder = RunFolder("run", settings=SETTINGS)
     with pytest.raises(KeyError):
         folder.stage("source", lambda: {}["nothing"])
-    assert folder.finished("source") is None
+    assert folder.records.get("source") is None
     assert RunFolder("run", resume=True, settings=SETTINGS).stage("source", lambda: {"a": 1})["a"] == 1
 
 
@@ -260,7 +260,7 @@ def test_seconds_are_those_of_all_processes(monkeypatch):
 
     folder = RunFolder("run")
     folder.stage("source", take(5.0))
-    assert folder.finished("source")["stage_seconds"] == 5.0
+    assert folder.records["source"]["stage_seconds"] == 5.0
     clock[0] += 2.0  # outside of stages
     assert folder.total_seconds(process_started=100.0) == pytest.approx(7.0)
     clock[0] = 1000.0  # another process, later
@@ -274,7 +274,7 @@ def test_open_is_the_constructor_in_one_process():
     folder = RunFolder.open("run", False, False, SETTINGS)
     assert folder.path == Path("run")
     folder.stage("source", lambda: {"loss": 1.0})
-    assert RunFolder.open("run", True, False, SETTINGS).finished("source")["loss"] == 1.0
+    assert RunFolder.open("run", True, False, SETTINGS).records["source"]["loss"] == 1.0
     folder.stage("mask_learning", lambda: {"loss": 1.0})
     with pytest.raises(ValueError, match="already holds a run"):
         RunFolder.open("run", False, False, SETTINGS)

@@ -66,7 +66,7 @@ def test_a_folder_that_another_process_writes_to_is_refused_by_name(holder, tmp_
         assert str(caught.value).startswith(expected)
     assert json.loads((folder / "stages.json").read_text()) == {"settings": {}, "mask_learning": {}}
     holder.kill()
-    assert RunFolder(folder, resume=True).finished("mask_learning") == {}
+    assert RunFolder(folder, resume=True).records["mask_learning"] == {}
 
 
 def test_the_kernel_frees_the_lock_of_a_killed_process_though_its_child_lives(tmp_path):

@@ -138,6 +138,16 @@ def test_metrics_that_would_never_be_computed_are_refused(model, tmp_path):
         ShearTrainer(model, make_args(tmp_path), train_domains(), compute_metrics=lambda prediction: {})
 
 
+@pytest.mark.parametrize(("dynamic", "strategy", "warns"), [(True, "no", 1), (False, "no", 0), (True, "steps", 0)])
+def test_domain_weights_that_can_not_change_are_told(tmp_path, monkeypatch, dynamic, strategy, warns):
+    told = []
+    monkeypatch.setattr("hf_shear.training.checks.logger.warning_once", told.append)
+    check(plain_model(), tmp_path, held_out=held_out_domains(), dynamic_batches=dynamic, eval_strategy=strategy)
+    assert len(told) == warns and all(
+        "they change at evaluations, and `eval_strategy` is 'no'" in text for text in told
+    )
+
+
 def test_reentrant_checkpointing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'use_reentrant': True}` does not work with masks.* Set it to False"):
         check(masked_model(), tmp_path, activation_checkpointing=True,

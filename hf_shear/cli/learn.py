@@ -38,7 +38,5 @@ def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
         print(f"{opened.folder.path / 'pruned'}: {shape}; held-out loss {learned['model']['mean']:.3f}")
         for line in engine_warnings(opened.folder.path / "pruned"):
             print(line)
-        same = "the same flags" + (
-            f" and --output_dir {opened.folder.path}" if args.output_dir == "trainer_output" else ""
-        )
+        same = "the same flags" + (f" and --output_dir {opened.folder.path}" if args.named_output_dir is None else "")
         print(f"Recover it with: hf-shear recover {pipeline.model_name_or_path} and {same}")

@@ -52,7 +52,7 @@ def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
     from ..report import require_matplotlib
 
     started = time.perf_counter()
-    if args.output_dir == "trainer_output":
+    if args.named_output_dir is None:
         raise UsageError("`output_dir` is needed. Give the folder of the run that `hf-shear learn` made, or a new one.")
     require_matplotlib()  # for the report; now, not after the training
     if pipeline.sizes is not None:
@@ -95,7 +95,7 @@ def _learned(pipeline: Arguments, args: ShearTrainingArguments) -> tuple[runs.Ru
             " or start from a pruned checkpoint with `--pruned`."
         )
     run = runs.open_run(replace(pipeline, resume=True), args)
-    learned = run.folder.finished("mask_learning")
+    learned = run.folder.records.get("mask_learning")
     if learned is None:
         raise UsageError(
             f"The run in {str(run.folder.path)!r} has no pruned model yet. Finish `hf-shear learn` first, or start from"

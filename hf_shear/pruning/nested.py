@@ -40,7 +40,7 @@ from ..shapes import (
 )
 from ..slicing import KeptUnits, slice_model
 from ..training import SampleLosses, ShearTrainer, ShearTrainingArguments
-from ..training.distilling import Distiller
+from ..training.distilling import Distiller, computing_of
 from ..training.history import evaluation_history
 from ..training.same_run import DIGEST
 from ..training.trainer_inputs import shear_arguments
@@ -404,11 +404,7 @@ class LargestTeacher(Distiller):
     """The largest size teaches the others what it predicts of the same batch; by itself it learns from the text alone."""
 
     def __init__(self, trainer: NestedTrainer, settings: DistillationSettings):
-        args = trainer.args
-        super().__init__(
-            settings, trainer.model, None, trainer.accelerator.autocast, trainer.reduce,
-            "sum" if args.average_tokens_across_devices else "mean", args.device,
-        )  # fmt: skip
+        super().__init__(settings, trainer.model, None, **computing_of(trainer))
         self.trainer, self.teaches = trainer, False
 
     def set_target(self, inputs: dict[str, Tensor]) -> None:

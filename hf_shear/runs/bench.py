@@ -36,6 +36,11 @@ from .stages import pack, read_domains
 from .target_choice import choose_target
 
 BENCH_NAME = "bench.json"
+_COMPARED = (
+    "recovery_tokens", "max_length", "eval_tokens", "held_out_fraction", "text_field", "skip_unreadable",
+    "skip_null_text", "parse_special_tokens",
+)  # fmt: skip
+"""Arguments that a bench which goes on must share with what it has done."""
 
 
 @dataclass(kw_only=True)
@@ -125,15 +130,11 @@ class Bench:
                 pruning_steps(steps, method.config)
 
     def _open(self, config) -> dict:
-        settings = {
-            "target_shape": self.target.to_dict(), "recovery_tokens": self.arguments.recovery_tokens,
-            "max_length": self.arguments.max_length, "eval_tokens": self.arguments.eval_tokens,
-            "held_out_fraction": self.arguments.held_out_fraction, "text_field": self.arguments.text_field,
-            "skip_unreadable": self.arguments.skip_unreadable, "skip_null_text": self.arguments.skip_null_text,
-            "parse_special_tokens": self.arguments.parse_special_tokens,
-            "calibration_tokens": self.arguments.calibration_batches * self.arguments.calibration_batch_size
-            * self.arguments.max_length, "learning_rate": self.args.learning_rate,
-            "samples_per_step": self.args.samples_per_step(),
+        given, args = self.arguments, self.args
+        settings = {"target_shape": self.target.to_dict()} | {name: getattr(given, name) for name in _COMPARED}
+        settings |= {
+            "calibration_tokens": given.calibration_batches * given.calibration_batch_size * given.max_length,
+            "learning_rate": args.learning_rate, "samples_per_step": args.samples_per_step(),
         }  # fmt: skip
         if not self.path.is_file():
             return {"settings": settings, "target_parameters": count_parameters(config, self.target), "runs": []}

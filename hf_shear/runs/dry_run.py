@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from ..core import UsageError, duration_text
 from ..shapes import ModelShape, config_for_shape, training_flops_per_token
 from ..training import ShearTrainingArguments
+from ..training.cost import setup_of
 from ..training.memory import estimate_memory
-from ..training.memory_setup import TrainingSetup
 
 MEASURED_LAYERS = 2
 MEASURED_SECONDS = 2.0
@@ -86,13 +86,7 @@ def _memory_line(name: str, config: PretrainedConfig, args: ShearTrainingArgumen
     try:
         if args.deepspeed or args.fsdp or not args.recovery.trains_all:
             raise UsageError("The training tells it when it begins.")
-        setup = TrainingSetup(
-            args.train_batch_size, length, autocast=args.bf16 or args.fp16,
-            activation_checkpointing=bool(args.activation_checkpointing),
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-            backend="ddp" if args.world_size > 1 else "single", num_devices=args.world_size,
-        )  # fmt: skip
-        peak = estimate_memory(config, setup).peak
+        peak = estimate_memory(config, setup_of(args, length)).peak
     except ValueError as error:  # a way of training, or a family, that memory is not calculated for
         return f"Memory of {name}: not estimated. {error}"
     return f"Memory of {name}, per device with AdamW: about {peak / 2**30:.2f} GiB."

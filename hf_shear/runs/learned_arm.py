@@ -14,11 +14,17 @@ from ..masks import START_SPREAD, STRATEGIES, MaskSettings
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel
 from ..shapes import TargetShape
 from ..training import PAPER_MASK_LEARNING
+from .pipeline_arguments import MASK_STARTS, PAPER
 
-PAPER = "paper"
 ARM_DEFAULTS = {"masks": "relaxed_topk", "start": "taylor", "weights": "trained"}
-ARM_CHOICES = {"masks": (*STRATEGIES, PAPER), "start": ("taylor", "uniform"), "weights": ("trained", "frozen")}
+ARM_CHOICES = {"masks": (*STRATEGIES, PAPER), "start": MASK_STARTS, "weights": ("trained", "frozen")}
 """How masks are learned: which constraint, from which start, and whether the weights learn with them."""
+
+
+def mask_stage(paper: bool) -> dict[str, Any]:
+    """The fields of ``ShearTrainingArguments`` that mask learning changes, as the paper does or as this library does."""
+    constant = {"lr_scheduler_type": "constant_with_warmup", "lr_scheduler_kwargs": {}}
+    return dict(PAPER_MASK_LEARNING) if paper else constant
 
 
 def masked_arm(
@@ -44,7 +50,7 @@ def masked_arm(
     masked = AutoShearingModelForCausalLM.from_model(copy.deepcopy(source), target, settings)
     if start == "taylor" and not paper:
         masked.masks.start_from_importance(mask_start_importance(masked, batches), START_SPREAD)
-    stage: dict[str, Any] = dict(PAPER_MASK_LEARNING) if paper else {"lr_scheduler_type": "constant_with_warmup"}
+    stage = mask_stage(paper)
     if weights == "frozen":
         stage["learning_rate"] = 0.0  # masks have a rate of their own
     return masked, stage

@@ -21,6 +21,7 @@ from ..core import REPORT_NAME, StoppedBySignal, is_main_process, num_processes,
 from ..report import live_report
 from ..slicing.kept_units import kept_units_from_masks
 from ..training import ShearTrainer
+from .report import shifted
 from .run_time import MASK_LEARNING, PAPER_MASKS, PRUNING, RECOVERY, SOURCE, STARTING_POINT, Work, seconds_left
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class LivePage:
     def stage(self, run: Run, name: str) -> Iterator[None]:
         """Draw when a stage begins, and when it ends the run."""
         self._run, self._name, self._trainer = run, name, None
-        self._begun = time.perf_counter()
+        self._begun = self._train_begun = time.perf_counter()
+        self._first_step = 0
         self._planned = run.planned() if self.is_on else {}
         self._draw(_RUNNING)
         try:
@@ -111,18 +113,15 @@ class LivePage:
 
     def _results(self) -> dict[str, Any]:
         """What ``results.json`` will hold, as far as it is known."""
-        run, folder = self._run, self._run.folder
-        records = {name: found for name in folder.stage_names() if (found := folder.finished(name)) is not None}
-        training = self._trainer is not None and self._trainer.domains.loader is not None
-        if training and self._trainer is not None:
-            records[self._name] = self._trainer.stage_record(self._name) | self._kept_now()
+        run, records = self._run, dict(self._run.folder.records)
+        if (trainer := self._begun_trainer) is not None:
+            records[self._name] = trainer.stage_record(self._name) | self._kept_now(trainer)
         chosen = next((records[name] for name in (MASK_LEARNING, PRUNING, STARTING_POINT) if name in records), {})
         recovered, others = records.get(RECOVERY, {}), {}
         for name, record in records.items():
             if name not in (SOURCE, MASK_LEARNING, PRUNING, STARTING_POINT, RECOVERY) and "history" in record:
                 others[name] = record["history"]
         before = chosen.get("tokens", 0)
-        shifted = [row | {"num_tokens": row["num_tokens"] + before} for row in recovered.get("history", [])]
         models: dict[str, Any] = {"pruned": chosen.get("model"), "recovered": recovered.get("model")}
         if "model" in recovered:
             models["recovered"] |= {"learning_rate": recovered["learning_rate"]}
@@ -133,7 +132,7 @@ class LivePage:
             "kept": chosen.get("kept"),
             "masks": chosen.get("masks"),
             "prune_config": chosen.get("prune_config"),
-            "history": [*chosen.get("history", []), *shifted],
+            "history": chosen.get("history", []) + shifted(recovered.get("history", []), before),
             "baseline_history": others,
             "sizes": chosen.get("sizes") or [],
             "tokens": {
@@ -149,17 +148,22 @@ class LivePage:
             },
         }
 
-    def _kept_now(self) -> dict[str, Any]:
+    @property
+    def _begun_trainer(self) -> ShearTrainer | None:
+        """The trainer of this stage, once it trains."""
+        return None if self._trainer is None or self._trainer.domains.loader is None else self._trainer
+
+    def _kept_now(self, trainer: ShearTrainer) -> dict[str, Any]:
         """The units that a cut would keep now, where this stage learns the run's masks."""
-        learning = None if self._trainer is None else self._trainer.mask_learning
+        learning = trainer.mask_learning
         if learning is None or self._name != MASK_LEARNING:
             return {}
         masks = learning.masks
         return {"kept": kept_units_from_masks(masks.kept_units(), masks.kinds, masks.source).to_dict()}
 
     def _live(self, state: str, said: str) -> dict[str, Any]:
-        folder, planned, now = self._run.folder, self._planned, time.perf_counter()
-        finished = {name: folder.seconds(name) for name in planned if folder.finished(name)}
+        records, planned, now = self._run.folder.records, self._planned, time.perf_counter()
+        finished = {name: records[name]["stage_seconds"] for name in planned if name in records}
         whole = sum(work.flops for work in planned.values()) or 1.0
         live: dict[str, Any] = {
             "state": state,
@@ -180,15 +184,14 @@ class LivePage:
                 for name, work in planned.items()
             ],
         }
-        done = [folder.recorded(name) for name in finished]
+        done = [records[name] for name in finished]
         live["tokens"] = sum(record.get("tokens", 0) for record in done)
         live["flops"] = sum(record.get("flops") or 0.0 for record in done)
         return live | self._of_training(live)
 
     def _of_training(self, live: dict[str, Any]) -> dict[str, Any]:
         """Of the training that goes, if one does."""
-        trainer = self._trainer
-        if trainer is None or trainer.domains.loader is None:
+        if (trainer := self._begun_trainer) is None:
             return {}
         learning, log = trainer.mask_learning, trainer.state.log_history
         config = self._run.source.config if learning is not None else trainer.model.config
@@ -212,10 +215,7 @@ class LivePage:
         """Of the run: the training that goes at its own speed, and the rest at that of all that is done."""
         planned = {name: work.flops for name, work in self._planned.items()}
         trainer = self._trainer
-        steps = (
-            0 if trainer is None or not hasattr(self, "_first_step") else trainer.state.global_step - self._first_step
-        )
-        if trainer is None or steps <= 0:
+        if trainer is None or (steps := trainer.state.global_step - self._first_step) <= 0:
             return seconds_left(planned, finished)
         took = time.perf_counter() - self._train_begun
         own = took / steps * (trainer.state.max_steps - trainer.state.global_step)

@@ -215,7 +215,7 @@ def conclude_sizes(run: Run, cut: dict, ranked: dict, recovered: dict, started: 
     """
     if run.args.process_index != 0:
         return
-    source, total = run.folder.recorded("source"), run.folder.total_seconds(started)
+    source, total = run.folder.records["source"], run.folder.total_seconds(started)
     outer, shapes, rows = KeptUnits.from_dict(cut["kept"]), _shapes(run), {}
     for name, shape in shapes.items():
         before, after = ranked[SIZES][name], recovered["nested"][name]

@@ -141,7 +141,7 @@ def run_results(
         "made_by": code_origin(),
         "kept": learned["kept"],
         "passes": {"mask_learning": learned["passes"], "recovery": recovered["passes"]},
-        "history": learned["history"] + _shifted(recovered["history"], learned["tokens"]),
+        "history": learned["history"] + shifted(recovered["history"], learned["tokens"]),
         "baseline_history": {name: stage["history"] for name, stage in baselines.items()},
         "sizes": learned.get("sizes") or [row for row in learned["history"] if "expected_shape" in row],
     }
@@ -210,7 +210,8 @@ def recovery_settings(args: ShearTrainingArguments) -> dict:
     return {"method": args.recovery_method, "distillation": None if settings is None else asdict(settings)}
 
 
-def _shifted(history: list[dict], tokens_before: int) -> list[dict]:
+def shifted(history: list[dict], tokens_before: int) -> list[dict]:
+    """Rows of a stage, counted from the start of the run."""
     return [row | {"num_tokens": row["num_tokens"] + tokens_before} for row in history]
 
 

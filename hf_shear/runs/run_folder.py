@@ -201,26 +201,15 @@ class RunFolder:
         stages = sum(record.get("stage_seconds", 0.0) for record in self._stages.values())
         return stages + time.perf_counter() - process_started - self._stage_seconds
 
-    def stage_names(self) -> list[str]:
-        """Of what is recorded, in order."""
-        return [name for name in self._stages if name != "settings"]
+    @property
+    def records(self) -> dict[str, dict]:
+        """What the finished stages recorded, by name, in order."""
+        return _without(self._stages, "settings")
 
     @property
     def holds_another_run(self) -> bool:
         """Whether what lies in the folder is of a run that this one replaces, and has not replaced yet."""
         return self._replaces
-
-    def finished(self, stage: str) -> dict | None:
-        """What a finished stage recorded, or None."""
-        return self._stages.get(stage)
-
-    def seconds(self, stage: str) -> float:
-        """Of a stage that has finished."""
-        return self._stages[stage]["stage_seconds"]
-
-    def recorded(self, stage: str) -> dict:
-        """What a stage recorded that has finished."""
-        return self._stages[stage]
 
     def last_checkpoint(self, stage: str) -> str | None:
         """The last whole training checkpoint of a stage, or None."""
@@ -279,4 +268,4 @@ def finished_stages(path: str | os.PathLike) -> list[str] | None:
     stages = Path(path) / _STAGES_NAME
     if not stages.is_file():
         return None
-    return [name for name in _read_stages(Path(path)) if name != "settings"]
+    return list(_without(_read_stages(Path(path)), "settings"))

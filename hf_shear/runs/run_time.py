@@ -9,10 +9,10 @@ from transformers import PretrainedConfig
 
 from ..criteria.joint_rise import NUM_TOKENS
 from ..criteria.mask_start import LAYER_SAMPLES
+from ..distillation.teachers import STORED
 from ..shapes import TargetShape, config_for_shape, forward_flops_per_token, training_flops_per_token
 from .domain_data import DomainData
 from .pipeline_arguments import PAPER, PipelineArguments
-from .teaching import STORED
 
 SOURCE, TEACHER_LOGITS, RECOVERY = "source", "teacher_logits", "recovery"
 RANKING = "ranking"  # of nested sizes

@@ -57,7 +57,7 @@ def check_run(pipeline, args: ShearTrainingArguments, source: Source, target: Mo
     What comes after that, and checkpoints during training, are warned of.
     """
     config = source.config
-    folder = Path("runs" if args.output_dir == "trainer_output" else args.output_dir)
+    folder = Path(args.named_output_dir or "runs")
     size = count_parameters(config, target) * _dtype(config).itemsize
     left = [name for name in ("pruned", "recovered") if not (folder / name).exists()]
     checkpoints = 0

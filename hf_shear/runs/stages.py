@@ -20,6 +20,7 @@ from ..compensation import resolve_compensation
 from ..core import StoppedBySignal, UsageError, by_main_process, count_over_ranks, counted_flops, duration_text
 from ..criteria import criteria_by_kind, criteria_from_words, mask_start_importance
 from ..data import Calibration, check_max_length, load_domains, warn_of_shared_text
+from ..distillation.teachers import STORED
 from ..masks import STRATEGIES, MaskSettings, unit_kinds
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel, as_family
 from ..pruning import make_plan, prune_one_shot, score_units
@@ -58,6 +59,7 @@ from .baselines import baseline_model
 from .checkpoint_digest import checkpoint_digests
 from .domain_data import DomainData, judged_tokens, prepare_domain_data
 from .dry_run import tell_costs
+from .learned_arm import mask_stage
 from .learned_cut import check_learned_cut, cut_learned_masks
 from .live_page import LivePage
 from .origin import COMMANDS, commands_for, with_command
@@ -87,7 +89,7 @@ from .run_time import (
 )
 from .saves import check_run
 from .target_choice import choose_target
-from .teaching import STORED, check_teaching, load_teacher, store_logits, stored_logits
+from .teaching import check_teaching, load_teacher, store_logits, stored_logits
 
 DRAWN_FROM = 8  # samples that are tokenised for each that is drawn, where nothing is trained
 TRAINED_DTYPE = torch.float32  # AdamW loses small steps in half precision; --bf16 still computes in bfloat16
@@ -132,11 +134,11 @@ class Run:
 
     def _where(self, name: str) -> str:
         """Whether a stage ran before; or how long the run still takes."""
-        if self.folder.finished(name):
+        records = self.folder.records
+        if name in records:
             return " (finished before)"
-        planned = {name: work.flops for name, work in self.planned().items()}
-        finished = [stage for stage in planned if self.folder.finished(stage)]
-        left = seconds_left(planned, {stage: self.folder.seconds(stage) for stage in finished})
+        planned = {stage: work.flops for stage, work in self.planned().items()}
+        left = seconds_left(planned, {stage: records[stage]["stage_seconds"] for stage in planned if stage in records})
         return "" if left is None else f" (about {duration_text(left)} left of the run)"
 
     def planned(self) -> dict[str, Work]:
@@ -148,7 +150,7 @@ class Run:
 
     def tell_costs(self) -> None:
         """Print what the stages that are not finished would cost here, for ``--dry_run``."""
-        left = {name: work.flops for name, work in self.planned().items() if not self.folder.finished(name)}
+        left = {name: work.flops for name, work in self.planned().items() if name not in self.folder.records}
         small = config_for_shape(self.source.config, self.target)
         trained = {MASK_LEARNING: self.source.config, RECOVERY: small}
         trained = {name: config for name, config in trained.items() if name in left}
@@ -162,7 +164,7 @@ class Run:
     @property
     def source_dtype(self) -> torch.dtype:
         """In which every model of the run is saved."""
-        return getattr(torch, self.folder.recorded(SOURCE)["dtype"])
+        return getattr(torch, self.folder.records[SOURCE]["dtype"])
 
 
 def open_model(pipeline) -> Source:
@@ -200,14 +202,13 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     check_max_length(pipeline.max_length, source.config.max_position_embeddings)
     check_run(pipeline, args, source, target, tokenizer)
     domains = read_domains(pipeline, args, default_domains)
-    output_dir = None if args.output_dir == "trainer_output" else args.output_dir  # transformers' name for none given
     settings |= read_checkpoints(pipeline, source, teacher)
-    folder = RunFolder.open(output_dir, pipeline.resume, pipeline.overwrite, settings, dry=pipeline.dry_run)
+    folder = RunFolder.open(args.named_output_dir, pipeline.resume, pipeline.overwrite, settings, dry=pipeline.dry_run)
     said = (*source.notes, reasons, f"Target: {target}", f"Run folder: {folder.path}")
     PartialState().print("\n".join(filter(None, said)))
     data = pack(pipeline, domains, tokenizer, config)
     require_same_text(folder, data)
-    flags = ["--resume"] * (not pipeline.resume) + [f"--output_dir {folder.path}"] * (output_dir is None)
+    flags = ["--resume"] * (not pipeline.resume) + [f"--output_dir {folder.path}"] * (args.named_output_dir is None)
     again = f" with `{' '.join(flags)}`" if flags else ""
     run = Run(pipeline, args, source, teacher, target, data, data.train, tokenizer, folder, again,
               LivePage(pipeline.live_page))  # fmt: skip
@@ -248,7 +249,7 @@ def read_domains(pipeline, args: ShearTrainingArguments, default_domains=None):
     """Text per domain, checked against the arguments."""
     if pipeline.data_dir is None and default_domains is None:
         raise _no_data_dir()
-    check_places(pipeline, None if args.output_dir == "trainer_output" else args.output_dir)
+    check_places(pipeline, args.named_output_dir)
     with PartialState().local_main_process_first():  # reads; the others find it cached
         domains = default_domains() if not pipeline.data_dir and default_domains is not None else load_text(pipeline)
     check_domain_arguments(args, [str(name) for name in domains])
@@ -297,8 +298,7 @@ def with_teacher_logits(run: Run) -> Run:
     """The run with stored teacher logits in its training samples, if it is to have them; stored first if need be."""
     if run.teacher is None or run.pipeline.teacher_placement != STORED:
         return run
-    arguments = (run.pipeline, run.args, run.teacher, run.data.train, run.folder.path)
-    run.stage(TEACHER_LOGITS, lambda run: store_logits(*arguments))
+    run.stage(TEACHER_LOGITS, store_logits)
     return replace(run, train=stored_logits(run.folder.path))
 
 
@@ -397,7 +397,7 @@ def learn_masks(run: Run, name: str = MASK_LEARNING, place: str = "pruned") -> d
             importance = _mask_start(run)
         folder.record(f"{name}_start", {"flops": count_over_ranks(counted.total, run.args.device)})
     if calibrated:
-        begun = folder.finished(f"{name}_start")  # by the process that made it
+        begun = folder.records.get(f"{name}_start")  # by the process that made it
         if begun is None:
             raise UsageError(
                 f"The run in {str(folder.path)!r} does not say what its masks' start cost, as one of another"
@@ -407,10 +407,8 @@ def learn_masks(run: Run, name: str = MASK_LEARNING, place: str = "pruned") -> d
     model = masked_source(run)
     if importance is not None:
         model.masks.start_from_importance(importance, pipeline.mask_start_spread)
-    constant = {"lr_scheduler_type": "constant_with_warmup", "lr_scheduler_kwargs": {}}
-    stage = PAPER_MASK_LEARNING if pipeline.paper else constant
     args = replace(run.args, output_dir=str(folder.path / name), num_tokens=pipeline.mask_tokens,
-                   recovery_method="full", peft_config=None, **stage)  # fmt: skip
+                   recovery_method="full", peft_config=None, **mask_stage(pipeline.paper))  # fmt: skip
     start = time.perf_counter()
     teacher = load_teacher(pipeline, args, run.teacher)
     trainer = ShearTrainer(model, args, run.train, run.data.steering, run.tokenizer, teacher=teacher)
@@ -563,7 +561,7 @@ def train_baseline(run: Run, name: str, learned: dict) -> dict:
     rate, num_tokens = _terms(run, name, learned)
     saved_as, start, chosen, changes = run.folder.path / name / "trained", None, {}, {}
     if name == PAPER:
-        chosen = run.folder.recorded(PAPER_MASKS)
+        chosen = run.folder.records[PAPER_MASKS]
         start, num_tokens = run.folder.path / PAPER / "start", num_tokens - chosen["tokens"]
         changes["mixture_weights"] = chosen["mixture_weights"]
         model = load_trained(start, run.pipeline.quantize)
@@ -583,7 +581,7 @@ def train_baseline(run: Run, name: str, learned: dict) -> dict:
 def _terms(run: Run, name: str, learned: dict) -> tuple[float, int]:
     """Learning rate and training tokens of a baseline."""
     rate = baseline_learning_rates(run.pipeline.baseline_learning_rates).get(name, run.args.learning_rate)
-    return rate, learned["tokens"] + run.folder.recorded(RECOVERY)["tokens"]
+    return rate, learned["tokens"] + run.folder.records[RECOVERY]["tokens"]
 
 
 def conclude(run: Run, learned: dict, recovered: dict, started: float) -> None:
@@ -598,7 +596,7 @@ def conclude(run: Run, learned: dict, recovered: dict, started: float) -> None:
         run.stage(PAPER_MASKS, learn_paper_masks, learned)
     baselines = {name: run.stage(name, train_baseline, name, learned) for name in names}
     commands = commands_for(run.folder.path / "recovered")
-    results = run_results(run.folder.recorded(SOURCE), learned, recovered, baselines, run.target, run.args, commands)
+    results = run_results(run.folder.records[SOURCE], learned, recovered, baselines, run.target, run.args, commands)
     results["seconds"]["total"] = run.folder.total_seconds(started)
     if run.args.process_index == 0:
         print(write_report(run.folder.path, results))

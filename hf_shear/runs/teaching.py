@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from transformers import PretrainedConfig
 
 from ..core import MissingExtraError, UsageError
@@ -18,6 +17,9 @@ from ..distillation import Teacher, check_same_tokens, check_teacher, load_teach
 from ..distillation.teachers import ON_DEVICE, STORED
 from ..sources import Source, whole_models
 from ..training import ShearTrainingArguments, check_mergeable
+
+if TYPE_CHECKING:
+    from .stages import Run
 
 LOGITS_FOLDER = "teacher_logits"
 
@@ -84,9 +86,7 @@ def _load(placement: str, args: ShearTrainingArguments, source: Source) -> Teach
     return Teacher(model, placement, args.device)
 
 
-def store_logits(
-    pipeline, args: ShearTrainingArguments, source: Source, train: Mapping[Any, Dataset], folder: Path
-) -> dict:
+def store_logits(run: Run) -> dict:
     """Compute what the teacher says of every training sample; domains that are stored already are left as they are.
 
     Raises:
@@ -97,12 +97,13 @@ def store_logits(
             "`teacher_placement='stored'`: the teacher's logits are computed by one process. Run once with one process and"
             " `--stop_after teacher_logits`, then launch this with `--resume`."
         )
-    start = time.perf_counter()
+    start, args, train = time.perf_counter(), run.args, run.data.train
+    assert run.teacher is not None
     store_teacher_logits(
-        train, _load(ON_DEVICE, args, source), folder / LOGITS_FOLDER, top_k=pipeline.distillation_top_k,
-        temperature=args.distillation_temperature, batch_size=args.eval_batch_size,
+        train, _load(ON_DEVICE, args, run.teacher), run.folder.path / LOGITS_FOLDER,
+        top_k=run.pipeline.distillation_top_k, temperature=args.distillation_temperature, batch_size=args.eval_batch_size,
     )  # fmt: skip
-    tokens = sum(len(dataset) for dataset in train.values()) * pipeline.max_length
+    tokens = sum(len(dataset) for dataset in train.values()) * run.pipeline.max_length
     return {"tokens": tokens, "seconds": time.perf_counter() - start}
 
 

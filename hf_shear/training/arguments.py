@@ -276,6 +276,11 @@ class ShearTrainingArguments(TrainingArguments):
         return self.eval_steps is None and self.eval_strategy == IntervalStrategy.STEPS and not compares
 
     @property
+    def named_output_dir(self) -> str | None:
+        """``output_dir``, or None where it is the default: no folder was named."""
+        return None if self.output_dir == ShearTrainingArguments.output_dir else self.output_dir
+
+    @property
     def recovery(self) -> RecoveryMethod:
         """What recovery trains."""
         return RECOVERY_METHODS[self.recovery_method]

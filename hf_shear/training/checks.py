@@ -8,10 +8,14 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import logging
 
 from ..core import UsageError
 from ..data import check_mixture_bounds, check_mixture_weights, first_sample, is_stream
 from .arguments import ShearTrainingArguments
+
+logger = logging.get_logger(__name__)
 
 SAMPLES_LOOKED_AT = 16  # of each domain, evenly spaced: a data set of billions of tokens is not read to be checked
 
@@ -44,6 +48,11 @@ def check_datasets(
     if train_dataset is not None:
         check_domain_arguments(args, list(train_dataset))
         _check_weights(args, model)
+    if args.dynamic_batches and len(train_dataset or ()) > 1 and args.eval_strategy == IntervalStrategy.NO:
+        logger.warning_once(
+            "Domain weights stay as they are: they change at evaluations, and `eval_strategy` is 'no'."
+            " `dynamic_batches=False` says that this is meant, and silences this."
+        )
     if getattr(args, "n_gpu", 0) > 1:
         raise UsageError(
             f"One process sees {args.n_gpu} GPUs and would use torch.nn.DataParallel, which copies modules without their"

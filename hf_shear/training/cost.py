@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy
 
 from ..distillation.teachers import OFFLOADED, ON_DEVICE, STORED
 from ..masks import MaskSchedule, ShearingMasks
 from .arguments import ShearTrainingArguments
 from .memory import estimate_memory
-from .memory_recovery import TeachingSetup
-from .memory_setup import TrainingSetup
-from .progress import tell
+from .memory_setup import TeachingSetup, TrainingSetup
 
 STEERING_SAMPLES = 16
 """Least samples of each domain that an evaluation reads to change domain weights: losses of fewer are mostly noise."""
@@ -106,7 +104,7 @@ def training_setup(
     """
     weights = (p for name, p in model.named_parameters() if p.is_floating_point() and not name.startswith("masks."))
     dtype = str(next(weights).dtype).removeprefix("torch.")
-    backend, more = "ddp" if args.world_size > 1 else "single", {}
+    more: dict[str, Any] = {}
     if state.distributed_type == DistributedType.DEEPSPEED:
         deepspeed: Any = state.deepspeed_plugin
         config = deepspeed.deepspeed_config
@@ -114,26 +112,27 @@ def training_setup(
         if config.get("bf16", {}).get("enabled") is True:
             dtype = "bfloat16"
         if deepspeed.zero_stage > 0:
-            backend = f"zero{deepspeed.zero_stage}"
+            more["backend"] = f"zero{deepspeed.zero_stage}"
             more["offload"] = zero.get("offload_optimizer", {}).get("device", "none") != "none"
             if isinstance(zero.get("reduce_bucket_size"), int):  # else absent, or "auto" until DeepSpeed has started
                 more["reduce_bucket_size"] = zero["reduce_bucket_size"]
     elif state.distributed_type == DistributedType.FSDP:
         fsdp: Any = state.fsdp_plugin
-        backend, more["offload"] = "fsdp2", bool(fsdp.cpu_offload)
-    return TrainingSetup(
-        args.train_batch_size,
-        sample_length,
-        weight_dtype=dtype,
-        autocast=dtype == "float32" and (args.bf16 or args.fp16),
-        activation_checkpointing=bool(args.activation_checkpointing),
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        backend=backend,
-        num_devices=args.world_size,
-        frozen=args.recovery.frozen_setup(model),
-        teaching=teaching,
-        **more,
-    )
+        more |= {"backend": "fsdp2", "offload": bool(fsdp.cpu_offload)}
+    return setup_of(args, sample_length, dtype, frozen=args.recovery.frozen_setup(model), teaching=teaching, **more)
+
+
+def setup_of(args: ShearTrainingArguments, sample_length: int, dtype: str = "float32", **more: Any) -> TrainingSetup:
+    """What the arguments alone say of the memory of a step; ``more`` are fields of ``TrainingSetup``."""
+    own: dict[str, Any] = {
+        "weight_dtype": dtype,
+        "autocast": dtype == "float32" and (args.bf16 or args.fp16),
+        "activation_checkpointing": bool(args.activation_checkpointing),
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "backend": "ddp" if args.world_size > 1 else "single",
+        "num_devices": args.world_size,
+    }
+    return TrainingSetup(args.train_batch_size, sample_length, **own | more)
 
 
 def memory_line(
@@ -237,33 +236,3 @@ def _evaluation_lines(args: ShearTrainingArguments, sample_length: int, held_out
 
 def _gib(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**27 else f"{num_bytes / 2**20:.1f} MiB"
-
-
-class CostCallback(TrainerCallback):
-    """Prints the cost report when training starts.
-
-    Args:
-        report: makes the report.
-    """
-
-    def __init__(self, report: Callable[[], str]):
-        self.report = report
-
-    def on_train_begin(self, args: ShearTrainingArguments, state, control, **kwargs):
-        if state.is_world_process_zero:
-            tell(args, self.report())
-
-
-class PlannedEvaluations(TrainerCallback):
-    """Evaluates after the steps of ``plan_evaluations``, where ``eval_steps`` leaves them to it.
-
-    Args:
-        num_domains: that are evaluated on.
-    """
-
-    def __init__(self, num_domains: int):
-        self.num_domains = num_domains
-
-    def on_step_end(self, args: ShearTrainingArguments, state, control, **kwargs):
-        if args.has_planned_evaluations:
-            control.should_evaluate = state.global_step in plan_evaluations(args, self.num_domains).steps

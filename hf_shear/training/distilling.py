@@ -23,7 +23,8 @@ from ..distillation import (
 from ..distillation.distillation_head import make_distilling, make_plain
 from ..distillation.teachers import STORED
 from ..modeling import ShearingMixin
-from .memory_recovery import TeachingSetup
+from .arguments import ShearTrainingArguments
+from .memory_setup import TeachingSetup
 from .part import Part
 
 
@@ -133,24 +134,32 @@ class Distiller(Part):
         self.logged_at = state["logged_at"]
 
 
+def computing_of(trainer) -> dict[str, Any]:
+    """How a trainer computes, as far as a ``Distiller`` must know it: its last arguments, by name."""
+    reduction = "sum" if trainer.args.average_tokens_across_devices else "mean"
+    autocast, device = trainer.accelerator.autocast, trainer.args.device
+    return {"autocast": autocast, "reduce": trainer.reduce, "reduction": reduction, "device": device}
+
+
 def make_distiller(
-    settings: DistillationSettings | None,
+    args: ShearTrainingArguments,
     student: PreTrainedModel,
     teacher: Teacher | PreTrainedModel | None,
     train_dataset: Mapping | None,
     sample_length: int,
-    autocast: Callable,
-    reduce: Callable[[Tensor, str], Tensor],
-    reduction: str,
-    device: torch.device,
+    **computing: Any,
 ) -> Distiller | None:
     """The distiller that arguments, teacher and data ask for, or None.
+
+    Args:
+        computing: as ``computing_of`` gives it.
 
     Raises:
         ValueError: a teacher without distillation or the other way round, or both a teacher and stored logits; a teacher
             of another vocabulary, or that shares weights with the student; logits stored at another temperature, over
             another vocabulary, or not for all domains.
     """
+    settings = args.distillation_settings()
     if settings is None:
         if teacher is not None:
             raise UsageError("`teacher` is given, but `distillation` is 'none'. Set `distillation`, or leave it out.")
@@ -168,9 +177,9 @@ def make_distiller(
         check_teacher_logits(domains, settings.temperature, student.config.vocab_size, sample_length)
     if teacher is not None:
         _check_own_weights(student, teacher.model if isinstance(teacher, Teacher) else teacher)
-        teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher, device=device)
+        teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher, device=args.device)
         check_teacher(student.config, teacher.model.config, sample_length or None)
-    return Distiller(settings, student, teacher, autocast, reduce, reduction, device)
+    return Distiller(settings, student, teacher, **computing)
 
 
 def _check_own_weights(student: PreTrainedModel, teacher: PreTrainedModel) -> None:

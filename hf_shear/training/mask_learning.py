@@ -31,7 +31,6 @@ class MaskLearning(Part):
 
     Attributes:
         schedule: of the masks' phases; None without a number of steps.
-        optimizer: of masks and multipliers; None before the first training.
         lagrangian: sum of the penalties since the last log, a scalar.
         report: ``mask_report`` of the masks just before they harden; None before that.
         kept_at_start: units that the start would keep, by kind.
@@ -47,13 +46,19 @@ class MaskLearning(Part):
         self.schedule = args.mask_schedule(args.max_steps, method) if args.max_steps > 0 else None
         self.rate = args.mask_rate(method, self.schedule.hardening_start if self.schedule else 1)
         self.kept_at_start: dict[str, Tensor] = {}
-        self.optimizer: MaskOptimizer | None = None
+        self._optimizer: MaskOptimizer | None = None
         self.start()
 
     @property
     def masks(self) -> ShearingMasks:
         """Of the model."""
         return self.model().masks
+
+    @property
+    def optimizer(self) -> MaskOptimizer:
+        """Of masks and multipliers."""
+        assert self._optimizer is not None, "a training has begun"
+        return self._optimizer
 
     def start(self) -> None:
         """Forget what an earlier training has added up."""
@@ -70,7 +75,7 @@ class MaskLearning(Part):
         self.kept_at_start = self.masks.kept_units()
         self.model().take_masks_apart()
         constant = args.mask_scheduler == "constant"
-        self.optimizer = MaskOptimizer(
+        self._optimizer = MaskOptimizer(
             self.masks.to(args.device),
             {MASKS: self.rate, MULTIPLIERS: args.multiplier_learning_rate},
             (lambda step: 1.0 if step < hardening else 0.0) if constant else peak_share(args),
@@ -104,7 +109,6 @@ class MaskLearning(Part):
 
     def clip(self, model: nn.Module, max_norm: float) -> Tensor:
         """Clip weights, masks and multipliers by one common norm (the paper), which is returned."""
-        assert self.optimizer is not None
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -117,8 +121,7 @@ class MaskLearning(Part):
 
     def after_optimizer_step(self, step: int) -> None:
         """Take the step of masks and multipliers."""
-        if self.optimizer is not None:
-            self.optimizer.step(step)
+        self.optimizer.step(step)
 
     def report_if_due(self, step: int) -> None:
         """Compare expected and target size just before masks harden, or at the end if they never do."""
@@ -195,12 +198,10 @@ class MaskLearning(Part):
 
     def save_files(self, checkpoint: str) -> None:
         """Masks, multipliers and their moments."""
-        assert self.optimizer is not None
         self.optimizer.save(checkpoint, self.kept_at_start)
 
     def load_files(self, checkpoint: str) -> None:
         """Masks, multipliers and their moments."""
-        assert self.optimizer is not None
         found = self.optimizer.load(checkpoint)
         if found.keys() != self.kept_at_start.keys():
             raise UsageError(

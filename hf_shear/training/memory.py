@@ -27,8 +27,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from . import memory_recovery
-from .memory_recovery import FLOAT32
-from .memory_setup import ModelParts, TrainingSetup
+from .memory_setup import FLOAT32, ModelParts, TrainingSetup
 from .memory_sharding import ADAM_MOMENTS, buffer_bytes, optimizer_bytes, shard_moment
 
 # Copies of all masks in the graph of one forward (noise, scores, gates, their products); an upper estimate.
@@ -101,8 +100,10 @@ def _standing(sizes: ModelParts, setup: TrainingSetup) -> tuple[dict[str, float]
         host = {"optimizer": device.pop("optimizer"), "gradients": sizes.trained * wide / setup.num_devices}
         if setup.backend == "fsdp2":
             host["weights"] = device.pop("weights")
-    teacher, teacher_host = memory_recovery.teacher_parts(setup)
-    return device | teacher, host | teacher_host
+    if setup.teaching is not None:
+        teacher, teacher_host = memory_recovery.teacher_parts(setup.teaching, setup.tokens)
+        device, host = device | teacher, host | teacher_host
+    return device, host
 
 
 def _moments(sizes: ModelParts, setup: TrainingSetup) -> dict[str, dict[str, float]]:
@@ -114,12 +115,12 @@ def _moments(sizes: ModelParts, setup: TrainingSetup) -> dict[str, dict[str, flo
     last = sizes.total - sizes.outside_layers - sizes.layer + head  # parameters whose gradients are there by then
     in_forward, in_backward = logits * (compute + FLOAT32 + (FLOAT32 if compute < FLOAT32 else 0)), logits * 3 * FLOAT32
     moments = {}
-    if setup.teaching is not None:
-        everything += memory_recovery.hidden_of_both(sizes, setup)
-        logits = memory_recovery.chunk_logits(sizes, setup)
-        in_forward, in_backward = memory_recovery.logits_bytes(sizes, setup)
-        if setup.teaching.teacher is not None:
-            moments["teacher forward"] = memory_recovery.teacher_forward(setup)
+    if (teaching := setup.teaching) is not None:
+        everything += memory_recovery.hidden_of_both(sizes, teaching, tokens)
+        logits = memory_recovery.chunk_logits(sizes, tokens)
+        in_forward, in_backward = memory_recovery.logits_bytes(sizes, teaching, tokens)
+        if teaching.teacher is not None:
+            moments["teacher forward"] = memory_recovery.teacher_forward(teaching.teacher, teaching, tokens)
     if setup.frozen is not None:
         head, last, size = 0, sizes.trained, sizes.trained_bytes(size)
     moments |= {

@@ -8,13 +8,65 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from ..core import UsageError, check_ranges
+from ..distillation.teachers import ON_DEVICE, STORED
 from ..masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, unit_kinds
 from ..modeling import is_masked_config
 from ..shapes import ModelShape, count_parameters
-from .memory_recovery import FLOAT32, FrozenSetup, TeachingSetup
 
 BACKENDS = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+FLOAT32 = 4  # bytes
+
+QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.5 + FLOAT32 / 64}
+"""Of a weight of a linear layer in the blocks, by bitsandbytes; in 4 bits there is a float32 scale for every 64."""
+
+
+@dataclass(frozen=True)
+class FrozenSetup:
+    """That a part of the parameters is trained, the rest frozen.
+
+    Attributes:
+        num_trained: parameters that are trained: those of all adapters, or norms and biases.
+        adapters: whether they are adapters, which are in float32 beside the model's own parameters, and taken to be on all
+            linear layers of the blocks.
+        adapter_width: ranks of one layer's adapters, added up; 0 where they have none.
+        quantize: "none", "8bit" or "4bit", of the frozen linear layers.
+    """
+
+    num_trained: int
+    adapters: bool = False
+    adapter_width: int = 0
+    quantize: str = "none"
+
+    def __post_init__(self):
+        if self.quantize not in ("none", *QUANTISED_BYTES):
+            raise UsageError(
+                f"`quantize` must be one of none, {', '.join(QUANTISED_BYTES)}, but it is {self.quantize!r}."
+            )
+
+
+@dataclass(frozen=True)
+class TeachingSetup:
+    """Distillation, as far as memory depends on it.
+
+    Attributes:
+        teacher: config of the teacher; None if its logits are stored.
+        placement: where the teacher is: "device", "cpu" or "stored".
+        teacher_bytes: of one of its weights.
+        top_k: stored logits per position.
+    """
+
+    teacher: PretrainedConfig | None
+    placement: str = ON_DEVICE
+    teacher_bytes: int = 4
+    top_k: int = 32
+
+    def __post_init__(self):
+        if (self.teacher is None) != (self.placement == STORED):
+            raise UsageError(
+                f"`placement` must be 'stored' without a teacher and 'device' or 'cpu' with one, but it is"
+                f" {self.placement!r}."
+            )
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ sum was compared with two processes of each (examples/docs/memory.md).
 
 from __future__ import annotations
 
-from .memory_recovery import FLOAT32
-from .memory_setup import ModelParts, TrainingSetup
+from .memory_setup import FLOAT32, ModelParts, TrainingSetup
 
 ADAM_MOMENTS = 2  # each as large as the parameter
 

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from ..core import BETWEEN_LINES, WORTH_TELLING, duration_text
+from .history import EXPECTED, MIXTURE, TARGET
 
 
 class ShearProgressCallback(ProgressCallback):
@@ -59,13 +60,6 @@ def tell(args, text: str) -> None:
         tqdm.write(text)
 
 
-class EpochCallback(TrainerCallback):
-    """Keeps ``state.epoch`` the share of the run that is done, also after a resume without replayed data."""
-
-    def on_step_end(self, args, state, control, **kwargs):
-        state.epoch = state.global_step / state.max_steps
-
-
 def log_line(step: int, max_steps: int, logs: dict) -> str:
     """One line for a training log, an evaluation or the end; empty for anything else."""
     head = _head(step, max_steps)
@@ -77,13 +71,13 @@ def log_line(step: int, max_steps: int, logs: dict) -> str:
             line += f"  cross-entropy {logs['cross_entropy']:.4f}  KL {logs['divergence']:.4f}"
         return line + (f"  lagrangian {logs['lagrangian_loss']:+.4f}" if "lagrangian_loss" in logs else "")
     if "eval_loss" in logs and "num_tokens" in logs:
-        domains = [key.removeprefix("mixture/") for key in logs if key.startswith("mixture/")]
-        parts = [f"{name} {logs[f'eval_{name}_loss']:.3f} ({logs['mixture/' + name]:.0%})" for name in domains]
+        domains = [key.removeprefix(MIXTURE) for key in logs if key.startswith(MIXTURE)]
+        parts = [f"{name} {logs[f'eval_{name}_loss']:.3f} ({logs[MIXTURE + name]:.0%})" for name in domains]
         line = f"{head}  evaluation loss {logs['eval_loss']:.4f} = " + ", ".join(parts)
         sizes = [
-            f"{label} {logs['expected/' + name]:.1f}/{logs['target/' + name]:.1f}"
+            f"{label} {logs[EXPECTED + name]:.1f}/{logs[TARGET + name]:.1f}"
             for name, label in _SHORT_NAMES.items()
-            if "expected/" + name in logs
+            if EXPECTED + name in logs
         ]
         return line + ("\n  expected/target " + ", ".join(sizes) if sizes else "")
     if "law/final_loss" in logs:  # of hf_shear.scaling_law.ScalingLawCallback

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..core import UsageError
 from ..core.defaults import FULL
 from .adapters import adapter_width, add_adapters, peft_config_from, quantisation, save_adapter_record, weights_digest
-from .memory_recovery import FrozenSetup
+from .memory_setup import FrozenSetup
 
 if TYPE_CHECKING:
     from .arguments import ShearTrainingArguments

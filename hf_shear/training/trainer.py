@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
 from ..core import FailedError, UsageError, by_main_process, locked_run, noted_signals, stop_of
@@ -38,8 +38,8 @@ from .checkpoints import (
     write_state,
 )
 from .checks import check_datasets
-from .cost import CostCallback, PlannedEvaluations, cost_report, memory_line
-from .distilling import make_distiller
+from .cost import cost_report, memory_line
+from .distilling import computing_of, make_distiller
 from .domain_evaluation import SampleLosses, evaluate_samples
 from .domain_mixture import DomainMixture
 from .finite_guard import FiniteGuard
@@ -47,7 +47,7 @@ from .history import evaluation_history, size_history
 from .mask_learning import MaskLearning
 from .model_to_train import drop_unknown_tokens, model_to_train, special_token_ids
 from .part import Part
-from .progress import EpochCallback, LinePrinterCallback, ShearProgressCallback, tell
+from .progress import LinePrinterCallback, ShearProgressCallback, tell
 from .recovery_methods import FULL, LORA
 from .same_run import changing_arguments, check_same_run, deciding_samples, deciding_values, differences
 from .schedules import set_peak_rate
@@ -129,11 +129,6 @@ class ShearTrainer(TrainerHooks):
                 "`compute_metrics` has no effect: evaluation keeps token losses per domain, and no logits. Leave it out;"
                 " compute other metrics from the saved checkpoint."
             )
-        if args.dynamic_batches and len(train_dataset or ()) > 1 and args.eval_strategy == IntervalStrategy.NO:
-            logger.warning_once(
-                "Domain weights stay as they are: they change at evaluations, and `eval_strategy` is 'no'."
-                " `dynamic_batches=False` says that this is meant, and silences this."
-            )
         self.sample_length = len(first_sample(next(iter(train_dataset.values())))["input_ids"]) if train_dataset else 0
         if train_dataset:
             args.set_steps(self.sample_length)
@@ -145,20 +140,17 @@ class ShearTrainer(TrainerHooks):
         self._special_token_ids = special_token_ids(model)
         trained, self.base_digest = model_to_train(model, args, peft_config)
         self.parts: list[Part] = []
-        own = [EpochCallback(), PlannedEvaluations(len(eval_dataset or ())), CostCallback(self.cost_report)]
-        own += [PartsCallback(self.parts)]
         given: dict[str, Any] = {"data_collator": collate_domain_samples} | kwargs
         given |= {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "processing_class": processing_class}
-        super().__init__(model=trained, args=args, callbacks=[*own, *(callbacks or [])], **given)
+        super().__init__(model=trained, args=args, callbacks=[TrainerMoments(self), *(callbacks or [])], **given)
         self._makes_optimizer = self.optimizer is None
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ShearProgressCallback())
         if self.pop_callback(PrinterCallback) is not None:
             self.add_callback(LinePrinterCallback())
         self.distiller = make_distiller(
-            args.distillation_settings(), self.model, teacher, train_dataset, self.sample_length, self.accelerator.autocast,
-            self.reduce, "sum" if args.average_tokens_across_devices else "mean", args.device,
-        )  # fmt: skip
+            args, self.model, teacher, train_dataset, self.sample_length, **computing_of(self)
+        )
         if self.distiller is not None:
             self.compute_loss_func = self.distiller.loss
         learns_masks = isinstance(model, ShearingMixin) and bool(model.masks.constrained)
@@ -177,7 +169,6 @@ class ShearTrainer(TrainerHooks):
         found = (self.domains, self.distiller, self.mask_learning, self.guard, self._unlogged)
         self.parts += [part for part in found if part is not None]
         self._good_checkpoint: str | None = None
-        self._decides_result: dict | None = None
         self._stop_request: StopRequest | None = None
         self.micro_batch = 0
 
@@ -236,7 +227,7 @@ class ShearTrainer(TrainerHooks):
         before = masks.lagrangian.clone()
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.guard.note(loss)
-        if self.accelerator.sync_gradients and masks.optimizer is not None:
+        if self.accelerator.sync_gradients:
             masks.optimizer.reduce_gradients()
         return loss - (masks.lagrangian - before)
 
@@ -335,7 +326,7 @@ class ShearTrainer(TrainerHooks):
 
     def model_is_wrapped(self) -> None:
         """Hook: reference losses of the model as it comes, and a signal that came before the first step."""
-        if self.mask_learning is not None and self.mask_learning.optimizer is not None:
+        if self.mask_learning is not None:
             self.mask_learning.optimizer.share()
         if self.domains.needs_references:
             self.domains.set_references(self.source_losses())
@@ -485,11 +476,7 @@ class ShearTrainer(TrainerHooks):
     @contextmanager
     def saving(self, checkpoint: str) -> Iterator[None]:
         """Hook: masks are compared over processes first; a failure to write names the last good checkpoint."""
-        if (
-            self.mask_learning is not None
-            and self.mask_learning.optimizer is not None
-            and self.mask_learning.optimizer.drifted()
-        ):
+        if self.mask_learning is not None and self.mask_learning.optimizer.drifted():
             raise RuntimeError(
                 f"Masks differ between processes at step {self.state.global_step}; they are kept equal by construction,"
                 " so a device computes wrongly, or something else wrote to them. No checkpoint was written."
@@ -519,7 +506,7 @@ class ShearTrainer(TrainerHooks):
         """Hook: the state of all parts is in every checkpoint, with what a resumed run is compared by."""
         state = {part.name: part.state_dict() for part in self.parts if part.name}
         own = {part.name: part.own_state_dict() for part in self.parts if part.name}
-        decides = self._decides()
+        decides = self._decides  # asks all processes
         if self.args.should_save:
             facts = {
                 "parts": state,
@@ -555,7 +542,7 @@ class ShearTrainer(TrainerHooks):
         """
         state = check_resumable(checkpoint, backend_name(self), self.args.world_size)
         self.before_loading(checkpoint)
-        told = check_same_run(state["decides"], self._decides(), f"{checkpoint!r} would be continued")
+        told = check_same_run(state["decides"], self._decides, f"{checkpoint!r} would be continued")
         told += differences(state["may_change"], self._may_change())
         if told:
             self._tell(f"Since {checkpoint} was written, {', '.join(told)}.")
@@ -586,30 +573,23 @@ class ShearTrainer(TrainerHooks):
         """JSON-ready values that decide the result beside arguments, model, teacher and samples; for subclasses."""
         return {}
 
+    @cached_property
     def _decides(self) -> dict:
         """What decides the result, by name; read once, since training changes some of it. All processes must ask."""
-        if self._decides_result is None:
-            teacher = self.distiller.teacher if self.distiller is not None else None
-            model: Any = self.accelerator.unwrap_model(self.model)
-            self._decides_result = (
-                deciding_values(
-                    self.args,
-                    model,
-                    base_digest=self.base_digest,
-                    teacher_digest=None if teacher is None else teacher.digest,
-                )
-                | by_main_process(lambda: deciding_samples(self.train_dataset or {}, self.eval_dataset))
-                | self.more_that_decides()
-            )
-        return self._decides_result
+        teacher = self.distiller.teacher if self.distiller is not None else None
+        model: Any = self.accelerator.unwrap_model(self.model)
+        values = deciding_values(
+            self.args, model, base_digest=self.base_digest, teacher_digest=None if teacher is None else teacher.digest
+        )
+        values |= by_main_process(lambda: deciding_samples(self.train_dataset or {}, self.eval_dataset))
+        return values | self.more_that_decides()
 
     def _may_change(self) -> dict:
         """Arguments that may change on purpose; rates are compared by themselves."""
         return {name: value for name, value in changing_arguments(self.args).items() if "learning_rate" not in name}
 
     def _peak_rates(self) -> dict[str, float]:
-        masks = self.mask_learning
-        rates = {} if masks is None or masks.optimizer is None else masks.optimizer.rates
+        rates = {} if self.mask_learning is None else self.mask_learning.optimizer.rates
         return {"weights": self.args.learning_rate} | rates
 
 
@@ -648,12 +628,20 @@ class UnloggedLoss(Part):
             self.loaded = None
 
 
-class PartsCallback(TrainerCallback):
-    """Lets parts take a step with that of the weights."""
+class TrainerMoments(TrainerCallback):
+    """The moments of a training that transformers tells its callbacks alone."""
 
-    def __init__(self, parts: list[Part]):
-        self.parts = parts
+    def __init__(self, trainer: ShearTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer._tell(self.trainer.cost_report())
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        for part in self.parts:
+        for part in self.trainer.parts:
             part.after_optimizer_step(state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        state.epoch = state.global_step / state.max_steps  # the share that is done, also where no data is replayed
+        if self.trainer.args.has_planned_evaluations:
+            control.should_evaluate = state.global_step in self.trainer.domains.plan.steps

@@ -294,23 +294,21 @@ def check_options(args) -> None:
     Args:
         args: ``ShearTrainingArguments`` after transformers' own checks.
     """
-    _refuse(args, lambda option: option.treatment not in (REFUSED_WITH_MASKS, WORKS))
+    _refuse(args, REFUSED)
 
 
 def check_mask_options(args) -> None:
     """Raise UsageError for the first option that a model with masks can not be trained with."""
-    _refuse(args, lambda option: option.treatment == REFUSED_WITH_MASKS)
+    _refuse(args, REFUSED_WITH_MASKS)
 
 
-def _refuse(args, looked_at: Callable[[Option], bool]) -> None:
+def _refuse(args, treatment: str) -> None:
     fields = type(args).__dataclass_fields__
     for name, option in TRAINER_OPTIONS.items():
-        if name not in fields or not looked_at(option):
+        if name not in fields or option.treatment != treatment:
             continue
         value = getattr(args, name)
         default = fields[name].default if fields[name].default_factory is not list else []
-        if option.refuses is None and option.treatment == CHANGED_DEFAULT:
-            continue
         if option.refuses(value) if option.refuses is not None else value != default:
             shown = getattr(value, "value", value)
             given = (
