@@ -9,6 +9,7 @@ import torch
 from training_helpers import plain_model, tiny_config, weights_of
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from hf_shear.core import UsageError
 from hf_shear.training import check_mergeable, merge_adapter, num_trainable, save_adapter_record
 from hf_shear.training.adapters import add_adapters, peft_config_from, weights_digest
 
@@ -132,6 +133,25 @@ def test_an_adapter_of_another_base_is_refused(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
     with pytest.raises(ValueError, match="holds no adapter"):
         merge_adapter(plain_model(), tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    "file, damage, said",
+    [
+        ("shear_adapter.json", b"{}", "shear_adapter.json' lacks base_digest"),
+        ("shear_adapter.json", b'{"ba', "shear_adapter.json' is not valid JSON"),
+        ("adapter_config.json", b"{}", "adapter_config.json' lacks peft_type"),
+        ("adapter_config.json", b"[]", "adapter_config.json' must hold one JSON object"),
+        ("adapter_model.safetensors", b"\0" * 100, "weights of the adapter .* are damaged"),
+        ("adapter_model.safetensors", None, "lacks the adapter's weights"),
+    ],
+)
+def test_a_damaged_adapter_is_named(tmp_path, file, damage, said):
+    disturbed(None).save_pretrained(tmp_path)
+    save_adapter_record(tmp_path, plain_model())
+    (tmp_path / file).unlink() if damage is None else (tmp_path / file).write_bytes(damage)
+    with pytest.raises(UsageError, match=said):
+        merge_adapter(plain_model(), tmp_path)
 
 
 def test_the_digest_tells_weights_apart_and_not_how_they_are_kept(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from training_helpers import LENGTH, VOCAB_SIZE, full_disk, make_domains, plain_model
 
+from hf_shear.core import UsageError
 from hf_shear.distillation import Teacher, check_teacher_logits, load_teacher_logits, store_teacher_logits
 from hf_shear.distillation.teacher_logits import _write, bytes_per_token
 
@@ -125,6 +126,16 @@ def test_what_can_not_be_stored_is_refused(teacher, tmp_path):
         store_teacher_logits(stored, teacher, tmp_path / "again", top_k=2)
     with pytest.raises(ValueError, match="holds no stored teacher logits"):
         load_teacher_logits(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("damage", ["{}", '{"samp', "[]"])
+def test_a_damaged_record_is_named(teacher, tmp_path, damage):
+    domains = make_domains(SIZES)
+    store_teacher_logits(domains, teacher, tmp_path, top_k=TOP_K)
+    (tmp_path / "teacher_logits.json").write_text(damage)
+    for again in (load_teacher_logits, lambda folder: store_teacher_logits(domains, teacher, folder, top_k=TOP_K)):
+        with pytest.raises(UsageError, match="teacher_logits.json.*Delete the folder, and store"):
+            again(tmp_path)
 
 
 def test_training_compares_with_what_was_stored_or_not_at_all(teacher, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,18 @@ MAX_BYTES = 1 << 28  # a provenance record that lists every kept unit of a large
 MAX_DEPTH = 64  # of objects and lists in each other; the files of a run have fewer than ten
 
 
-def read_json_object(path: str | os.PathLike, what: str = "", fix: str = "") -> dict[str, Any]:
+def read_json_object(
+    path: str | os.PathLike, what: str = "", fix: str = "", needs: Iterable[str] = ()
+) -> dict[str, Any]:
     """The object in a JSON file.
 
     Args:
         what: what the message calls the file, such as "`--config`"; "": its path says enough.
         fix: what to do about a broken file, for the message.
+        needs: keys that must be there.
 
     Raises:
-        UsageError: there is no such plain file, or it is too large, no UTF-8, or what ``json_object`` refuses.
+        UsageError: there is no such plain file, or it is too large, no UTF-8, lacks a key, or what ``json_object`` refuses.
     """
     path = Path(path)
     where = f"{what} {str(path)!r}".strip()
@@ -35,7 +39,11 @@ def read_json_object(path: str | os.PathLike, what: str = "", fix: str = "") -> 
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{where} is not valid JSON: it is no text in UTF-8 ({error.reason}). {fix}") from error
-    return json_object(text, where, fix)
+    content = json_object(text, where, fix)
+    missing = [name for name in needs if name not in content]
+    if missing:
+        raise UsageError(f"{where} lacks {', '.join(missing)}. {fix}")
+    return content
 
 
 def json_object(text: str, what: str, fix: str = "Correct it.") -> dict[str, Any]:

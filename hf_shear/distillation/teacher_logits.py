@@ -9,7 +9,6 @@ Legend: S tokens of a sample, k stored tokens per position.
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import shutil
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..core import UsageError, check_ranges, tracked, write_json_atomically
+from ..core import UsageError, check_ranges, read_json_object, tracked, write_json_atomically
 from .distillation import top_k_log_probs
 from .teachers import Teacher
 
@@ -39,6 +38,7 @@ SAMPLES_LOOKED_AT = 16  # of each domain, evenly spaced
 SAME_TEACHER_NATS = 0.1  # mean difference of log-probabilities: more than half precision makes, less than another model
 
 RECORD_NAME = "teacher_logits.json"
+_AGAIN = "Delete the folder, and store the teacher's logits again."
 
 
 def bytes_per_token(top_k: int) -> int:
@@ -112,7 +112,7 @@ def load_teacher_logits(folder: str | os.PathLike) -> DatasetDict:
     folder = Path(folder)
     if not (folder / RECORD_NAME).is_file():
         raise UsageError(f"{str(folder)!r} holds no stored teacher logits. Make them with `store_teacher_logits`.")
-    record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+    record = read_json_object(folder / RECORD_NAME, fix=_AGAIN, needs=["samples"])
     missing = [name for name in record["samples"] if not _path(folder, name).is_file()]
     if missing:
         raise UsageError(
@@ -227,7 +227,7 @@ def _check_record(folder: Path, record: dict) -> None:
     if not path.is_file():
         write_json_atomically(path, record)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_json_object(path, fix=_AGAIN, needs=record)
     changed = [name for name in record if name != "teacher" and before.get(name) != record[name]]
     if not changed:
         gap = np.abs(np.subtract(before["teacher"], record["teacher"])).mean()

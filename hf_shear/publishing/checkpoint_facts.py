@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..core import UsageError
+from ..core import UsageError, read_json_object
 
 SENTENCEPIECE, NO_TOKENIZER = "tokenizer.model", "none"
 JSON_ONLY, JSON_BYTE_FALLBACK = "tokenizer.json only", "tokenizer.json only, with byte fallback"
@@ -137,7 +136,7 @@ def read_facts(checkpoint: str | os.PathLike) -> CheckpointFacts:
     folder = Path(checkpoint)
     if not (folder / "config.json").is_file():
         raise UsageError(f"`checkpoint` {str(checkpoint)!r} holds no config.json. Name the folder of a checkpoint.")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json_object(folder / "config.json")
     return facts_of_config(config, {path.name for path in folder.iterdir()}, has_byte_fallback(folder))
 
 
@@ -146,7 +145,7 @@ def has_byte_fallback(checkpoint: str | os.PathLike) -> bool:
     path = Path(checkpoint) / "tokenizer.json"
     if not path.is_file():
         return False
-    model = json.loads(path.read_text(encoding="utf-8")).get("model") or {}
+    model = read_json_object(path).get("model") or {}
     return bool(model.get("byte_fallback"))
 
 

@@ -5,7 +5,6 @@ Every run is pruning, judging, recovering, judging. Its record is written when i
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..compensation import resolve_compensation
-from ..core import StoppedBySignal, UsageError, collect_versions, lock_folder, sign, write_results
+from ..core import StoppedBySignal, UsageError, collect_versions, lock_folder, read_json_object, sign, write_results
 from ..data import Calibration
 from ..pruning import PruneConfig, make_plan, prune_interleaved, prune_one_shot, pruning_steps
 from ..shapes import count_parameters
@@ -138,7 +137,7 @@ class Bench:
         }  # fmt: skip
         if not self.path.is_file():
             return {"settings": settings, "target_parameters": count_parameters(config, self.target), "runs": []}
-        results = json.loads(self.path.read_text(encoding="utf-8"))
+        results = read_json_object(self.path, needs=["settings", "runs"])
         if results["settings"] != settings:
             changed = {name: (results["settings"].get(name), value) for name, value in settings.items()
                        if results["settings"].get(name) != value}  # fmt: skip

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -19,6 +20,7 @@ from ..core import MissingExtraError, UsageError, read_json_object
 from ..sources import open_source
 
 ADAPTER_RECORD_NAME = "shear_adapter.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 DEFAULT_RANK = 16
 DEFAULT_ALPHA = 32
@@ -194,17 +196,23 @@ def merge_adapter(
         dtype: of the loaded base; by default float32, so that nothing is rounded while merging.
 
     Raises:
-        ValueError: the folder holds no adapter, or one of another base.
+        ValueError: the folder holds no adapter, a damaged one, or one of another base.
     """
     peft = _peft()
     adapter = Path(adapter)
     if not (adapter / "adapter_config.json").is_file():
         raise UsageError(f"{str(adapter)!r} holds no adapter: there is no adapter_config.json.")
+    read_json_object(adapter / "adapter_config.json", fix="Save the adapter again.", needs=["peft_type"])
+    if not any((adapter / name).is_file() for name in _ADAPTER_WEIGHTS):  # peft would ask the Hub for them
+        raise UsageError(
+            f"{str(adapter)!r} lacks the adapter's weights ({_ADAPTER_WEIGHTS[0]}). Save the adapter again."
+        )
     if not isinstance(base, nn.Module):
         base = open_source("base", base).load_model(dtype or torch.float32)
     record_path = adapter / ADAPTER_RECORD_NAME
     if record_path.is_file():
-        record = json.loads(record_path.read_text(encoding="utf-8"))
+        fix = "Save the adapter again; or delete this file, and nothing checks that the base is the adapter's."
+        record = read_json_object(record_path, fix=fix, needs=["base_digest"])
         if record["base_digest"] not in (None, weights_digest(base)):
             raise UsageError(
                 f"The adapter {str(adapter)!r} was trained on other weights than those of the base"
@@ -217,6 +225,8 @@ def merge_adapter(
             model = peft.PeftModel.from_pretrained(base, str(adapter))
     except (RuntimeError, ValueError, UserWarning) as error:
         raise UsageError(f"{fits}: {error}") from error
+    except SafetensorError as error:
+        raise UsageError(f"The weights of the adapter {str(adapter)!r} are damaged: {error}. Save it again.") from error
     try:
         merged = model.merge_and_unload()
     except (AttributeError, NotImplementedError, TypeError) as error:
