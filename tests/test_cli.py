@@ -135,7 +135,9 @@ def learned(inputs):
 def test_recover_goes_on_with_what_learn_made(inputs, learned, capsys):
     pruned = AutoModelForCausalLM.from_pretrained(learned / "pruned")
     assert type(pruned) is LlamaForCausalLM and pruned.config.hidden_size == TARGET["hidden_size"]
-    words = ["recover", str(inputs / "model"), *training_flags(inputs), "--output_dir", str(learned)]
+    words = ["recover", str(inputs / "model"), *training_flags(inputs, sizes=()), "--output_dir", str(learned)]
+    assert main([*words, "--distillation", "forward_kl", "--hidden_size", "12"]) == 2  # the run knows its target
+    assert "target_shape was {" in capsys.readouterr().err
     assert main([*words, "--baselines", "false"]) == 2  # without the teacher that masks were learned with
     assert "distillation was 'forward_kl'" in capsys.readouterr().err
     assert main([*words, "--baselines", "false", "--distillation", "forward_kl"]) == 0
