@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         TextArguments,
         config_from_flags,
         dry_run_field,
+        live_page_field,
     )
     from .report import (
         RESULTS_NAME,
@@ -89,6 +90,7 @@ __all__ = [
     "judge_source",
     "judging_share",
     "learn_masks",
+    "live_page_field",
     "load_text",
     "masked_arm",
     "open_adopting_run",
