@@ -13,6 +13,7 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_html_report import Page
 from training_helpers import TARGET, letter_tokenizer, plain_model, random_documents
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -21,6 +22,7 @@ from hf_shear.cli import main
 from hf_shear.cli.main import VERBS
 from hf_shear.core import check_results, read_results
 from hf_shear.modeling import AutoShearingModelForCausalLM
+from hf_shear.report import live_report
 from hf_shear.shapes import count_parameters, training_flops_per_token
 from hf_shear.slicing import read_provenance
 
@@ -135,7 +137,9 @@ def learned(inputs):
 def test_recover_goes_on_with_what_learn_made(inputs, learned, capsys):
     pruned = AutoModelForCausalLM.from_pretrained(learned / "pruned")
     assert type(pruned) is LlamaForCausalLM and pruned.config.hidden_size == TARGET["hidden_size"]
-    words = ["recover", str(inputs / "model"), *training_flags(inputs), "--output_dir", str(learned)]
+    words = ["recover", str(inputs / "model"), *training_flags(inputs, sizes=()), "--output_dir", str(learned)]
+    assert main([*words, "--distillation", "forward_kl", "--hidden_size", "12"]) == 2  # the run knows its target
+    assert "target_shape was {" in capsys.readouterr().err
     assert main([*words, "--baselines", "false"]) == 2  # without the teacher that masks were learned with
     assert "distillation was 'forward_kl'" in capsys.readouterr().err
     assert main([*words, "--baselines", "false", "--distillation", "forward_kl"]) == 0
@@ -244,7 +248,7 @@ def test_prune_computes_in_the_dtype_that_is_asked_for_and_saves_in_the_sources(
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "cut").dtype == torch.float32
 
 
-def test_interleave_prunes_and_trains_by_turns(inputs, tmp_path, capsys):
+def test_interleave_prunes_and_trains_by_turns(inputs, tmp_path, monkeypatch, capsys):
     unwanted = ("--mask_tokens", "--recovery_tokens")
     flags = training_flags(inputs)
     for name in unwanted:
@@ -254,7 +258,16 @@ def test_interleave_prunes_and_trains_by_turns(inputs, tmp_path, capsys):
     assert main(words) == 2
     assert "`num_tokens` and `output_dir` are needed" in capsys.readouterr().err
     words += ["--num_tokens", "768"]
-    assert main(words) == 0
+    pages = []
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_shear.runs.live_page.LEAST_SECONDS", 0.0)
+        patch.setattr("hf_shear.runs.live_page.MOST_TIME", 1e9)
+        patch.setattr(
+            "hf_shear.runs.live_page.live_report", lambda *known: pages.append(Page(live_report(*known)).text) or ""
+        )
+        assert main(words) == 0
+    assert any("Mask learning, step 12 of 12" in page and "What is kept so far" in page for page in pages)
+    assert all("hf_shear run, under way" in page and "llama" not in page for page in pages)
     assert "the loss is" in capsys.readouterr().out and (tmp_path / "run" / "report.html").is_file()
     results = read_results(tmp_path / "run" / "results.json")
     assert results["tokens"]["mask_learning"] == 768 and results["history"]

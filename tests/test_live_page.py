@@ -80,7 +80,7 @@ def run(tmp_path):
     target = SimpleNamespace(sizes=lambda: sizes, source=SimpleNamespace(to_dict=lambda: complete()["source"]["shape"]))
     return SimpleNamespace(
         folder=folder, target=target, source=SimpleNamespace(name="/home/me/llama"),
-        pipeline=SimpleNamespace(stop_after=None),
+        stop_after=None,
         planned=lambda: {"source": Work(0.0, 1e9), "recovery": Work(3e9, 1e9)},
     )  # fmt: skip
 
@@ -95,7 +95,7 @@ def test_a_stage_is_drawn_when_it_begins(run, tmp_path):
 
 
 def test_the_last_stage_that_was_asked_for_ends_the_page(run, tmp_path):
-    run.pipeline.stop_after = "recovery"
+    run.stop_after = "recovery"
     with LivePage().stage(run, "recovery"):
         pass
     content = (tmp_path / REPORT_NAME).read_text(encoding="utf-8")

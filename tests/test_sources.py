@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import get_hf_file_metadata
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, MixtralConfig, MixtralForCausalLM
 
@@ -410,6 +413,34 @@ def test_code_of_its_own_is_refused_and_never_advised(variant, tmp_path):
     with pytest.raises(UsageError, match="has a tokenizer with code of its own") as raised:
         open_source("x", folder).load_tokenizer()
     assert "trust" not in str(raised.value) and not ran.exists()
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["nobody", "late"])
+def test_a_name_fails_at_once_only_where_nobody_can_be_reached(answers, monkeypatch):
+    asked = []
+
+    def given_up(*args, **kwargs):
+        asked.append(args)
+        raise OSError("we waited long.")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        if not answers:
+            server.close()
+        monkeypatch.setattr("hf_shear.sources.config.hf_hub_url", lambda *args, **kwargs: url)
+        monkeypatch.setattr("hf_shear.sources.config.get_hf_file_metadata", partial(get_hf_file_metadata, timeout=0.2))
+        monkeypatch.setattr("transformers.PretrainedConfig.get_config_dict", given_up)
+        text = refusal("nobody/nothing")
+    if answers:  # late, which is left to transformers and its retries
+        assert asked and "could not be loaded from the Hub: we waited long." in text
+    else:
+        assert not asked and "is no folder here, and the Hub, where it would be a name, can not be reached" in text
+        assert "Correct the path, or run the same command when there is a network." in text
+
+
+def test_what_can_be_no_name_is_told(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "Cannot have -- or .. in repo_id: 'no--x'" in refusal("no--x")
 
 
 def test_what_is_no_checkpoint_says_what_to_do(plain, tmp_path):

@@ -12,6 +12,11 @@ from ..core import StoppedBySignal, UsageError, content_of
 from ..core.defaults import COMPENSATION, NUM_STAGES, PRUNING_SHARE, default_criterion_words
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from ..runs.run_time import Work
+    from ..shapes import TargetShape
+    from ..sources import Source
     from ..training import ShearTrainingArguments
 
 SUMMARY = "Prune in stages and train in between, on one budget of tokens."
@@ -22,8 +27,9 @@ REFUSED = {name: "give --num_tokens" for name in ("max_steps", "num_train_epochs
     "push_to_hub": "use hf-shear push OUT REPO_ID",
     "recovery_method": "all weights are trained between the stages; leave it out",
 }
-PRUNED, SOURCE = "pruned", "source"
-"""The result's folder, as of every run; and the record of the source, which a run that goes on does not judge again."""
+PRUNED, SOURCE, TRAINING = "pruned", "source", "mask_learning"
+"""The result's folder, as of every run; the record of the source, which a run that goes on does not judge again; and what
+results call the training at the source's size."""
 
 
 @dataclass(kw_only=True)
@@ -43,11 +49,30 @@ class Arguments(runs.TargetArguments, runs.DataArguments):
     pruning_share: float = field(default=PRUNING_SHARE, metadata={"help": "Of the steps, in which units are removed."})
     calibration_batches: int = field(default=16, metadata={"help": "Batches of a step's size behind the scores."})
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in --output_dir."})
+    live_page: bool = runs.live_page_field()
     dry_run: bool = runs.dry_run_field()
 
     def __post_init__(self):
         super().__post_init__()
         runs.config_from_flags(self, num_shots=self.num_stages)
+
+
+@dataclass(frozen=True)
+class _Followed:
+    """What the live page reads of this run."""
+
+    folder: runs.RunFolder
+    source: Source
+    target: TargetShape
+    work: dict[str, Work]
+    flops_per_token: float
+    stop_after: None = None
+
+    def planned(self) -> dict[str, Work]:
+        return self.work
+
+    def training_flops(self, config: PretrainedConfig) -> float:
+        return self.flops_per_token
 
 
 def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
@@ -58,13 +83,14 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     from ..data import Calibration
     from ..pruning import make_plan, prune_interleaved
     from ..pruning.interleave import pruning_steps
-    from ..runs.run_time import PASSES_TO_PRUNE
-    from ..shapes import ModelShape, training_flops_per_token
+    from ..runs.live_page import LivePage
+    from ..runs.run_time import PASSES_TO_PRUNE, Work
+    from ..shapes import ModelShape, forward_flops_per_token, training_flops_per_token
     from ..training import check_mask_options
     from .engine_rows import engine_warnings
 
     check_mask_options(args)
-    if args.num_tokens is None or args.output_dir == "trainer_output":
+    if args.num_tokens is None or args.named_output_dir is None:
         raise UsageError(
             "`num_tokens` and `output_dir` are needed: the budget of all stages together, and a folder. Give both."
         )
@@ -85,26 +111,33 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     PartialState().print("\n".join(filter(None, (*opened.notes, reasons, f"Target: {target}"))))
     data = runs.pack(arguments, domains, tokenizer, config)
     runs.require_same_text(run_folder, data)
+    read = arguments.num_stages * arguments.calibration_batches * args.samples_per_step() * arguments.max_length
+    flops = training_flops_per_token(config, arguments.max_length)  # of the source: an upper bound
+    work = {"scores": PASSES_TO_PRUNE * read * flops, "training": args.num_tokens * flops}
     if arguments.dry_run:
-        read = arguments.num_stages * arguments.calibration_batches * args.samples_per_step() * arguments.max_length
-        flops = training_flops_per_token(config, arguments.max_length)  # of the source: an upper bound
-        work = {"scores": PASSES_TO_PRUNE * read * flops, "training": args.num_tokens * flops}
         runs.tell_costs(work, config, args, arguments.max_length, {"training": config})
         return
     checkpoint = run_folder.last_checkpoint(".") if resumes else None
     if arguments.resume and checkpoint is None:
         PartialState().print(f"There is no whole checkpoint in {args.output_dir!r}: training begins at its first step.")
     started = time.perf_counter()
-    judged = run_folder.stage(SOURCE, lambda: runs.judge_checkpoint(opened, data.judged, args))
+    read = sum(map(len, data.judged.values())) * arguments.max_length
+    judging = read * forward_flops_per_token(config, arguments.max_length)
+    stages = {SOURCE: Work(0.0, judging), TRAINING: Work(sum(work.values()), judging)}
+    followed, live = _Followed(run_folder, opened, target, stages, flops), LivePage(arguments.live_page)
+    with live.stage(followed, SOURCE):
+        judged = run_folder.stage(SOURCE, lambda: runs.judge_checkpoint(opened, data.judged, args))
     PartialState().print(f"Held-out loss of the source: {judged['mean']:.4f}.")
     drawn = data.calibration(args.samples_per_step(), arguments.calibration_batches, args.seed)
     source = opened.load_model(torch.float32)  # AdamW loses small steps in others
     text = Calibration.from_batches(drawn.batches, args.train_batch_size, args.seed)
     begun = time.perf_counter()
     try:
-        found = prune_interleaved(
-            source, target, text, choices, args, data.train, data.steering, resume_from_checkpoint=checkpoint
-        )
+        with live.stage(followed, TRAINING):
+            found = prune_interleaved(
+                source, target, text, choices, args, data.train, data.steering, resume_from_checkpoint=checkpoint,
+                watch=live.watch,
+            )  # fmt: skip
     except StoppedBySignal as stop:
         stop.advice = f"To go on: the same command{'' if arguments.resume else ' with `--resume`'}."
         raise

@@ -94,7 +94,8 @@ def _learned(pipeline: Arguments, args: ShearTrainingArguments) -> tuple[runs.Ru
             f"`output_dir` must be the folder of `hf-shear learn`, but {args.output_dir!r} holds no run. Name that folder,"
             " or start from a pruned checkpoint with `--pruned`."
         )
-    run = runs.open_run(replace(pipeline, resume=True), args)
+    target = {} if runs.target_flags(pipeline) else runs.target_of_run(args.output_dir)
+    run = runs.open_run(replace(pipeline, **target, resume=True), args)
     learned = run.folder.records.get("mask_learning")
     if learned is None:
         raise UsageError(

@@ -24,7 +24,8 @@ from ..core.defaults import PRUNING_SHARE
 from ..data import Calibration
 from ..distillation import sampled_digest
 from ..modeling import AutoShearingModelForCausalLM, ShearingModel
-from ..slicing import count_kept_parameters
+from ..slicing import KeptUnits, count_kept_parameters
+from ..slicing.kept_units import kept_units_from_masks
 from ..sources import on_device
 from ..training import ShearTrainer, ShearTrainingArguments
 from ..training.part import Part
@@ -116,6 +117,13 @@ class InterleavedTrainer(ShearTrainer):
         with self.masked_model.use_gates(self.gates):
             return super().evaluate(*args, **kwargs)
 
+    def kept_units(self) -> KeptUnits:
+        """The units that no stage has removed yet."""
+        masks = self.masked_model.masks
+        kept = {name: torch.ones(kind.mask_shape, dtype=torch.bool) for name, kind in masks.kinds.items()}
+        kept |= {name: gate.bool().cpu() for name, gate in self.gates.items()}
+        return kept_units_from_masks(kept, masks.kinds, masks.source, uneven=True)
+
     def more_that_decides(self) -> dict:
         """Overridden: what is removed, when, and how."""
         return self._choices
@@ -187,6 +195,7 @@ def prune_interleaved(
     *,
     restart_moments: bool = True,
     resume_from_checkpoint: str | bool | None = None,
+    watch: Callable[[InterleavedTrainer], None] | None = None,
 ) -> InterleavedPruning:
     """Prune ``model`` to ``target`` in shots, and train it in between and after, on ``args.num_tokens`` in all.
 
@@ -198,6 +207,7 @@ def prune_interleaved(
         args, train_dataset, eval_dataset: as for ``ShearTrainer``.
         restart_moments: as for ``InterleavedTrainer``.
         resume_from_checkpoint: as for ``Trainer.train``.
+        watch: called with the trainer before it trains.
 
     Raises:
         UsageError: as in ``make_plan`` and ``InterleavedTrainer``; before any training.
@@ -232,6 +242,8 @@ def prune_interleaved(
         masked, args, train_dataset, eval_dataset, prune=prune, config=config, restart_moments=restart_moments,
         choices=choices,
     )  # fmt: skip
+    if watch is not None:
+        watch(trainer)
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     cost.over_ranks(args.device)
     full = AutoShearingModelForCausalLM.from_model(trainer.masked_model, plan.shape)

@@ -17,14 +17,13 @@ from huggingface_hub.errors import (
 )
 
 from ..core import FailedError, UsageError
+from ..sources import NETWORK_ERRORS
 
 TOKEN_PAGE = "https://huggingface.co/settings/tokens"
 TOKEN_FIX = (
     f"Make one with write rights at {TOKEN_PAGE}, and give it as the environment variable HF_TOKEN or with"
     " `hf auth login` (not on the command line, which shells keep)."
 )
-# Of the HTTP library that huggingface_hub uses, whichever that is, and OSError: what is raised when nobody answers.
-NETWORK_ERRORS = tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
 _CHUNK_BYTES = 1 << 20
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx", ".h5", ".msgpack")
 _MODEL_CONFIGS = ("config.json", "adapter_config.json")

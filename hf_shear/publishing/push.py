@@ -15,12 +15,13 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..core import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, UsageError, read_json_object, redact_tokens
 from ..slicing import PROVENANCE_NAME, PRUNE_CONFIG_NAME
+from ..sources import NETWORK_ERRORS
 from .card import check_license, masked_card, model_card, published_json
 from .card_picture import PICTURE_NAME, kept_picture
 from .card_sections import as_published
 from .checkpoint_files import CARD_NAME, TOKENIZER_NAMES, is_masked, other_files, weight_files
 from .eval_entries import eval_result_files
-from .hub_access import NETWORK_ERRORS, PushError, RemoteRepo, asking_the_hub, check_token, refusal, remote_repo
+from .hub_access import PushError, RemoteRepo, asking_the_hub, check_token, refusal, remote_repo
 from .local_paths import last_part, page_without_paths, paths_in, without_source_path
 from .plain_files import plain_file
 from .run_files import RunFiles, find_run

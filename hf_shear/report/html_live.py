@@ -4,7 +4,8 @@
     live      ``state`` ("running", "finished" or "stopped"), ``said`` (a sentence), ``written`` (a time, text),
               ``refresh_seconds``, ``stage``, ``step``, ``max_steps``, ``seconds``, ``seconds_left`` (None: not known),
               ``stages`` (rows of ``name``, ``state``, ``share`` of the run's work, ``seconds``), ``tokens``, ``flops``,
-              ``training`` (rows of ``num_tokens`` and ``loss`` of the present stage), ``swapped`` (units, by shape name)
+              ``training`` (rows of ``num_tokens`` and ``loss`` of the present stage), ``swapped`` (units, by shape name),
+              ``removes_units`` (whether the training removes more of them)
 
 A browser loads the page again by itself while the state is "running"; it needs no server and no script for that.
 """
@@ -126,6 +127,6 @@ def _training_section(live: Mapping[str, Any]) -> str:
 def _kept_words(live: Mapping[str, Any]) -> tuple[str, str]:
     """Title and remark of the map of units."""
     if "swapped" not in live:
-        return "What was kept", ""
+        return "What is kept so far" if live.get("removes_units") else "What was kept", ""
     swapped = ", ".join(f"{SHAPE_LABELS[key]} {number:,}" for key, number in live["swapped"].items() if number)
     return "What a cut would keep now", f" Swapped since the start of mask learning: {text(swapped or 'nothing yet')}."

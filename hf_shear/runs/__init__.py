@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         TextArguments,
         config_from_flags,
         dry_run_field,
+        live_page_field,
     )
     from .report import (
         RESULTS_NAME,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
         pruning_results,
         save_results,
     )
-    from .run_folder import RunFolder, finished_stages, run_settings
+    from .run_folder import RunFolder, finished_stages, run_settings, target_of_run
     from .run_time import STARTING_POINT, judging_share, pruning_work
     from .saves import check_result
     from .stages import (
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
         require_same_text,
         with_teacher_logits,
     )
-    from .target_choice import choose_target
+    from .target_choice import choose_target, target_flags
 else:  # unseen by type checkers, to which it would allow any name
     __getattr__, __dir__ = lazy_names(__name__)
 
@@ -89,6 +90,7 @@ __all__ = [
     "judge_source",
     "judging_share",
     "learn_masks",
+    "live_page_field",
     "load_text",
     "masked_arm",
     "open_adopting_run",
@@ -111,6 +113,8 @@ __all__ = [
     "require_same_text",
     "run_settings",
     "save_results",
+    "target_flags",
+    "target_of_run",
     "tell_costs",
     "with_teacher_logits",
 ]

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from ..core import UsageError, collect_versions
 from ..distillation import check_same_tokens
-from ..shapes import TARGET_NAMES, ModelShape, check_supported_source
+from ..shapes import ModelShape, check_supported_source
 from ..slicing import PROVENANCE_NAME, read_provenance, save_checkpoint
 from ..sources import Source, open_source, read_generation_config, whole_models
 from .report import judge_checkpoint
 from .run_folder import finished_stages
 from .stages import MASK_LEARNING, PRUNING, Run, open_model, open_run, source_references
+from .target_choice import target_flags
 
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
@@ -30,9 +31,8 @@ def open_adopting_run(pipeline, args) -> Run:
         ValueError: the two do not fit together, a target is named beside the checkpoint, or the folder holds a run with
             a pruned model of its own.
     """
-    named = [name for name in (*TARGET_NAMES, "preset", "target_num_parameters") if getattr(pipeline, name) is not None]
-    if named:
-        raise UsageError(f"`pruned` has its shape already: leave out {', '.join(f'`--{name}`' for name in named)}.")
+    if named := target_flags(pipeline):
+        raise UsageError(f"`pruned` has its shape already: leave out {', '.join(named)}.")
     source = open_model(pipeline)
     check_supported_source(source.config)
     shape = _checked_shape(pipeline, source)

@@ -10,22 +10,23 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from transformers import TrainerCallback
+from transformers import PretrainedConfig, TrainerCallback
 
 from ..core import REPORT_NAME, StoppedBySignal, is_main_process, num_processes, write_text_atomically
+from ..pruning.interleave import InterleavedTrainer
 from ..report import live_report
+from ..shapes import TargetShape
 from ..slicing.kept_units import kept_units_from_masks
+from ..sources import Source
 from ..training import ShearTrainer
 from .report import shifted
+from .run_folder import RunFolder
 from .run_time import MASK_LEARNING, PAPER_MASKS, PRUNING, RECOVERY, SOURCE, STARTING_POINT, Work, seconds_left
-
-if TYPE_CHECKING:
-    from .stages import Run
 
 MOST_TIME = 0.01
 """Share of the run's time that drawing may take."""
@@ -34,6 +35,31 @@ LEAST_SECONDS = 5.0
 LEAST_REFRESH = 10
 """Seconds until a browser loads the page again."""
 _RUNNING, _FINISHED, _STOPPED = "running", "finished", "stopped"
+
+
+class Followed(Protocol):
+    """What the page reads of a run.
+
+    Attributes:
+        stop_after: the last stage that was asked for; None: all of them.
+    """
+
+    @property
+    def folder(self) -> RunFolder: ...
+    @property
+    def source(self) -> Source: ...
+    @property
+    def target(self) -> TargetShape: ...
+    @property
+    def stop_after(self) -> str | None: ...
+
+    def planned(self) -> Mapping[str, Work]:
+        """Work of the stages, by name."""
+        ...
+
+    def training_flops(self, config: PretrainedConfig) -> float:
+        """FLOPs of a training token of a model."""
+        ...
 
 
 class LivePage:
@@ -54,7 +80,7 @@ class LivePage:
         self._trainer: ShearTrainer | None = None
 
     @contextmanager
-    def stage(self, run: Run, name: str) -> Iterator[None]:
+    def stage(self, run: Followed, name: str) -> Iterator[None]:
         """Draw when a stage begins, and when it ends the run."""
         self._run, self._name, self._trainer = run, name, None
         self._begun = self._train_begun = time.perf_counter()
@@ -70,7 +96,7 @@ class LivePage:
             self._draw(_STOPPED, f"The run ended with an error: {error or type(error).__name__}")
             raise
         self._trainer = None
-        if run.pipeline.stop_after == name:
+        if run.stop_after == name:
             self._draw(_FINISHED, "This stage was the last that was asked for.")
 
     def watch(self, trainer: ShearTrainer) -> None:
@@ -154,7 +180,9 @@ class LivePage:
         return None if self._trainer is None or self._trainer.domains.loader is None else self._trainer
 
     def _kept_now(self, trainer: ShearTrainer) -> dict[str, Any]:
-        """The units that a cut would keep now, where this stage learns the run's masks."""
+        """The units that a cut would keep now, where this stage learns the run's masks or removes units by turns."""
+        if isinstance(trainer, InterleavedTrainer):
+            return {"kept": trainer.kept_units().to_dict()}
         learning = trainer.mask_learning
         if learning is None or self._name != MASK_LEARNING:
             return {}
@@ -209,6 +237,7 @@ class LivePage:
         }
         if learning is not None and learning.kept_at_start:
             found["swapped"] = learning.masks.swapped_units(learning.kept_at_start)
+        found["removes_units"] = isinstance(trainer, InterleavedTrainer)
         return found
 
     def _seconds_left(self, finished: dict[str, float]) -> float | None:

@@ -48,6 +48,11 @@ def dry_run_field(help: str = "Check everything, tell FLOPs and time, and end; n
     return field(default=False, metadata={"help": help})
 
 
+def live_page_field() -> Any:
+    """The field of ``--live_page``."""
+    return field(default=True, metadata={"help": "Keep report.html in --output_dir up to date while the run goes."})
+
+
 @dataclass(kw_only=True)
 class CheckedNumbers:
     """Arguments whose numbers are in their ranges (``hf_shear.core.ranges``)."""
@@ -153,9 +158,7 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
     baselines: bool = field(default=True, metadata={"help": "Train random, Taylor and scratch at equal tokens."})
     baseline_learning_rates: str | None = field(default=None, metadata={"help": "JSON: rate by baseline."})
     stop_after: str | None = _one_of(STOPS, None, "--resume goes on.")
-    live_page: bool = field(
-        default=True, metadata={"help": "Keep report.html in --output_dir up to date while the run goes."}
-    )
+    live_page: bool = live_page_field()
     resume: bool = field(default=False, metadata={"help": "Continue the run in --output_dir."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the run in --output_dir."})
     dry_run: bool = dry_run_field()

@@ -269,3 +269,9 @@ def finished_stages(path: str | os.PathLike) -> list[str] | None:
     if not stages.is_file():
         return None
     return list(_without(_read_stages(Path(path)), "settings"))
+
+
+def target_of_run(path: str | os.PathLike) -> dict[str, int]:
+    """Sizes of the shape that the run in this folder shears towards, as ``TargetShape.from_source`` takes them."""
+    shape = _read_stages(Path(path))["settings"]["target_shape"]
+    return {name: shape[name] for name in TARGET_NAMES if name in shape}

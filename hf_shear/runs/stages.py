@@ -156,6 +156,11 @@ class Run:
         trained = {name: config for name, config in trained.items() if name in left}
         tell_costs(left, self.source.config, self.args, self.pipeline.max_length, trained)
 
+    @property
+    def stop_after(self) -> str | None:
+        """The last stage that was asked for; None: all of them."""
+        return self.pipeline.stop_after
+
     def training_flops(self, config: PretrainedConfig) -> float:
         """FLOPs of a token of full training, forward and backward, with those of a teacher if there is one."""
         teacher = None if self.teacher is None or self.pipeline.teacher_placement == STORED else self.teacher.config

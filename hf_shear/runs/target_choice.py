@@ -23,6 +23,11 @@ SEARCH_HINT = "All sizes shrink in balance. `hf-shear search` looks for the shap
 OTHER_WAYS = ("preset", "target_num_parameters", "from_search")
 
 
+def target_flags(pipeline) -> list[str]:
+    """Those of the flags that name a target which are given."""
+    return [f"`--{name}`" for name in (*TARGET_NAMES, *OTHER_WAYS) if getattr(pipeline, name) is not None]
+
+
 @overload
 def choose_target(pipeline, config: PretrainedConfig) -> tuple[TargetShape, str | None]: ...
 
@@ -55,11 +60,9 @@ def choose_target(pipeline, config: PretrainedConfig, *, per_layer: bool = False
     named = {name: getattr(pipeline, name) for name in TARGET_NAMES if getattr(pipeline, name) is not None}
     others = [name for name in OTHER_WAYS if getattr(pipeline, name) is not None]
     if bool(named) + len(others) != 1:
-        given = [f"`--{name}`" for name in (*named, *others)]
         ways = ", ".join(f"`--{name}`" for name in OTHER_WAYS)
-        raise UsageError(
-            f"Name a target one way: {', '.join(TARGET_NAMES)}; or one of {ways}; given: {', '.join(given) or 'none'}."
-        )
+        given = ", ".join(target_flags(pipeline)) or "none"
+        raise UsageError(f"Name a target one way: {', '.join(TARGET_NAMES)}; or one of {ways}; given: {given}.")
     if pipeline.from_search is not None:
         return _found(pipeline.from_search, pipeline.search_rank, config, per_layer), None
     if pipeline.preset is not None:

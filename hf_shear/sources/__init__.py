@@ -2,6 +2,7 @@
 
 from ..core.defaults import MASKED_PREFIX
 from .computing import computing_dtype, dtype_note, in_dtype, ready_to_compute
+from .config import NETWORK_ERRORS
 from .generation_settings import read_generation_config, savable_generation_config
 from .loading import HUB_OPTIONS, Source, open_source
 from .places import find_place
@@ -11,6 +12,7 @@ from .whole_models import on_device, whole_models
 __all__ = [
     "HUB_OPTIONS",
     "MASKED_PREFIX",
+    "NETWORK_ERRORS",
     "Source",
     "computing_dtype",
     "dtype_note",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import transformers
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, LlamaConfig, MistralConfig, PretrainedConfig
 from transformers.activations import ACT2FN
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -20,6 +22,12 @@ from .places import ADAPTER, Place, adapter_refusal
 
 NEMOTRON_NAS = "nemotron-nas"
 """model_type of exports whose layers have shapes of their own."""
+
+PAUSE_SECONDS = 1.0
+"""Before the Hub is asked once more, where nobody answered."""
+
+# Of the HTTP library that huggingface_hub uses, whichever that is, and OSError: what is raised when nobody answers.
+NETWORK_ERRORS = tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
 
 _OF_BROKEN_FILES = (
     StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError, OSError,
@@ -113,6 +121,7 @@ def config_fields(argument: str, place: Place, hub: dict) -> dict:
                 " Name one that `save_pretrained` wrote."
             )
         return read_json_object(path, f"`{argument}`: the config")
+    _refuse_unreachable(argument, place.name, hub)
     try:
         fields, _ = PretrainedConfig.get_config_dict(place.name, **hub)
     except OSError as error:
@@ -126,11 +135,41 @@ def config_fields(argument: str, place: Place, hub: dict) -> dict:
     return fields
 
 
-def _is_cached(name: str, file: str, hub: dict) -> bool:
-    from huggingface_hub import try_to_load_from_cache
+def _refuse_unreachable(argument: str, name: str, hub: dict) -> None:
+    """Refuse a name where nobody answers; huggingface_hub itself would ask six times, for 25 seconds.
 
+    Where an answer is only late, it is left to huggingface_hub, with its timeouts and its retries.
+
+    Raises:
+        UsageError: two requests found no network or no server, and nothing of the name is in the cache.
+    """
+    local = hub.get("local_files_only") or is_offline_mode()
+    if local or hub.get("proxies") or _is_cached(name, "config.json", hub):
+        return
+    for pause in (PAUSE_SECONDS, None):
+        try:
+            url = hf_hub_url(name, "config.json", subfolder=hub.get("subfolder"), revision=hub.get("revision"))
+            get_hf_file_metadata(url, token=hub.get("token"))
+            return
+        except (HfHubHTTPError, HFValidationError):  # somebody answered, or it is no name at all
+            return
+        except NETWORK_ERRORS as error:
+            if "Timeout" in type(error).__name__:
+                return
+            if pause is None:
+                raise UsageError(
+                    f"`{argument}` {name!r} is no folder here, and the Hub, where it would be a name, can not be reached"
+                    f" ({type(error).__name__}). Correct the path, or run the same command when there is a network."
+                ) from error
+            time.sleep(pause)
+
+
+def _is_cached(name: str, file: str, hub: dict) -> bool:
     options = {key: hub[key] for key in ("cache_dir", "revision") if key in hub}
-    return isinstance(try_to_load_from_cache(name, file, **options), str)
+    try:
+        return isinstance(try_to_load_from_cache(name, file, **options), str)
+    except HFValidationError:  # it can be no name
+        return False
 
 
 def _refuse_own_code(argument: str, place: Place, fields: dict) -> None:
