@@ -46,9 +46,8 @@ InputsByModule = dict[tuple[int, str], Moments]
 
 MOST_CHOOSING = 512
 """Tokens of a calibration text, of each process and at equal distances, that choose the damping of a module."""
-PLENTY = 16
-"""Tokens for each input of a module from which on the least damping is right where the module is fitted to its own outputs
-(measured: model_cards/tried.md)."""
+PLENTY = 8
+"""Tokens for each input of a module from which on the least damping is right (measured: model_cards/tried.md)."""
 
 
 def is_plenty(num_tokens: int, num_inputs: int) -> bool:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import Batch, LayerStream, Moments, Sums, measuring, watching
-from ..calibration.layer_stream import WaitingBatch, forwards_replaced, warn_if_short
+from ..calibration.layer_stream import WaitingBatch, forwards_replaced, is_plenty, warn_if_short
 from ..calibration.moments import full_float32
 from ..core import charge_flops, tracked
 from ..data import Calibration
@@ -93,11 +93,11 @@ def _is_whole(pruned: LayerStream, wanted: LayerStream, index: int, groups: list
 def _gaps(pruned: LayerStream, wanted: LayerStream, index: int, parts: list[Part], holds_out: bool) -> list[Gap]:
     """The gaps of parts that read the same, from one pass of the calibration text through their half of both layers.
 
-    Behind parts that write, the reference waits behind the half. A gap holds what the parts in front could not make up for,
-    too, so that held-out tokens choose the damping however many there are.
+    Behind parts that write, the reference waits behind the half.
     """
     columns, sums = parts[0].columns, [Sums() for _ in parts]
     shared = Moments.zeros(int(columns.sum()), columns.device)
+    holds_out = holds_out and not is_plenty(pruned.num_tokens, len(columns))
     choosing = [
         ChoosingTokenRows(pruned.choosing_every, int(part.rows.sum()), columns.device) if holds_out else None
         for part in parts

@@ -27,7 +27,7 @@ from ..masks import LAYER
 from ..modeling import ShearingMixin
 from .criterion import Scores, criterion
 
-NUM_TOKENS = 2048
+NUM_TOKENS = 4096
 """Of the calibration text: enough to rank layers (examples/docs/criteria.md)."""
 SHORTLIST = 1.5
 """Candidates for each layer that goes."""
