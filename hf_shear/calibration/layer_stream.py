@@ -16,6 +16,7 @@ Legend: d hidden size, L layers, N tokens of the calibration text in this proces
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ InputsByModule = dict[tuple[int, str], Moments]
 
 
 MOST_CHOOSING = 512
-"""Tokens of a calibration text, of each process, that choose the damping of a module."""
+"""Tokens of a calibration text, of each process and at equal distances, that choose the damping of a module."""
 PLENTY = 8
 """Tokens for each input of a module from which on the least damping is right (measured: model_cards/tried.md)."""
 
@@ -186,6 +187,7 @@ class LayerStream(LayerRunner):
 
     Attributes:
         num_tokens: that count, over all ranks.
+        choosing_every: the distance of tokens of this process that choose a damping.
     """
 
     def __init__(
@@ -194,7 +196,9 @@ class LayerStream(LayerRunner):
         super().__init__(model)
         self.store = self.device if store is None else torch.device(store)
         self._waiting = [self.in_front_of_layers(batch).to(self.store) for batch in shown(batches, self.device)]
-        self.num_tokens = count_over_ranks(sum(batch.num_tokens for batch in self._waiting), self.device)
+        own = sum(batch.num_tokens for batch in self._waiting)
+        self.num_tokens = count_over_ranks(own, self.device)
+        self.choosing_every = max(math.ceil(own / MOST_CHOOSING), 1)
 
     @property
     def num_batches(self) -> int:
@@ -282,8 +286,9 @@ def _layer_inputs(stream: LayerStream, index: int, names: tuple[str, ...], holds
 
 
 def _no_inputs(stream: LayerStream, module: nn.Linear, holds_out: bool) -> Moments:
-    num_rows = MOST_CHOOSING if holds_out and not is_plenty(stream.num_tokens, module.in_features) else 0
-    return Moments.zeros(module.in_features, module.weight.device, num_leading=num_rows)
+    chooses = holds_out and not is_plenty(stream.num_tokens, module.in_features)
+    keep_every = stream.choosing_every if chooses else 0
+    return Moments.zeros(module.in_features, module.weight.device, keep_every=keep_every)
 
 
 def _keep(shared: InputsByModule | None, index: int, found: dict[str, Moments]) -> None:

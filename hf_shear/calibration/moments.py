@@ -34,6 +34,11 @@ def _steps(size: int) -> range:
     return range(0, size, max(step, 1))  # a part may have lost all its inputs
 
 
+def one_of(every: int, rows: Tensor, num_before: int) -> Tensor:
+    """A copy of the first of every so many rows, those counted that came before."""
+    return rows[-num_before % every :: every].clone()
+
+
 @contextmanager
 def full_float32(dtype: torch.dtype = torch.float32) -> Iterator[None]:
     """Products of float32 matrices without rounding of their factors, whatever the user allowed; sums are float32.
@@ -89,14 +94,14 @@ class Moments:
         second: [C, C], sum of a a^T; only its diagonal blocks and those above are filled (see ``add_products``).
         first: [C], sum of a; None where no mean is asked for.
         count: what means are taken over: N of inputs, P of gradients.
-        num_leading, leading_parts: the first rows of this process, so many, are kept as they are as well.
+        keep_every, kept_parts: of so many rows of this process one is kept as it is as well; 0: none.
     """
 
     second: Tensor
     first: Tensor | None
     count: int = 0
-    num_leading: int = 0
-    leading_parts: list[Tensor] = field(default_factory=list)
+    keep_every: int = 0
+    kept_parts: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def zeros(
@@ -105,11 +110,11 @@ class Moments:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         mean: bool = True,
-        num_leading: int = 0,
+        keep_every: int = 0,
     ) -> Moments:
         """Of ``size`` channels, before any token."""
         second = torch.zeros(size, size, dtype=dtype, device=device)
-        return cls(second, torch.zeros(size, dtype=dtype, device=device) if mean else None, num_leading=num_leading)
+        return cls(second, torch.zeros(size, dtype=dtype, device=device) if mean else None, keep_every=keep_every)
 
     def add(self, rows: Tensor, count: int | None = None) -> None:
         """Count rows [..., C] as ``count`` tokens; None: as many as they are."""
@@ -117,9 +122,9 @@ class Moments:
         add_products(self.second, rows)
         if self.first is not None:
             self.first.add_(rows.sum(dim=0, dtype=self.first.dtype))
+        if self.keep_every:
+            self.kept_parts.append(one_of(self.keep_every, rows, self.count))
         self.count += len(rows) if count is None else count
-        if (more := self.num_leading - sum(map(len, self.leading_parts))) > 0:
-            self.leading_parts.append(rows[:more].clone())
 
     def over_ranks(self) -> None:
         """Sum over the ranks; rows that are kept stay with their rank."""
@@ -127,9 +132,9 @@ class Moments:
         sum_over_ranks(self.second, () if self.first is None else self.first)
 
     @property
-    def leading_rows(self) -> Tensor:
-        """[num_leading, C], or as many as there were."""
-        return torch.cat(self.leading_parts) if self.leading_parts else self.second.new_zeros(0, len(self.second))
+    def kept_rows(self) -> Tensor:
+        """[n, C], in their order."""
+        return torch.cat(self.kept_parts) if self.kept_parts else self.second.new_zeros(0, len(self.second))
 
     @property
     def gram(self) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import InputsByModule, Moments, stream_inputs
-from ..calibration.layer_stream import MOST_CHOOSING, is_plenty
+from ..calibration.layer_stream import is_plenty
 from ..calibration.moments import full_float32
 from ..core import UsageError
 from ..data import Calibration
@@ -167,7 +167,7 @@ def _gap_of_removed(weight: Tensor, moments: Moments, kept: Tensor, removed: Ten
 
 
 def _choosing(weight: Tensor, moments: Moments, kept: Tensor, removed: Tensor) -> ChoosingTokens:
-    inputs, rows = moments.leading_rows.float(), ChoosingTokenRows(MOST_CHOOSING, len(weight), weight.device)
+    inputs, rows = moments.kept_rows.float(), ChoosingTokenRows(1, len(weight), weight.device)
     with full_float32():
         lost = inputs[:, removed] @ weight[:, removed].float().t()
     rows.add(inputs[:, kept], lost)

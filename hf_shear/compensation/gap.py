@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..calibration.moments import full_float32
+from ..calibration.moments import full_float32, one_of
 from ..core import charge_flops, count_over_ranks, num_processes, sum_over_ranks
 
 FIRST_DAMPING = 1e-10  # share of the mean diagonal that is tried where none was asked for and none does not suffice
@@ -27,7 +27,7 @@ HELD_OUT_SHARE = 0.25  # of the tokens that choose a damping, those on which fit
 
 @dataclass
 class ChoosingTokens:
-    """The first tokens of this process, which choose the damping.
+    """Some tokens of this process, which choose the damping.
 
     Attributes:
         inputs: a, [n, K].
@@ -39,20 +39,32 @@ class ChoosingTokens:
     mixed: Tensor
     share: float
 
-    def changes(self, dampings: Sequence[float]) -> Tensor:
+    def changes(self, dampings: Sequence[float], centred: bool = False) -> Tensor:
         """By damping: what the update that fits the last tokens best changes the squared error on the first by, [dampings].
 
-        Summed over tokens and processes. Ridge regression in its dual form, of as many unknowns as there are tokens.
+        Summed over tokens and processes. Ridge regression in its primal or its dual form, of as many unknowns as there are
+        inputs or tokens, whichever are fewer.
+
+        Args:
+            dampings: that are tried.
+            centred: whether a bias makes the means of the last tokens equal, before and after the update.
         """
         num_held = int(HELD_OUT_SHARE * len(self.inputs))
-        held, others = self.mixed[:num_held].double(), self.mixed[num_held:].double()
-        found = torch.zeros(len(dampings), dtype=torch.float64, device=self.inputs.device)
+        inputs, mixed = self.inputs, self.mixed.double()
+        found = torch.zeros(len(dampings), dtype=torch.float64, device=inputs.device)
         if num_held:
+            if centred:
+                inputs, mixed = (rows - rows[num_held:].mean(dim=0) for rows in (inputs, mixed))
+            held, others, read, fitted = mixed[:num_held], mixed[num_held:], inputs[:num_held], inputs[num_held:]
             with full_float32():
-                charge_flops(2 * self.inputs.numel() * len(others))
-                products = (self.inputs @ self.inputs[num_held:].t()).double() / len(others)
+                if inputs.shape[1] <= len(fitted):
+                    gram, cross, read = fitted.t() @ fitted, others.t() @ fitted.double() / len(fitted), read.double()
+                else:
+                    gram, cross, read = fitted @ fitted.t(), others.t(), (read @ fitted.t()).double() / len(fitted)
+            charge_flops(2 * inputs.numel() * len(gram))
+            gram = gram.double() / len(fitted)
             for index, damping in enumerate(dampings):
-                predicted = products[:num_held] @ ridge(others.t(), products[num_held:], damping).t()
+                predicted = read @ ridge(cross, gram, damping).t()
                 found[index] = (predicted * (predicted - 2 * held)).sum()
         sum_over_ranks(found)
         return found
@@ -62,25 +74,25 @@ class ChoosingTokenRows:
     """``ChoosingTokens``, as they are read.
 
     Args:
-        most: of them.
+        every: one of so many tokens is read.
         num_outputs: R.
         device: of what is added.
     """
 
-    def __init__(self, most: int, num_outputs: int, device: torch.device):
+    def __init__(self, every: int, num_outputs: int, device: torch.device):
         generator = torch.Generator().manual_seed(num_outputs)  # the same in every process
         size = (num_outputs, min(NUM_MIXTURES, num_outputs))
-        self._mixing, self._left = torch.randn(size, generator=generator).to(device), most
+        self._mixing = torch.randn(size, generator=generator).to(device)
+        self._every, self._num_before = every, 0
         self._inputs: list[Tensor] = []
         self._mixed: list[Tensor] = []
 
     def add(self, inputs: Tensor, gap: Tensor) -> None:
         """Count rows of inputs [n, K] and of d [n, R], in float32."""
-        if len(inputs := inputs[: self._left]):
-            with full_float32():
-                self._mixed.append(gap[: self._left] @ self._mixing)
-            self._inputs.append(inputs.clone())
-            self._left -= len(inputs)
+        self._inputs.append(one_of(self._every, inputs, self._num_before))
+        with full_float32():
+            self._mixed.append(one_of(self._every, gap, self._num_before) @ self._mixing)
+        self._num_before += len(inputs)
 
     def found(self, num_inputs: int, num_tokens: int) -> ChoosingTokens:
         """What was added.
@@ -150,7 +162,7 @@ def ridge(cross: Tensor, gram: Tensor, damping: float) -> Tensor:
         damping = max(float(FIRST_DAMPING * scale), damping * MORE_DAMPING)
 
 
-def damping_for(gap: Gap, least: float) -> float | None:
+def damping_for(gap: Gap, least: float, centred: bool = False) -> float | None:
     """Of ``least`` and its multiples, the damping whose fit to some tokens is best on others that are held out.
 
     Fitted to few tokens, an update of many inputs is good on these alone: more damping makes it smaller. What a damping
@@ -158,6 +170,7 @@ def damping_for(gap: Gap, least: float) -> float | None:
 
     Args:
         least: added to the diagonal of the gram, as ``ridge`` does.
+        centred: whether a bias makes the means equal, with an update and without.
 
     Returns:
         None if every update is worse than none.
@@ -165,6 +178,6 @@ def damping_for(gap: Gap, least: float) -> float | None:
     if gap.choosing is None:
         return least
     dampings = [factor * least for factor in DAMPINGS]
-    changes = gap.choosing.changes(dampings)
+    changes = gap.choosing.changes(dampings, centred)
     best = int(changes.argmin())
     return max(least, dampings[best] * gap.choosing.share) if float(changes[best]) < 0 else None

@@ -53,9 +53,11 @@ def least_squares_bias(gap: Gap, *, damping: float = DAMPING) -> tuple[Tensor | 
     Args:
         damping: as in ``least_squares``, of the same A_KK.
     """
+    chosen = damping_for(gap, float(damping * gap.gram.diagonal().mean()), centred=True)
+    if chosen is None:
+        return None, gap.mean
     covariance = gap.gram - gap.input_mean.outer(gap.input_mean)
-    cross = gap.cross - gap.mean.outer(gap.input_mean)
-    update = ridge(cross, covariance, float(damping * gap.gram.diagonal().mean()))
+    update = ridge(gap.cross - gap.mean.outer(gap.input_mean), covariance, chosen)
     return update, gap.mean - update @ gap.input_mean
 
 
@@ -143,7 +145,7 @@ COMPENSATIONS: dict[str, Compensation] = {
         Compensation("none", None),
         Compensation("bias", bias, needs_bias=True),
         Compensation("least_squares", least_squares, holds_out=True),
-        Compensation("least_squares_bias", least_squares_bias, needs_bias=True),
+        Compensation("least_squares_bias", least_squares_bias, needs_bias=True, holds_out=True),
     )
 }
 """Every method by its name."""

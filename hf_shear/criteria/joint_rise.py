@@ -8,10 +8,12 @@ stands in its place: losses are then close to those after least squares, and ord
 Few losses are measured. Candidates are the layers that turn the residual stream least (ShortGPT, arXiv 2403.03853). A rise
 hardly ever falls as more layers go, so that the last one known is a lower bound, and only the lowest is measured anew until
 it stays lowest (lazy greedy search, Minoux 1978). And only what comes behind the first change runs again: hidden states in
-front of every layer are kept, of ``num_tokens`` tokens.
+front of every layer are kept, of ``num_tokens`` tokens, and once more without the layer that was measured last.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ from .criterion import Scores, criterion
 
 NUM_TOKENS = 4096
 """Of the calibration text: enough to rank layers (examples/docs/criteria.md)."""
-SHORTLIST = 2
+SHORTLIST = 1.5
 """Candidates for each layer that goes."""
 LEAST_CANDIDATES = 8
 
@@ -38,7 +40,7 @@ def joint_rise(
     calibration: Calibration,
     *,
     num_tokens: int = NUM_TOKENS,
-    shortlist: int = SHORTLIST,
+    shortlist: float = SHORTLIST,
     mean: bool = True,
     protected: str = "",
 ) -> Scores:
@@ -68,9 +70,9 @@ def joint_rise(
         num_removed = max(len(search.open) - kind.num_kept, 0)
         candidates = sorted(set(search.open) - stays, key=lambda layer: (search.influence[layer], layer))
         if num_removed and shortlist:
-            candidates = candidates[: max(shortlist * num_removed, LEAST_CANDIDATES)]
+            candidates = candidates[: max(math.ceil(shortlist * num_removed), LEAST_CANDIDATES)]
         rises = {
-            layer: search.rise(layer) for layer in tracked(sorted(candidates), "Loss without each layer", unit="layer")
+            layer: search.rise(layer) for layer in tracked(candidates[::-1], "Loss without each layer", unit="layer")
         }
         scores, fresh, before = dict(rises), set(candidates), 0.0
         for place in tracked(range(num_removed), "Loss without more layers", unit="layer"):
@@ -125,6 +127,8 @@ class _Search:
             raise UsageError(
                 "`batches` predicts no token: the loss rise of layers needs at least one calibration batch that does."
             )
+        # The layer that was measured last, and what waits behind it without it.
+        self._without: tuple[int, dict[int, list[Tensor]]] = -1, {}
         self.influence: dict[int, float] = {}
         self._means: dict[int, Tensor] = {}
         outputs = self._hidden[self.open[0]]
@@ -145,28 +149,26 @@ class _Search:
         self.influence[layer] = float(sums[0] / sums[1])
         self._means[layer] = (added / sums[1] if mean else torch.zeros_like(added)).to(inputs[0].dtype)
 
+    @torch.no_grad()
     def rise(self, layer: int) -> float:
         """Of the loss without ``layer`` and those that were removed, over that with all."""
-        start = [hidden + self._means[layer] for hidden in self._hidden[layer]]
-        return self._loss(self._behind(layer, start)) - self._whole
-
-    def remove(self, layer: int, rise: float) -> None:
-        """Remove a layer for good, from ``total`` on by ``rise``."""
-        self.total += rise
-        self._removed.add(layer)
-        self._behind(layer, [hidden + self._means[layer] for hidden in self._hidden[layer]], keep=True)
-
-    @torch.no_grad()
-    def _behind(self, layer: int, hidden: list[Tensor], keep: bool = False) -> list[Tensor]:
-        """Hidden states behind all layers, from those behind ``layer``."""
+        self._without = layer, {}  # the one before is let go first
+        hidden = [hidden + self._means[layer] for hidden in self._hidden[layer]]
         for index in self.open[self.open.index(layer) + 1 :]:
-            if keep:
-                self._hidden[index] = hidden
+            self._without[1][index] = hidden
             if index in self._removed:
                 hidden = [one + self._means[index] for one in hidden]
             else:
                 hidden = [self.runner.run(index, *pair) for pair in zip(hidden, self._waiting, strict=True)]
-        return hidden
+        return self._loss(hidden) - self._whole
+
+    def remove(self, layer: int, rise: float) -> None:
+        """Remove a layer for good, from ``total`` on by ``rise``, which is that of now."""
+        if self._without[0] != layer:
+            self.rise(layer)
+        self._hidden |= self._without[1]
+        self.total += rise
+        self._removed.add(layer)
 
     @torch.no_grad()
     def _loss(self, hidden: list[Tensor]) -> float:
