@@ -12,9 +12,9 @@ from pathlib import Path
 
 from hf_shear.publishing import ENGINES, EVIDENCE, UNTESTED
 
-from ..provenance import BEFORE, noted, stale_note
+from ..provenance import is_current, noted, stale_note
 from ..shared import ROOT
-from .measure import todays_code
+from .measure import EMBEDDED, PRECISIONS, todays_code, used_code
 
 RESULTS = ROOT / "model_cards" / "engines"
 RULES_PAGE, RESULTS_PAGE = ROOT / "examples" / "docs" / "engines.md", ROOT / "model_cards" / "engines.md"
@@ -90,6 +90,39 @@ def families_table(found: dict) -> str:
     return "\n".join(lines)
 
 
+def runs_table() -> str:
+    """What ran when, with which packages and at which commit: a row for each difference."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for source in (*SOURCES, "families"):
+        found = results(source)
+        commits = {one["digest"]: one["commit"] for one in found["code"]}
+        for run in found["runs"].values():
+            for key in PRECISIONS:
+                for facts in run.get(key, {}).values():
+                    packages = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+                    row = (key, packages, facts.get("date", "2026-11"), commits.get(facts.get("code"), "unknown"))
+                    rows.setdefault(row, [])
+                    if source not in rows[row]:
+                        rows[row].append(source)
+    lines = ["| engine | packages | run | commit | models |", "|---|---|---|---|---|"]
+    return "\n".join(
+        [*lines, *(f"| {' | '.join(row)} | {', '.join(sources)} |" for row, sources in sorted(rows.items()))]
+    )
+
+
+def commands() -> str:
+    """What measures each source again, a line each."""
+    lines = []
+    for name in (*SOURCES, "families"):
+        found = results(name)
+        kind = "--families" if name == "families" else f"--shapes {name}"
+        words = ["python -m examples.research.engines.measure --source SOURCE", kind]
+        words += [f"--data_dir {found['text']}"] if found["text"] != EMBEDDED else []
+        words += [f"--{flag} {found[flag]}" for flag in ("calibration_batches", "prompts", "precisions") if found[flag]]
+        lines.append(" ".join([*words, f"--output model_cards/engines/{name}.json"]))
+    return "\n".join(f"    {line}" for line in lines)
+
+
 def filled(text_name: str, **tables: str) -> str:
     """A text beside this file with tables in place of their marks."""
     text = Path(__file__).with_name(text_name).read_text(encoding="utf-8")
@@ -107,12 +140,17 @@ def pages() -> dict[Path, str]:
         run = {key for each in found["runs"].values() for key in each}
         parts += [f"## {name}", *(results_table(found, keys) for keys in COLUMNS if run & set(keys))]
     families = families_table(results("families"))
-    made = [one for name in (*SOURCES, "families") for one in results(name).get("code", [BEFORE])]
-    unique = list({one["digest"]: one for one in made}.values())
-    note = stale_note(unique, todays_code(), "python -m examples.research.engines.measure ...")
+    made = [one for name in (*SOURCES, "families") for one in used_code(results(name))]
+    stale = list({one["commit"]: one for one in made if not is_current([one], todays_code())}.values())
+    note = stale_note(stale, todays_code(), "python -m examples.research.engines.measure ...") if stale else ""
     return {
         RULES_PAGE: filled("page_text.md", rules=rules_table()),
-        RESULTS_PAGE: noted(note, filled("results_text.md", results="\n\n".join(parts), families=families)),
+        RESULTS_PAGE: noted(
+            note,
+            filled(
+                "results_text.md", results="\n\n".join(parts), families=families, runs=runs_table(), again=commands()
+            ),
+        ),
     }
 
 
