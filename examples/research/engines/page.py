@@ -12,13 +12,14 @@ from pathlib import Path
 
 from hf_shear.publishing import ENGINES, EVIDENCE, UNTESTED
 
-from ..provenance import is_current, noted, stale_note
+from ..provenance import stale_note
 from ..shared import ROOT
 from .measure import EMBEDDED, PRECISIONS, todays_code, used_code
 
 RESULTS = ROOT / "model_cards" / "engines"
 RULES_PAGE, RESULTS_PAGE = ROOT / "examples" / "docs" / "engines.md", ROOT / "model_cards" / "engines.md"
 SOURCES = ("stories260K", "embedded", "smollm2_135m")  # each has a file of results
+SETTINGS = ("calibration_batches", "prompts", "precisions")  # of a measurement, as its results keep them
 COLUMNS = (("llama_cpp",), ("ctranslate2", "openvino"), ("onnx", "mlx"), ("vllm",))  # of the engines in a table
 MAX_LOGIT_DIFFERENCE = 2e-3  # of the logits' standard deviation: still the same function, in float32
 
@@ -110,17 +111,20 @@ def runs_table() -> str:
     )
 
 
-def commands() -> str:
-    """What measures each source again, a line each."""
-    lines = []
-    for name in (*SOURCES, "families"):
-        found = results(name)
-        kind = "--families" if name == "families" else f"--shapes {name}"
-        words = ["python -m examples.research.engines.measure --source SOURCE", kind]
-        words += [f"--data_dir {found['text']}"] if found["text"] != EMBEDDED else []
-        words += [f"--{flag} {found[flag]}" for flag in ("calibration_batches", "prompts", "precisions") if found[flag]]
-        lines.append(" ".join([*words, f"--output model_cards/engines/{name}.json"]))
-    return "\n".join(f"    {line}" for line in lines)
+def command(name: str) -> str:
+    """What measures a source again. Older results keep neither their text nor their settings."""
+    found = results(name)
+    words = ["python -m examples.research.engines.measure --source SOURCE"]
+    words.append("--families" if name == "families" else f"--shapes {name}")
+    text = found.get("text", EMBEDDED if name == "embedded" else "TEXT")
+    words += [f"--data_dir {text}"] if text != EMBEDDED else []
+    words += [f"--{flag} {found[flag]}" for flag in SETTINGS if found.get(flag)]
+    return " ".join([*words, f"--output model_cards/engines/{name}.json"])
+
+
+def code_note(name: str) -> str:
+    """What a part of the page says where code has moved since its numbers were made; "" where it has not."""
+    return stale_note(used_code(results(name)), todays_code(), command(name))
 
 
 def filled(text_name: str, **tables: str) -> str:
@@ -138,19 +142,12 @@ def pages() -> dict[Path, str]:
     for name in SOURCES:
         found = results(name)
         run = {key for each in found["runs"].values() for key in each}
-        parts += [f"## {name}", *(results_table(found, keys) for keys in COLUMNS if run & set(keys))]
-    families = families_table(results("families"))
-    made = [one for name in (*SOURCES, "families") for one in used_code(results(name))]
-    stale = list({one["commit"]: one for one in made if not is_current([one], todays_code())}.values())
-    note = stale_note(stale, todays_code(), "python -m examples.research.engines.measure ...") if stale else ""
+        tables = (results_table(found, keys) for keys in COLUMNS if run & set(keys))
+        parts += [f"## {name}", *filter(None, (code_note(name), *tables))]
+    families = "\n\n".join(filter(None, (code_note("families"), families_table(results("families")))))
     return {
         RULES_PAGE: filled("page_text.md", rules=rules_table()),
-        RESULTS_PAGE: noted(
-            note,
-            filled(
-                "results_text.md", results="\n\n".join(parts), families=families, runs=runs_table(), again=commands()
-            ),
-        ),
+        RESULTS_PAGE: filled("results_text.md", results="\n\n".join(parts), families=families, runs=runs_table()),
     }
 
 
