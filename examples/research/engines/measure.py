@@ -11,6 +11,9 @@ The source is pruned by Taylor scores to each shape of `forms.SHAPES`, changed i
 the same token ids: greedy text, the logits of held-out text, and the loss that follows. An engine that needs other
 packages than hf_shear does gets a Python of its own by ``--python``. CONVERT_HF_TO_GGUF names llama.cpp's converter.
 Without ``--data_dir`` the text is that of `examples/embedded`.
+
+Each record names the code that made it. With ``--engines`` and no name, nothing runs in an engine: the checkpoints are made
+again, and if their losses are those that are kept, the results note that today's code makes the same checkpoints.
 """
 
 from __future__ import annotations
@@ -30,14 +33,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_shear.core import collect_versions
 from hf_shear.data import load_domains, pack_domains, split_domains
 
-from ..provenance import BEFORE, code_digest, code_record, with_record
+from ..provenance import BEFORE, check_made_again, code_digest, code_record, note_confirmed, with_record
 from ..shared import ROOT
 from .family_forms import FAMILIES, make_family
 from .forms import FORMS, NEMOTRON_NAS, PADDED, SHAPES, forms_of, make_form
 from .runner import ACCEPTED, OPENING, REFUSED
 
 PRECISIONS = {
-    "llama_cpp": ["f32", "f16", "q8_0", "q4_0", "q4_k_m"],
+    "llama_cpp": ["f32", "q8_0", "f16", "q4_0", "q4_k_m"],
     "ctranslate2": ["float32", "int8"],
     "openvino": ["f32", "int8", "int4"],
     "onnx": ["f32", "int8", "int4"],
@@ -51,6 +54,7 @@ QUANTIZED_FORMS = (
 """The rest differ from these in nothing that blocks of weights depend on, and run in floats only."""
 NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS, TEXT_TOKENS = 8, 16, 32, 128
 CALIBRATION_BATCHES, BATCH = 16, 8
+EMBEDDED = "examples/embedded"  # the text where no folder is given
 
 
 def text_of(source: str, data_dir: str | None, num_batches: int, num_prompts: int) -> tuple[list[dict], dict]:
@@ -185,11 +189,12 @@ def run_engine(engine: str, python: str, folders: list[Path]) -> None:
 
 
 def read_records(folder: Path, job: dict, expected: dict) -> dict[str, dict]:
-    """What the results file says of each precision that ran in the folder."""
+    """What the results file says of each precision that ran in the folder; ``code`` is the digest of what made it."""
     records = {}
     for precision in job["precisions"]:
         record = json.loads((folder / f"{precision}.json").read_text(encoding="utf-8"))
         facts = {"status": record["status"], "versions": record["versions"], "date": record["date"]}
+        facts["code"] = todays_code()
         if record["status"] == ACCEPTED:
             with np.load(folder / f"{precision}.npz") as stored:
                 logits = [stored[str(number)] for number in range(len(job["texts"]))]
@@ -218,9 +223,35 @@ def _last_words(done: subprocess.CompletedProcess) -> str:
     return f"the process ended with {done.returncode}: {lines[-1][:300] if lines else ''}"
 
 
+def check_checkpoints(results: dict, expected: dict[str, dict]) -> None:
+    """Note that today's code makes the checkpoints whose records are kept, so that new records may stand beside them.
+
+    Raises:
+        ValueError: the loss of one differs.
+    """
+    made = [form for form in expected if form in results["runs"]]
+    for form in made:
+        check_made_again(form, [results["runs"][form]["loss"]], [expected[form]["loss"]])
+    if made:
+        note_confirmed([one for one in results["code"] if one["digest"] != todays_code()], todays_code())
+
+
+def used_code(results: dict) -> list[dict]:
+    """The records of the code that made what is kept."""
+    used = {facts.get("code") for run in results["runs"].values() for engine in PRECISIONS
+            for facts in run.get(engine, {}).values()}  # fmt: skip
+    return [one for one in results["code"] if one["digest"] in used] + ([BEFORE] if None in used else [])
+
+
 def todays_code() -> str:
     """Digest of the code that makes the numbers."""
     return code_digest("examples.research.engines.measure", ("main",))
+
+
+def write(output: Path, results: dict) -> None:
+    """Keep the results, without code that made nothing of them."""
+    named = [one for one in used_code(results) if one["digest"]]
+    output.write_text(json.dumps(results | {"code": named}, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -231,7 +262,7 @@ def main() -> None:
     parser.add_argument("--data_dir")
     parser.add_argument("--output", required=True, help="JSON; records of other engines and forms in it are kept")
     parser.add_argument("--work_dir", help="for checkpoints and converted files; a temporary one by default")
-    parser.add_argument("--engines", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
+    parser.add_argument("--engines", nargs="*", default=list(PRECISIONS), choices=list(PRECISIONS))
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), help="by default all that the shapes allow")
     parser.add_argument("--calibration_batches", type=int, default=CALIBRATION_BATCHES, help=f"of {BATCH} samples")
     parser.add_argument("--prompts", type=int, default=NUM_PROMPTS, help="and held-out texts")
@@ -242,13 +273,16 @@ def main() -> None:
     work = Path(arguments.work_dir or tempfile.mkdtemp())
     batches, job = text_of(arguments.source, arguments.data_dir, arguments.calibration_batches, arguments.prompts)
     output = Path(arguments.output)
-    results = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {"runs": {}}
+    results = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {"code": [], "runs": {}}
     results |= {"source": "families" if arguments.families else arguments.shapes, "versions": collect_versions()}
     results |= {
         "prompts": arguments.prompts,
         "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": NEW_TOKENS,
         "text_tokens": TEXT_TOKENS,
+        "calibration_batches": arguments.calibration_batches,
+        "precisions": arguments.precisions,
+        "text": Path(arguments.data_dir).name if arguments.data_dir else EMBEDDED,
     }
     if arguments.families:
         checkpoints = {name: make_family(name, arguments.source, work / "families") for name in FAMILIES}
@@ -261,10 +295,10 @@ def main() -> None:
     # transformers has no class for a nemotron-nas: the same model, padded, stands for it
     computed = {form: path.with_name(PADDED) if form == NEMOTRON_NAS else path for form, path in checkpoints.items()}
     expected = {form: kept_reference(path, job, work / "reference" / form) for form, path in computed.items()}
-    before = results.get("code", [BEFORE] if results["runs"] else [])
-    results["code"] = with_record(before, code_record(todays_code()))
+    check_checkpoints(results, expected)
     output.parent.mkdir(parents=True, exist_ok=True)
     for engine in arguments.engines:
+        results["code"] = with_record(results["code"], code_record(todays_code()))
         jobs = {
             form: {**job, "checkpoint": str(path.absolute()), "strings": strings_of(form, job),
                    "precisions": precisions(engine, form, arguments.precisions)}
@@ -283,7 +317,8 @@ def main() -> None:
             run["logit_deviation"] = _rounded(np.std(np.concatenate(expected[form]["logits"])))
             for name, facts in records.items():
                 print(form, engine, name, {key: value for key, value in facts.items() if key != "versions"}, flush=True)
-        output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write(output, results)
+    write(output, results)
 
 
 if __name__ == "__main__":

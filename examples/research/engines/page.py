@@ -12,13 +12,14 @@ from pathlib import Path
 
 from hf_shear.publishing import ENGINES, EVIDENCE, UNTESTED
 
-from ..provenance import BEFORE, noted, stale_note
+from ..provenance import stale_note
 from ..shared import ROOT
-from .measure import todays_code
+from .measure import EMBEDDED, PRECISIONS, todays_code, used_code
 
 RESULTS = ROOT / "model_cards" / "engines"
 RULES_PAGE, RESULTS_PAGE = ROOT / "examples" / "docs" / "engines.md", ROOT / "model_cards" / "engines.md"
 SOURCES = ("stories260K", "embedded", "smollm2_135m")  # each has a file of results
+SETTINGS = ("calibration_batches", "prompts", "precisions")  # of a measurement, as its results keep them
 COLUMNS = (("llama_cpp",), ("ctranslate2", "openvino"), ("onnx", "mlx"), ("vllm",))  # of the engines in a table
 MAX_LOGIT_DIFFERENCE = 2e-3  # of the logits' standard deviation: still the same function, in float32
 
@@ -90,6 +91,42 @@ def families_table(found: dict) -> str:
     return "\n".join(lines)
 
 
+def runs_table() -> str:
+    """What ran when, with which packages and at which commit: a row for each difference."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for source in (*SOURCES, "families"):
+        found = results(source)
+        commits = {one["digest"]: one["commit"] for one in found["code"]}
+        for run in found["runs"].values():
+            for key in PRECISIONS:
+                for facts in run.get(key, {}).values():
+                    packages = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+                    row = (key, packages, facts.get("date", "2026-11"), commits.get(facts.get("code"), "unknown"))
+                    rows.setdefault(row, [])
+                    if source not in rows[row]:
+                        rows[row].append(source)
+    lines = ["| engine | packages | run | commit | models |", "|---|---|---|---|---|"]
+    return "\n".join(
+        [*lines, *(f"| {' | '.join(row)} | {', '.join(sources)} |" for row, sources in sorted(rows.items()))]
+    )
+
+
+def command(name: str) -> str:
+    """What measures a source again. Older results keep neither their text nor their settings."""
+    found = results(name)
+    words = ["python -m examples.research.engines.measure --source SOURCE"]
+    words.append("--families" if name == "families" else f"--shapes {name}")
+    text = found.get("text", EMBEDDED if name == "embedded" else "TEXT")
+    words += [f"--data_dir {text}"] if text != EMBEDDED else []
+    words += [f"--{flag} {found[flag]}" for flag in SETTINGS if found.get(flag)]
+    return " ".join([*words, f"--output model_cards/engines/{name}.json"])
+
+
+def code_note(name: str) -> str:
+    """What a part of the page says where code has moved since its numbers were made; "" where it has not."""
+    return stale_note(used_code(results(name)), todays_code(), command(name))
+
+
 def filled(text_name: str, **tables: str) -> str:
     """A text beside this file with tables in place of their marks."""
     text = Path(__file__).with_name(text_name).read_text(encoding="utf-8")
@@ -105,14 +142,12 @@ def pages() -> dict[Path, str]:
     for name in SOURCES:
         found = results(name)
         run = {key for each in found["runs"].values() for key in each}
-        parts += [f"## {name}", *(results_table(found, keys) for keys in COLUMNS if run & set(keys))]
-    families = families_table(results("families"))
-    made = [one for name in (*SOURCES, "families") for one in results(name).get("code", [BEFORE])]
-    unique = list({one["digest"]: one for one in made}.values())
-    note = stale_note(unique, todays_code(), "python -m examples.research.engines.measure ...")
+        tables = (results_table(found, keys) for keys in COLUMNS if run & set(keys))
+        parts += [f"## {name}", *filter(None, (code_note(name), *tables))]
+    families = "\n\n".join(filter(None, (code_note("families"), families_table(results("families")))))
     return {
         RULES_PAGE: filled("page_text.md", rules=rules_table()),
-        RESULTS_PAGE: noted(note, filled("results_text.md", results="\n\n".join(parts), families=families)),
+        RESULTS_PAGE: filled("results_text.md", results="\n\n".join(parts), families=families, runs=runs_table()),
     }
 
 
