@@ -278,13 +278,13 @@ def write(kept: dict) -> None:
     write_text_atomically(RESULTS, f'{{"code": {json.dumps(kept["code"])},\n"runs": [\n{lines}\n]}}\n')
 
 
-INTRODUCTION = """# Models that people use: SmolLM2-135M and Gemma 3 270M
+INTRODUCTION = """# Pretrained models that people use
 
-Pretrained models, cut at once and not trained after it. Every arm reads the same {tokens:,} tokens of wikitext-2's
-`train`, unless the row names another number, and is judged on the same tokens of its `valid`: loss in nats per token.
-Mean ± spread is over seeds of the draw; a number alone is of one seed. Computed in float32, on one CPU thread beside other
-work. CPU seconds are those of choosing and cutting. The peer cuts MLPs (`MAW` with data) and layers (by cosine); other
-targets it does not have. Weights come from GGUF files of 4 bits: their losses differ a little from the published."""
+Cut at once and not trained after it. Every arm reads the same {tokens:,} tokens of wikitext-2's `train`, unless the row
+names another number, and all of a model are judged on the same windows of `valid`: loss in nats per token. Mean ± spread is
+over seeds of the draw; a number alone is of one seed. Computed in float32, on one CPU thread beside other work. The CPU
+seconds are those of choosing and cutting. The peer cuts MLPs (`MAW` with data) and layers (by cosine); other targets it does not have.
+Weights come from GGUF files of 4 bits: their losses differ a little from the published."""
 
 
 def page(kept: dict) -> str:
