@@ -31,7 +31,7 @@ def test_a_run_is_kept_without_its_long_parts_and_its_paths(tmp_path, monkeypatc
     whole["history"].insert(
         0, {"stage": "mask_learning", "num_tokens": 5, "mixture_weights": {"books": 0.9, "code": 0.1}}
     )
-    monkeypatch.setattr(builder, "code_record", lambda digest: {"commit": "abcdef01", "date": "2026", "digest": digest})
+    monkeypatch.setattr(builder, "is_code_of", lambda commit: commit == "abcdef0123")
     (run / "results.json").write_text(json.dumps(whole))
     words = [
         "--add",
@@ -45,7 +45,7 @@ def test_a_run_is_kept_without_its_long_parts_and_its_paths(tmp_path, monkeypatc
         "make tiny",
     ]
     monkeypatch.setattr("sys.argv", ["model_cards.py", *words])
-    with pytest.raises(ValueError, match="was made by commit .*, but this is abcdef01. Add it from there."):
+    with pytest.raises(ValueError, match="was made by commit .*, whose code is not today's. Add it from there."):
         builder.main()
     (run / "results.json").write_text(json.dumps(whole | {"made_by": {"commit": "abcdef0123"}}))
     builder.main()
@@ -56,7 +56,8 @@ def test_a_run_is_kept_without_its_long_parts_and_its_paths(tmp_path, monkeypatc
     kept = json.loads((folder / "results.json").read_text())
     assert "kept" not in kept and len(kept["history"]) == 2
     assert not any(b"secret-place" in path.read_bytes() for path in folder.iterdir())
-    assert kept["code"] == [{"commit": "abcdef01", "date": "2026", "digest": builder.todays_code()}]
+    (code,) = kept["code"]
+    assert code["commit"] == "abcdef01" and code["digest"] == builder.todays_code()
     text = (folder / "README.md").read_text()
     assert ModelCard(text).data.license == "mit"
     assert "| books | 0.443 |" in text and "make tiny" in text and "cut out of the tiny model (" in text

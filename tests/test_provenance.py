@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import subprocess
 
 import pytest
 
@@ -19,6 +20,7 @@ from examples.research.provenance import (
     code_digest,
     confirm,
     fingerprint,
+    is_code_of,
     is_current,
     reached,
     stale_note,
@@ -238,6 +240,12 @@ def test_a_study_of_several_sources_is_confirmed_with_all_of_them(tmp_path, monk
     shape_search.run_study(shape_search, ["confirm", "--stories", "model", "text", "--data_dir", "domains"])
     (code,) = kept_runs.read(tmp_path / "kept.json")["code"]
     assert code["confirmed"]["digest"] == shape_search.todays_code() and (tmp_path / "kept.md").read_text() == "whole"
+
+
+def test_code_is_known_by_its_commit():
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=provenance.ROOT, check=False).returncode != 0
+    assert is_code_of("HEAD") or changed
+    assert not is_code_of("0" * 40) and not is_code_of(None)
 
 
 def test_of_what_a_study_asks_for_the_cheapest_is_made_again(tmp_path):

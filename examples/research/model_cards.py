@@ -17,7 +17,7 @@ from hf_shear.evaluation import evaluation_table
 from hf_shear.publishing import SourceLicense, find_run, model_card, named_license, source_license
 from hf_shear.publishing.local_paths import publishable
 
-from .provenance import code_digest, code_record, noted, stale_note
+from .provenance import code_digest, code_record, is_code_of, noted, stale_note
 from .shared import EXAMPLES, ROOT
 
 MODELS = ROOT / "model_cards" / "models"
@@ -47,16 +47,15 @@ def add(name: str, run_folder: Path, facts: dict, license: SourceLicense | None)
     """Keep what a run says of its model, and the code that made it.
 
     Raises:
-        ValueError: the run has no results; or another commit made it, or files differ from it, so that its code can not be
-            named.
+        ValueError: the run has no results; or other code made it, so that its code can not be named.
     """
     run = find_run(run_folder)
     if run.results is None:
         raise ValueError(f"{run_folder} has no results.json, and a card is written from it.")
-    code, made_by = code_record(todays_code()), run.results.get("made_by", {}).get("commit", "another")
-    if not made_by.startswith(str(code["commit"])):
-        raise ValueError(f"{run_folder} was made by commit {made_by}, but this is {code['commit']}. Add it from there.")
-    run.results["code"] = [code]
+    made_by = run.results.get("made_by", {}).get("commit")
+    if not is_code_of(made_by):
+        raise ValueError(f"{run_folder} was made by commit {made_by}, whose code is not today's. Add it from there.")
+    run.results["code"] = [code_record(todays_code()) | {"commit": made_by[:8]}]
     found = license or source_license(run.provenance, run.checkpoint)
     facts = facts | {"arm": run.arm, "license": None if found is None else dataclasses.asdict(found)}
     folder = MODELS / name

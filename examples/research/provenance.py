@@ -190,6 +190,13 @@ def code_record(digest: str) -> dict[str, Any]:
     return {"commit": _commit(), "date": datetime.date.today().isoformat(), "digest": digest}
 
 
+def is_code_of(commit: str | None) -> bool:
+    """Whether the files that runs of hf_shear and its examples depend on are those of a commit."""
+    places = [*(f"hf_shear/{room}" for room in ROOMS), "examples/shear.py", "examples/embedded"]
+    command = ["git", "diff", "--quiet", str(commit), "--", *places]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
 @cache
 def _commit() -> str | None:
     def git(*words: str) -> str:
