@@ -283,8 +283,8 @@ INTRODUCTION = """# Pretrained models that people use
 Cut at once and not trained after it. Every arm reads the same {tokens:,} tokens of wikitext-2's `train`, unless the row
 names another number, and all of a model are judged on the same windows of `valid`: loss in nats per token. Mean ± spread is
 over seeds of the draw; a number alone is of one seed. Computed in float32, on one CPU thread beside other work. The CPU
-seconds are those of choosing and cutting. The peer cuts MLPs (`MAW` with data) and layers (by cosine), and has no other
-targets. Weights come from GGUF files of 4 bits: their losses differ a little from the published."""
+seconds are those of choosing and cutting. The peer cuts MLPs (`MAW` with data) and layers (by cosine); other
+targets it does not have. Weights come from GGUF files of 4 bits: their losses differ a little from the published."""
 
 
 def page(kept: dict) -> str:
