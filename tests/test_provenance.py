@@ -26,6 +26,7 @@ from examples.research.provenance import (
     stale_note,
     with_record,
 )
+from examples.research.shared import EXAMPLES
 
 CODE = '''
 from dataclasses import field
@@ -173,7 +174,7 @@ def test_one_cut_of_the_main_job_again():
     source = next((one for one in results_of(main_job.RESULTS) if one.name == EMBEDDED), None)
     if source is None or not is_current(source.code, main_job.todays_code()):
         pytest.skip("stale, as its page says: run it again")
-    place = main_job.EXAMPLES / "embedded" / "model"
+    place = EXAMPLES / "embedded" / "model"
     job = main_job.MainJob(main_job.CLAIM, source.name, place, None, source.settings, main_job.RESULTS)
     kept = source.select(arm="random", budget=main_job.EQUAL_TOKENS, seed=0)[0]
     _, cost = job.cut({name: kept[name] for name in ("arm", "budget", "rate", "seed")})
