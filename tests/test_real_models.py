@@ -58,7 +58,7 @@ def test_each_arm_is_measured_once_and_shown(study, capsys):
     lowest = min(first, key=lambda run: run["loss"])
     if lowest["arm"] != "default":  # which has a second seed in its cell
         assert f"**{lowest['loss']:.3f}**" in text
-    real_models.confirm(study, study)
+    real_models.confirm_runs(study, study)
     assert real_models.kept_results()["code"][0]["confirmed"]
 
 

@@ -37,7 +37,7 @@ from hf_shear.core import write_text_atomically
 from hf_shear.data import Calibration
 
 from .claims.claim_results import markdown_table
-from .provenance import check_made_again, code_digest, code_record, note_confirmed, noted, stale_note, with_record
+from .provenance import MadeAgain, code_digest, code_record, confirm, noted, stale_note, with_record
 from .shared import ROOT, mean_and_spread
 
 RESULTS, PAGE = ROOT / "model_cards" / "real_models.json", ROOT / "model_cards" / "real_models.md"
@@ -252,23 +252,23 @@ def cut(folder: Path, wikitext: Path) -> None:
         write(kept)
 
 
-def confirm(folder: Path, wikitext: Path) -> None:
-    """Measure our arms of the first target again; where they are what they were, note that this code did it.
-
-    Raises:
-        ValueError: a loss differs by more than a thousandth: then measure anew.
-    """
-    kept = kept_results()
-    assert kept is not None, "nothing was measured yet"
+def made_again(folder: Path, wikitext: Path, runs: list[dict]) -> Iterator[MadeAgain]:
+    """Our arms of the first target."""
     name, model = next(iter(MODELS.items()))
     text, first = texts(wikitext, folder / model.folder), next(iter(model.targets))
-    keys = ({"model": name, "target": first, "arm": arm, "seed": 0, "tokens": TOKENS} for arm in OURS)
-    for key in keys:
-        for run in (run for run in kept["runs"] if key.items() <= run.items()):
+    for arm in OURS:
+        key = {"model": name, "target": first, "arm": arm, "seed": 0, "tokens": TOKENS}
+        for run in (run for run in runs if key.items() <= run.items()):
             again = run_of(folder, text, key)
             assert again is not None, "our arms have a way to every shape"
-            check_made_again(f"{first}, {run['arm']}", [run["loss"]], [again["loss"]])
-    note_confirmed(kept["code"], todays_code())
+            yield f"{first}, {arm}", [run["loss"]], [again["loss"]]
+
+
+def confirm_runs(folder: Path, wikitext: Path) -> None:
+    """By our arms of the first target."""
+    kept = kept_results()
+    assert kept is not None, "nothing was measured yet"
+    confirm(kept, todays_code(), made_again(folder, wikitext, kept["runs"]))
     write(kept)
 
 
@@ -358,7 +358,7 @@ def main(command_line: list[str] | None = None) -> None:
         get(*options.folders)
         return
     if options.what in ("cut", "confirm"):
-        {"cut": cut, "confirm": confirm}[options.what](*options.folders)
+        {"cut": cut, "confirm": confirm_runs}[options.what](*options.folders)
     kept = kept_results()
     if kept is None:
         parser.error("nothing was measured yet.")
