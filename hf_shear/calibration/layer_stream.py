@@ -46,12 +46,12 @@ InputsByModule = dict[tuple[int, str], Moments]
 
 MOST_CHOOSING = 512
 """Tokens of a calibration text, of each process and at equal distances, that choose the damping of a module."""
-PLENTY = 8
-"""Tokens for each input of a module from which on the least damping is right (measured: model_cards/tried.md)."""
+PLENTY = 16
+"""Tokens for each input from which on the least damping is right for what a module alone lost (model_cards/tried.md)."""
 
 
 def is_plenty(num_tokens: int, num_inputs: int) -> bool:
-    """Whether a calibration text, of all processes, chooses no damping of a module with so many inputs."""
+    """Whether a calibration text, of all processes, chooses no damping for what a module with so many inputs lost."""
     return num_tokens >= PLENTY * num_inputs
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import Batch, LayerStream, Moments, Sums, measuring, watching
-from ..calibration.layer_stream import WaitingBatch, forwards_replaced, is_plenty, warn_if_short
+from ..calibration.layer_stream import WaitingBatch, forwards_replaced, warn_if_short
 from ..calibration.moments import full_float32
 from ..core import charge_flops, tracked
 from ..data import Calibration
@@ -97,7 +97,6 @@ def _gaps(pruned: LayerStream, wanted: LayerStream, index: int, parts: list[Part
     """
     columns, sums = parts[0].columns, [Sums() for _ in parts]
     shared = Moments.zeros(int(columns.sum()), columns.device)
-    holds_out = holds_out and not is_plenty(pruned.num_tokens, len(columns))
     choosing = [
         ChoosingTokenRows(pruned.choosing_every, int(part.rows.sum()), columns.device) if holds_out else None
         for part in parts
