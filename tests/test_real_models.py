@@ -31,6 +31,7 @@ def study(tmp_path, monkeypatch):
         ("tiny", ("narrow",), ("default",), 0, 256),
     )
     changes = {"WINDOW": 16, "TOKENS": 128, "RESULTS": tmp_path / "kept.json", "RUNS": runs}
+    changes |= {"TRAINED": (("tiny", ("narrow",)), ("none", ("narrow",))), "TRAINED_TOKENS": 128}
     changes |= {"MODELS": {"tiny": model, "none": absent}}
     for name, value in changes.items():
         monkeypatch.setattr(real_models, name, value)
@@ -58,6 +59,14 @@ def test_each_arm_is_measured_once_and_shown(study, capsys):
     lowest = min(first, key=lambda run: run["loss"])
     if lowest["arm"] != "default":  # which has a second seed in its cell
         assert f"**{lowest['loss']:.3f}**" in text
+    real_models.train(study, study)
+    trained = real_models.kept_results()["trained"]
+    assert {run["trained"] for run in trained} == {128} and trained[0]["arm"] == "default" and len(trained) == 2
+    at_cut = {run["arm"]: run["loss"] for run in first}
+    assert all(run["loss"] != at_cut[run["arm"]] for run in trained)
+    assert f"| narrow | default | {at_cut['default']:.3f} | {trained[0]['loss']:.3f} |" in real_models.page(
+        real_models.kept_results()
+    )
     real_models.confirm_runs(study, study)
     assert real_models.kept_results()["code"][0]["confirmed"]
 
@@ -67,7 +76,7 @@ def test_arms_end_in_the_shape_that_was_asked_for(study):
     text = real_models.texts(study, study / "model")
     model = AutoModelForCausalLM.from_pretrained(study / "model", dtype=torch.float32)
     for arm, make in real_models.arms().items():
-        if not arm.startswith(real_models.PEER):
+        if arm in real_models.OURS:
             made = make(model, {"intermediate_size": 16}, real_models.calibration(text, 0, 128, 4))
             assert made.config.intermediate_size == 16
 

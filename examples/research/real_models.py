@@ -1,21 +1,21 @@
-"""Pretrained models that people use, cut by the default, by plainer choices and by another library's code.
+"""Pretrained models that people use, cut by the default, by plainer choices and by other libraries' own code.
 
     python -m examples.research.real_models get FOLDER                    # SmolLM2-135M-Instruct and Gemma 3 270M
     python -m examples.research.real_models cut FOLDER WIKITEXT2          # measure what is not kept yet, build the page
+    python -m examples.research.real_models train FOLDER WIKITEXT2        # the same, of cuts that are trained
     python -m examples.research.real_models confirm FOLDER WIKITEXT2      # one target's arms again, after a change of code
     python -m examples.research.real_models page                          # build the page anew, and measure nothing
 
 ``FOLDER`` holds a checkpoint of each model, which ``get`` makes of the packages that ship them; a model that is not there
 is not measured. ``WIKITEXT2`` holds ``train.jsonl`` and ``valid.jsonl`` with a field ``text``. Every arm sees the same
 calibration text, drawn from ``train`` by a seed, and is judged on the first windows of ``valid``. A peer's arm is run where
-its package is installed: ``pip install optipfair==0.4.2``. Arms are kept one by one, in model_cards/real_models.json: a
-call goes on where the last one stopped.
+its package is installed (``peers``). Arms are kept one by one, in model_cards/real_models.json: a call goes on where the
+last one stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -33,15 +33,18 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from hf_shear import PruneConfig, evaluate_samples, open_source, pack_domains, prune_one_shot, save_checkpoint
-from hf_shear.core import write_text_atomically
 from hf_shear.data import Calibration
+from hf_shear.runs.peak_memory import peak_memory
+from hf_shear.search import ShortRecovery
+from hf_shear.shapes import training_flops_per_token
 
+from . import kept_runs
 from .claims.claim_results import markdown_table
-from .provenance import MadeAgain, code_digest, code_record, confirm, noted, stale_note, with_record
-from .shared import ROOT, mean_and_spread
+from .peers import PEERS, installed_peers
+from .provenance import MadeAgain, code_digest, confirm, made_by, noted, stale_note
+from .shared import ROOT, difference, mean_and_spread
 
 RESULTS, PAGE = ROOT / "model_cards" / "real_models.json", ROOT / "model_cards" / "real_models.md"
-PEER = "optipfair"
 WINDOW = 512  # tokens
 
 
@@ -79,8 +82,16 @@ MODELS = {
             "heads and MLP": {"num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 1195},
             "hidden size": {"hidden_size": 504},
             "24 of 30 layers": {"num_hidden_layers": 24},
-            "all but heads": {"hidden_size": 504, "intermediate_size": 1280, "num_hidden_layers": 27},
-        },
+            # what --target_num_parameters 100000000 and 70000000 choose
+            "100 M": {"hidden_size": 480, "num_attention_heads": 6, "intermediate_size": 1344},
+            "70 M": {
+                "hidden_size": 384,
+                "num_hidden_layers": 29,
+                "num_attention_heads": 6,
+                "num_key_value_heads": 2,
+                "intermediate_size": 1152,
+            },
+        },  # fmt: skip
         batch=4,
         num_judged=32,
     ),
@@ -102,14 +113,16 @@ OURS = {
 }
 RUNS = (
     (SMOLLM2, ("MLP -20 %", "MLP -40 %", "heads and MLP", "24 of 30 layers"), tuple(OURS), 0, TOKENS),
-    (SMOLLM2, ("hidden size",), (DEFAULT, BARE), 0, TOKENS),  # which the default ranks by activations, too
+    (SMOLLM2, ("hidden size", "100 M", "70 M"), (DEFAULT, BARE), 0, TOKENS),  # the default ranks by activations, too
     (GEMMA, ("MLP -20 %", "14 of 18 layers"), tuple(OURS), 0, TOKENS),
-    (SMOLLM2, ("MLP -20 %", "MLP -40 %", "24 of 30 layers"), (DEFAULT,), 1, TOKENS),
-    (SMOLLM2, ("all but heads",), (DEFAULT, BARE), 0, TOKENS),
-    (SMOLLM2, ("MLP -20 %",), (DEFAULT,), 0, 2_048),
+    (SMOLLM2, ("MLP -20 %", "MLP -40 %", "heads and MLP", "24 of 30 layers"), (DEFAULT,), 0, 2_048),
+    (SMOLLM2, ("MLP -20 %", "MLP -40 %", "heads and MLP", "hidden size", "24 of 30 layers"), (DEFAULT,), 1, TOKENS),
     (SMOLLM2, ("MLP -20 %",), (DEFAULT,), 0, 65_536),
 )
-"""Model, targets, our arms, seed and tokens of the calibration text, in the order of measuring. The peer is in all."""
+"""Model, targets, our arms, seed and tokens of the calibration text, in the order of measuring. Peers are in all."""
+TRAINED_TOKENS, LEARNING_RATE = 51_200, 2e-4
+TRAINED = ((SMOLLM2, ("MLP -20 %", "24 of 30 layers", "100 M")),)
+"""Model and targets: the default and the lowest rival at the cut are trained, all weights, on text of ``train``."""
 
 
 def get(folder: Path) -> None:
@@ -160,46 +173,21 @@ def calibration(text: dict[str, Dataset], seed: int, tokens: int, batch: int) ->
     return Calibration.from_domains({"train": text["train"]}, batch, tokens // WINDOW // batch, seed)
 
 
-def by_peer(model: PreTrainedModel, target: dict[str, int], drawn: Calibration) -> PreTrainedModel | None:
-    """The model as optipfair cuts it; None where it has no way to this shape."""
-    from optipfair import prune_model
-    from optipfair.pruning.depth import analyze_layer_importance
-
-    batches = [
-        {"input_ids": one["input_ids"], "attention_mask": torch.ones_like(one["input_ids"])} for one in drawn.batches
-    ]
-    if set(target) == {"intermediate_size"}:
-        removed = model.config.intermediate_size - target["intermediate_size"]
-        share = 100 * (removed + 0.5) / model.config.intermediate_size  # it rounds down
-        return prune_model(model, "MLP_GLU", "MAW", share, dataloader=batches, show_progress=False)
-    if set(target) == {"num_hidden_layers"}:
-        scores = analyze_layer_importance(model, batches, show_progress=False)
-        number = model.config.num_hidden_layers - target["num_hidden_layers"]
-        least = sorted(sorted(scores, key=scores.get)[:number])
-        return prune_model(model, "DEPTH", layer_indices=least, layer_selection_method="custom", show_progress=False)
-    return None
-
-
 def arms() -> dict[str, Callable]:
     """What cuts a model to a target, by name."""
-    found = {
+    return {
         name: lambda model, target, drawn, config=config: prune_one_shot(model, target, drawn, config).model
         for name, config in OURS.items()
-    }
-    try:
-        return found | {f"{PEER} {importlib.metadata.version(PEER)}": by_peer}
-    except importlib.metadata.PackageNotFoundError:
-        print(f"{PEER} is not installed, so that it is not measured.")
-        return found
+    } | installed_peers()
 
 
 def todays_code() -> str:
     """Digest of the code that makes the arms."""
-    return code_digest(__name__ if __name__ != "__main__" else "examples.research.real_models", ("cut",))
+    return code_digest("examples.research.real_models", ("cut", "train"))
 
 
-def run_of(folder: Path, text: dict[str, Dataset], key: dict) -> dict | None:
-    """One arm's model of one target, cut and judged; None where the arm has no way to this shape.
+def cut_model(folder: Path, text: dict[str, Dataset], key: dict) -> tuple[PreTrainedModel, dict] | None:
+    """One arm's model of one target, and what making it took; None where the arm has no way to this shape.
 
     Args:
         folder: of the checkpoints; the source is loaded anew.
@@ -210,15 +198,30 @@ def run_of(folder: Path, text: dict[str, Dataset], key: dict) -> dict | None:
     source = open_source("model", folder / model.folder).load_model(torch.float32)  # which every machine computes alike
     drawn, target = calibration(text, key["seed"], key["tokens"], model.batch), model.targets.get(key["target"], {})
     start = time.process_time()
-    result = source if key["arm"] == SOURCE else arms()[key["arm"]](source, target, drawn)
+    with peak_memory(source.device) as peak:
+        result = source if key["arm"] == SOURCE else arms()[key["arm"]](source, target, drawn)
     seconds = time.process_time() - start
     if result is None:
         return None
     lost = [name for name, size in target.items() if getattr(result.config, name) != size]
     assert not lost, f"{key}: another shape than was asked for: {lost}"
-    judged = {"valid": text["valid"].select(range(model.num_judged))}
-    loss = evaluate_samples(result.eval(), judged, model.batch)["valid"].mean
-    return key | {"loss": loss, "parameters": result.num_parameters(), "cpu_seconds": seconds}
+    return result.eval(), {"cpu_seconds": seconds, "peak_bytes": peak.num_bytes}
+
+
+def judged(result: PreTrainedModel, text: dict[str, Dataset], model: RealModel) -> dict:
+    """On the judged windows, nats per token: of all, and of each."""
+    found = evaluate_samples(result.eval(), {"valid": text["valid"].select(range(model.num_judged))}, model.batch)
+    each = zip(found["valid"].sums, found["valid"].num_tokens, strict=True)
+    return {"loss": found["valid"].mean, "windows": [round(total / number, 4) for total, number in each]}
+
+
+def run_of(folder: Path, text: dict[str, Dataset], key: dict) -> dict | None:
+    """One arm of one target, cut and judged; None where the arm has no way to this shape."""
+    made = cut_model(folder, text, key)
+    if made is None:
+        return None
+    result, taken = made
+    return key | {"parameters": result.num_parameters()} | taken | judged(result, text, MODELS[key["model"]])
 
 
 def wanted() -> Iterator[dict]:
@@ -229,110 +232,178 @@ def wanted() -> Iterator[dict]:
 
     yield from (key(name, "", SOURCE) for name in MODELS)
     for name, targets, ours, seed, tokens in RUNS:
-        chosen = [arm for arm in arms() if arm in ours or arm.startswith(PEER)]
+        chosen = [arm for arm in arms() if arm in ours or _is_peer(arm)]
         yield from (key(name, target, arm, seed, tokens) for target in targets for arm in chosen)
+
+
+def _is_peer(arm: str) -> bool:
+    return arm.split(" ")[0] in PEERS
+
+
+class _Texts(dict):
+    """Packed windows by folder of a checkpoint, made when they are asked for."""
+
+    def __init__(self, wikitext: Path):
+        self.wikitext = wikitext
+
+    def __missing__(self, place: Path) -> dict[str, Dataset]:
+        self[place] = texts(self.wikitext, place)
+        return self[place]
 
 
 def cut(folder: Path, wikitext: Path) -> None:
     """Measure every arm that is not kept yet, of the models that are there."""
-    kept = kept_results() or {"runs": []}
-    runs, text = kept["runs"], {}
+    kept, text = kept_results(), _Texts(wikitext)
     for key in wanted():
         place = folder / MODELS[key["model"]].folder
-        if any(key.items() <= run.items() for run in runs) or not place.is_dir():
-            continue
-        if place not in text:
-            text[place] = texts(wikitext, place)
-        run = run_of(folder, text[place], key)
-        if run is None:
-            continue
-        runs.append(run)
-        print(run, flush=True)
-        kept["code"] = with_record(kept.get("code", ()), code_record(todays_code()))
-        write(kept)
+        if kept_runs.find(kept["runs"], **key) is None and place.is_dir():
+            run = run_of(folder, text[place], key)
+            if run is not None:
+                kept_runs.add(RESULTS, kept, "runs", run, todays_code())
+
+
+def train(folder: Path, wikitext: Path) -> None:
+    """Cut once more and train what is not kept yet, of the targets whose cuts are kept."""
+    kept, text = kept_results(), _Texts(wikitext)
+    for name, targets in TRAINED:
+        place = folder / MODELS[name].folder
+        for target in targets if place.is_dir() else ():
+            at_cut = {run["arm"]: run["loss"] for run in kept["runs"] if _first(run, name, target)}
+            for arm in (DEFAULT, min((arm for arm in at_cut if arm not in OURS), default=BARE, key=at_cut.__getitem__)):
+                key = {"model": name, "target": target, "arm": arm, "seed": 0, "tokens": TOKENS}
+                if kept_runs.find(kept["trained"], **key) is None:
+                    kept_runs.add(RESULTS, kept, "trained", _trained(folder, text[place], key), todays_code())
+
+
+def _first(run: dict, model: str, target: str) -> bool:
+    """Whether a run is of the first seed and the usual number of calibration tokens."""
+    return {"model": model, "target": target, "seed": 0, "tokens": TOKENS}.items() <= run.items()
+
+
+def _trained(folder: Path, text: dict[str, Dataset], key: dict) -> dict:
+    model, made = MODELS[key["model"]], cut_model(folder, text, key)
+    assert made is not None, f"{key} is kept as a cut"
+    train = ShortRecovery({"train": text["train"]}, LEARNING_RATE, model.batch, WINDOW)
+    result, tokens = train(made[0], TRAINED_TOKENS * training_flops_per_token(made[0].config, WINDOW))
+    return key | {"trained": tokens} | judged(result, text, model)
 
 
 def made_again(folder: Path, wikitext: Path, runs: list[dict]) -> Iterator[MadeAgain]:
     """Our arms of the first target."""
     name, model = next(iter(MODELS.items()))
     text, first = texts(wikitext, folder / model.folder), next(iter(model.targets))
-    for arm in OURS:
-        key = {"model": name, "target": first, "arm": arm, "seed": 0, "tokens": TOKENS}
-        for run in (run for run in runs if key.items() <= run.items()):
-            again = run_of(folder, text, key)
+    for run in runs:
+        if _first(run, name, first) and run["arm"] in OURS:
+            again = run_of(folder, text, {part: run[part] for part in ("model", "target", "arm", "seed", "tokens")})
             assert again is not None, "our arms have a way to every shape"
-            yield f"{first}, {arm}", [run["loss"]], [again["loss"]]
+            yield f"{first}, {run['arm']}", [run["loss"]], [again["loss"]]
 
 
 def confirm_runs(folder: Path, wikitext: Path) -> None:
     """By our arms of the first target."""
     kept = kept_results()
-    assert kept is not None, "nothing was measured yet"
     confirm(kept, todays_code(), made_again(folder, wikitext, kept["runs"]))
-    write(kept)
-
-
-def write(kept: dict) -> None:
-    """Keep the results, a run a line."""
-    lines = ",\n".join(json.dumps(run) for run in kept["runs"])
-    write_text_atomically(RESULTS, f'{{"code": {json.dumps(kept["code"])},\n"runs": [\n{lines}\n]}}\n')
+    kept_runs.write(RESULTS, kept)
 
 
 INTRODUCTION = """# Pretrained models that people use
 
 Cut at once and not trained after it. Every arm reads the same {tokens:,} tokens of wikitext-2's `train`, unless the row
 names another number, and all of a model are judged on the same windows of `valid`: loss in nats per token. Mean ± spread is
-over seeds of the draw; a number alone is of one seed. Computed in float32, on one CPU thread beside other work. The CPU
-seconds are those of choosing and cutting. The peer cuts MLPs (`MAW` with data) and layers (by cosine); other
-targets it does not have. Weights come from GGUF files of 4 bits: their losses differ a little from the published."""
+over seeds of the draw; a number alone is of one seed. Computed in float32, on one CPU thread beside other work. In
+parentheses: CPU seconds of choosing and cutting, and the peak of memory above the model's, in GiB. Weights come from GGUF
+files of 4 bits: their losses differ a little from the published.
+
+Peers run their own code (`examples/research/peers`): optipfair ranks neurons by `MAW` with data and layers by cosine;
+torch-pruning by its Taylor importance; nvidia-modelopt by its importance hooks, which we cut by (its own pruning of
+language models needs Megatron). A peer without a cell has no way to that shape. The last column is how far the default is
+below the lowest peer, in pairs of judged windows, with the 95 % interval over these (where no peer has a way, below
+the lowest of our plainer choices)."""
 
 
 def page(kept: dict) -> str:
     """The page, from what is kept."""
     parts = [INTRODUCTION.format(tokens=TOKENS)]
-    parts += [_of_model(name, [run for run in kept["runs"] if run["model"] == name]) for name in MODELS]
-    code = ", ".join(f"{one['commit']} ({one['date']})" for one in kept["code"])
-    confirmed = kept["code"][0].get("confirmed")
-    if confirmed:
-        code += f"; {confirmed['commit']} made the arms of one target again, and found the same within 0.1 %"
+    parts += [
+        _of_model(name, [run for run in kept["runs"] if run["model"] == name], kept["trained"]) for name in MODELS
+    ]
     again = "python -m examples.research.real_models"
-    tail = f"Again: `{again} get FOLDER`, then `{again} cut FOLDER WIKITEXT2`."
-    tail += " Numbers: [`real_models.json`](real_models.json)."
-    text = "\n\n".join([*filter(None, parts), f"{tail} Code: {code}."]) + "\n"
+    tail = f"Again: `{again} get FOLDER`, then `{again} cut FOLDER WIKITEXT2`, then `{again} train FOLDER WIKITEXT2`."
+    tail += f" Numbers: [`real_models.json`](real_models.json). {made_by(kept['code'], 'the arms of one target')}"
+    text = "\n\n".join([*filter(None, parts), tail]) + "\n"
     return noted(stale_note(kept["code"], todays_code(), f"{again} cut FOLDER WIKITEXT2"), text)
 
 
-def _of_model(name: str, runs: list[dict]) -> str:
+def _of_model(name: str, runs: list[dict], trained: list[dict]) -> str:
     """A model's part of the page; "" if nothing was measured."""
     sources = [run for run in runs if run["arm"] == SOURCE]
     cuts = [run for run in runs if run["arm"] != SOURCE]
     if not sources or not cuts:
         return ""
-    names = list(dict.fromkeys(run["arm"] for run in cuts))
+    names = sorted(dict.fromkeys(run["arm"] for run in cuts), key=_is_peer)
     rows, best = [], []
     order = {target: place for place, target in enumerate(MODELS[name].targets)}
     places = {(run["target"], run["tokens"]) for run in cuts}
-    for target, tokens in sorted(places, key=lambda place: (order[place[0]], place[1] != TOKENS, place[1])):
+    for target, tokens in sorted(places, key=lambda place: (place[1] != TOKENS, place[1], order[place[0]])):
         of_row = [run for run in cuts if (run["target"], run["tokens"]) == (target, tokens)]
         found = {arm: [run for run in of_row if run["arm"] == arm] for arm in names}
         lowest = _lowest({arm: {run["seed"]: run["loss"] for run in of_arm} for arm, of_arm in found.items() if of_arm})
         label = target if tokens == TOKENS else f"{target}, {tokens:,} tokens"
         best.append((label, lowest))
-        cells = []
-        for arm in names:
-            text = mean_and_spread([run["loss"] for run in found[arm]]) if found[arm] else ""
-            seconds = f" ({fmean(run['cpu_seconds'] for run in found[arm]):.0f} s)" if found[arm] else ""
-            cells.append((f"**{text}**" if arm == lowest else text) + seconds)
-        rows.append((label, f"{of_row[0]['parameters']:,}", *cells))
+        cells = [_cell(found[arm], arm == lowest) for arm in names]
+        rows.append((label, f"{of_row[0]['parameters']:,}", *cells, _lead(found)))
     head = f"## {name}\n\n{MODELS[name].says}. The source's loss is **{sources[0]['loss']:.3f}**, on"
     head += f" {MODELS[name].num_judged * WINDOW:,} tokens."
-    table = markdown_table(("target", "parameters", *(f"{arm}: loss (CPU s)" for arm in names)), rows)
+    table = markdown_table(("target", "parameters", *names, "default below the lowest rival"), rows)
     won = sum(lowest == DEFAULT for _, lowest in best)
     lost = [f"{label} ({lowest})" for label, lowest in best if lowest != DEFAULT]
     said = f"The default has the lowest mean, alone or with another, in {won} of {len(best)} rows" + (
         f"; another is below it in {', '.join(lost)}." if lost else "."
     )
-    return "\n\n".join([head, table, said])
+    return "\n\n".join([head, table, said, *_after_training(cuts, [run for run in trained if run["model"] == name])])
+
+
+def _cell(runs: list[dict], is_lowest: bool) -> str:
+    if not runs:
+        return ""
+    loss = mean_and_spread([run["loss"] for run in runs])
+    seconds, peaks = fmean(run["cpu_seconds"] for run in runs), [run["peak_bytes"] for run in runs if run["peak_bytes"]]
+    memory = f", {max(peaks) / 2**30:.1f} GiB" if peaks else ""
+    return f"{f'**{loss}**' if is_lowest else loss} ({seconds:.0f} s{memory})"
+
+
+def _lead(found: dict[str, list[dict]]) -> str:
+    """How far the default is below the lowest peer (the lowest of our own choices where no peer has a way)."""
+    others = {arm: runs for arm, runs in found.items() if runs and _is_peer(arm)}
+    others = others or {arm: runs for arm, runs in found.items() if runs and arm != DEFAULT}
+    if not others or not found[DEFAULT]:
+        return ""
+    rival = _lowest({arm: {run["seed"]: run["loss"] for run in runs} for arm, runs in others.items()})
+    return _paired(found[DEFAULT], others[rival])
+
+
+def _paired(ours: list[dict], theirs: list[dict]) -> str:
+    """In pairs of windows, each a mean over the seeds that both have."""
+    seeds = {run["seed"] for run in ours} & {run["seed"] for run in theirs}
+    ours, theirs = ([run["windows"] for run in runs if run["seed"] in seeds] for runs in (ours, theirs))
+    return difference(*([fmean(values) for values in zip(*of_arm, strict=True)] for of_arm in (ours, theirs))).text()
+
+
+def _after_training(cuts: list[dict], trained: list[dict]) -> list[str]:
+    """The table of cuts that were trained, with its heading; nothing where none was."""
+    rows = []
+    for target in dict.fromkeys(run["target"] for run in trained):
+        of_target = {run["arm"]: run for run in trained if run["target"] == target}
+        ours = of_target.get(DEFAULT)
+        for arm, run in of_target.items():
+            (at_cut,) = (one["loss"] for one in cuts if _first(one, run["model"], target) and one["arm"] == arm)
+            lead = _paired([ours], [run]) if ours and arm != DEFAULT else ""
+            rows.append((target, arm, f"{at_cut:.3f}", f"{run['loss']:.3f}", lead))
+    if not rows:
+        return []
+    said = f"Trained on {trained[0]['trained']:,} tokens of `train`: all weights, AdamW at {LEARNING_RATE:g},"
+    said += " which decays as (1 - t) ** 0.5; one seed, one rate, the same for all."
+    return [said, markdown_table(("target", "arm", "at the cut", "trained", "default below it"), rows)]
 
 
 def _lowest(losses: dict[str, dict[int, float]]) -> str:
@@ -341,26 +412,26 @@ def _lowest(losses: dict[str, dict[int, float]]) -> str:
     return min(losses, key=lambda arm: fmean(losses[arm][seed] for seed in seeds))
 
 
-def kept_results() -> dict | None:
-    """What was measured; None if nothing was."""
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else None
+def kept_results() -> dict:
+    """What was measured."""
+    return kept_runs.read(RESULTS, "runs", "trained")
 
 
 def main(command_line: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("get", "cut", "confirm", "page"))
+    parser.add_argument("what", choices=("get", "cut", "train", "confirm", "page"))
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
     options = parser.parse_args(command_line)
-    number = {"get": 1, "cut": 2, "confirm": 2, "page": 0}[options.what]
+    number = {"get": 1, "page": 0}.get(options.what, 2)
     if len(options.folders) != number:
         parser.error(f"{options.what!r} takes {number} folder(s), but {len(options.folders)} were given.")
     if options.what == "get":
         get(*options.folders)
         return
-    if options.what in ("cut", "confirm"):
-        {"cut": cut, "confirm": confirm_runs}[options.what](*options.folders)
+    if options.what != "page":
+        {"cut": cut, "train": train, "confirm": confirm_runs}[options.what](*options.folders)
     kept = kept_results()
-    if kept is None:
+    if not kept["runs"]:
         parser.error("nothing was measured yet.")
     PAGE.write_text(page(kept), encoding="utf-8")
 
