@@ -18,7 +18,7 @@ from hf_shear.core import UsageError
 from hf_shear.modeling import AutoShearingModelForCausalLM
 from hf_shear.sources import gguf_file, open_source
 
-pytest.importorskip("gguf")
+gguf = pytest.importorskip("gguf")
 
 from gguf_helpers import TOKENS, tiny_llama, write_gguf  # noqa: E402  (it needs gguf)
 
@@ -90,6 +90,29 @@ def test_what_transformers_would_leave_out_is_refused(tmp_path, monkeypatch):
         open_source("source", tmp_path / "tiny-00001-of-00002.gguf")
     monkeypatch.setattr(gguf_file, "find_spec", lambda name: None)
     assert "Install transformers 5.24 or later" in refusal()
+
+
+def test_forms_that_only_the_gguf_package_reads_are_no_broken_files(tmp_path):
+    """As in Gemma 3 270M (Q4_K_M): rows of 640 are no blocks of 256, so that llama.cpp writes them as Q5_0."""
+    path = tmp_path / "gemma.gguf"
+    writer = gguf.GGUFWriter(path, "gemma3")
+    for add, value in (
+        (writer.add_context_length, 64), (writer.add_embedding_length, 32), (writer.add_block_count, 1),
+        (writer.add_feed_forward_length, 64), (writer.add_head_count, 2), (writer.add_head_count_kv, 1),
+        (writer.add_key_length, 16), (writer.add_value_length, 16), (writer.add_layer_norm_rms_eps, 1e-6),
+        (writer.add_rope_freq_base, 1e6), (writer.add_vocab_size, len(TOKENS)), (writer.add_token_list, TOKENS),
+    ):  # fmt: skip
+        add(value)
+    blocks = gguf.quantize(np.ones((len(TOKENS), 32), np.float32), gguf.GGMLQuantizationType.Q5_0)
+    writer.add_tensor("token_embd.weight", blocks, raw_dtype=gguf.GGMLQuantizationType.Q5_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert gguf_file.gguf_fields("source", path)["model_type"] == "gemma3_text"
+    path.write_bytes(path.read_bytes()[:-64])
+    with pytest.raises(UsageError, match="`source` .*gemma.gguf' is cut off, or no GGUF file that transformers can read"):
+        gguf_file.gguf_fields("source", path)
 
 
 @pytest.mark.slow

@@ -40,8 +40,7 @@ def gguf_fields(argument: str, path: Path) -> dict:
             f"`{argument}` {name!r} is a GGUF file, and gguf reads it: pip install 'hf-shear[gguf]'."
         )
     try:
-        header = _header(path)
-        end = max((info.offset + info.nbytes for info in header.tensors), default=0) + header.data_start
+        end = _end_of_tensors(os.fspath(path))
         if end > path.stat().st_size:
             raise ValueError(f"it has {path.stat().st_size:,} bytes, and its tensors end at {end:,}")
         fields, _ = PretrainedConfig.get_config_dict(path.parent, gguf_file=path.name)
@@ -86,7 +85,15 @@ def check_gguf(argument: str, path: Path, config: PretrainedConfig) -> None:
         )
 
 
-def _header(path: Path):
-    from transformers.integrations.gguf.reader import GgufHeader
+def _end_of_tensors(path: str) -> int:
+    """Byte behind the last tensor, by the reader that transformers loads a file of this architecture with."""
+    from transformers.integrations.gguf.reader import GgufHeader, read_gguf_metadata
+    from transformers.integrations.gguf.utils import is_gguf_arch_supported
 
-    return GgufHeader.from_file(os.fspath(path))
+    metadata, _ = read_gguf_metadata(path)
+    if is_gguf_arch_supported(metadata["general.architecture"]):
+        header = GgufHeader.from_file(path)
+        return max((info.offset + info.nbytes for info in header.tensors), default=0) + header.data_start
+    from gguf import GGUFReader  # which knows more forms of quantised weights, and takes longer
+
+    return max((int(tensor.data_offset + tensor.n_bytes) for tensor in GGUFReader(path).tensors), default=0)
