@@ -111,7 +111,9 @@ def test_forms_that_only_the_gguf_package_reads_are_no_broken_files(tmp_path):
     writer.close()
     assert gguf_file.gguf_fields("source", path)["model_type"] == "gemma3_text"
     path.write_bytes(path.read_bytes()[:-64])
-    with pytest.raises(UsageError, match="`source` .*gemma.gguf' is cut off, or no GGUF file that transformers can read"):
+    with pytest.raises(
+        UsageError, match="`source` .*gemma.gguf' is cut off, or no GGUF file that transformers can read"
+    ):
         gguf_file.gguf_fields("source", path)
 
 

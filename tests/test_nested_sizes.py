@@ -407,6 +407,27 @@ def test_recover_trains_several_sizes_and_each_can_be_published(inputs, tmp_path
     assert "size_teacher" in capsys.readouterr().err
 
 
+def test_the_largest_size_can_be_learned(inputs, tmp_path, capsys):
+    folder, masks = tmp_path / "run", ["--mask_tokens", "384", "--shape_gap_tolerance", "1"]
+    assert main([*words(inputs, folder, *masks), "--dry_run"]) == 0
+    assert "mask learning" in capsys.readouterr().out.replace("_", " ") and not folder.exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NestedTrainer, "training_step", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            main(words(inputs, folder, *masks))
+    assert main(words(inputs, folder)) == 2  # without masks it would be another run
+    assert "mask_tokens" in capsys.readouterr().err
+    assert main(words(inputs, folder, *masks)) == 0
+    assert "mask_learning (finished before)" in capsys.readouterr().out
+    table = json.loads((folder / "sizes.json").read_text())["sizes"]
+    for name, row in table.items():
+        results = read_results(folder / "sizes" / name / "results.json")
+        check_results(results)
+        assert results["tokens"]["mask_learning"] == 384 and results["recovered"]["mean"] == row["recovered"]
+        record = read_provenance(folder / "sizes" / name / "recovered")
+        assert record["mask_learning"] == 384 and record["kept"] == results["kept"]
+
+
 @pytest.mark.slow
 def test_a_killed_command_goes_on_where_it_was(inputs, tmp_path, monkeypatch):
     assert main(words(inputs, tmp_path / "a")) == 0
@@ -435,7 +456,7 @@ def test_a_killed_command_goes_on_where_it_was(inputs, tmp_path, monkeypatch):
         (["--pruned", "x"], "leave out `--pruned`"),
         (["--hidden_size", "12"], "leave out `--hidden_size`"),
         (["--target_num_parameters", "900"], "leave out `--target_num_parameters`"),
-        (["--mask_tokens", "900"], "`mask_tokens` (900) has no effect"),
+        (["--mask_tokens", "900", "--criterion", "taylor"], "criterion"),
         (["--recovery_method", "norms_and_biases"], "`recovery_method` is 'norms_and_biases'"),
         (["--size_teacher", "largest", "--distillation", "forward_kl"], "two teachers"),
         (["--size_teacher", "smallest"], "size_teacher"),

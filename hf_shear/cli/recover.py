@@ -30,6 +30,10 @@ class Arguments(learn.Arguments):
     pruned: str | None = field(
         default=None, metadata={"help": "Start from this plain checkpoint, in place of one of `hf-shear learn`."}
     )
+    mask_tokens: int | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]  # a number in a run
+        default=None,
+        metadata={"help": "Of --sizes: learn which units the largest keeps. Else that of `hf-shear learn`."},
+    )
     sizes: str | None = field(
         default=None,
         metadata={"help": "Train several nested sizes in one run: 0.75,0.5,0.35."},
@@ -60,7 +64,7 @@ def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
         return
     if pipeline.dry_run:
         adopts = pipeline.pruned is not None
-        run = runs.open_adopting_run(pipeline, args) if adopts else _learned(pipeline, args)[0]
+        run = _adopting(pipeline, args) if adopts else _learned(pipeline, args)[0]
         run.tell_costs()
         return
     run, learned = _adopted(pipeline, args) if pipeline.pruned is not None else _learned(pipeline, args)
@@ -95,7 +99,10 @@ def _learned(pipeline: Arguments, args: ShearTrainingArguments) -> tuple[runs.Ru
             " or start from a pruned checkpoint with `--pruned`."
         )
     target = {} if runs.target_flags(pipeline) else runs.target_of_run(args.output_dir)
-    run = runs.open_run(replace(pipeline, **target, resume=True), args)
+    masks = pipeline.mask_tokens
+    if masks is None:
+        masks = runs.settings_of_run(args.output_dir).get("mask_tokens", learn.Arguments.mask_tokens)
+    run = runs.open_run(replace(pipeline, **target, mask_tokens=masks, resume=True), args)
     learned = run.folder.records.get("mask_learning")
     if learned is None:
         raise UsageError(
@@ -107,6 +114,11 @@ def _learned(pipeline: Arguments, args: ShearTrainingArguments) -> tuple[runs.Ru
 
 def _adopted(pipeline: Arguments, args: ShearTrainingArguments) -> tuple[runs.Run, dict]:
     """A run from a checkpoint that is pruned already, and the record of that."""
-    run = runs.open_adopting_run(pipeline, args)
+    run = _adopting(pipeline, args)
     run.stage("source", runs.judge_source)
     return run, run.stage(runs.STARTING_POINT, runs.adopt, pipeline.pruned)
+
+
+def _adopting(pipeline: Arguments, args: ShearTrainingArguments) -> runs.Run:
+    masks = pipeline.mask_tokens or learn.Arguments.mask_tokens  # none are learned
+    return runs.open_adopting_run(replace(pipeline, mask_tokens=masks), args)

@@ -185,7 +185,7 @@ RANGES: dict[str, Range] = {
     "hardening_steps": Range(0, whole=True, example="a number of steps such as 100; 0 never hardens"),
     # Recovery
     "recovery_tokens": _TOKENS,
-    "mask_tokens": dataclasses.replace(_TOKENS, apart=0),
+    "mask_tokens": dataclasses.replace(_TOKENS, apart=0, optional=True),
     "distillation_temperature": _positive("a temperature such as 1"),
     "distillation_weight": _share(
         "a share such as 0.5; without a teacher's, leave `distillation` at 'none'", above=True

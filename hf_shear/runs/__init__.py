@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         pruning_results,
         save_results,
     )
-    from .run_folder import RunFolder, finished_stages, run_settings, target_of_run
+    from .run_folder import RunFolder, finished_stages, run_settings, settings_of_run, target_of_run
     from .run_time import STARTING_POINT, judging_share, pruning_work
     from .saves import check_result
     from .stages import (
@@ -112,6 +112,7 @@ __all__ = [
     "recover_sizes",
     "require_same_text",
     "run_settings",
+    "settings_of_run",
     "save_results",
     "target_flags",
     "target_of_run",

@@ -1,4 +1,4 @@
-"""Several nested sizes from one run: cut the largest, rank its units, train all in turns, save each as a run's result."""
+"""Several nested sizes from one run: cut the largest, at once or by learned masks, rank its units, train all in turns."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ..slicing import KeptUnits, read_provenance, save_checkpoint
 from ..sources import on_device, whole_models
 from ..training import ShearTrainingArguments, check_mask_options
 from .origin import COMMANDS, commands_for, with_command
-from .pipeline_arguments import PipelineArguments, ShearArguments
+from .pipeline_arguments import ShearArguments
 from .report import judge, judge_checkpoint, run_results, write_report
-from .run_folder import finished_stages
-from .run_time import MASK_LEARNING, RECOVERY, STARTING_POINT
+from .run_folder import finished_stages, settings_of_run
+from .run_time import RECOVERY
 from .stages import TRAINED_DTYPE, Run, calibration, load_trained, open_model, open_run
 from .target_choice import OTHER_WAYS
 from .teaching import load_teacher
@@ -80,14 +80,14 @@ def open_nested_run(pipeline, args: ShearTrainingArguments) -> Run:
     if pipeline.size_teacher == LARGEST:
         check_teacher(config, config)
     finished = finished_stages(args.output_dir)
-    if {MASK_LEARNING, STARTING_POINT} & set(finished or ()):
+    if finished is not None and SIZES not in settings_of_run(args.output_dir):
         raise UsageError(
-            f"The run in {str(args.output_dir)!r} has a pruned model of one size. Name another `--output_dir` for"
-            " `--sizes`."
+            f"The run in {str(args.output_dir)!r} is one of a single size. Name another `--output_dir` for `--sizes`."
         )
     known = {one.name for one in fields(NestedArguments)}
     given: dict[str, Any] = {one.name: getattr(pipeline, one.name) for one in fields(pipeline) if one.name in known}
-    given |= {"mask_tokens": 0, "compensation": None if pipeline.compensation == "none" else pipeline.compensation}
+    given |= {"mask_tokens": pipeline.mask_tokens or 0}
+    given |= {"compensation": None if pipeline.compensation == "none" else pipeline.compensation}
     given |= {"resume": finished is not None, "stop_after": RECOVERY, "baselines": False}
     given |= next(iter(shapes.values())).sizes()
     nested = NestedArguments(**given)
@@ -101,9 +101,6 @@ def _refuse_contradictions(pipeline, args: ShearTrainingArguments) -> None:
             f"`sizes` {pipeline.sizes!r} says what is cut out of the source: leave out"
             f" {', '.join(f'`--{name}`' for name in named)}."
         )
-    default = next(one.default for one in fields(PipelineArguments) if one.name == "mask_tokens")
-    if pipeline.mask_tokens != default:
-        raise UsageError(f"`mask_tokens` ({pipeline.mask_tokens}) has no effect with `sizes`: no masks are learned.")
     if not args.recovery.trains_all:
         raise UsageError(
             f"`sizes` are trained with all weights, but `recovery_method` is {args.recovery_method!r}. Leave it out."

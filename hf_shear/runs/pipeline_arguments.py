@@ -165,7 +165,7 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.learns_masks and not self.mask_tokens:
+        if self.learns_masks and self.mask_tokens == 0:
             raise UsageError("`mask_tokens` must be at least 1, but it is 0: masks are learned here. Give some.")
         if self.compensation not in (None, "none"):
             from ..compensation import resolve_compensation

@@ -271,7 +271,12 @@ def finished_stages(path: str | os.PathLike) -> list[str] | None:
     return list(_without(_read_stages(Path(path)), "settings"))
 
 
+def settings_of_run(path: str | os.PathLike) -> dict:
+    """What the run in this folder was asked for (``run_settings``)."""
+    return _read_stages(Path(path))["settings"]
+
+
 def target_of_run(path: str | os.PathLike) -> dict[str, int]:
     """Sizes of the shape that the run in this folder shears towards, as ``TargetShape.from_source`` takes them."""
-    shape = _read_stages(Path(path))["settings"]["target_shape"]
+    shape = settings_of_run(path)["target_shape"]
     return {name: shape[name] for name in TARGET_NAMES if name in shape}
