@@ -106,17 +106,12 @@ MODELS = {
 }
 PLAIN = {"default": "activation", "layer": "block_influence"}
 SOURCE, DEFAULT, BARE, TOKENS = "source", "default", "activations and block influence", 16_384
-OURS = {
-    DEFAULT: PruneConfig(),
-    BARE: PruneConfig(PLAIN, compensation="none"),
-    "the same, compensated": PruneConfig(PLAIN),
-}
+OURS = {DEFAULT: PruneConfig(), BARE: PruneConfig(PLAIN, compensation="none")}
 RUNS = (
-    (SMOLLM2, ("MLP -20 %", "MLP -40 %", "heads and MLP", "24 of 30 layers"), tuple(OURS), 0, TOKENS),
-    (SMOLLM2, ("hidden size", "100 M", "70 M"), (DEFAULT, BARE), 0, TOKENS),  # the default ranks by activations, too
-    (GEMMA, ("MLP -20 %", "14 of 18 layers"), tuple(OURS), 0, TOKENS),
-    (SMOLLM2, ("MLP -20 %", "MLP -40 %", "heads and MLP", "24 of 30 layers"), (DEFAULT,), 0, 2_048),
-    (SMOLLM2, ("MLP -20 %", "MLP -40 %", "heads and MLP", "hidden size", "24 of 30 layers"), (DEFAULT,), 1, TOKENS),
+    (SMOLLM2, tuple(MODELS[SMOLLM2].targets), tuple(OURS), 0, TOKENS),
+    (GEMMA, tuple(MODELS[GEMMA].targets), tuple(OURS), 0, TOKENS),
+    (SMOLLM2, ("MLP -20 %", "MLP -40 %", "24 of 30 layers"), (DEFAULT,), 0, 2_048),
+    (SMOLLM2, ("MLP -20 %", "MLP -40 %", "heads and MLP", "24 of 30 layers"), (DEFAULT,), 1, TOKENS),
     (SMOLLM2, ("MLP -20 %",), (DEFAULT,), 0, 65_536),
 )
 """Model, targets, our arms, seed and tokens of the calibration text, in the order of measuring. Peers are in all."""
