@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +26,8 @@ class PeakMemory:
 def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
     """Measure the block: allocated memory on a CUDA device, else the resident memory of the process (Linux).
 
-    On CPUs memory that was freed before and kept by the allocator is used again unseen: small peaks are underestimated.
+    Memory that was freed before is given back first. What an allocator other than glibc's keeps of it is used again unseen,
+    so that small peaks are underestimated.
     """
     found = PeakMemory()
     if device.type == "cuda":
@@ -32,6 +36,10 @@ def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
         yield found
         found.num_bytes = torch.cuda.max_memory_allocated(device) - before
         return
+    gc.collect()
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if give_back is not None:
+        give_back(0)
     try:
         Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK)
         before = _status_bytes("VmRSS")
