@@ -335,7 +335,10 @@ def _of_model(name: str, runs: list[dict], trained: list[dict]) -> str:
     cuts = [run for run in runs if run["arm"] != SOURCE]
     if not sources or not cuts:
         return ""
-    names = sorted(dict.fromkeys(run["arm"] for run in cuts), key=_is_peer)
+    columns = [*OURS, *PEERS]
+    names = sorted(
+        {run["arm"] for run in cuts}, key=lambda arm: columns.index(arm if arm in OURS else arm.split(" ")[0])
+    )
     rows, best = [], []
     order = {target: place for place, target in enumerate(MODELS[name].targets)}
     places = {(run["target"], run["tokens"]) for run in cuts}
