@@ -13,7 +13,7 @@ from transformers import TrainerControl, TrainerState
 
 from hf_shear.scaling_law import Case, ScalingLawCallback, fit_law
 from hf_shear.scaling_law.better_use import FRACTIONS as COMPARED
-from hf_shear.scaling_law.better_use import better_use, other_fractions, searched_shapes
+from hf_shear.scaling_law.better_use import better_use, other_fractions, predicted_ends, searched_shapes
 from hf_shear.scaling_law.callback import BETTER_USE
 from hf_shear.scaling_law.estimates import Estimate
 
@@ -119,7 +119,7 @@ def test_shapes_of_a_search_are_at_the_level_that_they_had_after_training(law, t
     assert ends[0] / ends[1] == pytest.approx(0.8, rel=1e-6) and ends[1] == pytest.approx(ends[2], rel=0.02)
     end = Estimate(3.0, 2.9, 3.1)
     flops = 6 * size * END
-    found = better_use([low, at, plain], case, end, flops)
+    found = better_use(predicted_ends([low, at, plain], flops), case, end)
     assert found.candidate.name == "8/2" and found.size == "larger"
     ((_, number),) = said_of(follow(law, 0.35, (50, 100, 150), search=folder))
     assert number == size

@@ -31,7 +31,7 @@ from hf_shear.scaling_law import (
     ScalingLawWarning,
     fit_law,
 )
-from hf_shear.scaling_law.better_use import Alternative, better_use
+from hf_shear.scaling_law.better_use import Alternative, better_use, predicted_ends
 from hf_shear.scaling_law.callback import GAIN_PER_FLOP, PATIENCE, PRIOR
 from hf_shear.scaling_law.curves import FLOPS_PER_PARAMETER_AND_TOKEN
 from hf_shear.scaling_law.estimates import Estimate
@@ -66,6 +66,8 @@ NUM_BOOTSTRAP = 60
 PRICES = (0.05, 0.1, 0.2)
 """Of a whole kept run, in nats: what its FLOPs must gain."""
 MIDDLE_PRICE = PRICES[1]
+MAX_REPLAYED = 15
+"""Checkpoints of a run at which it is compared with other shapes."""
 SEEN_UNDER_WAY = (0.2, 0.4, 0.8)
 """Shares of a run's tokens at which forecasts of it are judged."""
 
@@ -350,32 +352,30 @@ def better_uses(seeds: Sequence[Sequence[RecoveryRun]]) -> dict[str, list[dict]]
                 law = fit_law(rest, num_bootstrap=NUM_BOOTSTRAP, allow_different_tokens=True)
             for run in asked:
                 others = [one for one in asked if one is not run and one.learning_rate == run.learning_rate]
-                ends = [_end_at(run, law, index) for index in range(len(run.tokens) - 1)]
-                found["lowest loss"].append(better_use_of(run, law, others, ends, None))
-                found["target"] += [better_use_of(run, law, others, ends, one.losses[-1]) for one in others]
+                ends = _ends_on_the_way(run, law, others)
+                found["lowest loss"].append(better_use_of(run, others, ends, None))
+                found["target"] += [better_use_of(run, others, ends, one.losses[-1]) for one in others]
     return found
 
 
-def _end_at(run: RecoveryRun, law: LawFit, index: int) -> Estimate | None:
-    """Where the callback says at a checkpoint that a run ends; None where its loss rises."""
-    tokens, losses = run.tokens[: index + 1], run.losses[: index + 1]
-    if rising_slope(*late_checkpoints(tokens, losses)) > 0:
-        return None
-    return forecast(law, run.case, tokens, losses).loss(run.tokens[-1])
+def _ends_on_the_way(run: RecoveryRun, law: LawFit, others: Sequence[RecoveryRun]) -> list[tuple]:
+    """At some checkpoints: tokens, where the run ends (None where its loss rises), and where other shapes do."""
+    shapes, found = [Alternative(Candidate(one.name, one.case), law) for one in others], []
+    for index in range(0, len(run.tokens) - 1, math.ceil(len(run.tokens) / MAX_REPLAYED)):
+        tokens, losses = run.tokens[: index + 1], run.losses[: index + 1]
+        left = (run.tokens[-1] - tokens[-1]) * FLOPS_PER_PARAMETER_AND_TOKEN * run.case.pruned_size
+        rises = rising_slope(*late_checkpoints(tokens, losses)) > 0
+        end = None if rises else forecast(law, run.case, tokens, losses).loss(run.tokens[-1])
+        found.append((tokens[-1], end, [] if rises else predicted_ends(shapes, left)))
+    return found
 
 
-def better_use_of(
-    run: RecoveryRun, law: LawFit, others: Sequence[RecoveryRun], ends: Sequence[Estimate | None], target: float | None
-) -> dict:
+def better_use_of(run: RecoveryRun, others: Sequence[RecoveryRun], ends: Sequence[tuple], target: float | None) -> dict:
     """What is said of one run first, with or without a target, and what was measured."""
-    shapes = [Alternative(Candidate(one.name, one.case), law) for one in others]
-    better = {
-        (tokens, one.name): is_better_use(run, one, tokens, target) for tokens in run.tokens[:-1] for one in others
-    }
+    better = {(tokens, one.name): is_better_use(run, one, tokens, target) for tokens, *_ in ends for one in others}
     facts = {"run": run.name, "target": target, "possible": any(better.values()), "said": None}
-    for tokens, end in zip(run.tokens, ends, strict=False):
-        left = (run.tokens[-1] - tokens) * FLOPS_PER_PARAMETER_AND_TOKEN * run.case.pruned_size
-        said = None if end is None else better_use(shapes, run.case, end, left, target)
+    for tokens, end, predicted in ends:
+        said = None if end is None else better_use(predicted, run.case, end, target)
         if said is not None:
             name, share = said.candidate.name, tokens / run.tokens[-1]
             return facts | {"said": name, "share": share, "size": said.size, "right": better[tokens, name]}
@@ -391,10 +391,9 @@ def is_better_use(run: RecoveryRun, other: RecoveryRun, tokens: float, target: f
     if paid < other.tokens[0]:
         return False
     ends = float(np.interp(math.log(paid), np.log(other.tokens), other.losses))
-    if target is None:
+    if target is None or run.losses[-1] > target:
         return ends < run.losses[-1]
-    is_smaller = other.case.pruned_size < run.case.pruned_size
-    return ends <= target and (is_smaller or run.losses[-1] > target)
+    return ends <= target and other.case.pruned_size < run.case.pruned_size
 
 
 # What the design tells apart

@@ -4,8 +4,8 @@ The FLOPs that the run would still take pay for tokens of the other shape, from 
 prediction for it. A shape of a search that was trained there is predicted at the level that it had then. The level of the
 run itself is not carried over to other fractions: on the kept runs that made predictions worse.
 
-Said is only what the 80 % intervals make certain: that of the other shape lies below that of this run. With a target loss,
-it lies at or below the target, and the shape is smaller than this one, or this run's interval lies above the target.
+Said is only what the 80 % intervals make certain: another shape ends lower than this run. With a target loss that is said
+where this run is certain to miss the target; otherwise it is said that a smaller shape reaches the target.
 """
 
 from __future__ import annotations
@@ -98,33 +98,34 @@ def searched_shapes(path: str | os.PathLike, law: LawFit, case: Case) -> list[Al
     return found
 
 
-def better_use(
-    alternatives: Sequence[Alternative], case: Case, end: Estimate, flops: float, target_loss: float | None = None
-) -> BetterUse | None:
-    """The shape that is certain to be the better use of ``flops``; None where none is.
+def predicted_ends(alternatives: Sequence[Alternative], flops: float) -> list[tuple[Candidate, Estimate]]:
+    """Each shape, and where it ends after ``flops``."""
+    return [(one.candidate, one.law.predict(one.candidate.case, flops / one.candidate.recovery_cost))
+            for one in alternatives]  # fmt: skip
 
-    Of several, it is the one with the lowest loss, or with ``target_loss`` the smallest.
+
+def better_use(
+    ends: Sequence[tuple[Candidate, Estimate]], case: Case, end: Estimate, target_loss: float | None = None
+) -> BetterUse | None:
+    """The shape that is certain to be the better use of what is left; None where none is.
 
     Args:
-        end: the loss at which the run ends, with its interval.
-        flops: that the run has left.
+        ends: other shapes, from :func:`predicted_ends` with the FLOPs that are left.
+        case: the model of this run.
+        end: the loss at which this run ends, with its interval.
         target_loss: nats per token that are enough.
     """
-    assert end.low is not None and end.high is not None, "forecasts have intervals"
+    assert end.low is not None, "forecasts have intervals"
+    lowest = target_loss is None or end.low > target_loss
     found = []
-    for one in alternatives:
-        candidate = one.candidate
+    for candidate, loss in ends:
         ratio = candidate.case.pruned_size / case.pruned_size
         size = "smaller" if ratio < 1 - SAME_SIZE else "larger" if ratio > 1 + SAME_SIZE else "as large"
-        loss = one.law.predict(candidate.case, flops / candidate.recovery_cost)
-        if loss.high is None:
-            continue
-        if target_loss is None:
-            is_better = loss.high < end.low
-        else:
-            is_better = loss.high <= target_loss and (size == "smaller" or end.low > target_loss)
-        if is_better:
+        limit = end.low if target_loss is None or lowest else target_loss
+        if loss.high is not None and loss.high < limit and (lowest or size == "smaller"):
             found.append(BetterUse(candidate, loss, size))
-    if target_loss is not None:
-        return min(found, key=lambda one: one.candidate.case.pruned_size, default=None)
-    return min(found, key=lambda one: one.loss.value or 0.0, default=None)
+
+    def rank(one: BetterUse) -> float:
+        return one.loss.value or 0.0 if lowest else one.candidate.case.pruned_size
+
+    return min(found, key=rank, default=None)

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from ..core import UsageError, check_ranges
-from .better_use import Alternative, better_use, other_fractions, searched_shapes
+from .better_use import Alternative, better_use, other_fractions, predicted_ends, searched_shapes
 from .curves import FLOPS_PER_PARAMETER_AND_TOKEN
 from .estimates import Estimate, number_text
 from .forecast import Forecast, check_law, forecast, late_checkpoints, own_forecast
@@ -154,7 +154,7 @@ class ScalingLawCallback(TrainerCallback):
             entries[GAIN_PER_FLOP] = float(-found.curve.slope(found.seen)) / cost
             left = (final - found.seen) * cost
             if left > 0 and not any(BETTER_USE in entry for entry in log_history):
-                better = better_use(self.alternatives, self.case, end, left, self.target_loss)
+                better = better_use(predicted_ends(self.alternatives, left), self.case, end, self.target_loss)
                 if better is not None:
                     entries[BETTER_USE] = better.candidate.case.pruned_size
                     lines.append(str(better))
