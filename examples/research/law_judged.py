@@ -258,8 +258,8 @@ class ReplayedTrainer:
     def __init__(self, run: RecoveryRun):
         self.state = TrainerState(max_steps=int(run.tokens[-1]), is_world_process_zero=False)
 
-    def log(self, entries: dict) -> None:
-        self.state.log_history.append(entries | {"step": self.state.global_step})
+    def log(self, entries: dict[str, float]) -> None:
+        self.state.log_history.append({**entries, "step": float(self.state.global_step)})
 
 
 def replay(run: RecoveryRun, law: LawFit | None) -> list[dict]:

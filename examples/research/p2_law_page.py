@@ -26,8 +26,8 @@ from .claims.claim_results import markdown_table
 from .law_judged import (
     DIRECTIONS,
     EXTRA,
-    METHODS,
     MAX_REPLAYED,
+    METHODS,
     MIDDLE_PRICE,
     RESULTS,
     fresh_runs,
@@ -287,10 +287,11 @@ BETTER_USE_TEXT = (
     "The callback compares a run with other shapes of its source, cut anew and trained with the FLOPs that the run has"
     " left. It speaks once, where the 80 % intervals make it certain that another shape ends lower. With a target loss it"
     " says so only where this run is certain to miss the target; otherwise it speaks where a smaller shape is certain to"
-    f" reach it. Replayed are all runs, at up to {MAX_REPLAYED} checkpoints, each by a law of the other sources. To say"
-    " that another shape ends lower than a run that reaches its target after all counts as wrong. The other shapes are the other fractions of its source,"
-    " whose measured runs say whether it was right. Targets are the last losses of these. `possible`: a shape was better"
-    " at one of the checkpoints. That a larger shape ends lower is common, and says nothing of what it costs to use."
+    f" reach it. Replayed are all runs, at up to {MAX_REPLAYED} checkpoints, each by a law of the other sources. The other"
+    " shapes are the other fractions of its source, whose measured runs say whether it was right. Targets are the last"
+    " losses of these. Where a run reaches its target after all, it counts as wrong that another shape ends lower."
+    " `possible`: a shape was better at one of the checkpoints. That a larger shape ends lower is common, and says nothing"
+    " of what it costs to use."
 )
 
 
