@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState
 
 from hf_shear.core import UsageError, read_results
 from hf_shear.scaling_law import (
@@ -265,13 +265,14 @@ class ReplayedTrainer:
 def replay(run: RecoveryRun, law: LawFit | None) -> list[dict]:
     """What the callback logs at each checkpoint of a run, a step being a token; ``law`` None is the run alone."""
     trainer: Any = ReplayedTrainer(run)
+    unread: Any = None
     callback = ScalingLawCallback(trainer, case=run.case, law=law, tokens_per_step=1.0)
     callback.law, callback.alternatives = law, []  # None is not the law that ships
-    state, found, nothing = trainer.state, [], TrainingArguments()
+    state, found = trainer.state, []
     for tokens, loss in zip(run.tokens, run.losses, strict=True):
         state.global_step, before = int(tokens), len(state.log_history)
         trainer.log({"eval_loss": loss})
-        callback.on_evaluate(nothing, state, TrainerControl())
+        callback.on_evaluate(unread, state, TrainerControl())
         found.append({name: value for entry in state.log_history[before:] for name, value in entry.items()})
     return found
 
