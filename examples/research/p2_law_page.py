@@ -291,7 +291,8 @@ BETTER_USE_TEXT = (
     " shapes are the other fractions of its source, whose measured runs say whether it was right. Targets are the last"
     " losses of these. Where a run reaches its target after all, it counts as wrong that another shape ends lower."
     " `possible`: a shape was better at one of the checkpoints. That a larger shape ends lower is common, and says nothing"
-    " of what it costs to use."
+    " of what it costs to use. The rule for a target was changed after its first results on the fresh runs"
+    " ([registered](scaling_law/registered.md)), so that they are no clean test of it; the kept runs say nothing here."
 )
 
 
