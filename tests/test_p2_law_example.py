@@ -14,7 +14,7 @@ from training_helpers import letter_tokenizer, plain_model, random_documents
 from examples.research import law_judged, law_runs
 from examples.research import p2_law as make
 from examples.research import p2_law_page as build
-from hf_shear.scaling_law import LawFit
+from hf_shear.scaling_law import Case, LawFit, RecoveryRun
 from hf_shear.scaling_law.callback import PRIOR
 
 
@@ -174,6 +174,18 @@ def test_regret_is_never_below_the_best_stop():
     (found,) = law_judged.regrets([runs])
     assert all(min(values) >= 0 for policies in found.values() for values in policies.values())
     assert all(len(values) == len(runs) for policies in found.values() for values in policies.values())
+
+
+def test_another_shape_is_judged_by_its_measured_run():
+    """Begun anew with what is left: half of the tokens, where it has twice the parameters."""
+    tokens = (1_000, 2_000, 4_000, 8_000)
+    small = RecoveryRun("small", Case(100_000, 0.6, 2.0, 40_000), tokens, (4.0, 3.5, 3.2, 3.0))
+    large = RecoveryRun("large", Case(100_000, 0.2, 2.0, 80_000), tokens, (3.1, 2.9, 2.8, 2.7))
+    judge = law_judged.is_better_use
+    assert judge(small, large, 2_000, None) and not judge(large, small, 2_000, None)
+    assert judge(small, large, 4_000, None) and not judge(small, large, 6_500, None)  # 750 tokens: nothing is known
+    assert judge(small, large, 2_000, 2.95) and not judge(small, large, 2_000, 3.1)  # it reaches 3.1 itself
+    assert judge(large, small, 2_000, 3.1) and not judge(large, small, 7_000, 3.1)
 
 
 def test_the_page_is_built_from_what_was_judged():

@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 
 from hf_shear.scaling_law import Case, LawFit, RecoveryRun, ScalingLawCallback, fit_law
 from hf_shear.scaling_law.callback import DOUBLING_GAIN, FINAL_LOSS, GAIN_PER_FLOP, MORE_TOKENS, PATIENCE, PRIOR
+from hf_shear.scaling_law.curves import DRIFT_SPREAD
 from hf_shear.scaling_law.forecast import GAIN_SPREAD, forecast
 from hf_shear.scaling_law.law_fit import FAR_SIZE, OWN_CHECKPOINTS
 from hf_shear.training.progress import log_line
@@ -162,9 +163,10 @@ def test_an_interval_is_of_what_the_run_still_gains(law):
     found = forecast(law, case, steps * 1e6, case.source_loss + true_rise(1e9, 0.25, steps * 1e6))
     now = float(found.curve.predict(3e8))
     low, high = found.loss(1e9).low, found.loss(1e9).high
-    gains = np.log([(now - end) / (now - found.loss(1e9).value) for end in (high, low)])
-    assert (gains[1] - gains[0]) / 2 == pytest.approx(1.28 * GAIN_SPREAD, rel=0.2)  # and the noise of a checkpoint
-    assert found.loss(2e9).high - found.loss(2e9).low > 1.3 * (high - low)
+    gain = now - found.loss(1e9).value
+    spread = np.hypot(GAIN_SPREAD * gain, DRIFT_SPREAD * (1 - 3e8 / 1e9))
+    assert (high - low) / 2 == pytest.approx(1.28 * spread, rel=0.2)  # and the noise of a checkpoint
+    assert found.loss(2e9).high - found.loss(2e9).low > 1.15 * (high - low)
 
 
 def test_it_stops_after_patience_and_not_before():
@@ -178,11 +180,19 @@ def test_it_stops_after_patience_and_not_before():
     assert not any(evaluate(never, step, curve(step)) for step in range(20, stopped + 100, 20))
 
 
-def test_a_run_that_diverges_gets_no_prediction(caplog):
-    callback = ScalingLawCallback(LogOnly(), min_gain=0.1, tokens_per_step=STEP_TOKENS)
-    for step in range(20, 401, 20):
-        assert not evaluate(callback, step, 2 + step / 400)
-    assert predictions(callback) == []
+def test_a_run_that_rises_gets_no_forecast_and_gains_nothing(capsys):
+    """Its gains count as 0, so a threshold stops it after ``patience`` evaluations; without one it goes on."""
+    callback, never = (
+        ScalingLawCallback(LogOnly(), min_gain=gain, tokens_per_step=STEP_TOKENS) for gain in (1e-9, None)
+    )
+    losses = {step: 2 + step / 400 for step in range(20, 401, 20)}
+    stopped = [step for step, loss in losses.items() if evaluate(callback, step, loss)]
+    text = capsys.readouterr().out
+    assert predictions(callback) == [] and set(predictions(callback, DOUBLING_GAIN)) == {0.0}
+    assert stopped[0] == 20 * (OWN_CHECKPOINTS + PATIENCE - 1)
+    assert "no forecast, because the held-out loss rises (2.3000)" in text
+    assert "stops here, because the held-out loss rises" in text
+    assert not any(evaluate(never, step, loss) for step, loss in losses.items())
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from hf_shear.scaling_law.fit_report import slope_difference
 from hf_shear.scaling_law.fitting import Problem, scatter
 from hf_shear.scaling_law.forms import FORMS, P2
 from hf_shear.scaling_law.generalisation import split_runs
-from hf_shear.scaling_law.law_fit import FAR_SIZE, predict_run
+from hf_shear.scaling_law.law_fit import FAR_SIZE, OWN_CHECKPOINTS, predict_run
 
 NOISE = 0.003  # nats; rises are .02 to .25
 QUIET = {"num_bootstrap": 0}
@@ -130,6 +130,20 @@ def test_after_a_part_of_a_run_a_far_larger_source_speaks_for_itself(noisy, tmp_
     assert few.form is P2 and "so large a source predicts itself better" in few.predict(run.case, 1e9).notes[-1]
     near = draw_run(SIZES[-1] * 0.99 * FAR_SIZE, 0.25).between(high=3e8)
     assert noisy.after(near).form is P2 and not noisy.leaves_it_to(near.case, 100)
+
+
+@pytest.mark.parametrize(("floor", "amplitude", "exponent"), [(2.0, 30, 0.3), (1.5, 400, 0.5), (3.0, 3, 0.12)])
+def test_from_six_checkpoints_on_a_far_source_is_predicted_exactly(noisy, floor, amplitude, exponent):
+    """Noiseless power laws that the fitted law does not know; up to four times the fitted sizes the law goes on."""
+    tokens = np.linspace(5e7, 1e9, 20).round()
+    losses = floor + amplitude * tokens**-exponent
+    for size, is_far in ((SIZES[-1] * 0.99 * FAR_SIZE, False), (SIZES[-1] * 1.01 * FAR_SIZE, True)):
+        run = RecoveryRun("unknown", Case(size, 0.25, floor - 0.05), tokens, losses)
+        for number in range(3, 12):
+            found = noisy.after(run.between(high=tokens[number - 1])).predict(run.case, 1e9)
+            is_exact = abs(found.value - losses[-1]) < 1e-4
+            assert is_exact == (is_far and number >= OWN_CHECKPOINTS), (size, number)
+            assert not is_exact or found.low < losses[-1] < found.high
 
 
 def test_fixed_constants_are_kept_and_the_others_found():

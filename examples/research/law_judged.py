@@ -16,16 +16,26 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+from transformers import TrainerControl, TrainerState
 
 from hf_shear.core import UsageError, read_results
-from hf_shear.scaling_law import TEST_NAMES, LawFit, RecoveryRun, ScalingLawCallback, ScalingLawWarning, fit_law
-from hf_shear.scaling_law.callback import PATIENCE, PRIOR
+from hf_shear.scaling_law import (
+    TEST_NAMES,
+    Candidate,
+    LawFit,
+    RecoveryRun,
+    ScalingLawCallback,
+    ScalingLawWarning,
+    fit_law,
+)
+from hf_shear.scaling_law.better_use import Alternative, better_use, predicted_ends
+from hf_shear.scaling_law.callback import GAIN_PER_FLOP, PATIENCE, PRIOR
 from hf_shear.scaling_law.curves import FLOPS_PER_PARAMETER_AND_TOKEN
 from hf_shear.scaling_law.estimates import Estimate
-from hf_shear.scaling_law.forecast import forecast, own_forecast
+from hf_shear.scaling_law.forecast import forecast, late_checkpoints, own_forecast
 from hf_shear.scaling_law.generalisation import (
     BLEND,
     GUESSES,
@@ -37,7 +47,7 @@ from hf_shear.scaling_law.generalisation import (
     generalisation_errors,
     predict_split,
 )
-from hf_shear.scaling_law.recovery_run import Case, with_control
+from hf_shear.scaling_law.recovery_run import Case, rising_slope, with_control
 
 from .law_runs import CONSTANT, CONTROL, FAMILY, LATE_DECAY, LEARNED, ONE_SHOT, RATES, SMOLLM, STORIES
 from .p2_law import law_runs
@@ -55,6 +65,9 @@ WITHOUT_NEIGHBOUR = ("neighbour", "neighbour_anchored", "guess_mean")
 NUM_BOOTSTRAP = 60
 PRICES = (0.05, 0.1, 0.2)
 """Of a whole kept run, in nats: what its FLOPs must gain."""
+MIDDLE_PRICE = PRICES[1]
+MAX_REPLAYED = 15
+"""Checkpoints of a run at which it is compared with other shapes."""
 SEEN_UNDER_WAY = (0.2, 0.4, 0.8)
 """Shares of a run's tokens at which forecasts of it are judged."""
 
@@ -240,21 +253,33 @@ def binomial(inside: Sequence[bool]) -> dict:
 
 
 class ReplayedTrainer:
-    """What the callback needs of a trainer."""
+    """What the callback needs of a trainer: its log."""
 
-    state = SimpleNamespace(log_history=[])
+    def __init__(self, run: RecoveryRun):
+        self.state = TrainerState(max_steps=int(run.tokens[-1]), is_world_process_zero=False)
+
+    def log(self, entries: dict[str, float]) -> None:
+        self.state.log_history.append({**entries, "step": float(self.state.global_step)})
+
+
+def replay(run: RecoveryRun, law: LawFit | None) -> list[dict]:
+    """What the callback logs at each checkpoint of a run, a step being a token; ``law`` None is the run alone."""
+    trainer: Any = ReplayedTrainer(run)
+    unread: Any = None
+    callback = ScalingLawCallback(trainer, case=run.case, law=law, tokens_per_step=1.0)
+    callback.law, callback.alternatives = law, []  # None is not the law that ships
+    state, found = trainer.state, []
+    for tokens, loss in zip(run.tokens, run.losses, strict=True):
+        state.global_step, before = int(tokens), len(state.log_history)
+        trainer.log({"eval_loss": loss})
+        callback.on_evaluate(unread, state, TrainerControl())
+        found.append({name: value for entry in state.log_history[before:] for name, value in entry.items()})
+    return found
 
 
 def gains_of(run: RecoveryRun, law: LawFit | None) -> list[float]:
     """At each checkpoint what the callback says that the next FLOP gains; infinite where it says nothing yet."""
-    callback = ScalingLawCallback(ReplayedTrainer(), case=run.case, law=law, tokens_per_step=1.0)  # pyright: ignore[reportArgumentType]
-    callback.law = law  # None here is the run alone, and not the law that ships
-    gains = []
-    for index in range(len(run.tokens)):
-        found = callback.forecast(list(run.tokens[: index + 1]), list(run.losses[: index + 1]))
-        cost = FLOPS_PER_PARAMETER_AND_TOKEN * run.case.pruned_size
-        gains.append(math.inf if found is None else found.gain_per_flop(cost))
-    return gains
+    return [entries.get(GAIN_PER_FLOP, math.inf) for entries in replay(run, law)]
 
 
 def stop_of(gains: Sequence[float], price: float, patience: int = PATIENCE) -> int:
@@ -296,6 +321,80 @@ def stops(run: RecoveryRun, gains: dict[str, list[float]]) -> dict[str, dict[str
         }
         found[f"{nats:g}"] = {policy: float((worth[stop] - worth.min()) / nats) for policy, stop in at.items()}
     return found
+
+
+def margins(seeds: Sequence[Sequence[RecoveryRun]], price: float) -> list[float]:
+    """Of each seed: by how much more than a price the measured loss falls in the second half of its runs, as a ratio."""
+    found = []
+    for runs in seeds:
+        ratios = []
+        for run in runs:
+            half = run.between(low=run.tokens[-1] / 2)
+            paid = price * (1 - half.tokens[0] / run.tokens[-1])
+            ratios.append((half.losses[0] - half.losses[-1]) / paid)
+        found.append(fmean(ratios))
+    return found
+
+
+# Another shape for the rest of the budget
+
+
+def better_uses(seeds: Sequence[Sequence[RecoveryRun]]) -> dict[str, list[dict]]:
+    """When it is said that another shape would be the better use of what a run has left, and whether it was.
+
+    Each run is replayed by a law of the other sources. The shapes are the other fractions of its source, at its rate, whose
+    runs were measured. "lowest loss" has no target. Under "target", a run is replayed with the last loss of each other run
+    of its source as the target. "possible" counts a run for which a shape was better at one of the checkpoints.
+    """
+    found: dict[str, list[dict]] = {"lowest loss": [], "target": []}
+    for runs in seeds:
+        for rest, asked in left_out(runs, source_of):
+            with quietly():
+                law = fit_law(rest, num_bootstrap=NUM_BOOTSTRAP, allow_different_tokens=True)
+            for run in asked:
+                others = [one for one in asked if one is not run and one.learning_rate == run.learning_rate]
+                ends = _ends_on_the_way(run, law, others)
+                found["lowest loss"].append(better_use_of(run, others, ends, None))
+                found["target"] += [better_use_of(run, others, ends, one.losses[-1]) for one in others]
+    return found
+
+
+def _ends_on_the_way(run: RecoveryRun, law: LawFit, others: Sequence[RecoveryRun]) -> list[tuple]:
+    """At some checkpoints: tokens, where the run ends (None where its loss rises), and where other shapes do."""
+    shapes, found = [Alternative(Candidate(one.name, one.case), law) for one in others], []
+    for index in range(0, len(run.tokens) - 1, math.ceil(len(run.tokens) / MAX_REPLAYED)):
+        tokens, losses = run.tokens[: index + 1], run.losses[: index + 1]
+        left = (run.tokens[-1] - tokens[-1]) * FLOPS_PER_PARAMETER_AND_TOKEN * run.case.pruned_size
+        rises = rising_slope(*late_checkpoints(tokens, losses)) > 0
+        end = None if rises else forecast(law, run.case, tokens, losses).loss(run.tokens[-1])
+        found.append((tokens[-1], end, [] if rises else predicted_ends(shapes, left)))
+    return found
+
+
+def better_use_of(run: RecoveryRun, others: Sequence[RecoveryRun], ends: Sequence[tuple], target: float | None) -> dict:
+    """What is said of one run first, with or without a target, and what was measured."""
+    better = {(tokens, one.name): is_better_use(run, one, tokens, target) for tokens, *_ in ends for one in others}
+    facts = {"run": run.name, "target": target, "possible": any(better.values()), "said": None}
+    for tokens, end, predicted in ends:
+        said = None if end is None else better_use(predicted, run.case, end, target)
+        if said is not None:
+            name, share = said.candidate.name, tokens / run.tokens[-1]
+            return facts | {"said": name, "share": share, "size": said.size, "right": better[tokens, name]}
+    return facts
+
+
+def is_better_use(run: RecoveryRun, other: RecoveryRun, tokens: float, target: float | None) -> bool:
+    """Whether the measured run of another shape, begun anew, ends better with what ``run`` has left at ``tokens``.
+
+    Beyond its own end a run counts as ending there; before its first checkpoint nothing is known, and it counts as worse.
+    """
+    paid = (run.tokens[-1] - tokens) * run.case.pruned_size / other.case.pruned_size
+    if paid < other.tokens[0]:
+        return False
+    ends = float(np.interp(math.log(paid), np.log(other.tokens), other.losses))
+    if target is None or run.losses[-1] > target:
+        return ends < run.losses[-1]
+    return ends <= target and other.case.pruned_size < run.case.pruned_size
 
 
 # What the design tells apart
@@ -359,7 +458,8 @@ def judge_kept() -> dict:
         errors[test] = {method: [row[method] for row in rows] for method in rows[0]}
     found = [leave_out(runs) for runs in seeds]
     return {
-        "errors": errors, "regret": regrets(seeds), "laws": {form: law_facts(seeds[0], form) for form in ("p2", "damage")},
+        "errors": errors, "regret": regrets(seeds), "margins": margins(seeds, MIDDLE_PRICE),
+        "better_uses": better_uses(seeds), "laws": {form: law_facts(seeds[0], form) for form in ("p2", "damage")},
         "coverage": {name: binomial([one for seed in found for one in seed[name]]) for name in found[0]},
     }  # fmt: skip
 
@@ -384,5 +484,6 @@ def judge_fresh(path: Path) -> dict:
         "num_runs": len(results["runs"]), "curves": [run.name for run in curves], "code": results["code"],
         "settings": results["settings"], "directions": directions, "verdict": verdict(directions),
         "coverage": {name: binomial(found) for name, found in leave_out(curves).items()}, "SmolLM2": far,
-        "regret": regrets([curves]), "size_and_rate": size_and_rate(curves), "late_decay": decay,
+        "regret": regrets([curves]), "better_uses": better_uses([curves]), "size_and_rate": size_and_rate(curves),
+        "late_decay": decay,
     }  # fmt: skip

@@ -250,7 +250,7 @@ def own_checkpoints(arguments: Arguments) -> tuple[list[float], list[float]]:
 
 def _forecast_facts(found: Forecast, candidate: Candidate, arguments: Arguments) -> dict:
     facts = {"tokens": found.seen, "at_twice_the_tokens": found.loss(2 * found.seen).to_dict()}
-    facts["gain_per_flop"] = found.gain_per_flop(candidate.recovery_cost)
+    facts["gain_per_flop"] = found.gain_per_flop(candidate.recovery_cost).value
     if arguments.target_loss is not None:
         facts["more_tokens"] = found.tokens_to(arguments.target_loss).to_dict()
     return facts
@@ -263,10 +263,11 @@ def _forecast_text(found: Forecast, candidate: Candidate, arguments: Arguments) 
     lines = [f"Your run, at {number_text(found.seen)} tokens ({LEVEL:.0%} intervals)"]
     lines.append(f"  {'loss at twice the tokens':<46}{found.loss(2 * found.seen)}")
     gain = found.gain_per_flop(candidate.recovery_cost)
-    lines.append(f"  {'the next FLOP gains':<46}{gain:.2g} nats")
+    lines.append(f"  {'the next FLOP gains, in nats':<46}{gain}")
     if arguments.target_loss is not None:
         lines.append(f"  {reach_text(arguments.target_loss, found.tokens_to(arguments.target_loss))}")
-    if arguments.price is not None and gain < arguments.price:
+    assert gain.value is not None, "a curve has a slope"
+    if arguments.price is not None and gain.value < arguments.price:
         lines.append(f"  proposal: stop here, because a FLOP must gain {arguments.price:g} nats")
     return "\n".join([*lines, *(f"  careful: {note}" for note in found.notes)])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -10,8 +11,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from ..core import UsageError, check_ranges
+from .better_use import Alternative, better_use, other_fractions, predicted_ends, searched_shapes
 from .curves import FLOPS_PER_PARAMETER_AND_TOKEN
-from .estimates import LEVEL, Estimate, number_text
+from .estimates import Estimate, number_text
 from .forecast import Forecast, check_law, forecast, late_checkpoints, own_forecast
 from .law_fit import OWN_CHECKPOINTS, LawFit
 from .read_runs import checkpoints_of_log
@@ -21,6 +23,7 @@ logger = logging.get_logger(__name__)
 
 FINAL_LOSS, DOUBLING_GAIN, LAW_TOKENS = "law/final_loss", "law/doubling_gain", "law/num_tokens"
 MORE_TOKENS, GAIN_PER_FLOP = "law/more_tokens", "law/gain_per_flop"
+BETTER_USE = "law/better_num_parameters"
 PATIENCE = 4
 """Evaluations: the least regret on the kept runs of one seed, and less than 2 on those of the others."""
 CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
@@ -36,6 +39,10 @@ class ScalingLawCallback(TrainerCallback):
     With ``case``, a law of earlier runs speaks first, and every evaluation of this run corrects it
     (:func:`~hf_shear.scaling_law.forecast.forecast`). From six evaluations on it is a power law of this run alone without
     ``case``, and where the source has more than four times the parameters of the largest that the law was fitted to.
+    Where the held-out loss rises there is no forecast, and the gains count as 0.
+
+    With a law, it also says once when another shape of the same source, cut anew, would be the better use of the FLOPs
+    that the run has left (:mod:`~hf_shear.scaling_law.better_use`).
     Everything is computed from the Trainer's log, which its checkpoints hold, so a resumed run goes on as if it had not
     stopped.
 
@@ -45,7 +52,11 @@ class ScalingLawCallback(TrainerCallback):
             extrapolation. It needs ``case``.
         case: the model of this run.
         target_loss: nats per token; each evaluation says how many more tokens reach it.
-        price: nats that a FLOP must gain (6 FLOPs per parameter and token); needs ``case``.
+        search: ``search.json`` of ``hf-shear search``, or its folder: its shapes are compared with this run; default other
+            fractions of the source. It needs ``case``.
+        price: nats that a FLOP must gain (6 FLOPs per parameter and token); needs ``case``. A price close to what the run
+            gains decides little: there stops were worse than none on the kept runs (model_cards/scaling_law.md). The
+            message of a stop gives the interval of the gain.
         min_gain: nats that the next doubling of tokens must gain.
         patience: evaluations in a row that must fall below ``price`` or ``min_gain`` before a stop is proposed.
         ends_training: whether a proposal ends the training, or is only told.
@@ -53,7 +64,8 @@ class ScalingLawCallback(TrainerCallback):
             tokens (``include_num_input_tokens_seen``).
 
     Raises:
-        ValueError: ``law`` or ``price`` without ``case``, a law without intervals, or an argument out of range.
+        ValueError: ``law``, ``price`` or ``search`` without ``case``, a search that cannot be read, a law without
+            intervals, or an argument out of range.
     """
 
     def __init__(
@@ -63,13 +75,14 @@ class ScalingLawCallback(TrainerCallback):
         law: LawFit | None = None,
         case: Case | None = None,
         target_loss: float | None = None,
+        search: str | os.PathLike | None = None,
         price: float | None = None,
         min_gain: float | None = None,
         patience: int = PATIENCE,
         ends_training: bool = True,
         tokens_per_step: float | None = None,
     ):
-        for name, value in (("law", law), ("price", price)):
+        for name, value in (("law", law), ("price", price), ("search", search)):
             if value is not None and case is None:
                 raise UsageError(f"`{name}` needs `case`, the model of this run. Give it, or leave `{name}` out.")
         check_ranges({"target_loss": target_loss, "price": price, "min_gain": min_gain, "patience": patience})
@@ -78,8 +91,18 @@ class ScalingLawCallback(TrainerCallback):
         self.law = LawFit.load(PRIOR) if law is None and case is not None else law
         self.min_gain, self.patience, self.ends_training = min_gain, patience, ends_training
         self.tokens_per_step = tokens_per_step
-        if self.law is not None:
-            check_law(self.law)
+        self.alternatives: list[Alternative] = []
+        if self.law is None or case is None:
+            return
+        check_law(self.law)
+        shapes = other_fractions(self.law, case) if search is None else searched_shapes(search, self.law, case)
+        if not self.law.leaves_it_to(case, OWN_CHECKPOINTS):
+            self.alternatives = shapes
+        elif search is not None:
+            logger.warning(
+                f"The shapes of `search` {os.fspath(search)!r} are not compared with this run: the law was fitted to far"
+                " smaller sources, and does not predict this one. Give a `law` of sources of its size."
+            )
 
     def on_train_begin(self, args, state, control, **kwargs):
         if str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) not in CONSTANT_SCHEDULES:
@@ -93,42 +116,49 @@ class ScalingLawCallback(TrainerCallback):
 
     def on_evaluate(self, args, state, control, **kwargs):
         tokens, losses = checkpoints_of_log(state.log_history, self.tokens_per_step)
-        found = self.forecast(tokens, losses)
+        late = late_checkpoints(tokens, losses)
+        if not tokens or (self.law is None and len(late[0]) < OWN_CHECKPOINTS):
+            return  # nothing can be said yet
+        found = None if rising_slope(*late) > 0 else self.forecast(tokens, losses)
         if found is None:
-            return
-        final = max(tokens[-1] * state.max_steps / state.global_step, tokens[-1])
-        entries = {
-            FINAL_LOSS: float(found.curve.predict(final)),
-            DOUBLING_GAIN: float(found.curve.doubling_gain(found.seen)),
-            LAW_TOKENS: found.seen,
-        }
-        if self.case is not None:
-            entries[GAIN_PER_FLOP] = found.gain_per_flop(FLOPS_PER_PARAMETER_AND_TOKEN * self.case.pruned_size)
-        lines = [f"ends at {_with_interval(found.loss(final))}"]
+            entries = {DOUBLING_GAIN: 0.0, GAIN_PER_FLOP: 0.0}
+            lines, notes = [f"no forecast, because the held-out loss rises ({losses[-1]:.4f})"], ()
+        else:
+            final = max(tokens[-1] * state.max_steps / state.global_step, tokens[-1])
+            (entries, lines), notes = self.say(found, final, state.log_history), found.notes
+        self.trainer.log(entries | {LAW_TOKENS: tokens[-1]})
+        if self.gains_too_little(state.log_history):
+            control.should_training_stop = control.should_training_stop or self.ends_training
+            lines.append(f"{'stops' if self.ends_training else 'proposal: stop'} here, because {self._reason(found)}")
+        if state.is_world_process_zero:
+            tqdm.write(f"  law at {number_text(tokens[-1])} tokens: {'; '.join([*lines, *notes])}")
+
+    def forecast(self, tokens: list[float], losses: list[float]) -> Forecast:
+        """Of the run in progress."""
+        if self.law is not None and self.case is not None:
+            return forecast(self.law, self.case, tokens, losses)
+        return own_forecast(tokens, losses)
+
+    def say(self, found: Forecast, final: float, log_history: list[dict]) -> tuple[dict[str, float], list[str]]:
+        """Entries of the log, and what is printed, for a run that ends at ``final`` tokens."""
+        end = found.loss(final)
+        assert end.value is not None, "a curve has a value at any number of tokens"
+        entries = {FINAL_LOSS: end.value, DOUBLING_GAIN: float(found.curve.doubling_gain(found.seen))}
+        lines = [f"ends at {end.with_level()}"]
         if self.target_loss is not None:
             more = found.tokens_to(self.target_loss)
             entries |= {} if more.value is None else {MORE_TOKENS: more.value}
             lines.append(reach_text(self.target_loss, more))
-        self.trainer.log(entries)
-        if self.gains_too_little(state.log_history):
-            control.should_training_stop = control.should_training_stop or self.ends_training
-            lines.append(f"{'stops' if self.ends_training else 'proposal: stop'} here, because {self._reason(entries)}")
-        if state.is_world_process_zero:
-            tqdm.write(f"  law at {number_text(found.seen)} tokens: {'; '.join([*lines, *found.notes])}")
-
-    def forecast(self, tokens: list[float], losses: list[float]) -> Forecast | None:
-        """Of the run in progress; None before anything can be said."""
-        late_tokens, late_losses = late_checkpoints(tokens, losses)
-        if not late_tokens or (self.law is None and len(late_tokens) < OWN_CHECKPOINTS):
-            return None
-        if rising_slope(late_tokens, late_losses) > 0:
-            logger.warning(
-                f"No prediction at {tokens[-1]:,.0f} tokens: the held-out loss rises ({late_losses[-1]:.4f})."
-            )
-            return None
-        if self.law is not None and self.case is not None:
-            return forecast(self.law, self.case, tokens, losses)
-        return own_forecast(tokens, losses)
+        if self.case is not None:
+            cost = FLOPS_PER_PARAMETER_AND_TOKEN * self.case.pruned_size
+            entries[GAIN_PER_FLOP] = float(-found.curve.slope(found.seen)) / cost
+            left = (final - found.seen) * cost
+            if left > 0 and not any(BETTER_USE in entry for entry in log_history):
+                better = better_use(predicted_ends(self.alternatives, left), self.case, end, self.target_loss)
+                if better is not None:
+                    entries[BETTER_USE] = better.candidate.case.pruned_size
+                    lines.append(str(better))
+        return entries, lines
 
     def gains_too_little(self, log_history: list[dict]) -> bool:
         """Whether the last ``patience`` predictions all say so, of one threshold."""
@@ -139,10 +169,15 @@ class ScalingLawCallback(TrainerCallback):
                     return True
         return False
 
-    def _reason(self, entries: dict) -> str:
-        if self.price is not None and entries[GAIN_PER_FLOP] < self.price:
-            return f"the next FLOP gains {entries[GAIN_PER_FLOP]:.2g} nats, and must gain {self.price:g}"
-        return f"twice the tokens would gain {entries[DOUBLING_GAIN]:.4f} nats, and must gain {self.min_gain:g}"
+    def _reason(self, found: Forecast | None) -> str:
+        if found is None:
+            return "the held-out loss rises"
+        if self.price is not None and self.case is not None:
+            gain = found.gain_per_flop(FLOPS_PER_PARAMETER_AND_TOKEN * self.case.pruned_size)
+            if gain.value is not None and gain.value < self.price:
+                return f"the next FLOP gains {gain.with_level()} nats, and must gain {self.price:g}"
+        gain = float(found.curve.doubling_gain(found.seen))
+        return f"twice the tokens would gain {gain:.4f} nats, and must gain {self.min_gain:g}"
 
 
 def reach_text(target_loss: float, more: Estimate) -> str:
@@ -151,16 +186,5 @@ def reach_text(target_loss: float, more: Estimate) -> str:
         return f"has reached {target_loss:g}"
     if more.value is None:
         return f"does not reach {target_loss:g} ({more.reason})"
-    span = "" if more.low is None else f" ({_span(more)})"
+    span = "" if more.low is None else f" ({more.span()})"
     return f"reaches {target_loss:g} with {number_text(more.value)} more tokens{span}"
-
-
-def _with_interval(estimate: Estimate) -> str:
-    assert estimate.value is not None
-    return f"{estimate.value:.4f} ({_span(estimate)})"
-
-
-def _span(estimate: Estimate) -> str:
-    assert estimate.low is not None and estimate.high is not None
-    high = number_text(estimate.high) if math.isfinite(estimate.high) else "never"
-    return f"{LEVEL:.0%}: {number_text(estimate.low)} to {high}".replace("%:", " %:")

@@ -14,8 +14,12 @@ LN2 = math.log(2)
 FLOPS_PER_PARAMETER_AND_TOKEN = 6
 """Forward 2, backward 4 (arXiv 2001.08361)."""
 LOG_TOKENS_SEARCHED = (0.0, math.log(1e18))
-NUM_GRID = 2_000
+NUM_GRID, NUM_ROUNDS = 2_000, 3
+"""Points of the search for tokens, and how often it goes on between two of them."""
 NUM_DRAWS = 100
+DRIFT_SPREAD = 0.02
+"""Nats that the source itself still moves by, up or down: a standard deviation. At D tokens 1 - seen / D of it have passed.
+A run without a control cannot tell it from recovery. Chosen on the kept runs (model_cards/scaling_law/registered.md)."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +59,10 @@ class PowerCurve:
         price = math.log(nats_per_flop) + math.log(flops_per_token)
         return (math.log(self.exponent) + self.log_amplitude - price) / (1 + self.exponent)
 
-    def with_gain(self, tokens: float, factor: float, shift: float) -> PowerCurve:
-        """The curve that gains ``factor`` times as much as this one after ``tokens``, plus ``shift`` nats."""
-        now = float(self.predict(tokens))
-        floor = now - factor * (now - self.floor) + shift
-        return PowerCurve(floor, self.log_amplitude + math.log(factor), self.exponent)
-
 
 @dataclass(frozen=True)
 class NumericCurve:
-    """A loss over tokens without a closed inverse: what :class:`PowerCurve` has, searched on a grid and bisected.
+    """A loss over tokens without a closed inverse: what :class:`PowerCurve` has, searched on finer and finer grids.
 
     Attributes:
         law: loss at tokens.
@@ -79,8 +77,8 @@ class NumericCurve:
 
     def slope(self, tokens: NDArray | float) -> NDArray:
         tokens = np.asarray(tokens, dtype=float)
-        step = 1e-4
-        return (self.law(tokens * (1 + step)) - self.law(tokens * (1 - step))) / (2 * step * tokens)
+        step = 1e-4 * tokens  # ahead: a course of ``gain_draws`` bends at the tokens seen
+        return (self.law(tokens + step) - self.law(tokens)) / step
 
     def doubling_gain(self, tokens: NDArray | float) -> NDArray:
         tokens = np.asarray(tokens, dtype=float)
@@ -95,12 +93,6 @@ class NumericCurve:
     def log_tokens_at_price(self, nats_per_flop: float, flops_per_token: float) -> float:
         return _first_below(lambda tokens: -self.slope(tokens) - nats_per_flop * flops_per_token)
 
-    def with_gain(self, tokens: float, factor: float, shift: float) -> NumericCurve:
-        now = float(self.predict(tokens))
-        return NumericCurve(
-            lambda asked: now - factor * (now - self.law(asked)) + shift, now - factor * (now - self.floor) + shift
-        )
-
 
 LossCurve = PowerCurve | NumericCurve
 
@@ -114,25 +106,29 @@ def gain_draws(curve: LossCurve, seen: float, log_spread: float, noise: float = 
         noise: nats, of a checkpoint from its run's own course.
     """
     quantiles, random = NormalDist(), np.random.default_rng(0)
-    normal = [quantiles.inv_cdf((number + 0.5) / NUM_DRAWS) for number in range(NUM_DRAWS)]
-    shifts = noise * random.permutation(normal)
-    return [curve.with_gain(seen, math.exp(log_spread * z), shift) for z, shift in zip(normal, shifts, strict=True)]
+    normal = np.array([quantiles.inv_cdf((number + 0.5) / NUM_DRAWS) for number in range(NUM_DRAWS)])
+    draws = np.exp(log_spread * normal), noise * random.permutation(normal), DRIFT_SPREAD * random.permutation(normal)
+    return [_course(curve, seen, *draw) for draw in zip(*draws, strict=True)]
+
+
+def _course(curve: LossCurve, seen: float, factor: float, shift: float, drift: float) -> NumericCurve:
+    """What gains ``factor`` times as much as ``curve`` after ``seen``, plus nats at once and, in the end, of a drift."""
+    now = float(curve.predict(seen))
+
+    def law(tokens: NDArray) -> NDArray:
+        return now - factor * (now - curve.predict(tokens)) + shift + drift * np.maximum(1 - seen / tokens, 0.0)
+
+    return NumericCurve(law, now - factor * (now - curve.floor) + shift + drift)
 
 
 def _first_below(excess: Callable[[NDArray], NDArray]) -> float:
-    """ln of the lowest tokens from which ``excess`` falls to 0, or infinity; 0.0 where it is below from the start."""
-    grid = np.linspace(*LOG_TOKENS_SEARCHED, NUM_GRID)
-    above = excess(np.exp(grid)) > 0
-    if above[-1]:
-        return math.inf
-    if not above.any():
-        return 0.0
-    last = int(np.flatnonzero(above)[-1])
-    low, high = grid[last], grid[last + 1]
-    for _ in range(60):
-        middle = (low + high) / 2
-        if excess(np.exp(np.array([middle])))[0] > 0:
-            low = middle
-        else:
-            high = middle
+    """ln of the lowest tokens at which ``excess`` is at most 0, or infinity."""
+    low, high = LOG_TOKENS_SEARCHED
+    for _ in range(NUM_ROUNDS):
+        grid = np.linspace(low, high, NUM_GRID)
+        below = excess(np.exp(grid)) <= 0
+        if not below.any():
+            return math.inf
+        first = int(below.argmax())
+        low, high = grid[max(first - 1, 0)], grid[first]
     return float(high)

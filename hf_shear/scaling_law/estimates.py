@@ -38,6 +38,17 @@ class Estimate:
             return text
         return f"{text} ({number_text(self.low)} to {number_text(self.high) if math.isfinite(self.high) else 'never'})"
 
+    def with_level(self) -> str:
+        """The value, and its interval with the share that it holds."""
+        return f"{number_text(self.value or 0.0)} ({self.span()})"
+
+    def span(self) -> str:
+        """The interval with the share that it holds; "" without one."""
+        if self.low is None or self.high is None:
+            return ""
+        high = number_text(self.high) if math.isfinite(self.high) else "never"
+        return f"{100 * LEVEL:.0f} %: {number_text(self.low)} to {high}"
+
     def to_dict(self) -> dict:
         """JSON-ready; an interval without an end has None there."""
         finite = [None if v is None or not math.isfinite(v) else v for v in (self.value, self.low, self.high)]

@@ -75,9 +75,10 @@ class Forecast:
             return Estimate(None, low, high, f"unreachable: the floor is {self.curve.floor:.4f}", self.notes)
         return Estimate(max(more(self.curve), 0.0), low, high, notes=self.notes)
 
-    def gain_per_flop(self, flops_per_token: float) -> float:
+    def gain_per_flop(self, flops_per_token: float) -> Estimate:
         """Nats that the next FLOP gains."""
-        return float(-self.curve.slope(self.seen)) / flops_per_token
+        low, high = interval([float(-curve.slope(self.seen)) / flops_per_token for curve in self.samples])
+        return Estimate(float(-self.curve.slope(self.seen)) / flops_per_token, low, high, notes=self.notes)
 
 
 def forecast(law: LawFit, case: Case, tokens: Sequence[float], losses: Sequence[float]) -> Forecast:
