@@ -208,7 +208,7 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     check_run(pipeline, args, source, target, tokenizer)
     domains = read_domains(pipeline, args, default_domains)
     settings |= read_checkpoints(pipeline, source, teacher)
-    folder = RunFolder.open(args.named_output_dir, pipeline.resume, pipeline.overwrite, settings, dry=pipeline.dry_run)
+    folder = RunFolder(args.named_output_dir, pipeline.resume, pipeline.overwrite, settings, dry=pipeline.dry_run)
     said = (*source.notes, reasons, f"Target: {target}", f"Run folder: {folder.path}")
     PartialState().print("\n".join(filter(None, said)))
     data = pack(pipeline, domains, tokenizer, config)
