@@ -10,9 +10,8 @@ from pathlib import Path
 from transformers import PretrainedConfig
 from typing_extensions import Self, TypeIs
 
-from ..core import UsageError
 from ..masks import MaskPhase, MaskSettings
-from ..shapes import Family, ModelShape, TargetShape, config_for_shape, find_family
+from ..shapes import TargetShape
 
 LOADER = Path(__file__).with_name("import_hf_shear.py")
 """Code that is saved beside a masked checkpoint: all that transformers, which cannot know the model_type, will ask for."""
@@ -88,25 +87,3 @@ class ShearingConfig(PretrainedConfig):
 def is_masked_config(config: PretrainedConfig) -> TypeIs[ShearingConfig]:
     """Whether a config is that of a masked model."""
     return isinstance(config, ShearingConfig)
-
-
-def as_family(config: PretrainedConfig, family: Family) -> PretrainedConfig:
-    """The stock config of ``family`` that computes what ``config`` computes, on weights of the same names.
-
-    There is one pair: a Llama without biases is a Mistral without a window.
-
-    Raises:
-        ValueError: there is no exact equivalent.
-    """
-    own = find_family(config)
-    if own is family:
-        return config
-    biased = own is not None and any(own.has_bias(name, config) for name, _ in own.projections())
-    if own is None or (own.model_type, family.model_type) != ("llama", "mistral") or biased:
-        raise UsageError(
-            f"A checkpoint of model_type {config.model_type!r}{' with biases' if biased else ''} has no exact equivalent"
-            f" of model_type {family.model_type!r}. There is one of a Llama without biases: 'mistral'."
-        )
-    stock = config_for_shape(config, ModelShape.from_config(config), config_class=family.config_class)
-    stock.sliding_window = None
-    return stock

@@ -22,10 +22,11 @@ from ..criteria import criteria_by_kind, criteria_from_words, mask_start_importa
 from ..data import Calibration, check_max_length, load_domains, warn_of_shared_text
 from ..distillation.teachers import STORED
 from ..masks import STRATEGIES, MaskSettings, unit_kinds
-from ..modeling import AutoShearingModelForCausalLM, ShearingModel, as_family
+from ..modeling import AutoShearingModelForCausalLM, ShearingModel
 from ..pruning import make_plan, prune_one_shot, score_units
 from ..shapes import (
     TargetShape,
+    as_family,
     config_for_shape,
     count_parameters,
     family_named,
