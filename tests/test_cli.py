@@ -266,9 +266,11 @@ def test_interleave_prunes_and_trains_by_turns(inputs, tmp_path, monkeypatch, ca
             "hf_shear.runs.live_page.live_report", lambda *known: pages.append(Page(live_report(*known)).text) or ""
         )
         assert main(words) == 0
-    assert any("Mask learning, step 12 of 12" in page and "What is kept so far" in page for page in pages)
+    assert any("Pruning by turns, step 12 of 12" in page and "What is kept so far" in page for page in pages)
     assert all("hf_shear run, under way" in page and "llama" not in page for page in pages)
-    assert "the loss is" in capsys.readouterr().out and (tmp_path / "run" / "report.html").is_file()
+    assert "the loss is" in capsys.readouterr().out
+    report = Page((tmp_path / "run" / "report.html").read_text()).text
+    assert "768 pruning by turns" in report and "mask learning" not in report.replace("mask learning and recovery", "")
     results = read_results(tmp_path / "run" / "results.json")
     assert results["tokens"]["mask_learning"] == 768 and results["history"]
     assert results["pruned"]["flops"] > 768 * training_flops_per_token(AutoConfig.from_pretrained(inputs / "model"), 1)

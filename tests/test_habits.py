@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from hub_server import serving
 from training_helpers import (
     LENGTH,
@@ -28,14 +29,29 @@ from training_helpers import (
     train_domains,
     weights_of,
 )
-from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 
-from hf_shear import ShearTrainer, ShearTrainingArguments
+from hf_shear import ShearTrainer, ShearTrainingArguments, slice_model
 from hf_shear.core import UsageError
+from hf_shear.masks import MaskPhase
 
 PAGE = Path(__file__).resolve().parent.parent / "examples" / "docs" / "habits.md"
 TEMPLATE = "{% for message in messages %}{{ message['role'] }} {{ message['content'] }}{{ eos_token }} {% endfor %}"
 TRIED: list[str] = []
+WITHOUT_HF_SHEAR = """
+import sys
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == "hf_shear":
+            raise ModuleNotFoundError("No module named 'hf_shear'")
+sys.meta_path.insert(0, Finder())
+"""
 
 
 def habit(tried: str):
@@ -163,11 +179,41 @@ def test_other_columns(tmp_path):
         ShearTrainer(plain_model(), make_args(tmp_path), pairs, processing_class=letter_tokenizer())
 
 
+@habit("a `DatasetDict` with the splits `train` and `test`")
+def test_splits_are_no_domains(text, tmp_path):
+    splits = DatasetDict(text.train_test_split(0.5))
+    with pytest.raises(
+        UsageError, match=r"would take the splits train, test for domains.*train_dataset=data\['train'\]"
+    ):
+        ShearTrainer(plain_model(), make_args(tmp_path), splits, processing_class=letter_tokenizer())
+
+
 @habit("tokenised documents of different lengths, to be padded by a collator")
 def test_samples_that_are_not_packed(tmp_path):
     ragged = Dataset.from_dict({"input_ids": [[4, 5, 6], [4, 5, 6, 7]]})
     with pytest.raises(UsageError, match="samples of different lengths .*; pack all with one `max_length`"):
         ShearTrainer(plain_model(), make_args(tmp_path), ragged)
+
+
+@habit("`data_collator=...`, or samples with `labels` or an `attention_mask` that leave tokens out")
+def test_every_token_is_learned(tmp_path):
+    with pytest.raises(UsageError, match="`data_collator` has no use: all samples are packed.*SFTTrainer"):
+        ShearTrainer(plain_model(), make_args(tmp_path), train_domains(), data_collator=default_data_collator)
+    ids = [[4] * LENGTH] * 8
+    all_of_it = Dataset.from_dict({"input_ids": ids, "labels": ids, "attention_mask": [[1] * LENGTH] * 8})
+    ShearTrainer(plain_model(), make_args(tmp_path), all_of_it)
+    for column, value in (("labels", -100), ("attention_mask", 0)):
+        some = Dataset.from_dict({"input_ids": ids, column: [[value] + [4] * (LENGTH - 1)] * 8})
+        with pytest.raises(UsageError, match=f"`train_dataset.'text'.` has `{column}` that leave tokens out"):
+            ShearTrainer(plain_model(), make_args(tmp_path), some)
+
+
+@habit('`processing_class="name"`, or a model without a language modelling head')
+def test_what_is_no_tokenizer_and_no_language_model(text, tmp_path):
+    with pytest.raises(UsageError, match=r"but it is 'name'. Give AutoTokenizer.from_pretrained\('name'\)"):
+        ShearTrainer(plain_model(), make_args(tmp_path), text, processing_class="name")
+    with pytest.raises(UsageError, match="LlamaModel has no head for it. Load one with AutoModelForCausalLM"):
+        ShearTrainer(plain_model().model, make_args(tmp_path), train_domains())
 
 
 @habit("`num_train_epochs=2`")
@@ -179,6 +225,14 @@ def test_epochs(tmp_path):
     stream = {"a": train_domains()["books"].to_iterable_dataset()}
     with pytest.raises(UsageError, match="`num_train_epochs=2` needs the number of samples, but a are streams"):
         ShearTrainer(plain_model(), make_args(tmp_path, max_steps=-1, num_train_epochs=2), stream)
+
+
+@habit("`max_steps` and `num_train_epochs`")
+def test_steps_go_before_epochs(tmp_path):
+    args = make_args(tmp_path, max_steps=2, num_train_epochs=3, dynamic_batches=False)
+    trainer = ShearTrainer(plain_model(), args, train_domains())
+    trainer.train()
+    assert trainer.state.global_step == 2
 
 
 @habit("none of `num_tokens`, `max_steps` and `num_train_epochs`")
@@ -195,13 +249,88 @@ def test_no_held_out_text(tmp_path):
     ShearTrainer(plain_model(), make_args(tmp_path, max_steps=1, dynamic_batches=False), train_domains()).train()
 
 
-@habit("`compute_metrics=...`, `trainer.predict(...)`")
+@habit("`trainer.evaluate(data)` of one data set, of text or of domains")
+def test_evaluation_of_other_data(text, tmp_path):
+    args, held_out = make_args(tmp_path, dynamic_batches=False), held_out_domains()
+    trainer = ShearTrainer(plain_model(), args, train_domains(), processing_class=letter_tokenizer())
+    assert trainer.evaluate(held_out["books"])["eval_text_loss"] == trainer.evaluate(held_out)["eval_books_loss"]
+    assert trainer.evaluate(text)["eval_tokens"] > 0
+    with pytest.raises(UsageError, match="`evaluate` needs `eval_dataset`"):
+        trainer.evaluate()
+
+
+@habit(
+    "`compute_metrics=...`, `preprocess_logits_for_metrics=...`, `trainer.predict(...)`, `get_eval_dataloader()`",
+)
 def test_metrics_and_predictions(tmp_path):
-    with pytest.raises(UsageError, match="`compute_metrics` has no effect"):
-        ShearTrainer(plain_model(), make_args(tmp_path), train_domains(), compute_metrics=dict)
+    for name in ("compute_metrics", "preprocess_logits_for_metrics"):
+        with pytest.raises(UsageError, match=f"`{name}` has no effect"):
+            ShearTrainer(plain_model(), make_args(tmp_path), train_domains(), **{name: dict})
     trainer = ShearTrainer(plain_model(), make_args(tmp_path, dynamic_batches=False), train_domains())
     with pytest.raises(NotImplementedError, match="`evaluate` gives the loss of each domain"):
         trainer.predict(held_out_domains()["books"])
+    with pytest.raises(NotImplementedError, match="no loader to evaluate with: `evaluate"):
+        trainer.get_eval_dataloader()
+
+
+@habit("`EarlyStoppingCallback`, `load_best_model_at_end=True`")
+def test_stopping_early_and_the_best_model(tmp_path):
+    steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    best = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_wiki_loss",
+        "learning_rate": 1.0,
+        "dynamic_batches": False,
+    }
+    args = make_args(tmp_path, max_steps=6, **steps, **best)
+    stop = EarlyStoppingCallback(early_stopping_patience=1)
+    trainer = ShearTrainer(plain_model(), args, train_domains(), held_out_domains(), callbacks=[stop])
+    trainer.train()
+    losses = [row["eval_wiki_loss"] for row in trainer.state.log_history if "eval_wiki_loss" in row]
+    assert trainer.state.global_step == len(losses) < 6 and losses[-1] >= min(losses)
+    best_step = 1 + losses.index(min(losses))
+    assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best_step}")
+    assert_equal_weights(
+        trainer.model, weights_of(AutoModelForCausalLM.from_pretrained(tmp_path / f"checkpoint-{best_step}"))
+    )
+    with pytest.raises(UsageError, match="`load_best_model_at_end=True` would choose by the held-out loss"):
+        ShearTrainer(masked_model(), make_args(tmp_path, **steps, **best), train_domains(), held_out_domains())
+
+
+@habit('`train_sampling_strategy="group_by_length"`')
+def test_grouping_by_length(tmp_path):
+    with pytest.raises(UsageError, match="`train_sampling_strategy='group_by_length'` has no effect"):
+        make_args(tmp_path, train_sampling_strategy="group_by_length")
+
+
+@habit("`model_init=...`, `trainer.hyperparameter_search(...)`")
+def test_searches_of_hyperparameters(tmp_path):
+    with pytest.raises(UsageError, match="`model_init` is not offered.* a ShearTrainer for each trial"):
+        ShearTrainer(plain_model(), make_args(tmp_path), train_domains(), model_init=plain_model)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'model'"):
+        ShearTrainer(args=make_args(tmp_path), train_dataset=train_domains(), model_init=plain_model)
+
+
+@habit("`trainer.save_state()`, `log_metrics`, `save_metrics`")
+def test_what_training_scripts_write_at_the_end(tmp_path, capsys):
+    args = make_args(tmp_path, max_steps=1, dynamic_batches=False)
+    trainer = ShearTrainer(plain_model(), args, train_domains())
+    metrics = trainer.train().metrics
+    trainer.save_state()
+    trainer.log_metrics("train", metrics)
+    trainer.save_metrics("train", metrics)
+    assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 1
+    assert "train_loss" in json.loads((tmp_path / "train_results.json").read_text())
+    assert "train metrics" in capsys.readouterr().out
+
+
+@habit("`generate` of a masked model")
+def test_a_masked_model_generates(tmp_path):
+    model, prompt = masked_model().eval(), torch.tensor([[4, 5, 6]])
+    sliced, _ = slice_model(model)
+    model.set_mask_phase(MaskPhase(hardening=1.0))
+    options = {"max_new_tokens": 8, "do_sample": False}
+    assert torch.equal(model.generate(prompt, **options), sliced.generate(prompt, **options))
 
 
 class Recorder(TrainerCallback):
@@ -337,21 +466,36 @@ def test_a_token_is_not_an_argument(tmp_path):
         make_args(tmp_path, hub_token="hf_secret")
 
 
-@habit("`push_to_hub=True` with a masked model")
+@habit("`push_to_hub=True`, or `trainer.push_to_hub()`, with a masked model")
 def test_masked_models_are_not_pushed(tmp_path):
     with pytest.raises(UsageError, match="`push_to_hub=True` would publish masked checkpoints.*`hf-shear push`"):
         ShearTrainer(masked_model(), make_args(tmp_path, push_to_hub=True), train_domains())
+    with pytest.raises(UsageError, match="`push_to_hub` would publish a masked checkpoint.*`hf-shear push`"):
+        ShearTrainer(masked_model(), make_args(tmp_path, dynamic_batches=False), train_domains()).push_to_hub()
 
 
 @habit("`AutoModelForCausalLM.from_pretrained` of a masked checkpoint, without `import hf_shear`")
 def test_a_masked_checkpoint_names_the_package(tmp_path):
-    masked_model().save_pretrained(tmp_path)
-    load = f"from transformers import AutoModelForCausalLM as A; print(type(A.from_pretrained({str(tmp_path)!r})))"
-    done = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True)
-    assert done.returncode == 1 and "has model type `hf_shear_llama` but Transformers does not" in done.stderr
-    import hf_shear  # noqa: F401
+    masked, code = masked_model(), "from transformers import AutoModelForCausalLM as A, AutoTokenizer as T\n"
+    masked.save_pretrained(tmp_path / "a")
+    letter_tokenizer().save_pretrained(tmp_path / "a")
 
-    assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is type(masked_model())
+    def load(code: str) -> subprocess.CompletedProcess:
+        places = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=places)
+
+    done = load(code + "T.from_pretrained('a'); A.from_pretrained('a')")
+    assert done.returncode == 1 and "pass the argument `trust_remote_code=True`" in done.stderr
+    done = load(code + "A.from_pretrained('a', trust_remote_code=True).save_pretrained('b')")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "b").glob("*.py")} == {"import_hf_shear.py"}
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "b")  # hf_shear is imported here
+    assert type(again) is type(masked)
+    assert_equal_weights(again, weights_of(masked))
+    sliced, _ = slice_model(again)
+    assert "auto_map" not in sliced.config.to_dict()
+    done = load(WITHOUT_HF_SHEAR + code + "A.from_pretrained('a', trust_remote_code=True)")
+    assert done.returncode == 1 and "packages that were not found in your environment: hf_shear" in done.stderr
 
 
 # ---- PEFT ---------------------------------------------------------------------------------------------------------

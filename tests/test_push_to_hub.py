@@ -469,6 +469,7 @@ def test_a_masked_checkpoint_only_by_name(hub, masked_checkpoint):
         push(hub, masked_checkpoint)
     assert not hub.requests
     push(hub, masked_checkpoint, masked=True)
+    assert "import_hf_shear.py" in hub.files(NAME)
     files = hub.files(NAME)
     assert "optimizer.pt" not in files and "training_args.bin" not in files
     assert json.loads(files["config.json"])["source_name_or_path"] == "my-llama"

@@ -78,7 +78,7 @@ def test_overwriting_deletes_the_run_when_the_first_stage_of_the_new_one_is_done
     folder.stage("source", lambda: {"loss": 1.0})
     (folder.path / "pruned").mkdir()
     before = json.loads(Path("run/stages.json").read_text())
-    again = RunFolder.open("run", False, True, SETTINGS | {"seed": 2})
+    again = RunFolder("run", False, True, SETTINGS | {"seed": 2})
     assert again.records.get("source") is None
     with pytest.raises(KeyError):  # such as data that can not be read
         again.stage("source", lambda: {}["nothing"])
@@ -271,10 +271,10 @@ def test_seconds_are_those_of_all_processes(monkeypatch):
 
 
 def test_open_is_the_constructor_in_one_process():
-    folder = RunFolder.open("run", False, False, SETTINGS)
+    folder = RunFolder("run", False, False, SETTINGS)
     assert folder.path == Path("run")
     folder.stage("source", lambda: {"loss": 1.0})
-    assert RunFolder.open("run", True, False, SETTINGS).records["source"]["loss"] == 1.0
+    assert RunFolder("run", True, False, SETTINGS).records["source"]["loss"] == 1.0
     folder.stage("mask_learning", lambda: {"loss": 1.0})
     with pytest.raises(ValueError, match="already holds a run"):
-        RunFolder.open("run", False, False, SETTINGS)
+        RunFolder("run", False, False, SETTINGS)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import LlamaConfig
 
+from hf_shear.cli import recover
 from hf_shear.core import duration_text
 from hf_shear.pruning import PruneConfig
 from hf_shear.runs import Run, ShearArguments
@@ -31,9 +32,8 @@ def test_the_rest_runs_at_the_speed_of_what_is_finished():
     ],
 )
 def test_what_a_run_does_not_do_takes_no_time(choices, stages):
-    pruned = choices.pop("pruned", None)
-    pipeline = ShearArguments(model_name_or_path="m", recovery_tokens=100, **choices)
-    pipeline.pruned = pruned
+    arguments = recover.Arguments if "pruned" in choices else ShearArguments
+    pipeline = arguments(model_name_or_path="m", recovery_tokens=100, **choices)
     config = LlamaConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=40
     )

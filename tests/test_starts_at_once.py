@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, LlamaConfig
 
 import hf_shear
 from hf_shear import ShearTrainingArguments, runs
@@ -46,6 +46,20 @@ def test_help_and_refusals_import_neither_torch_nor_transformers(tmp_path):
     )
     codes = [0, 2, 0, 0, 0, *[2] * (len(commands) - 5)]
     assert found.splitlines()[-1] == f"{codes} []"
+
+
+def test_inspect_of_a_config_loads_no_code_of_models(tmp_path):
+    LlamaConfig(hidden_size=64, num_attention_heads=4, intermediate_size=128, num_hidden_layers=2).save_pretrained(
+        tmp_path
+    )
+    found = run_python(
+        "import sys\n"
+        "from hf_shear.cli import main\n"
+        f"assert main(['inspect', {str(tmp_path)!r}, '--intermediate_size', '64']) == 0\n"
+        "heavy = ('transformers.modeling_utils', 'transformers.trainer', 'datasets', 'scipy', 'hf_shear.modeling')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    assert "Mask learning needs about" in found and found.splitlines()[-1] == "[]"
 
 
 AUTO = """

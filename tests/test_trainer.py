@@ -77,7 +77,7 @@ def test_training_needs_data_and_an_end(tmp_path):
     args = make_args(tmp_path)
     without = ShearTrainer(plain_model(), args, eval_dataset=held_out_domains())
     assert without.evaluate()["eval_tokens"] == 3 * 4 * (LENGTH - 1)
-    with pytest.raises(ValueError, match="ShearTrainer needs `train_dataset`, a dict of packed samples per domain"):
+    with pytest.raises(ValueError, match="`train_dataset` is needed to train: a data set, or a dict"):
         without.train()
 
 

@@ -27,9 +27,8 @@ REFUSED = {name: "give --num_tokens" for name in ("max_steps", "num_train_epochs
     "push_to_hub": "use hf-shear push OUT REPO_ID",
     "recovery_method": "all weights are trained between the stages; leave it out",
 }
-PRUNED, SOURCE, TRAINING = "pruned", "source", "mask_learning"
-"""The result's folder, as of every run; the record of the source, which a run that goes on does not judge again; and what
-results call the training at the source's size."""
+PRUNED, SOURCE = "pruned", "source"
+"""The result's folder, as of every run, and the record of the source, which a run that goes on does not judge again."""
 
 
 @dataclass(kw_only=True)
@@ -84,7 +83,7 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     from ..pruning import make_plan, prune_interleaved
     from ..pruning.interleave import pruning_steps
     from ..runs.live_page import LivePage
-    from ..runs.run_time import PASSES_TO_PRUNE, Work
+    from ..runs.run_time import BY_TURNS, PASSES_TO_PRUNE, Work
     from ..shapes import ModelShape, forward_flops_per_token, training_flops_per_token
     from ..training import check_mask_options
     from .engine_rows import engine_warnings
@@ -107,7 +106,7 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     domains = runs.read_domains(arguments, args)
     pruning_steps(args.steps_for_tokens(args.num_tokens, arguments.max_length), choices)
     settings = runs.run_settings(arguments, target, args) | runs.read_checkpoints(arguments, opened)
-    run_folder = runs.RunFolder.open(args.output_dir, resumes, settings=settings, dry=arguments.dry_run)
+    run_folder = runs.RunFolder(args.output_dir, resumes, settings=settings, dry=arguments.dry_run)
     PartialState().print("\n".join(filter(None, (*opened.notes, reasons, f"Target: {target}"))))
     data = runs.pack(arguments, domains, tokenizer, config)
     runs.require_same_text(run_folder, data)
@@ -123,7 +122,7 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     started = time.perf_counter()
     read = sum(map(len, data.judged.values())) * arguments.max_length
     judging = read * forward_flops_per_token(config, arguments.max_length)
-    stages = {SOURCE: Work(0.0, judging), TRAINING: Work(sum(work.values()), judging)}
+    stages = {SOURCE: Work(0.0, judging), BY_TURNS: Work(sum(work.values()), judging)}
     followed, live = _Followed(run_folder, opened, target, stages, flops), LivePage(arguments.live_page)
     with live.stage(followed, SOURCE):
         judged = run_folder.stage(SOURCE, lambda: runs.judge_checkpoint(opened, data.judged, args))
@@ -133,7 +132,7 @@ def run(arguments: Arguments, args: ShearTrainingArguments) -> None:
     text = Calibration.from_batches(drawn.batches, args.train_batch_size, args.seed)
     begun = time.perf_counter()
     try:
-        with live.stage(followed, TRAINING):
+        with live.stage(followed, BY_TURNS):
             found = prune_interleaved(
                 source, target, text, choices, args, data.train, data.steering, resume_from_checkpoint=checkpoint,
                 watch=live.watch,

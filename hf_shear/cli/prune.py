@@ -72,10 +72,9 @@ def run(arguments: Arguments) -> None:
     """Judge the source, score, cut, save, judge the result."""
     import torch
 
-    from ..modeling import as_family
     from ..pruning import make_plan, prune_one_shot
     from ..report import comparison_table
-    from ..shapes import ModelShape, PerLayerShape, family_named
+    from ..shapes import ModelShape, PerLayerShape, as_family, family_named
     from ..sources import dtype_note, in_dtype, ready_to_compute
     from ..training import ShearTrainingArguments
     from .engine_rows import engine_warnings

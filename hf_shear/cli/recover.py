@@ -50,6 +50,11 @@ class Arguments(learn.Arguments):
         if self.sizes is not None:
             runs.read_sizes(self.sizes)
 
+    @property
+    def is_pruned(self) -> bool:
+        """Whether ``pruned`` is given."""
+        return self.pruned is not None
+
 
 def run(pipeline: Arguments, args: ShearTrainingArguments) -> None:
     """Go on with the run in ``output_dir``, or start one from ``pruned``: recovery, baselines if asked for, report."""

@@ -160,11 +160,11 @@ class TrainerHooks(Trainer):
     def model_is_saved(self, folder: str) -> None:
         """Called on processes that save, when weights, config and tokenizer are in a folder."""
 
-    def save_state(self, checkpoint: str) -> None:
+    def save_parts(self, checkpoint: str) -> None:
         """Write state to a checkpoint, beside that of the optimizer."""
 
-    def load_state(self, checkpoint: str) -> None:
-        """Read what ``save_state`` wrote."""
+    def load_parts(self, checkpoint: str) -> None:
+        """Read what ``save_parts`` wrote."""
 
     def state_is_saved(self, checkpoint: str) -> None:
         """Called when every part of this process is written; only ``trainer_state.json`` comes after."""
@@ -237,7 +237,7 @@ class TrainerHooks(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        self.save_state(output_dir)
+        self.save_parts(output_dir)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -259,7 +259,7 @@ class TrainerHooks(Trainer):
         with _refusing_code(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self.load_state(checkpoint)
+            self.load_parts(checkpoint)
 
     def _load_best_model(self) -> None:
         self.before_loading(str(self.state.best_model_checkpoint))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..core import UsageError
 from ..core.defaults import TEACHER_PLACEMENTS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ON_DEVICE, OFFLOADED, STORED = TEACHER_PLACEMENTS
 _AFTER_THE_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
@@ -38,6 +41,8 @@ class Teacher:
     def __init__(self, model: PreTrainedModel, placement: str = ON_DEVICE, device: str | torch.device = "cpu"):
         if placement not in (ON_DEVICE, OFFLOADED):
             raise UsageError(f"`teacher_placement` of a model must be 'device' or 'cpu', but it is {placement!r}.")
+        from transformers import PreTrainedModel
+
         if not isinstance(model, PreTrainedModel):
             raise UsageError(
                 f"`teacher` must be a causal language model of transformers, but it is {type(model).__name__}. Merge"

@@ -3,7 +3,7 @@
 from . import family_classes
 from .auto_class import AutoShearingModelForCausalLM
 from .column_gates import open_columns, written_weight
-from .configuration import ShearingConfig, as_family, is_masked_config
+from .configuration import ShearingConfig, is_masked_config
 from .family_classes import *  # noqa: F403  # a pair of classes for each family, listed there
 from .folding import MaskedLinear, MaskedRMSNorm, scale_norm_weight, scale_weight
 from .mixin import ShearingMixin, head_channel_masks, residual_write_masks
@@ -16,7 +16,6 @@ __all__ = [
     "ShearingConfig",
     "ShearingMixin",
     "ShearingModel",
-    "as_family",
     "check_model",
     "copy_implementations",
     "head_channel_masks",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import asdict
+from pathlib import Path
 
 from transformers import PretrainedConfig
 from typing_extensions import Self, TypeIs
 
-from ..core import UsageError
 from ..masks import MaskPhase, MaskSettings
-from ..shapes import Family, ModelShape, TargetShape, config_for_shape, find_family
+from ..shapes import TargetShape
+
+LOADER = Path(__file__).with_name("import_hf_shear.py")
+"""Code that is saved beside a masked checkpoint: all that transformers, which cannot know the model_type, will ask for."""
 
 
 class ShearingConfig(PretrainedConfig):
@@ -20,6 +25,7 @@ class ShearingConfig(PretrainedConfig):
         mask_settings: fields of :class:`~hf_shear.masks.MaskSettings`.
         mask_phase: fields of :class:`~hf_shear.masks.MaskPhase` when the model was saved.
         source_name_or_path, source_revision: where the plain checkpoint came from.
+        auto_map: names ``LOADER``, once the config was saved.
     """
 
     target_shape: dict | None = None
@@ -27,6 +33,7 @@ class ShearingConfig(PretrainedConfig):
     mask_phase: dict | None = None
     source_name_or_path: str | None = None
     source_revision: str | None = None
+    auto_map: dict | None = None
 
     def resolved_target(self) -> TargetShape:
         """The target, checked against this config's own (source) shape."""
@@ -39,6 +46,16 @@ class ShearingConfig(PretrainedConfig):
     def resolved_phase(self) -> MaskPhase:
         """The phase of mask learning as an object."""
         return MaskPhase(**(self.mask_phase or {}))
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """As the stock method, with ``LOADER`` beside the config."""
+        self.auto_map = {"AutoConfig": f"{LOADER.stem}.{type(self).__name__}"}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        shutil.copyfile(LOADER, Path(save_directory) / LOADER.name)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Do nothing: transformers would save the modules of this package beside the next checkpoint."""
 
     @classmethod
     def from_source(
@@ -56,7 +73,7 @@ class ShearingConfig(PretrainedConfig):
                 such as "main" moves on, and then no longer says which weights these were.
         """
         fields = source_config.to_dict()
-        for name in ("model_type", "architectures", "transformers_version"):
+        for name in ("model_type", "architectures", "auto_map", "transformers_version"):
             fields.pop(name, None)
         fields.update(
             target_shape=target_shape.to_dict(),
@@ -70,25 +87,3 @@ class ShearingConfig(PretrainedConfig):
 def is_masked_config(config: PretrainedConfig) -> TypeIs[ShearingConfig]:
     """Whether a config is that of a masked model."""
     return isinstance(config, ShearingConfig)
-
-
-def as_family(config: PretrainedConfig, family: Family) -> PretrainedConfig:
-    """The stock config of ``family`` that computes what ``config`` computes, on weights of the same names.
-
-    There is one pair: a Llama without biases is a Mistral without a window.
-
-    Raises:
-        ValueError: there is no exact equivalent.
-    """
-    own = find_family(config)
-    if own is family:
-        return config
-    biased = own is not None and any(own.has_bias(name, config) for name, _ in own.projections())
-    if own is None or (own.model_type, family.model_type) != ("llama", "mistral") or biased:
-        raise UsageError(
-            f"A checkpoint of model_type {config.model_type!r}{' with biases' if biased else ''} has no exact equivalent"
-            f" of model_type {family.model_type!r}. There is one of a Llama without biases: 'mistral'."
-        )
-    stock = config_for_shape(config, ModelShape.from_config(config), config_class=family.config_class)
-    stock.sliding_window = None
-    return stock

@@ -13,9 +13,9 @@ from typing_extensions import Self
 
 from ..core import UsageError
 from ..masks import MaskSettings, ShearingMasks
-from ..shapes import ModelShape, TargetShape, check_supported_source, family_of
+from ..shapes import ModelShape, TargetShape, as_family, check_supported_source, family_of
 from ..sources import HUB_OPTIONS, Source, open_source
-from .configuration import ShearingConfig, as_family, is_masked_config
+from .configuration import ShearingConfig, is_masked_config
 from .mixin import ShearingMixin
 
 PATH = "pretrained_model_name_or_path"  # the argument's name, for messages

@@ -24,10 +24,10 @@ from ..masks import (
     SUB_LAYERS,
     unit_kinds,
 )
-from ..modeling import as_family
 from ..shapes import (
     PerLayerShape,
     TargetShape,
+    as_family,
     count_parameters,
     family_named,
     family_of,

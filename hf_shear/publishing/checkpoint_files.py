@@ -13,7 +13,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ..core import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, UsageError, read_json_object
-from ..slicing import CONFIGURATION_NAME, PROVENANCE_NAME, PRUNE_CONFIG_NAME, is_own_configuration
+from ..modeling.configuration import LOADER
+from ..slicing import CONFIGURATION, PROVENANCE_NAME, PRUNE_CONFIG_NAME
 from ..sources import MASKED_PREFIX
 from .card_picture import PICTURE_NAME
 from .plain_files import plain_file
@@ -106,9 +107,12 @@ def _tensor_names(path: Path) -> set[str]:
 def other_files(checkpoint: Path) -> list[str]:
     """Names of the config, tokenizer and licence files that are there; nothing of a trainer's state."""
     found = [name for name in (*CONFIG_NAMES, *TOKENIZER_NAMES, *TERMS_NAMES) if plain_file(checkpoint / name)]
-    if plain_file(checkpoint / CONFIGURATION_NAME) and is_own_configuration(checkpoint / CONFIGURATION_NAME):
-        found.append(CONFIGURATION_NAME)  # code, so only to the letter as this package writes it
-    return found
+    return found + [own.name for own in (CONFIGURATION, LOADER) if _holds(checkpoint / own.name, own.read_bytes())]
+
+
+def _holds(path: Path, code: bytes) -> bool:
+    """Whether a file is code to the letter as this package writes it beside weights: no other is published."""
+    return plain_file(path) and path.stat().st_size == len(code) and path.read_bytes() == code
 
 
 def has_chat_template(checkpoint: Path) -> bool:

@@ -8,15 +8,20 @@ from typing import Any
 
 from .html_charts import LOG_RATIO, MAX_POINTS, Series, line_chart, line_legend
 from .html_page import NOT_KNOWN, name, note, panels, section, table, text
-from .plots import MASK_LEARNING, RECOVERY
+from .plots import BY_TURNS, MASK_LEARNING, RECOVERY
 
-_LOOKS = {MASK_LEARNING: "c0", RECOVERY: "c1"}
-_FURTHER_LOOKS = ("c2", "c3", "c4", "c5")  # of stages beside these two, such as baselines
+_LOOKS = {MASK_LEARNING: "c0", BY_TURNS: "c0", RECOVERY: "c1"}  # a run has one of the first two
+_FURTHER_LOOKS = ("c2", "c3", "c4", "c5")  # of stages beside these, such as baselines
 
 
 def stage_label(stage: str) -> str:
     """'mask learning' for ``mask_learning``."""
     return str(stage).replace("_", " ")
+
+
+def first_training(results: Mapping[str, Any]) -> str:
+    """Name of the training that results count as ``mask_learning``: where scores choose what to keep, it is another."""
+    return BY_TURNS if results.get("prune_config") else MASK_LEARNING
 
 
 def stage_looks(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:

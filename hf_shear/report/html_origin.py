@@ -10,7 +10,9 @@ from typing import Any
 from ..core import spelled
 from ..core.redaction import redact_command
 from .html_charts import bars
+from .html_curves import first_training, stage_label
 from .html_page import NOT_KNOWN, byte_count, duration, note, section, table, text
+from .plots import MASK_LEARNING
 
 _STAGES = ("pruning", "mask_learning", "export", "recovery", "evaluation", "baselines")
 _METHODS = {"full": "all weights", "lora": "LoRA adapters", "norms_and_biases": "norms and biases"}
@@ -78,7 +80,8 @@ def _stages(results: Mapping[str, Any]) -> str:
         count, spent = tokens.get(stage), seconds[stage]
         rate = f"{_rate(count / spent)}" if count and spent else NOT_KNOWN
         counted = NOT_KNOWN if not count else f"{count:,}"
-        rows.append((stage.replace("_", " "), duration(spent), f"{100 * spent / whole:.0f} %", counted, rate))
+        label = stage_label(first_training(results) if stage == MASK_LEARNING else stage)
+        rows.append((label, duration(spent), f"{100 * spent / whole:.0f} %", counted, rate))
     if "total" in seconds:
         rows.append(("<b>whole run</b>", f"<b>{duration(seconds['total'])}</b>", "", "", ""))
     more = "tokens per second of a whole stage, loading and saving included; evaluation also runs within the others"

@@ -20,7 +20,7 @@ from ..core.json_files import read_json_object
 from ..core.record_types import check_record, without_nulls
 from ..core.results import EVALUATION_NAME, REPORT_NAME, RESULTS_NAME, read_results, write_text_atomically
 from .arms_table import verdict
-from .html_curves import domains_section, loss_curves_section
+from .html_curves import domains_section, first_training, loss_curves_section, stage_label
 from .html_origin import origin_section, speed_section
 from .html_page import duration, name, page, short_count, text, tiles
 from .html_pruning import kept_section, shape_section, sizes_section
@@ -111,7 +111,8 @@ def _facts(results: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> 
     tokens = results.get("tokens") or {}
     if "mask_learning" in tokens and "recovery" in tokens:
         learning, recovery = tokens["mask_learning"], tokens["recovery"]
-        remark = f"{short_count(learning)} for masks, {short_count(recovery)} for recovery" if learning else ""
+        stages = {stage_label(first_training(results)): learning, "recovery": recovery}
+        remark = ", ".join(f"{short_count(count)} {stage}" for stage, count in stages.items() if count and learning)
         facts.append(("Training tokens", short_count(learning + recovery), remark))
     ratio = ((evaluation or {}).get("speed") or {}).get("decode_ratio")
     if ratio:

@@ -48,7 +48,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 KEPT, CUT, GROUP_CUT, LINE = "#332288", "#88CCEE", "#E4E4E4", "#999999"
 REMOVED: dict[str, Any] = {"facecolor": "#F5F5F5", "edgecolor": LINE, "hatch": "////"}
 GAP_OF_GROUPS = 0.3  # between KV groups, in widths of a head
-MASK_LEARNING, RECOVERY = "mask_learning", "recovery"
+MASK_LEARNING, BY_TURNS, RECOVERY = "mask_learning", "pruning_by_turns", "recovery"
+STAGES = (MASK_LEARNING, BY_TURNS, RECOVERY)
 SHAPE_LABELS: dict[str, str] = dict(
     zip(
         TARGET_NAMES,
@@ -97,7 +98,7 @@ def plot_domains(history: Sequence[Mapping[str, Any]], path: str | os.PathLike |
 
     Args:
         history: rows with `num_tokens` (counted on over both stages, never falling) and `stage`
-            ('mask_learning' or 'recovery'); and by domain `mixture_weights`, `loss` (nats per token) and
+            (one of `STAGES`); and by domain `mixture_weights`, `loss` (nats per token) and
             `reference_loss`, each where there is a value.
         path: where to save the picture, if anywhere.
 
@@ -374,7 +375,7 @@ def _draw_series(
 ) -> None:
     """One line per stage, since the cut in between is a jump and not a slope; only the first has a label."""
     label = style["label"]
-    for stage in (MASK_LEARNING, RECOVERY):
+    for stage in STAGES:
         rows = [row for row in history if row["stage"] == stage and domain in (row.get(key) or {})]
         if rows:
             x, y = [row["num_tokens"] / scale for row in rows], [row[key][domain] for row in rows]
@@ -466,10 +467,9 @@ def _check_history(history: Sequence[Mapping[str, Any]], stages: bool = True) ->
     if not history:
         raise UsageError("`history` must have at least one row, but it is empty.")
     for index, row in enumerate(history):
-        if stages and row.get("stage") not in (MASK_LEARNING, RECOVERY):
+        if stages and row.get("stage") not in STAGES:
             raise UsageError(
-                f"`history[{index}]['stage']` must be '{MASK_LEARNING}' or '{RECOVERY}', "
-                f"but it is {row.get('stage')!r}."
+                f"`history[{index}]['stage']` must be one of {', '.join(STAGES)}, but it is {row.get('stage')!r}."
             )
         if index and row["num_tokens"] < history[index - 1]["num_tokens"]:
             raise UsageError(

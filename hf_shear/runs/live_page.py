@@ -24,9 +24,9 @@ from ..shapes import TargetShape
 from ..slicing.kept_units import kept_units_from_masks
 from ..sources import Source
 from ..training import ShearTrainer
-from .report import shifted
+from .report import known_results
 from .run_folder import RunFolder
-from .run_time import MASK_LEARNING, PAPER_MASKS, PRUNING, RECOVERY, SOURCE, STARTING_POINT, Work, seconds_left
+from .run_time import CHOOSING, MASK_LEARNING, RECOVERY, SOURCE, Work, seconds_left
 
 MOST_TIME = 0.01
 """Share of the run's time that drawing may take."""
@@ -142,37 +142,12 @@ class LivePage:
         run, records = self._run, dict(self._run.folder.records)
         if (trainer := self._begun_trainer) is not None:
             records[self._name] = trainer.stage_record(self._name) | self._kept_now(trainer)
-        chosen = next((records[name] for name in (MASK_LEARNING, PRUNING, STARTING_POINT) if name in records), {})
-        recovered, others = records.get(RECOVERY, {}), {}
-        for name, record in records.items():
-            if name not in (SOURCE, MASK_LEARNING, PRUNING, STARTING_POINT, RECOVERY) and "history" in record:
-                others[name] = record["history"]
-        before = chosen.get("tokens", 0)
-        models: dict[str, Any] = {"pruned": chosen.get("model"), "recovered": recovered.get("model")}
-        if "model" in recovered:
-            models["recovered"] |= {"learning_rate": recovered["learning_rate"]}
+        chosen = next((records[name] for name in CHOOSING if name in records), {})
+        known = (SOURCE, *CHOOSING, RECOVERY)
+        others = {name: record for name, record in records.items() if name not in known and "history" in record}
         source = records.get(SOURCE) or {"shape": run.target.source.to_dict()}
-        return {name: model for name, model in models.items() if model} | {
-            "source": source | {"name": Path(run.source.name).name},
-            "target_shape": run.target.sizes(),
-            "kept": chosen.get("kept"),
-            "masks": chosen.get("masks"),
-            "prune_config": chosen.get("prune_config"),
-            "history": chosen.get("history", []) + shifted(recovered.get("history", []), before),
-            "baseline_history": others,
-            "sizes": chosen.get("sizes") or [],
-            "tokens": {
-                "calibration": chosen.get("calibration_tokens", 0),
-                "mask_learning": before,
-                "recovery": recovered.get("tokens", 0),
-            },
-            "passes": {name: records[name].get("passes") for name in (MASK_LEARNING, RECOVERY) if name in records},
-            "baselines": {
-                name: records[name]["model"] | {key: records[name][key] for key in ("tokens", "learning_rate")}
-                for name in others
-                if name != PAPER_MASKS and "model" in records[name]
-            },
-        }
+        source = source | {"name": Path(run.source.name).name}
+        return known_results(source, chosen, records.get(RECOVERY, {}), others, run.target.sizes())
 
     @property
     def _begun_trainer(self) -> ShearTrainer | None:

@@ -44,6 +44,11 @@ class NestedArguments(ShearArguments):
         return len(read_sizes(self.sizes))
 
     @property
+    def teaches_sizes(self) -> bool:
+        """Whether ``size_teacher`` is the largest."""
+        return self.size_teacher != NO_TEACHER
+
+    @property
     def rivals(self) -> tuple[str, ...]:
         """None: they have one size."""
         return ()

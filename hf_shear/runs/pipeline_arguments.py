@@ -189,6 +189,21 @@ class PipelineArguments(TargetArguments, RecoveryArguments):
         return True
 
     @property
+    def is_pruned(self) -> bool:
+        """Whether a pruned checkpoint is given, so that nothing is to be chosen."""
+        return False
+
+    @property
+    def num_sizes(self) -> int:
+        """How many sizes are trained."""
+        return 1
+
+    @property
+    def teaches_sizes(self) -> bool:
+        """Whether the largest of several sizes teaches the others."""
+        return False
+
+    @property
     def rivals(self) -> tuple[str, ...]:
         """The baselines."""
         return BASELINES

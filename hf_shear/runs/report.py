@@ -33,6 +33,7 @@ from ..shapes import TARGET_NAMES, ModelShape, count_parameters, training_flops_
 from ..sources import Source, open_source, ready_to_compute, whole_models
 from ..training import ShearTrainingArguments, evaluate_samples
 from .origin import code_origin
+from .run_time import BY_TURNS
 
 SAMPLES = "samples"
 """In a model's record: ``digest`` of the text that judged it, and ``num_tokens`` and ``nats`` of each sample, by domain."""
@@ -85,6 +86,45 @@ def judge_checkpoint(source: Source | str | os.PathLike, datasets: dict, args: S
     return judge(model, datasets, args, with_samples=True)
 
 
+def known_results(
+    source: dict, chosen: dict, recovered: dict, baselines: dict[str, dict], sizes: dict[str, int]
+) -> dict:
+    """What the records of a run's stages say of its results; of stages that are to come there is nothing.
+
+    Args:
+        source: what ``judge`` says of it, or its shape alone.
+        chosen: record of the stage that ends with the target shape; {} before it.
+        recovered: record of recovery; {} before it.
+        baselines: records of baselines, and of what comes before one, by name.
+        sizes: of the target shape.
+    """
+    before = chosen.get("tokens", 0)
+    models = {"source": source, "pruned": chosen.get("model"), "recovered": recovered.get("model")}
+    if "model" in recovered:
+        models["recovered"] = recovered["model"] | {"learning_rate": recovered["learning_rate"]}
+    stages = {"mask_learning": chosen, "recovery": recovered}
+    history = chosen.get("history", [])
+    return {name: model for name, model in models.items() if model} | {
+        "target_shape": sizes,
+        "kept": chosen.get("kept"),
+        "masks": chosen.get("masks"),
+        "prune_config": chosen.get(
+            "prune_config"
+        ),  # None: masks are learned, or the run began with a pruned checkpoint
+        "tokens": {name: stage.get("tokens", 0) for name, stage in stages.items()}
+        | {"calibration": chosen.get("calibration_tokens", 0)},
+        "passes": {name: stage["passes"] for name, stage in stages.items() if "passes" in stage},
+        "history": history + shifted(recovered.get("history", []), before),
+        "sizes": chosen.get("sizes") or [row for row in history if "expected_shape" in row],
+        "baselines": {
+            name: stage["model"] | {key: stage[key] for key in ("tokens", "learning_rate", "flops")}
+            for name, stage in baselines.items()
+            if "learning_rate" in stage  # it is finished, and more than the start of another
+        },
+        "baseline_history": {name: stage["history"] for name, stage in baselines.items()},
+    }
+
+
 def run_results(
     source: dict,
     learned: dict,
@@ -96,54 +136,35 @@ def run_results(
 ) -> dict:
     """The results of a run from the records of its stages, and the commands that made it (``seconds.total`` is left to the
     caller)."""
+    results = known_results(source, learned, recovered, baselines, target.sizes())
     trained = [learned, recovered, *baselines.values()]
     judged = [source, *(stage["model"] for stage in trained)]
     in_training = [row for stage in trained for row in stage["history"]]
     chosen = learned["flops"]
-    spent = None if chosen is None else chosen + recovered["flops"]
-    config = learned.get("prune_config")  # None: masks were learned, or the run began with a pruned checkpoint
-    choosing = (
-        {"mask_learning": learned["seconds"]}
-        if config is None
-        else {"mask_learning": 0.0, "pruning": learned["seconds"]}
+    results["recovered"]["flops"] = None if chosen is None else chosen + recovered["flops"]
+    results["tokens"]["evaluation"] = (
+        sum(row["eval_tokens"] for row in in_training)
+        + sum(record["eval_tokens"] for record in judged)
+        + learned["reference_tokens"]
     )
-    evaluation_seconds = sum(row["eval_seconds"] for row in in_training) + sum(record["seconds"] for record in judged)
+    at_once = results["prune_config"] is not None
+    results["seconds"] = {
+        **({"pruning": learned["seconds"]} if at_once else {}),
+        "mask_learning": 0.0 if at_once else learned["seconds"],
+        "export": learned["export_seconds"],
+        "recovery": recovered["seconds"],
+        "evaluation": sum(row["eval_seconds"] for row in in_training) + sum(record["seconds"] for record in judged),
+        "baselines": sum(stage["seconds"] for stage in baselines.values()),
+    }
+    return results | {"recovery": recovery_settings(args)} | _made_by(args, commands)
+
+
+def _made_by(args: ShearTrainingArguments, commands: list[str]) -> dict:
     return {
-        "source": source,
-        "pruned": learned["model"],
-        "recovered": recovered["model"] | {"learning_rate": recovered["learning_rate"], "flops": spent},
-        "target_shape": target.sizes(),
-        "masks": learned["masks"],
-        "prune_config": config,
-        "tokens": {
-            "mask_learning": learned["tokens"],
-            "recovery": recovered["tokens"],
-            "evaluation": sum(row["eval_tokens"] for row in in_training)
-            + sum(record["eval_tokens"] for record in judged)
-            + learned["reference_tokens"],
-            "calibration": learned["calibration_tokens"],
-        },
-        "seconds": {
-            **choosing,
-            "export": learned["export_seconds"],
-            "recovery": recovered["seconds"],
-            "evaluation": evaluation_seconds,
-            "baselines": sum(stage["seconds"] for stage in baselines.values()),
-        },
-        "baselines": {
-            name: stage["model"] | {name: stage[name] for name in ("tokens", "learning_rate", "flops")}
-            for name, stage in baselines.items()
-        },
         "versions": collect_versions(),
         "seed": args.seed,
-        "recovery": recovery_settings(args),
         "command": "\n".join(commands),
         "made_by": code_origin(),
-        "kept": learned["kept"],
-        "passes": {"mask_learning": learned["passes"], "recovery": recovered["passes"]},
-        "history": learned["history"] + shifted(recovered["history"], learned["tokens"]),
-        "baseline_history": {name: stage["history"] for name, stage in baselines.items()},
-        "sizes": learned.get("sizes") or [row for row in learned["history"] if "expected_shape" in row],
     }
 
 
@@ -158,30 +179,18 @@ def pruning_results(
         seconds: of ``pruning``, ``export`` and ``total``.
         commands: that made it, in order.
     """
-    return {
-        "source": source,
-        "pruned": pruned | {"flops": pruning.cost.flops},
-        "target_shape": {name: pruned["shape"][name] for name in TARGET_NAMES if name in pruned["shape"]},
-        "masks": None,
-        "prune_config": pruning.config.to_dict(),
-        "tokens": {
-            "mask_learning": 0,
-            "recovery": 0,
-            "evaluation": source["eval_tokens"] + pruned["eval_tokens"],
-            "calibration": pruning.cost.num_tokens,
-        },
-        "seconds": {"mask_learning": 0.0, "recovery": 0.0, "baselines": 0.0}
-        | {"evaluation": source["seconds"] + pruned["seconds"]}
-        | seconds,
-        "baselines": {},
-        "versions": collect_versions(),
-        "seed": args.seed,
-        "command": "\n".join(commands),
-        "made_by": code_origin(),
+    chosen = {
+        "model": pruned | {"flops": pruning.cost.flops},
         "kept": pruning.kept.to_dict(),
-        "history": [],
-        "sizes": [],
+        "prune_config": pruning.config.to_dict(),
+        "calibration_tokens": pruning.cost.num_tokens,
     }
+    sizes = {name: pruned["shape"][name] for name in TARGET_NAMES if name in pruned["shape"]}
+    results = known_results(source, chosen, {}, {}, sizes)
+    results["tokens"]["evaluation"] = source["eval_tokens"] + pruned["eval_tokens"]
+    results["seconds"] = {"mask_learning": 0.0, "recovery": 0.0, "baselines": 0.0}
+    results["seconds"] |= {"evaluation": source["seconds"] + pruned["seconds"]} | seconds
+    return results | _made_by(args, commands)
 
 
 def interleaving_results(
@@ -189,7 +198,7 @@ def interleaving_results(
     commands: list[str],
 ) -> dict:  # fmt: skip
     """As ``pruning_results``, of a model that was trained while it was pruned: at the source's size, before the cut."""
-    trained = pruning.trainer.stage_record("mask_learning")
+    trained = pruning.trainer.stage_record(BY_TURNS)
     seconds = {name: value for name, value in seconds.items() if name != "pruning"} | {
         "mask_learning": seconds["pruning"]
     }

@@ -64,6 +64,8 @@ def run_settings(pipeline, target: ModelShape, args) -> dict:
 class RunFolder:
     """Holds ``results.json``, the checkpoints, and the records of finished stages; locked while this object lives.
 
+    Of several processes the main one looks and writes, and the others are told. All must make the object.
+
     Args:
         path: the folder; ``None`` makes the next free ``runs/NNN``.
         resume: continue what is there.
@@ -87,12 +89,21 @@ class RunFolder:
         settings: dict | None = None,
         dry: bool = False,
     ):
+        self._dry, self._stage_seconds, self._lock = dry, 0.0, None
+        try:
+            looked = by_main_process(lambda: self._look(path, resume, overwrite, settings or {}))
+        except BaseException:
+            self._lock = None  # let go: the error's traceback keeps this object
+            raise
+        self.path, self._stages, self._replaces = looked
+
+    def _look(self, path: str | os.PathLike | None, resume: bool, overwrite: bool, settings: dict) -> tuple:
+        """Check what is there, lock it and note the settings: path, record of the stages, whether it is replaced."""
         if resume and overwrite:
             raise UsageError("`--resume` and `--overwrite` contradict each other; give one of them.")
         if path is None and resume:
             raise UsageError("`--resume` needs `--output_dir`: the folder of the run to continue.")
-        self._dry = dry
-        self.path = Path(path) if path is not None else Path("runs/NNN") if dry else _next_numbered(Path("runs"))
+        self.path = Path(path) if path is not None else Path("runs/NNN") if self._dry else _next_numbered(Path("runs"))
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"`--output_dir` {str(self.path)!r} is a file. Choose another name for the run's folder.")
         stages = self.path / _STAGES_NAME
@@ -104,7 +115,7 @@ class RunFolder:
                 f"`--output_dir` {str(self.path)!r} is not empty, and what it holds was not written by a run."
                 " Choose another folder."
             )
-        self._lock = None if dry else lock_folder(self.path)  # what follows is looked at by one process at a time
+        self._lock = None if self._dry else lock_folder(self.path)  # what follows is looked at by one process at a time
         if self.path.is_dir() and content_of(self.path) and not resume:
             unused = _is_unused(self.path)
             if not overwrite and not unused:
@@ -113,30 +124,13 @@ class RunFolder:
                     " `--resume`, or delete it with `--overwrite`."
                 )
             self._replaces = not unused
-        self._stage_seconds = 0.0
         self._stages = _read_stages(self.path) if resume else {}
-        self._check_settings(settings or {})
+        self._check_settings(settings)
         if not resume and not self._replaces:
             self._write()
         if self._lock is not None:
             sign(self._lock)
-
-    @classmethod
-    def open(cls, *args, **kwargs) -> RunFolder:
-        """As the constructor, on every process of a launch: the main one looks and writes, the others are told."""
-        opened = []
-
-        def look() -> tuple:
-            opened.append(folder := cls(*args, **kwargs))
-            return folder.path, folder._stages, folder._replaces
-
-        path, stages, replaces = by_main_process(look)
-        if opened:
-            return opened[0]
-        folder = cls.__new__(cls)
-        folder.path, folder._stages, folder._replaces, folder._stage_seconds = path, stages, replaces, 0.0
-        folder._dry = kwargs.get("dry", False)
-        return folder
+        return self.path, self._stages, self._replaces
 
     def require(self, settings: dict) -> None:
         """Compare further settings, which were found out later, with those of the run that is continued, or note them.

@@ -16,8 +16,9 @@ from .pipeline_arguments import PAPER, PipelineArguments
 
 SOURCE, TEACHER_LOGITS, RECOVERY = "source", "teacher_logits", "recovery"
 RANKING = "ranking"  # of nested sizes
-PRUNING, MASK_LEARNING = "pruning", "mask_learning"  # at once, or in training: a run has one of them,
+PRUNING, MASK_LEARNING, BY_TURNS = "pruning", "mask_learning", "pruning_by_turns"  # a run has one of them,
 STARTING_POINT = "pruned_checkpoint"  # or this, where a checkpoint is recovered that another run pruned
+CHOOSING = (MASK_LEARNING, PRUNING, BY_TURNS, STARTING_POINT)
 PAPER_MASKS = "paper_masks"
 PAPER_MASK_SHARE = 0.15  # of a rival's tokens, for the paper's masks (model_cards/tried.md)
 PASSES_TO_PRUNE = 2  # what scores and compensation take, in training passes over the calibration text
@@ -64,7 +65,7 @@ def planned_work(
     if pipeline.stop_after == TEACHER_LOGITS:
         return stages
     trained = pipeline.recovery_tokens
-    if getattr(pipeline, "pruned", None) is None:  # else it is there
+    if not pipeline.is_pruned:
         read = pipeline.calibration_batches * samples_per_step * length
         if pipeline.learns_masks:
             trained += pipeline.mask_tokens
@@ -77,9 +78,10 @@ def planned_work(
             stages[PRUNING] = Work(own, judged)
     if pipeline.stop_after in (PRUNING, MASK_LEARNING):
         return stages
-    sizes = getattr(pipeline, "num_sizes", 1)
+    sizes = pipeline.num_sizes
     if sizes > 1:
-        of_target += _taught(pipeline, sizes) * forward_flops_per_token(small, length)
+        if pipeline.teaches_sizes:  # the largest is run once more in the steps of the others
+            of_target += (sizes - 1) / sizes * forward_flops_per_token(small, length)
         read = pipeline.calibration_batches * samples_per_step * length
         stages[RANKING] = Work(read * of_target, sizes * judged)
     stages[RECOVERY] = Work(pipeline.recovery_tokens * of_target, sizes * judged)
@@ -90,11 +92,6 @@ def planned_work(
             stages[PAPER_MASKS] = Work(PAPER_MASK_SHARE * trained * of_source, judged)
         stages[name] = Work(own, judged)
     return stages
-
-
-def _taught(pipeline: PipelineArguments, sizes: int) -> float:
-    """Share of the steps in which the largest of several sizes is run once more, as a teacher."""
-    return (sizes - 1) / sizes * (getattr(pipeline, "size_teacher", "none") != "none")
 
 
 def _layer_choice(source: PretrainedConfig, target: TargetShape, num_tokens: int, length: int) -> float:

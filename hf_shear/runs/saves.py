@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
-from ..modeling import as_family
-from ..shapes import ModelShape, config_for_shape, count_parameters, family_named, family_of
+from ..shapes import ModelShape, as_family, config_for_shape, count_parameters, family_named, family_of
 from ..slicing import check_saves
 from ..sources import Source, read_generation_config
 from ..training import ShearTrainingArguments, checkpoint_bytes, checkpoints_kept

@@ -22,10 +22,11 @@ from ..criteria import criteria_by_kind, criteria_from_words, mask_start_importa
 from ..data import Calibration, check_max_length, load_domains, warn_of_shared_text
 from ..distillation.teachers import STORED
 from ..masks import STRATEGIES, MaskSettings, unit_kinds
-from ..modeling import AutoShearingModelForCausalLM, ShearingModel, as_family
+from ..modeling import AutoShearingModelForCausalLM, ShearingModel
 from ..pruning import make_plan, prune_one_shot, score_units
 from ..shapes import (
     TargetShape,
+    as_family,
     config_for_shape,
     count_parameters,
     family_named,
@@ -208,7 +209,7 @@ def open_run(pipeline: PipelineArguments, args: ShearTrainingArguments, default_
     check_run(pipeline, args, source, target, tokenizer)
     domains = read_domains(pipeline, args, default_domains)
     settings |= read_checkpoints(pipeline, source, teacher)
-    folder = RunFolder.open(args.named_output_dir, pipeline.resume, pipeline.overwrite, settings, dry=pipeline.dry_run)
+    folder = RunFolder(args.named_output_dir, pipeline.resume, pipeline.overwrite, settings, dry=pipeline.dry_run)
     said = (*source.notes, reasons, f"Target: {target}", f"Run folder: {folder.path}")
     PartialState().print("\n".join(filter(None, said)))
     data = pack(pipeline, domains, tokenizer, config)

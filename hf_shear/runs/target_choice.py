@@ -7,12 +7,12 @@ from typing import Any, overload
 from transformers import PretrainedConfig
 
 from ..core import UsageError
-from ..modeling import as_family
 from ..search import read_candidates
 from ..shapes import (
     TARGET_NAMES,
     PerLayerShape,
     TargetShape,
+    as_family,
     check_supported_source,
     family_named,
     preset_shape,

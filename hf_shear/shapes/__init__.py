@@ -24,7 +24,7 @@ from .model_shape import NUM_EXPERTS, ModelShape
 from .parameter_count import count_parameters
 from .per_layer_shape import PerLayerShape, smallest_holding
 from .presets import preset_shape
-from .shape_config import ShapeAcceptance, config_for_shape
+from .shape_config import ShapeAcceptance, as_family, config_for_shape
 from .target_shape import TargetShape
 from .uneven_count import LayerSizes, count_attention, count_mlp, count_uneven_parameters
 
@@ -47,6 +47,7 @@ __all__ = [
     "ShapeAcceptance",
     "TARGET_NAMES",
     "TargetShape",
+    "as_family",
     "check_supported_source",
     "config_for_shape",
     "count_attention",

@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 
 from ..core import TARGET_NAMES, UsageError
-from .family import family_of
+from .family import Family, family_of, find_family
 from .model_shape import ModelShape
 
 _COMMON_FIELDS = {field.name for field in fields(PretrainedConfig)}
@@ -61,6 +61,28 @@ def config_for_shape(
         reason = error.__cause__ or error
         raise UsageError(f"{config_class.__name__} refuses the shape ({shape}): {reason}") from error
     return config
+
+
+def as_family(config: PretrainedConfig, family: Family) -> PretrainedConfig:
+    """The stock config of ``family`` that computes what ``config`` computes, on weights of the same names.
+
+    There is one pair: a Llama without biases is a Mistral without a window.
+
+    Raises:
+        ValueError: there is no exact equivalent.
+    """
+    own = find_family(config)
+    if own is family:
+        return config
+    biased = own is not None and any(own.has_bias(name, config) for name, _ in own.projections())
+    if own is None or (own.model_type, family.model_type) != ("llama", "mistral") or biased:
+        raise UsageError(
+            f"A checkpoint of model_type {config.model_type!r}{' with biases' if biased else ''} has no exact equivalent"
+            f" of model_type {family.model_type!r}. There is one of a Llama without biases: 'mistral'."
+        )
+    stock = config_for_shape(config, ModelShape.from_config(config), config_class=family.config_class)
+    stock.sliding_window = None
+    return stock
 
 
 class ShapeAcceptance:

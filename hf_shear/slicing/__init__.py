@@ -4,11 +4,10 @@ from ..core.defaults import PROVENANCE_NAME, PRUNE_CONFIG_NAME
 from .export import provenance_record, read_provenance, save_checkpoint
 from .kept_units import KeptUnits
 from .nemotron_nas import (
-    CONFIGURATION_NAME,
+    CONFIGURATION,
     FORMS,
     NEMOTRON_NAS,
     check_nemotron_nas,
-    is_own_configuration,
     save_nemotron_nas,
 )
 from .preflight import check_saves
@@ -19,7 +18,7 @@ from .uneven import count_kept_parameters, slice_uneven
 from .whole_folders import UNFINISHED, begin_folder, put_in_place
 
 __all__ = [
-    "CONFIGURATION_NAME",
+    "CONFIGURATION",
     "FORMS",
     "NEMOTRON_NAS",
     "PROVENANCE_NAME",
@@ -30,7 +29,6 @@ __all__ = [
     "check_nemotron_nas",
     "check_saves",
     "count_kept_parameters",
-    "is_own_configuration",
     "provenance_record",
     "put_in_place",
     "read_provenance",

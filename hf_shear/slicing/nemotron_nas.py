@@ -47,7 +47,7 @@ MLP_MULTIPLE = 256
 NEMOTRON_NAS_KINDS = (LAYER, ATTENTION, MLP, INTERMEDIATE)
 """Kinds of units that layers of this format may keep different numbers of."""
 
-CONFIGURATION_NAME = "configuration_decilm.py"
+CONFIGURATION = Path(__file__).with_name("configuration_decilm.py")
 _NAMED_BY_FORMAT = ("model_type", "architectures", "auto_map", "transformers_version", "layer_types", "_name_or_path")
 
 _ALWAYS_NAMED = (
@@ -124,7 +124,7 @@ def save_nemotron_nas(
         folder.mkdir(parents=True)
         save_torch_state_dict(state, folder)
         (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-        shutil.copyfile(Path(__file__).with_name(CONFIGURATION_NAME), folder / CONFIGURATION_NAME)
+        shutil.copyfile(CONFIGURATION, folder / CONFIGURATION.name)
         savable_generation_config(model.generation_config).save_pretrained(folder)
         if processing_class is not None:
             save_tokenizer(processing_class, folder)
@@ -133,12 +133,6 @@ def save_nemotron_nas(
 
     replace_folder(output_dir, write)
     return output_dir
-
-
-def is_own_configuration(path: Path) -> bool:
-    """Whether a file holds, to the letter, the code that ``save_nemotron_nas`` writes beside the weights."""
-    own = Path(__file__).with_name(CONFIGURATION_NAME).read_bytes()
-    return path.stat().st_size == len(own) and path.read_bytes() == own
 
 
 def nemotron_nas_config(model: PreTrainedModel, kept: KeptUnits) -> dict:

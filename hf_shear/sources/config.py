@@ -16,6 +16,7 @@ from transformers.activations import ACT2FN
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..core import UsageError, read_json_object
+from ..core.defaults import MASKED_PREFIX
 from ..shapes import supported_model_types
 from .gguf_file import gguf_fields
 from .places import ADAPTER, Place, adapter_refusal
@@ -173,12 +174,12 @@ def _is_cached(name: str, file: str, hub: dict) -> bool:
 
 
 def _refuse_own_code(argument: str, place: Place, fields: dict) -> None:
-    """Refuse code that lies beside a checkpoint, except where transformers has the same class itself.
+    """Refuse code that lies beside a checkpoint, except where transformers has the same class itself, or hf_shear.
 
     Families such as Phi-3 came with code before transformers had them, and their configs still name it.
     """
     code, model_type = fields.get("auto_map"), fields["model_type"]
-    if not code:
+    if not code or model_type.startswith(MASKED_PREFIX):
         return
     native = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     named = code.get("AutoModelForCausalLM") if isinstance(code, dict) else None

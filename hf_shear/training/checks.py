@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -119,6 +119,18 @@ def _first_sample(name: str, domain: str, dataset) -> Mapping:
         raise UsageError(f"`{name}[{domain!r}]`, a stream, gives no sample. {error}") from error
 
 
+def _check_all_are_learned(name: str, samples: Sequence[Mapping], ids: Sequence[torch.Tensor]) -> None:
+    """Refuse labels and attention masks that say that a token is not to be learned: they would not be obeyed."""
+    for sample, tokens in zip(samples, ids, strict=True):
+        for column, plain in (("labels", tokens), ("attention_mask", torch.ones_like(tokens))):
+            if column in sample and not torch.equal(torch.as_tensor(sample[column]).to(tokens), plain):
+                raise UsageError(
+                    f"`{name}` has `{column}` that leave tokens out, but samples are full and the loss is of all their"
+                    " tokens. Remove the column; to train on parts of a text, tune the finished model with TRL's"
+                    " SFTTrainer."
+                )
+
+
 def _check_samples(name: str, datasets: Mapping, model: PreTrainedModel) -> None:
     lengths = set()
     for domain, dataset in datasets.items():
@@ -134,6 +146,7 @@ def _check_samples(name: str, datasets: Mapping, model: PreTrainedModel) -> None
             step = -(-len(dataset) // SAMPLES_LOOKED_AT)
             later = [dataset[index] for index in range(step, len(dataset), step)]
         ids = [torch.as_tensor(sample["input_ids"]) for sample in (first, *later)]
+        _check_all_are_learned(f"{name}[{domain!r}]", (first, *later), ids)
         lengths |= {len(sample) for sample in ids}
         largest = max(int(sample.max()) for sample in ids)
         if largest >= model.config.vocab_size:

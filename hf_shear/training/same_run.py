@@ -16,7 +16,7 @@ from .trainer_options import RESCUE, SPLIT, TRAINER_OPTIONS
 _TOLD = [name for why in (RESCUE, SPLIT) for name, option in TRAINER_OPTIONS.items() if option.resume == why]
 _PRECISION, _SAMPLES_PER_STEP = "precision", "samples per step"
 _NOT_OF_THE_MODEL = {  # where it is from, and what a training sets
-    "transformers_version", "use_cache", "dtype", "torch_dtype", "architectures", "source_name_or_path",
+    "transformers_version", "use_cache", "dtype", "torch_dtype", "architectures", "auto_map", "source_name_or_path",
     "source_revision", "mask_phase",
 }  # fmt: skip
 _NOT_OF_THE_ADAPTER = {"base_model_name_or_path", "revision", "inference_mode"}

@@ -52,7 +52,7 @@ from .recovery_methods import FULL, LORA
 from .same_run import changing_arguments, check_same_run, deciding_samples, deciding_values, differences
 from .schedules import set_peak_rate
 from .stopping import StopRequest
-from .trainer_inputs import load_named, packed_domains, shear_arguments
+from .trainer_inputs import check_keywords, load_named, packed_domains, shear_arguments
 from .trusted_files import check_trusted, note_trusted, record_folder
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class ShearTrainer(TrainerHooks):
         max_length: int | None = None,
         **kwargs,
     ):
+        check_keywords(kwargs)
         model, processing_class = self.load_model_and_tokenizer(model, processing_class)
         if max_length is None:
             max_length = getattr(args, "max_length", None)  # TRL's arguments have one
@@ -124,11 +125,6 @@ class ShearTrainer(TrainerHooks):
         check_datasets(model, args, train_dataset, eval_dataset)
         if peft_config is not None and args.recovery_method == FULL and not isinstance(model, ShearingMixin):
             args.recovery_method = LORA
-        if kwargs.get("compute_metrics") is not None:
-            raise UsageError(
-                "`compute_metrics` has no effect: evaluation keeps token losses per domain, and no logits. Leave it out;"
-                " compute other metrics from the saved checkpoint."
-            )
         self.sample_length = len(first_sample(next(iter(train_dataset.values())))["input_ids"]) if train_dataset else 0
         if train_dataset:
             args.set_steps(self.sample_length)
@@ -276,7 +272,7 @@ class ShearTrainer(TrainerHooks):
             UsageError: another process trains in ``output_dir``.
         """
         if self.train_dataset is None:
-            raise UsageError("ShearTrainer needs `train_dataset`, a dict of packed samples per domain, to train.")
+            raise UsageError("`train_dataset` is needed to train: a data set, or a dict of packed samples per domain.")
         if self.args.max_steps <= 0:
             raise UsageError(
                 "ShearTrainer draws batches without end, so it needs `num_tokens` (or `max_steps`, or `num_train_epochs`)"
@@ -372,11 +368,15 @@ class ShearTrainer(TrainerHooks):
             ``eval_loss`` (unweighted mean over domains), ``eval_<domain>_loss`` in nats per token, ``eval_tokens``.
         """
         in_training = self.is_in_train and eval_dataset is None
-        datasets = eval_dataset
+        if in_training:
+            datasets = self.domains.steering_samples()
+        elif eval_dataset is None:
+            datasets = self.eval_dataset
+        else:
+            length = self.sample_length or None
+            datasets = packed_domains("eval_dataset", eval_dataset, self.processing_class, length, self.model)
         if datasets is None:
-            datasets = self.domains.steering_samples() if in_training else self.eval_dataset
-        if not isinstance(datasets, Mapping):
-            raise UsageError("`eval_dataset` must be a dict of packed samples per domain.")
+            raise UsageError("`evaluate` needs `eval_dataset`, which ShearTrainer was not given. Give it to either.")
         self._set_phase()
         start = time.perf_counter()
         found = self.domain_losses(datasets)
@@ -401,6 +401,21 @@ class ShearTrainer(TrainerHooks):
         raise NotImplementedError(
             "ShearTrainer gives no predictions: `evaluate` gives the loss of each domain, the model's `generate` text."
         )
+
+    def get_eval_dataloader(self, eval_dataset=None) -> NoReturn:
+        """Not offered: ``evaluate`` reads each domain by itself."""
+        raise NotImplementedError(
+            "ShearTrainer has no loader to evaluate with: `evaluate(eval_dataset)` gives the loss of each domain."
+        )
+
+    def push_to_hub(self, *args, **kwargs):
+        """As ``Trainer.push_to_hub``, for models without masks."""
+        if isinstance(self.accelerator.unwrap_model(self.model), ShearingMixin):
+            raise UsageError(
+                "`push_to_hub` would publish a masked checkpoint, which plain transformers cannot use. Push the finished"
+                " model with `hf-shear push` (this one all the same, with `--masked`)."
+            )
+        return super().push_to_hub(*args, **kwargs)
 
     def domain_losses(self, datasets: Mapping) -> dict[str, SampleLosses]:
         """Held-out losses of all samples, per domain, in the masks' present phase (``evaluate_samples``)."""
@@ -502,7 +517,7 @@ class ShearTrainer(TrainerHooks):
             write_for_older_readers(self.processing_class, Path(folder))
         self.args.recovery.save_record(folder, self.model, self.base_digest)
 
-    def save_state(self, checkpoint: str) -> None:
+    def save_parts(self, checkpoint: str) -> None:
         """Hook: the state of all parts is in every checkpoint, with what a resumed run is compared by."""
         state = {part.name: part.state_dict() for part in self.parts if part.name}
         own = {part.name: part.own_state_dict() for part in self.parts if part.name}
@@ -552,7 +567,7 @@ class ShearTrainer(TrainerHooks):
         if not self.args.trust_checkpoint:
             check_trusted(checkpoint, backend_name(self))
 
-    def load_state(self, checkpoint: str) -> None:
+    def load_parts(self, checkpoint: str) -> None:
         """Hook: all parts go on where they were; at other learning rates, if those are asked for."""
         state, own = read_state(checkpoint), read_process_state(checkpoint, self.args.process_index)
         for part in self.parts:

@@ -26,6 +26,27 @@ ONE_DOMAIN = "text"
 DEFAULT_LENGTH = 256
 """Tokens of a sample where text is packed here and no length is given, as of the commands."""
 
+SPLITS = {"train", "validation", "valid", "val", "dev", "eval", "test"}
+"""Names of the parts of a data set; what is named so is hardly a domain."""
+
+_NO_LOGITS = "has no effect: evaluation keeps token losses per domain, and no logits. Leave it out"
+_REFUSED = {
+    "compute_metrics": f"{_NO_LOGITS}; compute other metrics from the saved checkpoint.",
+    "preprocess_logits_for_metrics": f"{_NO_LOGITS}.",
+    "data_collator": "has no use: all samples are packed to one length, and the loss is of all tokens. Leave it out; to"
+    " train on parts of a text, tune the finished model with TRL's SFTTrainer.",
+    "model_init": "is not offered, nor the search that needs it. Give `model`, and make a ShearTrainer for each trial.",
+    "tokenizer": "is now called `processing_class`, as in `Trainer`.",
+}
+"""Arguments of ``Trainer`` that ShearTrainer does not take, and why."""
+
+
+def check_keywords(given: Mapping[str, Any]) -> None:
+    """Raise UsageError for an argument of ``Trainer`` that has no use here."""
+    for name, why in _REFUSED.items():
+        if given.get(name) is not None:
+            raise UsageError(f"`{name}` {why}")
+
 
 def load_named(model: PreTrainedModel | str | os.PathLike, tokenizer: Any) -> tuple[PreTrainedModel, Any]:
     """The model and the tokenizer of a folder or of a name on the Hub, in float32; a model and its tokenizer as they are.
@@ -33,8 +54,18 @@ def load_named(model: PreTrainedModel | str | os.PathLike, tokenizer: Any) -> tu
     Raises:
         UsageError: there is no checkpoint of that name, it does not fit together, or ``model`` is none.
     """
+    if isinstance(tokenizer, str | os.PathLike):
+        raise UsageError(
+            f"`processing_class` must be a tokenizer, but it is {os.fspath(tokenizer)!r}. Give"
+            f" AutoTokenizer.from_pretrained({os.fspath(tokenizer)!r})."
+        )
     if not isinstance(model, str | os.PathLike):
         check_model(model)
+        if not hasattr(model, "generate"):
+            raise UsageError(
+                f"`model` must be a causal language model, but {type(model).__name__} has no head for it. Load one with"
+                " AutoModelForCausalLM."
+            )
         return model, tokenizer
     source = open_source("model", model, masked=None)
     if tokenizer is None and source.has_tokenizer:
@@ -106,7 +137,13 @@ def packed_domains(
     if not isinstance(data, Mapping) or not data:
         raise UsageError(
             f"`{argument}` must be a data set, or a non-empty dict (or DatasetDict) of packed samples per domain, but it is"
-            f" {type(data).__name__}. Make it with hf_shear.data.pack_domains."
+            f" {type(data).__name__}. Make it with hf_shear.data.pack_domains, or give text as a data set"
+            " (`datasets.load_dataset`, or `Dataset.from_list`) with the tokenizer."
+        )
+    if len(data) > 1 and set(data) <= SPLITS:
+        raise UsageError(
+            f"`{argument}` would take the splits {', '.join(data)} for domains, and train on them all. Give"
+            " train_dataset=data['train'], and another split as `eval_dataset`."
         )
     columns = {domain: column_names(dataset) for domain, dataset in data.items()}
     unpacked = [name for name, found in columns.items() if "input_ids" not in found and {TEXT, MESSAGES} & set(found)]
