@@ -11,11 +11,14 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from examples.research.engines import page
+from examples.research.engines import measure, page, runner
 from examples.research.engines.family_forms import make_family
+from examples.research.engines.verdict import UNDECIDED, is_judged, measured
 from hf_shear.cli import main
 from hf_shear.cli.engine_rows import engine_warnings
 from hf_shear.publishing import ENGINES, EVIDENCE, REFUSED, WRONG, facts_of_config, read_facts, where_it_loads
@@ -24,9 +27,6 @@ from hf_shear.publishing.engine_rules import ACCEPTED, UNTESTED, VERDICTS, Engin
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "model_cards" / "engines"
 SOURCES = page.SOURCES
-MAX_LOGIT_DIFFERENCE = 2e-3  # of the deviation of the logits, in float32; 5e-5 of 7.7 is usual
-# Nats per token, by the bits of quantised weights; the models were not trained since the cut.
-MAX_LOSS_RISE = {8: 0.1, 4: 0.3}
 LLAMA = {
     "model_type": "llama", "hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64,
     "intermediate_size": 1024, "vocab_size": 1000, "tie_word_embeddings": True,
@@ -249,25 +249,83 @@ def runs_of(form: str, key: str) -> list[tuple[dict, int]]:
     return [(each["runs"][name], each["prompts"]) for each in found if key in each["runs"].get(name, {})]
 
 
-def measured(facts: dict, prompts: int, deviation: float, precision: str, is_float: bool) -> str:
-    """The verdict that a measurement supports: floats by their logits and text, quantised weights by the loss."""
-    if facts["status"] == REFUSED:
-        return REFUSED
-    if is_float:
-        close = facts["max_logit_difference"] < MAX_LOGIT_DIFFERENCE * deviation
-        same_text = facts["greedy_equal"] == prompts and facts.get("same_tokens", prompts) == prompts
-        return ACCEPTED if close and same_text else WRONG
-    (bits,) = (bits for bits in MAX_LOSS_RISE if str(bits) in precision)
-    return ACCEPTED if facts["loss_difference"] < MAX_LOSS_RISE[bits] else WRONG
-
-
 def test_a_measurement_that_differs_is_not_accepted():
-    good = {"status": ACCEPTED, "max_logit_difference": 1e-4, "greedy_equal": 4, "loss_difference": 0.0}
+    good = {
+        "status": ACCEPTED, "max_logit_difference": 1e-4, "greedy_equal": 4, "loss_difference": 0.0,
+        "loss_difference_se": 0.01,
+    }  # fmt: skip
     assert measured(good, 4, 1.0, "float32", True) == measured(good, 4, 1.0, "q4_k_m", False) == ACCEPTED
     for changes in ({"max_logit_difference": 0.1}, {"greedy_equal": 3}, {"same_tokens": 3}):
         assert measured(good | changes, 4, 1.0, "float32", True) == WRONG
-    assert measured(good | {"loss_difference": 0.1}, 4, 1.0, "int4", False) == ACCEPTED
-    assert measured(good | {"loss_difference": 0.1}, 4, 1.0, "int8", False) == WRONG
+
+
+@pytest.mark.parametrize(
+    "rise, error, precision, verdict",
+    [
+        (0.107, 0.026, "int8", UNDECIDED),  # a limit of .1
+        (0.09, 0.026, "int8", UNDECIDED),
+        (0.09, 0.004, "int8", ACCEPTED),
+        (0.107, 0.003, "int8", WRONG),
+        (0.107, 0.026, "int4", ACCEPTED),  # a limit of .3
+        (-0.2, 0.07, "q8_0", ACCEPTED),
+    ],
+)
+def test_a_rise_of_the_loss_is_judged_by_two_standard_errors(rise, error, precision, verdict):
+    facts = {"status": ACCEPTED, "loss_difference": rise, "loss_difference_se": error}
+    assert measured(facts, 4, 1.0, precision, False) == verdict
+
+
+def test_the_standard_error_of_a_change_is_paired_by_text():
+    generator = np.random.default_rng(0)
+    texts = [generator.integers(0, 5, 9).tolist() for _ in range(4)]
+    theirs = [generator.normal(size=(9, 5)) for _ in texts]
+    changed = [scores + 0.3 * generator.normal(size=scores.shape) for scores in theirs]
+    expected = {"logits": theirs, "greedy": [[1, 2]]}
+    job = {"texts": texts, "eos": 0}
+    same = measure.compare({"greedy": [[1, 2]]}, theirs, expected, job)
+    assert (same["loss_difference"], same["loss_difference_se"], same["greedy_equal"]) == (0, 0, 1)
+    found = measure.compare({"greedy": [[1, 3]]}, changed, expected, job)
+
+    def loss(logits, text):
+        return torch.nn.functional.cross_entropy(torch.tensor(logits[:-1]), torch.tensor(text[1:])).item()
+
+    changes = [loss(own, text) - loss(other, text) for own, other, text in zip(changed, theirs, texts, strict=True)]
+    assert found["loss_difference"] == pytest.approx(np.mean(changes), abs=1e-5)
+    assert found["loss_difference_se"] == pytest.approx(np.std(changes, ddof=1) / 2, abs=1e-5)
+    assert found["greedy_equal"] == 0
+
+
+@pytest.mark.parametrize("ending, is_refusal", [("kill -KILL $$", False), ("exit 137", False), ("kill -SEGV $$", True)])
+def test_a_runner_that_was_killed_is_no_refusal(tmp_path, ending, is_refusal):
+    """The system kills for memory; an engine that ends by its own fault does so by another signal."""
+    folder, python = tmp_path / "uniform", tmp_path / "python"
+    folder.mkdir()
+    (folder / "job.json").write_text(json.dumps({"precisions": ["int8"]}))
+    python.write_text(f"""#!/bin/sh
+echo '{{"status": "opening"}}' > "$3/int8.json"
+{ending}
+""")
+    python.chmod(0o755)
+    if is_refusal:
+        measure.run_engine("vllm", str(python), [folder])
+        assert json.loads((folder / "int8.json").read_text())["status"] == REFUSED
+    else:
+        with pytest.raises(RuntimeError, match="was killed .* with int8 of uniform open. That is no refusal"):
+            measure.run_engine("vllm", str(python), [folder])
+        assert not (folder / "int8.json").exists()  # so it runs again
+
+
+@pytest.mark.parametrize("error", [MemoryError, ModuleNotFoundError])
+def test_what_the_environment_lacks_is_no_refusal(tmp_path, error, monkeypatch):
+    (tmp_path / "job.json").write_text(json.dumps({"precisions": ["int8"], "checkpoint": "there"}))
+    monkeypatch.setattr(sys, "argv", ["run", str(tmp_path)])
+
+    def open_engine(*_):
+        raise error("not here")
+
+    with pytest.raises(error, match="not here"):
+        runner.run(["numpy"], open_engine)
+    assert not (tmp_path / "int8.json").exists()
 
 
 @pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine.key], ids=lambda engine: engine.name)
@@ -277,9 +335,8 @@ def test_rules_that_were_run_say_what_was_measured(engine):
             runs = runs_of(form, engine.key)
             assert runs, f"{engine.name}: no results of {form}"
             for run, prompts in runs:
-                asked = engine.precisions[:1] if engine.base is None else engine.precisions
-                ran = [precision for precision in asked if precision in run[engine.key]]
-                assert ran, f"{engine.name}: {form} ran in none of {asked}"
+                ran = [precision for precision in run[engine.key] if is_judged(engine, precision)]
+                assert ran, f"{engine.name}: {form} ran in none of {engine.precisions}"
                 for precision in ran:
                     facts = run[engine.key][precision]
                     found = measured(facts, prompts, run["logit_deviation"], precision, engine.base is None)
@@ -296,10 +353,11 @@ def test_every_measured_checkpoint_gets_the_verdict_that_was_measured(name):
         for engine in ENGINES:
             if not engine.key or engine.key not in run or (engine.base is not None and not is_in_bits(facts)):
                 continue
-            for precision in run[engine.key].keys() & set(engine.precisions[: 1 if engine.base is None else None]):
-                record = run[engine.key][precision]
+            for precision, record in run[engine.key].items():
+                if not is_judged(engine, precision):
+                    continue
                 was = measured(record, found["prompts"], run["logit_deviation"], precision, engine.base is None)
-                assert judge(engine, facts).verdict == was, f"{engine.name} {precision}, {form}"
+                assert was in (UNDECIDED, judge(engine, facts).verdict), f"{engine.name} {precision}, {form}"
 
 
 def is_in_bits(facts) -> bool:
@@ -382,11 +440,10 @@ def test_an_engine_gives_the_text_of_transformers(engine, source, tmp_path, requ
         run = found["runs"][form]
         facts = facts_of_config(run["config"], FILES)
         for row in (each for each in ENGINES if each.key == engine):
-            for precision in run[engine].keys() & set(row.precisions[:1] if row.base is None else row.precisions):
-                was = measured(
-                    run[engine][precision], found["prompts"], run["logit_deviation"], precision, row.base is None
-                )
-                assert judge(row, facts).verdict == was, (form, precision, run[engine][precision])
+            for precision, record in run[engine].items():
+                if is_judged(row, precision):
+                    was = measured(record, found["prompts"], run["logit_deviation"], precision, row.base is None)
+                    assert was in (UNDECIDED, judge(row, facts).verdict), (form, precision, record)
 
 
 CLIENT = """
