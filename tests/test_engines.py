@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -300,15 +301,17 @@ def test_a_runner_that_was_killed_is_no_refusal(tmp_path, ending, is_refusal):
     """The system kills for memory; an engine that ends by its own fault does so by another signal."""
     folder, python = tmp_path / "uniform", tmp_path / "python"
     folder.mkdir()
-    (folder / "job.json").write_text(json.dumps({"precisions": ["int8"]}))
+    (folder / "job.json").write_text(json.dumps({"precisions": ["int8"], "checkpoint": str(tmp_path / "forms")}))
     python.write_text(f"""#!/bin/sh
 echo '{{"status": "opening"}}' > "$3/int8.json"
+echo "no such head in {tmp_path / "forms"}" >&2
 {ending}
 """)
     python.chmod(0o755)
     if is_refusal:
         measure.run_engine("vllm", str(python), [folder])
-        assert json.loads((folder / "int8.json").read_text())["status"] == REFUSED
+        record = json.loads((folder / "int8.json").read_text())
+        assert record == {"status": REFUSED, "reason": "the process ended with -11: no such head in CHECKPOINT"}
     else:
         with pytest.raises(RuntimeError, match="was killed .* with int8 of uniform open. That is no refusal"):
             measure.run_engine("vllm", str(python), [folder])
@@ -358,6 +361,11 @@ def test_every_measured_checkpoint_gets_the_verdict_that_was_measured(name):
                     continue
                 was = measured(record, found["prompts"], run["logit_deviation"], precision, engine.base is None)
                 assert was in (UNDECIDED, judge(engine, facts).verdict), f"{engine.name} {precision}, {form}"
+
+
+@pytest.mark.parametrize("name", [*SOURCES, "families"])
+def test_no_record_names_a_path_of_the_machine_that_made_it(name):
+    assert not re.search(r'[\s"\']/(work|home|root|tmp|opt|usr)/', json.dumps(results(name)))
 
 
 def is_in_bits(facts) -> bool:

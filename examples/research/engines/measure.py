@@ -39,7 +39,7 @@ from ..provenance import BEFORE, check_made_again, code_digest, code_record, not
 from ..shared import ROOT
 from .family_forms import FAMILIES, make_family
 from .forms import FORMS, NEMOTRON_NAS, PADDED, SHAPES, forms_of, make_form
-from .runner import ACCEPTED, OPENING, REFUSED
+from .runner import ACCEPTED, OPENING, REFUSED, without_paths
 
 PRECISIONS = {
     "llama_cpp": ["f32", "q8_0", "f16", "q4_0", "q4_k_m"],
@@ -204,7 +204,9 @@ def run_engine(engine: str, python: str, folders: list[Path]) -> None:
         folder = Path(os.environ["CONVERT_HF_TO_GGUF"]).resolve().parent
         environment["PYTHONPATH"] = os.pathsep.join([str(folder), str(folder / "gguf-py")])
     command = [python, "-m", f"{__package__}.run_{engine}", *(str(folder.resolve()) for folder in folders)]
-    while any(not (folder / f"{precision}.json").exists() for folder in folders for precision in _wanted(folder)):
+    while any(
+        not (folder / f"{precision}.json").exists() for folder in folders for precision in _job(folder)["precisions"]
+    ):
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
         if done.returncode == 0:
             return
@@ -217,8 +219,8 @@ def run_engine(engine: str, python: str, folders: list[Path]) -> None:
                                "give it more memory or time, and start again.")  # fmt: skip
         if not broken:
             raise RuntimeError(f"run_{engine}.py failed with no checkpoint open:\n{done.stderr[-2000:]}")
-        record = json.loads(broken[0].read_text(encoding="utf-8"))
-        record |= {"status": REFUSED, "reason": _last_words(done)}
+        record, folder = json.loads(broken[0].read_text(encoding="utf-8")), broken[0].parent
+        record |= {"status": REFUSED, "reason": without_paths(_last_words(done), folder.resolve(), _job(folder))}
         broken[0].write_text(json.dumps(record), encoding="utf-8")
 
 
@@ -243,8 +245,8 @@ def read_records(folder: Path, job: dict, expected: dict) -> dict[str, dict]:
     return records
 
 
-def _wanted(folder: Path) -> list[str]:
-    return json.loads((folder / "job.json").read_text(encoding="utf-8"))["precisions"]
+def _job(folder: Path) -> dict:
+    return json.loads((folder / "job.json").read_text(encoding="utf-8"))
 
 
 def _status(path: Path) -> str | None:
