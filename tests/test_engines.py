@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import LlamaConfig
 
-from examples.research.engines import measure, page, runner
+from examples.research.engines import measure, page, runner, serve
 from examples.research.engines.family_forms import make_family
 from examples.research.engines.verdict import UNDECIDED, is_judged, measured
 from hf_shear.cli import main
@@ -363,7 +360,7 @@ def test_every_measured_checkpoint_gets_the_verdict_that_was_measured(name):
                 assert was in (UNDECIDED, judge(engine, facts).verdict), f"{engine.name} {precision}, {form}"
 
 
-@pytest.mark.parametrize("name", [*SOURCES, "families"])
+@pytest.mark.parametrize("name", [*SOURCES, "families", "serve"])
 def test_no_record_names_a_path_of_the_machine_that_made_it(name):
     assert not re.search(r'[\s"\']/(work|home|root|tmp|opt|usr)/', json.dumps(results(name)))
 
@@ -454,62 +451,19 @@ def test_an_engine_gives_the_text_of_transformers(engine, source, tmp_path, requ
                     assert was in (UNDECIDED, judge(row, facts).verdict), (form, precision, record)
 
 
-CLIENT = """
-import sys, json, openai
-client = openai.OpenAI(base_url=sys.argv[1], api_key="none")
-assert [model.id for model in client.models.list()] == ["pruned"]
-prompt = json.loads(sys.argv[2])
-done = client.completions.create(model="pruned", prompt=prompt, max_tokens=16, temperature=0)
-print(json.dumps(done.choices[0].text))
-"""
-
-
 @pytest.mark.slow
 def test_vllm_serve_answers_an_openai_client(tmp_path):
     """A Llama whose heads times head_dim is not its hidden size, over HTTP on the loopback."""
     python = python_of("vllm")
     checkpoint = make_family("llama", str(ROOT / "examples/embedded/model"), tmp_path)
-    tokenizer, model = AutoTokenizer.from_pretrained(checkpoint), AutoModelForCausalLM.from_pretrained(checkpoint)
-    prompt = tokenizer("def __init__(self", return_tensors="pt")
-    wanted = model.generate(**prompt, max_new_tokens=16, do_sample=False, pad_token_id=tokenizer.eos_token_id)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
-        "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }  # fmt: skip
-    port = free_port()
-    place = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "pruned"]
-    # what `vllm serve` starts; vllm-cpu's own `vllm` asks for the version of a package of that name, and fails
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint), *place]
-    command += ["--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
-    with (
-        open(tmp_path / "log", "w") as log,
-        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as server,
-    ):
-        try:
-            wait_for(f"http://127.0.0.1:{port}/health", server, tmp_path / "log")
-            ids = json.dumps(prompt.input_ids[0].tolist())
-            asked = [python, "-c", CLIENT, f"http://127.0.0.1:{port}/v1", ids]
-            answer = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True)
-        finally:
-            server.terminate()
-    assert json.loads(answer.stdout) == tokenizer.decode(
-        wanted[0, prompt.input_ids.shape[1] :], skip_special_tokens=True
-    )
+    record = serve.serve(python, checkpoint, tmp_path / "log")
+    assert record["equal"] == record["prompts"] == len(serve.PROMPTS)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(address: str, server: subprocess.Popen, log: Path, seconds: float = 600) -> None:
-    """Until the server answers; its log where it ends or does not."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except OSError:
-            time.sleep(1)
-    raise AssertionError(f"the server did not answer:\n{log.read_text()[-3000:]}")
+def test_what_vllm_served_was_the_text_of_transformers():
+    found = results("serve")["runs"]
+    (vllm,) = (engine for engine in ENGINES if engine.key == "vllm" and engine.base is None)
+    assert {record["model_type"] for record in found.values()} >= {"llama", "mistral", "nemotron-nas"}
+    for name, record in found.items():
+        assert record["equal"] == record["prompts"], name
+        assert vllm.version == f"vllm-cpu {record['versions']['vllm-cpu']}"

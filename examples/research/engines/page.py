@@ -15,6 +15,7 @@ from hf_shear.publishing.engine_rules import ACCEPTED, Engine
 
 from ..provenance import stale_note
 from ..shared import ROOT
+from . import serve
 from .measure import EMBEDDED, PRECISIONS, todays_code, used_code
 from .verdict import MAX_LOGIT_DIFFERENCE, MAX_LOSS_RISE, is_judged, measured
 
@@ -129,6 +130,19 @@ def code_note(name: str) -> str:
     return stale_note(used_code(results(name)), todays_code(), command(name))
 
 
+def served() -> str:
+    """What `vllm serve` answered: a row for each checkpoint."""
+    found = results("serve")
+    commits = {one["digest"]: one["commit"] for one in found["code"]}
+    lines = ["| checkpoint | model_type | texts of transformers | packages | run | commit |", "|---" * 6 + "|"]
+    for name, record in found["runs"].items():
+        packages = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
+        lines.append(f"| {name} | {record['model_type']} | {record['equal']}/{record['prompts']} | {packages} | "
+                     f"{record['date']} | {commits[record['code']]} |")  # fmt: skip
+    words = "python -m examples.research.engines.serve --python PYTHON --source SOURCE --output RESULTS CHECKPOINT"
+    return "\n\n".join(filter(None, (stale_note(found["code"], serve.todays_code(), words), "\n".join(lines))))
+
+
 def filled(text_name: str, **tables: str) -> str:
     """A text beside this file with tables in place of their marks."""
     text = Path(__file__).with_name(text_name).read_text(encoding="utf-8")
@@ -153,11 +167,12 @@ def pages() -> dict[Path, str]:
             "results_text.md",
             results="\n\n".join(parts),
             families=families,
+            served=served(),
             runs=runs_table(),
             texts=", ".join(f"{name}: {results(name)['texts']}" for name in SOURCES),
             logit_limit=f"{MAX_LOGIT_DIFFERENCE:g}",
             loss_limits=" and ".join(f"{rise:g} ({bits} bits)" for bits, rise in MAX_LOSS_RISE.items()),
-        ),  # fmt: skip
+        ),
     }
 
 
