@@ -360,9 +360,9 @@ def test_every_measured_checkpoint_gets_the_verdict_that_was_measured(name):
                 assert was in (UNDECIDED, judge(engine, facts).verdict), f"{engine.name} {precision}, {form}"
 
 
-@pytest.mark.parametrize("name", [*SOURCES, "families", "serve"])
-def test_no_record_names_a_path_of_the_machine_that_made_it(name):
-    assert not re.search(r'[\s"\']/(work|home|root|tmp|opt|usr)/', json.dumps(results(name)))
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_no_record_names_a_path_of_the_machine_that_made_it(path):
+    assert not re.search(r'[\s"\']/(work|home|root|tmp|opt|usr)/', path.read_text(encoding="utf-8"))
 
 
 def is_in_bits(facts) -> bool:
@@ -460,6 +460,7 @@ def test_vllm_serve_answers_an_openai_client(tmp_path):
     assert record["equal"] == record["prompts"] == len(serve.PROMPTS)
 
 
+@pytest.mark.skipif(not (RESULTS / "serve.json").exists(), reason="vllm serve has not run since its records are kept")
 def test_what_vllm_served_was_the_text_of_transformers():
     found = results("serve")["runs"]
     (vllm,) = (engine for engine in ENGINES if engine.key == "vllm" and engine.base is None)

@@ -51,7 +51,7 @@ def cell(run: dict, engine: Engine, precision: str, prompts: int) -> str:
     if facts is None or facts["status"] == REFUSED:
         return REFUSED if facts else ""
     text = f"{facts['greedy_equal']}/{prompts}, {facts['max_logit_difference']:.1g}, {facts['loss_difference']:+.4f}"
-    if engine.base is not None:
+    if engine.base is not None and "loss_difference_se" in facts:
         text += f" ± {facts['loss_difference_se']:.4f}"
     if "same_weights" in facts:
         text += f" ({facts['same_weights']['greedy_equal']}/{prompts})"
@@ -132,6 +132,8 @@ def code_note(name: str) -> str:
 
 def served() -> str:
     """What `vllm serve` answered: a row for each checkpoint."""
+    if not (RESULTS / "serve.json").exists():
+        return "It has not run since its records are kept."
     found = results("serve")
     commits = {one["digest"]: one["commit"] for one in found["code"]}
     lines = ["| checkpoint | model_type | texts of transformers | packages | run | commit |", "|---" * 6 + "|"]
@@ -169,7 +171,9 @@ def pages() -> dict[Path, str]:
             families=families,
             served=served(),
             runs=runs_table(),
-            texts=", ".join(f"{name}: {results(name)['texts']}" for name in SOURCES),
+            texts=", ".join(
+                f"{name}: {found.get('texts', found['prompts'])}" for name in SOURCES if (found := results(name))
+            ),
             logit_limit=f"{MAX_LOGIT_DIFFERENCE:g}",
             loss_limits=" and ".join(f"{rise:g} ({bits} bits)" for bits, rise in MAX_LOSS_RISE.items()),
         ),
