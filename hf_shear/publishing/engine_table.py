@@ -188,6 +188,14 @@ _WINDOW = Rule(
     UNTESTED,
     'no window was tried; "sliding_window": null is the same where no text is longer than the window',
 )
+_OPTIMUM_NAS = Rule(
+    f"`{NAS}`",
+    _types(NAS),
+    REFUSED,
+    RUN,
+    "optimum exports what transformers loads, and transformers has no class for the model",
+    ("stories260K/nemotron_nas",),
+)
 _TRUST_NOTE = "needs trust_remote_code, for the config class that lies beside the weights"
 _ROPE_NOTE = "reads rope_theta and rope_scaling, and takes a default; exports of hf_shear have both ways of writing it"
 _BOS_NOTE = "puts BOS before a text unless it is told not to (add_bos_token); tokenizers of transformers may not"
@@ -287,7 +295,7 @@ _CT2_NARROW = (
 CTRANSLATE2 = Engine(
     "CTranslate2",
     "ctranslate2 4.8.5, transformers 5.24.0",
-    "2026-11-29",
+    "2026-11-30",
     (
         _run("llama", "uniform", "untied", "attention_bias", "mlp_bias", "larger_theta"),
         _run(
@@ -360,13 +368,14 @@ CTRANSLATE2_INT8 = Engine(
 OPENVINO = Engine(
     "OpenVINO",
     "openvino 2026.4.1, optimum-intel 2.2.0, transformers 5.5.4",
-    "2026-11",
+    "2026-11-30",
     (
         _run("llama", *LLAMA_FORMS, "rope_parameters_only"),
         _run("mistral", *MISTRAL_FORMS),
         _WINDOW,
         _run("qwen2", "qwen2"),
         _run("qwen3", "qwen3"),
+        _OPTIMUM_NAS,
     ),
     "openvino",
     ("f32",),
@@ -403,7 +412,7 @@ OPENVINO_INT4 = Engine(
 ONNX_RUNTIME = Engine(
     "ONNX Runtime",
     "onnxruntime 1.32.0, optimum-onnx 0.1.0, transformers 4.57.6",
-    "2026-11",
+    "2026-11-30",
     (
         _run("llama", *SQUARE_FORMS),
         _run("qwen2", "qwen2"),
@@ -418,17 +427,36 @@ ONNX_RUNTIME = Engine(
             ("narrow_attention", *MISTRAL_FORMS),
         ),
         _rope_rule(f"transformers 4 {_ROPE_NOTE}"),
+        _OPTIMUM_NAS,
     ),
     "onnx",
     ("f32",),
 )
-ONNX_INTEGER = Engine(
-    "ONNX Runtime int8, int4",
+ONNX_INT8 = Engine(
+    "ONNX Runtime int8",
     ONNX_RUNTIME.version,
     ONNX_RUNTIME.date,
-    (_all("ONNX Runtime", "uniform"),),
+    (_all("ONNX Runtime", "uniform", "stories260K/odd_rows"),),
     "onnx",
-    ("int8", "int4"),
+    ("int8",),
+    ONNX_RUNTIME,
+)
+ONNX_INT4 = Engine(
+    "ONNX Runtime int4",
+    ONNX_RUNTIME.version,
+    ONNX_RUNTIME.date,
+    (
+        _all("ONNX Runtime", "uniform"),
+        Rule(
+            f"rows that are no multiple of {BLOCK}",
+            _odd_rows(BLOCK),
+            UNTESTED,
+            UNTESTED,
+            "runs disagree: of two such forms of stories260K, one lost more than 4 bits may (`padded`), and one did not",
+        ),
+    ),
+    "onnx",
+    ("int4",),
     ONNX_RUNTIME,
 )
 
@@ -588,7 +616,8 @@ ENGINES = (
     OPENVINO_INT8,
     OPENVINO_INT4,
     ONNX_RUNTIME,
-    ONNX_INTEGER,
+    ONNX_INT8,
+    ONNX_INT4,
     MLX,
     MLX_INTEGER,
     VLLM_CPU,
