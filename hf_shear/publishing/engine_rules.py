@@ -15,7 +15,7 @@ RUN, READ = "run", "read"
 EVIDENCE = {
     RUN: "run here and compared with transformers",
     READ: "read in the engine's source, not run",
-    UNTESTED: "neither run nor read",
+    UNTESTED: "neither run nor read, or runs disagree",
 }
 """How a verdict is known. An untested one is known by nothing, so the word is the same."""
 

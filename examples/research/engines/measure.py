@@ -8,9 +8,9 @@
         --output model_cards/engines/families.json
 
 The source is pruned by Taylor scores to each shape of `forms.SHAPES`, changed into each form, and run by each engine with
-the same token ids: greedy text, the logits of held-out text, and the loss that follows. An engine that needs other
-packages than hf_shear does gets a Python of its own by ``--python``. CONVERT_HF_TO_GGUF names llama.cpp's converter.
-Without ``--data_dir`` the text is that of `examples/embedded`.
+the same token ids: greedy text, the logits of held-out text, and the loss that follows with its standard error. An engine
+that needs other packages than hf_shear does gets a Python of its own by ``--python``. CONVERT_HF_TO_GGUF names
+llama.cpp's converter. Without ``--data_dir`` the text is that of `examples/embedded`.
 
 Each record names the code that made it. With ``--engines`` and no name, nothing runs in an engine: the checkpoints are made
 again, and if their losses are those that are kept, the results note that today's code makes the same checkpoints.
@@ -21,9 +21,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +39,7 @@ from ..provenance import BEFORE, check_made_again, code_digest, code_record, not
 from ..shared import ROOT
 from .family_forms import FAMILIES, make_family
 from .forms import FORMS, NEMOTRON_NAS, PADDED, SHAPES, forms_of, make_form
-from .runner import ACCEPTED, OPENING, REFUSED
+from .runner import ACCEPTED, OPENING, REFUSED, without_paths
 
 PRECISIONS = {
     "llama_cpp": ["f32", "q8_0", "f16", "q4_0", "q4_k_m"],
@@ -52,13 +54,18 @@ QUANTIZED_FORMS = (
     NEMOTRON_NAS,
 )  # fmt: skip
 """The rest differ from these in nothing that blocks of weights depend on, and run in floats only."""
-NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS, TEXT_TOKENS = 8, 16, 32, 128
+NUM_PROMPTS, NUM_TEXTS, PROMPT_TOKENS, NEW_TOKENS, TEXT_TOKENS = 8, 128, 16, 32, 128
 CALIBRATION_BATCHES, BATCH = 16, 8
 EMBEDDED = "examples/embedded"  # the text where no folder is given
+STOPS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that come from outside of a process: the system sends the first where memory runs out."""
 
 
-def text_of(source: str, data_dir: str | None, num_batches: int, num_prompts: int) -> tuple[list[dict], dict]:
-    """Batches to score units on, and the held-out part of a job: prompts and texts in ids, strings to tokenise."""
+def text_of(
+    source: str, data_dir: str | None, num_batches: int, num_prompts: int, num_texts: int
+) -> tuple[list[dict], dict]:
+    """Batches to score units on, and the held-out part of a job: texts in ids, prompts (how the first texts begin), and
+    strings to tokenise."""
     tokenizer = AutoTokenizer.from_pretrained(source)
     if data_dir is None:
         from examples.embedded.stdlib_domains import stdlib_domains
@@ -76,9 +83,12 @@ def text_of(source: str, data_dir: str | None, num_batches: int, num_prompts: in
         name, start = names[number % len(names)], number // len(names) * BATCH
         ids = torch.tensor(packed["t"][name][start : start + BATCH]["input_ids"])
         batches.append({"input_ids": ids, "labels": ids})
-    texts = [list(packed["h"][names[number % len(names)]][number]["input_ids"]) for number in range(num_prompts)]
+    texts = [
+        list(packed["h"][names[number % len(names)]][number // len(names)]["input_ids"]) for number in range(num_texts)
+    ]
     strings = [held_out[names[number % len(names)]][number]["text"][:300] for number in range(num_prompts)]
-    job = {"prompts": [text[:PROMPT_TOKENS] for text in texts], "new_tokens": NEW_TOKENS, "texts": texts}
+    prompts = [text[:PROMPT_TOKENS] for text in texts[:num_prompts]]
+    job = {"prompts": prompts, "new_tokens": NEW_TOKENS, "texts": texts}
     job |= {"strings": strings, "tokenized": [tokenizer(text).input_ids for text in strings]}
     return batches, job | {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
 
@@ -94,7 +104,9 @@ def reference(checkpoint: Path, job: dict) -> dict:
         done = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=job["new_tokens"], do_sample=False,
                               pad_token_id=0)  # fmt: skip
         greedy.append(done[0, len(prompt) :].tolist())
-    return {"logits": logits, "greedy": greedy, "loss": mean_loss(logits, job["texts"])}
+    losses = [text_loss(log_probabilities(own), text) for own, text in zip(logits, job["texts"], strict=True)]
+    deviation = float(np.sqrt(np.mean([np.var(each) for each in logits])))
+    return {"logits": logits, "greedy": greedy, "loss": float(np.mean(losses)), "logit_deviation": deviation}
 
 
 def kept_reference(checkpoint: Path, job: dict, folder: Path) -> dict:
@@ -105,8 +117,19 @@ def kept_reference(checkpoint: Path, job: dict, folder: Path) -> dict:
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(logits, *found.pop("logits"))
         rest.write_text(json.dumps(found), encoding="utf-8")
-    with np.load(logits) as stored:
-        return {"logits": list(stored.values()), **json.loads(rest.read_text(encoding="utf-8"))}
+    return {"logits": StoredLogits(logits), **json.loads(rest.read_text(encoding="utf-8"))}
+
+
+class StoredLogits:
+    """The arrays of a file, read one by one each time they are gone through: those of all texts are large."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __iter__(self):
+        with np.load(self.path) as stored:
+            for number in range(len(stored.files)):
+                yield stored[stored.files[number]]
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
@@ -114,28 +137,28 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
     return torch.log_softmax(torch.tensor(logits, dtype=torch.float64), -1).numpy()
 
 
-def mean_loss(logits: list[np.ndarray], texts: list[list[int]]) -> float:
-    """Nats per predicted token."""
-    total, count = 0.0, 0
-    for scores, text in zip(logits, texts, strict=True):
-        total -= np.take_along_axis(log_probabilities(scores[:-1]), np.array(text[1:])[:, None], 1).sum()
-        count += len(text) - 1
-    return float(total / count)
+def text_loss(scores: np.ndarray, text: list[int]) -> float:
+    """Nats per predicted token of a text, from log-probabilities [tokens, vocabulary]."""
+    return float(-np.take_along_axis(scores[:-1], np.array(text[1:])[:, None], 1).mean())
 
 
-def compare(record: dict, logits: list[np.ndarray], expected: dict, job: dict) -> dict:
+def compare(record: dict, logits: Iterable[np.ndarray], expected: dict, job: dict) -> dict:
     """How far the engine is from transformers: equal greedy texts, log-probabilities of all tokens, equal next tokens after
-    given text, loss."""
-    pairs = [tuple(map(log_probabilities, pair)) for pair in zip(logits, expected["logits"], strict=True)]
-    same_argmax = np.concatenate([own.argmax(-1) == theirs.argmax(-1) for own, theirs in pairs])
+    given text, and the change of the loss, a mean over texts of one length, with the standard error of that mean."""
+    differences, same_argmax, changes = [], [], []
+    for own, theirs, text in zip(logits, expected["logits"], job["texts"], strict=True):
+        own, theirs = log_probabilities(own), log_probabilities(theirs)
+        differences.append(np.abs(own - theirs).max())
+        same_argmax.append(np.mean(own.argmax(-1) == theirs.argmax(-1)))
+        changes.append(text_loss(own, text) - text_loss(theirs, text))
     same = [_until(own, job["eos"]) == _until(theirs, job["eos"])
             for own, theirs in zip(record["greedy"], expected["greedy"], strict=True)]  # fmt: skip
-    loss = mean_loss(logits, job["texts"])
     return {
         "greedy_equal": sum(same),
-        "max_logit_difference": _rounded(max(np.abs(own - theirs).max() for own, theirs in pairs)),
+        "max_logit_difference": _rounded(max(differences)),
         "argmax_equal": round(float(np.mean(same_argmax)), 4),
-        "loss_difference": round(loss - expected["loss"], 5),
+        "loss_difference": round(float(np.mean(changes)), 5),
+        "loss_difference_se": round(float(np.std(changes, ddof=1)) / len(changes) ** 0.5, 5),
     }
 
 
@@ -168,7 +191,12 @@ def precisions(engine: str, form: str, most: int | None = None) -> list[str]:
 
 
 def run_engine(engine: str, python: str, folders: list[Path]) -> None:
-    """Let the engine do the jobs in the folders, in one process as long as none of them ends it."""
+    """Let the engine do the jobs in the folders, in one process as long as none of them ends it.
+
+    Raises:
+        RuntimeError: the process failed for another reason than a checkpoint, or was killed from outside. What was open
+            then runs again the next time.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     if python != sys.executable:
         environment.pop("PYTHONPATH", None)
@@ -176,15 +204,23 @@ def run_engine(engine: str, python: str, folders: list[Path]) -> None:
         folder = Path(os.environ["CONVERT_HF_TO_GGUF"]).resolve().parent
         environment["PYTHONPATH"] = os.pathsep.join([str(folder), str(folder / "gguf-py")])
     command = [python, "-m", f"{__package__}.run_{engine}", *(str(folder.resolve()) for folder in folders)]
-    while any(not (folder / f"{precision}.json").exists() for folder in folders for precision in _wanted(folder)):
+    while any(
+        not (folder / f"{precision}.json").exists() for folder in folders for precision in _job(folder)["precisions"]
+    ):
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
         if done.returncode == 0:
             return
         broken = [path for folder in folders for path in folder.glob("*.json") if _status(path) == OPENING]
+        if done.returncode in [code for stop in STOPS for code in (-stop, 128 + stop)]:
+            for path in broken:
+                path.unlink()
+            names = " and ".join(f"{path.stem} of {path.parent.name}" for path in broken) or "no checkpoint"
+            raise RuntimeError(f"run_{engine}.py was killed ({done.returncode}) with {names} open. That is no refusal: "
+                               "give it more memory or time, and start again.")  # fmt: skip
         if not broken:
-            raise RuntimeError(f"run_{engine}.py failed before it opened a checkpoint:\n{done.stderr[-2000:]}")
-        record = json.loads(broken[0].read_text(encoding="utf-8"))
-        record |= {"status": REFUSED, "reason": _last_words(done)}
+            raise RuntimeError(f"run_{engine}.py failed with no checkpoint open:\n{done.stderr[-2000:]}")
+        record, folder = json.loads(broken[0].read_text(encoding="utf-8")), broken[0].parent
+        record |= {"status": REFUSED, "reason": without_paths(_last_words(done), folder.resolve(), _job(folder))}
         broken[0].write_text(json.dumps(record), encoding="utf-8")
 
 
@@ -196,8 +232,7 @@ def read_records(folder: Path, job: dict, expected: dict) -> dict[str, dict]:
         facts = {"status": record["status"], "versions": record["versions"], "date": record["date"]}
         facts["code"] = todays_code()
         if record["status"] == ACCEPTED:
-            with np.load(folder / f"{precision}.npz") as stored:
-                logits = [stored[str(number)] for number in range(len(job["texts"]))]
+            logits = StoredLogits(folder / f"{precision}.npz")
             facts |= compare(record, logits, expected, job)
             if job["strings"] and record["tokenized"][0] is not None:
                 facts |= compare_tokens(record["tokenized"], job["tokenized"], job["bos"])
@@ -210,8 +245,8 @@ def read_records(folder: Path, job: dict, expected: dict) -> dict[str, dict]:
     return records
 
 
-def _wanted(folder: Path) -> list[str]:
-    return json.loads((folder / "job.json").read_text(encoding="utf-8"))["precisions"]
+def _job(folder: Path) -> dict:
+    return json.loads((folder / "job.json").read_text(encoding="utf-8"))
 
 
 def _status(path: Path) -> str | None:
@@ -265,18 +300,24 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", default=list(PRECISIONS), choices=list(PRECISIONS))
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), help="by default all that the shapes allow")
     parser.add_argument("--calibration_batches", type=int, default=CALIBRATION_BATCHES, help=f"of {BATCH} samples")
-    parser.add_argument("--prompts", type=int, default=NUM_PROMPTS, help="and held-out texts")
+    parser.add_argument("--prompts", type=int, default=NUM_PROMPTS, help="to continue")
+    parser.add_argument(
+        "--texts", type=int, default=NUM_TEXTS, help=f"held-out, of {TEXT_TOKENS} tokens; the loss is theirs"
+    )
     parser.add_argument("--precisions", type=int, help="of each engine only so many, in the order of PRECISIONS")
     parser.add_argument("--python", nargs="*", default=[], metavar="ENGINE=PATH")
     arguments = parser.parse_args()
     pythons = dict(item.split("=", 1) for item in arguments.python)
     work = Path(arguments.work_dir or tempfile.mkdtemp())
-    batches, job = text_of(arguments.source, arguments.data_dir, arguments.calibration_batches, arguments.prompts)
+    batches, job = text_of(
+        arguments.source, arguments.data_dir, arguments.calibration_batches, arguments.prompts, arguments.texts
+    )
     output = Path(arguments.output)
     results = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {"code": [], "runs": {}}
     results |= {"source": "families" if arguments.families else arguments.shapes, "versions": collect_versions()}
     results |= {
         "prompts": arguments.prompts,
+        "texts": arguments.texts,
         "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": NEW_TOKENS,
         "text_tokens": TEXT_TOKENS,
@@ -314,7 +355,7 @@ def main() -> None:
             config = json.loads((checkpoints[form] / "config.json").read_text(encoding="utf-8"))
             run = results["runs"].setdefault(form, {})
             run |= {"config": config, "loss": round(expected[form]["loss"], 5), engine: records}
-            run["logit_deviation"] = _rounded(np.std(np.concatenate(expected[form]["logits"])))
+            run["logit_deviation"] = _rounded(expected[form]["logit_deviation"])
             for name, facts in records.items():
                 print(form, engine, name, {key: value for key, value in facts.items() if key != "versions"}, flush=True)
         write(output, results)

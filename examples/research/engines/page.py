@@ -10,18 +10,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hf_shear.publishing import ENGINES, EVIDENCE, UNTESTED
+from hf_shear.publishing import ENGINES, EVIDENCE, REFUSED, UNTESTED, WRONG
+from hf_shear.publishing.engine_rules import ACCEPTED, Engine
 
 from ..provenance import stale_note
 from ..shared import ROOT
+from . import serve
 from .measure import EMBEDDED, PRECISIONS, todays_code, used_code
+from .verdict import MAX_LOGIT_DIFFERENCE, MAX_LOSS_RISE, is_judged, measured
 
 RESULTS = ROOT / "model_cards" / "engines"
 RULES_PAGE, RESULTS_PAGE = ROOT / "examples" / "docs" / "engines.md", ROOT / "model_cards" / "engines.md"
 SOURCES = ("stories260K", "embedded", "smollm2_135m")  # each has a file of results
-SETTINGS = ("calibration_batches", "prompts", "precisions")  # of a measurement, as its results keep them
+SETTINGS = ("calibration_batches", "prompts", "texts", "precisions")  # of a measurement, as its results keep them
 COLUMNS = (("llama_cpp",), ("ctranslate2", "openvino"), ("onnx", "mlx"), ("vllm",))  # of the engines in a table
-MAX_LOGIT_DIFFERENCE = 2e-3  # of the logits' standard deviation: still the same function, in float32
 
 
 def results(name: str) -> dict:
@@ -42,51 +44,52 @@ def rules_table() -> str:
                       f"Versions: {versions}."])  # fmt: skip
 
 
-def cell(facts: dict | None, prompts: int) -> str:
-    """What came out of one precision: equal greedy texts, largest logit difference or change of the loss."""
-    if facts is None:
-        return ""
-    if facts["status"] == "refused":
-        return "refused"
+def cell(run: dict, engine: Engine, precision: str, prompts: int) -> str:
+    """What came out of one precision: equal greedy texts, largest logit difference, change of the loss, and the verdict
+    where it is not accepted."""
+    facts = run.get(engine.key, {}).get(precision)
+    if facts is None or facts["status"] == REFUSED:
+        return REFUSED if facts else ""
     text = f"{facts['greedy_equal']}/{prompts}, {facts['max_logit_difference']:.1g}, {facts['loss_difference']:+.4f}"
+    if engine.base is not None and "loss_difference_se" in facts:
+        text += f" ± {facts['loss_difference_se']:.4f}"
     if "same_weights" in facts:
         text += f" ({facts['same_weights']['greedy_equal']}/{prompts})"
-    return text
+    verdict = measured(facts, prompts, run["logit_deviation"], precision, engine.base is None)
+    return text if verdict == ACCEPTED or not is_judged(engine, precision) else f"{text}, **{verdict}**"
 
 
 def results_table(found: dict, engine_keys: tuple[str, ...]) -> str:
     """Forms by precision of some engines."""
-    columns = [(engine.key, name) for engine in ENGINES if engine.key in engine_keys for name in engine.precisions]
-    columns = [(key, name) for key, name in columns if any(name in run.get(key, {}) for run in found["runs"].values())]
+    columns = [(engine, name) for engine in ENGINES if engine.key in engine_keys for name in engine.precisions]
+    columns = [
+        (one, name) for one, name in columns if any(name in run.get(one.key, {}) for run in found["runs"].values())
+    ]
     lines = [
-        "| form | " + " | ".join(f"{key} {name}" for key, name in columns) + " |",
+        "| form | " + " | ".join(f"{engine.key} {name}" for engine, name in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
     for form, run in found["runs"].items():
-        cells = [cell(run.get(key, {}).get(name), found["prompts"]) for key, name in columns]
+        cells = [cell(run, engine, name, found["prompts"]) for engine, name in columns]
         lines.append(f"| {form} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def family_word(run: dict, key: str, precision: str, prompts: int) -> str:
-    """How one family fared in one precision of floats; empty where it was not run."""
-    if key not in run:
-        return ""
-    facts = run[key][precision]
-    if facts["status"] == "refused":
-        return "refused"
-    close = facts["max_logit_difference"] < MAX_LOGIT_DIFFERENCE * run["logit_deviation"]
-    return "equal" if close and facts["greedy_equal"] == prompts else "other"
+FAMILY_WORDS = {ACCEPTED: "equal", WRONG: "other", REFUSED: REFUSED}
 
 
 def families_table(found: dict) -> str:
-    """Families by engine, in float32."""
+    """Families by engine, in float32; empty where one was not run."""
     plain = [
         engine for engine in ENGINES if engine.base is None and any(engine.key in run for run in found["runs"].values())
     ]
     lines = ["| model_type | " + " | ".join(engine.name for engine in plain) + " |", "|---" * (len(plain) + 1) + "|"]
     for name, run in found["runs"].items():
-        cells = [family_word(run, engine.key, engine.precisions[0], found["prompts"]) for engine in plain]
+        cells = []
+        for engine in plain:
+            facts = run.get(engine.key, {}).get(engine.precisions[0])
+            verdict = facts and measured(facts, found["prompts"], run["logit_deviation"], engine.precisions[0], True)
+            cells.append(FAMILY_WORDS[verdict] if verdict else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -127,6 +130,21 @@ def code_note(name: str) -> str:
     return stale_note(used_code(results(name)), todays_code(), command(name))
 
 
+def served() -> str:
+    """What `vllm serve` answered: a row for each checkpoint."""
+    if not (RESULTS / "serve.json").exists():
+        return "It has not run since its records are kept."
+    found = results("serve")
+    commits = {one["digest"]: one["commit"] for one in found["code"]}
+    lines = ["| checkpoint | model_type | texts of transformers | packages | run | commit |", "|---" * 6 + "|"]
+    for name, record in found["runs"].items():
+        packages = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
+        lines.append(f"| {name} | {record['model_type']} | {record['equal']}/{record['prompts']} | {packages} | "
+                     f"{record['date']} | {commits[record['code']]} |")  # fmt: skip
+    words = "python -m examples.research.engines.serve --python PYTHON --source SOURCE --output RESULTS CHECKPOINT"
+    return "\n\n".join(filter(None, (stale_note(found["code"], serve.todays_code(), words), "\n".join(lines))))
+
+
 def filled(text_name: str, **tables: str) -> str:
     """A text beside this file with tables in place of their marks."""
     text = Path(__file__).with_name(text_name).read_text(encoding="utf-8")
@@ -138,7 +156,7 @@ def filled(text_name: str, **tables: str) -> str:
 
 def pages() -> dict[Path, str]:
     """The text of each page."""
-    parts = []
+    parts: list[str] = []
     for name in SOURCES:
         found = results(name)
         run = {key for each in found["runs"].values() for key in each}
@@ -147,7 +165,18 @@ def pages() -> dict[Path, str]:
     families = "\n\n".join(filter(None, (code_note("families"), families_table(results("families")))))
     return {
         RULES_PAGE: filled("page_text.md", rules=rules_table()),
-        RESULTS_PAGE: filled("results_text.md", results="\n\n".join(parts), families=families, runs=runs_table()),
+        RESULTS_PAGE: filled(
+            "results_text.md",
+            results="\n\n".join(parts),
+            families=families,
+            served=served(),
+            runs=runs_table(),
+            texts=", ".join(
+                f"{name}: {found.get('texts', found['prompts'])}" for name in SOURCES if (found := results(name))
+            ),
+            logit_limit=f"{MAX_LOGIT_DIFFERENCE:g}",
+            loss_limits=" and ".join(f"{rise:g} ({bits} bits)" for bits, rise in MAX_LOSS_RISE.items()),
+        ),
     }
 
 

@@ -7,6 +7,7 @@ Its folder and the `gguf-py` beside it, newer than the published gguf, must be o
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import runpy
 import sys
@@ -93,9 +94,9 @@ def write_dequantized(path: Path, checkpoint: Path, output: Path) -> None:
     GGUF interleaves the two halves of each query and key head of a Llama (and Mistral), because its rotary embedding turns
     neighbours; this is undone.
     """
+    if json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["model_type"] not in UNCHANGED:
+        return  # before transformers reads the config: a nemotron-nas has a class of its own beside it
     config = AutoConfig.from_pretrained(checkpoint)
-    if config.model_type not in UNCHANGED:
-        return
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     model = AutoModelForCausalLM.from_config(config).float()
     names = gguf.get_tensor_name_map(UNCHANGED[config.model_type], config.num_hidden_layers)

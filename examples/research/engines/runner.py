@@ -66,12 +66,20 @@ def _run_one(job: dict, precision: str, folder: Path, versions: dict, open_engin
         record["greedy"] = [engine.greedy(prompt, job["new_tokens"]) for prompt in job["prompts"]]
         record["tokenized"] = [engine.tokenize(text) for text in job["strings"]]
         engine.write_dequantized(folder / f"{precision}.dequantized")
+    except (MemoryError, ImportError):  # of this machine or environment: it says nothing about the checkpoint
+        (folder / f"{precision}.json").unlink()
+        raise
     except Exception as error:  # a refusal, whatever its type, is what is measured here
-        reason = f"{type(error).__name__}: {error}"[-MAX_REASON_CHARACTERS:]
+        reason = without_paths(f"{type(error).__name__}: {error}", folder, job)[-MAX_REASON_CHARACTERS:]
         _write(folder, precision, record | {"status": REFUSED, "reason": reason})
         return
     np.savez(folder / f"{precision}.npz", **logits)
     _write(folder, precision, record | {"status": ACCEPTED})
+
+
+def without_paths(text: str, folder: Path, job: dict) -> str:
+    """A message without the paths of the machine where it was said."""
+    return text.replace(str(job["checkpoint"]), "CHECKPOINT").replace(str(folder), "FOLDER")
 
 
 def _write(folder: Path, precision: str, record: dict) -> None:
