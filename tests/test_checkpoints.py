@@ -12,6 +12,7 @@ from safetensors import safe_open
 from training_helpers import full_disk, make_args, make_trainer, masked_model, plain_model
 
 from hf_shear.core import UsageError
+from hf_shear.modeling.configuration import LOADER
 from hf_shear.training.checkpoints import (
     FILES_NAME,
     STATE_NAME,
@@ -161,7 +162,7 @@ def test_state_that_says_too_little_or_no_number_is_refused(content, shown, copi
         check_resumable(str(checkpoint), "one process", 1)
 
 
-def test_what_we_write_is_json_and_safetensors(run_folder):
+def test_what_we_write_is_json_and_safetensors_and_one_import(run_folder):
     checkpoint = run_folder / "checkpoint-8"
     json.loads((checkpoint / STATE_NAME).read_text())
     with safe_open(checkpoint / MASK_STATE_NAME, "pt") as tensors:
@@ -170,7 +171,7 @@ def test_what_we_write_is_json_and_safetensors(run_folder):
     theirs = {"config.json", "generation_config.json", "model.safetensors", "optimizer.pt", "scheduler.pt"}
     theirs |= {"rng_state.pth", "trainer_state.json", "training_args.bin"}
     assert {path.name for path in checkpoint.iterdir()} == theirs | {
-        STATE_NAME, FILES_NAME, "shear_state_0.json", MASK_STATE_NAME,
+        STATE_NAME, FILES_NAME, "shear_state_0.json", MASK_STATE_NAME, LOADER.name,
     }  # fmt: skip
 
 

@@ -106,5 +106,7 @@ def test_the_evaluation_loss_has_no_lagrangian_in_it(tmp_path):
     assert metrics["eval_tokens"] == 3 * 4 * (LENGTH - 1)
     other = trainer.evaluate({"books": held_out["books"]}, metric_key_prefix="test")
     assert other["test_loss"] == other["test_books_loss"] == metrics["eval_books_loss"]
-    with pytest.raises(ValueError, match="`eval_dataset` must be a dict of packed samples per domain"):
-        trainer.evaluate(held_out["books"])
+    single = trainer.evaluate(held_out["books"])  # a data set alone is one domain
+    assert single["eval_loss"] == metrics["eval_books_loss"]
+    with pytest.raises(ValueError, match="`eval_dataset` must be a data set, or a non-empty dict"):
+        trainer.evaluate([1, 2])
