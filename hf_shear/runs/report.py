@@ -108,9 +108,8 @@ def known_results(
         "target_shape": sizes,
         "kept": chosen.get("kept"),
         "masks": chosen.get("masks"),
-        "prune_config": chosen.get(
-            "prune_config"
-        ),  # None: masks are learned, or the run began with a pruned checkpoint
+        # None: masks are learned, or the run began with a pruned checkpoint
+        "prune_config": chosen.get("prune_config"),
         "tokens": {name: stage.get("tokens", 0) for name, stage in stages.items()}
         | {"calibration": chosen.get("calibration_tokens", 0)},
         "passes": {name: stage["passes"] for name, stage in stages.items() if "passes" in stage},

@@ -12,10 +12,10 @@ from transformers.utils import logging
 
 from ..core import UsageError, check_ranges
 from .better_use import Alternative, better_use, other_fractions, predicted_ends, searched_shapes
-from .curves import FLOPS_PER_PARAMETER_AND_TOKEN
 from .estimates import Estimate, number_text
 from .forecast import Forecast, check_law, forecast, late_checkpoints, own_forecast
 from .law_fit import OWN_CHECKPOINTS, LawFit
+from .planning import Candidate
 from .read_runs import checkpoints_of_log
 from .recovery_run import Case, rising_slope
 
@@ -150,8 +150,10 @@ class ScalingLawCallback(TrainerCallback):
             entries |= {} if more.value is None else {MORE_TOKENS: more.value}
             lines.append(reach_text(self.target_loss, more))
         if self.case is not None:
-            cost = FLOPS_PER_PARAMETER_AND_TOKEN * self.case.pruned_size
-            entries[GAIN_PER_FLOP] = float(-found.curve.slope(found.seen)) / cost
+            cost = Candidate("this run", self.case).recovery_cost
+            gain = found.gain_per_flop(cost)
+            assert gain.value is not None, "a curve has a slope"
+            entries[GAIN_PER_FLOP] = gain.value
             left = (final - found.seen) * cost
             if left > 0 and not any(BETTER_USE in entry for entry in log_history):
                 better = better_use(predicted_ends(self.alternatives, left), self.case, end, self.target_loss)
@@ -173,7 +175,7 @@ class ScalingLawCallback(TrainerCallback):
         if found is None:
             return "the held-out loss rises"
         if self.price is not None and self.case is not None:
-            gain = found.gain_per_flop(FLOPS_PER_PARAMETER_AND_TOKEN * self.case.pruned_size)
+            gain = found.gain_per_flop(Candidate("this run", self.case).recovery_cost)
             if gain.value is not None and gain.value < self.price:
                 return f"the next FLOP gains {gain.with_level()} nats, and must gain {self.price:g}"
         gain = float(found.curve.doubling_gain(found.seen))

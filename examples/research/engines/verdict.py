@@ -35,9 +35,8 @@ def measured(facts: dict, prompts: int, deviation: float, precision: str, is_flo
         same_text = facts["greedy_equal"] == prompts and facts.get("same_tokens", prompts) == prompts
         return ACCEPTED if close and same_text else WRONG
     (limit,) = (rise for bits, rise in MAX_LOSS_RISE.items() if str(bits) in precision)
-    margin = STANDARD_ERRORS * facts.get(
-        "loss_difference_se", 0
-    )  # records of before the errors were kept: judged without
+    # Records of before the errors were kept are judged without.
+    margin = STANDARD_ERRORS * facts.get("loss_difference_se", 0)
     if facts["loss_difference"] + margin < limit:
         return ACCEPTED
     return WRONG if facts["loss_difference"] - margin > limit else UNDECIDED
