@@ -1,5 +1,6 @@
-"""Shapes for a budget: never above it, close below it, in balance, in hardware-friendly multiples."""
+"""Shapes for a budget: never above it, close below it, by a rule, in hardware-friendly multiples."""
 
+import itertools
 import math
 import time
 
@@ -8,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 
-from hf_shear.shapes import config_for_shape, count_parameters, preset_shape, shape_for_budget
-from hf_shear.shapes.budget import TOLERANCE
+from hf_shear.shapes import TargetShape, config_for_shape, count_parameters, preset_shape, shape_for_budget
+from hf_shear.shapes.budget import TOLERANCE, WEIGHTS
 from hf_shear.shapes.parameter_count import count_embedding_parameters
 
 LLAMA_2_7B = LlamaConfig(
@@ -82,25 +83,68 @@ def test_budget_that_no_multiples_fill_gets_the_fullest_shape():
 @LARGE
 @given(fraction=st.floats(0.15, 1.0))
 @settings(max_examples=30, deadline=None)
-def test_large_sources_shrink_in_balance(config, fraction):
+def test_proportional_shapes_of_large_sources_keep_like_shares(config, fraction):
     """The shares kept of the widths lie within a factor of 1.5; layers hardly shrink faster than those."""
-    shape = shape_for_budget(config, fraction_kept=fraction).shape
-    kept = {name: size / getattr(shape.source, name) for name, size in shape.sizes().items()}
+    kept = shares_kept(shape_for_budget(config, fraction_kept=fraction, balance="proportional").shape)
     layers = kept.pop("num_hidden_layers")
     assert max(kept.values()) <= 1.5 * min(kept.values())
     assert layers >= 0.9 * min(kept.values())
 
 
-def test_budget_of_the_papers_smallest_published_target_gives_its_very_shape():
-    choice = shape_for_budget(LLAMA_2_7B, num_parameters=1_345_423_360)
+@LARGE
+@given(fraction=st.floats(0.5, 1.0))  # below, embeddings are most of the smaller source: hidden dimensions go
+@settings(max_examples=30, deadline=None)
+def test_weighted_shapes_keep_most_of_the_stream_then_of_the_layers_and_least_of_the_mlps(config, fraction):
+    kept = shares_kept(shape_for_budget(config, fraction_kept=fraction).shape)
+    apart = 1 / 16  # by which multiples of 128 move a share
+    assert kept["intermediate_size"] <= kept["num_hidden_layers"] + apart
+    assert kept["num_hidden_layers"] <= kept["hidden_size"] + apart
+
+
+@pytest.mark.parametrize("fraction", [0.75, 0.5, 0.3])
+def test_no_shape_that_fills_the_budget_is_nearer_to_the_source(fraction):
+    """Of all shapes of a small source in the same multiples, counted one by one."""
+    choice = shape_for_budget(STORIES_260K, fraction_kept=fraction)
+    source = choice.shape.source
+
+    def distance(shape):
+        return sum(WEIGHTS[name] * math.log(share) ** 2 for name, share in shares_kept(shape).items())
+
+    heads = [(heads, groups) for groups in (1, 2, 3, 4) for heads in range(groups, 2 * groups + 1, groups)]
+    step = choice.multiples["num_attention_heads"]
+    sizes = itertools.product(range(8, 65, 8), range(1, 6), heads, [*range(8, 172, 8), 172])
+    for hidden, layers, (queries, groups), width in sizes:
+        allowed = hidden % queries == 0 and not (queries % step and queries != source.num_attention_heads)
+        if not allowed or (groups % step and groups != source.num_key_value_heads):
+            continue
+        shape = TargetShape.from_source(
+            STORIES_260K, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=queries,
+            num_key_value_heads=groups, intermediate_size=width,
+        )  # fmt: skip
+        if (1 - TOLERANCE) * choice.budget <= count_parameters(STORIES_260K, shape) <= choice.budget:
+            assert distance(choice.shape) <= distance(shape) + 1e-12
+
+
+def shares_kept(shape):
+    return {name: size / getattr(shape.source, name) for name, size in shape.sizes().items()}
+
+
+def test_proportional_budget_of_the_papers_smallest_published_target_gives_its_very_shape():
+    choice = shape_for_budget(LLAMA_2_7B, num_parameters=1_345_423_360, balance="proportional")
     assert choice.shape == preset_shape("sheared-llama-1.3b", LLAMA_2_7B)
+
+
+def test_another_balance_is_refused():
+    with pytest.raises(ValueError, match="`balance` must be one of weighted, proportional, but it is 'even'"):
+        shape_for_budget(LLAMA_2_7B, fraction_kept=0.5, balance="even")
 
 
 def test_whole_budget_keeps_the_source():
     for config in (LLAMA_2_7B, LLAMA_3_2_1B, STORIES_260K):
         for budget in ({"fraction_kept": 1.0}, {"num_parameters": count_parameters(config)}):
-            shape = shape_for_budget(config, **budget).shape
-            assert shape.sizes() == shape.source.sizes()
+            for balance in ("weighted", "proportional"):
+                shape = shape_for_budget(config, **budget, balance=balance).shape
+                assert shape.sizes() == shape.source.sizes()
 
 
 @given(
@@ -137,8 +181,9 @@ def test_description_says_shape_multiples_and_the_embeddings_share():
     lines = choice.describe().splitlines()
     assert lines[0] == f"Target shape: {choice.shape}"
     assert f"{choice.num_parameters:,} of a budget of {choice.budget:,}" in lines[1]
-    assert "hidden_size of 128" in lines[2] and "intermediate_size of 128" in lines[2]
-    assert f"{embeddings:,} parameters, {choice.embedding_share:.1%} of the target" in lines[3]
+    assert lines[2].startswith("Balance: weighted. MLPs")
+    assert "hidden_size kept at the source's 2048" in lines[3] and "intermediate_size of 128" in lines[3]
+    assert f"{embeddings:,} parameters, {choice.embedding_share:.1%} of the target" in lines[4]
     assert "kept at the source's 8192" in shape_for_budget(LLAMA_3_2_1B, fraction_kept=1.0).describe()
 
 

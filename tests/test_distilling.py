@@ -21,7 +21,7 @@ from training_helpers import (
     weights_of,
 )
 
-from hf_shear import MaskSettings
+from hf_shear import MaskSettings, ShearTrainer
 from hf_shear.data import TEACHER_COLUMNS
 from hf_shear.distillation import TEACHER_IDS, TEACHER_LOG_PROBS, DistillationSettings, Teacher, store_teacher_logits
 from hf_shear.training import merge_adapter
@@ -202,6 +202,12 @@ def test_stored_logits_train_as_the_live_teacher_does(tmp_path):
     streams = {name: data.to_iterable_dataset() for name, data in stored.items()}
     with pytest.raises(ValueError, match="needs a teacher: .* streams carry none"):
         trainer_of(tmp_path, train=streams, teacher=None, **DISTILLED)
+
+
+def test_a_loss_of_ones_own_beside_a_teacher_is_refused(tmp_path):
+    args = make_args(tmp_path, max_steps=1, **DISTILLED)
+    with pytest.raises(ValueError, match="`compute_loss_func` would take the place of the loss from the teacher"):
+        ShearTrainer(plain_model(), args, train_domains(), teacher=still(1), compute_loss_func=lambda *_, **__: None)
 
 
 def test_the_cost_report_says_what_its_memory_counts(tmp_path):

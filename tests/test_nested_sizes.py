@@ -456,6 +456,7 @@ def test_a_killed_command_goes_on_where_it_was(inputs, tmp_path, monkeypatch):
         (["--pruned", "x"], "leave out `--pruned`"),
         (["--hidden_size", "12"], "leave out `--hidden_size`"),
         (["--target_num_parameters", "900"], "leave out `--target_num_parameters`"),
+        (["--target_balance", "proportional"], "`target_balance` 'proportional' is not taken beside `sizes`"),
         (["--mask_tokens", "900", "--criterion", "taylor"], "criterion"),
         (["--recovery_method", "norms_and_biases"], "`recovery_method` is 'norms_and_biases'"),
         (["--size_teacher", "largest", "--distillation", "forward_kl"], "two teachers"),

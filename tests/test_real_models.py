@@ -7,10 +7,12 @@ import zipfile
 
 import pytest
 import torch
+from real_configs import REAL_CONFIGS
 from training_helpers import letter_tokenizer, plain_model, random_documents
 from transformers import AutoModelForCausalLM
 
 from examples.research import real_models
+from hf_shear.shapes import shape_for_budget
 
 
 @pytest.fixture
@@ -31,7 +33,8 @@ def study(tmp_path, monkeypatch):
         ("tiny", ("narrow",), ("default",), 0, 256),
     )
     changes = {"WINDOW": 16, "TOKENS": 128, "RESULTS": tmp_path / "kept.json", "RUNS": runs}
-    changes |= {"TRAINED": (("tiny", ("narrow",)), ("none", ("narrow",))), "TRAINED_TOKENS": 128}
+    trained = (("tiny", ("narrow",), True), ("tiny", ("shallow",), False), ("none", ("narrow",), True))
+    changes |= {"TRAINED": trained, "TRAINED_TOKENS": 128}
     changes |= {"MODELS": {"tiny": model, "none": absent}}
     for name, value in changes.items():
         monkeypatch.setattr(real_models, name, value)
@@ -61,9 +64,10 @@ def test_each_arm_is_measured_once_and_shown(study, capsys):
         assert f"**{lowest['loss']:.3f}**" in text
     real_models.train(study, study)
     trained = real_models.kept_results()["trained"]
-    assert {run["trained"] for run in trained} == {128} and trained[0]["arm"] == "default" and len(trained) == 2
+    assert {run["trained"] for run in trained} == {128} and trained[0]["arm"] == "default"
+    assert [run["target"] for run in trained] == ["narrow", "narrow", "shallow"]
     at_cut = {run["arm"]: run["loss"] for run in first}
-    assert all(run["loss"] != at_cut[run["arm"]] for run in trained)
+    assert all(run["loss"] != at_cut[run["arm"]] for run in trained[:2])
     assert f"| narrow | default | {at_cut['default']:.3f} | {trained[0]['loss']:.3f} |" in real_models.page(
         real_models.kept_results()
     )
@@ -79,6 +83,15 @@ def test_arms_end_in_the_shape_that_was_asked_for(study):
         if arm in real_models.OURS:
             made = make(model, {"intermediate_size": 16}, real_models.calibration(text, 0, 128, 4))
             assert made.config.intermediate_size == 16
+
+
+def test_targets_named_by_their_size_are_those_that_a_budget_picks():
+    config = next(real for real in REAL_CONFIGS if real.name == "SmolLM2-135M").config()
+    for millions in (100, 70):
+        for suffix, balance in (("", "weighted"), (", proportional", "proportional")):
+            picked = shape_for_budget(config, num_parameters=millions * 10**6, balance=balance).shape
+            own = {name: size for name, size in picked.sizes().items() if size != getattr(picked.source, name)}
+            assert own == real_models.MODELS[real_models.SMOLLM2].targets[f"{millions} M{suffix}"]
 
 
 def test_weights_in_parts_are_joined_in_their_order(tmp_path):

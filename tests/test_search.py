@@ -158,8 +158,8 @@ def test_a_planted_best_shape_is_found(build_llama):
     assert best.sizes == two_layers.sizes()
     assert best.predicted_rise == pytest.approx(0, abs=1e-3) and best.rise == pytest.approx(0, abs=1e-3)
     assert min(other.predicted_rise for other in others) > 0.05
-    assert sum(other.proportional for other in others) == 1 and all(
-        other.rise > 0 for other in others if other.proportional
+    assert sum(other.unsearched for other in others) == 1 and all(
+        other.rise > 0 for other in others if other.unsearched
     )
 
 
@@ -212,7 +212,7 @@ def test_finalists_are_trained_and_then_lead(build_llama, text):
     assert trained == found[: len(trained)] and len(trained) in (3, 4)
     assert [one.recovered_rise for one in trained] == sorted(one.recovered_rise for one in trained)
     assert {one.recovery_tokens for one in trained} == {77}
-    assert any(one.proportional for one in trained)
+    assert any(one.unsearched for one in trained)
     with pytest.raises(UsageError, match="finalist_flops"):
         search_shapes(model, *text, budget, config=CHEAP, recover=recover)
 
@@ -290,7 +290,7 @@ def test_the_command_searches_and_prune_takes_what_it_found(tmp_path, shared_dat
     shown = capsys.readouterr().out
     candidates = read_candidates(tmp_path / "found")
     assert (tmp_path / "found" / "search.png").stat().st_size > 10_000
-    assert "proportional" in shown and f"{len(candidates)} shapes fill the budget" in shown
+    assert "unsearched" in shown and f"{len(candidates)} shapes fill the budget" in shown
     pruned = ["prune", model, "--data_dir", text, "--from_search", str(tmp_path / "found"), "--search_rank", "2"]
     pruned += [
         "--max_length",

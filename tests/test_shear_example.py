@@ -409,7 +409,13 @@ def test_targets_from_names_a_budget_and_a_preset(inputs):
     assert (named.hidden_size, named.intermediate_size, named.num_hidden_layers) == (12, 16, 3)
     budget, reasons = choose_target(arguments(target_num_parameters=6000), config)
     assert budget.num_hidden_layers <= 3
-    assert "Embeddings: " in reasons
+    assert "Embeddings: " in reasons and "Balance: weighted" in reasons
+    alike, reasons = choose_target(arguments(target_num_parameters=6000, target_balance="proportional"), config)
+    assert "Balance: proportional" in reasons and alike.hidden_size < budget.hidden_size
+    with pytest.raises(
+        ValueError, match="`target_balance` 'proportional' picks the shape of `--target_num_parameters`"
+    ):
+        choose_target(arguments(hidden_size=12, target_balance="proportional"), config)
     for wrong in (
         {},
         {"hidden_size": 12, "preset": "sheared-llama-1.3b"},
@@ -554,7 +560,8 @@ PIPELINE_OPTIONS = """as_family baseline_learning_rates baselines block_diagonal
     intermediate_size keep_adapter live_page mask_draw mask_method mask_start mask_start_spread mask_tokens
     max_length model_name_or_path num_attention_heads num_experts num_hidden_layers num_key_value_heads num_proc
     num_shots overwrite paper parse_special_tokens preset quantize recovery_tokens resume search_rank skip_null_text
-    skip_unreadable stop_after target_num_parameters teacher_name_or_path teacher_placement text_field""".split()
+    skip_unreadable stop_after target_balance target_num_parameters teacher_name_or_path teacher_placement
+    text_field""".split()
 TRAINING_OPTIONS = """activation_checkpointing activation_checkpointing_kwargs budget_warmup_ratio clamp_excess clip_masks
     distillation distillation_temperature distillation_weight dynamic_batches end_temperature
     eval_token_share hardening_ratio mask_learning_rate mask_scheduler min_swapped_units mixture_ceiling

@@ -169,7 +169,7 @@ class Source:
     def cut(self, model, arm: Arm):
         """The default one-shot cut with compensation, or one by learned masks."""
         setting, (data, _) = self.setting, self.data
-        target = shape_for_budget(model.config, fraction_kept=1 - arm.fraction).shape
+        target = shape_for_budget(model.config, fraction_kept=1 - arm.fraction, balance="proportional").shape
         batches = -(-setting.calibration_samples // setting.batch_size)
         calibration = data.calibration(setting.batch_size, batches, 0)
         if arm.cut == ONE_SHOT:

@@ -164,7 +164,7 @@ class FamilyRuns:
         options = self.options
         num_batches = -(-options.calibration_samples // options.batch_size)
         calibration = self.data.calibration(options.batch_size, num_batches, options.seed)
-        target = shape_for_budget(model.config, fraction_kept=1 - fraction).shape
+        target = shape_for_budget(model.config, fraction_kept=1 - fraction, balance="proportional").shape
         # No compensation, one shot: as the published curves.
         return prune_one_shot(model, target, calibration, PruneConfig(options.criterion, "none", num_shots=1)).model
 

@@ -82,9 +82,16 @@ MODELS = {
             "heads and MLP": {"num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 1195},
             "hidden size": {"hidden_size": 504},
             "24 of 30 layers": {"num_hidden_layers": 24},
-            # what --target_num_parameters 100000000 and 70000000 choose
-            "100 M": {"hidden_size": 480, "num_attention_heads": 6, "intermediate_size": 1344},
+            # what --target_num_parameters 100000000 and 70000000 choose, also with --target_balance proportional
+            "100 M": {"num_attention_heads": 6, "intermediate_size": 960},
             "70 M": {
+                "hidden_size": 512,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "intermediate_size": 704,
+            },
+            "100 M, proportional": {"hidden_size": 480, "num_attention_heads": 6, "intermediate_size": 1344},
+            "70 M, proportional": {
                 "hidden_size": 384,
                 "num_hidden_layers": 29,
                 "num_attention_heads": 6,
@@ -116,8 +123,11 @@ RUNS = (
 )
 """Model, targets, our arms, seed and tokens of the calibration text, in the order of measuring. Peers are in all."""
 TRAINED_TOKENS, LEARNING_RATE = 51_200, 2e-4
-TRAINED = ((SMOLLM2, ("MLP -20 %", "24 of 30 layers", "100 M")),)
-"""Model and targets: the default and the lowest rival at the cut are trained, all weights, on text of ``train``."""
+TRAINED = (
+    (SMOLLM2, ("MLP -20 %", "24 of 30 layers", "100 M"), True),
+    (SMOLLM2, ("100 M, proportional",), False),
+)
+"""Model, targets, and whether the lowest rival at the cut is trained beside the default: all weights, on ``train``."""
 
 
 def get(folder: Path) -> None:
@@ -260,11 +270,12 @@ def cut(folder: Path, wikitext: Path) -> None:
 def train(folder: Path, wikitext: Path) -> None:
     """Cut once more and train what is not kept yet, of the targets whose cuts are kept."""
     kept, text = kept_results(), _Texts(wikitext)
-    for name, targets in TRAINED:
+    for name, targets, beside in TRAINED:
         place = folder / MODELS[name].folder
         for target in targets if place.is_dir() else ():
             at_cut = {run["arm"]: run["loss"] for run in kept["runs"] if _first(run, name, target)}
-            for arm in (DEFAULT, min((arm for arm in at_cut if arm not in OURS), default=BARE, key=at_cut.__getitem__)):
+            rival = min((arm for arm in at_cut if arm not in OURS), default=BARE, key=at_cut.__getitem__)
+            for arm in (DEFAULT, rival) if beside else (DEFAULT,):
                 key = {"model": name, "target": target, "arm": arm, "seed": 0, "tokens": TOKENS}
                 if kept_runs.find(kept["trained"], **key) is None:
                     kept_runs.add(RESULTS, kept, "trained", _trained(folder, text[place], key), todays_code())

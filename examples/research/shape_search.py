@@ -4,11 +4,11 @@
     python -m examples.research.shape_search confirm ...  # the first budget's search again, after a change of code
     python -m examples.research.shape_search page         # build the page anew, and measure nothing
 
-For each source and budget: the shape that ``search_shapes`` predicts to be best, the proportional one, one with fewer
-layers alone, one that is narrower alone, and ten drawn at random from all that fill the budget. Every shape is cut from the
-same ranked source and trained for the FLOPs that ``num_tokens`` cost the proportional shape. The first seed trains all; the
-others train those that have names, and the random one that did best on the first. Runs are kept one by one, in
-model_cards/search.json: a call goes on where the last one stopped.
+For each source and budget: the shape that ``search_shapes`` predicts to be best, the weighted and the proportional one of
+``shape_for_budget``, one with fewer layers alone, one that is narrower alone, and ten drawn at random from all that fill
+the budget. Every shape is cut from the same ranked source and trained for the FLOPs that ``num_tokens`` cost the
+proportional shape. The first seed trains all; the others train those that have names, and the random one that did best on
+the first. Runs are kept one by one, in model_cards/search.json: a call goes on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -28,12 +28,20 @@ import torch
 from scipy.stats import kendalltau
 
 from hf_shear import PruneConfig, evaluate_samples, open_source
+from hf_shear.core.defaults import TARGET_BALANCES
 from hf_shear.data import load_domains
 from hf_shear.report import paired_difference
 from hf_shear.runs import prepare_domain_data
 from hf_shear.search import ShapeBudget, ShapeCandidate, ShortRecovery, search_shapes, shapes_within
 from hf_shear.search.ranked_source import RankedSource
-from hf_shear.shapes import ModelShape, TargetShape, config_for_shape, count_parameters, training_flops_per_token
+from hf_shear.shapes import (
+    ModelShape,
+    TargetShape,
+    config_for_shape,
+    count_parameters,
+    shape_for_budget,
+    training_flops_per_token,
+)
 from hf_shear.sources import ready_to_compute
 
 from . import kept_runs
@@ -45,11 +53,12 @@ RESULTS, PAGE = ROOT / "model_cards" / "search.json", ROOT / "model_cards" / "se
 LISTS = ("runs",)
 FAMILY = "family-128"
 LENGTH, BATCH, CALIBRATION_BATCHES = 256, 8, 2
-SEARCHED, PROPORTIONAL, DEPTH, WIDTH, RANDOM = "searched", "proportional", "fewer layers", "narrower", "random"
+SEARCHED, RANDOM, DEPTH, WIDTH = "searched", "random", "fewer layers", "narrower"
+WEIGHTED, PROPORTIONAL = TARGET_BALANCES
 NUM_RANDOM, SEEDS = 10, (0, 1, 2)
 SETTINGS: dict[str, dict[str, Any]] = {
-    STORIES: {"budgets": (0.75, 0.5), "num_tokens": 102_400, "learning_rate": 4e-3, "judged": 32_768},
-    FAMILY: {"budgets": (0.75, 0.6), "num_tokens": 102_400, "learning_rate": 1e-3, "judged": 8_192},
+    STORIES: {"budgets": (0.75, 0.5, 0.35), "num_tokens": 102_400, "learning_rate": 4e-3, "judged": 32_768},
+    FAMILY: {"budgets": (0.75, 0.6, 0.4), "num_tokens": 102_400, "learning_rate": 1e-3, "judged": 8_192},
 }
 """Budgets are shares of the source's parameters; the rates are where the sweeps of main_job.md start."""
 
@@ -94,7 +103,8 @@ class Source:
         """All that are trained, by name."""
         listed = shapes_within(self.config, self.budget(share))
         named = {SEARCHED: self.target(found[0])}
-        named[PROPORTIONAL] = next(self.target(one) for one in found if one.proportional)
+        for balance in TARGET_BALANCES:
+            named[balance] = shape_for_budget(self.config, fraction_kept=share, balance=balance).shape
         source = ModelShape.from_config(self.config)
         kept = {name: [one for one in listed if name(one)] for name in (_loses_depth_alone, _keeps_depth)}
         shallow = [
@@ -216,9 +226,10 @@ def todays_code() -> str:
 INTRODUCTION = """# Shapes of one budget, searched and not
 
 A budget is a share of the source's parameters. Each shape is cut from the same ranked source, compensated, and trained for
-the FLOPs that {tokens:,} tokens cost the proportional shape (`--target_num_parameters`). `searched` is what `hf-shear
-search` predicts to be best, without training any; `fewer layers` and `narrower` lose depth or width alone; `best of ten
-random` is that of the first seed, trained on the other seeds too. Held-out loss in nats per token, mean over the domains,
+the FLOPs that {tokens:,} tokens cost the proportional shape. `weighted` is what `--target_num_parameters` picks, and
+`proportional` what it picks with `--target_balance proportional`; `searched` is what `hf-shear search` predicts to be best,
+without training any; `fewer layers` and `narrower` lose depth or width alone; `best of ten random` is that of the first
+seed, trained on the other seeds too. Held-out loss in nats per token, mean over the domains,
 and over seeds with their standard deviation. Sizes: hidden, layers, heads, KV heads, MLP."""
 
 
@@ -232,7 +243,7 @@ def page(kept: dict) -> str:
         first = [one for one in runs if one["seed"] == SEEDS[0]]
         best = min((one for one in first if one["shape"].startswith(RANDOM)), key=lambda one: one["loss"])["shape"]
         rows, losses = [], {}
-        for name in (SEARCHED, PROPORTIONAL, DEPTH, WIDTH, best):
+        for name in (SEARCHED, WEIGHTED, PROPORTIONAL, DEPTH, WIDTH, best):
             own = [one for one in runs if one["shape"] == name]
             if not own:
                 continue

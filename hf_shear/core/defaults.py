@@ -8,6 +8,8 @@ it does not know the model_type is all that a user sees: it names the package to
 
 PROVENANCE_NAME, PRUNE_CONFIG_NAME = "shear_provenance.json", "prune_config.json"
 """Files beside a checkpoint's weights."""
+SEARCH_NAME = "search.json"
+"""What a search of shapes found, in its folder."""
 
 MASK_METHODS = ("relaxed_topk", "hard_concrete")
 MASK_DRAWS = ("per_step", "per_micro_batch")
@@ -22,6 +24,8 @@ COMPENSATION = "least_squares:towards=auto"
 CRITERION = {"default": "llm_surgeon", "hidden": "activation", "layer": "joint_rise"}
 """By kind of unit. What chose it, and the compensation: the head of hf_shear/pruning/config.py."""
 ALLOCATION = "uniform"
+TARGET_BALANCES = ("weighted", "proportional")
+"""Which parts a budget of parameters shrinks (hf_shear/shapes/budget.py); the first is the default."""
 FORMS = ("padded", "nemotron_nas")
 """Of a checkpoint whose layers differ; the first is the default."""
 NUM_SHOTS = 1

@@ -323,7 +323,7 @@ class NestedTrainer(ShearTrainer):
             )
         check_teacher(self.model.config, self.model.config)
         self.distiller = LargestTeacher(self, TEACHING)
-        self.compute_loss_func = self.distiller.loss
+        self._learn_from(self.distiller)
         self.parts.append(self.distiller)
 
     @property

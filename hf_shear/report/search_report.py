@@ -33,20 +33,20 @@ def search_table(candidates: Sequence[Mapping[str, Any]], limits: Sequence[str],
     Args:
         candidates: ``ShapeCandidate.to_dict()``, the best first.
         limits: names of the costs that the budget limits.
-        most: rows; finalists and the proportional shape are shown in any case.
+        most: rows; finalists and the unsearched shape are shown in any case.
     """
     costs = [*limits, *(["num_parameters"] if "num_parameters" not in limits else [])]
     trained = any(one["recovered_rise"] is not None for one in candidates)
     head = ["", *SHORT.values(), *(COSTS[name][0] for name in costs), "predicted", "at the cut", *["trained"] * trained]
     rows = []
     for rank, one in enumerate(candidates, 1):
-        if rank > most and one["rise"] is None and not one["proportional"]:
+        if rank > most and one["rise"] is None and not one["unsearched"]:
             continue
         row = [str(rank), *(str(one["sizes"][name]) for name in SHORT)]
         row += [COSTS[name][2].format(_cost(one, name) / COSTS[name][1]) for name in costs]
         row += [f"+{one['predicted_rise']:.3f}", _rise(one["rise"])]
         row += [_rise(one["recovered_rise"])] * trained
-        row.append("proportional" if one["proportional"] else "")
+        row.append("unsearched" if one["unsearched"] else "")
         row[-1] += " latency within noise" if one["within_noise"] else ""
         row[-1] += "layers differ: the largest sizes" if one.get("layers") else ""
         rows.append(row)
@@ -97,7 +97,7 @@ def plot_search(
     )  # fmt: skip
     shapes.plot(*zip(*points, strict=True), color=COLOURS[0], marker=".", label="best predicted (front)", zorder=2)
     for index, one in enumerate([one for one in candidates if one["rise"] is not None][:6]):
-        text = " ".join(str(one["sizes"][key]) for key in SHORT) + (" (proportional)" if one["proportional"] else "")
+        text = " ".join(str(one["sizes"][key]) for key in SHORT) + (" (unsearched)" if one["unsearched"] else "")
         rise = one["rise"] if one["recovered_rise"] is None else one["recovered_rise"]
         style: dict[str, Any] = {"color": COLOURS[(index + 1) % len(COLOURS)], "marker": MARKERS[index + 1]}
         shapes.scatter([_cost(one, name) / scale], [rise], s=30, label=text, zorder=3, **style)

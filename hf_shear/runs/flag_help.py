@@ -19,8 +19,8 @@ GROUPS: dict[str, tuple[str, str]] = {
     "What is sheared": (
         "model_name_or_path pruned preset hidden_size num_hidden_layers num_attention_heads num_key_value_heads"
         " intermediate_size target_num_parameters from_search sizes criterion compensation num_stages",
-        "num_experts as_family search_rank size_teacher num_shots pruning_share calibration_batches methods mask_rates"
-        " learning_rates seeds",
+        "num_experts as_family target_balance search_rank size_teacher num_shots pruning_share calibration_batches methods"
+        " mask_rates learning_rates seeds",
     ),
     "The run": (
         "output_dir num_tokens resume overwrite stop_after dry_run",

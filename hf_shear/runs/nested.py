@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import UsageError, by_main_process, write_json_atomically
+from ..core.defaults import TARGET_BALANCES
 from ..data import Calibration
 from ..distillation import check_teacher
 from ..modeling import AutoShearingModelForCausalLM
@@ -105,6 +106,11 @@ def _refuse_contradictions(pipeline, args: ShearTrainingArguments) -> None:
         raise UsageError(
             f"`sizes` {pipeline.sizes!r} says what is cut out of the source: leave out"
             f" {', '.join(f'`--{name}`' for name in named)}."
+        )
+    if pipeline.target_balance != TARGET_BALANCES[0]:
+        raise UsageError(
+            f"`target_balance` {pipeline.target_balance!r} is not taken beside `sizes`: their shapes are weighted. Leave it"
+            " out; in Python, `nested_shapes` takes shapes."
         )
     if not args.recovery.trains_all:
         raise UsageError(

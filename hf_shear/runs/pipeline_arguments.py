@@ -13,6 +13,7 @@ from ..core.defaults import (
     MASK_METHODS,
     NUM_SHOTS,
     START_SPREAD,
+    TARGET_BALANCES,
     TEACHER_PLACEMENTS,
     default_criterion_words,
 )
@@ -110,6 +111,11 @@ class TargetArguments(CheckedNumbers):
     intermediate_size: int | None = field(default=None, metadata={"help": "Target size."})
     num_experts: int | None = field(default=None, metadata={"help": "Target size of a mixture of experts."})
     target_num_parameters: int | None = field(default=None, metadata={"help": "Pick a shape of at most this size."})
+    target_balance: str = _one_of(
+        TARGET_BALANCES,
+        TARGET_BALANCES[0],
+        "How that shape is picked: weighted, MLPs and query heads shrink first; or all sizes alike.",
+    )
     from_search: str | None = field(
         default=None, metadata={"help": "Folder of hf-shear search: take the shape that it found."}
     )

@@ -7,6 +7,7 @@ from typing import Any, overload
 from transformers import PretrainedConfig
 
 from ..core import UsageError
+from ..core.defaults import TARGET_BALANCES
 from ..search import read_candidates
 from ..shapes import (
     TARGET_NAMES,
@@ -19,7 +20,7 @@ from ..shapes import (
     shape_for_budget,
 )
 
-SEARCH_HINT = "All sizes shrink in balance. `hf-shear search` looks for the shape of this size that loses least."
+SEARCH_HINT = "`hf-shear search` looks for the shape of this size that loses least."
 OTHER_WAYS = ("preset", "target_num_parameters", "from_search")
 
 
@@ -43,7 +44,7 @@ def choose_target(pipeline, config: PretrainedConfig, *, per_layer: bool = False
 
     Args:
         pipeline: arguments with the five shape names, ``preset``, ``target_num_parameters`` and ``from_search``, each
-            None if not given; ``search_rank`` and ``as_family``.
+            None if not given; ``target_balance``, ``search_rank`` and ``as_family``.
         config: of the source.
         per_layer: whether layers of the target may have widths of their own, as a search may find them.
 
@@ -63,13 +64,20 @@ def choose_target(pipeline, config: PretrainedConfig, *, per_layer: bool = False
         ways = ", ".join(f"`--{name}`" for name in OTHER_WAYS)
         given = ", ".join(target_flags(pipeline)) or "none"
         raise UsageError(f"Name a target one way: {', '.join(TARGET_NAMES)}; or one of {ways}; given: {given}.")
+    if pipeline.target_balance != TARGET_BALANCES[0] and pipeline.target_num_parameters is None:
+        raise UsageError(
+            f"`target_balance` {pipeline.target_balance!r} picks the shape of `--target_num_parameters`, which is not"
+            " given. Give that, or leave out `--target_balance`."
+        )
     if pipeline.from_search is not None:
         return _found(pipeline.from_search, pipeline.search_rank, config, per_layer), None
     if pipeline.preset is not None:
         return preset_shape(pipeline.preset, config), None
     if pipeline.target_num_parameters is not None:
         try:
-            choice = shape_for_budget(config, num_parameters=pipeline.target_num_parameters)
+            choice = shape_for_budget(
+                config, num_parameters=pipeline.target_num_parameters, balance=pipeline.target_balance
+            )
         except UsageError as error:
             raise UsageError(f"`target_num_parameters`: {error}") from error
         return choice.shape, f"{choice.describe()}\n{SEARCH_HINT}"

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core import UsageError, read_json_object
+from ..core.defaults import SEARCH_NAME
 from .estimates import Estimate, number_text
 from .law_fit import MAX_FACTOR, LawFit
 from .planning import Candidate
@@ -25,7 +26,6 @@ FRACTIONS = tuple(number / 20 for number in range(1, 20))
 """Removed by the shapes that are compared without a search, as far as the law was fitted to such."""
 SAME_SIZE = 0.01
 """Relative difference of two numbers of parameters up to which shapes count as equally large."""
-SEARCH_FILE = "search.json"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def searched_shapes(path: str | os.PathLike, law: LawFit, case: Case) -> list[Al
     Raises:
         UsageError: it is no finished search, or one of a larger source.
     """
-    place = Path(path) / SEARCH_FILE if Path(path).is_dir() else Path(path)
+    place = Path(path) / SEARCH_NAME if Path(path).is_dir() else Path(path)
     fix = "Name the search.json of a finished `hf-shear search` of this source."
     found = []
     for row in read_json_object(place, "`search`", fix, needs=("candidates",))["candidates"]:

@@ -27,7 +27,7 @@ class ShapeCandidate:
         layers: query heads, key/value heads and neurons of each layer of the source, where they differ: then ``sizes`` are
             those that they are padded to, and ``predicted_rise`` is that of the shape it began as, changed by as much as
             the rise at the cut is.
-        proportional: whether it is the shape of ``shape_for_budget``.
+        unsearched: whether ``shape_for_budget`` picks it.
     """
 
     sizes: dict[str, int]
@@ -39,7 +39,7 @@ class ShapeCandidate:
     recovery_tokens: int = 0
     latency: dict[str, float] | None = None
     within_noise: bool = False
-    proportional: bool = False
+    unsearched: bool = False
     layers: list[list[int]] | None = None
 
     @property

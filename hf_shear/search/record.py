@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..core import UsageError, read_json_object, write_json_atomically
+from ..core.defaults import SEARCH_NAME
 from ..shapes import ModelShape, PerLayerShape
 from .candidate import ShapeCandidate
 
-SEARCH_NAME = "search.json"
 VERSION = 1
 Value = TypeVar("Value")
 

@@ -11,7 +11,7 @@
 5. If ``num_generations`` is given, layers of different widths are looked for by mutation, from the best of these shapes and
    from what ``global`` allocation makes of the budget (``mutation``).
 
-The proportional shape of ``shape_for_budget`` is always among the finalists, so that a search never returns a shape that it
+The shape that ``shape_for_budget`` picks is always among the finalists, so that a search never returns a shape that it
 found to be worse.
 """
 
@@ -147,14 +147,14 @@ class _Search:
         if budget.max_latency is not None:
             self.latency = LatencyModel(model, budget, shapes_to_time(model.config))
         self.shapes = shapes_within(model.config, budget, wanted, self.latency)
-        self.proportional = self._proportional(wanted)
-        cut = [*self.shapes, *([self.proportional] if self.proportional else [])]
+        self.unsearched = self._unsearched(wanted)
+        cut = [*self.shapes, *([self.unsearched] if self.unsearched else [])]
         with counted_flops() as counted:
             self.source = RankedSource(model, calibration, config, cut)
             self.source_loss = self._loss(model)
         record.charge("ranking", counted.total)
 
-    def _proportional(self, wanted: ShapeFilter) -> TargetShape | None:
+    def _unsearched(self, wanted: ShapeFilter) -> TargetShape | None:
         """What a budget of parameters gives without a search, if the filter lets it through."""
         largest = max(count_parameters(self.model.config, shape) for shape in self.shapes)
         try:
@@ -194,11 +194,11 @@ class _Search:
         forecast = RiseForecast(self.shapes[0].source, rises)
         self.record.note("single_cuts", forecast.points)
         self.record.note("front", self._front(forecast))
-        shapes = self.shapes if self.proportional in (None, *self.shapes) else [*self.shapes, self.proportional]
+        shapes = self.shapes if self.unsearched in (None, *self.shapes) else [*self.shapes, self.unsearched]
         found = [
             ShapeCandidate(
                 sizes=dict(shape.sizes()), costs=self._costs(shape), predicted_rise=forecast(shape),
-                predicted_by_part=forecast.parts(shape), proportional=shape == self.proportional,
+                predicted_by_part=forecast.parts(shape), unsearched=shape == self.unsearched,
             )
             for shape in shapes
         ]  # fmt: skip
@@ -220,7 +220,7 @@ class _Search:
         return TargetShape.from_dict(self.model.config, candidate.sizes)
 
     def finalists(self, found: list[ShapeCandidate], number: int) -> tuple[list[ShapeCandidate], list[ShapeCandidate]]:
-        """The first few that differ, and the proportional one; and the others.
+        """The first few that differ, and the unsearched one; and the others.
 
         Where latencies are limited they are measured now: what is above the limit in every round is left out.
         """
@@ -228,7 +228,7 @@ class _Search:
         for one in found:
             full = len(chosen) >= number
             differs = all(_differs(self._target(one), self._target(other)) for other in chosen)
-            if not one.proportional and (full or not differs):
+            if not one.unsearched and (full or not differs):
                 rest.append(one)
             elif self.latency is None:
                 chosen.append(one)

@@ -1,25 +1,48 @@
 """Pick a target shape for a budget: a number of parameters, or the fraction of the source's to keep.
 
-The shape shrinks in balance, as the paper's own 1.3B target does (arXiv 2310.06694: half of Llama-2-7B's
-hidden size, heads and intermediate size, three quarters of its layers): a share w of hidden size, heads,
-key/value heads and intermediate size, a share w ** DEPTH_EXPONENT of the layers. The w that meets the budget
-gives an ideal shape with fractions in it; of the shapes in hardware-friendly multiples that fill the budget,
-the one nearest to the ideal is picked, by the sum of squared differences of the logarithms of the five sizes.
+Of the shapes in hardware-friendly multiples that fill the budget one is picked, by one of two rules:
+
+``weighted`` (the default): the shape nearest to the source, by the sum over the five sizes of ``WEIGHTS`` times the squared
+logarithm of the share that is kept. A share of the MLPs or of the query heads costs a trained model far less than the same
+share of the layers, and hidden dimensions cost most; the weights are those under which the nearest shape was the best, or
+nearly, of the shapes trained in model_cards/search.md (budgets of 75, 60 and 50 %).
+
+``proportional``: as the paper's own 1.3B target shrinks (arXiv 2310.06694: half of Llama-2-7B's hidden size, heads and
+intermediate size, three quarters of its layers): a share w of hidden size, heads, key/value heads and intermediate size, a
+share w ** DEPTH_EXPONENT of the layers. The w that meets the budget gives an ideal shape with fractions in it; the shape
+nearest to that is picked, by the sum of the squared differences of logarithms.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Integral, Real
 
 from transformers import PretrainedConfig
 
 from ..core import TARGET_NAMES, UsageError
+from ..core.defaults import TARGET_BALANCES
 from .model_shape import ModelShape
 from .parameter_count import count_embedding_parameters, count_for_sizes, count_layer_parameters, count_parameters
 from .target_shape import TargetShape
+
+WEIGHTED, PROPORTIONAL = TARGET_BALANCES
+
+WEIGHTS = {
+    "hidden_size": 36.0,
+    "num_hidden_layers": 16.0,
+    "num_attention_heads": 0.25,
+    "num_key_value_heads": 1.0,
+    "intermediate_size": 1.0,
+}
+"""What the squared logarithm of a kept share counts, against that of the MLPs'."""
+
+WHOLE_OR = ("hidden_size", "num_hidden_layers")
+LEAST_CUT = 0.1
+"""A weighted shape keeps these whole, or loses at least this share of them: the first layer or dimension that goes costs
+more than the few parameters that it saves."""
 
 TOLERANCE = 0.02
 """How far below the budget, as a share of it, a shape may stay before finer multiples are tried."""
@@ -53,6 +76,7 @@ class BudgetChoice:
         budget: the largest count allowed.
         multiples: by name, of what number each size is a multiple unless it is the source's own. Layers are
             chosen freely.
+        balance: the rule that picked it.
     """
 
     shape: TargetShape
@@ -61,6 +85,7 @@ class BudgetChoice:
     num_source_parameters: int
     budget: int
     multiples: dict[str, int]
+    balance: str = WEIGHTED
 
     @property
     def embedding_share(self) -> float:
@@ -73,7 +98,7 @@ class BudgetChoice:
         return self.num_parameters / self.num_source_parameters
 
     def describe(self) -> str:
-        """A few lines for people: the shape, its count against the budget, the multiples, the embeddings."""
+        """A few lines for people: the shape, its count against the budget, why it, the multiples, the embeddings."""
         multiples = ", ".join(
             f"{name} kept at the source's {getattr(self.shape, name)}"
             if getattr(self.shape, name) == getattr(self.shape.source, name)
@@ -84,10 +109,17 @@ class BudgetChoice:
             f"Target shape: {self.shape}\n"
             f"Parameters: {self.num_parameters:,} of a budget of {self.budget:,} "
             f"({self.num_parameters / self.budget:.1%} of it; {self.fraction_kept:.1%} of the source)\n"
+            f"Balance: {self.balance}. {_WHY[self.balance]}\n"
             f"Multiples: {multiples}\n"
             f"Embeddings: {self.num_embedding_parameters:,} parameters, {self.embedding_share:.1%} of the "
             "target (they shrink with hidden_size only, the vocabulary stays)"
         )
+
+
+_WHY = {
+    WEIGHTED: "MLPs and query heads shrink first, then layers, hidden dimensions last",
+    PROPORTIONAL: "All widths shrink alike, layers more slowly",
+}
 
 
 def shape_for_budget(
@@ -96,8 +128,9 @@ def shape_for_budget(
     num_parameters: int | None = None,
     fraction_kept: float | None = None,
     within: ModelShape | None = None,
+    balance: str = WEIGHTED,
 ) -> BudgetChoice:
-    """The best balanced target shape that has at most `num_parameters`, or `fraction_kept` of the source's.
+    """The target shape that a rule picks of those with at most `num_parameters`, or `fraction_kept` of the source's.
 
     The budget is never exceeded. The shape fills it but for `TOLERANCE` wherever some multiples allow, as
     they do for models of a billion parameters; a tiny source has few shapes and may leave more unused.
@@ -106,10 +139,14 @@ def shape_for_budget(
         num_parameters: all parameters of the target, embeddings included, tied weights counted once.
         fraction_kept: the same as a fraction of the source's count, above 0 and at most 1.
         within: no size is larger than this shape's; None: than the source's.
+        balance: "weighted" or "proportional", which parts shrink (see the module).
 
     Raises:
-        ValueError: both or neither are given, or the budget is out of range; the text names the range.
+        ValueError: both or neither are given, the budget is out of range (the text names the range), or there is no such
+            balance.
     """
+    if balance not in TARGET_BALANCES:
+        raise UsageError(f"`balance` must be one of {', '.join(TARGET_BALANCES)}, but it is {balance!r}.")
     source = TargetShape.from_source(source_config).source
     if source.num_experts is not None:
         raise UsageError(
@@ -121,7 +158,7 @@ def shape_for_budget(
     smallest = _smallest_shape(source_config, source)
     if budget < count_parameters(source_config, smallest):
         raise UsageError(_too_small(source_config, smallest, budget))
-    sizes, multiples = _search(source_config, source, budget, source if within is None else within)
+    sizes, multiples = _search(source_config, source, budget, source if within is None else within, balance)
     shape = TargetShape.from_source(source_config, **sizes)
     return BudgetChoice(
         shape=shape,
@@ -130,6 +167,7 @@ def shape_for_budget(
         num_source_parameters=num_source_parameters,
         budget=budget,
         multiples=multiples,
+        balance=balance,
     )
 
 
@@ -228,27 +266,43 @@ def _ideal_sizes(config: PretrainedConfig, source: ModelShape, budget: int) -> d
     return at_width(high)
 
 
+def _distance(
+    config: PretrainedConfig, source: ModelShape, budget: int, balance: str
+) -> Callable[[dict[str, int]], float]:
+    """How far sizes are from what a balance aims at."""
+    if balance == PROPORTIONAL:
+        aim, weights = _ideal_sizes(config, source, budget), dict.fromkeys(source.sizes(), 1.0)
+    else:
+        aim, weights = source.sizes(), WEIGHTS
+    return lambda sizes: sum(weights[name] * math.log(size / aim[name]) ** 2 for name, size in sizes.items())
+
+
+def _worth_cutting(source: ModelShape, sizes: dict[str, int]) -> bool:
+    shares = [sizes[name] / getattr(source, name) for name in WHOLE_OR]
+    return all(share == 1 or share <= 1 - LEAST_CUT for share in shares)
+
+
 def _search(
-    config: PretrainedConfig, source: ModelShape, budget: int, within: ModelShape
+    config: PretrainedConfig, source: ModelShape, budget: int, within: ModelShape, balance: str
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """The sizes nearest to the ideal that fill the budget but for `TOLERANCE`, and their multiples.
+    """The nearest sizes that fill the budget but for `TOLERANCE`, and their multiples.
 
     The coarsest multiples that reach so far are taken; where none do, the sizes that fill most of the budget.
     """
-    ideal = _ideal_sizes(config, source, budget)
+    distance = _distance(config, source, budget, balance)
     fullest: tuple[dict[str, int], dict[str, int]] | None = None
     fullest_count = -1
     for multiples in _multiples_to_try(source):
-        nearest, nearest_distance = None, math.inf
+        filling = []
         for sizes, count in _candidates(config, within, budget, multiples):
             if count > fullest_count:
                 fullest, fullest_count = (sizes, multiples), count
             if count >= (1 - TOLERANCE) * budget:
-                distance = sum((math.log(size / ideal[name])) ** 2 for name, size in sizes.items())
-                if distance < nearest_distance:
-                    nearest, nearest_distance = sizes, distance
-        if nearest is not None:
-            return nearest, multiples
+                filling.append(sizes)
+        if balance == WEIGHTED:
+            filling = [sizes for sizes in filling if _worth_cutting(source, sizes)] or filling
+        if filling:
+            return min(filling, key=distance), multiples
     assert fullest is not None, "some shape fits every budget that the caller lets through"
     return fullest
 

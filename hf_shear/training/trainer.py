@@ -39,7 +39,7 @@ from .checkpoints import (
 )
 from .checks import check_datasets
 from .cost import cost_report, memory_line
-from .distilling import computing_of, make_distiller
+from .distilling import Distiller, computing_of, make_distiller
 from .domain_evaluation import SampleLosses, evaluate_samples
 from .domain_mixture import DomainMixture
 from .finite_guard import FiniteGuard
@@ -148,7 +148,7 @@ class ShearTrainer(TrainerHooks):
             args, self.model, teacher, train_dataset, self.sample_length, **computing_of(self)
         )
         if self.distiller is not None:
-            self.compute_loss_func = self.distiller.loss
+            self._learn_from(self.distiller)
         learns_masks = isinstance(model, ShearingMixin) and bool(model.masks.constrained)
         check_backend(self, learns_masks)
         if learns_masks and self.optimizer is not None:
@@ -226,6 +226,15 @@ class ShearTrainer(TrainerHooks):
         if self.accelerator.sync_gradients:
             masks.optimizer.reduce_gradients()
         return loss - (masks.lagrangian - before)
+
+    def _learn_from(self, distiller: Distiller) -> None:
+        """Its loss is that of training."""
+        if self.compute_loss_func is not None:
+            raise UsageError(
+                "`compute_loss_func` would take the place of the loss from the teacher. Give one of the two: a teacher, or"
+                " a loss of your own."
+            )
+        self.compute_loss_func = distiller.loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Overridden: compares with the teacher; adds the Lagrangian, once per step whatever the accumulation."""
