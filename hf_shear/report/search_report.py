@@ -37,14 +37,22 @@ def search_table(candidates: Sequence[Mapping[str, Any]], limits: Sequence[str],
     """
     costs = [*limits, *(["num_parameters"] if "num_parameters" not in limits else [])]
     trained = any(one["recovered_rise"] is not None for one in candidates)
-    head = ["", *SHORT.values(), *(COSTS[name][0] for name in costs), "predicted", "at the cut", *["trained"] * trained]
+    head = [
+        "",
+        *SHORT.values(),
+        *(COSTS[name][0] for name in costs),
+        "score",
+        "predicted",
+        "at the cut",
+        *["trained"] * trained,
+    ]
     rows = []
     for rank, one in enumerate(candidates, 1):
         if rank > most and one["rise"] is None and not one["unsearched"]:
             continue
         row = [str(rank), *(str(one["sizes"][name]) for name in SHORT)]
         row += [COSTS[name][2].format(_cost(one, name) / COSTS[name][1]) for name in costs]
-        row += [f"+{one['predicted_rise']:.3f}", _rise(one["rise"])]
+        row += [f"{one['score']:.3f}", f"+{one['predicted_rise']:.3f}", _rise(one["rise"])]
         row += [_rise(one["recovered_rise"])] * trained
         row.append("unsearched" if one["unsearched"] else "")
         row[-1] += " latency within noise" if one["within_noise"] else ""

@@ -1,7 +1,7 @@
 """Shapes: what a source model is, what it shall become, and what either costs in parameters."""
 
 from ..core import SHAPE_NAMES, TARGET_NAMES
-from .budget import parameter_budget, shape_for_budget
+from .budget import parameter_budget, shape_for_budget, weighted_distance
 from .family import (
     ATTENTION_OUTPUT,
     EXPERTS,
@@ -64,4 +64,5 @@ __all__ = [
     "smallest_holding",
     "supported_model_types",
     "training_flops_per_token",
+    "weighted_distance",
 ]

@@ -16,8 +16,9 @@ nearest to that is picked, by the sum of the squared differences of logarithms.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral, Real
 
 from transformers import PretrainedConfig
@@ -266,15 +267,19 @@ def _ideal_sizes(config: PretrainedConfig, source: ModelShape, budget: int) -> d
     return at_width(high)
 
 
+def weighted_distance(source: ModelShape, sizes: Mapping[str, int]) -> float:
+    """How far sizes are from the source's: the sum of ``WEIGHTS`` times the squared logarithms of the shares kept."""
+    return sum(WEIGHTS[name] * math.log(size / getattr(source, name)) ** 2 for name, size in sizes.items())
+
+
 def _distance(
     config: PretrainedConfig, source: ModelShape, budget: int, balance: str
 ) -> Callable[[dict[str, int]], float]:
     """How far sizes are from what a balance aims at."""
-    if balance == PROPORTIONAL:
-        aim, weights = _ideal_sizes(config, source, budget), dict.fromkeys(source.sizes(), 1.0)
-    else:
-        aim, weights = source.sizes(), WEIGHTS
-    return lambda sizes: sum(weights[name] * math.log(size / aim[name]) ** 2 for name, size in sizes.items())
+    if balance == WEIGHTED:
+        return partial(weighted_distance, source)
+    aim = _ideal_sizes(config, source, budget)
+    return lambda sizes: sum(math.log(size / aim[name]) ** 2 for name, size in sizes.items())
 
 
 def _worth_cutting(source: ModelShape, sizes: dict[str, int]) -> bool:
