@@ -26,7 +26,7 @@ from hf_shear.core import StoppedBySignal, UsageError, check_results, content_of
 from hf_shear.data import load_domains
 from hf_shear.report import live_report
 from hf_shear.runs import choose_target, live_page
-from hf_shear.shapes import training_flops_per_token
+from hf_shear.shapes import shape_for_budget, training_flops_per_token
 from hf_shear.training import evaluate_domains
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -411,7 +411,8 @@ def test_targets_from_names_a_budget_and_a_preset(inputs):
     assert budget.num_hidden_layers <= 3
     assert "Embeddings: " in reasons and "Balance: weighted" in reasons
     alike, reasons = choose_target(arguments(target_num_parameters=6000, target_balance="proportional"), config)
-    assert "Balance: proportional" in reasons and alike.hidden_size < budget.hidden_size
+    assert "Balance: proportional" in reasons
+    assert alike == shape_for_budget(config, num_parameters=6000, balance="proportional").shape
     with pytest.raises(
         ValueError, match="`target_balance` 'proportional' picks the shape of `--target_num_parameters`"
     ):

@@ -242,10 +242,10 @@ INTRODUCTION = """# Shapes of one budget, searched and not
 
 A budget is a share of the source's parameters. Each shape is cut from the same ranked source, compensated, and trained for
 the FLOPs that {tokens:,} tokens cost the proportional shape. `weighted` is what `--target_num_parameters` picks, and
-`proportional` what it picks with `--target_balance proportional`; `searched` is what `hf-shear search` predicts to be best,
-without training any; `fewer layers` and `narrower` lose depth or width alone; `best of ten random` is that of the first
-seed, trained on the other seeds too. Held-out loss in nats per token, mean over the domains,
-and over seeds with their standard deviation. Sizes: hidden, layers, heads, KV heads, MLP."""
+`proportional` what it picks with `--target_balance proportional`; `searched` is what `hf-shear search` scores best, without
+training any; `fewer layers` and `narrower` lose depth or width alone; `best of ten random` is that of the first seed,
+trained on the other seeds too. Held-out loss in nats per token, mean over the domains, and over seeds with their standard
+deviation. Sizes: hidden, layers, heads, KV heads, MLP."""
 
 
 def page(kept: dict) -> str:

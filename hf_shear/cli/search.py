@@ -57,7 +57,7 @@ class Arguments(runs.DataArguments):
     tensor_parallel: int = field(default=1, metadata={"help": "Devices that heads and MLP are split over evenly."})
     num_finalists: int = field(default=3, metadata={"help": "Shapes that are cut and judged themselves."})
     finalist_tokens: int = field(
-        default=0, metadata={"help": "Training tokens of each finalist. 0: what is predicted decides."}
+        default=0, metadata={"help": "Training tokens of each finalist. 0: the score decides."}
     )
     num_generations: int = field(
         default=0, metadata={"help": "Of a search by mutation for layers of different widths, to prune alone. 0: none."}
