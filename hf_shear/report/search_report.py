@@ -103,7 +103,7 @@ def plot_search(
         [one["costs"][name] / scale for one in others], [one["predicted_rise"] for one in others], s=8, color=LINE,
         label="other shapes, predicted", zorder=1,
     )  # fmt: skip
-    shapes.plot(*zip(*points, strict=True), color=COLOURS[0], marker=".", label="best predicted (front)", zorder=2)
+    shapes.plot(*zip(*points, strict=True), color=COLOURS[0], marker=".", label="best score (front)", zorder=2)
     for index, one in enumerate([one for one in candidates if one["rise"] is not None][:6]):
         text = " ".join(str(one["sizes"][key]) for key in SHORT) + (" (unsearched)" if one["unsearched"] else "")
         rise = one["rise"] if one["recovered_rise"] is None else one["recovered_rise"]
