@@ -14,7 +14,7 @@ from hf_shear.cli import main
 from hf_shear.core import FailedError, UsageError
 from hf_shear.data import Calibration
 from hf_shear.pruning import PruneConfig
-from hf_shear.search import ShapeBudget, ShapeFilter, read_candidates, search_shapes, shapes_within
+from hf_shear.search import ShapeBudget, ShapeCandidate, ShapeFilter, read_candidates, search_shapes, shapes_within
 from hf_shear.search import latency as latency_module
 from hf_shear.search import search as search_module
 from hf_shear.search.latency import Latency, LatencyModel, shapes_to_time
@@ -195,6 +195,42 @@ def test_an_interrupted_search_equals_a_whole_one(build_llama, text, tmp_path, m
     assert search_shapes(model, *text, budget, config=CHEAP, output_dir=tmp_path / "part", resume=True) == whole
     assert not set(again) & set(done)
     assert read_candidates(tmp_path / "part") == read_candidates(tmp_path / "whole") == whole
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            lambda content: content.update(version=1),
+            "is a search of another version of hf_shear \\(1; this one reads 2\\)",
+        ),
+        (lambda content: content.update(candidates=3), "`candidates` in .* must be a list. Search again"),
+        (lambda content: content["candidates"].append(None), "search.json'?: A shape of the search lacks sizes, costs"),
+        (lambda content: content["candidates"][0].pop("score"), "A shape of the search lacks score. Search again"),
+    ],
+)
+def test_a_damaged_search_is_refused_by_one_sentence(tmp_path, damage, said):
+    shape = ShapeCandidate(sizes={}, costs={}, predicted_rise=0.1, score=0.2, predicted_by_part={}).to_dict()
+    content = {"version": 2, "candidates": [shape]}
+    (tmp_path / "search.json").write_text(json.dumps(content))
+    assert len(read_candidates(tmp_path)) == 1
+    damage(content)
+    (tmp_path / "search.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=said):
+        read_candidates(tmp_path)
+
+
+def test_a_search_that_lacks_a_part_is_not_gone_on_with(build_llama, text, tmp_path):
+    (tmp_path / "search.json").write_text('{"version": 2, "settings": {}}')
+    with pytest.raises(UsageError, match="lacks measured, flops, seconds. Search again"):
+        search_shapes(
+            planted(build_llama),
+            *text,
+            ShapeBudget(max_parameters=20_000),
+            config=CHEAP,
+            output_dir=tmp_path,
+            resume=True,
+        )
 
 
 def test_finalists_are_trained_and_then_lead(build_llama, text):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from transformers import PretrainedConfig
 
+from ..core import UsageError
 from ..shapes import PerLayerShape, TargetShape
+
+AGAIN = "Search again, in another folder."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,14 @@ class ShapeCandidate:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> ShapeCandidate:
-        """What ``to_dict`` wrote; entries of a later version are left out."""
+        """What ``to_dict`` wrote; entries of a later version are left out.
+
+        Raises:
+            UsageError: an entry is missing.
+        """
+        needed = [one.name for one in fields(cls) if one.default is MISSING]
+        missing = [name for name in needed if not isinstance(record, dict) or name not in record]
+        if missing:
+            raise UsageError(f"A shape of the search lacks {', '.join(missing)}. {AGAIN}")
         known = {one.name for one in fields(cls)}
         return cls(**{name: value for name, value in record.items() if name in known})

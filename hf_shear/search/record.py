@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..core import UsageError, read_json_object, write_json_atomically
+from ..core import UsageError, of_file, read_json_object, write_json_atomically
 from ..core.defaults import SEARCH_NAME
 from ..shapes import ModelShape, PerLayerShape
-from .candidate import ShapeCandidate
+from .candidate import AGAIN, ShapeCandidate
 
-VERSION = 1
+VERSION = 2
 Value = TypeVar("Value")
 
 
@@ -42,8 +42,8 @@ class SearchRecord:
             return cls(path, new)
         if not resume:
             raise UsageError(f"`output_dir` {str(output_dir)!r} holds a search. Resume it, or name another folder.")
-        content = read_json_object(path)
-        before = content.get("settings", {})
+        content = _read(path, needs=("settings", "measured", "flops", "seconds"))
+        before = content["settings"]
         changed = sorted(name for name in new["settings"] | before if new["settings"].get(name) != before.get(name))
         if changed:
             raise UsageError(
@@ -97,7 +97,25 @@ def read_candidates(path: str | os.PathLike) -> list[ShapeCandidate]:
     place = place / SEARCH_NAME if place.is_dir() else place
     if not place.is_file():
         raise UsageError(f"{str(path)!r} is no search: there is no {SEARCH_NAME}. Make one with `hf-shear search`.")
-    content = read_json_object(place)
+    content = _read(place)
     if "candidates" not in content:
         raise UsageError(f"The search in {str(place)!r} is not finished. Go on with `hf-shear search ... --resume`.")
-    return [ShapeCandidate.from_dict(one) for one in content["candidates"]]
+    if not isinstance(content["candidates"], list):
+        raise UsageError(f"`candidates` in {str(place)!r} must be a list. {AGAIN}")
+    with of_file(place):
+        return [ShapeCandidate.from_dict(one) for one in content["candidates"]]
+
+
+def _read(path: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
+    """A record of this version.
+
+    Raises:
+        UsageError: the file is broken, or another version of the library wrote it.
+    """
+    content = read_json_object(path, fix=AGAIN, needs=needs)
+    if content.get("version") != VERSION:
+        raise UsageError(
+            f"{str(path)!r} is a search of another version of hf_shear ({content.get('version')!r}; this one reads"
+            f" {VERSION}). {AGAIN}"
+        )
+    return content
