@@ -314,11 +314,12 @@ def confirm_runs(folder: Path, wikitext: Path) -> None:
 
 INTRODUCTION = """# Pretrained models that people use
 
-Cut at once and not trained after it. Every arm reads the same {tokens:,} tokens of wikitext-2's `train`, unless the row
-names another number, and all of a model are judged on the same windows of `valid`: loss in nats per token. Mean ± spread is
-over seeds of the draw; a number alone is of one seed. Computed in float32, on one CPU thread beside other work. In
-parentheses: CPU seconds of choosing and cutting, and the peak of memory above the model's, in GiB. Weights come from GGUF
-files of 4 bits: their losses differ a little from the published.
+Cut at once; what was trained after it has a table below. Every arm reads the same {tokens:,} tokens of wikitext-2's
+`train`, unless the row names another number, and all of a model are judged on the same windows of `valid`: loss in nats per
+token. Mean ± spread is over seeds of the draw; a number alone is of one seed. Computed in float32, on one CPU thread beside
+other work. In parentheses: CPU seconds of choosing and cutting, and the peak of memory above the model's, in GiB. Weights
+come from GGUF files of 4 bits: their losses differ a little from the published. `100 M` and `70 M` are the shapes that
+`--target_num_parameters` picks.
 
 Peers run their own code (`examples/research/peers`): optipfair ranks neurons by `MAW` with data and layers by cosine;
 torch-pruning by its Taylor importance; nvidia-modelopt by its importance hooks, which we cut by (its own pruning of
