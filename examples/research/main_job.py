@@ -63,7 +63,7 @@ IN_README = {
     "compensated surgeon": "default", "taylor": "Taylor", "random": "random", "paper's recipe": "paper",
     "learned masks": "learned", "scratch": "scratch",
 }  # fmt: skip
-"""Arms of the README's table, by its headings."""
+"""Arms of the README's table of small models, by its headings."""
 ARM_WORDS = {"taylor": "Taylor units", "random": "random units", "scratch": "random weights"}
 """Arms of the picture, where their names are not words."""
 
@@ -329,13 +329,12 @@ def sweep_table(source: SourceResults) -> str:
 
 
 def readme_table(sources: list[SourceResults]) -> str:
-    """Mean loss at the end of each arm, per source and budget."""
+    """Mean loss at the end of each arm at equal FLOPs, per source."""
     rows = []
     for source in sources:
-        for budget in BUDGETS:
-            ends = [mean_and_spread(means(arm_runs(source, arm, budget))) for arm in IN_README]
-            rows.append((source.name, budget, f"{source_loss(source):.3f}", *ends))
-    return markdown_table(("model", "compared at", "source", *IN_README.values()), rows)
+        ends = [mean_and_spread(means(arm_runs(source, arm, EQUAL_FLOPS))) for arm in IN_README]
+        rows.append((source.name, f"{source_loss(source):.3f}", *ends))
+    return markdown_table(("model", "source", *IN_README.values()), rows)
 
 
 def again(sources: list[SourceResults]) -> str:

@@ -1,6 +1,6 @@
 """Build the cards in model_cards/models from the results that runs left there.
 
-    python -m examples.research.model_cards  # every card, and the output in examples/docs/evaluation.md
+    python -m examples.research.model_cards  # every card, the output in examples/docs/evaluation.md, the README's table
     python -m examples.research.model_cards --add NAME RUN_FOLDER --license apache-2.0 --rebuild_command "accelerate ..."
 
 `--add` keeps results, evaluation and provenance of a run (without the long parts, and without paths) in
@@ -12,13 +12,15 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+from statistics import fmean
 
 from hf_shear.evaluation import evaluation_table
 from hf_shear.publishing import SourceLicense, find_run, model_card, named_license, source_license
 from hf_shear.publishing.local_paths import publishable
 
+from .claims.claim_results import markdown_table
 from .provenance import code_digest, code_record, is_code_of, noted, stale_note
-from .shared import EXAMPLES, ROOT
+from .shared import EXAMPLES, ROOT, put_between
 
 MODELS = ROOT / "model_cards" / "models"
 LEFT_OUT = ("baseline_history", "sizes", "kept")  # long, and not on a card
@@ -26,6 +28,9 @@ FILES = {"results": "results.json", "evaluation": "evaluation.json", "provenance
 FACTS = "card.json"  # what a card says that is in none of the run's files
 DOCS = EXAMPLES / "docs" / "evaluation.md"
 SHOWN, START, END = "embedded", "<!-- evaluation: start -->", "<!-- evaluation: end -->"
+README, MARKS = ROOT / "README.md", ("<!-- real model: start -->", "<!-- real model: end -->")
+IN_README = "smollm2_"
+"""Models of the README's first table begin so."""
 
 
 def todays_code() -> str:
@@ -103,6 +108,23 @@ def documented() -> str:
     return f"{before}{START}\n```\n{table}\n```\n{END}{rest.split(END)[1]}"
 
 
+def readme(text: str) -> str:
+    """The README with today's table of sheared SmolLM2 between its markers."""
+    rows = []
+    for folder in (folder for folder in models() if folder.name.startswith(IN_README)):
+        results, evaluation = read(folder / FILES["results"]), read(folder / FILES["evaluation"])
+        assert results is not None and evaluation is not None, folder.name
+        arms = [results[arm] for arm in ("pruned", "recovered", "source")]
+        of_source, of_model = (
+            100 * fmean(task["value"] for task in evaluation[which]["tasks"].values()) for which in ("source", "pruned")
+        )
+        link = f"[{arms[1]['num_parameters'] / 1e6:.1f} M](model_cards/models/{folder.name}/README.md)"
+        rows.append((link, *(f"{arm['mean']:.3f}" for arm in arms), f"{of_model:.1f} %", f"{of_source:.1f} %"))
+    rows.sort(key=lambda row: row[1])  # the lightest cut first
+    headings = ("parameters", "loss when cut", "trained", "source", "six tasks", "source")
+    return put_between(text, MARKS, f"\n{markdown_table(headings, rows)}\n")
+
+
 def models() -> list[Path]:
     """Folders of all models, in order."""
     return sorted(path.parent for path in MODELS.glob(f"*/{FACTS}"))
@@ -127,6 +149,7 @@ def main() -> None:
         print(folder / "README.md")
     if MODELS / SHOWN in models():
         DOCS.write_text(documented(), encoding="utf-8")
+    README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
