@@ -19,7 +19,7 @@ from hf_shear.search import latency as latency_module
 from hf_shear.search import search as search_module
 from hf_shear.search.latency import Latency, LatencyModel, shapes_to_time
 from hf_shear.search.rises import RiseForecast, single_cuts
-from hf_shear.shapes import ModelShape, TargetShape, count_parameters, forward_flops_per_token
+from hf_shear.shapes import ModelShape, TargetShape, count_parameters, forward_flops_per_token, weighted_distance
 
 CONFIG = LlamaConfig(
     hidden_size=64, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4, intermediate_size=160, vocab_size=50,
@@ -139,6 +139,24 @@ def test_the_forecast_goes_through_what_was_measured_and_never_falls():
     assert all(forecast.knows(shape) for shape in shapes)
 
 
+def test_widths_that_all_heads_do_not_divide_are_cut_with_fewer_and_the_heads_rise_is_taken_off():
+    config = LlamaConfig(
+        hidden_size=288, num_hidden_layers=2, num_attention_heads=9, num_key_value_heads=3, intermediate_size=160,
+        vocab_size=50, head_dim=8,
+    )  # fmt: skip
+    shapes = shapes_within(config, ShapeBudget(max_parameters=0.8 * count_parameters(config)))
+    cuts = single_cuts(config, shapes)
+    assert all(shape.num_attention_heads < 9 and shape.hidden_size % 9 for shape in cuts["hidden_size"])
+    measured = {part: [(shape, 1.0) for shape in found] for part, found in cuts.items()}
+    measured["hidden_size"] = [(shape, 1.5) for shape in cuts["hidden_size"]]
+    forecast = RiseForecast(shapes[0].source, measured)
+    for shape in cuts["hidden_size"]:
+        of_heads = forecast.parts(shape)["heads"]
+        assert 0 < of_heads <= 1 and forecast.parts(shape)["hidden_size"] == pytest.approx(1.5 - of_heads)
+        assert forecast(shape) == pytest.approx(1.5)
+    assert all(forecast.knows(shape) for shape in shapes)
+
+
 def planted(build_llama):
     """Two of four layers add nothing, so that depth costs nothing."""
     model = build_llama(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=8, intermediate_size=64)
@@ -161,6 +179,18 @@ def test_a_planted_best_shape_is_found(build_llama):
     assert sum(other.unsearched for other in others) == 1 and all(
         other.rise > 0 for other in others if other.unsearched
     )
+
+
+def test_shapes_that_were_cut_come_first_in_the_order_of_their_own_rise_times_their_distance(build_llama, text):
+    model = planted(build_llama)
+    found = search_shapes(model, *text, ShapeBudget(max_parameters=20_000), config=CHEAP)
+    cut = [one for one in found if one.rise is not None]
+    assert 1 < len(cut) < len(found) and found[: len(cut)] == cut
+    source = ModelShape.from_config(model.config)
+    for one in found:
+        rise = one.predicted_rise if one.rise is None else one.rise
+        assert one.score == pytest.approx(rise * weighted_distance(source, one.sizes))
+    assert [one.score for one in cut] == sorted(one.score for one in cut)
 
 
 def test_an_interrupted_search_equals_a_whole_one(build_llama, text, tmp_path, monkeypatch):

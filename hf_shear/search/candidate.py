@@ -22,16 +22,16 @@ class ShapeCandidate:
         costs: ``num_parameters``, ``flops_per_token`` (forward), ``memory_bytes`` and, where it was limited,
             ``latency_ms`` as predicted.
         predicted_rise: at the cut, by ``RiseForecast``.
-        score: that, times the shape's ``weighted_distance`` from the source. It orders shapes that were not trained: what
-            was measured on the source, and what the sizes cost in other sources that were cut and trained.
+        score: ``rise``, or ``predicted_rise`` of a shape that was not cut, times the shape's ``weighted_distance`` from the
+            source: what was measured on the source, and what the sizes cost in other sources that were cut and trained.
         predicted_by_part: what each size alone adds to it.
         rise: at the cut, measured; None of a shape that was not cut.
         recovered_rise: after ``recovery_tokens`` of training; None of a shape that was not trained.
         latency: measured milliseconds per token (``median``, ``low``, ``high``), where the budget limits them.
         within_noise: whether the limit of the latency lies between the fastest and the slowest round.
         layers: query heads, key/value heads and neurons of each layer of the source, where they differ: then ``sizes`` are
-            those that they are padded to, and ``predicted_rise`` and ``score`` are those of the shape it began as, in the
-            ratio of the rises at the cut.
+            those that they are padded to, and ``predicted_rise`` and ``score`` are those of the best shape before it, in
+            the ratio of the rises at the cut.
         unsearched: whether ``shape_for_budget`` picks it.
     """
 
@@ -50,11 +50,12 @@ class ShapeCandidate:
 
     @property
     def order(self) -> tuple:
-        """Sorts from the best to the worst: trained shapes by their loss then, behind them others by their score."""
+        """Sorts from the best to the worst: trained shapes by their loss then, behind them those that were cut by their
+        score, then all others by theirs. Predictions are too low where several sizes shrink."""
         sizes = tuple(self.sizes.values())
         if self.recovered_rise is not None:
             return 0, self.recovered_rise, sizes
-        return 1, self.score, sizes
+        return 1 if self.rise is not None else 2, self.score, sizes
 
     def target(self, config: PretrainedConfig) -> TargetShape | PerLayerShape:
         """What ``prune_one_shot`` takes; ``config`` is the source's.

@@ -15,9 +15,10 @@ from scipy.interpolate import PchipInterpolator
 from ..core import UsageError
 from ..shapes import ModelShape, TargetShape
 
-HEADS = "heads"
+HEADS, HEAD_NAMES = "heads", ("num_attention_heads", "num_key_value_heads")
 PARTS = ("hidden_size", "num_hidden_layers", HEADS, "intermediate_size")
-"""What is cut alone. Heads and key/value heads count together, by the share of both that stays."""
+"""What is cut alone. Heads and key/value heads count together, by the share of both that stays. Config classes that want
+heads which divide the hidden size may refuse a narrower model with all heads: then it loses heads too, as few as it can."""
 NUM_LEVELS = 3
 """Cuts of each part: the smallest value that a candidate has, and others evenly between it and the source's."""
 
@@ -45,12 +46,16 @@ def single_cuts(config, shapes: Sequence[TargetShape], num_levels: int = NUM_LEV
 
 
 def _alone(config, part: str, shapes: Sequence[TargetShape]) -> Iterable[TargetShape]:
-    names = ("num_attention_heads", "num_key_value_heads") if part == HEADS else (part,)
+    names = HEAD_NAMES if part == HEADS else (part,)
     for sizes in sorted({tuple(getattr(shape, name) for name in names) for shape in shapes}):
         try:
             yield TargetShape.from_source(config, **dict(zip(names, sizes, strict=True)))
-        except UsageError:  # the config class wants heads that divide the hidden size, here the source's
-            continue
+        except UsageError:
+            if part == "hidden_size":
+                of_this_width = (shape for shape in shapes if (shape.hidden_size,) == sizes)
+                most = max(of_this_width, key=lambda shape: share_kept(HEADS, shape, shape.source))
+                fewer_too = {name: getattr(most, name) for name in (part, *HEAD_NAMES)}
+                yield TargetShape.from_source(config, **fewer_too)
 
 
 class RiseForecast:
@@ -66,9 +71,9 @@ class RiseForecast:
 
     def __init__(self, source: ModelShape, measured: Mapping[str, Sequence[tuple[ModelShape, float]]]):
         self.source, self._curves, self.points = source, {}, {}
-        for part, pairs in measured.items():
-            points = {share_kept(part, shape, source): rise for shape, rise in pairs} | {1.0: 0.0}
-            self.points[part] = sorted(points.items())
+        for part in sorted(measured, key=lambda part: part == "hidden_size"):  # last: what its heads cost is taken off
+            found = {share_kept(part, shape, source): rise - self(shape) for shape, rise in measured[part]}
+            self.points[part] = sorted((found | {1.0: 0.0}).items())
             shares, rises = zip(*self.points[part], strict=True)
             falling = [max(rises[index:]) for index in range(len(rises))]  # fewer units are never better
             self._curves[part] = PchipInterpolator(shares, falling)

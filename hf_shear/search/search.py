@@ -5,10 +5,10 @@
 3. Some twelve models are cut in one size each, compensated and judged on held-out text. They predict how far the loss of
    every shape rises (``rises``). Times the shape's weighted distance from the source that is its score: rises at the cut
    alone take too little account of what training wins back, and of heavy cuts they are all alike.
-4. The ``num_finalists`` with the lowest scores are cut, trained for a short while with the same FLOPs each, and
-   judged again: the order at the cut is not the order after recovery (Minitron, arXiv 2407.14679, section 3). How well each
-   of these judgements tells the order after long recovery is measured in model_cards/search.md.
-
+4. The ``num_finalists`` with the lowest scores are cut and judged, and scored by their own rises: where several sizes
+   shrink, predictions are too low. If training is asked for, each is trained for a short while with the same FLOPs, and
+   judged again: the order at the cut is not the order after recovery (Minitron, arXiv 2407.14679, section 3). How well
+   each of these judgements tells the order after long recovery is measured in model_cards/search.md.
 5. If ``num_generations`` is given, layers of different widths are looked for by mutation, from the best of these shapes and
    from what ``global`` allocation makes of the budget (``mutation``).
 
@@ -199,7 +199,8 @@ class _Search:
         found = [
             ShapeCandidate(
                 sizes=dict(shape.sizes()), costs=self._costs(shape), predicted_rise=forecast(shape),
-                score=_score(forecast, shape), predicted_by_part=forecast.parts(shape), unsearched=shape == self.unsearched,
+                score=_score(forecast(shape), shape), predicted_by_part=forecast.parts(shape),
+                unsearched=shape == self.unsearched,
             )
             for shape in shapes
         ]  # fmt: skip
@@ -212,7 +213,7 @@ class _Search:
         for step in range(NUM_BUDGETS):
             budget = self.budget.scaled(whole ** (step / NUM_BUDGETS)) if whole > 1 else self.budget
             shapes = [one for one in shapes_within(config, budget, self.wanted, self.latency) if forecast.knows(one)]
-            best = min(shapes, key=partial(_score, forecast), default=None)
+            best = min(shapes, key=lambda shape: _score(forecast(shape), shape), default=None)
             if best is not None:
                 found.append({"sizes": best.sizes(), "costs": self._costs(best), "predicted_rise": forecast(best)})
         return found
@@ -249,7 +250,8 @@ class _Search:
         found = []
         for one in tracked(chosen, "Finalists", unit="shape"):
             shape = self._target(one)
-            one = replace(one, rise=self._rise(shape))
+            rise = self._rise(shape)
+            one = replace(one, rise=rise, score=_score(rise, shape))
             if recover is not None:
                 rise, tokens = self.record.measured("trained", shape, partial(self._trained, shape, recover, flops))
                 one = replace(one, recovered_rise=rise, recovery_tokens=int(tokens))
@@ -297,9 +299,9 @@ class _Search:
         return [self._loss(model) - self.source_loss, tokens]
 
 
-def _score(forecast: RiseForecast, shape: TargetShape) -> float:
+def _score(rise: float, shape: TargetShape) -> float:
     """The product tells the order after training better than either (model_cards/search.md)."""
-    return forecast(shape) * weighted_distance(shape.source, shape.sizes())
+    return rise * weighted_distance(shape.source, shape.sizes())
 
 
 def _differs(one: TargetShape, other: TargetShape) -> bool:
