@@ -90,6 +90,9 @@ MODELS = {
                 "num_key_value_heads": 2,
                 "intermediate_size": 704,
             },
+            # what `hf-shear search --max_parameters 100000000` scores best and next on wikitext-2, by predictions alone
+            "100 M, 29 layers": {"num_hidden_layers": 29, "num_attention_heads": 6, "intermediate_size": 1024},
+            "100 M, 28 layers": {"num_hidden_layers": 28, "intermediate_size": 960},
             "100 M, proportional": {"hidden_size": 480, "num_attention_heads": 6, "intermediate_size": 1344},
             "70 M, proportional": {
                 "hidden_size": 384,
@@ -125,7 +128,7 @@ RUNS = (
 TRAINED_TOKENS, LEARNING_RATE = 51_200, 2e-4
 TRAINED = (
     (SMOLLM2, ("MLP -20 %", "24 of 30 layers", "100 M"), True),
-    (SMOLLM2, ("100 M, proportional",), False),
+    (SMOLLM2, ("100 M, proportional", "100 M, 29 layers", "100 M, 28 layers"), False),
 )
 """Model, targets, and whether the lowest rival at the cut is trained beside the default: all weights, on ``train``."""
 
