@@ -113,15 +113,14 @@ def readme(text: str) -> str:
     rows = []
     for folder in (folder for folder in models() if folder.name.startswith(IN_README)):
         results, evaluation = read(folder / FILES["results"]), read(folder / FILES["evaluation"])
-        assert results is not None and evaluation is not None, folder.name
+        assert results is not None, folder.name
         arms = [results[arm] for arm in ("pruned", "recovered", "source")]
-        of_source, of_model = (
-            100 * fmean(task["value"] for task in evaluation[which]["tasks"].values()) for which in ("source", "pruned")
-        )
+        tasks = [] if evaluation is None else [evaluation[which]["tasks"].values() for which in ("pruned", "source")]
+        accuracy = [f"{100 * fmean(task['value'] for task in of_one):.1f} %" for of_one in tasks] or ["", ""]
         link = f"[{arms[1]['num_parameters'] / 1e6:.1f} M](model_cards/models/{folder.name}/README.md)"
-        rows.append((link, *(f"{arm['mean']:.3f}" for arm in arms), f"{of_model:.1f} %", f"{of_source:.1f} %"))
+        rows.append((link, *(f"{arm['mean']:.3f}" for arm in arms), *accuracy))
     rows.sort(key=lambda row: row[1])  # the lightest cut first
-    headings = ("parameters", "loss when cut", "trained", "source", "six tasks", "source")
+    headings = ("parameters", "loss when cut", "when trained", "of the source", "accuracy", "of the source")
     return put_between(text, MARKS, f"\n{markdown_table(headings, rows)}\n")
 
 
