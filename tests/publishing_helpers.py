@@ -67,7 +67,7 @@ def make_evaluation(results: dict) -> dict:
     def model(name: str, loss: float, accuracy: float) -> dict:
         own = {"loss": loss, "loss_interval": [loss - 0.01, loss + 0.01], "perplexity": 8.77, "bits_per_byte": 0.914}
         return {
-            "name": name,
+            "name": f"run/{'recovered' if name == 'pruned' else name}",
             "num_parameters": results[name if name == "source" else "recovered"]["num_parameters"],
             "weight_bytes": 51234,
             "kv_cache_bytes_per_token": 384,

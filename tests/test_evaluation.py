@@ -209,6 +209,16 @@ def test_the_cache_of_one_token():
     assert shape.kv_cache_bytes_per_token(2) == 2 * 5 * 4 * 8 * 2
 
 
+def test_a_group_of_tasks_without_a_score_of_its_own_has_no_row():
+    scores = {"acc,none": 0.5, "acc_stderr,none": 0.1, "alias": "one"}
+    results = {
+        "results": {"group": {"alias": "group"}, "one": scores}, "configs": {}, "group_subtasks": {"group": ["one"]},
+        "n-samples": {"one": {"effective": 4, "original": 4}},
+    }  # fmt: skip
+    records = tasks._task_records(results)
+    assert list(records) == ["one"] and records["one"]["metric"] == "acc" and records["one"]["num_items"] == 4
+
+
 def test_a_task_that_lm_eval_lacks_is_told_before_its_files_are_indexed(monkeypatch):
     pytest.importorskip("lm_eval")
     monkeypatch.setattr(tasks, "_task_manager", lambda *_, **__: pytest.fail("14,000 files were parsed"))

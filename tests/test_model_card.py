@@ -173,6 +173,19 @@ def test_flags_name_a_licence_that_the_hub_has_no_name_for(tmp_path, capsys):
         assert text in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "arm"), [("run/pruned", "recovered"), ("/srv/run/recovered/", "pruned")])
+def test_an_evaluation_of_the_runs_other_model_is_refused(files, tmp_path, capsys, name, arm):
+    evaluation = copy.deepcopy(files["evaluation"])
+    evaluation["pruned"] |= {"name": name, "num_parameters": files["results"][arm]["num_parameters"]}
+    with pytest.raises(UsageError, match="is of '.*', but what is described is the run's"):
+        model_card(files["results"], provenance=files["provenance"], evaluation=evaluation, arm=arm)
+    if arm == "recovered":
+        run = make_run(tmp_path / "run")
+        (run / "evaluation.json").write_text(json.dumps(evaluation))
+        assert main(["card", str(run), "--output", str(tmp_path / "card.md")]) == 2
+        assert "evaluation.json is of 'run/pruned'" in capsys.readouterr().err and not (tmp_path / "card.md").exists()
+
+
 def test_unpublished_cards_say_how_to_publish_and_published_ones_name_it(files):
     unpublished, published = card(files), card(files, repo_id="tester/small")
     assert "This model is not published." in unpublished.text
@@ -320,6 +333,8 @@ def test_engines_that_accept_it_have_a_command(files, tmp_path):
     ):
         assert text.count(command) == int(any(verdicts[engine] == "accepted" for engine in engines))
     assert "accepted" in verdicts.values() and "llama.cpp (" in text
+    later = as_published(card(files, checkpoint=run).text, "me/small")
+    assert later.partition("\n\n")[2] == text.partition("\n\n")[2]  # but for the heading, which names what it is of
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"model_type": "ministral"}))
     assert "convert_hf_to_gguf" not in card(files, checkpoint=run, repo_id="me/small").text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 
 import numpy as np
 import pytest
@@ -291,6 +292,16 @@ def test_the_verb_takes_shapes_of_a_checkpoint(tmp_path, capsys):
     assert facts["plan"]["candidates"][0]["loss"]["low"] is None  # no bootstrap
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_run_that_is_flat_is_saturated_from_its_first_token(tmp_path, capsys, seed):
+    noise = random.Random(seed)
+    history = [{"step": 10 * step, "eval_loss": 3.4 + noise.uniform(-0.003, 0.003)} for step in range(1, 13)]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    words = ["--num_parameters", "135e6", "--source_loss", "3.0", "--fractions", "0.25", "--tokens_per_step", "1000"]
+    assert main(["plan", *words, "--own_run", str(tmp_path / "trainer_state.json")]) == 0
+    assert "Your run, at 120 k tokens" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -306,6 +317,14 @@ def test_the_verb_takes_shapes_of_a_checkpoint(tmp_path, capsys):
         (["RUNS", "--fixed", "{"], "`fixed` is not valid JSON"),
         (["RUNS", "--fixed", "[1]"], "`fixed` must hold one JSON object"),
         (["RUNS", "--form", "magic"], "`form` must be one of"),
+        (
+            ["--form", "p2", "--num_parameters", "1e9", "--source_loss", "2"],
+            "`form` says how to fit a law, but",
+        ),
+        (
+            ["--weighting", "magic", "--num_parameters", "1e9", "--source_loss", "2"],
+            "`weighting` says how to fit a law",
+        ),
     ],
 )
 def test_mistakes_in_the_verb(tmp_path, words, text, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +20,7 @@ EXAMPLE = "hf-shear plan runs.csv --num_parameters 1.2e9 --source_loss 2.41 --fr
 POSITIONAL = ("runs",)
 
 NUM_POINTS = 60  # of a curve in the picture
+OF_A_FIT = ("form", "loss", "weighting", "fixed", "drop_start", "bootstrap", "allow_different_tokens")
 PLOTTED_BEYOND = 4.0  # times the largest tokens fitted or asked for
 
 
@@ -76,6 +77,14 @@ class Arguments:
         default=None, metadata={"help": "File for the fitted law, for a callback or another plan."}
     )
     json: bool = field(default=False, metadata={"help": "Write one JSON object in place of the table."})
+
+    def check_no_fit(self) -> None:
+        """Refuse what says how to fit, where the law is fitted already."""
+        for one in fields(self):
+            if one.name in OF_A_FIT and getattr(self, one.name) != one.default:
+                raise UsageError(
+                    f"`{one.name}` says how to fit a law, but this one is fitted already. Leave it out, or name runs."
+                )
 
     def __post_init__(self):
         check_ranges(self)
@@ -165,10 +174,9 @@ def load_law(arguments: Arguments) -> LawFit:
     from ..scaling_law import LawFit, ScalingLawWarning, fit_law, read_runs
     from ..scaling_law.callback import PRIOR
 
-    if arguments.runs is None:
-        return LawFit.load(PRIOR)
-    path = Path(arguments.runs)
-    if path.suffix == ".json" and path.is_file() and b'"theta"' in path.read_bytes():
+    path = PRIOR if arguments.runs is None else Path(arguments.runs)
+    if arguments.runs is None or (path.suffix == ".json" and path.is_file() and b'"theta"' in path.read_bytes()):
+        arguments.check_no_fit()
         return LawFit.load(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScalingLawWarning)  # they are part of the report

@@ -258,7 +258,9 @@ def _environment(**variables: str) -> Iterator[None]:
 
 
 def _task_records(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    return {name: _task_record(name, scores, results) for name, scores in results["results"].items()}
+    """By name; a group of tasks that lm-eval has no score of its own for is left out."""
+    records = {name: _task_record(name, scores, results) for name, scores in results["results"].items()}
+    return {name: record for name, record in records.items() if record["metric"] is not None}
 
 
 def _task_record(name: str, scores: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..core import UsageError, check_record
 from ..core.markdown import inline_code, link, markdown_text
 from .engine_rules import Row
+from .run_files import check_judged
 from .source_model import SourceLicense, hub_source, source_name
 
 SIZE_UNITS = ((10**9, "B"), (10**6, "M"), (10**3, "K"))
@@ -99,6 +100,7 @@ def check_facts(
 
 
 def _check_evaluation(evaluation: dict, results: dict, arm: str) -> None:
+    check_judged(evaluation, arm)
     for name, record in (("source", results["source"]), ("pruned", results[arm])):
         if not evaluation.get(name):
             raise UsageError(f"The evaluation lacks the model `{name}`. Evaluate again, or move evaluation.json away.")

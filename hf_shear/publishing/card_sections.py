@@ -270,14 +270,18 @@ def _engines(facts: CardFacts) -> str:
         if ENGINE_COMMANDS.get(row.engine) in (None, *shown) or row.verdict != ACCEPTED:
             continue
         shown.add(ENGINE_COMMANDS[row.engine])
-        folder = (facts.repo_id or facts.arm).split("/")[-1]
-        command = ENGINE_COMMANDS[row.engine].format(name=facts.repo_id or facts.arm, folder=folder, file=folder)
-        if facts.repo_id and "{folder}" in ENGINE_COMMANDS[row.engine]:
-            command = f"hf download {facts.repo_id} --local-dir {folder}\n{command}"
-        blocks.append(
-            f"{row.engine} ({row.version}) takes it ({EVIDENCE[row.evidence]}):\n\n{fenced_code(command, 'bash')}"
-        )
+        command = _engine_command(row.engine, facts.arm, facts.repo_id)
+        blocks.append(f"{row.engine} ({row.version}) takes it ({EVIDENCE[row.evidence]}):\n\n{command}")
     return "".join(f"\n\n{block}" for block in blocks)
+
+
+def _engine_command(engine: str, arm: str, repo_id: str | None) -> str:
+    """Fenced; of a repository, or of a run's folder."""
+    folder = (repo_id or arm).split("/")[-1]
+    command = ENGINE_COMMANDS[engine].format(name=repo_id or arm, folder=folder, file=folder)
+    if repo_id and "{folder}" in ENGINE_COMMANDS[engine]:
+        command = f"hf download {repo_id} --local-dir {folder}\n{command}"
+    return fenced_code(command, "bash")
 
 
 def again(facts: CardFacts) -> str:
@@ -309,6 +313,8 @@ def as_published(card: str, repo_id: str) -> str:
     """A card that was written before the model was published, perhaps edited since, as it reads afterwards."""
     for arm in ("recovered", "pruned"):
         card = card.replace(f'name = "{arm}"{FOLDER_COMMENT}', f'name = "{repo_id}"')
+        for engine in ENGINE_COMMANDS:
+            card = card.replace(_engine_command(engine, arm, None), _engine_command(engine, arm, repo_id))
     return card.replace(NOT_PUBLISHED, "")
 
 

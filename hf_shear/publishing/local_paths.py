@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..core.redaction import redacted
+from ..report.html_page import shortened
 
 # An absolute path at the start of a word: /a/b, ~/a, C:\a or C:/a. Not the slashes of URLs, of "and/or" or of `</s>`.
 _ABSOLUTE_PATH = re.compile(r"(?<![\w:/.<\\~-])(?:~[/\\]|[A-Za-z]:[/\\]|/(?=[\w.]))[^\s\"'`,;=<>|]*")
@@ -65,8 +66,10 @@ def paths_in(value: Any) -> Iterator[str]:
 
 
 def page_without_paths(page: str, paths: Iterable[str]) -> str:
-    """An HTML page in which these absolute paths are cut to their last part. Only these: drawings have slashes anywhere."""
+    """An HTML page in which these absolute paths are cut to their last part, also where the page leaves out their middle.
+    Only these: drawings have slashes anywhere."""
     for path in sorted(set(paths), key=len, reverse=True):
+        page = page.replace(shortened(path), html.escape(last_part(path)))
         whole = rf"(?<![\w:/.<\\~-]){re.escape(html.escape(path))}(?![\w/\\.-])"
         page = re.sub(whole, lambda _, path=path: html.escape(last_part(path)), page)
     return page

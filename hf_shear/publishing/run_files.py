@@ -52,7 +52,7 @@ def find_run(folder: str | os.PathLike) -> RunFiles:
     results are looked for beside its weights, then one folder up, where a run keeps them.
 
     Raises:
-        UsageError: there is no checkpoint, a file is a link or broken, or the results are those of another shape.
+        UsageError: there is no checkpoint, a file is a link or broken, or results or evaluation are those of another model.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -66,8 +66,24 @@ def find_run(folder: str | os.PathLike) -> RunFiles:
     arm = _arm(checkpoint, provenance)
     if found["results"] is not None:
         _check_same_model(found["results"], arm, config, checkpoint)
+    check_judged(found["evaluation"], arm)
     report = next((place / REPORT_NAME for place in places if plain_file(place / REPORT_NAME)), None)
     return RunFiles(checkpoint, config, arm, provenance=provenance, report=report, **found)
+
+
+def check_judged(evaluation: dict | None, arm: str) -> None:
+    """Before and after recovery a model has the same shape, so that only its folder tells which one was evaluated.
+
+    Raises:
+        UsageError: an evaluation of the run's other model.
+    """
+    name = ((evaluation or {}).get("pruned") or {}).get("name")
+    judged = os.path.basename(os.path.normpath(name)) if isinstance(name, str) else ""
+    if judged in ARMS and judged != arm:
+        raise UsageError(
+            f"evaluation.json is of {name!r}, but what is described is the run's {arm!r}. Evaluate that one, with"
+            f" `--output` in its own folder, or move evaluation.json away."
+        )
 
 
 def _best_checkpoint(folder: Path) -> Path:

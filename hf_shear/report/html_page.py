@@ -38,9 +38,14 @@ def name(value: Any) -> str:
     whole = str(value)
     if len(whole) <= MAX_NAME_WIDTH:
         return text(whole)
-    half = MAX_NAME_WIDTH // 2
     whole = redact_tokens(whole)
-    return f'<span title="{text(whole)}">{text(whole[:half])}…{text(whole[-half:])}</span>'
+    return f'<span title="{text(whole)}">{shortened(whole)}</span>'
+
+
+def shortened(whole: str) -> str:
+    """A name without its middle, escaped."""
+    half = MAX_NAME_WIDTH // 2
+    return f"{text(whole[:half])}…{text(whole[-half:])}"
 
 
 def short_count(number: float, trimmed: bool = False) -> str:

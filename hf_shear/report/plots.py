@@ -103,16 +103,11 @@ def plot_domains(history: Sequence[Mapping[str, Any]], path: str | os.PathLike |
         path: where to save the picture, if anywhere.
 
     Raises:
-        ValueError: no rows, an unknown stage, tokens that fall, or more domains than there are colours.
+        ValueError: no rows, an unknown stage, or tokens that fall.
     """
     _check_history(history)
     keys = ("mixture_weights", "loss")
     domains = list(dict.fromkeys(name for row in history for key in keys for name in row.get(key) or {}))
-    if len(domains) > len(COLOURS):
-        raise UsageError(
-            f"`history` must name at most {len(COLOURS)} domains, so that colours can tell them apart, "
-            f"but it names {len(domains)}. Plot a part of them."
-        )
     scale, unit = _token_unit(history[-1]["num_tokens"])
     drawn = [key for key in keys if any(row.get(key) for row in history)]
     figure = _new_figure(1.0 + 2.5 * len(drawn))
@@ -120,12 +115,16 @@ def plot_domains(history: Sequence[Mapping[str, Any]], path: str | os.PathLike |
     for index, domain in enumerate(domains):
         # Of lines in one place, such as weights that stay equal, each is seen beside the next.
         width = 1.4 + 1.2 * (len(domains) - 1 - index) / max(1, len(domains) - 1)
-        style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "label": _label(domain)}
+        colour = COLOURS[index % len(COLOURS)]
+        marker = MARKERS[
+            (index + index // len(COLOURS)) % len(MARKERS)
+        ]  # another one each time that colours begin again
+        style: dict[str, Any] = {"color": colour, "marker": marker, "label": _label(domain)}
         for key, axes in panels.items():
             steps = {"drawstyle": "steps-post", "linewidth": 2 * width - 1.4} if key == "mixture_weights" else {}
             _draw_series(axes, history, key, domain, scale, style, **steps)
         if "loss" in panels:
-            style = {"color": COLOURS[index], "linestyle": (0, (4, 2)), "linewidth": 0.9, "label": "_reference"}
+            style = {"color": colour, "linestyle": (0, (4, 2)), "linewidth": 0.9, "label": "_reference"}
             _draw_series(panels["loss"], history, "reference_loss", domain, scale, style, drawstyle="steps-post")
     if "mixture_weights" in panels:
         heaviest = max(weight for row in history for weight in (row.get("mixture_weights") or {}).values())

@@ -10,6 +10,8 @@ import numpy as np
 
 LEVEL = 0.8
 """Share of the bootstrap's fits within an interval."""
+LARGEST_LOG = 690.0
+"""Of tokens, in the range of floats."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,15 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     return float(low), float(high)
 
 
+def tokens_of(log_tokens: float) -> float:
+    """Tokens from their logarithm: one at least, where a curve is flat from the start, and infinity if it is infinite."""
+    return log_tokens if log_tokens == math.inf else math.exp(min(max(log_tokens, 0.0), LARGEST_LOG))
+
+
 def tokens_estimate(log_tokens: float, log_samples: Sequence[float], notes: Sequence[str] = ()) -> Estimate:
     """Tokens from logarithms; the interval is one of logarithms."""
     low, high = interval(log_samples)
     return Estimate(
-        math.exp(log_tokens), None if low is None else math.exp(low), None if high is None else math.exp(high), None,
+        tokens_of(log_tokens), None if low is None else tokens_of(low), None if high is None else tokens_of(high), None,
         tuple(notes),
     )  # fmt: skip

@@ -16,7 +16,7 @@ from ..core import UsageError, check_ranges, read_results, write_results
 from .bootstrap import Spread, bootstrap, level_of, spread_of
 from .check_runs import check_runs
 from .curves import FLOPS_PER_PARAMETER_AND_TOKEN, LossCurve, NumericCurve, PowerCurve, gain_draws
-from .estimates import Estimate, interval, tokens_estimate
+from .estimates import Estimate, interval, tokens_estimate, tokens_of
 from .fit_report import FitReport, fit_warnings, run_quality
 from .fitting import RIDGE, ROBUST_LOSSES, ROBUST_SCALES, WEIGHTINGS, Problem, scatter, solve
 from .forms import FORMS, NEIGHBOUR, POWER_LAW, TOKENS, LawForm, feature_values, resolve_form, term_values
@@ -184,14 +184,14 @@ class LawFit:
             return Estimate(
                 None, reason=f"unreachable: the floor is {curve.floor:.4f}", notes=tuple(self.stretch(case))
             )
-        samples = [curve.log_tokens_for(target_loss) for curve in self.sample_curves(case, math.exp(log_tokens))]
+        samples = [curve.log_tokens_for(target_loss) for curve in self.sample_curves(case, tokens_of(log_tokens))]
         return self._tokens(case, log_tokens, samples)
 
     def saturation_tokens(self, case: Case, gain: float) -> Estimate:
         """Tokens from which on a doubling gains less than ``gain`` nats: the "optimal amount", unless said otherwise."""
         _check_positive("gain", gain)
         log_tokens = self.curve(case).log_saturation_tokens(gain)
-        samples = [curve.log_saturation_tokens(gain) for curve in self.sample_curves(case, math.exp(log_tokens))]
+        samples = [curve.log_saturation_tokens(gain) for curve in self.sample_curves(case, tokens_of(log_tokens))]
         return self._tokens(case, log_tokens, samples)
 
     def tokens_at_price(self, case: Case, nats_per_flop: float, flops_per_token: float | None = None) -> Estimate:
@@ -199,7 +199,7 @@ class LawFit:
         _check_positive("nats_per_flop", nats_per_flop)
         cost = _flops_per_token(case, flops_per_token)
         log_tokens = self.curve(case).log_tokens_at_price(nats_per_flop, cost)
-        curves = self.sample_curves(case, math.exp(log_tokens))
+        curves = self.sample_curves(case, tokens_of(log_tokens))
         return self._tokens(case, log_tokens, [curve.log_tokens_at_price(nats_per_flop, cost) for curve in curves])
 
     def tokens_for_flops(self, case: Case, flops: float, flops_per_token: float | None = None) -> Estimate:
@@ -209,7 +209,7 @@ class LawFit:
         return self._tokens(case, log_tokens, [log_tokens] * len(self.samples))
 
     def _tokens(self, case: Case, log_tokens: float, samples: Sequence[float]) -> Estimate:
-        return tokens_estimate(log_tokens, samples, self.stretch(case, math.exp(log_tokens)))
+        return tokens_estimate(log_tokens, samples, self.stretch(case, tokens_of(log_tokens)))
 
     def extrapolation(self, case: Case, tokens: float | None = None) -> dict[str, float]:
         """How many times beyond what was fitted, up or down: 1 within it."""
