@@ -11,6 +11,7 @@ from datasets import Dataset, List, Value, concatenate_datasets
 from training_helpers import (
     assert_equal_weights,
     held_out_domains,
+    letter_tokenizer,
     make_args,
     make_domains,
     make_trainer,
@@ -19,6 +20,7 @@ from training_helpers import (
     train_domains,
     weights_of,
 )
+from transformers import TrainerCallback
 
 from hf_shear import ShearTrainingArguments
 from hf_shear.core import UsageError
@@ -116,6 +118,27 @@ def test_a_checkpoint_of_other_arguments_is_refused(whole, changes, shown, tmp_p
     with pytest.raises(UsageError, match=f"checkpoint-2' would be continued with other arguments: {shown}. Give the"):
         trainer.train(resume_from_checkpoint=whole[1])
     assert trainer.records == []
+
+
+class CastsAndStops(TrainerCallback):
+    """Casts the weights, as DeepSpeed does, before the checkpoint of the first step."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        assert model.config.pad_token_id == 2  # transformers took it over from the tokenizer
+        model.to(torch.bfloat16)
+        control.should_training_stop = True
+
+
+def test_what_training_changes_by_itself_does_not_keep_a_run_from_going_on(tmp_path):
+    tokenizer = letter_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": tokenizer.convert_ids_to_tokens(2)})
+    args = {"max_steps": 2, "dynamic_batches": False, "eval_strategy": "no", "save_strategy": "steps", "save_steps": 1}
+    for resumed, callbacks in ((None, [CastsAndStops()]), (str(tmp_path / "checkpoint-1"), [])):
+        model = plain_model()
+        assert model.config.pad_token_id is None and model.dtype == torch.float32
+        trainer = make_trainer(model, make_args(tmp_path, **args), processing_class=tokenizer, callbacks=callbacks)
+        trainer.train(resume_from_checkpoint=resumed)
+    assert trainer.state.global_step == 2
 
 
 def test_a_checkpoint_of_another_text_or_model_is_refused(whole, tmp_path):

@@ -17,7 +17,7 @@ _TOLD = [name for why in (RESCUE, SPLIT) for name, option in TRAINER_OPTIONS.ite
 _PRECISION, _SAMPLES_PER_STEP = "precision", "samples per step"
 _NOT_OF_THE_MODEL = {  # where it is from, and what a training sets
     "transformers_version", "use_cache", "dtype", "torch_dtype", "architectures", "auto_map", "source_name_or_path",
-    "source_revision", "mask_phase",
+    "source_revision", "mask_phase", "bos_token_id", "eos_token_id", "pad_token_id",
 }  # fmt: skip
 _NOT_OF_THE_ADAPTER = {"base_model_name_or_path", "revision", "inference_mode"}
 DIGEST = "sha256:"  # begins values that say nothing to a reader

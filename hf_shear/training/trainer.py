@@ -303,6 +303,7 @@ class ShearTrainer(TrainerHooks):
         return output
 
     def _train(self, resume_from_checkpoint, **kwargs):
+        _ = self._deciding_values  # before DeepSpeed casts the weights, and transformers takes over special tokens
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir, self._tell)
             if resume_from_checkpoint is None:
@@ -598,15 +599,19 @@ class ShearTrainer(TrainerHooks):
         return {}
 
     @cached_property
-    def _decides(self) -> dict:
-        """What decides the result, by name; read once, since training changes some of it. All processes must ask."""
+    def _deciding_values(self) -> dict:
+        """What decides the result beside the samples, by name; read once, since training changes some of it."""
         teacher = self.distiller.teacher if self.distiller is not None else None
         model: Any = self.accelerator.unwrap_model(self.model)
-        values = deciding_values(
+        return deciding_values(
             self.args, model, base_digest=self.base_digest, teacher_digest=None if teacher is None else teacher.digest
         )
-        values |= by_main_process(lambda: deciding_samples(self.train_dataset or {}, self.eval_dataset))
-        return values | self.more_that_decides()
+
+    @cached_property
+    def _decides(self) -> dict:
+        """All that decides the result, by name. All processes must ask."""
+        samples = by_main_process(lambda: deciding_samples(self.train_dataset or {}, self.eval_dataset))
+        return self._deciding_values | samples | self.more_that_decides()
 
     def _may_change(self) -> dict:
         """Arguments that may change on purpose; rates are compared by themselves."""
