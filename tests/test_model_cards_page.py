@@ -25,6 +25,8 @@ def test_the_output_in_the_docs_is_that_of_a_kept_evaluation():
 
 def test_a_run_is_kept_without_its_long_parts_and_its_paths(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(builder, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(builder, "README", tmp_path / "README.md")
+    (tmp_path / "README.md").write_text("\n".join(builder.MARKS))
     run = make_run(tmp_path / "run")
     whole = json.loads((run / "results.json").read_text())
     whole["kept"] = {"hidden": list(range(999))}

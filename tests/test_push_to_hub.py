@@ -527,7 +527,7 @@ def test_the_token_is_in_no_file_and_no_log(hub, run, tmp_path, monkeypatch):
     try:
         push(hub, run)
         hub.refuse_writing, errors = True, []
-        (run / "evaluation.json").unlink()  # it is of `recovered`
+        (run / "evaluation.json").unlink(missing_ok=True)  # it is of `recovered`
         for options in ({"repo_id": "tester/second"}, {"overwrite": True, "folder": run / "pruned"}):
             with pytest.raises(PushError) as caught:
                 push(hub, **({"folder": run} | options))
@@ -543,7 +543,7 @@ def test_the_token_is_in_no_file_and_no_log(hub, run, tmp_path, monkeypatch):
 
 
 LOAD_BACK = """
-import os, sys, torch
+import pathlib, sys, torch
 from hf_shear import ShearingLlamaForCausalLM
 from hf_shear.cli.main import main
 code = main(["push", sys.argv[1], "tester/back", "--private"])
@@ -553,7 +553,7 @@ tokens = AutoTokenizer.from_pretrained("tester/back")("hello there", return_tens
 logits = AutoModelForCausalLM.from_pretrained("tester/back").eval()(tokens).logits
 masked = ShearingLlamaForCausalLM.from_pretrained("tester/back", target_shape={"intermediate_size": 8})
 torch.save({"tokens": tokens, "logits": logits, "revision": masked.config.source_revision}, sys.argv[2])
-os.remove(sys.argv[1] + "/evaluation.json")  # it is of `recovered`
+pathlib.Path(sys.argv[1], "evaluation.json").unlink(missing_ok=True)  # it is of `recovered`
 sys.exit(main(["push", sys.argv[1] + "/pruned", "tester/back"]))
 """
 
