@@ -40,6 +40,7 @@ from transformers import (
 from hf_shear import ShearTrainer, ShearTrainingArguments, slice_model
 from hf_shear.core import UsageError
 from hf_shear.masks import MaskPhase
+from hf_shear.training.trainer_inputs import shear_arguments
 
 PAGE = Path(__file__).resolve().parent.parent / "examples" / "docs" / "habits.md"
 TEMPLATE = "{% for message in messages %}{{ message['role'] }} {{ message['content'] }}{{ eos_token }} {% endfor %}"
@@ -580,3 +581,9 @@ def test_sheared_recovered_and_instructed(folder, tmp_path, monkeypatch, capsys)
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("held-out", "conversations"))]
     losses = [list(map(float, re.findall(r"\d\.\d+", line))) for line in printed]
     assert len(losses) == 3 and all(after < before for before, after in losses)
+
+
+def test_plain_arguments_keep_their_device(tmp_path):
+    plain = TrainingArguments(str(tmp_path), use_cpu=True, bf16=True, dataloader_pin_memory=False, max_steps=1)
+    found = shear_arguments(plain)
+    assert found.use_cpu and found.bf16 and not found.dataloader_pin_memory

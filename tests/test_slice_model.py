@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from slicing_helpers import ATTENTION, FLOAT32_BOUND, assert_invariant, make_model, masked_logits, random_gates
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3Config, Qwen3ForCausalLM
 
 from hf_shear.masks import HIDDEN, INTERMEDIATE, KEY_VALUE_HEAD, LAYER, QUERY_HEAD, MaskPhase, MaskSettings
-from hf_shear.modeling import ShearingLlamaConfig, ShearingLlamaForCausalLM
+from hf_shear.modeling import AutoShearingModelForCausalLM, ShearingLlamaConfig, ShearingLlamaForCausalLM
 from hf_shear.slicing import slice_model
 
 # bfloat16 keeps 8 bits: one rounding is 2^-9 relative. In standard deviations of the logits, two seeds of the six models
@@ -189,3 +189,16 @@ def test_reference_sliced_logits(monkeypatch, shared_data, tmp_path, masks):
     assert_invariant(model, gates, ids, tmp_path, bound=bound)
     assert len(kept.hidden) == (48 if masks == "binary" else 64)
     assert [len(heads) for heads in kept.heads.values()] == [6, 6, 6, 6]
+
+
+def test_a_sliced_model_shares_no_memory_with_its_source():
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        vocab_size=40,
+    )  # fmt: skip
+    source = Qwen3ForCausalLM(config)  # whose norms over each head no kind of unit cuts
+    masked = AutoShearingModelForCausalLM.from_model(source, {"intermediate_size": 16})
+    sliced, _ = slice_model(masked)
+    of_source = {weight.untyped_storage().data_ptr() for model in (source, masked) for weight in model.parameters()}
+    assert not [name for name, one in sliced.named_parameters() if one.untyped_storage().data_ptr() in of_source]

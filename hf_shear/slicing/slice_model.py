@@ -183,9 +183,7 @@ def _sliced_state_dict(
             cut = _cut(weights, model, gates, kept)
             for name in list(cut):
                 # Out of `cut`: what is kept may be a copy of it, that needs no room beside what comes next.
-                weight = cut.pop(name).to(device=device, dtype=dtype)
-                if release:
-                    weight = _own(weight, weights)
+                weight = _own(cut.pop(name).to(device=device, dtype=dtype), weights)
                 state[name] = weight if finish is None else finish(name, weight)
     if keep and model.config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]

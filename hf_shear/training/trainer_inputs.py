@@ -106,7 +106,8 @@ def shear_arguments(args: TrainingArguments | None) -> ShearTrainingArguments:
         )
     untouched = TrainingArguments(output_dir=str(args.output_dir), use_cpu=args.use_cpu)
     given = {name: getattr(args, name) for name in names if getattr(args, name) != getattr(untouched, name)}
-    given |= {"output_dir": args.output_dir, "num_train_epochs": args.num_train_epochs, "report_to": args.report_to}
+    always = ("output_dir", "use_cpu", "dataloader_pin_memory", "num_train_epochs", "report_to")
+    given |= {name: getattr(args, name) for name in always}  # the others' defaults follow from these
     if args.eval_strategy == IntervalStrategy.NO:
         given |= {"eval_strategy": "no", "dynamic_batches": False}
     return ShearTrainingArguments(**given)
