@@ -27,7 +27,7 @@ LEFT_OUT = ("baseline_history", "sizes", "kept")  # long, and not on a card
 FILES = {"results": "results.json", "evaluation": "evaluation.json", "provenance": "provenance.json"}
 FACTS = "card.json"  # what a card says that is in none of the run's files
 DOCS = EXAMPLES / "docs" / "evaluation.md"
-SHOWN, START, END = "embedded", "<!-- evaluation: start -->", "<!-- evaluation: end -->"
+SHOWN, DOCS_MARKS = "embedded", ("<!-- evaluation: start -->", "<!-- evaluation: end -->")
 README, MARKS = ROOT / "README.md", ("<!-- real model: start -->", "<!-- real model: end -->")
 IN_README = "smollm2_"
 """Models of the README's first table begin so."""
@@ -103,9 +103,8 @@ def read(path: Path) -> dict | None:
 
 def documented() -> str:
     """examples/docs/evaluation.md with what `hf-shear evaluate` prints of the model that is shown there."""
-    before, rest = DOCS.read_text(encoding="utf-8").split(START)
     table = evaluation_table(read(MODELS / SHOWN / FILES["evaluation"])).rstrip()
-    return f"{before}{START}\n```\n{table}\n```\n{END}{rest.split(END)[1]}"
+    return put_between(DOCS.read_text(encoding="utf-8"), DOCS_MARKS, f"\n```\n{table}\n```\n")
 
 
 def readme(text: str) -> str:

@@ -42,10 +42,8 @@ def pages() -> dict[Path, str]:
         if claims_page.is_finished(path):
             found[path.with_suffix(".md")] = claims_page.claim_page(module, results_of(path))
     if sources := main_job.sources_of_page():
-        found[main_job.PAGE], found[main_job.README] = (
-            main_job.page(sources),
-            model_cards.readme(main_job.readme(sources)),
-        )
+        found[main_job.PAGE] = main_job.page(sources)
+        found[main_job.README] = model_cards.readme(main_job.readme(sources))
     if sources := results_of(recovery.RESULTS):
         found[recovery.PAGE], found[recovery.DOCS] = recovery.page(sources), recovery.documented(sources)
     for study in (real_models, shape_search, layer_search, nested_sizes):

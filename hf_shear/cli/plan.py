@@ -78,14 +78,6 @@ class Arguments:
     )
     json: bool = field(default=False, metadata={"help": "Write one JSON object in place of the table."})
 
-    def check_no_fit(self) -> None:
-        """Refuse what says how to fit, where the law is fitted already."""
-        for one in fields(self):
-            if one.name in OF_A_FIT and getattr(self, one.name) != one.default:
-                raise UsageError(
-                    f"`{one.name}` says how to fit a law, but this one is fitted already. Leave it out, or name runs."
-                )
-
     def __post_init__(self):
         check_ranges(self)
         if self.runs is not None and not Path(self.runs).exists():
@@ -132,6 +124,14 @@ class Arguments:
     def fixed_constants(self) -> dict | None:
         """``fixed`` as a dict."""
         return None if self.fixed is None else json_object(self.fixed, "`fixed`")
+
+    def check_no_fit(self) -> None:
+        """Refuse what says how to fit, where the law is fitted already."""
+        for one in fields(self):
+            if one.name in OF_A_FIT and getattr(self, one.name) != one.default:
+                raise UsageError(
+                    f"`{one.name}` says how to fit a law, but this one is fitted already. Leave it out, or name runs."
+                )
 
 
 def run(arguments: Arguments) -> None:

@@ -82,7 +82,7 @@ def check_judged(evaluation: dict | None, arm: str) -> None:
     if judged in ARMS and judged != arm:
         raise UsageError(
             f"evaluation.json is of {name!r}, but what is described is the run's {arm!r}. Evaluate that one, with"
-            f" `--output` in its own folder, or move evaluation.json away."
+            " `--output` in its own folder, or move evaluation.json away."
         )
 
 

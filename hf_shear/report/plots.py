@@ -115,10 +115,9 @@ def plot_domains(history: Sequence[Mapping[str, Any]], path: str | os.PathLike |
     for index, domain in enumerate(domains):
         # Of lines in one place, such as weights that stay equal, each is seen beside the next.
         width = 1.4 + 1.2 * (len(domains) - 1 - index) / max(1, len(domains) - 1)
-        colour = COLOURS[index % len(COLOURS)]
-        marker = MARKERS[
-            (index + index // len(COLOURS)) % len(MARKERS)
-        ]  # another one each time that colours begin again
+        again, number = divmod(index, len(COLOURS))
+        # Each time that the colours begin again, each has the next marker.
+        colour, marker = COLOURS[number], MARKERS[(number + again) % len(MARKERS)]
         style: dict[str, Any] = {"color": colour, "marker": marker, "label": _label(domain)}
         for key, axes in panels.items():
             steps = {"drawstyle": "steps-post", "linewidth": 2 * width - 1.4} if key == "mixture_weights" else {}

@@ -14,7 +14,7 @@ from .kept_units import KeptUnits
 def select_kept(
     tensors: Mapping[str, Tensor], kept: KeptUnits, source: ModelShape, family: Family
 ) -> dict[str, Tensor]:
-    """New tensors with the kept units alone, under the names they have in the sliced model.
+    """The kept units alone, under the names they have in the sliced model: new tensors, but for what no kind of unit cuts.
 
     Args:
         tensors: by parameter name of the source, such as ``model.layers.3.mlp.up_proj.weight``.
